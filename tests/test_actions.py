@@ -1,0 +1,86 @@
+"""The action of group elements on images and regular fields, checked against brute force."""
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+
+from searchspace.groups import Element, Group
+from trainers.actions import act, act_on_fields, permutation
+
+GRID = Group.parse("D4").elements
+IMAGES = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def moved_by_hand(images, element):
+    """Every pixel carried to its new place as a point of the plane (x to the right, y upwards)."""
+    size = images.shape[-1]
+    centre, out = (size - 1) / 2, torch.empty_like(images)
+    for row, column in itertools.product(range(size), repeat=2):
+        point = complex(column - centre, centre - row)
+        if element.mirror:
+            point = complex(-point.real, point.imag)
+        point *= 1j ** element.quarter_turns
+        out[..., round(centre - point.imag), round(point.real + centre)] = images[..., row, column]
+    return out
+
+
+@pytest.mark.parametrize("element", GRID, ids=str)
+def test_grid_elements_carry_pixels_as_points_of_the_plane(element):
+    assert torch.equal(act(IMAGES, element), moved_by_hand(IMAGES, element))
+
+
+@pytest.mark.parametrize("size", [(5, 5), (4, 4), (4, 6)])
+def test_acting_twice_is_acting_with_the_product(size):
+    images = torch.rand(1, 2, *size, dtype=torch.float64)
+    for a, b in itertools.product(GRID, GRID):
+        assert torch.equal(act(act(images, b), a), act(images, a @ b))
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C4", "C8", "D1", "D2", "D4", "D8"])
+def test_fields_follow_the_product_too(name):
+    group = Group.parse(name)
+    maps = torch.rand(1, 2 * group.order, 4, 4, dtype=torch.float64)
+    grid = group.grid.elements
+    for a, b in itertools.product(grid, grid):
+        assert torch.equal(act_on_fields(act_on_fields(maps, b, group), a, group), act_on_fields(maps, a @ b, group))
+
+
+def test_a_value_at_h_moves_to_the_product():
+    group = Group.parse("D4")
+    for g, h in itertools.product(group.elements, group.elements):
+        maps = torch.zeros(1, group.order, 1, 1)
+        maps[0, group.index(h)] = 1
+        assert act_on_fields(maps, g, group)[0, :, 0, 0].argmax() == group.index(g @ h) == permutation(group, g)[group.index(h)]
+
+
+def test_other_angles_rotate_counter_clockwise():
+    images = torch.zeros(1, 1, 33, 33, dtype=torch.float64)
+    images[0, 0, 16, 26:29] = 1                                      # to the right of the centre
+    turned = act(images, Element(Fraction(1, 8)))                    # 45 degrees: up and to the right
+    row, column = divmod(int(turned.flatten().argmax()), 33)
+    assert 16 - row == pytest.approx(column - 16, abs=1) and column - 16 == pytest.approx(11 / 2 ** 0.5, abs=1)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (20, 28)])
+def test_interpolated_half_turns_agree_with_exact_ones(size):
+    ramp = torch.linspace(0, 1, size[0] * size[1], dtype=torch.float64).reshape(1, 1, *size)
+    half = act(act(ramp, Element(Fraction(1, 8))), Element(Fraction(3, 8)))
+    inside = (..., slice(size[0] // 2 - 4, size[0] // 2 + 4), slice(size[1] // 2 - 4, size[1] // 2 + 4))
+    assert torch.allclose(half[inside], act(ramp, Element(Fraction(1, 2)))[inside], atol=1e-9)
+
+
+def test_interpolated_rotation_undoes_itself_with_mirrors():
+    ramp = torch.linspace(0, 1, 576, dtype=torch.float64).reshape(1, 1, 24, 24)
+    element = Element(Fraction(1, 8), True)
+    twice = act(act(ramp, element), element)
+    assert torch.allclose(twice[..., 8:16, 8:16], ramp[..., 8:16, 8:16], atol=1e-9)
+    assert not torch.allclose(act(ramp, element)[..., 8:16, 8:16], ramp[..., 8:16, 8:16], atol=1e-2)
+
+
+def test_refuses_strangers():
+    with pytest.raises(ValueError, match="no whole number of fields"):
+        act_on_fields(torch.zeros(1, 6, 3, 3), GRID[1], Group.parse("C4"))
+    with pytest.raises(ValueError, match="no element of C4"):
+        act_on_fields(torch.zeros(1, 4, 3, 3), Element(Fraction(0), True), Group.parse("C4"))

@@ -1,0 +1,227 @@
+"""The central value: an `Architecture` says which network is built, fully explicit, immutable and with a text form.
+
+    >>> a = Architecture.parse("28px: 10k3@C4, 10k3 max2/2, 10k4p0 loss=layerwise:0.1")
+    >>> str(a.group), a.sizes, Architecture.parse(str(a)) == a
+    ('C4', ((28, 28), (14, 14), (11, 11)), True)
+
+The text form is described in `searchspace.grammar`; sizes and remainders come from `searchspace.geometry`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Optional, get_args
+
+from searchspace.groups import TRIVIAL, Group
+
+SubsamplingKind = Literal["max", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop"]
+ResizeMode = Literal["bilinear", "bicubic", "nearest"]
+PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
+Head = Literal["group_max", "group_mean", "none"]
+Filters = Literal["free", "basis"]
+LossKind = Literal["none", "layerwise", "latent", "label"]
+
+BLUR_KERNEL = 5     # pixels: escnn's PointwiseAvgPoolAntialiased at its usual sigma of 0.66, 2 * round(3 sigma) + 1
+
+
+def _choice(value: str, literal: object, what: str) -> None:
+    if value not in get_args(literal):
+        raise ValueError(f"{what} is '{value}'; choose one of {', '.join(get_args(literal))}")
+
+
+def _at_least(value: Optional[int], least: int, what: str) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{what} is {value}; it must be a whole number of at least {least}")
+
+
+@dataclass(frozen=True)
+class Subsampling:
+    """What changes the resolution after a stage (or of the input), on both axes alike.
+
+    `max`, `avg` and `conv` (a strided convolution with norm and ReLU) slide a window; `blur` averages a Gaussian of 5
+    pixels and `blurmax` takes the maximum of 3 pixels first; `adaptive` and `adaptivemax` pool to `output` pixels, or to a
+    `stride`-th of the size, rounded up; `resize` interpolates to `output` pixels; `crop` cuts, or pads with zeros,
+    centrally to `output` pixels.
+    """
+
+    kind: SubsamplingKind
+    kernel: int = 1                     # pixels
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)   # pixels before and after
+    ceil: bool = False                  # round the output size up
+    output: Optional[int] = None        # pixels
+    mode: ResizeMode = "bilinear"       # of resize
+
+    def __post_init__(self) -> None:
+        _choice(self.kind, SubsamplingKind, "a subsampling's kind")
+        _choice(self.mode, ResizeMode, "resize mode")
+        _at_least(self.kernel, 1, f"the kernel of {self.kind}")
+        _at_least(self.stride, 1, f"the stride of {self.kind}")
+        if self.output is not None:
+            _at_least(self.output, 1, f"the output size of {self.kind}")
+        if self.kind in ("resize", "crop") and self.output is None:
+            raise ValueError(f"{self.kind} needs its output size in pixels, such as {self.kind}29")
+        if min(self.padding) < 0 or max(self.padding) > self.kernel // 2:
+            raise ValueError(f"{self.kind}{self.kernel} has padding {self.padding[0]}:{self.padding[1]}; "
+                             f"it must be 0 to half of the kernel, {self.kernel // 2}")
+        if self.ceil and self.kind not in ("max", "avg"):
+            raise ValueError(f"{self.kind} cannot round its size up; only max and avg can")
+
+    def __str__(self) -> str:
+        from searchspace.grammar import format_subsampling
+
+        return format_subsampling(self)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the network: a convolution, several, or residual blocks, then optionally one subsampling.
+
+    Every convolution is followed by batch norm over fields and ReLU. With `residual`, each of the `repeats` is a block
+    of two convolutions and a skip connection, which is a 1x1 convolution where stride, fields or group change. Only the
+    first convolution has the stride.
+    """
+
+    fields: int                             # channels = fields x order of the group
+    kernel: int                             # pixels
+    stride: int
+    padding: tuple[int, int]                # pixels before and after
+    group: Group                            # a subgroup of the previous stage's
+    subsampling: Optional[Subsampling] = None
+    dilation: int = 1
+    padding_mode: PaddingMode = "zeros"
+    repeats: int = 1
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("fields", "kernel", "stride", "dilation", "repeats"):
+            _at_least(getattr(self, name), 1, f"a stage's {name}")
+        _choice(self.padding_mode, PaddingMode, "padding mode")
+        if min(self.padding) < 0:
+            raise ValueError(f"a stage has padding {self.padding[0]}:{self.padding[1]}; it must not be negative")
+        if self.residual and 2 * self.padding[0] != self.reach or self.residual and self.padding[0] != self.padding[1]:
+            raise ValueError(f"a residual stage has kernel {self.kernel} and padding {self.padding[0]}:{self.padding[1]}, so that its "
+                             "branches differ in size; take an odd kernel and the default padding")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the output: fields x order of the group, in field-major order."""
+        return self.fields * self.group.order
+
+    @property
+    def reach(self) -> int:
+        """Pixels that the kernel extends beyond one pixel: dilation x (kernel - 1)."""
+        return self.dilation * (self.kernel - 1)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The equivariance loss added to the cross entropy, `weight` times; its group is the declared symmetry of the study."""
+
+    kind: LossKind = "none"
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        _choice(self.kind, LossKind, "the equivariance loss")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"the weight of the equivariance loss is {self.weight}; it must be finite and not negative")
+        if (self.kind == "none") != (self.weight == 0):
+            object.__setattr__(self, "kind", "none")
+            object.__setattr__(self, "weight", 0.0)
+
+
+NO_LOSS = Loss()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The full description of one network, without its weights.
+
+    `size` is (height, width) in pixels; `entry` an optional resize or crop of the input; `head` how the |G| channels of a
+    field become one feature after the spatial mean (`none`: they stay apart, and the logits are not invariant); `filters`
+    the parametrisation: `free` kernels that the elements transform (quarter turns and flips, any kernel size) or escnn's
+    band-limited `basis` (any group). Raises ValueError where no such network can be built.
+    """
+
+    size: tuple[int, int]
+    stages: tuple[Stage, ...]
+    head: Head = "group_max"
+    filters: Filters = "free"
+    loss: Loss = NO_LOSS
+    entry: Optional[Subsampling] = None
+
+    def __post_init__(self) -> None:
+        _choice(self.head, Head, "head")
+        _choice(self.filters, Filters, "filters")
+        for name, pixels in zip(("height", "width"), self.size):
+            _at_least(pixels, 1, f"the input's {name}")
+        if not self.stages:
+            raise ValueError("an architecture needs at least one stage, such as 10k3")
+        if self.entry is not None and self.entry.kind not in ("resize", "crop"):
+            raise ValueError(f"the input can be changed by resize or crop, not by {self.entry.kind}")
+        self._check_groups()
+        self.layers     # raises ValueError where a layer does not fit its input
+
+    def _check_groups(self) -> None:
+        previous = self.stages[0].group
+        for number, stage in enumerate(self.stages, start=1):
+            if not stage.group <= previous:
+                raise ValueError(f"stage {number} has group {stage.group}, which is no subgroup of stage {number - 1}'s {previous}; "
+                                 f"choose one of {', '.join(map(str, previous.subgroups()))}")
+            if self.filters == "free" and not stage.group.on_grid:
+                raise ValueError(f"stage {number} has group {stage.group}, which free filters cannot express on a pixel grid; "
+                                 "use filters=basis, or one of C1, C2, C4, D1, D2, D4")
+            kernels = [stage.kernel] + ([stage.subsampling.kernel] if stage.subsampling and stage.subsampling.kind == "conv" else [])
+            if self.filters == "basis" and 2 in kernels:
+                raise ValueError(f"stage {number} has kernel 2, for which the band-limited basis is empty; use filters=free or kernel 3")
+            previous = stage.group
+
+    @classmethod
+    def parse(cls, text: str) -> "Architecture":
+        """The architecture that `text` describes (`searchspace.grammar`). Raises ValueError that names the part in error."""
+        from searchspace.grammar import parse_architecture
+
+        return parse_architecture(text)
+
+    def __str__(self) -> str:
+        from searchspace.grammar import format_architecture
+
+        return format_architecture(self)
+
+    @property
+    def group(self) -> Group:
+        """The group of the last stage: the one under which features are built to be equivariant from end to end."""
+        return self.stages[-1].group
+
+    @property
+    def family(self) -> Literal["plain", "steerable"]:
+        """`plain` if no stage has a group, `steerable` otherwise."""
+        return "plain" if self.stages[0].group == TRIVIAL else "steerable"
+
+    @cached_property
+    def layers(self) -> tuple["Layer", ...]:
+        """Every layer that has a window, in order, with sizes and remainders (`searchspace.geometry.Layer`)."""
+        from searchspace.geometry import layers
+
+        return layers(self)
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the feature maps after each stage, pixels."""
+        after = {layer.stage: layer.size_out for layer in self.layers if layer.branch == "main"}
+        return tuple(after[number] for number in range(1, len(self.stages) + 1))
+
+    def with_size(self, height: int, width: Optional[int] = None) -> "Architecture":
+        """The same architecture for another input size. Raises ValueError if its layout does not fit."""
+        return replace(self, size=(height, height if width is None else width))
+
+    def canonical(self) -> "Architecture":
+        """The simplest architecture that builds the same network (`searchspace.canonical`)."""
+        from searchspace.canonical import canonical
+
+        return canonical(self)
+
+
+from searchspace.geometry import Layer  # noqa: E402  (after the values it needs; for annotations and re-export)

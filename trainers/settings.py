@@ -1,0 +1,109 @@
+"""What one training is told: the `data`, `training` and `symmetry` sections of a study file, as immutable values.
+
+Nothing here imports torch, so that reading a study file is cheap.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Union
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from searchspace.groups import Group
+
+# Sets that torchvision knows (read from `root`, downloaded on request) and those made here from scikit-learn or MNIST.
+TORCHVISION = ("mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "cifar100", "svhn", "stl10", "pcam", "eurosat",
+               "gtsrb", "flowers102")
+DERIVED = ("digits", "rotated_mnist", "mnist6_180", "mnist6_m", "mnist_t10k")
+NAMES = DERIVED + TORCHVISION
+
+
+class Settings(BaseModel):
+    """An immutable section of a study file: unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _group_name(value: Any) -> str:
+    return str(value if isinstance(value, Group) else Group.parse(value))
+
+
+def _data_name(value: Any) -> Any:
+    """The canonical name of a data set: `FashionMNIST`, `fashion-mnist` and `fashion_mnist` are the same."""
+    if not isinstance(value, str):
+        return value
+    folded = re.sub(r"[^a-z0-9]", "", value.lower())
+    for name in NAMES:
+        if name.replace("_", "") == folded:
+            return name
+    raise ValueError(f"there is no data set '{value}'; choose one of {', '.join(NAMES)}, or give `folder:`")
+
+
+GroupName = Annotated[str, BeforeValidator(_group_name)]
+"""The name of a group such as `D4`, checked and spelled canonically."""
+
+
+class Data(Settings):
+    """Which images: a data set by `name`, or a `folder` with one sub-folder per class."""
+
+    name: Annotated[Optional[str], BeforeValidator(_data_name)] = None
+    folder: Optional[Path] = None
+    root: Path = Path("data")                          # where torchvision's sets lie, or are downloaded to
+    download: bool = False
+    train: Optional[int] = Field(None, ge=1)           # images; None: all that are left
+    validation: Optional[int] = Field(None, ge=1)      # images taken from the training data; None: a fifth
+    test: Optional[int] = Field(None, ge=1)            # images; None: the whole test split
+    fit: Literal["resize", "pad"] = "resize"           # how the input size is reached: bilinear resize, or padding / cropping
+    color: Optional[bool] = None                       # None: as the images are (grey or colour)
+    seed: int = Field(0, ge=0)                         # of the split, the same for every trial
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if (self.name is None) == (self.folder is None):
+            raise ValueError("data needs either `name:` (a known data set) or `folder:` (a folder with one sub-folder per class)"
+                             + (", not both" if self.name else ""))
+        return self
+
+
+class Normal(Settings):
+    """Rotation angles drawn from a normal distribution."""
+
+    normal: tuple[float, float]                        # mean and standard deviation, degrees
+
+    @model_validator(mode="after")
+    def _positive(self) -> "Normal":
+        if self.normal[1] < 0:
+            raise ValueError(f"rotation has standard deviation {self.normal[1]:g} degrees; it must not be negative")
+        return self
+
+
+class Augment(Settings):
+    """Which orientations training sees, drawn anew for each image and epoch."""
+
+    rotation: Union[Literal["none", "group", "uniform"], Normal] = "none"   # group: a random element of `symmetry.group`
+    shift: int = Field(0, ge=0)                        # random translation of at most this many pixels
+    mirror: bool = False                               # random left-right mirroring
+
+
+class Training(Settings):
+    """How one architecture is trained."""
+
+    epochs: int = Field(18, ge=1)
+    batch_size: int = Field(128, ge=2)                 # images
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(0.01, gt=0)           # the peak, where the schedule has one
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    weight_decay: float = Field(1e-5, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)           # of sgd
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    augment: Augment = Augment()
+    device: str = "auto"                               # auto | cpu | cuda | cuda:1
+
+
+class Symmetry(Settings):
+    """Under which transformations the model will be used: what symmetry generalisation is scored on."""
+
+    group: GroupName = "C4"
+    angles: int = Field(10, ge=1, le=180)              # degrees between the points of the accuracy-by-angle curve

@@ -135,7 +135,7 @@ class Loss:
 NO_LOSS = Loss()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Architecture:
     """The full description of one network, without its weights.
 
@@ -189,6 +189,9 @@ class Architecture:
         from searchspace.grammar import format_architecture
 
         return format_architecture(self)
+
+    def __repr__(self) -> str:
+        return f"Architecture.parse({str(self)!r})"
 
     @property
     def group(self) -> Group:

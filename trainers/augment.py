@@ -1,0 +1,119 @@
+"""Random transformations of image batches: every image draws its own, from a generator that is given.
+
+Directions are those of `trainers.actions`: mirror left to right first, then rotate counter-clockwise. Pixels from outside the
+image are zero, so transform images in 0..1 and normalise afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from searchspace.groups import Element, Group
+from trainers.actions import act
+from trainers.settings import Augment, Normal
+
+QUARTERS = tuple(Element.parse(name) for name in ("e", "r90", "r180", "r270"))
+
+
+def transform(images: Tensor, augment: Augment, group: Group, generator: torch.Generator) -> Tensor:
+    """The float images [B, C, H, W], each mirrored, turned and shifted as it draws. Sizes and device stay.
+
+    `group` is what `rotation: group` draws elements of. Draws come from `generator` (on the CPU) and depend on B only, so
+    the same generator gives the same transformations on every device. Without augmentation the images themselves are returned.
+    """
+    count = len(images)
+    mirrored = torch.zeros(count, dtype=torch.bool)
+    degrees = None
+    if augment.rotation == "group":
+        drawn = torch.randint(group.order, (count,), generator=generator)
+        degrees = drawn % group.rotations * (360 / group.rotations)
+        mirrored = drawn >= group.rotations
+    elif augment.rotation == "uniform":
+        degrees = torch.rand(count, generator=generator, dtype=torch.float64) * 360
+    elif isinstance(augment.rotation, Normal):
+        mean, deviation = augment.rotation.normal
+        degrees = torch.randn(count, generator=generator, dtype=torch.float64) * deviation + mean
+    if augment.mirror:
+        mirrored = mirrored ^ (torch.rand(count, generator=generator) < 0.5)
+    images = _mirror(images, mirrored)
+    if augment.rotation == "group":
+        images = _turn_by_group(images, degrees)
+    elif degrees is not None:
+        images = rotate(images, degrees)
+    if augment.shift:
+        offsets = torch.randint(-augment.shift, augment.shift + 1, (2, count), generator=generator)
+        images = shift(images, offsets[0], offsets[1], augment.shift)
+    return images
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """The float images [B, C, H, W], each turned counter-clockwise about its centre by its own angle [B] in degrees.
+
+    Bilinear interpolation, zero outside; the size stays, so a turned image that is not square loses its ends.
+    """
+    height, width = images.shape[-2:]
+    angles = degrees.to(device=images.device, dtype=images.dtype if images.dtype == torch.float64 else torch.float32).deg2rad()
+    cosine, sine = angles.cos(), angles.sin()
+    zero = torch.zeros_like(cosine)
+    # Output coordinates in -1..1 are mapped back into the input; the ratios keep a non-square image from being sheared.
+    matrices = torch.stack([cosine, -sine * (height / width), zero, sine * (width / height), cosine, zero], -1).view(-1, 2, 3)
+    grid = functional.affine_grid(matrices.to(images.dtype), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def shift(images: Tensor, down: Tensor, right: Tensor, most: int) -> Tensor:
+    """The images [B, C, H, W], each moved by its own whole pixels `down` and `right` [B], at most `most` either way; zero outside."""
+    height, width = images.shape[-2:]
+    windows = functional.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    batch = torch.arange(len(images), device=images.device)
+    return windows[batch, :, most - down.to(images.device), most - right.to(images.device)]
+
+
+def seen(augment: Augment, group: Group) -> tuple[Element, ...]:
+    """The elements of `group` at which training sees images, in the group's order; the identity (upright) among them or not.
+
+    Without rotation that is the identity; with `group` every element; with `uniform` every rotation; with
+    `normal: [mean, deviation]` every rotation within two deviations of the mean (95 % of the images are). `mirror` adds the
+    mirrored counterpart of each that the group has. Small shifts do not count as orientations.
+    """
+    if augment.rotation == "group":
+        return group.elements
+    return tuple(element for element in group.elements
+                 if (augment.mirror or not element.mirror) and _turn_is_seen(element.degrees, augment))
+
+
+def _turn_is_seen(degrees: float, augment: Augment) -> bool:
+    if augment.rotation == "uniform":
+        return True
+    if isinstance(augment.rotation, Normal):
+        mean, deviation = augment.rotation.normal
+        away = abs((degrees - mean + 180) % 360 - 180)
+        return away <= 2 * deviation + 1e-9
+    return degrees == 0
+
+
+def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    if not mirrored.any():
+        return images
+    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
+    """Quarter turns by exact index moves, other angles (and quarter turns of images that are not square) bilinearly."""
+    square = images.shape[-1] == images.shape[-2]
+    result = torch.empty_like(images)
+    rest = torch.ones(len(images), dtype=torch.bool)
+    for element in QUARTERS:
+        if square or element.quarter_turns % 2 == 0:
+            chosen = degrees == element.degrees
+            rest &= ~chosen
+            index = chosen.nonzero().squeeze(1).to(images.device)
+            result[index] = act(images[index], element)
+    if rest.any():
+        index = rest.nonzero().squeeze(1).to(images.device)
+        result[index] = rotate(images[index], degrees[rest])
+    return result

@@ -1,0 +1,292 @@
+"""The study file: one YAML file is the whole experiment, validated into the immutable `Study`.
+
+`load` reads a file or a preset; every problem becomes one `StudyFileError` that names file, line and key, what came, and what
+is allowed. Nothing here imports torch, optuna or ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Union
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from searchspace.space import SearchSpace
+from studies.errors import StudyFileError
+from studies.front import Objective
+from studies.yamltext import StudyLoader, line_of
+from trainers.settings import Data, Settings, Symmetry, Training
+
+PRESETS = Path(__file__).parent / "presets"
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds from a number or from text such as `90s`, `30m`, `2h`, `1d`."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+        if not match:
+            raise ValueError(f"'{value}' is no duration; write seconds, or a number with s, m, h or d such as 90m")
+        return float(match[1]) * UNITS[match[2] or "s"]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class Constraints(Settings):
+    """Upper bounds. What surely breaks one is refused before it trains; what breaks one afterwards is never on the front."""
+
+    params: Optional[int] = Field(None, ge=1)
+    macs: Optional[int] = Field(None, ge=1)            # multiply-accumulates per image
+    latency: Optional[float] = Field(None, gt=0)       # milliseconds per batch
+    memory: Optional[float] = Field(None, gt=0)        # megabytes, the peak of the training
+
+    def limits(self) -> dict[str, float]:
+        """The bounds that are set, by name."""
+        return {name: value for name, value in self if value is not None}
+
+
+class Search(Settings):
+    """How architectures are proposed, compared and stopped."""
+
+    sampler: Literal["tpe", "nsga2", "nsga3", "gp", "evolution", "random", "grid", "qmc"] = "tpe"
+    trials: int = Field(60, ge=1)                      # that end: completed, stopped at a rung, or failed
+    rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)   # epochs at which trials are compared; those before the last epoch count
+    eta: float = Field(3, gt=1)                        # about 1/eta of the trials go on at each rung
+    seed: int = Field(0, ge=0)
+    startup: Optional[int] = Field(None, ge=0)         # random proposals before the sampler learns; None: the sampler's usual number
+    repeats: int = Field(2, ge=1)                      # trainings of one architecture, each with its own seed; 1: none is repeated
+    retries: int = Field(3, ge=0)                      # continuations of a trial whose worker died twice at the same rung
+    patience: Optional[int] = Field(None, ge=1)        # stop when the front has not moved for that many trials
+    timeout: Optional[Seconds] = None                  # stop after that long; `resume` goes on
+
+    @model_validator(mode="after")
+    def _increasing(self) -> "Search":
+        if any(a >= b for a, b in zip(self.rungs, self.rungs[1:])):
+            raise ValueError(f"rungs are {list(self.rungs)}; they must increase, for example [2, 6, 18]")
+        return self
+
+
+class Resources(Settings):
+    """Where and on what trials run."""
+
+    executor: Literal["auto", "in_process", "ray"] = "auto"       # auto: in process for one worker without an address, else Ray
+    workers: Union[Literal["auto"], Annotated[int, Field(ge=1)]] = "auto"   # trials at the same time; auto: as many as fit
+    cpus_per_trial: float = Field(1, ge=0)
+    gpus_per_trial: float = Field(0, ge=0)             # may be a fraction
+    custom: dict[str, float] = {}                      # custom Ray resources of a trial
+    address: Optional[str] = None                      # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
+    runtime_env: dict[str, Any] = {}                   # Ray's, for clusters whose nodes lack the package
+    trial_timeout: Optional[Seconds] = None            # a worker silent for that long (no epoch finished) is replaced
+
+
+class Loggers(Settings):
+    """Ray Tune's loggers, on top of the study's own records."""
+
+    tensorboard: bool = False                          # under DIR/tensorboard
+    mlflow: Optional[dict[str, Any]] = None            # arguments of ray.air.integrations.mlflow.MLflowLoggerCallback
+    wandb: Optional[dict[str, Any]] = None             # arguments of ray.air.integrations.wandb.WandbLoggerCallback
+
+
+class Study(Settings):
+    """One experiment: data, training, symmetry, the space, what is compared, how it is searched, and on what it runs."""
+
+    data: Data
+    training: Training = Training()
+    symmetry: Symmetry = Symmetry()
+    space: SearchSpace = SearchSpace()
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy", "symmetry_accuracy")
+    constraints: Constraints = Constraints()
+    search: Search = Search()
+    resources: Resources = Resources()
+    loggers: Loggers = Loggers()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Study":
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives are {', '.join(self.objectives)}; each may be named once")
+        return self
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which a trial reports: the rungs below the number of epochs, and the last epoch."""
+        return tuple(r for r in self.search.rungs if r < self.training.epochs) + (self.training.epochs,)
+
+
+def presets() -> dict[str, Path]:
+    """The built-in studies: their names and files."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+
+
+def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Study:
+    """The validated study of a file or of a preset's name.
+
+    `overrides` are dotted keys such as `{"search.trials": 5}`; None values are left out. Relative data paths are taken
+    from the working directory, or else from the file's own folder, and become absolute. Raises StudyFileError.
+    """
+    path = Path(source)
+    if not path.is_file():
+        known = presets()
+        if str(source) not in known:
+            raise StudyFileError(f"there is no study file '{source}' and no preset of that name; "
+                                 f"presets are {', '.join(known) or 'not installed'}")
+        path = known[str(source)]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyFileError(f"{path} is no text file in UTF-8 ({error.reason} at byte {error.start}); "
+                             "a study file is YAML") from None
+    return parse(text, name=str(path), folder=path.parent, overrides=overrides)
+
+
+def parse(text: str, *, name: str = "study", folder: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
+    """The validated study in a YAML text; `name` stands in messages. Raises StudyFileError."""
+    try:
+        content = yaml.load(text, Loader=StudyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise StudyFileError(f"{name}{place}: this is no valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        raise StudyFileError(f"{name}: a study file is a mapping with the keys {', '.join(Study.model_fields)}; "
+                             f"{'it is empty' if content is None else f'this is a {type(content).__name__}'}")
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _override(content, key, value, name)
+    _absolute_paths(content.get("data"), folder)
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise StudyFileError(explain(error, text, name)) from None
+
+
+def _override(content: dict, key: str, value: Any, name: str) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
+        if not isinstance(content, dict):
+            raise StudyFileError(f"{name}: '{section}' must be a mapping to set '{key}'")
+    content[last] = value
+
+
+def _absolute_paths(data: Any, folder: Path | None) -> None:
+    for key in ("root", "folder"):
+        if isinstance(data, dict) and isinstance(data.get(key), str):
+            path = Path(data[key]).expanduser()
+            beside = folder / path if folder else path
+            data[key] = str((path if path.exists() or not beside.exists() else beside).resolve())
+
+
+def dump(study: Study) -> str:
+    """The study as YAML with every value written out; `parse` gives the same study back."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a study file, for editors."""
+    return Study.model_json_schema()
+
+
+def differences(old: Study, new: Study) -> list[str]:
+    """What differs between two studies, one `key: old -> new` each."""
+    a, b = (_flat(study.model_dump(mode="json")) for study in (old, new))
+    return [f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}" if path else str(key)).items()}
+    return {path: value}
+
+
+def explain(error: ValidationError, text: str, name: str) -> str:
+    """One line per mistake: file, line, key, what came and what is allowed."""
+    lines = {}
+    for problem in error.errors(include_url=False):
+        path = _keys(problem["loc"])
+        line = line_of(text, path)
+        place = f"{name}{f', line {line}' if line else ''}" + (f", {'.'.join(map(str, path))}" if path else "")
+        lines.setdefault(place, _complaint(problem, path))
+    return "\n".join(f"{place}: {complaint}" for place, complaint in lines.items())
+
+
+def _keys(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The path of keys in the file: pydantic also names the members of unions and validators, which are no keys."""
+    keys: list[int | str] = []
+    model: Any = Study
+    for part in loc:
+        fields = _fields(model)
+        if fields is not None and part not in fields and (re.search(r"[\[\]()\-]", str(part)) or part in _member_names(model)):
+            continue
+        if fields is None and isinstance(part, str) and not _is_mapping(model):
+            continue
+        keys.append(part)
+        model = fields[part].annotation if fields and part in fields else _inner(model)
+    return tuple(keys)
+
+
+def _members(model: Any) -> list[Any]:
+    """The types inside unions and annotations, flattened."""
+    if typing.get_origin(model) is Annotated:
+        return _members(typing.get_args(model)[0])
+    if typing.get_origin(model) in (Union, type(int | str)):
+        return [member for argument in typing.get_args(model) for member in _members(argument)]
+    return [model]
+
+
+def _models(model: Any) -> list[type[BaseModel]]:
+    return [m for m in _members(model) if isinstance(m, type) and issubclass(m, BaseModel)]
+
+
+def _member_names(model: Any) -> set[str]:
+    return {m.__name__ for m in _models(model)}
+
+
+def _fields(model: Any) -> dict[str, Any] | None:
+    models = _models(model)
+    return {name: field for m in models for name, field in m.model_fields.items()} if models else None
+
+
+def _is_mapping(model: Any) -> bool:
+    return any(m is dict or typing.get_origin(m) is dict for m in _members(model))
+
+
+def _inner(model: Any) -> Any:
+    """The type of the members of a list, tuple or mapping."""
+    for member in _members(model):
+        arguments = [a for a in typing.get_args(member) if a is not Ellipsis]
+        if arguments and typing.get_origin(member) is not Literal:
+            return arguments[-1]
+    return Any
+
+
+def _complaint(problem: Mapping[str, Any], path: tuple[int | str, ...]) -> str:
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        allowed = list(_allowed(path[:-1]))
+        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
+        return f"unknown key '{path[-1]}'" + (f" (did you mean '{close[0]}'?)" if close else "") + f"; allowed are {', '.join(allowed)}"
+    if kind == "missing":
+        return "this key is missing; it has no default"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind == "value_error":
+        return message
+    shown = repr(value) if not isinstance(value, (dict, list)) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    return f"{shown} came; {message[0].lower()}{message[1:]}"
+
+
+def _allowed(path: tuple[int | str, ...]) -> tuple[str, ...]:
+    model: Any = Study
+    for part in path:
+        fields = _fields(model)
+        model = fields[part].annotation if fields and part in fields else _inner(model)
+    return tuple(_fields(model) or ())

@@ -1,0 +1,431 @@
+"""The driver owns a study: it proposes, decides at rungs, remembers, and is the only writer of the journal.
+
+A study is a directory: `study.yaml`, `versions.json`, `optuna.journal` and `trials/00017/`. Order of writes: the worker's checkpoint,
+then scores and attributes, then `tell`, which is the commit point. A trial that was running when the driver died goes
+back to *waiting* under its own number and in its own folder, and continues from its checkpoint; so no trial is there twice, none
+is lost, and a resumed study proposes what an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from searchspace.architecture import Architecture
+from searchspace.space import Proposal
+from studies.assignments import RUNG_SCORES, Assignment, Decision, Outcome, checked
+from studies.config import Study
+from studies.errors import ScoresError, StudyError, TooManyFailuresError
+from studies.files import TRIALS, create_directory, open_directory
+from studies.front import DIRECTIONS, front_volume
+from studies.journal import JOURNAL, Record, drop_torn_line, read_journal
+from studies.locks import StudyLock
+from studies.proposals import Facts, facts, key_of
+from studies.rungs import keep
+
+NAME = "equisearch"             # of the optuna study inside the journal
+FAILURES_IN_A_ROW = 5
+REFUSALS_BEFORE_RANDOM = 20     # a sampler that has converged proposes the same again and again
+REFUSALS_IN_A_ROW = 200
+
+
+@dataclass
+class _Running:
+    """A trial in the hands of a worker."""
+
+    trial_id: int
+    assignment: Assignment
+    attributes: dict[str, Any]
+    rungs: dict[int, dict[str, Any]] = field(default_factory=dict)     # epoch -> {"scores", "decision"}
+
+
+class SearchDriver:
+    """One study in a directory, driven by this process; a context manager that gives the study back at the end.
+
+    `next` hands out work, `report` decides at a rung, `finish` ends a trial. `next` may be slow (a sampler thinks) and may run in
+    one thread while `report` and `finish` run in another.
+    """
+
+    def __init__(self, directory: Path, study: Study, lock: StudyLock, warnings: Sequence[str]) -> None:
+        self.directory, self.study = directory, study
+        self.warnings = tuple(warnings)             # for the user, such as a changed version of the code
+        self.ended: str | None = None               # why nothing new is proposed: trials, patience, exhausted
+        self.last_error: str | None = None
+        self._lock = lock
+        self._state = threading.RLock()
+        self._running: dict[int, _Running] = {}
+        self._interrupted: deque[_Running] = deque()
+        self._points: dict[int, dict[int, tuple[float, ...]]] = {}      # epoch -> number -> compared scores of feasible trials
+        self._trainings: Counter[str] = Counter()   # canonical architecture -> how often it was or is being trained
+        self._finished = 0                          # complete, pruned or failed
+        self._front: list[tuple[float, ...]] = []
+        self._volume, self._moved = 0.0, 0          # of the front; trials finished when it last grew
+        self._failures = 0                          # in a row
+        self._open_journal()
+
+    @classmethod
+    def create(cls, directory: str | Path, study: Study, *, channels: int = 1, classes: int = 10,
+               enqueue: Sequence[str] = (), warm_start: str | Path | None = None) -> "SearchDriver":
+        """A new study in `directory`, which may exist but must hold no study (ExistsError).
+
+        `channels` and `classes` are those of the data. `enqueue` are architectures to try first; `warm_start` is the directory
+        of an earlier study over the same space, whose results the sampler learns from.
+        """
+        from studies.starts import enqueue_architectures, learn_from
+
+        directory, lock = create_directory(directory, study)
+        driver = cls(directory, study, lock, ())
+        with driver._on_failure_close(), driver._writing():
+            for name, value in (("channels", channels), ("classes", classes), ("objectives", list(study.objectives))):
+                driver._study.set_user_attr(name, value)
+            driver.channels, driver.classes = channels, classes
+            enqueue_architectures(driver._study, enqueue)
+            if warm_start is not None:
+                learn_from(driver._study, study, Path(warm_start))
+        return driver
+
+    @classmethod
+    def open(cls, directory: str | Path, study: Study | None = None) -> "SearchDriver":
+        """The study in `directory`, ready to go on; `study` may widen its trials, timeout, patience and resources.
+
+        Raises LockedError if somebody else drives it, and StudyError if there is no study or `study` changes more than that.
+        """
+        directory, stored, lock, warnings = open_directory(directory, study)
+        return cls(directory, stored, lock, warnings)
+
+    def _open_journal(self) -> None:
+        import optuna
+
+        from studies.storage import open_storage
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with self._on_failure_close(), self._writing():
+            copy = drop_torn_line(self.directory)
+            if copy is not None:
+                self.warnings += (f"the journal's last line was torn and has been dropped; a copy is in {copy.name}",)
+            self._storage, self._backend = open_storage(self.directory / JOURNAL)
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=NAME, load_if_exists=True, pruner=optuna.pruners.NopPruner(),
+                directions=[DIRECTIONS[name] for name in self.study.objectives])
+            attributes, records = read_journal(self.directory)
+            self.channels, self.classes = attributes.get("channels", 1), attributes.get("classes", 10)
+            for record in sorted(records, key=lambda r: (r.order is None, r.order, r.number)):
+                self._recall(record)
+
+    # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def _recall(self, record: Record) -> None:
+        """Takes a trial of the journal into account; one that was running goes back to waiting."""
+        if record.state in ("refused", "earlier"):
+            return
+        for epoch, scores in record.rungs.items():
+            if record.feasible:
+                self._points.setdefault(epoch, {})[record.number] = _compared(scores)
+        if "canonical" in record.attributes and record.state != "failed":
+            self._trainings[record.attributes["canonical"]] += 1
+        if record.state in ("complete", "pruned", "failed"):
+            self._count_finished(record.values if record.state == "complete" and record.feasible else None)
+        elif record.architecture is not None:
+            self._take_back(_Running(self._id(record.number), _assignment(self.directory, self.study, record.number, record.attributes),
+                                     dict(record.attributes), _recorded_rungs(record.attributes)),
+                            lost=record.state == "running", waiting=record.state == "waiting")
+        elif record.state == "running":             # asked for, never proposed: optuna asks again under the same number
+            self._set_state(self._id(record.number), "WAITING")
+
+    def _count_finished(self, values: Sequence[float] | None) -> None:
+        self._finished += 1
+        if values is not None:
+            volume = front_volume([*self._front, tuple(values)], self.study.objectives)
+            self._front.append(tuple(values))
+            if volume > self._volume + 1e-12:
+                self._volume, self._moved = volume, self._finished
+                self._front = _non_dominated(self._front, self.study.objectives)
+
+    def _take_back(self, running: _Running, *, lost: bool, waiting: bool = False) -> None:
+        """Puts a trial back to waiting, or fails it after too many attempts that brought it no further."""
+        number = running.assignment.number
+        if lost:
+            before = running.attributes.get("attempts", {"count": 0, "rungs": 0})
+            count = before["count"] + 1 if before["rungs"] == len(running.rungs) else 1
+            running.attributes["attempts"] = {"count": count, "rungs": len(running.rungs)}
+            self._study_attribute(running.trial_id, "attempts", running.attributes["attempts"])
+            if count > self.study.search.retries:
+                self._running[number] = running
+                return self._tell(running, "failed", f"its worker died {count} times without getting any further")
+        if not waiting:
+            self._set_state(running.trial_id, "WAITING")
+        self._interrupted.append(running)
+
+    # ---- next -------------------------------------------------------------------------------------------------------
+
+    def next(self) -> Assignment | None:
+        """The next piece of work, or None: all trials are given out, or `ended` says why none will follow."""
+        with self._state, self._writing():
+            if self._interrupted:
+                running = self._interrupted.popleft()
+                self._set_state(running.trial_id, "RUNNING")
+                self._running[running.assignment.number] = running
+                return running.assignment
+            if self._stopping():
+                return None
+        return self._propose()
+
+    def _stopping(self) -> bool:
+        search = self.study.search
+        if self.ended is None and search.patience is not None and self._front and self._finished - self._moved >= search.patience:
+            self.ended = "patience"
+        if self.ended is None and self._finished >= search.trials:
+            self.ended = "trials"
+        return self.ended is not None or self._finished + len(self._running) >= search.trials
+
+    def _propose(self) -> Assignment | None:
+        from studies.samplers import make_sampler, random_sampler
+
+        reason = ""
+        for refusals in range(REFUSALS_IN_A_ROW):
+            with self._writing():
+                make = make_sampler if refusals < REFUSALS_BEFORE_RANDOM else random_sampler
+                with self._state:
+                    self._study.sampler = make(self.study, len(self._storage.get_all_trials(self._study_id, deepcopy=False)))
+                trial = self._study.ask()
+                assignment, reason = self._register(trial)
+                if assignment is not None:
+                    return assignment
+                if getattr(self._study.sampler, "exhausted", False):
+                    break
+        if self._finished + len(self._running) == 0:
+            raise StudyError(f"no architecture of the space can be trained; the last one was refused: {reason}")
+        self.ended = "exhausted"
+        return None
+
+    def _register(self, trial: Any) -> tuple[Assignment | None, str]:
+        """Writes down what was proposed and returns the work, or refuses it and returns the reason."""
+        try:
+            proposal = self._proposal(trial)
+            known = facts(proposal.architecture, self.study, self.channels, self.classes)
+        except ValueError as error:
+            return None, self._refuse(trial, str(error))
+        with self._state:
+            key = key_of(proposal)
+            repeats = self._trainings[key]
+            attributes = self._attributes(proposal, known, key, repeats)
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
+            if known.broken:
+                return None, self._refuse(trial, known.broken, learn=True)
+            if repeats >= self.study.search.repeats:
+                return None, self._refuse(trial, f"the same architecture was trained {repeats} times already")
+            assignment = _assignment(self.directory, self.study, trial.number, attributes)
+            self._trainings[key] += 1
+            self._running[trial.number] = _Running(trial._trial_id, assignment, attributes)
+        folder = Path(assignment.directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")
+        return assignment, ""
+
+    def _proposal(self, trial: Any) -> Proposal:
+        from searchspace.groups import Group
+
+        known = trial.user_attrs.get("enqueued")
+        if known is not None:
+            return Proposal(Architecture.parse(known))
+        return self.study.space.sample(trial, channels=self.channels, classes=self.classes, declared=Group.parse(self.study.symmetry.group))
+
+    def _attributes(self, proposal: Proposal, known: Facts, key: str, repeats: int) -> dict[str, Any]:
+        # the architecture comes last: with it, the proposal is complete
+        return {**asdict(known.plain), **({"constraints": known.excess} if known.excess else {}), "canonical": key,
+                "learning_rate": proposal.learning_rate, "seed": self.study.search.seed + repeats, "repeat": repeats,
+                "architecture": str(proposal.architecture)}
+
+    def _refuse(self, trial: Any, reason: str, *, learn: bool = False) -> str:
+        from optuna.trial import TrialState
+
+        trial.set_user_attr("refused", True)
+        trial.set_user_attr("reason", reason)
+        # TPE learns from pruned trials that break a constraint, and takes no notice of failed ones
+        self._study.tell(trial, state=TrialState.PRUNED if learn else TrialState.FAIL)
+        return reason
+
+    # ---- report -----------------------------------------------------------------------------------------------------
+
+    def report(self, number: int, epoch: int, scores: Mapping[str, Any]) -> Decision:
+        """Whether trial `number` trains on after `epoch`; asked again, the answer is the same.
+
+        At the last epoch it is always to continue. Raises ScoresError for scores that are missing or not finite.
+        """
+        with self._state, self._writing():
+            running = self._running.get(number)
+            if running is None:
+                return "stop"                   # told already: somebody who was given up still speaks
+            if epoch not in self.study.rungs:
+                return "continue"
+            if epoch not in running.rungs:
+                scores = checked({**scores, "epoch": epoch})
+                decision = self._decide(running, epoch, scores)
+                running.rungs[epoch] = {"scores": scores, "decision": decision}
+                self._study_attribute(running.trial_id, f"rung {epoch}", running.rungs[epoch])
+            return running.rungs[epoch]["decision"]
+
+    def _decide(self, running: _Running, epoch: int, scores: Mapping[str, Any]) -> Decision:
+        peers = self._points.setdefault(epoch, {})
+        mine = _compared(scores)
+        kept = epoch == self.study.rungs[-1] or keep(mine, list(peers.values()), eta=self.study.search.eta)
+        peers[running.assignment.number] = mine
+        return "continue" if kept else "stop"
+
+    # ---- finish -----------------------------------------------------------------------------------------------------
+
+    def finish(self, number: int, state: Outcome, reason: str | None = None, detail: str | None = None) -> None:
+        """Ends trial `number`, or takes it back: interrupted and lost ones continue later, under the same number.
+
+        `reason` is one line, `detail` (a traceback) goes to `error.txt`. Raises TooManyFailuresError when this was the fifth
+        failure in a row, after it has been told.
+        """
+        with self._state, self._writing():
+            running = self._running[number]
+            if state in ("interrupted", "lost"):
+                del self._running[number]
+                self._take_back(running, lost=state == "lost")
+            elif state == "out_of_memory" and running.assignment.batch_divisor == 1:
+                del self._running[number]
+                self._study_attribute(running.trial_id, "batch_divisor", 2)
+                running.attributes["batch_divisor"] = 2
+                running.assignment = _assignment(self.directory, self.study, number, running.attributes)
+                self._take_back(running, lost=False)
+            else:
+                self._tell(running, state, reason, detail)
+
+    def _tell(self, running: _Running, state: Outcome, reason: str | None = None, detail: str | None = None) -> None:
+        from optuna.trial import TrialState
+
+        values = None
+        if state == "complete":
+            try:
+                values = self._values(running)
+            except ScoresError as error:
+                state, reason = "failed", str(error)
+        if state == "out_of_memory":
+            reason = f"out of memory even with half the batch: {reason}"
+            self._constrain(running, {**running.attributes.get("constraints", {}), "memory": 1.0})
+        if reason:
+            self._study_attribute(running.trial_id, "reason", reason)
+            (Path(running.assignment.directory) / "error.txt").write_text(f"{detail or reason}\n", encoding="utf-8")
+        told = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED)
+        self._study.tell(running.assignment.number, values=values, state=told)
+        del self._running[running.assignment.number]
+        feasible = all(excess <= 0 for excess in running.attributes.get("constraints", {}).values())
+        self._count_finished(values if feasible else None)
+        self._count_failure(state, reason)
+
+    def _values(self, running: _Running) -> list[float]:
+        last = running.rungs.get(self.study.rungs[-1])
+        if last is None:
+            raise ScoresError(f"the training ended without scores for the last epoch, {self.study.rungs[-1]}")
+        known = {**running.attributes, **last["scores"]}
+        missing = [name for name in self.study.objectives if not isinstance(known.get(name), (int, float))]
+        if missing:
+            raise ScoresError(f"the scores lack the objective {', '.join(missing)}")
+        excess = {name: known[name] / limit - 1 for name, limit in self.study.constraints.limits().items() if known.get(name) is not None}
+        if excess != running.attributes.get("constraints", {}):
+            self._constrain(running, excess)
+        return [float(known[name]) for name in self.study.objectives]
+
+    def _constrain(self, running: _Running, excess: dict[str, float]) -> None:
+        running.attributes["constraints"] = excess
+        self._study_attribute(running.trial_id, "constraints", excess)
+
+    def _count_failure(self, state: Outcome, reason: str | None) -> None:
+        self._failures = self._failures + 1 if state == "failed" else 0
+        self.last_error = reason if state == "failed" else self.last_error
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise TooManyFailuresError(f"{self._failures} trials in a row failed, so the study stops; the last error was: {reason}")
+
+    # ---- the journal ------------------------------------------------------------------------------------------------
+
+    @property
+    def _study_id(self) -> int:
+        return self._storage.get_study_id_from_name(NAME)
+
+    def _id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _study_attribute(self, trial_id: int, name: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(trial_id, name, value)
+
+    def _set_state(self, trial_id: int, state: str) -> None:
+        from optuna.trial import TrialState
+
+        self._storage.set_trial_state_values(trial_id, TrialState[state])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a full disk into a message; the journal itself is whole (`SingleWriterJournal.append_logs`)."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StudyError(f"no space is left on the device of {self.directory}; nothing earlier is lost: "
+                             f"free some space, then `equisearch resume {self.directory}`") from error
+
+    @contextmanager
+    def _on_failure_close(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The numbers of the trials that are given out."""
+        with self._state:
+            return tuple(self._running)
+
+    @property
+    def finished(self) -> int:
+        """How many trials have ended: complete, pruned or failed."""
+        return self._finished
+
+    @property
+    def volume(self) -> float:
+        """The hypervolume of the front, 0 to 1."""
+        return self._volume
+
+    def close(self) -> None:
+        """Gives the study back; trials that are still running continue when it is opened again."""
+        backend = getattr(self, "_backend", None)
+        if backend is not None:
+            backend.close()
+        self._lock.close()
+
+    def __enter__(self) -> "SearchDriver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _compared(scores: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(float(scores[name]) for name in RUNG_SCORES)
+
+
+def _recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    return {int(name[5:]): value for name, value in attributes.items() if name.startswith("rung ")}
+
+
+def _non_dominated(values: Sequence[tuple[float, ...]], objectives: Sequence[str]) -> list[tuple[float, ...]]:
+    from studies.front import pareto
+
+    return pareto(values, objectives, lambda value: value)
+
+
+def _assignment(directory: Path, study: Study, number: int, attributes: Mapping[str, Any]) -> Assignment:
+    return Assignment(number, attributes["architecture"], attributes["learning_rate"], attributes["seed"], study.rungs[-1],
+                      str(directory / TRIALS / f"{number:05d}"), attributes.get("batch_divisor", 1))

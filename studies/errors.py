@@ -1,0 +1,35 @@
+"""The errors a user meets: one or two clear lines and the exit status of the command that ends with them."""
+
+from __future__ import annotations
+
+
+class StudyError(Exception):
+    """Something a user can repair: the message says what came, what must hold, and what to do."""
+
+    exit_status = 1
+
+
+class StudyFileError(StudyError, ValueError):
+    """A study file cannot be used; the message names the file, the line and the key, and what is allowed there."""
+
+
+class LockedError(StudyError):
+    """Another process drives this study; the message names its process id."""
+
+    exit_status = 3
+
+
+class ExistsError(StudyError):
+    """The directory already holds a study."""
+
+    exit_status = 3
+
+
+class TooManyFailuresError(StudyError):
+    """Several trials in a row failed; the message ends with the last one's error."""
+
+    exit_status = 4
+
+
+class ScoresError(ValueError):
+    """A trial reported scores that cannot be compared (missing or not finite); this trial fails, the study goes on."""

@@ -1,0 +1,87 @@
+"""Who goes on at a rung: successive halving of the stopping type, for several scores at once.
+
+A rung is a training length at which trials are compared. The rule is arithmetic on tuples: no clock, storage or randomness.
+With one score it is the stopping variant of ASHA (Li et al., arXiv:1810.05934); with several, trials are ranked by
+non-dominated sorting and then by crowding (Deb et al., NSGA-II, 2002), both over *values*: ranking by position in a sorted
+list, as MO-ASHA implementations do, stops trials that nobody beats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Point = tuple[float, ...]
+
+
+def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float = 3) -> bool:
+    """True if fewer than 1/`eta` of everybody at this rung (`peers` and `mine`) are better than `mine`.
+
+    All scores are maximised. `peers` are the scores of the other trials that have reached the rung, in any order. Better
+    is: on an earlier non-dominated front, or on the same front with more room around it (`crowding`). A point that nobody
+    dominates is always kept. Raises ValueError for an eta not above 1 or points of unequal length.
+    """
+    if eta <= 1:
+        raise ValueError(f"eta is {eta}; it must be above 1 (3 keeps about a third at each rung)")
+    mine = tuple(mine)
+    points = [tuple(peer) for peer in peers]
+    if any(len(point) != len(mine) for point in points):
+        raise ValueError(f"all trials at a rung need the same scores; this one has {len(mine)}")
+    everybody = points + [mine]
+    better = 0
+    for front in fronts(everybody):
+        if mine in front:
+            break
+        better += len(front)
+    if better == 0:
+        return True
+    room = crowding(front)
+    better += sum(room[point] > room[mine] for point in front)
+    return better < len(everybody) / eta
+
+
+def fronts(points: Sequence[Point]) -> list[list[Point]]:
+    """The points in non-dominated fronts, best first; equal points share a front. All coordinates are maximised.
+
+    Points are visited in descending lexicographic order, so that a point can only be dominated by earlier ones; it joins
+    the first front that does not dominate it, found by bisection (efficient non-dominated sort, Zhang et al. 2015). With
+    one or two coordinates the latest member of a front dominates whenever any member does, which gives n log n.
+    """
+    found: list[list[Point]] = []
+    for point in sorted(points, reverse=True):
+        low, high = 0, len(found)
+        while low < high:
+            middle = (low + high) // 2
+            candidates = found[middle][-1:] if len(point) <= 2 else reversed(found[middle])
+            if any(dominates(other, point) for other in candidates):
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(found):
+            found.append([])
+        found[low].append(point)
+    return found
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """True if `a` is at least as good as `b` everywhere and better somewhere. All coordinates are maximised."""
+    return tuple(a) != tuple(b) and all(x >= y for x, y in zip(a, b))
+
+
+def crowding(front: Sequence[Point]) -> dict[Point, float]:
+    """Room around each point of one front: the sum over coordinates of the gap between its neighbours, as a share of the range.
+
+    The extremes of every coordinate get infinity. Equal points count once, so the result does not depend on their order.
+    """
+    unique = set(front)
+    room = dict.fromkeys(unique, 0.0)
+    for axis in range(len(front[0])):
+        values = sorted({point[axis] for point in unique})
+        span = values[-1] - values[0]
+        place = {value: i for i, value in enumerate(values)}
+        for point in unique:
+            i = place[point[axis]]
+            if i in (0, len(values) - 1):
+                room[point] = float("inf")
+            else:
+                room[point] += (values[i + 1] - values[i - 1]) / span
+    return room

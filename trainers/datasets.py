@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers import cache, folders
+from trainers import cache, folders, sources
 from trainers.pools import Pool, Source, render
 from trainers.settings import Data
 from trainers.splitting import remainder, take
@@ -118,8 +118,6 @@ def _open(data: Data) -> tuple[list, Callable[[], Source]]:
     if data.folder is not None:
         folder = folders.list_folder(data.folder)
         return [str(data.folder.expanduser().absolute()), folder.fingerprint()], lambda: folders.open_folder(folder)
-    from trainers import sources                              # imports torchvision: 0.5 s that a cache hit on a folder saves
-
     return sources.fingerprint(data), lambda: sources.open_named(data)
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Callable, Optional, Sequence, Union
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from trainers.fitting import Fit, fit_images
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")            # of Pillow; `I;16` and its relatives start with I, too
-LOOKED_AT = 500                                          # files whose headers decide on colour and the common size
+LOOKED_AT = 500                                          # files, evenly spread, whose headers decide on colour and common size
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,32 @@ class ArrayPool:
 
 @dataclass(frozen=True, eq=False)
 class FilePool:
-    """Image files of any sizes and their labels int64 [N]; `channels` and `size` are what most of them have."""
+    """Image files of any sizes and their labels int64 [N]."""
 
     paths: tuple[Path, ...]
     labels: np.ndarray
-    channels: int
-    size: tuple[int, int]
+
+    @property
+    def channels(self) -> int:
+        """3 if any of the files looked at holds colour, else 1."""
+        return self._common[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (height, width) of most files looked at; where no size has the majority, the median of each."""
+        return self._common[1]
+
+    @cached_property
+    def _common(self) -> tuple[int, tuple[int, int]]:
+        looked_at = [self.paths[i] for i in np.unique(np.linspace(0, len(self.paths) - 1, LOOKED_AT).astype(int))]
+        with ThreadPoolExecutor(_threads()) as threads:
+            facts = [fact for fact in threads.map(_facts, looked_at) if fact is not None]
+        if not facts:
+            raise ValueError(f"none of the images around {looked_at[0]} can be read; check that they are image files")
+        size, count = Counter(size for _, size in facts).most_common(1)[0]
+        if 2 * count <= len(facts):
+            size = (round(median(height for _, (height, _) in facts)), round(median(width for _, (_, width) in facts)))
+        return (3 if any(colored for colored, _ in facts) else 1), size
 
 
 Pool = Union[ArrayPool, FilePool]
@@ -67,19 +88,9 @@ class Source:
     validation_images: Optional[int] = None
 
 
-def file_pool(paths: Sequence[Path], labels: Sequence[int]) -> FilePool:
-    """A pool of image files; colour and size are those of most of at most 500 of them, evenly spread (headers only)."""
-    looked_at = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(len(paths), LOOKED_AT)).astype(int))]
-    with ThreadPoolExecutor(_threads()) as threads:
-        facts = [fact for fact in threads.map(_facts, looked_at) if fact is not None]
-    sizes = Counter(size for _, size in facts)
-    if not sizes:
-        raise ValueError(f"none of the images around {paths[0]} can be read; check that they are image files")
-    size, count = sizes.most_common(1)[0]
-    if 2 * count <= len(facts):
-        size = (round(median(height for _, (height, _) in facts)), round(median(width for _, (_, width) in facts)))
-    channels = 3 if any(colored for colored, _ in facts) else 1
-    return FilePool(tuple(paths), np.asarray(labels, dtype=np.int64), channels, size)
+def file_pool(paths: Sequence["Path | str"], labels: Sequence[int]) -> FilePool:
+    """A pool of image files; none is opened yet."""
+    return FilePool(tuple(Path(path) for path in paths), np.asarray(labels, dtype=np.int64))
 
 
 def render(pool: Pool, index: np.ndarray, fit: Fit, out: np.ndarray) -> dict[int, str]:

@@ -11,7 +11,6 @@ from typing import Any, Callable
 
 import numpy as np
 import torch
-import torchvision.datasets
 
 from trainers.augment import rotate
 from trainers.pools import ArrayPool, Pool, Source, file_pool
@@ -79,6 +78,8 @@ def _facts(root: Path, places: tuple[str, ...]) -> list:
 
 def _torchvision(data: Data, **arguments: Any) -> Any:
     """torchvision's data set object; its complaints about missing or damaged files become a ValueError."""
+    import torchvision.datasets                              # slow, and digits do without
+
     name, places = TORCHVISION[_stored(data)]
     root = data.root.expanduser()
     try:
@@ -162,7 +163,7 @@ def _eurosat(data: Data) -> Source:
     """EuroSAT in RGB: 27,000 images of 64 x 64 pixels, no official test split."""
     dataset = _torchvision(data)
     paths, labels = zip(*dataset.samples)
-    return Source(tuple(dataset.classes), file_pool([Path(path) for path in paths], labels), holds_out_test=True)
+    return Source(tuple(dataset.classes), file_pool(paths, labels), holds_out_test=True)
 
 
 def _gtsrb(data: Data) -> Source:
@@ -170,7 +171,7 @@ def _gtsrb(data: Data) -> Source:
 
     def read(dataset: Any) -> Pool:
         paths, labels = zip(*dataset._samples)               # private, but indexing would decode every image for its label
-        return file_pool([Path(path) for path in paths], labels)
+        return file_pool(paths, labels)
 
     return _both(data, read, {"split": "train"}, {"split": "test"}, 43)
 
@@ -182,8 +183,8 @@ def _flowers102(data: Data) -> Source:
         dataset = _torchvision(data, split=split)
         return file_pool(dataset._image_files, dataset._labels)      # private, for the same reason
 
-    names = getattr(torchvision.datasets.Flowers102, "classes", range(102))
-    return Source(tuple(str(name) for name in names), read("train"), read("val"), lambda: read("test"))
+    names = _names(_torchvision(data, split="train"), 102)
+    return Source(names, read("train"), read("val"), lambda: read("test"))
 
 
 def _mnist(data: Data, train: bool) -> tuple[np.ndarray, np.ndarray]:

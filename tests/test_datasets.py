@@ -1,0 +1,429 @@
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from trainers import cache, pools
+from trainers.datasets import batch, load, normalise
+from trainers.fitting import fit_images
+from trainers.settings import Data
+from trainers.splitting import take
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not in ../shared/data")
+cifar_small = pytest.mark.skipif(not (SHARED / "cifar10_small").is_dir(), reason="cifar10_small is not in ../shared/data")
+DIGITS = Data(name="digits")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUISEARCH_CACHE", str(tmp_path / "cache"))
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+# digits, splits and what training reads of them
+
+def test_digits_are_all_there_once_and_stratified():
+    splits = load(DIGITS)
+    parts = (splits.train, splits.validation, splits.test())
+    assert [len(part) for part in parts] == [1150, 288, 359]
+    assert splits.size == (8, 8) and splits.channels == 1 and splits.classes == tuple("0123456789")
+    assert splits.train.pixels.dtype == torch.uint8 and splits.train.pixels.max() == 255
+    from sklearn.datasets import load_digits
+
+    everything = torch.cat([part.pixels for part in parts]).flatten(1)
+    expected = np.rint(load_digits().data * 255 / 16).astype(np.uint8)
+    assert sorted(map(bytes, everything.numpy())) == sorted(map(bytes, expected))
+    for part in parts:
+        share = part.labels.bincount() / len(part)
+        assert (share - torch.tensor(load_digits().target).bincount() / 1797).abs().max() < 0.004
+
+
+def test_asked_numbers_are_kept():
+    splits = load(Data(name="digits", train=300, validation=77, test=50))
+    assert (len(splits.train), len(splits.validation), len(splits.test())) == (300, 77, 50)
+
+
+def test_mean_and_std_are_of_the_training_pixels_only():
+    splits = load(DIGITS, size=(11, 9))
+    pixels = splits.train.pixels.double() / 255
+    assert splits.mean == pytest.approx([pixels.mean().item()], abs=1e-12)
+    assert splits.std == pytest.approx([pixels.std(correction=0).item()], abs=1e-12)
+
+
+def test_batch_and_normalise_give_zero_mean_and_unit_deviation():
+    splits = load(DIGITS)
+    pixels, labels = batch(splits.train, torch.arange(len(splits.train)))
+    assert pixels.dtype == torch.float32 and 0 <= pixels.min() and pixels.max() == 1
+    normal = normalise(pixels, splits.mean, splits.std)
+    assert abs(normal.mean()) < 1e-5 and abs(normal.std() - 1) < 1e-3
+    assert torch.equal(normalise(pixels.rot90(1, (2, 3)), splits.mean, splits.std), normal.rot90(1, (2, 3)))
+    assert torch.equal(labels, splits.train.labels)
+
+
+def test_splits_can_be_sent_to_another_process():
+    splits = pickle.loads(pickle.dumps(load(DIGITS)))
+    assert len(splits.test()) == 359
+
+
+@pytest.mark.parametrize("total", [10, 37, 100, 199])
+def test_stratified_samples_have_the_asked_size_and_every_class(total):
+    labels = np.repeat(np.arange(10), [100, 30, 20, 10, 9, 8, 8, 5, 5, 5])
+    chosen = take(labels, total, (0,))
+    counts = np.bincount(labels[chosen], minlength=10)
+    assert len(set(chosen.tolist())) == total and counts.min() >= 1
+    assert np.abs(counts - total * np.bincount(labels) / 200).max() < 7     # the rare classes' minimum of one is paid by the first
+
+
+def test_stratified_samples_leave_what_is_to_be_kept():
+    labels = np.repeat([0, 1], [50, 3])
+    assert np.bincount(labels[take(labels, 49, (0,), keep=2)]).tolist() == [48, 1]
+
+
+# sizes
+
+def test_resize_is_antialiased_and_commutes_with_turns_and_mirrors():
+    images = torch.from_numpy(noise(20, 3, 32, 28))
+    small = fit_images(images, (13, 12), "resize")
+    expected = torch.nn.functional.interpolate(images.double(), size=(13, 12), mode="bilinear", antialias=True)
+    assert small.dtype == torch.uint8 and (small.double() - expected).abs().max() <= 0.5 + 1e-3
+    assert small.double().std() < 0.6 * torch.nn.functional.interpolate(images.double(), size=(13, 12), mode="bilinear").std()
+    for move in (lambda x: x.rot90(1, (2, 3)), lambda x: x.flip(-1)):
+        size = tuple(move(small).shape[-2:])
+        assert (fit_images(move(images), size, "resize").int() - move(small).int()).abs().max() <= 1      # rounding of ties
+
+
+@pytest.mark.parametrize("size", [(28, 28), (30, 32), (20, 24), (20, 30)])
+def test_pad_and_crop_keep_the_centre_exactly_where_the_difference_is_even(size):
+    images = torch.from_numpy(noise(2, 1, 28, 28))
+    fitted = fit_images(images, size, "pad")
+    assert fitted.shape[-2:] == size
+    assert torch.equal(fit_images(images.flip(-1, -2), size, "pad"), fitted.flip(-1, -2))
+    common = fit_images(fitted, (min(28, size[0]), min(28, size[1])), "pad")
+    assert torch.equal(common, fit_images(images, tuple(common.shape[-2:]), "pad"))
+
+
+def test_odd_padding_puts_the_extra_row_after_and_odd_cropping_takes_it_from_there():
+    images = torch.from_numpy(noise(2, 1, 4, 4))
+    assert torch.equal(fit_images(images, (5, 5), "pad")[..., :4, :4], images)
+    assert torch.equal(fit_images(images, (3, 3), "pad"), images[..., :3, :3])
+
+
+def test_the_study_decides_between_resize_and_pad():
+    assert (load(Data(name="digits", fit="pad"), (10, 10)).train.pixels[..., 0, :] == 0).all()
+    assert (load(Data(name="digits"), (10, 10)).train.pixels[..., 0, :] != 0).any()
+
+
+# the cache
+
+def count_renders(monkeypatch):
+    calls = []
+    monkeypatch.setattr("trainers.datasets.render", lambda *arguments: calls.append(1) or pools.render(*arguments))
+    return calls
+
+
+def test_the_second_load_decodes_nothing_and_gives_the_same(monkeypatch):
+    calls = count_renders(monkeypatch)
+    first = load(DIGITS, (9, 9))
+    decoded = len(calls)
+    again = load(DIGITS, (9, 9))
+    assert decoded > 0 and len(calls) == decoded
+    assert torch.equal(first.train.pixels, again.train.pixels) and first.mean == again.mean and first.counts == again.counts
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, path.stat().st_size - 1), lambda path: os.truncate(path, 5000),
+                                    lambda path: os.truncate(path, 0), lambda path: path.unlink(), lambda path: path.write_bytes(b"?" * 9000)])
+def test_a_torn_or_deleted_cache_file_is_built_again(damage, monkeypatch):
+    first = load(DIGITS)
+    expected = first.train.pixels.clone()
+    del first
+    [path] = cache.directory().glob("*.npy")
+    calls = count_renders(monkeypatch)
+    damage(path)
+    assert torch.equal(load(DIGITS).train.pixels, expected) and calls
+    assert np.load(path).shape[0] == 1150 + 288           # an ordinary .npy file
+
+
+def test_writing_to_loaded_images_changes_nothing_for_others():
+    load(DIGITS).train.pixels.zero_()
+    assert load(DIGITS).train.pixels.any()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"train": 100}, {"validation": 100}, {"fit": "pad"}, {"color": True}, {"test": 9}])
+def test_every_setting_that_matters_has_its_own_cache_file(change):
+    before = load(DIGITS, (9, 9))
+    after = load(Data(name="digits", **change), (9, 9))
+    assert before.train.pixels.shape != after.train.pixels.shape or not torch.equal(before.train.pixels, after.train.pixels)
+
+
+def test_an_unwritable_cache_is_a_warning_only(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EQUISEARCH_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.warns(UserWarning, match="EQUISEARCH_CACHE"):
+        assert len(load(DIGITS).train) == 1150
+
+
+def test_a_full_disk_is_a_warning_only(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert len(load(DIGITS).train) == 1150
+    assert not [path for path in cache.directory().iterdir() if path.suffix != ".lock"]
+
+
+def build_slowly(log):
+    def build(allocate):
+        with open(log, "a") as file:
+            file.write("built\n")
+        pixels = allocate((50, 7))
+        pixels[:] = np.arange(350, dtype=np.uint8).reshape(50, 7)
+        return np.arange(1, 50), {"about": "all"}
+
+    pixels, content = cache.cached("array", build)
+    assert pixels.shape == (49, 7) and pixels[0, 0] == 7 and content == {"about": "all"}
+
+
+def test_workers_that_start_together_build_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=build_slowly, args=(tmp_path / "log",)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    assert (tmp_path / "log").read_text() == "built\n"
+    assert {path.suffix for path in cache.directory().iterdir()} == {".npy", ".lock"}
+
+
+def test_an_error_while_building_leaves_no_file():
+    def build(allocate):
+        allocate((5, 5))
+        raise ValueError("unreadable")
+
+    with pytest.raises(ValueError, match="unreadable"):
+        cache.cached("array", build)
+    assert {path.suffix for path in cache.directory().iterdir()} <= {".lock"}
+
+
+# sets by name: MNIST and what is made from it
+
+@mnist
+def test_mnist_splits():
+    splits = load(Data(name="mnist", root=SHARED, train=800, validation=200))
+    assert (len(splits.train), len(splits.validation), len(splits.test())) == (800, 200, 10000)
+    assert splits.mean[0] == pytest.approx(0.1307, abs=0.005) and splits.std[0] == pytest.approx(0.3081, abs=0.005)
+    exchanged = load(Data(name="mnist_t10k", root=SHARED))
+    assert (len(exchanged.train), len(exchanged.validation)) == (8000, 2000)
+    in_test = set(map(bytes, splits.test().pixels.flatten(1).numpy()))
+    assert set(map(bytes, exchanged.train.pixels.flatten(1).numpy())) <= in_test
+    assert len(exchanged.test()) == 60000
+
+
+@mnist
+def test_rotated_mnist_is_mnist_turned_by_uniform_angles():
+    splits = load(Data(name="rotated_mnist", root=SHARED))
+    assert (len(splits.train), len(splits.validation), len(splits.test())) == (10000, 2000, 50000)
+    # Upright ones are taller than wide; turned uniformly they are as wide as tall on average.
+    def elongation(part):
+        pixels = part.pixels[part.labels == 1].float()
+        grid = torch.arange(28.0) - 13.5
+        spread = [(pixels.sum(axis) * grid ** 2).sum() for axis in ((0, 1, 3), (0, 1, 2))]
+        return (spread[0] / spread[1]).item()
+
+    upright = load(Data(name="mnist", root=SHARED, train=10000))
+    assert elongation(upright.train) > 2.5 and elongation(splits.train) == pytest.approx(1, abs=0.1)
+    assert torch.equal(load(Data(name="rotated_mnist", root=SHARED)).test().pixels[:100], splits.test().pixels[:100])
+
+
+@mnist
+@pytest.mark.parametrize("name,undo", [("mnist6_180", lambda x: x.flip(-1, -2)), ("mnist6_m", lambda x: x.flip(-1))])
+def test_moved_sixes_are_sixes_of_mnist_each_in_one_class(name, undo):
+    splits = load(Data(name=name, root=SHARED))
+    sixes = load(Data(name="mnist", root=SHARED)).test()
+    sixes = sixes.pixels[sixes.labels == 6]
+    test = splits.test()
+    assert len(test) == len(sixes) == 958 and test.labels.bincount().tolist() == [479, 479]
+    undone = torch.where(test.labels.view(-1, 1, 1, 1) == 1, undo(test.pixels), test.pixels)
+    assert sorted(map(bytes, undone.flatten(1).numpy())) == sorted(map(bytes, sixes.flatten(1).numpy()))
+    assert splits.counts == {"6": (2367, 592), splits.classes[1]: (2367, 592)}
+
+
+@cifar_small
+def test_a_real_folder():
+    splits = load(Data(folder=SHARED / "cifar10_small"))
+    assert (len(splits.train), len(splits.validation), len(splits.test())) == (2400, 600, 1000)
+    assert splits.channels == 3 and splits.size == (32, 32) and "airplane" in splits.classes
+    path = sorted((SHARED / "cifar10_small" / "test" / "airplane").iterdir())[0]
+    assert any(np.array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), pixels) for pixels in splits.test().pixels.numpy())
+
+
+# torchvision's other sets, on small files of their own formats
+
+def idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes())
+
+
+def labels_of(count, classes):
+    return (np.arange(count) % classes).astype(np.uint8)
+
+
+def make_idx(root, folder, names, classes):
+    for i, (images, labels) in enumerate(names):
+        idx(root / folder / "raw" / images, noise(20 * classes // (1 + i), 28, 28, seed=i))
+        idx(root / folder / "raw" / labels, labels_of(20 * classes // (1 + i), classes))
+
+
+PLAIN = [("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")]
+EMNIST = [(f"emnist-balanced-{part}-images-idx3-ubyte", f"emnist-balanced-{part}-labels-idx1-ubyte") for part in ("train", "test")]
+
+
+def make_cifar(root, folder, parts, key, classes):
+    (root / folder).mkdir()
+    for i, part in enumerate(parts):
+        with open(root / folder / part, "wb") as file:
+            pickle.dump({"data": noise(2 * classes, 3072, seed=i), key: labels_of(2 * classes, classes).tolist()}, file)
+
+
+def make_cifar10(root):
+    make_cifar(root, "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], "labels", 10)
+    with open(root / "cifar-10-batches-py" / "batches.meta", "wb") as file:
+        pickle.dump({"label_names": [f"thing {i}" for i in range(10)]}, file)
+
+
+def make_cifar100(root):
+    make_cifar(root, "cifar-100-python", ["train", "test"], "fine_labels", 100)
+    with open(root / "cifar-100-python" / "meta", "wb") as file:
+        pickle.dump({"fine_label_names": [f"thing {i}" for i in range(100)]}, file)
+
+
+def make_svhn(root):
+    for i, part in enumerate(("train", "test")):
+        labels = labels_of(40, 10)[:, None] + 1           # the file calls the digit zero 10
+        scipy.io.savemat(root / f"{part}_32x32.mat", {"X": noise(32, 32, 3, 40, seed=i), "y": labels})
+
+
+def make_stl10(root):
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    (folder / "class_names.txt").write_text("\n".join(f"thing {i}" for i in range(10)))
+    for i, part in enumerate(("train", "test")):
+        noise(20, 3 * 96 * 96, seed=i).tofile(folder / f"{part}_X.bin")
+        (labels_of(20, 10) + 1).tofile(folder / f"{part}_y.bin")
+    for name in ("unlabeled_X.bin", "fold_indices.txt"):               # looked for, not read
+        (folder / name).write_bytes(b"")
+
+
+def make_eurosat(root):
+    for name in ("Forest", "River"):
+        (root / "eurosat" / "2750" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(noise(64, 64, 3, seed=i)).save(root / "eurosat" / "2750" / name / f"{name}_{i}.jpg")
+
+
+def make_gtsrb(root):
+    base = root / "gtsrb"
+    for label in range(2):
+        folder = base / "GTSRB" / "Training" / f"{label:05d}"
+        folder.mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(noise(30 + i, 40, 3)).save(folder / f"{i}.ppm")
+    (base / "GTSRB" / "Final_Test" / "Images").mkdir(parents=True)
+    rows = ["Filename;Width;Height;ClassId"]
+    for i in range(4):
+        Image.fromarray(noise(30, 40, 3)).save(base / "GTSRB" / "Final_Test" / "Images" / f"{i}.ppm")
+        rows.append(f"{i}.ppm;40;30;{i % 2}")
+    (base / "GT-final_test.csv").write_text("\n".join(rows))
+
+
+def make_flowers102(root):
+    base = root / "flowers-102"
+    (base / "jpg").mkdir(parents=True)
+    for i in range(1, 31):
+        Image.fromarray(noise(50, 40, 3)).save(base / "jpg" / f"image_{i:05d}.jpg")
+    scipy.io.savemat(base / "imagelabels.mat", {"labels": labels_of(30, 3)[None] + 1})
+    scipy.io.savemat(base / "setid.mat", {"trnid": np.arange(1, 13)[None], "valid": np.arange(13, 19)[None], "tstid": np.arange(19, 31)[None]})
+
+
+@pytest.mark.parametrize("name,make,expected", [
+    ("fashion_mnist", lambda root: make_idx(root, "FashionMNIST", PLAIN, 10), (160, 40, 100, 1, (28, 28), "T-shirt/top")),
+    ("kmnist", lambda root: make_idx(root, "KMNIST", PLAIN, 10), (160, 40, 100, 1, (28, 28), "o")),
+    ("emnist", lambda root: make_idx(root, "EMNIST", EMNIST, 47), (752, 188, 470, 1, (28, 28), "0")),
+    ("cifar10", make_cifar10, (80, 20, 20, 3, (32, 32), "thing 0")),
+    ("cifar100", make_cifar100, (160, 40, 200, 3, (32, 32), "thing 0")),
+    ("svhn", make_svhn, (32, 8, 40, 3, (32, 32), "0")),
+    ("stl10", make_stl10, (10, 10, 20, 3, (96, 96), "thing 0")),
+    ("eurosat", make_eurosat, (13, 3, 4, 3, (64, 64), "Forest")),
+    ("gtsrb", make_gtsrb, (8, 2, 4, 3, (32, 40), "0")),
+    ("flowers102", make_flowers102, (12, 6, 12, 3, (50, 40), "pink primrose")),
+])
+def test_torchvision_sets_of_small_files(tmp_path, monkeypatch, name, make, expected):
+    for module in ("cifar", "svhn", "stl10", "flowers102"):           # they compare checksums with the real files
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: os.path.exists(path))
+    make(tmp_path)
+    splits = load(Data(name=name, root=tmp_path))
+    test = splits.test()
+    assert (len(splits.train), len(splits.validation), len(test), splits.channels, splits.size, splits.classes[0]) == expected
+    assert test.pixels.shape[1:] == splits.train.pixels.shape[1:]
+    assert set(splits.train.labels.tolist()) <= set(range(len(splits.classes)))
+
+
+def test_emnist_is_made_upright(tmp_path):
+    make_idx(tmp_path, "EMNIST", EMNIST, 47)
+    stored = noise(470, 28, 28, seed=1)
+    pixels = load(Data(name="emnist", root=tmp_path)).test().pixels[:, 0].numpy()
+    assert sorted(map(bytes, pixels)) == sorted(map(bytes, np.ascontiguousarray(stored.transpose(0, 2, 1))))
+
+
+@pytest.mark.parametrize("name", ["mnist", "rotated_mnist", "cifar10", "svhn", "eurosat", "pcam"])
+def test_a_missing_set_says_where_it_was_looked_for_and_what_to_do(tmp_path, name):
+    with pytest.raises(ValueError, match=f"data set {name} is not in {tmp_path} .*set `root:` to the folder that holds it, or `download: true`"):
+        load(Data(name=name, root=tmp_path))
+
+
+def test_an_incomplete_set_says_so(tmp_path):
+    idx(tmp_path / "MNIST" / "raw" / PLAIN[0][0], noise(10, 28, 28))
+    with pytest.raises(ValueError, match="data set mnist cannot be read from .*torchvision says \"Dataset not found.*`download: true`"):
+        load(Data(name="mnist", root=tmp_path))
+
+
+def test_a_download_that_fails_says_so(tmp_path, monkeypatch):
+    def offline(*arguments, **options):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", offline)
+    with pytest.raises(ValueError, match="data set mnist cannot be downloaded to .*Error downloading"):
+        load(Data(name="mnist", root=tmp_path, download=True))
+
+
+def test_download_fetches_both_splits_once(tmp_path, monkeypatch):
+    calls = []
+
+    def fetch(self):
+        if not (tmp_path / "MNIST").exists():
+            make_idx(tmp_path, "MNIST", PLAIN, 10)
+            calls.append(1)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", fetch)
+    for _ in range(2):
+        assert len(load(Data(name="mnist", root=tmp_path, download=True)).test()) == 100
+    assert calls == [1]
+
+
+@mnist
+def test_more_images_than_there_are():
+    with pytest.raises(ValueError, match="asks for 59000 training and 2000 validation images, but only 60000 .*lower `train:`"):
+        load(Data(name="mnist", root=SHARED, train=59000, validation=2000))
+    with pytest.raises(ValueError, match="asks for 10001 images of the test split, which has 10000"):
+        load(Data(name="mnist", root=SHARED, test=10001)).test()

@@ -1,0 +1,65 @@
+"""Random architectures for property tests: every kind of layer the text form knows, sizes that need not be exact."""
+
+from __future__ import annotations
+
+import random
+
+from searchspace.architecture import Architecture, Loss, Stage, Subsampling
+from searchspace.groups import Group
+
+GRID = ("C1", "C2", "C4", "D1", "D2", "D4")
+ANY = GRID + ("C3", "C8", "D8")
+
+
+def random_subsampling(rng: random.Random) -> Subsampling:
+    """One step of any kind; it need not fit."""
+    kind = rng.choice(("max", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop"))
+    stride = rng.choice((1, 2, 2, 3))
+    if kind in ("max", "avg", "conv"):
+        kernel = rng.choice((1, 2, 3, 4, 5))
+        before = rng.randint(0, kernel // 2)
+        padding = (before, before) if rng.random() < 0.7 else (before, rng.randint(0, kernel // 2))
+        return Subsampling(kind, kernel, stride, padding, ceil=kind != "conv" and rng.random() < 0.2)
+    if kind.startswith("blur"):
+        return Subsampling(kind, 5, stride, (2, 2))
+    if kind.startswith("adaptive"):
+        return Subsampling(kind, output=rng.randint(2, 6)) if rng.random() < 0.5 else Subsampling(kind, stride=max(2, stride))
+    return Subsampling(kind, output=rng.randint(3, 16), mode=rng.choice(("bilinear", "bicubic", "nearest")) if kind == "resize" else "bilinear")
+
+
+def random_stage(rng: random.Random, group: Group, filters: str) -> Stage:
+    """One stage of any kind; it need not fit."""
+    kernel = rng.choice((1, 3, 5) if filters == "basis" else (1, 2, 3, 4, 5))
+    dilation = rng.choice((1, 1, 1, 2)) if filters == "free" else 1
+    residual = rng.random() < 0.2
+    half = dilation * (kernel // 2)
+    padding = (half, half)
+    if residual:
+        kernel = kernel if kernel % 2 else 3
+        padding = (dilation * (kernel // 2),) * 2
+    elif rng.random() < 0.4:
+        before = rng.randint(0, half + 1)
+        padding = (before, before) if rng.random() < 0.6 else (before, rng.randint(0, half + 1))
+    mode = rng.choice(("zeros", "zeros", "zeros", "reflect", "circular", "replicate"))
+    return Stage(rng.randint(1, 3), kernel, rng.choice((1, 1, 1, 2, 3)), padding, group,
+                 random_subsampling(rng) if rng.random() < 0.5 else None, dilation, mode, rng.choice((1, 1, 1, 2)), residual)
+
+
+def random_architecture(rng: random.Random, groups: tuple[str, ...] = GRID, square: float = 0.7) -> Architecture:
+    """A valid architecture of one to four small stages; tries until one fits its input."""
+    while True:
+        group = Group.parse(rng.choice(groups))
+        filters = "basis" if not group.on_grid or rng.random() < 0.2 else "free"
+        stages = []
+        for _ in range(rng.randint(1, 4)):
+            if rng.random() < 0.15:
+                group = rng.choice(group.subgroups())
+            stages.append(random_stage(rng, group, filters))
+        height = rng.randint(7, 24)
+        width = height if rng.random() < square else rng.randint(7, 24)
+        entry = random_subsampling(rng) if rng.random() < 0.15 else None
+        try:
+            loss = Loss(rng.choice(("none", "none", "layerwise", "latent", "label")), rng.choice((0.1, 1.0, 2.5)))
+            return Architecture((height, width), tuple(stages), rng.choice(("group_max", "group_mean", "none")), filters, loss, entry)
+        except ValueError:
+            continue

@@ -1,0 +1,71 @@
+"""Scores of a network on validation images."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as functional
+
+from searchspace.cost import cost
+from searchspace.groups import TRIVIAL, Group
+from trainers.augment import seen
+from trainers.datasets import Images, Splits, normalise
+from trainers.equivariance import equivariance_error
+from trainers.measures import SymmetryAccuracy, symmetry_accuracy
+from trainers.networks import Network, fold
+from trainers.scores import Scores
+
+if TYPE_CHECKING:
+    from trainers.train import Config
+
+ERROR_IMAGES = 64       # images that the equivariance error is measured on
+BATCH = 128             # images per forward; larger ones were slower on a CPU
+
+
+def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, images: "Images | None" = None) -> Scores:
+    """The scores of `network` after `epoch` epochs, on the validation images unless others are given.
+
+    The folded network is what is scored: that is what a user will run. Raises ValueError where the logits do not vary
+    over the images (a constant must not win) or a score is not finite.
+    """
+    began = time.perf_counter()
+    images = splits.validation if images is None else images
+    declared = config.group
+    normal = partial(normalise, mean=splits.mean, std=splits.std)
+    folded = fold(network)
+    loss, seconds = _loss(folded, images, normal)
+    symmetry = symmetry_accuracy(folded, images.pixels, images.labels, declared, seen(config.training.augment, declared),
+                                 normalise=normal, batch_size=BATCH)
+    errors = (0.0, 0.0) if declared == TRIVIAL else _errors(network, images, declared, normal)
+    price = cost(network.architecture, splits.channels, len(splits.classes))
+    return Scores(epoch=epoch, accuracy=symmetry.accuracy.value, symmetry_accuracy=symmetry.mean.value,
+                  symmetry_accuracy_worst=symmetry.worst[1].value, symmetry_accuracy_exact=_value(symmetry, "exact"),
+                  symmetry_accuracy_interpolated=_value(symmetry, "interpolated"),
+                  equivariance_error=errors[0], equivariance_error_features=errors[1], loss=loss,
+                  params=price.params, macs=price.macs, latency=1000 * seconds / len(images.labels),
+                  seconds=time.perf_counter() - began)
+
+
+def _value(symmetry: SymmetryAccuracy, name: str) -> "float | None":
+    share = getattr(symmetry, name)
+    return None if share is None else share.value
+
+
+def _errors(network: Network, images: Images, declared: Group, normal) -> tuple[float, float]:
+    few = images.pixels[:: max(1, len(images.pixels) // ERROR_IMAGES)][:ERROR_IMAGES]
+    error = equivariance_error(network, few, declared, normalise=normal)
+    return error.logits.mean, error.features or 0.0
+
+
+@torch.no_grad()
+def _loss(folded: torch.nn.Module, images: Images, normal) -> tuple[float, float]:
+    """(mean cross entropy in nats, seconds of the pass)."""
+    began, total = time.perf_counter(), 0.0
+    for start in range(0, len(images.labels), BATCH):
+        pixels = images.pixels[start:start + BATCH].float() / 255
+        logits = folded(normal(pixels)).float()
+        total += float(functional.cross_entropy(logits, images.labels[start:start + BATCH], reduction="sum"))
+    return total / len(images.labels), time.perf_counter() - began

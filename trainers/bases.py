@@ -1,0 +1,143 @@
+"""escnn's sampled steerable bases, baked once per machine and kept on disk.
+
+The cache lies in $EQUISEARCH_CACHE, or in the user's cache folder; it may be deleted at any time. A file's name holds all
+that its content depends on (format, escnn's version, group, kernel). Files appear by renaming, and two workers that bake
+the same one write the same bytes, so nothing is locked.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from searchspace.groups import Group
+from trainers.actions import act, permutation
+
+FORMAT = 1      # of the files; raise it when baking changes what they hold
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The steerable kernels from one field (scalar or regular) to one regular field of a group, sampled on pixels."""
+
+    kernels: Tensor     # [size, |G|, 1 or |G|, kernel, kernel], float32
+    deviations: Tensor  # [size]: of He's initialisation of the coefficients, for one incoming field
+
+
+def cache_folder() -> Path:
+    """Where baked bases lie: $EQUISEARCH_CACHE, else `equisearch` in the user's cache folder."""
+    if chosen := os.environ.get("EQUISEARCH_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "equisearch"
+
+
+def load(wanted: Iterable[tuple[Group, int]]) -> None:
+    """Bring the bases of all (group, kernel) in `wanted` into memory, baking those that no file holds in one process."""
+    missing = []
+    for group, kernel in dict.fromkeys(wanted):
+        key = (group, kernel, version("escnn"))
+        if key not in _memory:
+            arrays = _read(_file(group, kernel))
+            if arrays is None:
+                missing.append((group, kernel))
+            else:
+                _memory[key] = arrays
+    if missing:
+        _bake(missing)
+
+
+@lru_cache(maxsize=256)
+def basis(group: Group, kernel: int, lifting: bool) -> Basis:
+    """The basis of kernels to one regular field of `group`: from a scalar field if `lifting`, else from a regular one.
+
+    Coefficients have escnn's order, normalisation and band limit (R2Conv's defaults, escnn 1.0.11). Elements on the pixel grid
+    act on the kernels exactly, not to the 1e-7 of escnn's float32 sampling (`exact_on_grid`).
+    """
+    load([(group, kernel)])
+    arrays = _memory[group, kernel, version("escnn")]
+    kind = "scalar" if lifting else "regular"
+    return Basis(exact_on_grid(torch.from_numpy(arrays[kind]), group), torch.from_numpy(arrays[f"{kind}_std"]))
+
+
+def exact_on_grid(kernels: Tensor, group: Group) -> Tensor:
+    """The kernels [size, |G|, in, k, k] with rows that are exact copies of each other under quarter turns and flips.
+
+    An equivariant kernel's row of element h @ c is its row of c, moved by h. escnn samples every row by itself, in float32;
+    here one row per orbit of the grid's elements is kept and the others are made from it by index moves.
+    """
+    exact, made = torch.empty_like(kernels), set()
+    for source in group.elements:
+        if group.index(source) in made:
+            continue
+        for element in group.grid.elements:
+            target = group.index(element @ source)
+            row = act(kernels[:, group.index(source)], element)
+            if kernels.shape[2] > 1:
+                row = row[:, list(permutation(group, element.inverse))]
+            exact[:, target] = row
+            made.add(target)
+    return exact
+
+
+_memory: dict[tuple[Group, int, str], dict[str, np.ndarray]] = {}
+
+
+def _file(group: Group, kernel: int) -> Path:
+    return cache_folder() / f"bases-{FORMAT}-escnn-{version('escnn')}" / f"{group}-{kernel}.npz"
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file; None if it is missing, or not whole (a disk that was full, a foreign file)."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("scalar", "scalar_std", "regular", "regular_std")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _bake(missing: list[tuple[Group, int]]) -> None:
+    """Sample what is missing with escnn in a process of its own, keep it in memory and, where possible, on disk."""
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+                   "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"{group}:{kernel}" for group, kernel in missing]
+        done = subprocess.run([sys.executable, "-m", "trainers.baking", folder, *names], env=environment,
+                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise RuntimeError(f"escnn could not sample the bases {', '.join(names)}:\n{done.stderr[-2000:]}")
+        for group, kernel in missing:
+            arrays = _read(Path(folder) / f"{group}-{kernel}.npz")
+            assert arrays is not None, "the baking process ended well but left no file"
+            _memory[group, kernel, version("escnn")] = arrays
+            _keep(_file(group, kernel), arrays)
+
+
+def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write `arrays` to `path` at once or not at all; a folder that cannot be written costs time, not the result."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        warnings.warn(f"cannot keep steerable bases in {path.parent} ({error}); every process will sample them again. "
+                      "Set EQUISEARCH_CACHE to a folder that can be written.", stacklevel=2)

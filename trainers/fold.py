@@ -1,0 +1,59 @@
+"""A trained network as plain Conv2d, ReLU, pooling and Linear modules (`trainers.plain`)."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from trainers.networks import Block, Convolution, Network, step_spec
+from trainers.plain import PlainNetwork, Subsample
+
+
+def fold(network: Network) -> PlainNetwork:
+    """The network in evaluation as plain torch modules: filters expanded once, batch norms folded into weight and bias.
+
+    Same device and dtype, same outputs to rounding, its own copy of the weights. `description(network)` and the state dict are
+    all that `trainers/plain.py`, which needs nothing but torch, takes to build it again.
+    """
+    reference = network.linear.weight
+    folded = PlainNetwork(description(network)).to(reference)
+    with torch.no_grad():
+        weights = dict(zip(network.convolutions, network.weights()))
+        for convolution, module in zip(network.convolutions, _convolutions(folded), strict=True):
+            scale, shift = convolution.norm.scale_and_shift()
+            module.weight.copy_(weights[convolution].double() * scale[:, None, None, None])
+            module.bias.copy_(shift)
+        folded.head.linear.load_state_dict(network.linear.state_dict())
+    return folded.eval().requires_grad_(False)
+
+
+def description(network: Network) -> dict[str, Any]:
+    """What `trainers.plain.PlainNetwork` is built from: a dict of numbers and strings that JSON can hold."""
+    architecture, channels = network.architecture, network.channels
+    stages = []
+    for stage, blocks, step in zip(architecture.stages, network.stages, network.steps):
+        spec: Optional[dict] = None
+        if isinstance(step, Block):
+            spec = _convolution(step.convolutions[0])
+        elif isinstance(step, Subsample):
+            spec = step_spec(stage.subsampling, stage.channels)
+        stages.append({"blocks": [_block(block) for block in blocks], "step": spec})
+    head = {"kind": architecture.head, "order": network.order, "features": network.linear.in_features, "classes": network.classes}
+    return {"channels": channels, "size": list(architecture.size), "stages": stages, "head": head,
+            "entry": step_spec(architecture.entry, channels) if architecture.entry else None}
+
+
+def _block(block: Block) -> dict[str, Any]:
+    skip = None if not block.residual else "identity" if block.skip is None else _convolution(block.skip)
+    return {"convolutions": [_convolution(c) for c in block.convolutions], "skip": skip}
+
+
+def _convolution(convolution: Convolution) -> dict[str, Any]:
+    return {"in": convolution.channels_in, "out": convolution.fields * convolution.norm.order, "kernel": convolution.kernel,
+            "stride": convolution.stride, "padding": list(convolution.padding), "dilation": convolution.dilation, "mode": convolution.mode}
+
+
+def _convolutions(folded: PlainNetwork) -> list[nn.Conv2d]:
+    return [module for module in folded.modules() if isinstance(module, nn.Conv2d)]

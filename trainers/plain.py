@@ -1,0 +1,158 @@
+"""The network that an architecture folds to, in nothing but torch: this file stands alone and may be copied.
+
+    network = PlainNetwork(json.load(open("network.json")))
+    network.load_state_dict(torch.load("network.pt"))
+    logits = network(images)        # [batch, channels, height, width] -> [batch, classes]
+
+The description is a dict of numbers and strings:
+
+    entry   a step or null, applied to the images
+    stages  a list of {"blocks": [...], "step": a step or a convolution or null}
+    block   {"convolutions": [...], "skip": null (no skip) | "identity" | a convolution}
+    convolution  {"in", "out", "kernel", "stride", "padding": [before, after], "dilation", "mode"}
+    step    {"kind", "kernel", "stride", "padding": [before, after], "ceil", "output", "mode", "channels"}
+    head    {"kind": "group_max" | "group_mean" | "none", "order": channels of a field, "features", "classes"}
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+BLUR_PIXELS = 5
+BLUR_SIGMA = {"blur": 0.66, "blurmax": 0.6}     # pixels, as in escnn's anti-aliased pooling layers
+
+
+class Pad(nn.Module):
+    """Padding of both axes by (before, after) pixels: zeros, reflect, circular or replicate."""
+
+    def __init__(self, padding, mode="zeros"):
+        super().__init__()
+        self.padding = (*padding, *padding)
+        self.mode = "constant" if mode == "zeros" else mode
+
+    def forward(self, maps):
+        """The padded maps."""
+        return F.pad(maps, self.padding, self.mode)
+
+
+class Subsample(nn.Module):
+    """A step without trained weights that changes the resolution: see `searchspace.architecture.Subsampling`."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = dict(step)
+        if step["kind"] in BLUR_SIGMA:
+            offsets = torch.arange(BLUR_PIXELS, dtype=torch.float64) - BLUR_PIXELS // 2
+            bell = torch.exp(-offsets.square() / (2 * BLUR_SIGMA[step["kind"]] ** 2))
+            window = bell[:, None] * bell
+            self.register_buffer("window", (window / window.sum()).to(torch.get_default_dtype())[None, None], persistent=False)
+
+    def forward(self, maps):
+        """The maps in their new resolution, in the same dtype."""
+        step, kind = self.step, self.step["kind"]
+        if kind in ("max", "avg"):
+            return self._slide(maps)
+        if kind in BLUR_SIGMA:
+            if kind == "blurmax":
+                maps = F.max_pool2d(maps, 3, stride=1, padding=1)
+            window = self.window.to(maps.dtype).expand(step["channels"], 1, -1, -1)
+            return F.conv2d(maps, window, stride=step["stride"], padding=step["padding"][0], groups=step["channels"])
+        height, width = maps.shape[-2:]
+        output = [step["output"] or -(-pixels // step["stride"]) for pixels in (height, width)]
+        if kind == "adaptive":
+            return F.adaptive_avg_pool2d(maps, output)
+        if kind == "adaptivemax":
+            return F.adaptive_max_pool2d(maps, output)
+        if kind == "resize":
+            if step["mode"] == "nearest":
+                return F.interpolate(maps, size=output)
+            shrinks = output[0] < height or output[1] < width
+            return F.interpolate(maps, size=output, mode=step["mode"], antialias=shrinks, align_corners=False)
+        top, left = (output[0] - height) // 2, (output[1] - width) // 2     # crop: negative padding cuts
+        return F.pad(maps, (left, output[1] - width - left, top, output[0] - height - top))
+
+    def _slide(self, maps):
+        step = self.step
+        (before, after), kernel, stride = step["padding"], step["kernel"], step["stride"]
+        pool = F.max_pool2d if step["kind"] == "max" else F.avg_pool2d
+        if before == after:
+            return pool(maps, kernel, stride, padding=before, ceil_mode=step["ceil"])
+        filler = float("-inf") if step["kind"] == "max" else 0.0
+        pooled = pool(F.pad(maps, (before, after, before, after), value=filler), kernel, stride, ceil_mode=step["ceil"])
+        # Rounding up, no window may start behind the image, as torch has it for equal padding.
+        height, width = ((pixels + before - 1) // stride + 1 for pixels in maps.shape[-2:])
+        return pooled[..., :height, :width]
+
+
+def convolution(spec):
+    """A module with bias for one convolution: a Conv2d, after a Pad where Conv2d itself cannot pad so."""
+    before, after = spec["padding"]
+    equal_zeros = before == after and spec["mode"] == "zeros"
+    conv = nn.Conv2d(spec["in"], spec["out"], spec["kernel"], stride=spec["stride"], dilation=spec["dilation"],
+                     padding=before if equal_zeros else 0)
+    return conv if equal_zeros else nn.Sequential(Pad(spec["padding"], spec["mode"]), conv)
+
+
+class Block(nn.Module):
+    """A convolution and ReLU; or, with a skip connection, two convolutions whose sum with the skip passes the last ReLU."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.convolutions = nn.ModuleList(convolution(c) for c in spec["convolutions"])
+        self.residual = spec["skip"] is not None
+        self.skip = convolution(spec["skip"]) if isinstance(spec["skip"], dict) else nn.Identity() if self.residual else None
+
+    def forward(self, maps):
+        """The feature maps after the last ReLU."""
+        out = self.convolutions[0](maps)
+        for conv in self.convolutions[1:]:
+            out = conv(F.relu(out))
+        return F.relu(out + self.skip(maps) if self.residual else out)
+
+
+class Head(nn.Module):
+    """Spatial mean, then the maximum or mean over the channels of each field (or all channels), then a linear layer."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.kind, self.order = spec["kind"], spec["order"]
+        self.linear = nn.Linear(spec["features"], spec["classes"])
+
+    def forward(self, maps):
+        """The logits [batch, classes]."""
+        features = maps.mean((2, 3))
+        if self.kind != "none":
+            fields = features.reshape(features.shape[0], -1, self.order)
+            features = fields.amax(2) if self.kind == "group_max" else fields.mean(2)
+        return self.linear(features)
+
+
+class PlainNetwork(nn.Module):
+    """The folded network of a description: Conv2d, ReLU, pooling, one Linear. For evaluation; it holds no batch norm."""
+
+    def __init__(self, description):
+        super().__init__()
+        self.entry = Subsample(description["entry"]) if description["entry"] else nn.Identity()
+        self.stages = nn.ModuleList()
+        for stage in description["stages"]:
+            parts = [Block(block) for block in stage["blocks"]]
+            if stage["step"]:
+                is_step = "kind" in stage["step"]
+                parts.append(Subsample(stage["step"]) if is_step else Block({"convolutions": [stage["step"]], "skip": None}))
+            self.stages.append(nn.Sequential(*parts))
+        self.head = Head(description["head"])
+
+    def forward(self, images):
+        """The logits [batch, classes] of images [batch, channels, height, width]."""
+        maps = self.entry(images)
+        for stage in self.stages:
+            maps = stage(maps)
+        return self.head(maps)
+
+    def forward_with_stages(self, images):
+        """(logits, a tuple with the feature maps after each stage)."""
+        maps, outputs = self.entry(images), []
+        for stage in self.stages:
+            maps = stage(maps)
+            outputs.append(maps)
+        return self.head(maps), tuple(outputs)

@@ -363,7 +363,7 @@ def make_flowers102(root):
     ("cifar10", make_cifar10, (80, 20, 20, 3, (32, 32), "thing 0")),
     ("cifar100", make_cifar100, (160, 40, 200, 3, (32, 32), "thing 0")),
     ("svhn", make_svhn, (32, 8, 40, 3, (32, 32), "0")),
-    ("stl10", make_stl10, (10, 10, 20, 3, (96, 96), "thing 0")),
+    ("stl10", make_stl10, (16, 4, 20, 3, (96, 96), "thing 0")),
     ("eurosat", make_eurosat, (13, 3, 4, 3, (64, 64), "Forest")),
     ("gtsrb", make_gtsrb, (8, 2, 4, 3, (32, 40), "0")),
     ("flowers102", make_flowers102, (12, 6, 12, 3, (50, 40), "pink primrose")),

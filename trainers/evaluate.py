@@ -15,7 +15,8 @@ from trainers.augment import seen
 from trainers.datasets import Images, Splits, normalise
 from trainers.equivariance import equivariance_error
 from trainers.measures import SymmetryAccuracy, symmetry_accuracy
-from trainers.networks import Network, fold
+from trainers.fold import fold
+from trainers.networks import Network
 from trainers.scores import Scores
 
 if TYPE_CHECKING:

@@ -44,6 +44,7 @@ class Config:
     symmetry: Symmetry
     seed: int = 0                               # of weights, order and augmentation
     learning_rate: Optional[float] = None       # None: the training's
+    batch_divisor: int = 1                      # parts that a batch is computed in, gradients summed: less memory, the same step size
 
     @property
     def peak_rate(self) -> float:
@@ -169,17 +170,20 @@ def _one_epoch(state: _State, architecture: Architecture, config: Config, splits
         chosen = order[step * training.batch_size:(step + 1) * training.batch_size]
         if len(chosen) < 2:         # batch norm needs two
             break
-        pixels, labels = batch(splits.train, chosen.to(device), device)
-        pixels = transform(pixels, training.augment, config.group, generator)
         rate = rate_at(training, config.peak_rate, state.epoch * steps + step, training.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with autocast(precision, device):
-            loss = _loss(network, architecture, config, pixels, labels, splits, elements, generator)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for part in chosen.split(max(2, -(-len(chosen) // config.batch_divisor))):
+            if len(part) < 2:
+                continue
+            pixels, labels = batch(splits.train, part.to(device), device)
+            pixels = transform(pixels, training.augment, config.group, generator)
+            with autocast(precision, device):
+                loss = _loss(network, architecture, config, pixels, labels, splits, elements, generator)
+            (loss * (len(part) / len(chosen))).backward()
+            total += loss.detach() * len(part)
         optimizer.step()
-        total += loss.detach() * len(chosen)
     return float(total) / count
 
 

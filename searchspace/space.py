@@ -269,7 +269,11 @@ def _choose(trial: Trial, name: str, choices: Any) -> Any:
 
 
 def _real(trial: Trial, name: str, interval: Interval) -> float:
-    return interval.low if interval.low == interval.high else trial.suggest_float(name, interval.low, interval.high, log=interval.log)
+    """A number of the interval with three digits, so that text forms stay readable."""
+    if interval.low == interval.high:
+        return interval.low
+    drawn = float(f"{trial.suggest_float(name, interval.low, interval.high, log=interval.log):.3g}")
+    return min(max(drawn, interval.low), interval.high)
 
 
 @lru_cache(maxsize=4096)

@@ -186,6 +186,11 @@ def _absolute_paths(data: Any, folder: Path | None) -> None:
             data[key] = str((path if path.exists() or not beside.exists() else beside).resolve())
 
 
+def revise(study: Study, overrides: Mapping[str, Any]) -> Study:
+    """The study with dotted keys changed as in `load`. Raises StudyFileError."""
+    return parse(dump(study), name="the stored study", overrides=overrides)
+
+
 def dump(study: Study) -> str:
     """The study as YAML with every value written out; `parse` gives the same study back."""
     return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,137 @@
+"""`equisearch doctor`: whether this machine can run a study, each finding with its remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+Level = Literal["ok", "note", "bad"]
+LIBRARIES = ("torch", "torchvision", "escnn", "numpy", "optuna", "ray", "pyarrow", "onnx", "onnxruntime", "ml_dtypes", "pydantic", "scikit-learn")
+
+# (what, code, remedy): imports that are known to break, each tried in a process of its own.
+IMPORTS = (
+    ("torch and torchvision belong together", "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)",
+     "install torch and torchvision in one command, so that they are resolved together"),
+    ("ray.tune imports (pyarrow with numpy)", "import ray.tune", "install 'pyarrow<26' with 'numpy<2': newer pyarrow refuses numpy 1"),
+    ("escnn builds a steerable convolution (lie_learn with numpy)",
+     "import warnings; warnings.filterwarnings('ignore'); from trainers.bases import basis; from searchspace.groups import Group; basis(Group(8), 3, False)",
+     "install 'numpy<2': lie_learn, which escnn needs, is built for numpy 1"),
+    ("onnx imports (ml_dtypes with numpy)", "import onnx, onnxruntime", "install 'ml_dtypes<0.6' with 'numpy<2'"),
+)
+RAY_TASK = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+print("answer", ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60))
+ray.shutdown()
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    level: Level            # ok; note: worth knowing; bad: something will not work
+    found: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, one at a time; the whole takes about half a minute."""
+    yield _python()
+    for name in LIBRARIES:
+        yield _library(name)
+    for what, code, remedy in IMPORTS:
+        yield _runs(what, code, remedy)
+    yield _threads()
+    yield _gpu()
+    yield _cache()
+    yield _runs("a Ray task runs", RAY_TASK, "look for a firewall on the loopback interface, or a full /tmp and /dev/shm; "
+                "`resources: {executor: in_process}` works without Ray")
+
+
+def as_dict(findings: "list[Finding]") -> dict[str, Any]:
+    """The findings for JSON, and whether all is well."""
+    return {"healthy": all(f.level != "bad" for f in findings), "findings": [asdict(f) for f in findings]}
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    good = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    return Finding("Python", "ok" if good else "bad", version, "" if good else "use Python 3.10 to 3.12: escnn's lie_learn has no wheel for others")
+
+
+def _library(name: str) -> Finding:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "bad", "not installed", f"install {name}, or run through `uv run`, which does")
+    limits = {"numpy": (2,), "pyarrow": (26,), "ml_dtypes": (0, 6)}
+    limit = limits.get(name)
+    if limit and tuple(int(part) for part in version.split(".")[:len(limit)]) >= limit:
+        bound = ".".join(map(str, limit))
+        return Finding(name, "bad", version, f"install '{name}<{bound}'")
+    return Finding(name, "ok", version)
+
+
+def _runs(what: str, code: str, remedy: str) -> Finding:
+    """Runs `code` in a new Python; bad, with the last line of its error, if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    except subprocess.TimeoutExpired:
+        return Finding(what, "bad", "no answer within 120 s", remedy)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        return Finding(what, "bad", lines[-1][:200], remedy)
+    return Finding(what, "ok", "yes")
+
+
+def _gpu() -> Finding:
+    return _guarded("GPU", _gpu_found)
+
+
+def _gpu_found() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding("GPU", "ok", ", ".join(names), "ask for one with `resources: {gpus_per_trial: 0.25}`: several trials share a card")
+    return Finding("GPU", "note", "none that torch sees: trials run on the CPU",
+                   "if there is one, compare `nvidia-smi` with torch.version.cuda and reinstall torch for that driver")
+
+
+def _threads() -> Finding:
+    from studies.config import Resources
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS")
+    per_trial = Resources().cpus_per_trial
+    return Finding("cores", "ok", f"{cores}; a trial takes {per_trial:g}" + (f"; OMP_NUM_THREADS={asked}" if asked else ""))
+
+
+def _cache() -> Finding:
+    def found() -> Finding:
+        from trainers import cache
+
+        directory = cache.directory()
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        return Finding("cache directory", "ok", str(directory))
+    return _guarded("cache directory", found, "set EQUISEARCH_CACHE to a directory that can be written")
+
+
+def _guarded(what: str, look: Callable[[], Finding], remedy: str = "see the message") -> Finding:
+    try:
+        return look()
+    except Exception as error:      # whatever is wrong is what a doctor reports
+        return Finding(what, "bad", f"{type(error).__name__}: {error}"[:200], remedy)

@@ -1,0 +1,89 @@
+"""Progress of a running study on stderr: a live table with bars on a terminal, one plain line an event otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from studies.driver import SearchDriver
+from studies.executors import Event
+from studies.output import percent
+
+RECENT = 6              # trials shown after they ended
+BAR = 18                # characters
+
+
+class Progress:
+    """Listens to an executor and shows what happens; a context manager. `quiet` shows nothing."""
+
+    def __init__(self, driver: SearchDriver, *, quiet: bool = False) -> None:
+        self._driver, self._study, self._quiet = driver, driver.study, quiet
+        self._began = time.monotonic()
+        self._running: dict[int, dict[str, Any]] = {}
+        self._ended: list[dict[str, Any]] = []
+        self._counts: Counter[str] = Counter()
+        self._live = None
+
+    def __enter__(self) -> "Progress":
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self._table)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        row = self._running.setdefault(event.number, {"number": event.number, "epoch": 0, "scores": None, "outcome": ""})
+        row["epoch"] = max(row["epoch"], event.epoch)
+        if event.kind == "rung":
+            row["scores"] = event.scores
+        if event.kind == "ended":
+            row["outcome"], row["reason"] = event.outcome, event.reason
+            self._counts[event.outcome or ""] += 1
+            self._ended = [*self._ended, self._running.pop(event.number)][-RECENT:]
+        if self._live is None and not self._quiet:
+            line = self._line(event)
+            if line:
+                print(f"[{time.monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    def _line(self, event: Event) -> str:
+        """One event in words; epochs between rungs are passed over."""
+        if event.kind == "rung" and event.scores is not None:
+            return (f"trial {event.number}: epoch {event.epoch} of {self._study.training.epochs}, accuracy {percent(event.scores.get('accuracy'))} %, "
+                    f"symmetry accuracy {percent(event.scores.get('symmetry_accuracy'))} %: {event.outcome}")
+        if event.kind == "ended":
+            done = f"{self._driver.finished} of {self._study.search.trials} done"
+            return f"trial {event.number}: {event.outcome}{' (' + event.reason + ')' if event.reason else ''}; {done}, hypervolume {self._driver.volume:.4f}"
+        return f"trial {event.number}: started" if event.kind == "started" else ""
+
+    def _table(self) -> Any:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        done, asked = self._driver.finished, self._study.search.trials
+        title = (f"{bar(done, asked)} {done} of {asked} trials, {time.monotonic() - self._began:.0f} s, hypervolume {self._driver.volume:.4f}; "
+                 + ", ".join(f"{count} {name}" for name, count in self._counts.items()))
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("trial", "epochs", "accuracy %", "symmetry %", "state"):
+            table.add_column(name, justify="right" if name.endswith("%") or name == "trial" else "left")
+        for row in [*self._ended, *self._running.values()]:
+            scores, epochs = row["scores"] or {}, self._study.training.epochs
+            table.add_row(str(row["number"]), f"{bar(row['epoch'], epochs)} {row['epoch']}/{epochs}", percent(scores.get("accuracy")),
+                          percent(scores.get("symmetry_accuracy")), row["outcome"] or "running")
+        return table
+
+
+def bar(done: int, total: int) -> str:
+    """A progress bar of a fixed width."""
+    full = min(BAR, BAR * done // max(1, total))
+    return "█" * full + "░" * (BAR - full)
+
+
+

@@ -1,0 +1,102 @@
+"""Results to stdout as a table, JSON or CSV; progress and messages go to stderr."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+PIPE_WIDTH = 240        # columns of a table that is written to a file or pipe: wide enough to keep architectures on one line
+
+
+class Format(str, Enum):
+    """How results are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: its title, and whether numbers are aligned right."""
+
+    title: str
+    right: bool = False
+
+
+def print_json(value: Any) -> None:
+    """Prints `value` as JSON; keys stay in their order."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_rows(rows: Sequence[dict[str, Any]], form: Format, columns: Sequence[Column], cells: Sequence[Sequence[str]], empty: str = "") -> None:
+    """Prints `rows` as JSON or CSV, or `cells` under `columns` as a table; `empty` says why there are none, on stderr."""
+    if form is Format.json:
+        print_json(list(rows))
+    elif form is Format.csv:
+        _print_csv(rows)
+    elif cells:
+        print_table(columns, cells)
+    if not rows and empty:
+        print(empty, file=sys.stderr)
+
+
+def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found.update(_flat(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    return found
+
+
+def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
+    """Prints a table that fits the terminal, or one wide enough for everything into a pipe."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=column.right)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()))
+
+
+def note(message: str) -> None:
+    """Prints a message for the person, not the program: to stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def percent(share: "float | None") -> str:
+    """A share in 0..1 as per cent with two digits; `-` for None."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def short(number: "float | None") -> str:
+    """A count such as 24.7k or 26.0M; `-` for None."""
+    if number is None:
+        return "-"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:g}"

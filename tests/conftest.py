@@ -1,0 +1,27 @@
+"""What every test shares: one thread a process (more lose 3 to 5 times beside other processes), and where the large data lies."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """The folder that holds MNIST/raw; skips where it is missing."""
+    if not (SHARED / "MNIST" / "raw").is_dir():
+        pytest.skip(f"MNIST is not in {SHARED}: put its four files under MNIST/raw there to run this test")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cifar_folder() -> Path:
+    """A small CIFAR-10 as an image folder; skips where it is missing."""
+    if not (SHARED / "cifar10_small").is_dir():
+        pytest.skip(f"cifar10_small is not in {SHARED}: put an image folder with train/ and test/ there to run this test")
+    return SHARED / "cifar10_small"

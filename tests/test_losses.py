@@ -1,0 +1,75 @@
+"""Equivariance losses: zero for what is exact, positive for what is not, equal to their formulas."""
+
+import pytest
+import torch
+
+from searchspace.architecture import Architecture
+from searchspace.groups import IDENTITY, Element, Group
+from trainers.actions import act, act_on_fields
+from trainers.losses import draw, equivariance_loss, move, usable_elements
+from trainers.networks import build
+
+C4, D4 = Group.parse("C4"), Group.parse("D4")
+
+
+def pair(text, group, images=24, seed=0):
+    network = build(Architecture.parse(text), channels=1, classes=5, seed=seed).double().eval()
+    pixels = torch.rand(images, 1, *network.architecture.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    parts = draw(usable_elements(group, network.architecture.size), images, torch.Generator().manual_seed(seed))
+    logits, stages = network.forward_with_stages(pixels)
+    moved_logits, moved_stages = network.forward_with_stages(move(pixels, parts))
+    return parts, stages, moved_stages, moved_logits, torch.zeros(images, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("kind", ["layerwise", "latent"])
+@pytest.mark.parametrize("group", ["C4", "D4", "C2", "D1"])
+def test_zero_for_an_exact_network_and_not_for_a_broken_or_plain_one(kind, group):
+    declared = Group.parse(group)
+    exact = equivariance_loss(kind, declared, *pair(f"12px: 3k3@{group}, 3k3 max2/2, 3k3", declared))
+    broken = equivariance_loss(kind, declared, *pair(f"13px: 3k3@{group}, 3k3 max2/2, 3k3", declared))
+    plain = equivariance_loss(kind, declared, *pair("12px: 12k3, 12k3 max2/2, 12k3", declared))
+    assert exact < 1e-12 and broken > 1e-7 and plain > 1e-7
+
+
+def test_layerwise_is_the_sum_of_mean_squared_differences_of_pooled_maps():
+    parts, stages, moved, logits, labels = pair("12px: 8k3, 8k3 max2/2", C4)
+    expected = 0.0
+    for before, after in zip(stages, moved):
+        total = 0.0
+        for element, where in parts:
+            for x, y in zip(before[where], after[where]):
+                pooled = [m.reshape(2, 4, *m.shape[1:]).amax(1, keepdim=False)[None].float() for m in (x, y)]
+                total += (pooled[0] - act(pooled[1], element.inverse)).square().mean().item()
+        expected += total / 24
+    assert equivariance_loss("layerwise", C4, parts, stages, moved, logits, labels).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_latent_moves_fields_as_the_regular_representation_does():
+    parts, stages, moved, logits, labels = pair("12px: 12k3, 11k3", D4)        # one whole field of D4, 3 channels left over
+    total = 0.0
+    for element, where in parts:
+        before, after = stages[-1][where].float(), moved[-1][where].float()
+        fields = act_on_fields(before[:, :8], element, D4).mean((-2, -1))
+        rest = before[:, 8:].mean((-2, -1))
+        total += (torch.cat([fields, rest], 1) - after.mean((-2, -1))).square().mean().item() * len(before)
+    assert equivariance_loss("latent", D4, parts, stages, moved, logits, labels).item() == pytest.approx(total / 24, rel=1e-5)
+
+
+def test_label_is_the_cross_entropy_of_the_moved_images():
+    parts, stages, moved, logits, labels = pair("12px: 4k3", C4)
+    expected = torch.nn.functional.cross_entropy(logits.float(), labels)
+    assert equivariance_loss("label", C4, parts, stages, moved, logits, labels) == expected
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 32])
+def test_every_image_draws_an_element_and_shares_are_equal(count):
+    parts = draw(usable_elements(D4, (9, 9)), count, torch.Generator().manual_seed(count))
+    sizes = [where.stop - where.start for _, where in parts]
+    assert sum(sizes) == count and max(sizes) - min(sizes) <= 1 and len({e for e, _ in parts}) == min(7, count)
+    assert all(element != IDENTITY for element, _ in parts)
+
+
+def test_images_that_are_not_square_keep_the_elements_that_keep_their_shape():
+    assert usable_elements(D4, (8, 9)) == tuple(map(Element.parse, ("r180", "m", "mr180")))
+    with pytest.raises(ValueError, match="loss=none"):
+        usable_elements(Group.parse("C1"), (8, 8))

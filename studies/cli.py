@@ -62,13 +62,13 @@ def start(study: StudyName, directory: Directory, trials: Trials = None,
 def resume(directory: Directory, trials: Trials = None, workers: Workers = None, timeout: Timeout = None, ray_address: Address = None,
            settings: Settings = None, quiet: Quiet = False) -> None:
     """Goes on with the study in DIR; more trials, another timeout or other resources may be given."""
-    from studies.config import revise
+    from studies import config
     from studies.driver import SearchDriver
     from studies.files import read_study
 
     overrides = {"search.trials": trials, **_resources(workers, timeout, ray_address), **_pairs(settings)}
-    stored = read_study(directory)
-    _drive(lambda: SearchDriver.open(directory, revise(stored, overrides)), directory, quiet)
+    revised = config.parse(config.dump(read_study(directory)), name="the stored study", overrides=overrides)
+    _drive(lambda: SearchDriver.open(directory, revised), directory, quiet)
 
 
 @app.command()

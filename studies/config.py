@@ -143,11 +143,14 @@ def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = N
     except UnicodeDecodeError as error:
         raise StudyFileError(f"{path} is no text file in UTF-8 ({error.reason} at byte {error.start}); "
                              "a study file is YAML") from None
-    return parse(text, name=str(path), folder=path.parent, overrides=overrides)
+    return parse(text, name=str(path), beside=path.parent, overrides=overrides)
 
 
-def parse(text: str, *, name: str = "study", folder: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
-    """The validated study in a YAML text; `name` stands in messages. Raises StudyFileError."""
+def parse(text: str, *, name: str = "study", beside: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
+    """The validated study in a YAML text; `name` stands in messages. Raises StudyFileError.
+
+    With `beside`, the folder of the text's file, data paths become absolute; without, they stay as they are.
+    """
     try:
         content = yaml.load(text, Loader=StudyLoader)
     except yaml.YAMLError as error:
@@ -160,7 +163,8 @@ def parse(text: str, *, name: str = "study", folder: Path | None = None, overrid
     for key, value in (overrides or {}).items():
         if value is not None:
             _override(content, key, value, name)
-    _absolute_paths(content.get("data"), folder)
+    if beside is not None and isinstance(content.get("data"), dict):
+        _make_absolute(content["data"], beside)
     try:
         return Study.model_validate(content)
     except ValidationError as error:
@@ -178,17 +182,14 @@ def _override(content: dict, key: str, value: Any, name: str) -> None:
     content[last] = value
 
 
-def _absolute_paths(data: Any, folder: Path | None) -> None:
+def _make_absolute(data: dict[str, Any], beside: Path) -> None:
+    """Workers may run elsewhere, and a study be resumed from elsewhere: their data must not depend on the working directory."""
+    if "name" in data:
+        data.setdefault("root", "data")
     for key in ("root", "folder"):
-        if isinstance(data, dict) and isinstance(data.get(key), str):
+        if isinstance(data.get(key), str):
             path = Path(data[key]).expanduser()
-            beside = folder / path if folder else path
-            data[key] = str((path if path.exists() or not beside.exists() else beside).resolve())
-
-
-def revise(study: Study, overrides: Mapping[str, Any]) -> Study:
-    """The study with dotted keys changed as in `load`. Raises StudyFileError."""
-    return parse(dump(study), name="the stored study", overrides=overrides)
+            data[key] = str((beside / path if not path.exists() and (beside / path).exists() else path).resolve())
 
 
 def dump(study: Study) -> str:

@@ -10,6 +10,7 @@ An executor asks the driver for work, lets a trainable do it, passes on what tha
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import threading
@@ -18,11 +19,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from studies.assignments import Assignment, Decision, Leave, Outcome, Trainable
 from studies.driver import SearchDriver
 from studies.errors import StudyError
+
+DEFAULT_TRAINABLE = "studies.worker:run_trial"
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Ending:
 
 
 Listener = Callable[[Event], None]
+TrainableName = Union[Trainable, str, None]
+"""What carries out an assignment: a function, `module:function`, or None for training and measuring."""
 
 
-def run(driver: SearchDriver, trainable: Trainable | None = None, listener: Listener | None = None) -> Ending:
+def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
     """Runs the study to its end, or until it is interrupted, and returns why it ended.
 
-    None as `trainable` trains and measures (`studies.worker.run_trial`). Trials run in this process where the study asks for
+    None as `trainable` trains and measures (`studies.worker:run_trial`). Trials run in this process where the study asks for
     one worker, else on Ray. Raises StudyError when the study cannot go on.
     """
     resources = driver.study.resources
@@ -63,9 +68,9 @@ def run(driver: SearchDriver, trainable: Trainable | None = None, listener: List
     return run_on_ray(driver, trainable, listener)
 
 
-def run_in_process(driver: SearchDriver, trainable: Trainable | None = None, listener: Listener | None = None) -> Ending:
+def run_in_process(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
     """Runs the study here, one trial at a time: for debugging, for one device, and for machines without Ray. See `run`."""
-    trainable, show = trainable or default_trainable(), listener or _silent
+    show = listener or silent
     with Interruption(driver.study.search.timeout) as interruption:
         while not interruption.requested:
             assignment = driver.next()
@@ -75,22 +80,23 @@ def run_in_process(driver: SearchDriver, trainable: Trainable | None = None, lis
             report = _DirectReport(driver, assignment, interruption, show)
             error: BaseException | None = None
             try:
-                trainable(driver.study, assignment, report)
+                resolve(trainable)(driver.study, assignment, report)
             except (Exception, Leave) as raised:
                 error = raised
             settle(driver, assignment.number, report.stopped, Failure.of(error), show)
     return interruption.ending()
 
 
-def default_trainable() -> Trainable:
-    """What trains and measures an architecture. Imports torch."""
-    from studies.worker import run_trial
+def resolve(trainable: TrainableName) -> Trainable:
+    """The function that carries out an assignment. Raises what importing it raises."""
+    if callable(trainable):
+        return trainable
+    module, _, name = (trainable or DEFAULT_TRAINABLE).partition(":")
+    return getattr(importlib.import_module(module), name)
 
-    return run_trial
 
-
-def _silent(event: Event) -> None:
-    pass
+def silent(event: Event) -> None:
+    """A listener that shows nothing."""
 
 
 class _DirectReport:
@@ -204,6 +210,3 @@ class Interruption:
     def ending(self) -> Ending:
         """Why it was requested."""
         return Ending("timeout") if self._signal is None else Ending(self._signal.name, 128 + self._signal)
-
-
-__all__ = ["Ending", "Event", "Failure", "Interruption", "Listener", "default_trainable", "run", "run_in_process", "settle"]

@@ -39,9 +39,10 @@ class StudyLock:
         self._file.flush()
 
     def close(self) -> None:
-        """Gives the lock back."""
-        self._file.truncate(0)
-        self._file.close()
+        """Gives the lock back; again, it does nothing."""
+        if not self._file.closed:
+            self._file.truncate(0)
+            self._file.close()
 
 
 def holder(directory: Path) -> str | None:

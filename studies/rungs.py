@@ -51,8 +51,7 @@ def fronts(points: Sequence[Point]) -> list[list[Point]]:
         low, high = 0, len(found)
         while low < high:
             middle = (low + high) // 2
-            candidates = found[middle][-1:] if len(point) <= 2 else reversed(found[middle])
-            if any(dominates(other, point) for other in candidates):
+            if _dominated(found[middle], point):
                 low = middle + 1
             else:
                 high = middle
@@ -60,6 +59,14 @@ def fronts(points: Sequence[Point]) -> list[list[Point]]:
             found.append([])
         found[low].append(point)
     return found
+
+
+def _dominated(front: Sequence[Point], point: Point) -> bool:
+    """True if a member of the front dominates `point`, which comes after all of them in descending order."""
+    if len(point) > 2:
+        return any(dominates(other, point) for other in reversed(front))
+    latest = front[-1]
+    return latest[-1] >= point[-1] and latest != point
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -100,8 +100,8 @@ def equivariance_error(model: Model, images: Tensor, group: Group, *, stages: Op
         prepare = normalise or (lambda moved: moved)
         logits, found = run(model, prepare(images), stages=stages, fields=fields)
         names = [stage.name for stage in found]
-        references = (Stage("logits", logits, lambda output, element: output), *found)
-        spreads = [_spread(stage) for stage in references]
+        references = (Stage("logits", logits, lambda output, element: output, None), *found)
+        spreads = [spread_of(stage.name, stage.maps) for stage in references]
         rows: list[list[tuple[float, ...]]] = [[] for _ in references]
         for chunk in _chunks(elements, images, images_per_pass):
             moved = [prepare(act(images, element)) for element in chunk]
@@ -122,15 +122,20 @@ def _chunks(elements: Sequence[Element], images: Tensor, images_per_pass: int) -
     return [tuple(kind[i:i + at_once]) for kind in kinds for i in range(0, len(kind), at_once)]
 
 
-def _spread(stage: Stage) -> Tensor:
-    """Mean squared difference between different images: twice the variance, mean over channels; [1, 1, height, width] or []."""
-    spread = 2 * stage.maps.var(0, unbiased=True).mean(0)
+def spread_of(name: str, values: Tensor) -> Tensor:
+    """Mean squared difference between different images: twice the variance, mean over channels; [1, 1, height, width] or [].
+
+    `values` are [batch, channel, height, width] or [batch, class]. Raises ValueError where they do not vary over the images.
+    """
+    if len(values) < 2:
+        raise ValueError(f"the outputs of {name} must be compared between images, of which at least two are needed; {len(values)} came")
+    spread = 2 * values.var(0, unbiased=True).mean(0)
     # Rounding makes a constant vary in its last digits.
-    floor = 16 * torch.finfo(stage.maps.dtype).eps * stage.maps.abs().max()
+    floor = 16 * torch.finfo(values.dtype).eps * values.abs().max()
     if not math.isfinite(float(spread.sum())):
-        raise ValueError(f"the outputs of {stage.name} are not all finite; nothing can be measured")
+        raise ValueError(f"the outputs of {name} are not all finite; nothing can be measured")
     if float(spread.mean().sqrt()) <= float(floor):
-        raise ValueError(f"the outputs of {stage.name} do not vary over the images, so that their equivariance says nothing; "
+        raise ValueError(f"the outputs of {name} do not vary over the images, so that their equivariance says nothing; "
                          "train the model, or measure on different images")
     return spread[None, None] if spread.ndim else spread
 

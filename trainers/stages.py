@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from searchspace.groups import Element, Group
+from searchspace.groups import TRIVIAL, Element, Group
 from trainers.actions import act, act_on_fields
 
 Model = Callable[[Tensor], Tensor]
@@ -32,6 +32,7 @@ class Stage:
     name: str
     maps: Tensor            # [batch, channel, height, width]
     action: FieldAction
+    group: Optional[Group]  # whose regular fields the channels are, C1 for plain maps; None: other fields
 
 
 @contextmanager
@@ -81,9 +82,9 @@ def pixels(images: Tensor, model: Model) -> Tensor:
     return images
 
 
-def regular(group: Group) -> FieldAction:
-    """The action on regular fields of `group`; an element outside it only moves pixels, for the channels do not know it."""
-    return lambda maps, element: act_on_fields(maps, element, group) if element in group else act(maps, element)
+def _fields(name: str, maps: Tensor, group: Group) -> Stage:
+    """Maps whose channels are regular fields of `group`; an element outside it only moves pixels, for the channels do not know it."""
+    return Stage(name, maps, lambda values, element: act_on_fields(values, element, group) if element in group else act(values, element), group)
 
 
 def run(model: Model, images: Tensor, *, stages: Optional[Sequence[str]] = None,
@@ -102,7 +103,7 @@ def run(model: Model, images: Tensor, *, stages: Optional[Sequence[str]] = None,
         found = []
         for number, (output, group) in enumerate(zip(maps, groups), start=1):
             group = fields.get(f"stage {number}", group)
-            found.append(Stage(f"stage {number}", output, regular(group) if group else act))
+            found.append(_fields(f"stage {number}", output, group or TRIVIAL))
     else:
         names = _module_names(model, images) if stages is None else tuple(stages)
         logits, outputs = _run_with_hooks(model, images, names)
@@ -124,11 +125,9 @@ def _stage(name: str, output: Any, group: Optional[Group]) -> Stage:
     maps = getattr(output, "tensor", output)
     if not isinstance(maps, Tensor) or maps.ndim != 4:
         raise ValueError(f"module {name} returns no maps [batch, channel, height, width]; name a convolution or a block")
-    if group is not None:
-        return Stage(name, maps, regular(group))
-    if hasattr(output, "tensor") and hasattr(output, "type"):
-        return Stage(name, maps, _escnn_action(output.type))
-    return Stage(name, maps, act)
+    if group is None and hasattr(output, "tensor") and hasattr(output, "type"):
+        return Stage(name, maps, _escnn_action(output.type), None)
+    return _fields(name, maps, group or TRIVIAL)
 
 
 def _escnn_action(field_type: Any) -> FieldAction:

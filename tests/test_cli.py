@@ -1,0 +1,158 @@
+"""The command line as a user meets it: results on stdout, progress on stderr, exit statuses, and clear refusals."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from studies import cli
+
+SMALL = ["--set", "data.train=200", "--set", "data.validation=80", "--epochs", "2", "--trials", "3", "--workers", "1", "--quiet",
+         "--set", "space.input_size=12", "--set", "space.backbone=4k3, 4k3 *, 4k3", "--set", "space.width=null", "--set", "space.restrict={}"]
+
+
+class Result:
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command in this process, as the console script does."""
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["equisearch", *map(str, words)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = ended.code or 0
+        out, err = capsys.readouterr()
+        return Result(status, out, err)
+    return call
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished small study on digits, made by the command line itself."""
+    directory = tmp_path_factory.mktemp("cli") / "study"
+    done = subprocess.run([sys.executable, "-m", "studies.cli", "start", "quickstart", str(directory), *SMALL], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert "front:" in done.stdout and "equisearch export" in done.stderr
+    return directory
+
+
+def test_reading_commands_print_stable_json(run, study):
+    status = run("status", study, "--format", "json").json
+    assert {"trials", "front_size", "hypervolume"} <= status.keys()
+    assert {"complete", "pruned", "failed", "running"} <= status["trials"].keys() and sum(status["trials"].values()) == 3
+    front = run("front", study, "--format", "json").json
+    assert len(front) == status["front_size"] > 0
+    for row in front:
+        assert {"trial", "architecture", "values", "params", "macs", "exact"} <= row.keys() and {"accuracy", "symmetry_accuracy"} <= row["values"].keys()
+    shown = run("show", study, front[0]["trial"], "--format", "json").json
+    assert shown["architecture"] == front[0]["architecture"] and shown["rungs"]
+
+
+def test_trials_load_as_csv(run, study):
+    rows = list(csv.DictReader(io.StringIO(run("trials", study, "--format", "csv").out)))
+    assert len(rows) == 3 and {"trial", "state", "architecture", "values.accuracy", "params"} <= rows[0].keys()
+    assert all(0 <= float(row["scores.accuracy"]) <= 1 for row in rows)
+
+
+def test_tables_are_for_people(run, study):
+    for command in ("status", "trials", "front"):
+        found = run(command, study)
+        assert found.status == 0 and found.out.strip() and "\x1b" not in found.out
+    assert "12px" in run("show", study, 0).out
+
+
+def test_show_draws_the_exactness_of_the_trial(run, study):
+    front = run("front", study, "--format", "json").json
+    found = run("show", study, front[0]["trial"])
+    assert found.status == 0 and "epoch 2" in found.out and "D4" in found.out
+
+
+def test_train_prints_scores_and_accuracy_by_angle(run):
+    found = run("train", "quickstart", "12px: 4k3@C4, 4k3 max2/2, 4k3", "--epochs", 2, "--set", "data.train=200", "--set", "data.validation=80",
+                "--quiet", "--format", "json")
+    value = found.json
+    assert {"scores", "accuracy_by_angle", "seconds", "epochs"} <= value.keys() and value["epochs"] == 2
+    angles = value["accuracy_by_angle"]
+    assert len(angles) == 36 and angles["0"] == angles["90"] == angles["180"] == angles["270"] == value["scores"]["accuracy"]
+
+
+def test_train_goes_on_from_its_directory(run, tmp_path):
+    words = ["train", "quickstart", "12px: 4k3, 4k3", "--set", "data.train=200", "--set", "data.validation=80", "--out", tmp_path / "one", "--epochs", 2]
+    first = run(*words)
+    again = run(*words)
+    assert "epoch 2 of 2" in first.err and "epoch" not in again.err and first.out.splitlines()[2] == again.out.splitlines()[2]
+
+
+def test_presets_are_listed_and_printed(run):
+    listed = run("presets", "--format", "json").json
+    assert {"quickstart", "mnist", "folder"} <= {row["name"] for row in listed} and all(row["about"] for row in listed)
+    assert "backbone" in run("presets", "quickstart").out and run("presets", "nothing").status == 1
+    assert "properties" in run("presets", "--schema").json
+
+
+@pytest.mark.parametrize("words,status,says", [
+    (["status", "nowhere"], 1, "holds no study"), (["front", "nowhere"], 1, "holds no study"), (["resume", "nowhere"], 1, "holds no study"),
+    (["start", "nothing.yaml", "x"], 1, "no study file 'nothing.yaml'"), (["train", "quickstart", "12: 3"], 1, "no architecture"),
+    (["train", "quickstart", "12px: 4k3@E4"], 1, "no group"), (["start", "quickstart", "x", "--trials", "0"], 2, "--trials"), (["nonsense"], 2, "nonsense"),
+    (["start", "quickstart", "x", "--set", "search.sampler=foo"], 1, "tpe"), (["start", "quickstart", "x", "--set", "foo"], 2, "KEY=VALUE"),
+    (["start", "quickstart", "x", "--set", "space.grup=C4"], 1, "group"), (["start", "quickstart", "x", "--workers", "none"], 2, "auto"),
+    (["start", "quickstart", "x", "--set", "data={folder: nowhere}"], 1, "nowhere"), (["train", "quickstart", "3px: 4k5p0"], 1, "larger input"),
+    (["start", "quickstart", "x", "--set", "data.train=99999"], 1, "99"), (["start", "quickstart", "x", "--set", "data.name=mnst"], 1, "mnist"),
+    (["start", "quickstart", "x", "--set", "space.layout=max2/2", "--set", "space.input_size=2"], 1, "fits"),
+])
+def test_bad_input_gets_one_clear_message(run, tmp_path, monkeypatch, words, status, says):
+    monkeypatch.chdir(tmp_path)
+    found = run(*words)
+    assert found.status == status and says in found.err and "Traceback" not in found.err, found.err
+    assert not found.out and not (tmp_path / "x").exists()
+    if status == 1:
+        assert found.err.startswith("error: ") and len(found.err.strip().splitlines()) <= 2
+
+
+def test_an_unknown_trial_and_a_taken_directory(run, study):
+    assert "trials 0 to 2" in run("show", study, 99).err
+    found = run("start", "quickstart", study)
+    assert found.status == 3 and "resume" in found.err
+
+
+def test_resume_takes_more_trials_but_no_other_study(run, study):
+    refused = run("resume", study, "--set", "training.batch_size=32", "--quiet")
+    assert refused.status == 1 and "training.batch_size: 64 -> 32" in refused.err
+    more = run("resume", study, "--trials", 4, "--quiet")
+    assert more.status == 0 and sum(run("status", study, "--format", "json").json["trials"].values()) == 4
+
+
+def test_debug_shows_the_traceback(run):
+    assert "Traceback" in run("status", "nowhere", "--debug").err
+
+
+def test_commands_that_only_read_import_nothing_heavy(study):
+    code = ("import sys; sys.argv = ['equisearch', 'front', sys.argv[1]]\nfrom studies import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+            "print(sorted(m for m in ('torch', 'optuna', 'ray', 'escnn', 'numpy') if m in sys.modules), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, cwd=Path(__file__).parents[1], env={**os.environ})
+    assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
+
+
+def test_every_command_has_help(run):
+    names = re.findall(r"^ {2}(\w+) ", run("--help").out.partition("Commands:")[2], re.MULTILINE)
+    assert {"start", "resume", "status", "trials", "front", "show", "export", "check", "train", "presets", "doctor"} <= set(names)
+    for name in names:
+        found = run(name, "--help")
+        assert found.status == 0 and len(found.out.splitlines()) > 5, name

@@ -27,6 +27,7 @@ from searchspace.groups import Group
 from trainers.actions import act, permutation
 
 FORMAT = 1      # of the files; raise it when baking changes what they hold
+USUAL_KERNELS = (1, 3, 4, 5)    # pixels: sampled along with what is missing, since starting escnn takes longer than all of them
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,12 @@ def cache_folder() -> Path:
 
 
 def load(wanted: Iterable[tuple[Group, int]]) -> None:
-    """Bring the bases of all (group, kernel) in `wanted` into memory, baking those that no file holds in one process."""
+    """Bring the bases of all (group, kernel) in `wanted` into memory, baking those that no file holds in one process.
+
+    Kernels of 2 pixels are left out: their basis is empty.
+    """
     missing = []
-    for group, kernel in dict.fromkeys(wanted):
+    for group, kernel in sorted({(group, kernel) for group, kernel in wanted if kernel != 2}, key=str):
         key = (group, kernel, version("escnn"))
         if key not in _memory:
             arrays = _read(_file(group, kernel))
@@ -56,7 +60,8 @@ def load(wanted: Iterable[tuple[Group, int]]) -> None:
             else:
                 _memory[key] = arrays
     if missing:
-        _bake(missing)
+        usual = [(group, kernel) for group, _ in missing for kernel in USUAL_KERNELS if _read(_file(group, kernel)) is None]
+        _bake(list(dict.fromkeys(missing + usual)))
 
 
 @lru_cache(maxsize=256)
@@ -66,6 +71,8 @@ def basis(group: Group, kernel: int, lifting: bool) -> Basis:
     Coefficients have escnn's order, normalisation and band limit (R2Conv's defaults, escnn 1.0.11). Elements on the pixel grid
     act on the kernels exactly, not to the 1e-7 of escnn's float32 sampling (`exact_on_grid`).
     """
+    if kernel == 2:
+        raise ValueError(f"the band-limited basis of {group} is empty for kernel 2; use free filters or another kernel")
     load([(group, kernel)])
     arrays = _memory[group, kernel, version("escnn")]
     kind = "scalar" if lifting else "regular"

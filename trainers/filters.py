@@ -71,11 +71,14 @@ class Parametrisation:
         return basis(self.group, self.kernel, self.lifting).kernels.flatten(1)
 
 
-def expand(parameters: Tensor, parametrisation: Parametrisation, constants: Tensor) -> Tensor:
-    """The filters [pairs, |G|, incoming, k, k] of the pairs of fields whose parameters are [pairs, size]."""
+def expand(parameters: Tensor, parametrisation: Parametrisation, constants: Tensor, training: bool = True) -> Tensor:
+    """The filters [pairs, |G|, incoming, k, k] of the pairs of fields whose parameters are [pairs, size].
+
+    Not `training`, every operation also has a forward-mode derivative and batching rules (torch.func).
+    """
     if parametrisation.filters == "basis":
         expanded = parameters @ constants
-    elif torch.is_grad_enabled() and parameters.requires_grad:
+    elif training:
         expanded = _Gather.apply(parameters, constants[0], constants[1])
     else:
         expanded = parameters.index_select(1, constants[0])
@@ -120,8 +123,6 @@ class _Gather(torch.autograd.Function):
     So the gradient is a gather and a sum: without the atomic additions of index_select's own, hence the same in every run.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(parameters, sources, copies):
         return parameters.index_select(1, sources)
@@ -134,7 +135,3 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad.index_select(1, ctx.copies).unflatten(1, (ctx.size, -1)).sum(2), None, None
-
-    @staticmethod
-    def jvp(ctx, tangent, *_):
-        return tangent.index_select(1, ctx.sources)

@@ -18,7 +18,8 @@ def fold(network: Network) -> PlainNetwork:
     all that `trainers/plain.py`, which needs nothing but torch, takes to build it again.
     """
     reference = network.linear.weight
-    folded = PlainNetwork(description(network)).to(reference)
+    with torch.random.fork_rng(devices=[]):     # torch's modules draw initial weights from the global generator
+        folded = PlainNetwork(description(network)).to(reference)
     with torch.no_grad():
         weights = dict(zip(network.convolutions, network.weights()))
         for convolution, module in zip(network.convolutions, _convolutions(folded), strict=True):

@@ -48,8 +48,6 @@ class Convolution(nn.Module):
                  padding: tuple[int, int] = (0, 0), dilation: int = 1, mode: str = "zeros", relu: bool = True) -> None:
         super().__init__()
         self.parametrisation = Parametrisation(filters, group, kernel, lifting=source is None)
-        if self.parametrisation.size == 0:
-            raise ValueError(f"the band-limited basis of {group} is empty for kernel {kernel}; use filters=free or another kernel")
         self.fields, self.fields_in = fields, channels_in // self.parametrisation.incoming
         self.channels_in, self.kernel, self.stride, self.padding = channels_in, kernel, stride, padding
         self.dilation, self.mode = dilation, mode
@@ -119,7 +117,9 @@ class Network(nn.Module):
             channels, source = stage.channels, stage.group
             self.steps.append(_step(stage, architecture.filters))
         self.order = architecture.group.order
-        self.linear = nn.Linear(channels if architecture.head == "none" else channels // self.order, classes)
+        features = channels if architecture.head == "none" else channels // self.order
+        with torch.random.fork_rng(devices=[]):     # torch's own initialisation draws from the global generator
+            self.linear = nn.Linear(features, classes)
         self._register_constants()
 
     def _register_constants(self) -> None:
@@ -141,7 +141,7 @@ class Network(nn.Module):
             for number, (parametrisation, members) in enumerate(self._kinds.items()):
                 parameters = [self.convolutions[m].filters for m in members]
                 joined = parameters[0] if len(parameters) == 1 else torch.cat(parameters)
-                expanded = expand(joined, parametrisation, getattr(self, f"constants_{number}"))
+                expanded = expand(joined, parametrisation, getattr(self, f"constants_{number}"), self.training)
                 for member, filters in zip(members, expanded.split([len(p) for p in parameters])):
                     found[member] = self.convolutions[member].weight(filters)
         return found

@@ -179,6 +179,46 @@ def train(study: StudyName, architecture: Annotated[str, typer.Argument(metavar=
 
 
 @app.command()
+def retrain(directory: Directory, seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
+            epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs; else the study's.", show_default=False)] = None,
+            trial: Annotated[Optional[list[int]], typer.Option(help="These trials instead of the front; may be repeated.", show_default=False)] = None,
+            workers: Workers = None, format: FormatOption = Format.table) -> None:
+    """Trains the front again with several seeds and tests it: the only command that reads the test split."""
+    from studies import retrain as retraining
+    from studies.output import Column, short
+
+    jobs = retraining.front_jobs(directory, seeds=seeds, epochs=epochs, trials=trial)
+    rows = _retrained(jobs, workers)
+    columns = [Column("trial"), Column("n", True), Column("test accuracy %", True), Column("symmetry %", True), Column("worst %", True),
+               Column("params", True), Column("MACs", True), Column("architecture")]
+    cells = [[row["name"].split()[1], str(row["n"]), row["accuracy"].percent(), row["symmetry_accuracy"].percent(), row["symmetry_accuracy_worst"].percent(),
+              short(row["params"]), short(row["macs"]), row["architecture"]] for row in rows]
+    print_rows([retraining.plain(row) for row in rows], format, columns, cells)
+
+
+@app.command()
+def reproduce(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the trainings go; calling again goes on.", show_default=False)],
+              shift: Annotated[str, typer.Option(help="What training sees: upright, normal20, normal40 or uniform.")] = "upright",
+              root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
+              epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
+              seeds: Annotated[int, typer.Option(min=1, help="Runs of each model; the paper has 100.")] = 10,
+              test: Annotated[Optional[int], typer.Option(min=100, help="Test images; else all 60,000.", show_default=False)] = None,
+              workers: Workers = None, format: FormatOption = Format.table) -> None:
+    """Repeats "Using and Abusing Equivariance" on MNIST and prints its table beside the published figures."""
+    from studies import reproduce as published
+    from studies import retrain as retraining
+
+    rows = _retrained(published.jobs(shift, directory, root=root, epochs=epochs, seeds=seeds, test=test), workers)
+    claims = published.claims(shift, rows)
+    if format is Format.json:
+        return print_json({"shift": shift, "rows": [retraining.plain(row) for row in rows],
+                           "claims": [{"statement": c.statement, "measured": c.measured, "holds": c.holds} for c in claims]})
+    print_table(*published.compared(shift, rows))
+    for claim in claims:
+        print(f"{'holds' if claim.holds else 'DOES NOT HOLD':>13}  {claim.statement}: {claim.measured}")
+
+
+@app.command()
 def presets(name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help="Prints this preset's file.", show_default=False)] = None,
             schema: Annotated[bool, typer.Option("--schema", help="Prints the JSON Schema of study files, for editors.")] = False,
             format: FormatOption = Format.table) -> None:
@@ -242,6 +282,20 @@ def _resources(workers: "str | None", timeout: "str | None", address: "str | Non
         raise typer.BadParameter(f"{workers} is neither auto nor a whole number above 0", param_hint="--workers")
     count = int(workers) if workers and workers.isdigit() else workers
     return {"resources.workers": count, "search.timeout": timeout, "resources.address": address}
+
+
+def _retrained(jobs, workers: "str | None") -> list[dict]:
+    """The summarised results of retraining jobs, with progress on stderr."""
+    from studies import retrain as retraining
+
+    asked = _resources(workers, None, None)["resources.workers"]
+    count = asked if isinstance(asked, int) else retraining.default_workers(jobs[0].study)
+
+    def tell(done: int, result: dict) -> None:
+        note(f"{done} of {len(jobs)}: {result['name']}, seed {result['seed']}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
+             f"symmetry accuracy {100 * result['test']['symmetry_accuracy']:.2f} %")
+
+    return retraining.summarised(retraining.run_jobs(jobs, min(count, len(jobs)), tell))
 
 
 def _look_at_data(study) -> tuple[int, int]:

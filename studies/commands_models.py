@@ -1,0 +1,130 @@
+"""Commands about networks: `check`, `train`, `retrain`, `reproduce`, `export`, `verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from studies.app import app
+from studies.options import Directory, FormatOption, Quiet, Settings, StudyName, Trial, Workers, pairs, resources
+from studies.output import Format, note, print_json, print_rows, print_table
+
+if TYPE_CHECKING:
+    from studies.retrain import Job
+
+
+@app.command()
+def check(architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", help="Its text form, or the name of a published network.",
+                                                      show_default=False)],
+          group: Annotated[Optional[str], typer.Option(help="The group it will be used under; else its own.", show_default=False)] = None,
+          size: Annotated[Optional[int], typer.Option(min=1, help="Another input size, pixels.", show_default=False)] = None,
+          channels: Annotated[int, typer.Option(min=1, help="Of the images.")] = 1,
+          classes: Annotated[int, typer.Option(min=1)] = 10, format: FormatOption = Format.table) -> None:
+    """Says before any training which symmetries an architecture keeps exactly, where it loses the others, and what repairs it."""
+    from studies.checking import check as examine
+
+    found = examine(architecture, group, channels=channels, classes=classes, size=size)
+    print_json(found.as_dict()) if format is Format.json else print(found.text())
+
+
+@app.command()
+def train(study: StudyName, architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", help="Its text form, or the name of a published network.",
+                                                                         show_default=False)],
+          epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs.", show_default=False)] = None,
+          seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
+          out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Keeps the checkpoint there, and goes on from it.", show_default=False)] = None,
+          settings: Settings = None, quiet: Quiet = False, format: FormatOption = Format.table) -> None:
+    """Trains one architecture under a study's data and training, and prints its scores and its accuracy by angle."""
+    from studies import config
+    from studies.checking import named
+    from studies.single import train_lines, train_one
+
+    chosen = config.load(study, {"training.epochs": epochs, **pairs(settings)})
+    total = chosen.training.epochs
+
+    def show(epoch: int, row: dict) -> None:
+        if not quiet:
+            note(f"epoch {epoch} of {total}: training loss {row['train_loss']:.4f}, {row['seconds']:.1f} s")
+
+    result = train_one(chosen, named(architecture), seed=seed, out=out, on_epoch=show)
+    print_json(result) if format is Format.json else print("\n".join(train_lines(result)))
+
+
+@app.command()
+def retrain(directory: Directory, seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
+            epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs; else the study's.", show_default=False)] = None,
+            trial: Annotated[Optional[list[int]], typer.Option(help="These trials instead of the front; may be repeated.", show_default=False)] = None,
+            workers: Workers = None, format: FormatOption = Format.table) -> None:
+    """Trains the front again with several seeds and tests it: the only command that reads the test split."""
+    from studies import retrain as retraining
+    from studies.output import Column, short
+
+    jobs = retraining.front_jobs(directory, seeds=seeds, epochs=epochs, trials=trial)
+    rows = _retrained(jobs, workers)
+    columns = [Column("trial"), Column("n", True), Column("test accuracy %", True), Column("symmetry %", True), Column("worst %", True),
+               Column("params", True), Column("MACs", True), Column("architecture")]
+    cells = [[row["name"].split()[1], str(row["n"]), row["accuracy"].percent(), row["symmetry_accuracy"].percent(), row["symmetry_accuracy_worst"].percent(),
+              short(row["params"]), short(row["macs"]), row["architecture"]] for row in rows]
+    print_rows([retraining.plain(row) for row in rows], format, columns, cells)
+
+
+@app.command()
+def reproduce(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the trainings go; calling again goes on.", show_default=False)],
+              shift: Annotated[str, typer.Option(help="What training sees: upright, normal20, normal40 or uniform.")] = "upright",
+              root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
+              epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
+              seeds: Annotated[int, typer.Option(min=1, help="Runs of each model; the paper has 100.")] = 10,
+              test: Annotated[Optional[int], typer.Option(min=100, help="Test images; else all 60,000.", show_default=False)] = None,
+              workers: Workers = None, format: FormatOption = Format.table) -> None:
+    """Repeats "Using and Abusing Equivariance" on MNIST and prints its table beside the published figures."""
+    from studies import reproduce as published
+    from studies import retrain as retraining
+
+    rows = _retrained(published.jobs(shift, directory, root=root, epochs=epochs, seeds=seeds, test=test), workers)
+    claims = published.claims(shift, rows)
+    if format is Format.json:
+        return print_json({"shift": shift, "rows": [retraining.plain(row) for row in rows],
+                           "claims": [{"statement": c.statement, "measured": c.measured, "holds": c.holds} for c in claims]})
+    print_table(*published.compared(shift, rows))
+    for claim in claims:
+        print(f"{'holds' if claim.holds else 'DOES NOT HOLD':>13}  {claim.statement}: {claim.measured}")
+
+
+@app.command()
+def export(directory: Directory, trial: Trial,
+           out: Annotated[Optional[Path], typer.Option(metavar="BUNDLE", help="The bundle's folder; else DIR/exports/TRIAL.", show_default=False)] = None,
+           force: Annotated[bool, typer.Option("--force", help="Replace another bundle that lies there.")] = False) -> None:
+    """Exports a trained trial: plain torch, torch.export and ONNX files, compared before they are written, with a card."""
+    from studies.exporting import export_trial
+
+    bundle = export_trial(directory, trial, out, force=force)
+    print(bundle)
+    note(f"compared and written; read {bundle}/README.md, check it any time with `equisearch verify {bundle}`")
+
+
+@app.command()
+def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)],
+           format: FormatOption = Format.table) -> None:
+    """Checks a bundle: files whole, formats agree, symmetry as the card says."""
+    from studies.exporting import verify_bundle
+
+    report = verify_bundle(bundle)
+    print_json(report.as_dict()) if format is Format.json else print(report.text())
+    if not report.good:
+        raise typer.Exit(1)
+
+
+def _retrained(jobs: "list[Job]", workers: "str | None") -> list[dict[str, Any]]:
+    """The summarised results of retraining jobs, with progress on stderr."""
+    from studies import retrain as retraining
+
+    asked = resources(workers, None, None)["resources.workers"]
+    count = asked if isinstance(asked, int) else retraining.default_workers(jobs[0].study)
+
+    def tell(done: int, result: dict) -> None:
+        note(f"{done} of {len(jobs)}: {result['name']}, seed {result['seed']}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
+             f"symmetry accuracy {100 * result['test']['symmetry_accuracy']:.2f} %")
+
+    return retraining.summarised(retraining.run_jobs(jobs, min(count, len(jobs)), tell))

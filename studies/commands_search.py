@@ -1,0 +1,138 @@
+"""Commands over a study: `start`, `resume`, `status`, `trials`, `front`, `show`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from studies.app import app
+from studies.options import Address, Directory, FormatOption, Quiet, Settings, StudyName, Timeout, Trial, Trials, Workers, pairs, resources
+from studies.output import Format, note, print_json, print_rows, print_table
+
+if TYPE_CHECKING:
+    from studies.config import Study
+    from studies.driver import SearchDriver
+
+
+@app.command()
+def start(study: StudyName, directory: Directory, trials: Trials = None,
+          epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs of a full training.", show_default=False)] = None,
+          workers: Workers = None, timeout: Timeout = None, ray_address: Address = None,
+          seed: Annotated[Optional[int], typer.Option(min=0, help="Of the search.", show_default=False)] = None,
+          settings: Settings = None,
+          enqueue: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Architectures to try first, one a line.", show_default=False)] = None,
+          warm_start: Annotated[Optional[Path], typer.Option(metavar="DIR", help="An earlier study to learn from.", show_default=False)] = None,
+          quiet: Quiet = False) -> None:
+    """Starts the search of STUDY in the new directory DIR, and prints its front."""
+    from studies import config
+    from studies.files import STUDY
+    from studies.errors import ExistsError
+    from studies.starts import read_architectures
+
+    overrides = {"search.trials": trials, "training.epochs": epochs, "search.seed": seed, **resources(workers, timeout, ray_address), **pairs(settings)}
+    chosen = config.load(study, overrides)
+    if (directory / STUDY).exists():
+        raise ExistsError(f"{directory} already holds a study; go on with `equisearch resume {directory}`, or choose another directory")
+    first = read_architectures(enqueue) if enqueue else ()
+    channels, classes = _look_at_data(chosen)
+    from studies.driver import SearchDriver
+
+    _drive(lambda: SearchDriver.create(directory, chosen, channels=channels, classes=classes, enqueue=first, warm_start=warm_start), directory, quiet)
+
+
+@app.command()
+def resume(directory: Directory, trials: Trials = None, workers: Workers = None, timeout: Timeout = None, ray_address: Address = None,
+           settings: Settings = None, quiet: Quiet = False) -> None:
+    """Goes on with the study in DIR; more trials, another timeout or other resources may be given."""
+    from studies import config
+    from studies.driver import SearchDriver
+    from studies.files import read_study
+
+    overrides = {"search.trials": trials, **resources(workers, timeout, ray_address), **pairs(settings)}
+    revised = config.parse(config.dump(read_study(directory)), name="the stored study", overrides=overrides)
+    _drive(lambda: SearchDriver.open(directory, revised), directory, quiet)
+
+
+@app.command()
+def status(directory: Directory, format: FormatOption = Format.table) -> None:
+    """Prints how the study in DIR stands."""
+    from studies import views
+
+    found = views.status(directory)
+    if format is Format.json:
+        return print_json(found)
+    print("\n".join(views.status_lines(found)))
+
+
+@app.command()
+def trials(directory: Directory, format: FormatOption = Format.table) -> None:
+    """Lists every trial of the study in DIR."""
+    from studies import views
+
+    rows, columns, cells = views.trial_rows(directory)
+    print_rows(rows, format, columns, cells, f"{directory} has no trials yet")
+
+
+@app.command()
+def front(directory: Directory, format: FormatOption = Format.table) -> None:
+    """Prints the Pareto front of the study in DIR; * marks the best compromise."""
+    from studies import views
+
+    rows, columns, cells = views.front_rows(directory)
+    print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
+
+
+@app.command()
+def show(directory: Directory, trial: Trial, format: FormatOption = Format.table) -> None:
+    """Prints everything about one trial: its scores at every rung, its exactness, its files."""
+    from studies import views
+
+    study, records = views.open_study(directory, parameters=True)
+    record = views.find_trial(records, trial, directory)
+    row = {**views.trial_row(study, record), "parameters": record.parameters, "rungs": record.rungs}
+    if format is Format.json:
+        return print_json(row)
+    print("\n".join(views.show_lines(directory, row, record.rungs)))
+    if record.architecture:
+        from studies.checking import check as examine
+
+        print(examine(record.architecture, study.symmetry.group).text())
+
+
+def _look_at_data(study: "Study") -> tuple[int, int]:
+    """(channels, classes) of the study's images: bad data is told before anything is created."""
+    from trainers.datasets import load
+
+    size = study.space.pixels[0]
+    splits = load(study.data, (size, size))
+    for skipped in splits.skipped[:5]:
+        note(f"skipped: {skipped}")
+    note(f"data: {len(splits.train.labels)} training and {len(splits.validation.labels)} validation images, "
+         f"{splits.channels} channels, {len(splits.classes)} classes")
+    return splits.channels, len(splits.classes)
+
+
+def _drive(opened: "Callable[[], SearchDriver]", directory: Path, quiet: bool) -> None:
+    """Runs a study to its end or interruption, then prints its front and what to type next."""
+    from studies import views
+    from studies.executors import run
+    from studies.live import Progress
+
+    with opened() as driver:
+        for warning in driver.warnings:
+            note(f"warning: {warning}")
+        with Progress(driver, quiet=quiet) as progress:
+            ending = run(driver, listener=progress)
+    note(f"ended: {ending.reason}")
+    rows, columns, cells = views.front_rows(directory)
+    print("\n".join(views.status_lines(views.status(directory))))
+    if rows:
+        print_table(columns, cells)
+        best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])
+        note(f"next: equisearch show {directory} {best}  |  equisearch export {directory} {best}  |  equisearch resume {directory} --trials N")
+    if ending.exit_status:
+        note(f"interrupted; go on with: equisearch resume {directory}")
+        raise typer.Exit(ending.exit_status)

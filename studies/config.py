@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from searchspace.space import SearchSpace
+from searchspace.space import Interval, SearchSpace
 from studies.errors import StudyFileError
 from studies.front import Objective
 from studies.yamltext import StudyLoader, line_of
@@ -35,6 +35,12 @@ def _seconds(value: Any) -> Any:
             raise ValueError(f"'{value}' is no duration; write seconds, or a number with s, m, h or d such as 90m")
         return float(match[1]) * UNITS[match[2] or "s"]
     return value
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"objectives are {', '.join(names)}; each may be named once")
+    return names
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
@@ -102,16 +108,20 @@ class Study(Settings):
     training: Training = Training()
     symmetry: Symmetry = Symmetry()
     space: SearchSpace = SearchSpace()
-    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy", "symmetry_accuracy")
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct)] = ("accuracy", "symmetry_accuracy")
     constraints: Constraints = Constraints()
     search: Search = Search()
     resources: Resources = Resources()
     loggers: Loggers = Loggers()
 
     @model_validator(mode="after")
-    def _distinct(self) -> "Study":
-        if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError(f"objectives are {', '.join(self.objectives)}; each may be named once")
+    def _enumerable(self) -> "Study":
+        ranges = {"learning_rate": self.space.learning_rate, "equivariance_loss.weight": self.space.equivariance_loss.weight}
+        for name, choice in ranges.items():
+            unused = name != "learning_rate" and set(self.space.equivariance_loss.kind) == {"none"}
+            if self.search.sampler == "grid" and isinstance(choice, Interval) and choice.low < choice.high and not unused:
+                raise ValueError(f"the grid sampler tries every choice, but space.{name} is a range ({choice.low:g} to {choice.high:g}); "
+                                 "fix it to one number, or take another sampler")
         return self
 
     @property

@@ -8,7 +8,6 @@ is lost, and a resumed study proposes what an undisturbed one would.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from searchspace.architecture import Architecture
 from searchspace.space import Proposal
 from studies.assignments import RUNG_SCORES, Assignment, Decision, Outcome, checked
 from studies.config import Study
-from studies.errors import ScoresError, StudyError, TooManyFailuresError
+from studies.errors import NO_SPACE, ScoresError, StudyError, TooManyFailuresError
 from studies.files import TRIALS, create_directory, open_directory
 from studies.front import DIRECTIONS, front_volume
 from studies.journal import JOURNAL, Record, drop_torn_line, read_journal
@@ -67,6 +66,7 @@ class SearchDriver:
         self._front: list[tuple[float, ...]] = []
         self._volume, self._moved = 0.0, 0          # of the front; trials finished when it last grew
         self._failures = 0                          # in a row
+        self._exhausted = False                     # the grid has no combination left
         self._open_journal()
 
     @classmethod
@@ -109,11 +109,13 @@ class SearchDriver:
             copy = drop_torn_line(self.directory)
             if copy is not None:
                 self.warnings += (f"the journal's last line was torn and has been dropped; a copy is in {copy.name}",)
+            there = (self.directory / JOURNAL).exists()
+            attributes, records = read_journal(self.directory) if there else ({}, [])
             self._storage, self._backend = open_storage(self.directory / JOURNAL)
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=NAME, load_if_exists=True, pruner=optuna.pruners.NopPruner(),
-                directions=[DIRECTIONS[name] for name in self.study.objectives])
-            attributes, records = read_journal(self.directory)
+            directions = [DIRECTIONS[name] for name in self.study.objectives]
+            if not any(study.study_name == NAME for study in self._storage.get_all_studies()):
+                optuna.create_study(storage=self._storage, study_name=NAME, directions=directions)
+            self._study = optuna.load_study(study_name=NAME, storage=self._storage, pruner=optuna.pruners.NopPruner())
             self.channels, self.classes = attributes.get("channels", 1), attributes.get("classes", 10)
             for record in sorted(records, key=lambda r: (r.order is None, r.order, r.number)):
                 self._recall(record)
@@ -135,7 +137,7 @@ class SearchDriver:
             self._take_back(_Running(self._id(record.number), _assignment(self.directory, self.study, record.number, record.attributes),
                                      dict(record.attributes), _recorded_rungs(record.attributes)),
                             lost=record.state == "running", waiting=record.state == "waiting")
-        elif record.state == "running":             # asked for, never proposed: optuna asks again under the same number
+        elif record.state == "running":             # asked for, not wholly proposed: optuna asks again under the same number
             self._set_state(self._id(record.number), "WAITING")
 
     def _count_finished(self, values: Sequence[float] | None) -> None:
@@ -171,7 +173,7 @@ class SearchDriver:
                 running = self._interrupted.popleft()
                 self._set_state(running.trial_id, "RUNNING")
                 self._running[running.assignment.number] = running
-                return running.assignment
+                return self._with_folder(running.assignment)
             if self._stopping():
                 return None
         return self._propose()
@@ -180,6 +182,8 @@ class SearchDriver:
         search = self.study.search
         if self.ended is None and search.patience is not None and self._front and self._finished - self._moved >= search.patience:
             self.ended = "patience"
+        if self.ended is None and self._exhausted:
+            self.ended = "exhausted"
         if self.ended is None and self._finished >= search.trials:
             self.ended = "trials"
         return self.ended is not None or self._finished + len(self._running) >= search.trials
@@ -191,18 +195,28 @@ class SearchDriver:
         for refusals in range(REFUSALS_IN_A_ROW):
             with self._writing():
                 make = make_sampler if refusals < REFUSALS_BEFORE_RANDOM else random_sampler
-                with self._state:
-                    self._study.sampler = make(self.study, len(self._storage.get_all_trials(self._study_id, deepcopy=False)))
-                trial = self._study.ask()
-                assignment, reason = self._register(trial)
+                self._study.sampler = make(self.study, self._next_number())
+                with self._backend.transaction():
+                    assignment, reason = self._register(self._study.ask())
                 if assignment is not None:
-                    return assignment
-                if getattr(self._study.sampler, "exhausted", False):
+                    return self._with_folder(assignment)
+                if self._exhausted:
                     break
         if self._finished + len(self._running) == 0:
             raise StudyError(f"no architecture of the space can be trained; the last one was refused: {reason}")
         self.ended = "exhausted"
         return None
+
+    def _with_folder(self, assignment: Assignment) -> Assignment:
+        folder = Path(assignment.directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")
+        return assignment
+
+    def _next_number(self) -> int:
+        """The number of the trial that optuna will give when asked: the first that waits, else a new one."""
+        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        return next((trial.number for trial in trials if trial.state.name == "WAITING"), len(trials))
 
     def _register(self, trial: Any) -> tuple[Assignment | None, str]:
         """Writes down what was proposed and returns the work, or refuses it and returns the reason."""
@@ -224,9 +238,6 @@ class SearchDriver:
             assignment = _assignment(self.directory, self.study, trial.number, attributes)
             self._trainings[key] += 1
             self._running[trial.number] = _Running(trial._trial_id, assignment, attributes)
-        folder = Path(assignment.directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")
         return assignment, ""
 
     def _proposal(self, trial: Any) -> Proposal:
@@ -249,8 +260,12 @@ class SearchDriver:
         trial.set_user_attr("refused", True)
         trial.set_user_attr("reason", reason)
         # TPE learns from pruned trials that break a constraint, and takes no notice of failed ones
-        self._study.tell(trial, state=TrialState.PRUNED if learn else TrialState.FAIL)
+        self._commit(trial.number, None, TrialState.PRUNED if learn else TrialState.FAIL)
         return reason
+
+    def _commit(self, number: int, values: list[float] | None, state: Any) -> None:
+        self._study.tell(number, values=values, state=state)
+        self._exhausted = getattr(self._study.sampler, "exhausted", False)      # the grid sampler notices it now
 
     # ---- report -----------------------------------------------------------------------------------------------------
 
@@ -315,9 +330,10 @@ class SearchDriver:
             self._constrain(running, {**running.attributes.get("constraints", {}), "memory": 1.0})
         if reason:
             self._study_attribute(running.trial_id, "reason", reason)
+            Path(running.assignment.directory).mkdir(parents=True, exist_ok=True)
             (Path(running.assignment.directory) / "error.txt").write_text(f"{detail or reason}\n", encoding="utf-8")
         told = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED)
-        self._study.tell(running.assignment.number, values=values, state=told)
+        self._commit(running.assignment.number, values, told)
         del self._running[running.assignment.number]
         feasible = all(excess <= 0 for excess in running.attributes.get("constraints", {}).values())
         self._count_finished(values if feasible else None)
@@ -369,7 +385,7 @@ class SearchDriver:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_SPACE:
                 raise
             raise StudyError(f"no space is left on the device of {self.directory}; nothing earlier is lost: "
                              f"free some space, then `equisearch resume {self.directory}`") from error

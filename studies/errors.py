@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)    # a full disk, a quota, a limit on file sizes
+
 
 class StudyError(Exception):
     """Something a user can repair: the message says what came, what must hold, and what to do."""
@@ -23,6 +27,10 @@ class ExistsError(StudyError):
     """The directory already holds a study."""
 
     exit_status = 3
+
+
+class DamagedError(StudyError, ValueError):
+    """The journal holds a line that is no record; the message names it."""
 
 
 class TooManyFailuresError(StudyError):

@@ -9,7 +9,6 @@ An executor asks the driver for work, lets a trainable do it, passes on what tha
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
@@ -23,7 +22,7 @@ from typing import Any, Literal, Union
 
 from studies.assignments import Assignment, Decision, Leave, Outcome, Trainable
 from studies.driver import SearchDriver
-from studies.errors import StudyError
+from studies.errors import NO_SPACE, StudyError
 
 DEFAULT_TRAINABLE = "studies.worker:run_trial"
 
@@ -149,7 +148,7 @@ def _kind(error: BaseException) -> Literal["left", "failed", "out_of_memory", "n
         return "study"
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(chain):
+        if isinstance(chain, OSError) and chain.errno in NO_SPACE or "No space left on device" in str(chain):
             return "no_space"
         # torch.OutOfMemoryError by name: this module does not import torch
         if isinstance(chain, MemoryError) or type(chain).__name__ == "OutOfMemoryError" or "out of memory" in str(chain).lower():

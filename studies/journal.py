@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from studies.errors import DamagedError
+
 JOURNAL = "optuna.journal"
 State = Literal["running", "waiting", "complete", "pruned", "failed", "refused", "earlier"]
 
@@ -66,8 +68,8 @@ class Record:
 def read_trials(directory: str | os.PathLike[str], *, parameters: bool = False) -> list[Record]:
     """Every trial of the study in `directory`, in the order of their numbers.
 
-    A torn last line is passed over. Raises FileNotFoundError without a journal, ValueError for a line in the middle that is
-    no JSON (`equisearch repair` cuts there).
+    A torn last line is passed over. Raises FileNotFoundError without a journal, DamagedError for a line in the middle that
+    is no JSON (`equisearch repair` cuts there).
     """
     return read_journal(directory, parameters=parameters)[1]
 
@@ -85,7 +87,7 @@ def read_journal(directory: str | os.PathLike[str], *, parameters: bool = False)
             entry = json.loads(line)
             operation = entry["op_code"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number} is damaged: {line[:60]!r}; `equisearch repair` keeps what stands before it") from None
+            raise DamagedError(f"{path}, line {number} is damaged: {line[:60]!r}; `equisearch repair` keeps what stands before it") from None
         if operation == CREATE_TRIAL:
             trials.append(_created(entry))
             if trials[-1]["state"] in FINISHED:
@@ -153,7 +155,7 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
         start = len(body) + len(newline)
         if not tail:
             start = body.rfind(b"\n") + 1
-            tail = body[start:]
+            tail = content[start:]
             if _is_json(tail):
                 return None
         copy = path.with_name(f"{JOURNAL}.torn-{start}")

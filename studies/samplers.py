@@ -14,7 +14,6 @@ import numpy
 import optuna
 
 from studies.config import Study
-from studies.errors import StudyError
 
 
 def make_sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
@@ -97,10 +96,6 @@ class Enumeration(optuna.samplers.BruteForceSampler):
 
 
 def _grid(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    for name, section in (("learning_rate", study.space.learning_rate), ("equivariance_loss.weight", study.space.equivariance_loss.weight)):
-        if hasattr(section, "low") and section.low != section.high:
-            raise StudyError(f"the grid sampler tries every choice, but space.{name} is a range ({section.low:g} to {section.high:g}); "
-                             "fix it to one number, or take another sampler")
     return Enumeration(seed=seed)
 
 

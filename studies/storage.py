@@ -1,4 +1,4 @@
-"""Optuna's journal storage for a single writer: the same file format, one write per record, synced at commit points.
+"""Optuna's journal storage for a single writer: the same file format, one write per proposal, synced at commit points.
 
 optuna's own file backend takes a lock file and syncs for each of the about 25 records of a trial, and leaves its lock behind when
 it is killed (the next writer waits 30 s). Here the study's lock (`studies.locks`) already makes the writer unique.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +25,69 @@ class SingleWriterJournal(BaseJournalBackend):
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b", buffering=0)
-        self._read = (0, 0)                 # number of records read, and the offset behind them
+        self._offset = 0                        # of the file, up to which everything was handed to optuna or written by us
+        self._new: list[bytes] = []             # records that optuna has not read yet
+        self._unwritten: list[bytes] = []       # of the transaction
+        self._owner: int | None = None          # the thread in a transaction
+        self._lock = threading.RLock()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The records from number `log_number_from` on. Others (a dashboard's notes) may have appended too."""
-        number, offset = self._read if log_number_from >= self._read[0] else (0, 0)
-        size = os.fstat(self._file.fileno()).st_size
-        if offset == size:
-            return
-        content = os.pread(self._file.fileno(), size - offset, offset)
-        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
-            number, offset = number + 1, offset + len(line)
-            self._read = max(self._read, (number, offset))
-            if number > log_number_from:
-                yield json.loads(line)
+        """The records that came since the last call, those of others (a dashboard's notes) included.
+
+        `log_number_from` is what optuna has read, which is what was handed out: nobody else reads through this object.
+        """
+        with self._lock:
+            self._take_in()
+            new, self._new = self._new, []
+        for line in new:
+            yield json.loads(line)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends the records whole or not at all: on a full disk what was begun is cut off again, and OSError raised."""
-        lines = "".join(json.dumps(log, separators=(",", ":"), allow_nan=False) + "\n" for log in logs).encode()
+        lines = [json.dumps(log, separators=(",", ":"), allow_nan=False).encode() + b"\n" for log in logs]
+        with self._lock:
+            self._new += lines
+            self._unwritten += lines
+            if self._owner != threading.get_ident():
+                self._write()
+                if any(log["op_code"] == SET_STATE for log in logs):
+                    os.fsync(self._file.fileno())
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Holds back this thread's records to write them at once: a killed process leaves a whole proposal, or none.
+
+        If another thread appends meanwhile, what is held back is written before its records: order counts more.
+        """
+        self._owner = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._owner = None
+            with self._lock:
+                self._write()
+
+    def _take_in(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if size > self._offset:
+            content = os.pread(self._file.fileno(), size - self._offset, self._offset)
+            whole = content[: content.rfind(b"\n") + 1]
+            self._new += whole.splitlines(keepends=True)
+            self._offset += len(whole)
+
+    def _write(self) -> None:
+        self._take_in()
+        lines, self._unwritten = b"".join(self._unwritten), []
         descriptor = self._file.fileno()
         before = os.fstat(descriptor).st_size
         try:
-            written = os.write(descriptor, lines)
+            written = 0
             while written < len(lines):
                 written += os.write(descriptor, lines[written:])
-            if any(log["op_code"] == SET_STATE for log in logs):
-                os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, before)
             raise
+        self._offset += len(lines)
 
     def close(self) -> None:
         """Closes the file."""

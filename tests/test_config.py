@@ -1,0 +1,143 @@
+"""What a study file may say, and that every mistake in it is named with its file, line, key and remedy."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+import trivial
+import yaml
+
+from studies.config import Study, differences, dump, load, parse, presets, schema
+from studies.errors import StudyFileError
+
+
+def complaint(text: str) -> str:
+    with pytest.raises(StudyFileError) as caught:
+        parse(textwrap.dedent(text), name="my.yaml")
+    assert caught.value.exit_status == 1 and isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def test_the_smallest_study_is_one_line():
+    study = parse("data: {name: digits}")
+    assert study.objectives == ("accuracy", "symmetry_accuracy") and study.search.sampler == "tpe"
+
+
+def test_a_dumped_study_parses_back():
+    study = trivial.study(search__timeout="2h", constraints__params=25000, loggers__tensorboard=True)
+    assert parse(dump(study)) == study
+    assert study.search.timeout == 7200 and study.constraints.params == 25000
+
+
+def test_unknown_key_is_named_with_line_and_suggestion():
+    message = complaint("""\
+        data: {name: digits}
+        search:
+          trials: 5
+          sampelr: tpe
+        """)
+    assert message.startswith("my.yaml, line 4, search.sampelr: unknown key 'sampelr' (did you mean 'sampler'?); allowed are sampler, trials,")
+
+
+def test_unknown_section_lists_the_sections():
+    message = complaint("data: {name: digits}\nspaces: {}\n")
+    assert "line 2, spaces: unknown key 'spaces' (did you mean 'space'?); allowed are data, training, symmetry, space, objectives" in message
+
+
+def test_every_mistake_is_one_line():
+    message = complaint("data: {name: digits}\nsearch: {trials: 0, eta: 1, sampler: magic}\n")
+    lines = message.splitlines()
+    assert len(lines) == 3 and all(line.startswith("my.yaml, line 2, search.") for line in lines)
+    assert "'magic' came; input should be 'tpe', 'nsga2'" in message
+
+
+def test_missing_data_is_named():
+    assert complaint("search: {trials: 3}") == "my.yaml, data: this key is missing; it has no default"
+
+
+def test_unknown_group_says_what_groups_are():
+    assert "space.group" in (message := complaint("data: {name: digits}\nspace: {group: [C4, Q4]}\n")) and "Q4" in message
+
+
+def test_a_restriction_that_is_no_subgroup_names_the_subgroups():
+    message = complaint("data: {name: digits}\nspace:\n  group: C4\n  restrict: {after: 2, to: D1}\n")
+    assert "line 2, space: restrict to D1" in message and "C1, C2" in message
+
+
+def test_a_space_in_which_nothing_fits():
+    assert "no architecture of the space fits" in complaint("data: {name: digits}\nspace: {input_size: 3, layout: max2/2, backbone: '8k3 *, 8k3 *, 8k3 *'}\n")
+
+
+@pytest.mark.parametrize("wrong,expected", [
+    ("training: {batch_size: many}", "training.batch_size: 'many' came; input should be a valid integer"),
+    ("objectives: [accuracy, speed]", "objectives.1: 'speed' came; input should be 'accuracy'"),
+    ("objectives: [accuracy, accuracy]", "each may be named once"),
+    ("search: {rungs: [6, 2]}", "they must increase"),
+    ("search: {timeout: soon}", "'soon' is no duration"),
+    ("resources: {workers: 0}", "resources.workers"),
+    ("search: 7", "search: 7 came; input should be a valid dictionary"),
+    ("constraints: {params: .nan}", "constraints.params"),
+])
+def test_wrong_values_are_named(wrong, expected):
+    message = complaint("data: {name: digits}\n" + wrong)
+    assert expected in message and message.startswith("my.yaml, line 2")
+
+
+def test_a_key_given_twice_is_an_error():
+    assert "line 3: this is no valid YAML: the key 'search' is given twice" in complaint("data: {name: digits}\nsearch: {}\nsearch: {}\n")
+
+
+def test_no_yaml_and_no_mapping():
+    assert "line 1: this is no valid YAML" in complaint("data: [1, 2")
+    assert "a study file is a mapping" in complaint("- a\n- b\n") and "it is empty" in complaint("")
+
+
+def test_a_binary_file_is_named(tmp_path):
+    (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(StudyFileError, match="s.yaml is no text file in UTF-8"):
+        load(tmp_path / "s.yaml")
+
+
+def test_no_such_file_lists_the_presets():
+    with pytest.raises(StudyFileError, match="there is no study file 'absent' and no preset of that name"):
+        load("absent")
+
+
+def test_numbers_may_be_written_as_everybody_does():
+    study = parse("data: {name: digits}\ntraining: {learning_rate: 1e-3, weight_decay: 0}\nconstraints: {macs: 5e6}\n")
+    assert study.training.learning_rate == 0.001 and study.constraints.macs == 5_000_000
+
+
+def test_the_grid_sampler_refuses_ranges():
+    message = complaint("data: {name: digits}\nspace: {learning_rate: {low: 0.001, high: 0.1}}\nsearch: {sampler: grid}\n")
+    assert "the grid sampler tries every choice, but space.learning_rate is a range" in message
+
+
+def test_rungs_stop_before_the_last_epoch():
+    assert trivial.study().rungs == (1, 3, 9)
+    assert trivial.study(training__epochs=2).rungs == (1, 2)
+
+
+def test_paths_are_found_beside_the_file_and_become_absolute(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "s.yaml").write_text("data: {folder: images}\n")
+    monkeypatch.chdir("/")
+    assert load(tmp_path / "s.yaml").data.folder == tmp_path / "images"
+    (tmp_path / "t.yaml").write_text("data: {name: mnist}\n")
+    assert load(tmp_path / "t.yaml").data.root.is_absolute()
+
+
+def test_differences_are_named():
+    assert differences(trivial.study(), trivial.study(search__seed=4, training__epochs=3)) == ["training.epochs: 9 -> 3", "search.seed: 0 -> 4"]
+    assert differences(trivial.study(), trivial.study()) == []
+
+
+def test_schema_describes_every_section():
+    assert set(schema()["properties"]) == set(Study.model_fields)
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_presets_are_valid(name):
+    study = load(name)
+    assert parse(dump(study)) == study and yaml.safe_load(dump(study))

@@ -1,0 +1,191 @@
+"""Faults, each of which counts every trial afterwards: none lost, none doubled, no zombie, and an undisturbed study's result."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trivial
+
+from studies.driver import SearchDriver
+from studies.errors import StudyError
+from studies.executors import run_in_process
+from studies.journal import JOURNAL, read_trials
+
+DRIVE = Path(__file__).with_name("drive.py")
+
+
+def start(path, executor="in_process", epoch_seconds=0.004, **overrides) -> subprocess.Popen:
+    """A process that drives the study at `path`; returns once a trial has started."""
+    pairs = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    process = subprocess.Popen([sys.executable, str(DRIVE), str(path), executor, *pairs], text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env={**os.environ, "EPOCH_SECONDS": str(epoch_seconds)})
+    assert process.stdout.readline() == "driving\n", process.stderr.read()
+    return process
+
+
+def finish(path, executor="in_process", **overrides) -> int:
+    """Drives the study to its end in a process of its own, and returns its exit status."""
+    process = start(path, executor, **overrides)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def undisturbed(path, **overrides):
+    with SearchDriver.create(path, trivial.study(**overrides)) as driver:
+        run_in_process(driver, trivial.trainable)
+    return trivial.ended(path)
+
+
+def assert_whole(path, trials=12, repeated=0):
+    count = trivial.audit(path, trials)
+    assert (count["lost"], count["doubled"], count["zombies"], count["failed"]) == (0, 0, 0, 0), count
+    assert count["repeated"] <= repeated
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_driver_killed_three_times_ends_like_an_undisturbed_one(tmp_path, sampler):
+    options = {"search__sampler": sampler, "search__startup": 4}
+    rng = random.Random(sampler)
+    for _ in range(3):
+        process = start(tmp_path / "killed", **options)
+        time.sleep(rng.uniform(0.01, 0.12))
+        process.kill()
+        process.wait()
+    process = start(tmp_path / "killed", **options)
+    assert process.communicate(timeout=60)[0].endswith("trials\n") and process.returncode == 0
+    assert_whole(tmp_path / "killed", repeated=3)
+    assert trivial.ended(tmp_path / "killed") == undisturbed(tmp_path / "undisturbed", **options)
+
+
+def test_one_signal_finishes_the_epoch_and_a_resumed_study_repeats_nothing(tmp_path):
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = start(tmp_path / "study", epoch_seconds=0.02)
+        time.sleep(0.3)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert (out.split()[-1], err, process.returncode) == (number.name, "", status)
+    assert [r.state for r in read_trials(tmp_path / "study")].count("waiting") == 1
+    assert finish(tmp_path / "study") == 0
+    assert_whole(tmp_path / "study")
+    assert trivial.ended(tmp_path / "study") == undisturbed(tmp_path / "undisturbed")
+
+
+def test_two_signals_end_at_once(tmp_path):
+    process = start(tmp_path / "study", epoch_seconds=30)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    assert finish(tmp_path / "study") == 0
+    assert_whole(tmp_path / "study", repeated=1)
+
+
+def test_a_torn_last_line_is_dropped_and_kept_aside(tmp_path):
+    path = tmp_path / "study"
+    with SearchDriver.create(path, trivial.study(search__trials=6)) as driver:
+        run_in_process(driver, trivial.trainable)
+    before = trivial.ended(path)
+    whole = (path / JOURNAL).read_bytes()
+    for torn in (b'{"op_code":6,"trial_id":3,"sta', b'{"op_code":6,"trial_id"\n'):
+        (path / JOURNAL).write_bytes(whole + torn)
+        with SearchDriver.open(path) as driver:
+            assert "torn" in driver.warnings[0] and (path / driver.warnings[0].split()[-1]).read_bytes() == torn
+            assert driver.finished == 6
+        assert (path / JOURNAL).read_bytes() == whole and trivial.ended(path) == before
+
+
+def test_a_journal_cut_anywhere_in_its_last_trial_goes_on_to_the_same_end(tmp_path):
+    """As if the power had failed between any two records; within a proposal, which is one write, another one may follow."""
+    path = tmp_path / "study"
+    expected = undisturbed(path, search__trials=3)
+    lines = (path / JOURNAL).read_bytes().splitlines(keepends=True)
+    begin = max(i for i, line in enumerate(lines) if line.startswith(b'{"op_code":4'))
+    proposed = max(i for i, line in enumerate(lines) if b'"user_attr":{"architecture"' in line)
+    for cut in range(begin, len(lines)):
+        (path / JOURNAL).write_bytes(b"".join(lines[:cut]))
+        with SearchDriver.open(path) as driver:
+            run_in_process(driver, trivial.trainable)
+        assert_whole(path, trials=3, repeated=9)
+        if cut > proposed or cut == begin:
+            assert trivial.ended(path) == expected, lines[cut]
+        else:
+            shutil.rmtree(path / "trials" / "00002")
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=2)) as driver:
+        run_in_process(driver, trivial.trainable)
+    journal = tmp_path / "study" / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:9], b"\x00\x00\x00\n", *lines[10:]]))
+    with pytest.raises(StudyError, match="line 10 is damaged.*equisearch repair"):
+        SearchDriver.open(tmp_path / "study")
+    with pytest.raises(StudyError, match="line 10 is damaged"):
+        read_trials(tmp_path / "study")
+
+
+def test_no_space_for_the_journal_loses_nothing(tmp_path):
+    """A file size limit stands in for a full disk: a write is cut short, then refused."""
+    path = tmp_path / "study"
+    with SearchDriver.create(path, trivial.study()) as driver:
+        size = (path / JOURNAL).stat().st_size
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5000, old[1]))
+        try:
+            with pytest.raises(StudyError, match="no space is left.*nothing earlier is lost.*equisearch resume"):
+                run_in_process(driver, trivial.trainable)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+            signal.signal(signal.SIGXFSZ, ignored)
+    assert (path / JOURNAL).read_bytes().endswith(b"\n")
+    with SearchDriver.open(path) as driver:
+        assert driver.warnings == () and driver.finished > 0
+        run_in_process(driver, trivial.trainable)
+    assert_whole(path)
+    assert trivial.ended(path) == undisturbed(tmp_path / "undisturbed")
+
+
+def test_a_trial_that_kills_its_driver_is_given_up_after_some_attempts(tmp_path):
+    path = tmp_path / "study"
+    SearchDriver.create(path, trivial.study(search__retries=2)).close()
+    for _ in range(3):
+        driver = SearchDriver.open(path)
+        assert driver.next().number == 0
+        driver.close()                          # without a word about trial 0, like a killed process
+    with SearchDriver.open(path) as driver:
+        assert driver.finished == 1 and driver.next().number == 1
+    record = read_trials(path)[0]
+    assert record.state == "failed" and "died 3 times without getting any further" in record.reason
+
+
+def test_progress_between_attempts_starts_the_count_again(tmp_path):
+    path = tmp_path / "study"
+    SearchDriver.create(path, trivial.study(search__retries=1)).close()
+    for epoch in (1, 3):
+        driver = SearchDriver.open(path)
+        assert driver.next().number == 0
+        driver.report(0, epoch, {"epoch": epoch, "accuracy": 0.5, "symmetry_accuracy": 0.5})
+        driver.close()
+    with SearchDriver.open(path) as driver:
+        assert driver.next().number == 0
+
+
+def test_the_clock_may_jump(tmp_path, monkeypatch):
+    """Times of day are written, never compared."""
+    hours = iter(range(0, -10**6, -3600))
+    monkeypatch.setattr(time, "time", lambda: 1e9 + next(hours))
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__timeout=60, resources__trial_timeout=60)) as driver:
+        assert run_in_process(driver, trivial.trainable).reason == "trials"
+    assert_whole(tmp_path / "study")

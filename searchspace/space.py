@@ -140,6 +140,7 @@ class SearchSpace(_Section):
     equivariance_loss: LossSpace = LossSpace()
     learning_rate: Union[None, float, Interval] = None
     width: Optional[Width] = None
+    size_by: Literal["exactness", "pixels"] = "exactness"   # first whether windows fit the group exactly, then which size; or the size alone
 
     @field_validator("input_size", mode="before")
     @classmethod
@@ -189,14 +190,14 @@ class SearchSpace(_Section):
         used: a network exact under it has no equivariance loss to weigh.
         """
         group = self._sample_group(trial)
+        after, to = self._sample_restriction(trial, group)
         fitting = [b for b in self.backbone if any(self._fitting_sizes(b, layout) for layout in self.layout)]
         backbone = _choose(trial, "backbone", fitting)
         layouts = [layout for layout in self.layout if self._fitting_sizes(backbone, layout)]
         layout = _choose(trial, "layout" if len(fitting) == 1 else f"layout/{backbone}", layouts)
-        size = self._sample_size(trial, backbone, layout)
-        after, to = self._sample_restriction(trial, group)
         stages = tuple(replace(stage, group=to if after and number > after else group)
                        for number, stage in enumerate(self._stages(backbone, layout), start=1))
+        size = self._sample_size(trial, stages, self._fitting_sizes(backbone, layout))
         last = stages[-1].group
         head = _choose(trial, "head", self.head) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
@@ -214,15 +215,24 @@ class SearchSpace(_Section):
             return TRIVIAL
         return Group.parse(_choose(trial, "group", [str(group) for group in self.groups]))
 
-    def _sample_size(self, trial: Trial, backbone: str, layout: str) -> int:
-        sizes = self._fitting_sizes(backbone, layout)
-        name = "input_size" if sizes == self.pixels else f"input_size/{layout}"
+    def _sample_size(self, trial: Trial, stages: tuple[Stage, ...], sizes: tuple[int, ...]) -> int:
+        """A size in two questions: is the layout exact at it, which splits the sizes, and which of those.
+
+        One pixel decides exactness, so a sampler that sees pixels has to learn that 26, 28 and 30 belong together, for
+        each layout anew, and random proposals hardly ever meet an exact network.
+        """
+        if self.size_by == "exactness" and stages[-1].group != TRIVIAL:
+            exact = tuple(n for n in sizes if _is_exact(stages, n))
+            if exact and len(exact) < len(sizes):
+                sizes = exact if trial.suggest_categorical("exact", [True, False]) else tuple(n for n in sizes if n not in exact)
         if len(sizes) == 1:
             return sizes[0]
         steps = {after - before for before, after in zip(sizes, sizes[1:])}
-        if len(steps) == 1:
-            return trial.suggest_int(name, sizes[0], sizes[-1], step=steps.pop())
-        return trial.suggest_categorical(name, list(sizes))
+        step = steps.pop() if len(steps) == 1 else None
+        name = "input_size" if sizes == self.pixels else f"input_size/{sizes[0]}-{sizes[-1]}" + (f"/{step}" if step != 1 else "")
+        if step is None:
+            return trial.suggest_categorical(name if sizes == self.pixels else f"input_size/{','.join(map(str, sizes))}", list(sizes))
+        return trial.suggest_int(name, sizes[0], sizes[-1], step=step)
 
     def _sample_restriction(self, trial: Trial, group: Group) -> tuple[Optional[int], Group]:
         targets = [name for name in self.restrict.to if Group.parse(name) < group]
@@ -303,6 +313,13 @@ def _fits(backbone: str, layout: str, size: int) -> Optional[str]:
     except ValueError as error:
         return str(error)
     return None
+
+
+@lru_cache(maxsize=65536)
+def _is_exact(stages: tuple[Stage, ...], size: int) -> bool:
+    """Whether every element of the stages' group that maps the pixel grid onto itself survives at this size."""
+    filters: Filters = "free" if all(stage.group.on_grid for stage in stages) else "basis"
+    return verdict(Architecture((size, size), stages, filters=filters)).grid_exact
 
 
 @lru_cache(maxsize=65536)

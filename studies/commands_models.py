@@ -53,6 +53,22 @@ def train(study: StudyName, architecture: Annotated[str, typer.Argument(metavar=
 
 
 @app.command()
+def probe(study: StudyName, images: Annotated[int, typer.Option(min=40, help="Images that are looked at.")] = 2000,
+          seed: Annotated[int, typer.Option(min=0)] = 0, group: Annotated[Optional[str], typer.Option(help="Instead of the study's.", show_default=False)] = None,
+          settings: Settings = None, format: FormatOption = Format.table) -> None:
+    """Says how symmetric the data is: which elements keep inputs and labels, and what to declare, before any search."""
+    from searchspace.groups import Group
+    from studies import config
+    from trainers.probe import probe as examine
+    from trainers.process import tune_process
+
+    chosen = config.load(study, pairs(settings))
+    tune_process()
+    found = examine(chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed)
+    print_json(found.as_dict()) if format is Format.json else print(found.text())
+
+
+@app.command()
 def retrain(directory: Directory, seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
             epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs; else the study's.", show_default=False)] = None,
             trial: Annotated[Optional[list[int]], typer.Option(help="These trials instead of the front; may be repeated.", show_default=False)] = None,

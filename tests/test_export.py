@@ -1,0 +1,369 @@
+"""What a user of an exported network relies on: every file is the trained network, runs without this program, and nothing is half-written."""
+
+import ast
+import copy
+import errno
+import json
+import random
+import re
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from architectures import random_architecture
+from isolation import OURS, accuracies, run_alone
+from searchspace.architecture import Architecture
+from searchspace.groups import Group
+from trainers import bundle as files
+from trainers import export as exporting
+from trainers.bundle import CARD, FORMATS, MANIFEST, Refused, content_of, logits, model_of, runner, source, write
+from trainers.datasets import load
+from trainers.export import Subject, export
+from trainers.fitting import fit_images
+from trainers.networks import build
+from trainers.pools import _recolor
+from trainers.settings import Augment, Data, Symmetry, Training
+from trainers.standalone import Model
+from trainers.symmetry_check import changes, movable, parity_tolerance, probe_images
+from trainers.train import Config, start, train
+from trainers.verify import verify
+
+EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
+EVERY_LAYER = (
+    "17px: 2k3@D4 max3/2p1, 2k3p1reflect avg3/2p1:0, 2k3d2p2circular, 2k3r adaptivemax/2, 2k2p0 head=group_max",
+    "15x18px resize20: 2k3@C4 max2/2ceil, 2k3p1replicate blur/2, 3k3@C2 conv3/2p1, 2k1 resize7, 2k3 adaptive3 head=group_mean",
+    "12px: 2k3@C4 resize16bicubic, 2k3 blurmax/2, 2k3s2r crop6, 2k3 resize9nearest, 2k3 avg2/2ceil, 2k3 adaptivemax2 head=none filters=basis",
+)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """An exact network, trained for two epochs on a few digits."""
+    folder = tmp_path_factory.mktemp("training")
+    config = Config(Data(name="digits", train=300, validation=101), Training(epochs=2, batch_size=32), Symmetry(group="D4"), seed=3)
+    architecture = Architecture.parse(EXACT)
+    splits = load(config.data, architecture.size)
+    scores = train(architecture, config, folder, 2, splits=splits)
+    return Subject(start(architecture, config, folder, splits).network, splits, config, scores.as_dict(), {"study": "digits", "trial": 3})
+
+
+@pytest.fixture(scope="module")
+def bundle(subject, tmp_path_factory):
+    return export(subject, tmp_path_factory.mktemp("exports") / "00003")
+
+
+@pytest.fixture
+def copied(bundle, tmp_path):
+    """A bundle that a test may spoil."""
+    return shutil.copytree(bundle, tmp_path / "copied")
+
+
+def manifest_of(folder):
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def test_every_format_gives_the_logits_of_the_trained_network(subject, bundle):
+    splits, network = subject.splits, copy.deepcopy(subject.network).eval()
+    shift, scale = (torch.tensor(v).view(-1, 1, 1) for v in (splits.mean, splits.std))
+    images = splits.validation.pixels.float() / 255
+    expected = network((images - shift) / scale).detach()
+    assert set(manifest_of(bundle)["formats"]) == set(FORMATS)
+    for name in FORMATS:
+        run = runner(bundle, name)
+        for part in (images[:1], images[:7], images):
+            assert (logits(run, part, batch=1000) - expected[:len(part)]).abs().max() < 1e-5, name
+
+
+def test_strangers_scripts_get_the_reported_accuracy(subject, bundle, tmp_path):
+    images = subject.splits.validation
+    found = accuracies(bundle, images.pixels, images.labels, tmp_path)
+    assert found == pytest.approx([subject.scores["accuracy"]] * 3, abs=1e-12)
+
+
+def test_guard_sees_a_forbidden_import(tmp_path):
+    with pytest.raises(AssertionError, match="imported searchspace, which"):
+        run_alone("import searchspace.groups", tmp_path)
+
+
+def test_snippets_of_the_card_run(subject, copied):
+    Image.fromarray(subject.splits.validation.pixels[0, 0].numpy()).resize((40, 30)).save(copied / "image.png")
+    blocks = re.findall(r"```python\n(.*?)```", (copied / CARD).read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    with_torch = blocks[0] + blocks[1] + "print(tuple(logits.shape))"       # the first block prints the class and its share
+    label, share, *shape = run_alone(with_torch, copied, forbidden=OURS + ("onnxruntime", "safetensors")).split()
+    assert label in "0123456789" and 0.1 <= float(share) <= 1 and shape == ["(8,", "10)"]
+    assert run_alone(blocks[2] + "print(logits.shape)", copied, forbidden=OURS + ("torch",)) == "(8, 10)"
+
+
+def test_card_and_manifest_say_what_was_reported(subject, bundle):
+    card, manifest = (bundle / CARD).read_text(), manifest_of(bundle)
+    assert manifest["scores"] == subject.scores and manifest["architecture"] == str(subject.network.architecture)
+    assert f"{100 * subject.scores['accuracy']:.2f} %" in card and "On 101 validation images" in card
+    assert [row["exact"] for row in manifest["elements"]] == [True] * 7
+    for row in manifest["elements"]:
+        assert set(row["relative_change"]) == set(FORMATS) and max(row["relative_change"].values()) < 1e-3
+
+
+def test_model_source_imports_torch_only(bundle):
+    tree = ast.parse((bundle / "model.py").read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)} == {"os", "torch", "torch.nn.functional"} | {"torch"}
+    assert (bundle / "model.py").read_text() == source()
+
+
+def test_no_file_names_a_folder_of_this_machine(bundle):
+    here = str(files.Path(files.__file__).resolve().parent.parent).encode()
+    for path in bundle.iterdir():
+        assert here not in path.read_bytes(), path.name
+
+
+def test_export_leaves_the_network_as_it_is(subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    subject.network.train()
+    before = copy.deepcopy(subject.network.state_dict())
+    export(subject, tmp_path / "bundle")
+    assert subject.network.training and all(module.training for module in subject.network.modules())
+    after = subject.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert next(subject.network.parameters()).requires_grad
+
+
+@pytest.mark.parametrize("text", EVERY_LAYER)
+def test_every_kind_of_layer_is_exported_in_every_format(text, tmp_path):
+    for name, difference in differences(Architecture.parse(text), 3, 0, tmp_path).items():
+        assert difference < 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_random_architectures_are_exported_in_every_format(seed, tmp_path):
+    architecture = random_architecture(random.Random(500 + seed), groups=("C1", "C2", "C4", "D1", "D4", "C8", "D8"))
+    for name, difference in differences(architecture, 1 + 2 * (seed % 2), seed, tmp_path).items():
+        assert difference < 1e-5, (name, str(architecture))
+
+
+def differences(architecture, channels, seed, folder):
+    """The largest difference of each format from the network, relative to its largest logit, with statistics as after training."""
+    network = build(architecture, channels=channels, classes=4, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        network(torch.rand(16, channels, *architecture.size, generator=generator) * 4 - 2)
+    content = content_of(network, (0.4,) * channels, (0.25,) * channels, "resize", tuple("abcd"))
+    model = model_of(network, content)
+    images = torch.rand(9, channels, *architecture.size, generator=generator)
+    expected = copy.deepcopy(network).eval()((images - 0.4) / 0.25).detach()
+    found = {}
+    for name in FORMATS:
+        write(model, content, folder, name)
+        run = runner(folder, name)
+        parts = [(logits(run, images[:n]) - expected[:n]).abs().max() for n in (1, 9)]
+        found[name] = float(max(parts) / expected.abs().max())
+    return found
+
+
+def spoiled(name, monkeypatch):
+    """Makes one format's writer change a weight."""
+    honest = files.write
+
+    def writer(model, content, folder, wanted):
+        if wanted == name:
+            model = copy.deepcopy(model)
+            model.network.head.linear.weight.data[0, 0] += 0.01
+        honest(model, content, folder, wanted)
+    monkeypatch.setattr(exporting, "write", writer)
+
+
+def test_plain_torch_that_differs_is_not_exported(subject, tmp_path, monkeypatch):
+    spoiled("torch", monkeypatch)
+    with pytest.raises(ValueError, match="nothing was exported: torch differs from the trained network: its logits by up to"):
+        export(subject, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_format_that_differs_is_left_out_and_the_bundle_says_so(subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "FORMATS", {name: FORMATS[name] for name in ("torch", "torch.export")})
+    spoiled("torch.export", monkeypatch)
+    folder = export(subject, tmp_path / "bundle")
+    assert not (folder / "model.pt2").exists() and (folder / "model.pt").exists()
+    assert "differs from the trained network" in manifest_of(folder)["refused"]["torch.export"]
+    assert "No `torch.export` file: torch.export differs" in (folder / CARD).read_text()
+    assert verify(folder).good
+
+
+def test_an_exporter_that_fails_names_format_and_reason(subject, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("no translation of this operation")
+    monkeypatch.setattr(torch.onnx, "export", broken)
+    content = content_of(subject.network, (0.0,), (1.0,), "resize", tuple("0123456789"))
+    with pytest.raises(Refused, match="onnx cannot hold this network: RuntimeError: no translation of this operation"):
+        write(model_of(subject.network, content), content, tmp_path, "onnx")
+
+
+def test_exporters_are_silent(subject, tmp_path, capfd, recwarn):
+    content = content_of(subject.network, (0.0,), (1.0,), "resize", tuple("0123456789"))
+    for name in FORMATS:
+        write(model_of(subject.network, content), content, tmp_path, name)
+    assert capfd.readouterr() == ("", "") and len(recwarn) == 0
+
+
+def test_a_network_that_does_not_give_its_reported_accuracy_is_not_exported(subject, tmp_path):
+    other = Subject(subject.network, subject.splits, subject.config, {**subject.scores, "accuracy": subject.scores["accuracy"] - 0.05}, {})
+    with pytest.raises(ValueError, match="nothing was exported: the checkpoint has accuracy .* have changed since"):
+        export(other, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_claimed_symmetry_that_does_not_hold_is_not_exported(subject, tmp_path, monkeypatch):
+    honest = files.model_of
+
+    def lopsided(network, content):
+        model = honest(network, content)
+        model.network.stages[0][0].convolutions[0].weight.data[:, :, 0, 0] += 1e-5       # within parity, beyond rounding
+        return model
+    monkeypatch.setattr(exporting, "model_of", lopsided)
+    monkeypatch.setattr("trainers.symmetry_check.OF_SPREAD", 1e-6)
+    monkeypatch.setattr("trainers.symmetry_check.OF_PEAK", 0.0)
+    with pytest.raises(ValueError, match="torch is less symmetric than the architecture: r90 changes its logits by"):
+        export(subject, tmp_path / "bundle")
+
+
+def test_only_a_bundle_of_the_same_training_is_replaced(subject, copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    (copied / "__pycache__").mkdir()
+    assert export(subject, copied) == copied and not (copied / "model.onnx").exists()
+    other = Subject(subject.network, subject.splits, subject.config, subject.scores, {"study": "digits", "trial": 4})
+    with pytest.raises(ValueError, match="holds another bundle \\(study digits, trial 3\\).*--force"):
+        export(other, copied)
+    export(other, copied, force=True)
+    assert manifest_of(copied)["origin"]["trial"] == 4
+    (copied / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="notes.txt"):
+        export(other, copied, force=True)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a").write_text("mine")
+    with pytest.raises(ValueError, match="holds files, but no bundle"):
+        export(subject, tmp_path / "letters", force=True)
+    with pytest.raises(ValueError, match="is a file"):
+        export(subject, tmp_path / "letters" / "a")
+
+
+def test_a_full_disk_leaves_the_earlier_bundle(subject, copied, monkeypatch):
+    def full(model, content, folder, name):
+        (folder / "model.pt").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(exporting, "write", full)
+    with pytest.raises(OSError, match="could not be written .*No space left.*still there"):
+        export(subject, copied)
+    assert [path.name for path in copied.parent.iterdir()] == [copied.name] and verify(copied).good
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_prepare_does_what_training_does(fit, channels):
+    network = {"channels": channels, "size": [13, 16], "stages": [], "entry": None,
+               "head": {"kind": "none", "order": 1, "features": channels, "classes": 2}}
+    model = Model({"network": network, "mean": [0.0] * channels, "std": [1.0] * channels, "fit": fit, "classes": ["a", "b"]})
+    generator = torch.Generator().manual_seed(0)
+    for size in ((13, 16), (20, 27), (8, 9), (7, 30), (14, 15), (28, 28)):
+        for given in (1, 3):
+            pixels = torch.randint(0, 256, (4, given, *size), generator=generator, dtype=torch.uint8)
+            assert torch.equal(model.prepare(pixels), fit_images(_recolor(pixels, channels), (13, 16), fit).float() / 255)
+
+
+def test_model_refuses_other_images_with_a_remedy(bundle):
+    model = runner(bundle, "torch")
+    with pytest.raises(ValueError, match="torch.uint8; give floating point values in 0..1"):
+        model(torch.zeros(1, 1, 17, 17, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="takes \\[batch, 1, 17, 17\\]"):
+        model(torch.zeros(1, 1, 16, 17))
+    with pytest.raises(ValueError, match="give uint8"):
+        model.prepare(torch.zeros(1, 1, 16, 17))
+
+
+def test_instrument_sees_a_corner_and_accepts_a_mean():
+    images, elements = probe_images(2, (9, 9)), movable(Group.parse("D4"), (9, 9))
+    corner = changes(lambda x: x[:, :, 0, 1], images, elements)
+    mean = changes(lambda x: x.mean((2, 3)), images, elements)
+    assert len(elements) == 7 and not any(c.negligible or c.relative < 0.5 for c in corner.values())
+    assert all(c.negligible and c.relative < 1e-3 for c in mean.values())
+    assert [str(e) for e in movable(Group.parse("D8"), (9, 10))] == ["r180", "m", "mr180"]
+
+
+def test_parity_is_absolute_for_usual_logits():
+    assert parity_tolerance(torch.tensor([[3.0, -9.0]])) == 1e-4 and parity_tolerance(torch.tensor([[1000.0]])) == pytest.approx(1e-2)
+
+
+def test_verify_accepts_a_bundle(bundle):
+    report = verify(bundle)
+    assert report.good and report.as_dict()["good"] and "the bundle is sound" in report.text()
+    assert {f.check for f in report.findings} == {"files", "agreement", *FORMATS, *(f"{name} symmetry" for name in FORMATS)}
+
+
+def bad(report):
+    assert not report.good and "damaged" in report.text()
+    return {f.check: f.text for f in report.findings if not f.good}
+
+
+def rehash(folder):
+    """What a forger would do: hashes that fit the changed files."""
+    manifest = manifest_of(folder)
+    for name in manifest["files"]:
+        manifest["files"][name]["sha256"] = files.sha256(folder / name)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def corrupt(folder):
+    saved = torch.load(folder / "model.pt", weights_only=True)
+    saved["state"]["network.stages.0.0.convolutions.0.weight"][0, 0, 0, 0] += 0.5
+    torch.save(saved, folder / "model.pt")
+
+
+def test_verify_sees_a_changed_weight_by_its_hash(copied):
+    corrupt(copied)
+    assert "model.pt has changed since the export" in bad(verify(copied))["files"]
+
+
+def test_verify_sees_a_changed_weight_by_its_logits_and_symmetry(copied):
+    corrupt(copied)
+    rehash(copied)
+    found = bad(verify(copied))
+    assert set(found) == {"torch", "agreement", "torch symmetry"} and "claimed, but broken: r90" in found["torch symmetry"]
+
+
+def test_verify_sees_what_is_missing_or_torn(copied):
+    (copied / "model.onnx").unlink()
+    (copied / "model.pt2").write_bytes((copied / "model.pt2").read_bytes()[:-100])
+    report = verify(copied)
+    assert [f.text for f in report.findings if not f.good] == [
+        "model.onnx is missing", next(f.text for f in report.findings if f.text.startswith("model.pt2 has changed"))]
+    rehash_one = manifest_of(copied)
+    del rehash_one["files"]["model.onnx"], rehash_one["formats"]["onnx"]
+    (copied / MANIFEST).write_text(json.dumps(rehash_one))
+    rehash(copied)
+    assert "does not run" in bad(verify(copied))["torch.export"]
+
+
+@pytest.mark.parametrize("text, message", [("{", "damaged"), ("[]", "damaged"), ('{"format_version": 1}', "damaged"), ('{"format_version": 9}', "format 9")])
+def test_verify_refuses_what_is_no_bundle(tmp_path, text, message):
+    with pytest.raises(ValueError, match="is no bundle"):
+        verify(tmp_path)
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        verify(tmp_path)
+
+
+def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    architecture = Architecture.parse("16px: 3k3@C4 max3/2p1, 3k3")
+    config = Config(subject.config.data, Training(epochs=1, batch_size=32, augment=Augment(mirror=True)), Symmetry(group="D8"), seed=1)
+    splits = load(config.data, architecture.size)
+    scores = train(architecture, config, tmp_path / "training", 1, splits=splits)
+    network = start(architecture, config, tmp_path / "training", splits).network
+    folder = export(Subject(network, splits, config, scores.as_dict(), {}), tmp_path / "bundle")
+    rows = {row["element"]: row for row in manifest_of(folder)["elements"]}
+    assert len(rows) == 15 and not any(row["exact"] for row in rows.values())
+    assert "shifted by 1 px" in rows["r90"]["lost"] and rows["r90"]["relative_change"]["torch"] > 1e-2
+    assert "not built in" in rows["m"]["lost"] and rows["r45"]["relative_change"] is None
+    assert "`e`, `m`" in (folder / CARD).read_text()

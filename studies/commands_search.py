@@ -102,6 +102,32 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
         print(examine(record.architecture, study.symmetry.group).text())
 
 
+@app.command()
+def dashboard(directory: Directory, host: Annotated[str, typer.Option(help="The address to listen on; the default is this machine alone.")] = "127.0.0.1",
+              port: Annotated[int, typer.Option(min=1, max=65535)] = 8080) -> None:
+    """Opens optuna-dashboard on the study in DIR, which may be running; Ctrl-C ends it."""
+    from studies.files import read_study
+    from studies.journal import JOURNAL
+
+    read_study(directory)
+    import optuna
+    import optuna_dashboard
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
+    note(f"http://{host}:{port} shows {directory}; Ctrl-C ends it")
+    optuna_dashboard.run_server(storage, host=host, port=port)
+
+
+@app.command()
+def repair(directory: Directory) -> None:
+    """Puts a damaged study directory back into a state that `resume` takes; keeps a copy of what it cuts."""
+    from studies.repairing import repair as mend
+
+    done = mend(directory)
+    print("\n".join(done) or f"nothing was wrong with {directory}")
+
+
 def _look_at_data(study: "Study") -> tuple[int, int]:
     """(channels, classes) of the study's images: bad data is told before anything is created."""
     from trainers.datasets import load

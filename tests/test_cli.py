@@ -156,3 +156,28 @@ def test_every_command_has_help(run):
     for name in names:
         found = run(name, "--help")
         assert found.status == 0 and len(found.out.splitlines()) > 5, name
+
+
+def test_the_dashboard_serves_the_study_on_this_machine(study):
+    import socket
+    import time
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "studies.cli", "dashboard", str(study), "--port", str(port)], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    try:
+        for _ in range(120):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:
+                    found = json.load(answer)
+                break
+            except OSError:
+                assert server.poll() is None, server.stderr.read()
+                time.sleep(0.5)
+        assert [entry["study_name"] for entry in found["study_summaries"]] == ["equisearch"]
+    finally:
+        server.terminate()
+        server.wait(10)

@@ -14,6 +14,7 @@ import numpy
 import optuna
 
 from studies.config import Study
+from studies.evolution import SubgroupEvolution
 
 
 def make_sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
@@ -99,5 +100,9 @@ def _grid(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return Enumeration(seed=seed)
 
 
+def _evolution(study: Study, seed: int) -> optuna.samplers.BaseSampler:
+    return SubgroupEvolution(study.objectives, seed, 10 if study.search.startup is None else study.search.startup)
+
+
 SAMPLERS: dict[str, Callable[[Study, int], optuna.samplers.BaseSampler]] = {
-    "tpe": _tpe, "nsga2": _nsga2, "nsga3": _nsga3, "gp": _gp, "random": _random, "grid": _grid, "qmc": _qmc}
+    "tpe": _tpe, "nsga2": _nsga2, "nsga3": _nsga3, "gp": _gp, "evolution": _evolution, "random": _random, "grid": _grid, "qmc": _qmc}

@@ -1,0 +1,127 @@
+"""Every sampler, on the trivial study; and the evolutionary one's moves."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+import trivial
+
+from searchspace.architecture import Architecture
+from searchspace.groups import Group
+from studies.driver import SearchDriver
+from studies.evolution import SubgroupEvolution, lattice_neighbours
+from studies.executors import run_in_process
+from studies.journal import read_trials
+from studies.samplers import SAMPLERS, derived_seed, make_sampler
+
+FINITE = {"space__equivariance_loss": {"kind": ["none", "layerwise"], "weight": 0.1}}
+
+
+def run(path, **overrides):
+    with SearchDriver.create(path, trivial.study(**overrides)) as driver:
+        run_in_process(driver, trivial.trainable)
+    return read_trials(path, parameters=True)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_runs_a_study_of_conditional_choices(tmp_path, sampler, recwarn):
+    records = run(tmp_path / "study", search__sampler=sampler, search__startup=4, **FINITE)
+    assert sum(r.state != "refused" for r in records) == 12
+    assert len({r.architecture for r in records}) >= 9
+    assert not [w for w in recwarn if "optuna" in str(w.filename) or "Experimental" in w.category.__name__]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "evolution", "random", "qmc", "grid"])
+def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path, sampler):
+    options = {"search__sampler": sampler, "search__startup": 4, **FINITE}
+    run(tmp_path / "whole", **options)
+    for trials in (5, 7, 12):
+        study = trivial.study(**options, search__trials=trials)
+        driver = SearchDriver.create(tmp_path / "parts", study) if trials == 5 else SearchDriver.open(tmp_path / "parts", study)
+        with driver:
+            run_in_process(driver, trivial.trainable)
+    if sampler.startswith("nsga"):      # their population grows with the number of trials that were planned
+        assert len(trivial.ended(tmp_path / "parts")) == len(trivial.ended(tmp_path / "whole"))
+    else:
+        assert trivial.ended(tmp_path / "parts") == trivial.ended(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "evolution"])
+def test_samplers_learn_constraints(tmp_path, sampler):
+    records = run(tmp_path / "study", search__sampler=sampler, search__startup=4, search__trials=8, constraints__params=15_000, **FINITE)
+    assert all(r.feasible for r in records if r.state == "complete")
+    assert any(r.state == "refused" and not r.feasible for r in records)
+
+
+def test_seeds_differ_by_study_and_trial_and_stay():
+    seeds = {derived_seed(seed, number) for seed in range(20) for number in range(50)}
+    assert len(seeds) == 1000 and derived_seed(0, 0) == derived_seed(0, 0)
+
+
+def test_sampler_of_a_trial_depends_on_its_number():
+    study = trivial.study(search__sampler="random")
+    values = []
+    for number in (0, 0, 1):
+        optuna_study = optuna.create_study(sampler=make_sampler(study, number))
+        values.append(optuna_study.ask().suggest_float("x", 0, 1))
+    assert values[0] == values[1] != values[2]
+
+
+def test_lattice_neighbours_are_one_edge_away():
+    choices = ["C1", "C2", "C4", "D1", "D4"]
+    assert lattice_neighbours("C4", choices) == ["C2", "D4"]
+    assert lattice_neighbours("C1", choices) == ["C2", "D1"]
+    assert lattice_neighbours("D4", choices) == ["C4", "D1"]
+    assert lattice_neighbours("C4", ["C4"]) == []
+
+
+def children(number=300):
+    """Proposals of the evolutionary sampler from one completed parent, as (parameters, architecture)."""
+    space = trivial.study().space
+    optuna_study = optuna.create_study(directions=["maximize", "maximize"])
+    fixed = {"family": "steerable", "group": "C4", "layout": "max3/2", "equivariance_loss": "layerwise", "loss_weight": 0.5}
+    optuna_study.enqueue_trial(fixed)
+    parent = optuna_study.ask()
+    space.sample(parent)
+    optuna_study.tell(parent, [0.5, 0.5])
+    for seed in range(number):
+        optuna_study.sampler = SubgroupEvolution(("accuracy", "symmetry_accuracy"), seed, startup=1)
+        trial = optuna_study.ask()
+        yield parent.params, trial.params if (proposal := space.sample(trial)) else {}, proposal.architecture
+
+
+def test_children_are_neighbours_inside_the_space():
+    moved, single = {}, 0
+    for parent, child, architecture in children():
+        assert Architecture.parse(str(architecture)) == architecture and 25 <= architecture.size[0] <= 33
+        changed = {name for name in parent if name in child and child[name] != parent[name]}
+        single += len(changed) == 1
+        for name in changed:
+            moved.setdefault(name.partition("/")[0], set()).add(child[name])
+        if "group" in changed:
+            a, b = Group.parse(parent["group"]), Group.parse(child["group"])
+            assert a <= b or b <= a
+        for name in changed:
+            if name.startswith("input_size"):
+                assert abs(child[name] - parent[name]) <= 4         # two steps of two pixels
+    assert set(moved) >= {"family", "group", "layout", "input_size", "equivariance_loss", "loss_weight"}
+    assert moved["group"] == {"C2", "D4"} and single > 150
+
+
+def test_evolution_finds_more_than_chance(tmp_path):
+    """A landscape with one best choice each: neighbours of the best are better than chance."""
+    def landscape(study, assignment, report):
+        a = Architecture.parse(assignment.architecture)
+        value = (a.size[0] - 24) / 9 * 0.5 + 0.25 * (str(a.group) == "D4") + 0.25 * ("avg3" in assignment.architecture)
+        for epoch in study.rungs:
+            if report({"epoch": epoch, "accuracy": value, "symmetry_accuracy": value}) == "stop":
+                return
+
+    def best_found(sampler, seed):
+        path = tmp_path / f"{sampler}{seed}"
+        options = {"search__sampler": sampler, "search__seed": seed, "search__trials": 30, "search__startup": 8, "search__repeats": 1}
+        with SearchDriver.create(path, trivial.study(**options, **FINITE)) as driver:
+            run_in_process(driver, landscape)
+            return driver.volume
+
+    assert sum(best_found("evolution", s) for s in range(5)) > sum(best_found("random", s) for s in range(5))

@@ -2,17 +2,20 @@
 
 An element maps feature maps to feature maps exactly iff every stage's group contains it, it maps the pixel grid onto itself, and
 no window is shifted on an axis that it reads backwards ("Using and Abusing Equivariance", arXiv:2308.11316; tested against
-float64 measurements element by element in `tests/test_exactness_proof.py`). Whatever is not exact is measured, never claimed.
+float64 measurements element by element in `tests/test_exactness_proof.py`). Shifts that undo each other, or that no
+feature sees, break nothing (`searchspace.mirroring`). Whatever is not exact is measured, never claimed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, Optional
+from functools import cached_property, lru_cache
+from typing import Literal, Optional, Sequence
 
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, Stage, Subsampling
+from searchspace.geometry import Layer, layers_of
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
+from searchspace.mirroring import Mirroring, Program, mirrorings, program, same_in_all_channels, surely_broken
 
 Reason = Literal["grid", "group", "shift"]
 AXES = ("height", "width")
@@ -65,11 +68,36 @@ class Verdict:
         """True if every element of the group that maps the pixel grid onto itself survives: the best a C8 can reach."""
         return not any(breaks for element, breaks in self.losses if element.on_grid)
 
-    @property
+    @cached_property
     def invariant(self) -> tuple[Element, ...]:
-        """The elements that leave the logits exactly unchanged: the surviving ones, if the head pools over the group."""
-        pools = self.architecture.head != "none"
-        return tuple(element for element in self.surviving if pools or element == IDENTITY)
+        """The elements that leave the logits exactly unchanged, in the group's order.
+
+        They are the surviving ones, and those that only move features whose spatial mean stays (a grid shifted around a circle).
+        Without pooling over the group's channels, only the identity, unless kernels of one pixel make these channels equal.
+        """
+        if self.architecture.head == "none" and not same_in_all_channels(self._reads, self._mirrorings):
+            return (IDENTITY,)
+        if self.exact:
+            return self.surviving
+        height, width = self._mirrorings
+        return tuple(element for element, breaks in self.losses
+                     if not breaks or breaks[0].reason == "shift" and _kept(element, height.means, width.means))
+
+    @cached_property
+    def after_stages(self) -> tuple[tuple[Element, ...], ...]:
+        """The elements that survive in the maps of the entry (of the image, if there is none), then of each stage."""
+        height, width = self._mirrorings
+        groups = (self.architecture.stages[0].group, *(stage.group for stage in self.architecture.stages))
+        return tuple(tuple(e for e, _ in self.losses if e in built and e.on_grid and _kept(e, *axes))
+                     for built, *axes in zip(groups, height.stages, width.stages))
+
+    @property
+    def _mirrorings(self) -> tuple[Mirroring, Mirroring]:
+        return mirrorings(self.architecture.size, self._reads)
+
+    @property
+    def _reads(self) -> Program:
+        return program(self.architecture.entry, self.architecture.stages)
 
     def breaks(self, element: Element) -> tuple[Break, ...]:
         """Where `element` is lost, first place first; empty if it survives. Raises KeyError outside the group."""
@@ -78,31 +106,79 @@ class Verdict:
 
 def verdict(architecture: Architecture, group: Optional[Group] = None) -> Verdict:
     """The verdict on `architecture` for every element of `group`; None: the group it is built with."""
-    group = architecture.group if group is None else group
-    shifts: tuple[list[Break], list[Break]] = ([], [])
-    for layer in architecture.layers:
-        for axis, remainder in enumerate(layer.remainder):
-            if remainder:
-                shifts[axis].append(Break("shift", layer.stage, layer.name, AXES[axis], remainder))
-    built = architecture.group
+    stages = architecture.stages
+    built = stages[-1].group
+    group = built if group is None else group
+    shifts = _shifts(architecture.layers)
+    if shifts is not None:
+        kept = _kept_axes(architecture.size, architecture.entry, stages, architecture.layers)
+        shifts = tuple(() if keeps else breaks for keeps, breaks in zip(kept, shifts))
     losses = []
-    for element, on_grid, (height, width) in _facts(group):
-        if element not in built:
-            missing = next(n for n, stage in enumerate(architecture.stages, start=1) if element not in stage.group)
+    for element, on_grid, built_in, axes in _facts(group, built):
+        if not built_in:
+            missing = next(n for n, stage in enumerate(stages, start=1) if element not in stage.group)
             breaks: tuple[Break, ...] = (Break("group", missing, "", "", 0),)
         elif not on_grid:
-            breaks = (Break("grid", 1, "", "", 0),)
-        elif height and width:
+            breaks = _OFF_GRID
+        elif shifts is None:
+            breaks = ()
+        elif axes == (True, True):
             breaks = tuple(sorted(shifts[0] + shifts[1], key=lambda b: b.stage))
         else:
-            breaks = tuple(shifts[0] if height else shifts[1] if width else ())
+            breaks = shifts[0] if axes[0] else shifts[1] if axes[1] else ()
         losses.append((element, breaks))
     return Verdict(architecture, group, tuple(losses))
 
 
+_OFF_GRID = (Break("grid", 1, "", "", 0),)
+
+
+def _shifts(layers: Sequence[Layer]) -> Optional[tuple[tuple[Break, ...], tuple[Break, ...]]]:
+    """Every shifted window, of the height and of the width; None if there is none."""
+    shifted = [layer for layer in layers if layer.remainder != (0, 0)]
+    if not shifted:
+        return None
+    return tuple(tuple(Break("shift", layer.stage, layer.name, AXES[axis], layer.remainder[axis])       # type: ignore[return-value]
+                       for layer in shifted if layer.remainder[axis]) for axis in (0, 1))
+
+
+def kept_axes(size: tuple[int, int], stages: tuple[Stage, ...], entry: Optional[Subsampling] = None) -> tuple[bool, bool]:
+    """Whether mirroring the (height, width) is exact in the features of the network of these parts: the core of a verdict.
+
+    For enumerations: no architecture is made, and groups are not checked. Raises ValueError where a layer does not fit.
+    """
+    return _kept_axes(size, entry, stages, layers_of(size, entry, stages))
+
+
+def _kept_axes(size: tuple[int, int], entry: Optional[Subsampling], stages: tuple[Stage, ...],
+               layers: Sequence[Layer]) -> tuple[bool, bool]:
+    height = width = True
+    for layer in layers:
+        remainder = layer.remainder
+        if remainder[0]:
+            height = False
+        if remainder[1]:
+            width = False
+    if height and width:
+        return True, True
+    reads = program(entry, stages)
+    doubtful = [not kept and not surely_broken(reads, pixels) for kept, pixels in zip((height, width), size)]
+    if any(doubtful):
+        traced = mirrorings(size, reads)
+        return height or traced[0].exact, width or traced[1].exact
+    return height, width
+
+
+def _kept(element: Element, height: bool, width: bool) -> bool:
+    """True if `element` reads no axis backwards that is not mirrored exactly."""
+    axes = element.reversed_axes
+    return (height or not axes[0]) and (width or not axes[1])
+
+
 @lru_cache(maxsize=None)
-def _facts(group: Group) -> tuple[tuple[Element, bool, tuple[bool, bool]], ...]:
-    return tuple((e, e.on_grid, e.reversed_axes if e.on_grid else (False, False)) for e in group.elements)
+def _facts(group: Group, built: Group) -> tuple[tuple[Element, bool, bool, tuple[bool, bool]], ...]:
+    """Of every element of `group`: whether it is on the grid, whether it is built in, and which axes it reads backwards."""
+    return tuple((e, e.on_grid, e in built, e.reversed_axes if e.on_grid else (False, False)) for e in group.elements)
 
 
 def exact_sizes(architecture: Architecture, *, within: int = 64, most: int = 4) -> tuple[tuple[int, int], ...]:
@@ -117,8 +193,8 @@ def exact_sizes(architecture: Architecture, *, within: int = 64, most: int = 4) 
         below = [s for s in found if s[0] < height][:most]
         above = [s for s in found if s[0] > height][:most]
         return tuple(sorted(below + [s for s in found if s[0] == height] + above, key=lambda s: (abs(s[0] - height), s[0])))
-    pairs = ((h, w) for h in _around(height, within) for w in _around(width, within)
-             if max(abs(h - height), abs(w - width)) <= 8)
+    near = min(within, 8)
+    pairs = ((h, w) for h in _around(height, near) for w in _around(width, near))
     found = [pair for pair in pairs if _is_exact(architecture, pair)]
     return tuple(sorted(found, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), s))[:2 * most])
 
@@ -129,6 +205,7 @@ def _around(size: int, within: int) -> list[int]:
 
 def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
     try:
-        return verdict(architecture.with_size(*size)).grid_exact
+        kept = kept_axes(size, architecture.stages, architecture.entry)
     except ValueError:          # too small for its layout
         return False
+    return all(_kept(e, *kept) for e in architecture.group.grid.elements)

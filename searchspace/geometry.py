@@ -6,30 +6,46 @@ symmetrically, so that mirroring the axis maps windows to windows, iff
     remainder = n + 2 p_before - dilation (kernel - 1) - 1 - stride (output - 1)  =  0,
 
 which for equal padding and sizes rounded down is (n + 2p - dilation (kernel - 1) - 1) mod stride ("Using and Abusing
-Equivariance", arXiv:2308.11316, generalised to unequal padding and rounding up).
+Equivariance", arXiv:2308.11316, generalised to unequal padding and rounding up). What remainders of several layers do
+together is decided in `searchspace.mirroring`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, Literal, Optional
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple, Optional
 
 if TYPE_CHECKING:
     from searchspace.architecture import Architecture, Stage, Subsampling
 
 Branch = Literal["main", "skip"]
+Size = tuple[int, int]              # (height, width), pixels
+CACHED = 1 << 16                    # layers kept: an enumeration meets the same stage at the same size again and again
 
 
-@dataclass(frozen=True)
-class Layer:
+class Rule(NamedTuple):
+    """How a layer reads an axis, whatever the axis's size; both axes are read alike."""
+
+    kind: str                       # conv, or the kind of a subsampling
+    kernel: int = 1
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    dilation: int = 1
+    ceil: bool = False
+    output: Optional[int] = None    # pixels; None: by stride
+    mode: str = "zeros"             # padding mode of a convolution, interpolation of a resize
+
+
+class Layer(NamedTuple):
     """One layer with a window, as it lies on the feature maps of one architecture."""
 
-    stage: int                                      # counted from 1; 0 is the entry
-    name: str                                       # such as conv1, skip2, max2/2
+    stage: int                      # counted from 1; 0 is the entry
+    name: str                       # such as conv1, skip2, max2/2
     branch: Branch
-    size_in: tuple[int, int]                        # (height, width), pixels
-    size_out: tuple[int, int]
-    remainder: tuple[int, int]                      # per axis, pixels; 0 is exact
+    size_in: Size
+    size_out: Size
+    remainder: tuple[int, int]      # per axis, pixels; 0 is exact
     kernel: int = 1
     weights: Optional[tuple[int, int]] = None       # (channels in, channels out) of a convolution; in = 0: the image's
 
@@ -37,7 +53,7 @@ class Layer:
 def output_size(size: int, kernel: int, stride: int = 1, padding: tuple[int, int] = (0, 0), dilation: int = 1,
                 ceil: bool = False) -> int:
     """The number of windows on an axis of `size` pixels; 0 or less if none fits."""
-    room = size + sum(padding) - dilation * (kernel - 1) - 1
+    room = size + padding[0] + padding[1] - dilation * (kernel - 1) - 1
     if not ceil:
         return room // stride + 1
     windows = -(-room // stride) + 1
@@ -51,82 +67,108 @@ def remainder(size: int, kernel: int, stride: int = 1, padding: tuple[int, int] 
     return size + 2 * padding[0] - dilation * (kernel - 1) - 1 - stride * (windows - 1)
 
 
+def nearest_sources(size: int, output: int) -> list[int]:
+    """The pixel that each of `output` samples of a nearest-neighbour resize of `size` pixels reads, as torch has it in float32.
+
+    The ratio is rounded to float32: from 82 px on, even a whole multiple may miss a pixel (2 px to 82 px does).
+    """
+    ratio = _float32(size / output)
+    return [min(int(_float32(i * ratio)), size - 1) for i in range(output)]
+
+
 def nearest_remainder(size: int, output: int) -> int:
     """How many of `output` samples of a nearest-neighbour resize miss the mirror image of their partner; 0 is exact."""
-    source = [i * size // output for i in range(output)]
+    source = nearest_sources(size, output)
     return sum(source[output - 1 - i] != size - 1 - source[i] for i in range(output))
+
+
+def _float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def conv_rule(stage: "Stage", stride: int) -> Rule:
+    """The rule of a stage's convolution."""
+    return Rule("conv", stage.kernel, stride, stage.padding, stage.dilation, mode=stage.padding_mode)
+
+
+def skip_rule(stride: int) -> Rule:
+    """The rule of a skip connection that is a convolution."""
+    return Rule("conv", 1, stride)
+
+
+def step_rule(step: "Subsampling") -> Rule:
+    """The rule of a subsampling."""
+    mode = step.mode if step.kind == "resize" else "zeros"
+    return Rule(step.kind, step.kernel, step.stride, step.padding, 1, step.ceil, step.output, mode)
+
+
+@lru_cache(maxsize=CACHED)
+def place(rule: Rule, size: int) -> tuple[int, int]:
+    """(output pixels, remainder) of a layer on an axis of `size` pixels; an output of 0 or less: it does not fit."""
+    kind, kernel, stride, padding, dilation, ceil, output, mode = rule
+    if kind in ("max", "avg", "conv", "blur", "blurmax"):
+        windows = output_size(size, kernel, stride, padding, dilation, ceil)
+        left = remainder(size, kernel, stride, padding, dilation, ceil)
+        if ceil and kind == "avg" and not left:     # what lies behind the padding is not counted, its mirror image in the padding is
+            left = min(size + padding[1] - ((windows - 1) * stride - padding[0] + kernel), 0)
+        return windows, left
+    out = output or -(-size // stride)
+    if kind == "crop":
+        return out, (size - out) % 2
+    if kind == "resize" and mode == "nearest":
+        return out, nearest_remainder(size, out)
+    return out, 0                       # adaptive pooling, bilinear and bicubic resizes are mirror-symmetric
 
 
 def layers(architecture: "Architecture") -> tuple[Layer, ...]:
     """Every layer of `architecture` in order. Raises ValueError, naming the stage, where one does not fit its input."""
+    return layers_of(architecture.size, architecture.entry, architecture.stages)
+
+
+def layers_of(size: Size, entry: "Optional[Subsampling]", stages: "tuple[Stage, ...]") -> tuple[Layer, ...]:
+    """`layers` of the architecture with these parts, which need not exist as a value: for enumerations."""
     found: list[Layer] = []
-    size, previous = architecture.size, None
-    if architecture.entry is not None:
-        found.append(_subsampling_layer(architecture.entry, 0, size))
+    if entry is not None:
+        found.append(_layer(step_rule(entry), 0, str(entry), "main", size))
         size = found[-1].size_out
-    for number, stage in enumerate(architecture.stages, start=1):
-        found.extend(_stage_layers(stage, number, size, previous))
+    channels, changes, previous = 0, True, None
+    for number, stage in enumerate(stages, start=1):
+        if previous is not None:
+            channels, changes = previous.channels, previous.fields != stage.fields or previous.group != stage.group
+        found += _stage_layers(stage, number, size, channels, changes)
         size, previous = found[-1].size_out, stage
-        if stage.subsampling is not None:
-            weights = (stage.channels, stage.channels) if stage.subsampling.kind == "conv" else None
-            found.append(_subsampling_layer(stage.subsampling, number, size, weights))
-            size = found[-1].size_out
     return tuple(found)
 
 
-def _stage_layers(stage: "Stage", number: int, size: tuple[int, int], previous: "Optional[Stage]") -> Iterator[Layer]:
-    """The convolutions of a stage in order, the main branch last. `previous` is the stage before, None for the image."""
-    changes = previous is None or (previous.fields, previous.group) != (stage.fields, stage.group)
-    channels = 0 if previous is None else previous.channels
+@lru_cache(maxsize=CACHED)
+def _stage_layers(stage: "Stage", number: int, size: Size, channels: int, changes: bool) -> tuple[Layer, ...]:
+    """The layers of a stage in order, the main branch last. `channels` come in (0: the image's); `changes`: skips need weights."""
+    found: list[Layer] = []
+    out = stage.channels
     for block in range(1, stage.repeats + 1):
         stride = stage.stride if block == 1 else 1
-        first = _conv_layer(stage, number, f"conv{2 * block - 1 if stage.residual else block}", size, stride, channels)
-        if not stage.residual:
-            yield first
-            size, channels = first.size_out, stage.channels
-            continue
-        if stride != 1 or changes and block == 1:
-            yield _window_layer(number, f"skip{block}", "skip", size, 1, stride, weights=(channels, stage.channels))
-        yield first
-        last = _conv_layer(stage, number, f"conv{2 * block}", first.size_out, 1, stage.channels)
-        yield last
-        size, channels = last.size_out, stage.channels
+        if stage.residual and (stride != 1 or changes and block == 1):
+            found.append(_layer(skip_rule(stride), number, f"skip{block}", "skip", size, (channels, out)))
+        for conv in ((2 * block - 1, 2 * block) if stage.residual else (block,)):
+            found.append(_layer(conv_rule(stage, stride), number, f"conv{conv}", "main", size, (channels, out)))
+            size, channels, stride = found[-1].size_out, out, 1
+    step = stage.subsampling
+    if step is not None:
+        found.append(_layer(step_rule(step), number, str(step), "main", size, (out, out) if step.kind == "conv" else None))
+    return tuple(found)
 
 
-def _conv_layer(stage: "Stage", number: int, name: str, size: tuple[int, int], stride: int, channels: int) -> Layer:
-    for pixels in size:
-        least = {"reflect": max(stage.padding) + 1, "circular": max(stage.padding)}.get(stage.padding_mode, 0)
-        if pixels < least:
-            raise ValueError(f"stage {number} pads {max(stage.padding)} pixels by '{stage.padding_mode}' on a map of {pixels}; "
-                             f"the map must have at least {least}; choose a larger input or zero padding")
-    return _window_layer(number, name, "main", size, stage.kernel, stride, stage.padding, stage.dilation,
-                         weights=(channels, stage.channels))
-
-
-def _window_layer(number: int, name: str, branch: Branch, size: tuple[int, int], kernel: int, stride: int,
-                  padding: tuple[int, int] = (0, 0), dilation: int = 1, ceil: bool = False,
-                  weights: Optional[tuple[int, int]] = None) -> Layer:
-    out = tuple(output_size(n, kernel, stride, padding, dilation, ceil) for n in size)
-    if min(out) < 1:
-        raise ValueError(f"stage {number}: {name} needs {dilation * (kernel - 1) + 1} pixels, but its input is "
-                         f"{size[0]}x{size[1]} with padding {padding[0]}:{padding[1]}; "
+def _layer(rule: Rule, number: int, name: str, branch: Branch, size: Size, weights: Optional[tuple[int, int]] = None) -> Layer:
+    pad = max(rule.padding)
+    least = {"reflect": pad + 1, "circular": pad}.get(rule.mode, 0)
+    if min(size) < least:
+        raise ValueError(f"stage {number} pads {pad} pixels by '{rule.mode}' on a map of {min(size)}; "
+                         f"the map must have at least {least}; choose a larger input or zero padding")
+    (height, shift_h), (width, shift_w) = place(rule, size[0]), place(rule, size[1])
+    if min(height, width) < 1:
+        raise ValueError(f"stage {number}: {name} needs {rule.dilation * (rule.kernel - 1) + 1} pixels, but its input is "
+                         f"{size[0]}x{size[1]} with padding {rule.padding[0]}:{rule.padding[1]}; "
                          "choose a larger input size, a smaller kernel or less subsampling")
-    left = tuple(remainder(n, kernel, stride, padding, dilation, ceil) for n in size)
-    return Layer(number, name, branch, size, out, left, kernel, weights)
-
-
-def _subsampling_layer(step: "Subsampling", number: int, size: tuple[int, int],
-                       weights: Optional[tuple[int, int]] = None) -> Layer:
-    if step.kind in ("max", "avg", "conv", "blur", "blurmax"):
-        return _window_layer(number, str(step), "main", size, step.kernel, step.stride, step.padding,
-                             ceil=step.ceil, weights=weights)
-    out = tuple(step.output or -(-n // step.stride) for n in size)
-    if step.kind.startswith("adaptive") and any(o > n for o, n in zip(out, size)):
-        raise ValueError(f"stage {number}: {step} asks for more pixels than its input of {size[0]}x{size[1]} has; choose fewer")
-    if step.kind == "crop":
-        left = tuple((n - o) % 2 for n, o in zip(size, out))
-    elif step.kind == "resize" and step.mode == "nearest":
-        left = tuple(nearest_remainder(n, o) for n, o in zip(size, out))
-    else:                                           # adaptive pooling, bilinear and bicubic resizes are mirror-symmetric
-        left = (0, 0)
-    return Layer(number, str(step), "main", size, out, left)
+    if rule.kind in ("adaptive", "adaptivemax") and (height > size[0] or width > size[1]):
+        raise ValueError(f"stage {number}: {name} asks for more pixels than its input of {size[0]}x{size[1]} has; choose fewer")
+    return Layer(number, name, branch, size, (height, width), (shift_h, shift_w), rule.kernel, weights)

@@ -1,0 +1,256 @@
+"""What to change so that an architecture becomes exact, or on purpose ceases to be: nearby sizes and layouts with their price.
+
+Every proposal is judged by `verdict` before it is returned. Only shifts can be repaired: an element that is off the pixel grid
+or not built into the group stays what it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Iterable, Iterator, Literal, Optional
+
+from searchspace.architecture import BLUR_KERNEL, Architecture, Stage, Subsampling
+from searchspace.cost import cost
+from searchspace.exactness import Verdict, exact_sizes, verdict
+from searchspace.groups import Element, Group, isomorphic_name, largest_subgroup
+
+Kind = Literal["size", "entry", "layout"]
+BEAM = 10           # partly repaired layouts kept after each stage
+MOST_CHANGES = 12   # stages changed in one proposal
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One neighbour of an architecture, with what it changes, keeps and costs."""
+
+    kind: Kind                          # size: other images; entry: the images resized or cropped first; layout: at the same size
+    architecture: Architecture
+    changes: tuple[str, ...]            # such as "stage 2: max2/2 -> max3/2"
+    surviving: tuple[Element, ...]      # of the group asked about
+    gained: tuple[Element, ...]         # exact here, not before
+    freed: tuple[Element, ...]          # exact before, not here
+    macs: int                           # of one image
+    macs_change: float                  # relative: 0.1 is a tenth more
+
+    @property
+    def surviving_group(self) -> str:
+        """The name of the largest group of surviving elements, up to the direction of a mirror axis."""
+        return isomorphic_name(largest_subgroup(self.surviving))
+
+    def __str__(self) -> str:
+        return f"{'; '.join(self.changes)}  (MACs {self.macs_change:+.0%}, keeps {self.surviving_group})"
+
+
+def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
+                 most: int = 2) -> tuple[Proposal, ...]:
+    """Exact sizes next to the present one, at most `most` on each side, nearest first: as other images, then as resized or cropped ones.
+
+    Empty if nothing is shifted. `group`: whose elements count; None: all that are built in.
+    """
+    before = verdict(architecture, group)
+    if _repaired(before):
+        return ()
+    sizes = exact_sizes(architecture, most=most)
+    found = [_proposal("size", before, architecture.with_size(*size), (f"{_px(architecture.size)} -> {_px(size)}",), channels, classes)
+             for size in sizes]
+    inner = replace(architecture, entry=None)
+    for height, width in exact_sizes(_moved(inner, architecture), most=most):
+        if height != width:
+            continue
+        for kind in ("resize", "crop"):
+            entry = Subsampling(kind, output=height)
+            changed = _try(inner, entry=entry)
+            if changed is not None and entry != architecture.entry:
+                found.append(_proposal("entry", before, changed, (f"entry: {architecture.entry or 'none'} -> {entry}",), channels, classes))
+    return tuple(p for p in found if p is not None and _repaired(verdict(p.architecture, group)))
+
+
+def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
+                   most: int = 5) -> tuple[Proposal, ...]:
+    """Exact layouts at the same size, few changes first, then by the change in MACs; at most `most`.
+
+    The first shifted stage is replaced by each of its alternatives, then the next, keeping the cheapest few at each step.
+    Empty if nothing is shifted, or if no layout nearby is exact.
+    """
+    before = verdict(architecture, group)
+    macs = cost(architecture, channels, classes).macs
+    partial, done, seen = [((), architecture)], [], {architecture}
+    for _ in range(MOST_CHANGES):
+        grown = []
+        for changes, current in partial:
+            stage = _first_shift(current, group)
+            if stage is None:
+                continue
+            for change, candidate in _alternatives(current, stage):
+                if candidate in seen:
+                    continue
+                seen.add(candidate)
+                next_stage = _first_shift(candidate, group)
+                if next_stage is None:
+                    done.append((changes + (change,), candidate))
+                elif next_stage > stage:
+                    grown.append((changes + (change,), candidate))
+        if len(done) >= most or not grown:
+            break
+        partial = sorted(grown, key=lambda p: abs(cost(p[1], channels, classes).macs - macs))[:BEAM]
+    done.sort(key=lambda p: (len(p[0]), abs(cost(p[1], channels, classes).macs - macs)))
+    found = (_proposal("layout", before, candidate, changes, channels, classes) for changes, candidate in done[:most])
+    return tuple(p for p in found if _repaired(verdict(p.architecture, group)))
+
+
+def breakings(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
+              most: int = 6) -> tuple[Proposal, ...]:
+    """Sizes and layouts nearby that break an exact network on purpose, each with the elements that it frees; at most `most`.
+
+    Those that leave different elements come first: a square layout that is broken keeps the transposition, a change of one axis
+    keeps the mirror of the other. Empty if nothing survives but the identity.
+    """
+    before = verdict(architecture, group)
+    height, width = architecture.size
+    found = []
+    for size in ((height + 1, width + 1), (height - 1, width - 1), (height, width + 1), (height + 1, width)):
+        changed = _try(architecture, size=size) if min(size) > 0 else None
+        if changed is not None:
+            found.append(_proposal("size", before, changed, (f"{_px(architecture.size)} -> {_px(size)}",), channels, classes))
+    for number, stage in enumerate(architecture.stages, start=1):
+        if stage.subsampling is not None or stage.stride > 1:
+            found += [_proposal("layout", before, changed, (change,), channels, classes)
+                      for change, changed in _alternatives(architecture, number)]
+    broken = sorted((p for p in found if p.freed), key=lambda p: (p.kind != "size", abs(p.macs_change)))
+    kept: dict[tuple[Element, ...], int] = {}
+    for proposal in broken:
+        kept.setdefault(proposal.surviving, len(kept))
+    ranks: dict[tuple[str, tuple[Element, ...]], int] = {}
+    order = []
+    for proposal in broken:
+        key = proposal.kind, proposal.surviving
+        ranks[key] = ranks.get(key, -1) + 1
+        order.append((ranks[key], kept[proposal.surviving], proposal))
+    return tuple(p for _, _, p in sorted(order, key=lambda o: o[:2])[:most])
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[0]} px" if size[0] == size[1] else f"{size[0]}x{size[1]} px"
+
+
+def _proposal(kind: Kind, before: Verdict, changed: Architecture, changes: tuple[str, ...], channels: int, classes: int) -> Proposal:
+    surviving = verdict(changed, before.group).surviving
+    was, now = cost(before.architecture, channels, classes).macs, cost(changed, channels, classes).macs
+    return Proposal(kind, changed, changes, surviving, tuple(e for e in surviving if e not in before.surviving),
+                    tuple(e for e in before.surviving if e not in surviving), now, now / was - 1)
+
+
+def _repaired(found: Verdict) -> bool:
+    return not any(breaks and breaks[0].reason == "shift" for _, breaks in found.losses)
+
+
+def _first_shift(architecture: Architecture, group: Optional[Group]) -> Optional[int]:
+    """The stage (0: the entry) where a shift first costs an element of `group`; None if no shift does."""
+    stages = [b.stage for _, breaks in verdict(architecture, group).losses for b in breaks if b.reason == "shift"]
+    return min(stages) if stages else None
+
+
+def _try(architecture: Architecture, **changes: object) -> Optional[Architecture]:
+    try:
+        return replace(architecture, **changes)     # type: ignore[arg-type]
+    except ValueError:                              # does not fit, or cannot be built
+        return None
+
+
+def _moved(inner: Architecture, architecture: Architecture) -> Architecture:
+    """`inner` at the size that its first stage has in `architecture`, if it fits there."""
+    size = architecture.layers[0].size_out if architecture.entry is not None else architecture.size
+    return _try(inner, size=size) or inner
+
+
+def _alternatives(architecture: Architecture, number: int) -> Iterator[tuple[str, Architecture]]:
+    """(change, architecture) for everything that stage `number`, or the entry (0), could be instead, with nearly the same sizes."""
+    if number == 0:
+        assert architecture.entry is not None
+        for entry in _other_steps(architecture.entry):
+            changed = _try(architecture, entry=entry)
+            if changed is not None:
+                yield f"entry: {architecture.entry} -> {entry}", changed
+        return
+    stages = architecture.stages
+    for before, stage in _other_stages(stages, number):
+        chosen = stages[:max(number - 2, 0)] + before + (stage,) + stages[number:]
+        changed = _try(architecture, stages=chosen)
+        if changed is None or any(abs(a - b) > 1 for a, b in zip(changed.sizes[number - 1], architecture.sizes[number - 1])):
+            continue
+        parts = [f"stage {n}: {_text(old)} -> {_text(new)}" for n, (old, new) in enumerate(zip(stages, chosen), start=1) if old != new]
+        yield ", ".join(parts), changed
+
+
+def _text(stage: Stage) -> str:
+    from searchspace.grammar import format_stage
+
+    return format_stage(stage, stage.group)
+
+
+def _other_stages(stages: tuple[Stage, ...], number: int) -> Iterator[tuple[tuple[Stage, ...], Stage]]:
+    """(the stage before, or nothing; the stage) in every other form."""
+    stage, step = stages[number - 1], stages[number - 1].subsampling
+    before = stages[max(number - 2, 0):number - 1]
+    if step is not None:
+        for other in _other_steps(step):
+            yield before, replace(stage, subsampling=other)
+    if stage.padding[0] != stage.padding[1]:
+        for pad in stage.padding:
+            yield before, replace(stage, padding=(pad, pad))
+    if stage.stride == 1:
+        return
+    if not stage.residual:
+        for kernel in (stage.kernel - 1, stage.kernel + 1):
+            for pad in {(kernel - 1) // 2, kernel // 2} if kernel > 0 else ():
+                yield before, replace(stage, kernel=kernel, padding=(stage.dilation * pad,) * 2)
+        for pad in (stage.padding[0] - 1, stage.padding[0] + 1):
+            if 0 <= pad <= stage.reach:
+                yield before, replace(stage, padding=(pad, pad))
+    if step is None:                                    # the stride moves into a pool behind the stage
+        for other in _pools(stage.stride):
+            yield before, replace(stage, stride=1, subsampling=other)
+    if before and before[0].subsampling is None:        # or into one in front of it, which costs no more than the stride
+        for other in _pools(stage.stride):
+            yield (replace(before[0], subsampling=other),), replace(stage, stride=1)
+
+
+@lru_cache(maxsize=None)
+def _pools(stride: int) -> tuple[Subsampling, ...]:
+    odd = stride + 1 if stride % 2 == 0 else stride
+    return tuple(dict.fromkeys((Subsampling("avg", stride, stride), Subsampling("avg", odd, stride, ((odd - 1) // 2,) * 2),
+                                Subsampling("max", stride, stride), Subsampling("max", odd, stride),
+                                Subsampling("adaptive", stride=stride), _blur("blur", stride))))
+
+
+def _blur(kind: Literal["blur", "blurmax"], stride: int) -> Subsampling:
+    return Subsampling(kind, BLUR_KERNEL, stride, (BLUR_KERNEL // 2,) * 2)
+
+
+def _other_steps(step: Subsampling) -> Iterable[Subsampling]:
+    return (other for other in _steps_beside(step) if other != step)
+
+
+@lru_cache(maxsize=None)
+def _steps_beside(step: Subsampling) -> tuple[Subsampling, ...]:
+    """Steps of the same kind with another window, then the nearest in spirit of other kinds."""
+    if step.kind == "resize":
+        return tuple(replace(step, mode=mode) for mode in ("bilinear", "bicubic", "nearest"))
+    if step.kind == "crop":
+        return (*(replace(step, output=step.output + d) for d in (-1, 1) if step.output + d > 0), Subsampling("resize", output=step.output))
+    found = []
+    maximum = step.kind in ("max", "blurmax", "adaptivemax")
+    if step.kind in ("max", "avg", "conv"):
+        for kernel in sorted({step.kernel, step.kernel - 1, step.kernel + 1, step.stride, step.stride + 1}):
+            found += [Subsampling(step.kind, kernel, step.stride, (pad, pad)) for pad in {0, kernel // 2} if kernel >= 1]
+    elif step.stride > 1:
+        found += [Subsampling("max" if maximum else "avg", kernel, step.stride, (pad, pad))
+                  for kernel in (step.stride, step.stride + 1) for pad in {0, (kernel - 1) // 2}]
+    if step.stride > 1:
+        found += [Subsampling("adaptivemax" if maximum else "adaptive", stride=step.stride), _blur("blurmax" if maximum else "blur", step.stride)]
+    if step.stride > 1 and step.kind != "conv":
+        found.append(Subsampling("conv", 3, step.stride, (1, 1)))
+    if step.kind == "conv":
+        found.append(Subsampling("avg", step.stride, step.stride))
+    return tuple(dict.fromkeys(found))

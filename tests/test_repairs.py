@@ -1,0 +1,86 @@
+"""Proposals are exact (or broken) as they claim, by the verdict and by the windows themselves, and say what they cost."""
+
+import pytest
+
+from searchspace.architecture import Architecture
+from searchspace.cost import cost
+from searchspace.exactness import verdict
+from searchspace.groups import Group
+from searchspace.published import PUBLISHED
+from searchspace.repairs import breakings, repair_layouts, repair_sizes
+
+P4 = Architecture.parse("29px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0")
+BROKEN = [name for name, p in PUBLISHED.items() if not verdict(p.architecture).grid_exact]
+
+
+def steerable(name: str) -> Architecture:
+    return PUBLISHED[name].architecture
+
+
+def test_both_remedies_of_the_published_experiment_are_found():
+    """29 px with max2/2 is repaired by 28 px, and by max3/2 at the same size."""
+    sizes = repair_sizes(P4)
+    assert {p.architecture.size[0] for p in sizes if p.kind == "size"} == {28, 30, 26, 32}
+    assert any(str(p.architecture.entry) == "resize28" for p in sizes)
+    layouts = repair_layouts(P4)
+    assert "stage 2: 10k3 max2/2 -> 10k3 max3/2" in [c for p in layouts for c in p.changes]
+    assert {str(p.architecture.stages[1].subsampling) for p in layouts} & {"adaptivemax/2", "max3/2p1"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_broken_published_network_can_be_repaired(name):
+    architecture = steerable(name)
+    sizes, layouts = repair_sizes(architecture), repair_layouts(architecture)
+    assert sizes and layouts
+    for proposal in sizes + layouts:
+        assert verdict(proposal.architecture).grid_exact and proposal.gained and not proposal.freed
+        assert all(layer.remainder == (0, 0) for layer in proposal.architecture.layers)
+        before, after = cost(architecture).macs, cost(proposal.architecture).macs
+        assert proposal.macs == after and proposal.macs_change == pytest.approx(after / before - 1)
+    assert all(p.architecture.size == architecture.size for p in layouts)
+    assert [len(p.changes) for p in layouts] == sorted(len(p.changes) for p in layouts)
+
+
+def test_a_residual_network_is_repaired_by_pools_that_take_over_the_strides():
+    best = repair_layouts(steerable("wrn28-10-d4"))[0]
+    assert best.architecture.sizes[-1] in ((8, 8), (7, 7)) and all(stage.stride == 1 for stage in best.architecture.stages)
+    assert abs(best.macs_change) < 0.25
+
+
+def test_torchvisions_resnet_can_be_repaired_at_its_size():
+    c4 = Architecture.parse(PUBLISHED["resnet18-torchvision"].text.replace("64k7s2", "8k7s2@C4"))
+    assert {193, 225} <= {p.architecture.size[0] for p in repair_sizes(c4) if p.kind == "size"}
+    layouts = repair_layouts(c4)
+    assert layouts and all(verdict(p.architecture).exact for p in layouts)
+
+
+def test_nothing_is_proposed_where_nothing_is_shifted():
+    exact = P4.with_size(28)
+    assert repair_sizes(exact) == repair_layouts(exact) == ()
+    assert repair_layouts(exact, Group.parse("D4")) == ()           # the mirror is not built in: no layout brings it back
+
+
+def test_a_declared_group_asks_for_its_axes_only():
+    mirrored = Architecture.parse("29x28px: 4k3@D4 max2/2")         # the width is exact, the height is shifted
+    assert repair_layouts(mirrored, Group.parse("D1")) == ()
+    assert repair_layouts(mirrored, Group.parse("C4"))
+
+
+def test_an_exact_network_can_be_broken_on_purpose():
+    exact = Architecture.parse("28px: 4k3@D4, 4k3 max2/2, 4k3")
+    found = breakings(exact)
+    assert {p.kind for p in found} == {"size", "layout"}
+    for proposal in found:
+        assert proposal.freed == tuple(e for e in exact.group.elements if e not in verdict(proposal.architecture).surviving)
+    assert ["e", "mr90"] in [[str(e) for e in p.surviving] for p in found]
+    one_axis = next(p for p in found if p.architecture.size == (28, 29))
+    assert "mr180" in map(str, one_axis.surviving) and "m" in map(str, one_axis.freed)     # the mirror of the height stays
+
+
+def test_a_plain_network_has_nothing_to_break():
+    assert breakings(steerable("z2cnn")) == ()
+
+
+def test_text_says_what_changes_and_what_it_costs():
+    text = str(repair_sizes(P4)[0])
+    assert "29 px -> 28 px" in text and "MACs -" in text and "C4" in text

@@ -20,6 +20,7 @@ import math
 import os
 import pickle
 import queue
+import socket
 import sys
 import threading
 import time
@@ -145,6 +146,7 @@ def _ray(resources: Resources) -> Iterator[str]:
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
+            _require_answer(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=resources.runtime_env or None)
         else:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")      # nobody else can reach a Ray that lives on this machine alone
@@ -159,6 +161,13 @@ def _ray(resources: Resources) -> Iterator[str]:
         yield "cluster" if address else "local"
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def available_cpus() -> int:

@@ -1,0 +1,154 @@
+"""Faults on Ray: workers, nodes and drivers that die or hang. Every trial is counted afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trivial
+from test_faults import assert_whole, finish, start
+
+from studies.driver import SearchDriver
+from studies.errors import StudyError
+from studies.journal import read_trials
+from studies.ray_executor import run_on_ray
+
+
+@pytest.fixture(scope="module")
+def connected():
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=128 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def once(mark: str, fault, study, assignment, report):
+    """The fault in the middle of the third epoch of trial 1, the first time; else a trivial training."""
+
+    class Report:
+        def __call__(self, scores):
+            return report(scores)
+
+        def heartbeat(self, epoch):
+            if assignment.number == 1 and epoch == 3 and not Path(mark).exists():
+                Path(mark).touch()
+                fault()
+            report.heartbeat(epoch)
+
+    trivial.trainable(study, assignment, Report())
+
+
+def kill_me():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(1000)
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("fault,said", [(kill_me, "the worker died"), (hang, "the worker was silent for")])
+def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(tmp_path, fault, said):
+    events = []
+    # every trial is kept at its rungs, so that trial 1 surely gets to its third epoch
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=4, search__rungs=[], resources__trial_timeout=3)) as driver:
+        run_on_ray(driver, partial(once, str(tmp_path / "mark"), fault), events.append)
+    assert_whole(tmp_path / "study", trials=4, repeated=1)
+    lost = [e for e in events if e.outcome == "lost"]
+    assert len(lost) == 1 and lost[0].number == 1 and said in lost[0].reason
+    assert [e.kind for e in events if e.number == 1].count("started") == 2
+    assert "attempts" in read_trials(tmp_path / "study")[1].attributes
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_trial_that_always_kills_its_worker_fails_alone(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, search__retries=1)) as driver:
+        run_on_ray(driver, deadly_first)
+    records = read_trials(tmp_path / "study")
+    assert records[0].state == "failed" and "died 2 times without getting any further" in records[0].reason
+    assert {r.state for r in records[1:]} <= {"complete", "pruned"} and len(records) == 3
+
+
+def deadly_first(study, assignment, report):
+    if assignment.number == 0:
+        kill_me()
+    trivial.trainable(study, assignment, report)
+
+
+@pytest.mark.slow
+def test_a_driver_on_ray_killed_three_times(tmp_path):
+    for seconds in (0.1, 0.3, 0.2):
+        process = start(tmp_path / "study", "ray", epoch_seconds=0.02)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    assert finish(tmp_path / "study", "ray") == 0
+    assert_whole(tmp_path / "study", repeated=6)        # two workers, three kills
+
+
+@pytest.mark.slow
+def test_one_signal_on_ray_lets_workers_finish_their_epoch(tmp_path):
+    process = start(tmp_path / "study", "ray", epoch_seconds=0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (out.split()[-1], err, process.returncode) == ("SIGINT", "", 130)
+    assert finish(tmp_path / "study", "ray") == 0
+    assert_whole(tmp_path / "study", repeated=0)
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_is_used_and_one_that_leaves_costs_an_epoch(tmp_path):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        nodes, events = {}, []
+
+        def listen(event):
+            events.append(event)
+            ended = sum(e.kind == "ended" for e in events)
+            if ended == 2 and "joined" not in nodes:
+                nodes["joined"] = cluster.add_node(num_cpus=2)
+            if ended >= 12 and "left" not in nodes and event.kind == "epoch":
+                nodes["left"] = True
+                cluster.remove_node(nodes["joined"])
+
+        os.environ["EPOCH_SECONDS"] = "0.1"
+        study = trivial.study(search__trials=40, resources__workers="auto", search__eta=1.5)
+        with SearchDriver.create(tmp_path / "study", study) as driver:
+            run_on_ray(driver, slowly, listen)
+    finally:
+        os.environ.pop("EPOCH_SECONDS", None)
+        ray.shutdown()
+        cluster.shutdown()
+    assert_whole(tmp_path / "study", trials=40, repeated=2)
+    assert len({e.number for e in events if e.outcome == "lost"}) >= 1
+    at_once = running = 0
+    for event in events:
+        running += (event.kind == "started") - (event.kind == "ended")
+        at_once = max(at_once, running)
+    assert at_once == 3
+
+
+def slowly(study, assignment, report):
+    os.environ["EPOCH_SECONDS"] = "0.1"
+    trivial.trainable(study, assignment, report)
+
+
+def test_an_address_where_nobody_answers_is_named(tmp_path):
+    import ray
+
+    ray.shutdown()
+    with SearchDriver.create(tmp_path / "study", trivial.study(resources__address="127.0.0.1:1")) as driver:
+        with pytest.raises(StudyError, match="the Ray cluster at 127.0.0.1:1 does not start"):
+            run_on_ray(driver, trivial.trainable)

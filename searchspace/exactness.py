@@ -15,7 +15,7 @@ from typing import Literal, Optional, Sequence
 from searchspace.architecture import Architecture, Stage, Subsampling
 from searchspace.geometry import Layer, layers_of
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
-from searchspace.mirroring import Mirroring, Program, mirrorings, program, same_in_all_channels, surely_broken
+from searchspace.mirroring import Mirroring, Program, kept, mirrorings, program, same_in_all_channels, sees_no_pixel
 
 Reason = Literal["grid", "group", "shift"]
 AXES = ("height", "width")
@@ -75,9 +75,11 @@ class Verdict:
         They are the surviving ones, and those that only move features whose spatial mean stays (a grid shifted around a circle).
         Without pooling over the group's channels, only the identity, unless kernels of one pixel make these channels equal.
         """
+        if self._shifted and sees_no_pixel(self._mirrorings):
+            return self.group.elements          # a constant
         if self.architecture.head == "none" and not same_in_all_channels(self._reads, self._mirrorings):
             return (IDENTITY,)
-        if self.exact:
+        if not self._shifted:
             return self.surviving
         height, width = self._mirrorings
         return tuple(element for element, breaks in self.losses
@@ -90,6 +92,10 @@ class Verdict:
         groups = (self.architecture.stages[0].group, *(stage.group for stage in self.architecture.stages))
         return tuple(tuple(e for e, _ in self.losses if e in built and e.on_grid and _kept(e, *axes))
                      for built, *axes in zip(groups, height.stages, width.stages))
+
+    @property
+    def _shifted(self) -> bool:
+        return any(layer.remainder != (0, 0) for layer in self.architecture.layers)
 
     @property
     def _mirrorings(self) -> tuple[Mirroring, Mirroring]:
@@ -111,8 +117,8 @@ def verdict(architecture: Architecture, group: Optional[Group] = None) -> Verdic
     group = built if group is None else group
     shifts = _shifts(architecture.layers)
     if shifts is not None:
-        kept = _kept_axes(architecture.size, architecture.entry, stages, architecture.layers)
-        shifts = tuple(() if keeps else breaks for keeps, breaks in zip(kept, shifts))
+        axes_kept = _kept_axes(architecture.size, architecture.entry, stages, architecture.layers)
+        shifts = tuple(() if keeps else breaks for keeps, breaks in zip(axes_kept, shifts))
     losses = []
     for element, on_grid, built_in, axes in _facts(group, built):
         if not built_in:
@@ -130,6 +136,7 @@ def verdict(architecture: Architecture, group: Optional[Group] = None) -> Verdic
     return Verdict(architecture, group, tuple(losses))
 
 
+_NO_SHIFT = (0, 0)
 _OFF_GRID = (Break("grid", 1, "", "", 0),)
 
 
@@ -152,21 +159,13 @@ def kept_axes(size: tuple[int, int], stages: tuple[Stage, ...], entry: Optional[
 
 def _kept_axes(size: tuple[int, int], entry: Optional[Subsampling], stages: tuple[Stage, ...],
                layers: Sequence[Layer]) -> tuple[bool, bool]:
-    height = width = True
-    for layer in layers:
-        remainder = layer.remainder
-        if remainder[0]:
-            height = False
-        if remainder[1]:
-            width = False
-    if height and width:
+    if all(layer.remainder == _NO_SHIFT for layer in layers):
         return True, True
     reads = program(entry, stages)
-    doubtful = [not kept and not surely_broken(reads, pixels) for kept, pixels in zip((height, width), size)]
-    if any(doubtful):
-        traced = mirrorings(size, reads)
-        return height or traced[0].exact, width or traced[1].exact
-    return height, width
+    quick = kept(reads, size[0]), kept(reads, size[1])
+    if None in quick:
+        return tuple(axis.exact for axis in mirrorings(size, reads))        # type: ignore[return-value]
+    return quick        # type: ignore[return-value]
 
 
 def _kept(element: Element, height: bool, width: bool) -> bool:
@@ -184,8 +183,8 @@ def _facts(group: Group, built: Group) -> tuple[tuple[Element, bool, bool, tuple
 def exact_sizes(architecture: Architecture, *, within: int = 64, most: int = 4) -> tuple[tuple[int, int], ...]:
     """Input sizes (height, width) nearby at which every grid element of the network's group survives, nearest first.
 
-    At most `most` smaller and `most` larger ones, no further than `within` pixels, and the present one if it is exact. Square
-    inputs stay square; of others, each axis moves on its own.
+    Sizes at which no window is shifted, and the present one if it is exact at all. At most `most` smaller and `most` larger ones, no further than `within`
+    pixels. Square inputs stay square; of others, each axis moves on its own.
     """
     height, width = architecture.size
     if height == width:
@@ -205,7 +204,14 @@ def _around(size: int, within: int) -> list[int]:
 
 def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
     try:
-        kept = kept_axes(size, architecture.stages, architecture.entry)
+        layers = layers_of(size, architecture.entry, architecture.stages)
     except ValueError:          # too small for its layout
         return False
-    return all(_kept(e, *kept) for e in architecture.group.grid.elements)
+    if size == architecture.size:
+        return verdict(architecture).grid_exact
+    straight = (all(layer.remainder[axis] == 0 for layer in layers) for axis in (0, 1))
+    return _all_kept(architecture.group, *straight)
+
+
+def _all_kept(group: Group, height: bool, width: bool) -> bool:
+    return all(_kept(e, height, width) for e in group.grid.elements)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Optional, Sequence
 
-from searchspace.geometry import Rule, Size, conv_rule, nearest_sources, place, skip_rule, step_rule
+from searchspace.geometry import CACHED, Rule, Size, conv_rule, nearest_sources, place, skip_rule, step_rule
 
 if TYPE_CHECKING:
     from searchspace.architecture import Stage, Subsampling
@@ -88,6 +88,11 @@ def _mirroring(traced: Mirroring, reads: Program, size: int, across: int) -> Mir
     return Mirroring(traced.stages[:-1] + (all(t.stages[-1] for t in traces),), all(t.means for t in traces), traced.levels)
 
 
+def sees_no_pixel(axes: tuple[Mirroring, Mirroring]) -> bool:
+    """True if the last maps depend on padding alone: the network is a constant."""
+    return not axes[0].levels & axes[1].levels & PIXEL
+
+
 def same_in_all_channels(reads: Program, axes: tuple[Mirroring, Mirroring]) -> bool:
     """True if the channels of each field are equal: kernels have one pixel, counted from where the last maps depend on."""
     since = max((axis.levels & -axis.levels).bit_length() - 1 for axis in axes)
@@ -95,51 +100,59 @@ def same_in_all_channels(reads: Program, axes: tuple[Mirroring, Mirroring]) -> b
     return all(read.rule.kernel == 1 for read in flat[since:] if read.rule.kind == "conv")
 
 
-def surely_broken(reads: Program, size: int) -> bool:
-    """True if the outermost features read ranges of pixels that are no mirror images: a quick proof that the axis is broken.
+def kept(reads: Program, size: int) -> Optional[bool]:
+    """Whether mirroring the axis mirrors the features, from the layers between the first and the last shifted one; None: undecided.
 
-    False decides nothing. Exact only where windows have no gaps and padding brings nothing from elsewhere.
+    Before them every position is its own and mirrors; behind them convolutions without gaps show every position that does not.
     """
-    path, n = [], size
-    for read in (read for stage in reads for read in stage):
-        rule = read.rule
-        if rule.kind not in SLIDING or rule.mode in ("reflect", "circular") or rule.dilation > 1 or max(rule.padding) >= rule.kernel:
-            return False
-        path.append((rule, n))
-        n = place(rule, n)[0]
-    first, last = (0, 0), (n - 1, n - 1)
-    for rule, before in reversed(path):
-        reach, extra = rule.kernel - 1, 1 if rule.kind == "blurmax" else 0
-        first, last = ((max(low * rule.stride - rule.padding[0] - extra, 0),
-                        min(high * rule.stride - rule.padding[0] + reach + extra, before - 1)) for low, high in (first, last))
-    return first != (size - 1 - last[1], size - 1 - last[0])
+    flat = [read for stage in reads for read in stage]
+    sizes, shifted = [], []
+    for number, read in enumerate(flat):
+        sizes.append(size)
+        out, left = place(read.rule, size)
+        if left or read.skip is not None and place(read.skip, sizes[number - 1])[1]:
+            shifted.append(number)
+        size = out
+    if not shifted:
+        return True
+    first, last = shifted[0], shifted[-1]
+    first -= flat[first].closing
+    last += flat[last].opening
+    if not all(_without_gaps(read.rule, n) for read, n in zip(flat[:first], sizes)):
+        return None
+    if not all(read.rule.kind == "conv" and _without_gaps(read.rule, n) for read, n in zip(flat[last + 1:], sizes[last + 1:])):
+        last = len(flat) - 1
+    return _kept_between(tuple(flat[first:last + 1]), sizes[first])
+
+
+def _without_gaps(rule: Rule, size: int) -> bool:
+    """True if every position of the input is read, no window lies in the padding and all windows differ."""
+    return rule.kind in SLIDING and rule.dilation == 1 and max(rule.padding) < rule.kernel and rule.stride <= rule.kernel < size
+
+
+@lru_cache(maxsize=CACHED)
+def _kept_between(flat: tuple[Read, ...], size: int) -> Optional[bool]:
+    terms = _Terms(size)
+    now, mirrored = terms.follow(flat, *_distinct(size))
+    return mirrored == now[::-1] if terms.seen(now) & PIXEL else None
+
+
+def _distinct(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    maps = tuple(range(1, size + 1))
+    return maps, maps[::-1]
 
 
 @lru_cache(maxsize=4096)
 def _trace(reads: Program, size: int, start: int = 0) -> Mirroring:
     """The terms followed through `reads`; with `start`, as if the layer of that number gave the same value everywhere."""
     terms = _Terms(size)
-    maps = tuple(range(1, size + 1))
-    now, mirrored = maps, maps[::-1]
-    flags, number, opened = [], 0, None
+    now, mirrored = _distinct(size)
+    flags, number = [], 0
     for stage in reads:
-        for read in stage:
-            number += 1
-            if read.opening:
-                opened = now, mirrored
-            out = tuple(terms.read(read.rule, number, ids, back) for ids, back in ((now, False), (mirrored, True)))
-            if read.closing:
-                skips = opened if read.skip is None else (terms.read(read.skip, -number, opened[0], False),
-                                                          terms.read(read.skip, -number, opened[1], True))
-                out = tuple(terms.add(number, main, skip) for main, skip in zip(out, skips))
-            now, mirrored = out
-            if number == start:
-                now = mirrored = (1,) * len(now)
+        now, mirrored = terms.follow(stage, now, mirrored, number, start)
+        number += len(stage)
         flags.append(mirrored == now[::-1])
-    levels = 0
-    for term in now:
-        levels |= terms.levels[term]
-    return Mirroring(tuple(flags), terms.total(now) == terms.total(mirrored), levels)
+    return Mirroring(tuple(flags), terms.total(now) == terms.total(mirrored), terms.seen(now))
 
 
 class _Terms:
@@ -154,11 +167,31 @@ class _Terms:
         found = self.numbers.get(key)
         if found is None:
             found = self.numbers[key] = len(self.levels)
-            levels = 0
-            for part in parts:
-                levels |= self.levels[part]
-            self.levels.append(levels or own)
+            self.levels.append(self.seen(parts) or own)
         return found
+
+    def seen(self, ids: Iterable[int]) -> int:
+        """The bits of everything that the terms depend on."""
+        found = 0
+        for term in ids:
+            found |= self.levels[term]
+        return found
+
+    def follow(self, reads: Sequence[Read], now: tuple[int, ...], mirrored: tuple[int, ...], number: int = 0,
+               start: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The terms after `reads`, the first of which is layer `number` + 1, of the image and of its mirror image."""
+        opened = now, mirrored
+        for number, read in enumerate(reads, start=number + 1):
+            if read.opening:
+                opened = now, mirrored
+            now, mirrored = self.read(read.rule, number, now, False), self.read(read.rule, number, mirrored, True)
+            if read.closing:
+                if read.skip is not None:
+                    opened = self.read(read.skip, -number, opened[0], False), self.read(read.skip, -number, opened[1], True)
+                now, mirrored = self.add(number, now, opened[0]), self.add(number, mirrored, opened[1])
+            if number == start:
+                now = mirrored = (1,) * len(now)
+        return now, mirrored
 
     def read(self, rule: Rule, number: int, ids: tuple[int, ...], back: bool) -> tuple[int, ...]:
         """The terms after layer `number`; `back`: on the mirror image, whose kernels are mirrored."""

@@ -74,6 +74,8 @@ def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *,
     Empty if nothing is shifted, or if no layout nearby is exact.
     """
     before = verdict(architecture, group)
+    if _repaired(before):
+        return ()
     macs = cost(architecture, channels, classes).macs
     partial, done, seen = [((), architecture)], [], {architecture}
     for _ in range(MOST_CHANGES):
@@ -146,9 +148,10 @@ def _repaired(found: Verdict) -> bool:
 
 
 def _first_shift(architecture: Architecture, group: Optional[Group]) -> Optional[int]:
-    """The stage (0: the entry) where a shift first costs an element of `group`; None if no shift does."""
-    stages = [b.stage for _, breaks in verdict(architecture, group).losses for b in breaks if b.reason == "shift"]
-    return min(stages) if stages else None
+    """The stage (0: the entry) whose window is the first to lie shifted on an axis that an element of `group` reads backwards; or None."""
+    asked = [e for e in (group or architecture.group).elements if e.on_grid and e in architecture.group]
+    axes = [axis for axis in (0, 1) if any(e.reversed_axes[axis] for e in asked)]
+    return next((layer.stage for layer in architecture.layers if any(layer.remainder[axis] for axis in axes)), None)
 
 
 def _try(architecture: Architecture, **changes: object) -> Optional[Architecture]:

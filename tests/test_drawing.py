@@ -1,0 +1,55 @@
+"""The drawing says what the verdict says, fits the terminal, and folds what repeats."""
+
+import pytest
+
+from searchspace.architecture import Architecture
+from searchspace.drawing import draw
+from searchspace.exactness import verdict
+from searchspace.groups import Group
+from searchspace.published import PUBLISHED
+
+
+def drawn(text: str, group: str = "", **choices) -> list[str]:
+    return draw(verdict(Architecture.parse(text), Group.parse(group) if group else None), **choices).splitlines()
+
+
+def test_a_broken_layer_is_named_where_it_shifts_and_what_is_left_stands_behind_its_stage():
+    lines = drawn("29px: 10k3@D4, 10k3 max2/2, 10k3")
+    shifted = next(n for n, line in enumerate(lines) if "✗" in line)
+    assert "max2/2: height and width shifted by 1 px (29 px in)" in lines[shifted]
+    assert lines[shifted - 1].endswith("D1: e mr90") and lines[shifted - 2].endswith("D4") and lines[-1].endswith("D1: e mr90")
+    assert not any("✗" in line for line in drawn("28px: 10k3@D4, 10k3 max2/2, 10k3"))
+
+
+def test_the_axis_that_shifts_is_named():
+    (note,) = [line for line in drawn("29x28px: 4k3@D4 max2/2") if "✗" in line]
+    assert "height shifted by 1 px" in note and "width" not in note
+
+
+def test_bars_follow_the_sizes():
+    bars = [line.count("█") for line in drawn("32px: 4k3@C4 max2/2, 4k3 max2/2, 4k3")]
+    assert bars[2:] == [16, 8, 4, 4]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_every_published_network_fits_the_terminal(name, ascii_only):
+    text = draw(verdict(PUBLISHED[name].architecture), 80, ascii_only)
+    assert all(len(line) <= 80 for line in text.splitlines()) and len(text.splitlines()) < 25
+    assert text.isascii() or not ascii_only
+
+
+def test_equal_neighbours_are_folded():
+    lines = drawn("64px: " + ", ".join(["8k3@C4"] + ["8k3"] * 30))
+    assert len(lines) == 6 and any(line.strip() == "⋮" for line in lines) and lines[-1].split()[0] == "31"
+    assert len(drawn("64px: 8k3@C4, 8k3 max2/2, 8k3, 8k3 max2/2")) == 7
+
+
+def test_groups_that_are_given_up_show():
+    lines = drawn("28px: 4k3@D4, 4k3@C4, 4k3@C1", "D4")
+    assert [line.split()[-1] for line in lines[2:5]] == ["D4", "D4", "C4"] and lines[-1].endswith("C1 (nothing)")
+
+
+def test_a_narrow_terminal_is_refused():
+    with pytest.raises(ValueError, match="at least 80"):
+        drawn("28px: 4k3@C4", width=60)

@@ -162,7 +162,8 @@ def _kept_axes(size: tuple[int, int], entry: Optional[Subsampling], stages: tupl
     if all(layer.remainder == _NO_SHIFT for layer in layers):
         return True, True
     reads = program(entry, stages)
-    quick = kept(reads, size[0]), kept(reads, size[1])
+    height = kept(reads, size[0])
+    quick = height, height if size[0] == size[1] else kept(reads, size[1])
     if None in quick:
         return tuple(axis.exact for axis in mirrorings(size, reads))        # type: ignore[return-value]
     return quick        # type: ignore[return-value]

@@ -134,7 +134,8 @@ def layers_of(size: Size, entry: "Optional[Subsampling]", stages: "tuple[Stage, 
     channels, changes, previous = 0, True, None
     for number, stage in enumerate(stages, start=1):
         if previous is not None:
-            channels, changes = previous.channels, previous.fields != stage.fields or previous.group != stage.group
+            channels = previous.channels
+            changes = previous.fields != stage.fields or previous.group is not stage.group and previous.group != stage.group
         found += _stage_layers(stage, number, size, channels, changes)
         size, previous = found[-1].size_out, stage
     return tuple(found)

@@ -153,7 +153,7 @@ class Group:
     @property
     def on_grid(self) -> bool:
         """True if every element maps the pixel grid onto itself: C1, C2, C4, D1, D2, D4."""
-        return self.grid == self
+        return self.rotations in (1, 2, 4)
 
     def __str__(self) -> str:
         return f"{'D' if self.mirror else 'C'}{self.rotations}"

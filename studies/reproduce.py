@@ -56,7 +56,7 @@ def study_of(shift: str, *, root: str, epochs: int, test: "int | None") -> Study
     if shift not in SHIFTS:
         raise StudyError(f"there is no training shift '{shift}'; choose one of {', '.join(SHIFTS)}")
     text = STUDY.format(root=root, epochs=epochs, rotation=SHIFTS[shift], test=f", test: {test}" if test else "")
-    return parse(text, name=f"reproduction '{shift}'", folder=Path(__file__).parent)
+    return parse(text, name=f"reproduction '{shift}'")
 
 
 def jobs(shift: str, directory: Path, *, root: str, epochs: int = 50, seeds: int = 10, test: "int | None" = None,

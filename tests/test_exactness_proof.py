@@ -102,16 +102,16 @@ def disagreement(architecture: Architecture) -> str:
     found = verdict(architecture)
     claimed = found.surviving, found.invariant
     seen = measured(architecture, claimed)
-    if architecture.head == "none" and sees_one_pixel(architecture) and set(claimed[1]) <= set(seen[1]):
+    if sees_one_pixel(architecture) and set(claimed[1]) <= set(seen[1]):
         seen = seen[0], claimed[1]
     return "".join(f"\n  {architecture}\n    {what}: verdict {' '.join(map(str, c))}, measured {' '.join(map(str, m))}"
                    for what, c, m in zip(("features", "logits"), claimed, seen) if c != m)
 
 
 def sees_one_pixel(architecture: Architecture) -> bool:
-    """True if a kernel lies on a map of one pixel or makes one: it may be symmetric there by accident, which nothing claims.
+    """True if a kernel lies on a map of one pixel or makes one: what it sees may be symmetric by accident, which nothing claims.
 
-    Only unpooled logits depend on it: the channels of a field are then equal, though nothing pools them.
+    Logits may then be invariant under more elements than the verdict says, never fewer; features are compared in full.
     """
     return any(layer.weights and layer.kernel > 1 and min(layer.size_in + layer.size_out) == 1 for layer in architecture.layers)
 

@@ -40,7 +40,8 @@ def network(architecture: Architecture, seed: int) -> Network:
     def calibrate(norm: FieldNorm, inputs: tuple[torch.Tensor, ...]) -> None:
         values = inputs[0].unflatten(1, (norm.fields, norm.order)).transpose(0, 1).flatten(1)
         norm.running_mean.copy_(values.mean(1))
-        norm.running_var.copy_(values.var(1).clamp_min(1e-4))
+        variance = values.var(1)
+        norm.running_var.copy_(torch.where(variance < 1e-12, 1.0, variance.clamp_min(1e-4)))    # rounding errors are not contrast
         norm.weight.uniform_(0.5, 2.0, generator=generator)
         norm.bias.uniform_(-0.3, 0.8, generator=generator)
 

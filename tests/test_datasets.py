@@ -81,6 +81,7 @@ def test_stratified_samples_have_the_asked_size_and_every_class(total):
     chosen = take(labels, total, (0,))
     counts = np.bincount(labels[chosen], minlength=10)
     assert len(set(chosen.tolist())) == total and counts.min() >= 1
+    assert (np.diff(labels[chosen]) < 0).any()              # not class by class
     assert np.abs(counts - total * np.bincount(labels) / 200).max() < 7     # the rare classes' minimum of one is paid by the first
 
 

@@ -151,19 +151,29 @@ def _compare(stage: Stage, after: Tensor, element: Element, spread: Tensor) -> t
         if not element.on_grid:
             inside = _disc(*expected.shape[-2:], device=expected.device)
             expected, after, spread = expected[:, :, inside], after[:, :, inside], spread[:, :, inside]
+    # One layout, and one pass over memory for each sum: what is measured costs little more than the forward.
+    expected, after = (t.flatten(2).contiguous() if t.ndim > 2 else t[:, :, None] for t in (expected, after))
     difference = after - expected
-    relative = (difference.square().mean() / spread.mean()).sqrt()
-    l2 = difference.flatten(1).norm(dim=1).mean()
-    return float(relative), _correlation(expected, after), float(difference.abs().mean()), float(l2)
+    squares = difference.norm(dim=2).double().square()      # [batch, channel]
+    relative = (squares.mean() / expected.shape[2] / spread.double().mean()).sqrt()
+    l1 = float(difference.abs().mean())
+    return float(relative), _correlation(expected, after, difference), l1, float(squares.sum(1).sqrt().mean())
 
 
-def _correlation(first: Tensor, second: Tensor) -> float:
-    """Pearson correlation, mean over the channels that vary in both: [batch, channel, ...]."""
-    first, second = (t.transpose(0, 1).flatten(1) for t in (first, second))
-    first, second = (t - t.mean(1, keepdim=True) for t in (first, second))
-    norms = first.norm(dim=1) * second.norm(dim=1)
-    varying = norms > 0
-    return float(((first * second).sum(1)[varying] / norms[varying]).mean()) if varying.any() else 0.0
+def _correlation(first: Tensor, second: Tensor, difference: Tensor) -> float:
+    """Pearson correlation, mean over the channels that vary in both: [batch, channel, positions]."""
+    # Twice the covariance is var a + var b - var (a - b): equal outputs have correlation 1 whatever the rounding.
+    count = first.shape[0] * first.shape[2]
+    variances = []
+    for values in (first, second, difference):
+        mean = values.sum(2).double().sum(0) / count
+        variances.append((values.norm(dim=2).double().square().sum(0) / count - mean.square()).clamp_min(0))
+    floor = 1e-12 * max(float(v.max()) for v in variances[:2])
+    varying = (variances[0] > floor) & (variances[1] > floor)
+    if not varying.any():
+        return 0.0
+    a, b, d = (v[varying] for v in variances)
+    return float(((a + b - d) / 2 / (a * b).sqrt()).mean())
 
 
 def _disc(height: int, width: int, device: torch.device) -> Tensor:

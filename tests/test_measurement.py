@@ -1,0 +1,110 @@
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from searchspace.groups import Group
+from test_layerwise import network
+from test_merging import settled, spread
+from toy_models import Lifting, constant, corner
+from trainers.measurement import generators, load_model, measure
+
+IMAGES = torch.rand(160, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+D4, C4 = Group.parse("D4"), Group.parse("C4")
+
+
+def measured(model, group=D4, **options):
+    return measure(model, IMAGES, model(IMAGES).argmax(1), group, step=30, **options)
+
+
+def test_an_exact_network_is_exact_by_every_instrument():
+    found = measured(spread(settled(network("16px: 3k3@D4 max2/2, 3k3"))))
+    assert found.accuracy.mean.value == 1 and found.consistency.value == 1
+    assert found.error.logits.worst < 1e-4 and max(s.worst for s in found.error.stages) < 1e-4
+    assert min(m.correlation for m in found.matched) > 0.9999
+    assert max(s.residual for s in found.steerability) < 1e-3
+    assert [d.motion for d in found.lie] == ["rotation", "translation_x", "translation_y", "scale", "shear"] and not found.notes
+    assert found.curve.accuracies[3].value == 1 and found.barriers == ()
+
+
+def test_a_plain_network_is_broken_by_every_instrument():
+    found = measured(spread(settled(network("16px: 12k3 max2/2, 12k3"))))
+    assert found.accuracy.accuracy.value == 1 and found.accuracy.mean.value < 0.9 and found.consistency.value < 0.9
+    assert found.error.logits.mean > 0.05 and min(s.mean for s in found.error.stages) > 0.05
+    assert max(m.correlation for m in found.matched) < 0.95
+    assert min(s.residual_of_spread for s in found.steerability) > 0.2
+    assert [str(b.element) for b in found.barriers] == ["r90", "m"] and found.barriers[0].original == 1
+
+
+def test_a_constant_model_is_refused():
+    with pytest.raises(ValueError, match="do not vary"):
+        measured(constant)
+
+
+def test_any_torch_module_and_any_function_can_be_measured():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    found = measured(model, C4)
+    assert [s.stage for s in found.error.stages] == ["0"] and [m.stage for m in found.matched] == ["0"] and len(found.steerability) == 1
+    found = measured(corner, C4)
+    assert found.error.stages == () and found.matched == () and len(found.lie) == 5
+    assert measured(Lifting("C4"), C4, stages=["maps"]).matched[0].correlation > 0.9999
+
+
+def test_what_does_not_apply_is_a_note_and_not_an_error():
+    found = measure(network("16px: 64k3 max2/2"), IMAGES, torch.zeros(160, dtype=torch.int64), C4, step=90)
+    assert found.steerability == () and "too few to fit" in found.notes[0] and "too few to fit" in found.text()
+
+
+def test_without_a_declared_symmetry_there_is_still_a_curve():
+    found = measured(corner, Group.parse("C1"))
+    assert found.error is None and found.consistency is None and len(found.curve.degrees) == 12 and "Accuracy by angle" in found.text()
+
+
+def test_the_summary_says_the_same_as_the_instruments():
+    from trainers.measures import symmetry_accuracy
+
+    model = spread(settled(network("16px: 3k3@C4 max2/2")))
+    labels = model(IMAGES).argmax(1)
+    found = measure(model, IMAGES, labels, D4, step=90)
+    alone = symmetry_accuracy(model, IMAGES, labels, D4, share_exact=False)
+    assert found.accuracy.accuracies == alone.accuracies
+
+
+def test_the_table_names_every_instrument_and_has_no_machine_in_it():
+    text = measured(spread(settled(network("16px: 12k3 max2/2, 12k3")))).text(ascii_only=True)
+    for word in ("accuracy", "worst of them", "mr90", "consistency", "effective invariance", "stage 2", "rotation", "steerability, r90",
+                 "merge barrier, m", "degrees"):
+        assert word in text
+    assert text.isascii()
+
+
+def test_as_dict_is_plain():
+    values = measured(spread(settled(network("16px: 12k3 max2/2, 12k3")))).as_dict()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert set(values) == {"group", "num_images", "symmetry_accuracy", "accuracy_by_angle", "consistency", "effective_invariance",
+                           "equivariance_error", "lie_derivative", "layerwise", "steerability", "merge_barrier", "seconds", "notes"}
+
+
+def test_non_square_images_are_refused_with_a_remedy():
+    with pytest.raises(ValueError, match="12x16 pixels.*make them square"):
+        measure(corner, torch.rand(8, 1, 12, 16), torch.zeros(8), D4)
+
+
+@pytest.mark.parametrize("group,names", [("C4", ["r90"]), ("D4", ["r90", "m"]), ("C8", ["r90"]), ("D1", ["m"]), ("C2", ["r180"]), ("C3", [])])
+def test_generators_are_on_the_grid(group, names):
+    assert [str(e) for e in generators(Group.parse(group))] == names
+
+
+def test_models_are_loaded_by_module_or_file_and_function(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text("from torch import nn\ndef small():\n    return nn.Flatten()\nnumber = 3\ndef seven():\n    return 7\n")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load_model(f"{tmp_path}/my_networks.py:small"), nn.Flatten)
+    sys.modules.pop("my_networks")
+    assert isinstance(load_model("my_networks:small"), nn.Flatten)
+    for source, message in (("my_networks", "module:function"), ("nowhere_at_all:f", "cannot be imported"), ("gone.py:f", "no file gone.py"),
+                            ("my_networks:number", "no function number"), ("my_networks:seven", "returned int")):
+        with pytest.raises(ValueError, match=message):
+            load_model(source)

@@ -1,0 +1,225 @@
+"""Everything that is known of one model's symmetry, in one call and one value."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Iterable, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
+from trainers.curves import draw
+from trainers.equivariance import EquivarianceError, equivariance_error
+from trainers.fold import fold
+from trainers.layerwise import MatchedStage, Steerability, layerwise_equivariance, steerability
+from trainers.lie import LieDerivative, lie_derivatives
+from trainers.measures import (AngleCurve, Proportion, SymmetryAccuracy, angle_elements, consistency, effective_invariance, predict, summarise,
+                               summarise_angles)
+from trainers.merging import MergeBarrier, merge_barrier
+from trainers.networks import Network, channels_last
+from trainers.stages import Model, Normalise
+
+ERROR_IMAGES = 64       # for the equivariance error and the Lie derivative
+MATCH_IMAGES = 128      # for matching channels
+STEER_IMAGES = 512      # for fitting a matrix to features
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The symmetry of one model on labelled images; what could not be measured is None or empty, and `notes` say why."""
+
+    group: Group                                    # declared: under which the model will be used
+    num_images: int
+    accuracy: SymmetryAccuracy
+    curve: AngleCurve
+    consistency: Optional[Proportion]               # None: only the identity is declared
+    effective_invariance: Optional[float]
+    error: Optional[EquivarianceError]
+    lie: tuple[LieDerivative, ...]                  # of the logits
+    matched: tuple[MatchedStage, ...]               # for every generator of the group on the pixel grid
+    steerability: tuple[Steerability, ...]
+    barriers: tuple[MergeBarrier, ...]              # of our plain networks
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in the order of the fields."""
+        return {"group": str(self.group), "num_images": self.num_images, "symmetry_accuracy": self.accuracy.as_dict(),
+                "accuracy_by_angle": self.curve.as_dict(), "consistency": self.consistency.as_dict() if self.consistency else None,
+                "effective_invariance": self.effective_invariance, "equivariance_error": self.error.as_dict() if self.error else None,
+                "lie_derivative": [d.as_dict() for d in self.lie], "layerwise": [m.as_dict() for m in self.matched],
+                "steerability": [s.as_dict() for s in self.steerability], "merge_barrier": [b.as_dict() for b in self.barriers],
+                "seconds": self.seconds, "notes": list(self.notes)}
+
+    def text(self, *, ascii_only: bool = False) -> str:
+        """A table for people, with the accuracy by angle drawn under it."""
+        sections = [_scores(self), _elements(self.accuracy), _stages(self), _motions(self.lie), _steering(self)]
+        drawn = "Accuracy by angle, %\n" + draw(self.curve, ascii_only=ascii_only)
+        return "\n\n".join([*filter(None, sections), drawn, *(f"Note: {note}." for note in self.notes)])
+
+
+def measure(model: Model, images: Tensor, labels: Tensor, group: Group, *, seen: Iterable[Element] = (IDENTITY,), normalise: Optional[Normalise] = None,
+            calibration: Optional[Tensor] = None, step: int = 10, stages: Optional[Sequence[str]] = None) -> Measurement:
+    """Every instrument on one model: a network of ours, a wrapped escnn network, a plain torch module or a function.
+
+    `images` are [image, channel, height, width], uint8 or floating point in 0..1, `labels` [image]; `normalise` is applied after
+    images were moved. `group` is the declared symmetry, `seen` what training has seen of it, `step` the degrees between the
+    angles. `calibration` are training images for the merge barrier (None: the images themselves). `stages` names the
+    modules to look at in a model that is not ours. A network of ours is measured folded, as it would be deployed.
+    Raises ValueError for logits that do not vary over the images or are not finite.
+    """
+    began, notes = time.perf_counter(), []
+    elements = tuple(dict.fromkeys((*group.elements, *angle_elements(step))))
+    if images.shape[-1] != images.shape[-2] and any(e.swaps_axes for e in elements if e.on_grid):
+        raise ValueError(f"the images are {images.shape[-2]}x{images.shape[-1]} pixels, and quarter turns change their shape; make them square")
+    fields, scored, prepare = None, model, normalise
+    if isinstance(model, Network):
+        fields = {f"stage {n}": s.group for n, s in enumerate(model.architecture.stages, start=1)}
+        scored = fold(model).to(memory_format=torch.channels_last)
+        prepare = (lambda batch: channels_last(normalise(batch))) if normalise else channels_last
+    few = _spaced(images, ERROR_IMAGES)
+    error = None if group == TRIVIAL else equivariance_error(scored, few, group, stages=stages, fields=fields, normalise=prepare)
+    predictions = predict(scored, images, elements, normalise=prepare)
+    others = group.elements if group != TRIVIAL else ()
+    look = dict(normalise=prepare, notes=notes)
+    return Measurement(
+        group, len(images), summarise(predictions, labels, group, seen), summarise_angles(predictions, labels, step),
+        consistency(predictions, others) if others else None, effective_invariance(predictions, others) if others else None, error,
+        _attempt(notes, lambda: lie_derivatives(scored, few, normalise=prepare)),
+        *_looked_inside(scored, images, group, stages, look), _barriers(model, images, labels, group, calibration, normalise, notes),
+        time.perf_counter() - began, tuple(notes))
+
+
+def generators(group: Group) -> tuple[Element, ...]:
+    """The smallest rotation of the group on the pixel grid and its mirror, as far as it has them."""
+    grid = group.grid
+    rotations = [grid.elements[1]] if grid.rotations > 1 else []
+    return (*rotations, *([grid.elements[grid.rotations]] if grid.mirror else []))
+
+
+def _spaced(images: Tensor, count: int) -> Tensor:
+    """`count` of the images, or all if there are fewer, evenly spaced, since data is often sorted by class."""
+    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
+
+
+def _attempt(notes: list[str], instrument: Callable[[], tuple]) -> tuple:
+    """What the instrument returns; where it does not apply to the model nothing, and its reason among the notes."""
+    try:
+        return instrument()
+    except ValueError as error:
+        if str(error) not in notes:
+            notes.append(str(error))
+        return ()
+
+
+def _looked_inside(model: Model, images: Tensor, group: Group, stages: Optional[Sequence[str]],
+                   look: dict[str, Any]) -> tuple[tuple[MatchedStage, ...], tuple[Steerability, ...]]:
+    notes, prepare = look["notes"], look["normalise"]
+    if not isinstance(model, nn.Module):
+        return (), ()
+    matched: tuple[MatchedStage, ...] = ()
+    steered: tuple[Steerability, ...] = ()
+    for element in generators(group):
+        matched += _attempt(notes, lambda: layerwise_equivariance(model, _spaced(images, MATCH_IMAGES), element, stages=stages, normalise=prepare))
+        last = stages[-1] if stages else None
+        steered += _attempt(notes, lambda: (steerability(model, _spaced(images, STEER_IMAGES), element, stage=last, normalise=prepare),))
+    return matched, steered
+
+
+def _barriers(model: Model, images: Tensor, labels: Tensor, group: Group, calibration: Optional[Tensor], normalise: Optional[Normalise],
+              notes: list[str]) -> tuple[MergeBarrier, ...]:
+    if not isinstance(model, Network) or model.architecture.family != "plain":
+        return ()
+    chosen = torch.linspace(0, len(images) - 1, min(512, len(images))).long()
+    return tuple(barrier for element in generators(group) for barrier in _attempt(notes, lambda: (merge_barrier(
+        model, images[chosen], labels[chosen.to(labels.device)], element, calibration=None if calibration is None else _spaced(calibration, 256),
+        normalise=normalise),)))
+
+
+def load_model(source: str) -> Model:
+    """The model that `module:function` or `path/to/file.py:function` returns when it is called without arguments.
+
+    Raises ValueError where there is no such module or function, or what it returns cannot be called.
+    """
+    place, _, name = source.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"'{source}' names no model; write module:function or file.py:function, where the function returns the model")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise ValueError(f"there is no file {place}; give the path of a Python file")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(Path(place).stem, module)
+        spec.loader.exec_module(module)
+    else:
+        if "" not in sys.path:
+            sys.path.insert(0, "")      # modules of the folder one stands in, as `python -m` finds them
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"module {place} cannot be imported: {error}; run in its folder, or write file.py:function") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{place} has no function {name}; name one that returns the model")
+    model = function()
+    if not callable(model):
+        raise ValueError(f"{source} returned {type(model).__name__}; it must return a model, which maps images to logits")
+    return model
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) if n == 0 else cell.rjust(width) for n, (cell, width) in enumerate(zip(row, widths))) for row in (header, *rows)]
+    return "\n".join([title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _share(share: Optional[Proportion]) -> tuple[str, str]:
+    return ("-", "") if share is None else (f"{100 * share.value:.2f} %", f"{100 * share.low:.2f} to {100 * share.high:.2f}")
+
+
+def _scores(m: Measurement) -> str:
+    worst, lowest = m.accuracy.worst
+    what = "unseen elements" if m.accuracy.unseen else "elements, all seen in training"
+    rows = [("accuracy", *_share(m.accuracy.accuracy)), (f"mean over {what}", *_share(m.accuracy.mean)), (f"worst of them, {worst}", *_share(lowest)),
+            ("  quarter turns and flips (exact)", *_share(m.accuracy.exact)), ("  other angles (interpolated)", *_share(m.accuracy.interpolated)),
+            ("mean over seen elements", *_share(m.accuracy.mean_seen)), ("mean over all elements", *_share(m.accuracy.mean_all)),
+            (f"mean over {len(m.curve.degrees)} angles", f"{100 * m.curve.mean:.2f} %", ""), (f"worst angle, {m.curve.worst[0]:g}", *_share(m.curve.worst[1])),
+            ("consistency", *_share(m.consistency))]
+    if m.error:
+        rows += [("effective invariance", f"{m.effective_invariance:.4f}", ""), ("equivariance error, logits", f"{m.error.logits.mean:.2e}", "mean"),
+                 ("equivariance error, logits", f"{m.error.logits.worst:.2e}", "worst")]
+    return _table(f"Symmetry under {m.group} on {m.num_images} images", ("score", "value", f"{100 * m.accuracy.confidence:g} % interval"), rows)
+
+
+def _elements(accuracy: SymmetryAccuracy) -> str:
+    rows = [(str(e), "seen" if e in accuracy.seen else "unseen", "exact" if e.on_grid else "interpolated", *_share(a))
+            for e, a in zip(accuracy.elements, accuracy.accuracies)]
+    return _table("Accuracy by element", ("element", "training", "pixels", "accuracy", f"{100 * accuracy.confidence:g} % interval"), rows)
+
+
+def _stages(m: Measurement) -> str:
+    names = generators(m.group)
+    matched = {(s.stage, s.element): f"{s.correlation:.3f}" for s in m.matched}
+    rows = [(s.stage, f"{s.mean:.2e}", f"{s.worst:.2e}", f"{s.mean_correlation:.4f}", *(matched.get((s.stage, e), "-") for e in names))
+            for s in ((m.error.logits, *m.error.stages) if m.error else ())]
+    return _table("Equivariance error (0 exact, 1 as another image) and channels matched", ("stage", "mean", "worst", "correlation",
+                  *(f"matched {e}" for e in names)), rows) if rows else ""
+
+
+def _motions(found: Sequence[LieDerivative]) -> str:
+    rows = [(d.motion, f"{d.relative:.3f}", f"{d.per_pixel:.4f}", f"{d.softmax:.4f}") for d in found]
+    return _table("Lie derivative of the logits", ("motion", "relative", "per pixel", "softmax"), rows) if rows else ""
+
+
+def _steering(m: Measurement) -> str:
+    rows = [(f"steerability, {s.element}", f"residual {s.residual:.2e}", f"of spread {s.residual_of_spread:.2e}",
+             f"eigenvalues {s.root_distance:.2e} from roots of unity") for s in m.steerability]
+    rows += [(f"merge barrier, {b.element}", f"{100 * b.barrier:.1f} points", f"aligned {100 * b.aligned:.1f} %",
+              f"reset {100 * b.reset:.1f} %, repaired {100 * b.repaired:.1f} %") for b in m.barriers]
+    return _table("Inside", ("instrument", "", "", ""), rows) if rows else ""

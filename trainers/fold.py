@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.networks import Block, Convolution, Network, step_spec
-from trainers.plain import PlainNetwork, Subsample
+from trainers.plain import PlainNetwork
 
 
 def fold(network: Network) -> PlainNetwork:
@@ -38,7 +38,7 @@ def description(network: Network) -> dict[str, Any]:
         spec: Optional[dict] = None
         if isinstance(step, Block):
             spec = _convolution(step.convolutions[0])
-        elif isinstance(step, Subsample):
+        elif stage.subsampling is not None:
             spec = step_spec(stage.subsampling, stage.channels)
         stages.append({"blocks": [_block(block) for block in blocks], "step": spec})
     head = {"kind": architecture.head, "order": network.order, "features": network.linear.in_features, "classes": network.classes}

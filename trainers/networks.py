@@ -199,7 +199,8 @@ def _blocks(stage: Stage, channels: int, source: Optional[Group], filters: Filte
         stride = stage.stride if number == 0 else 1
         changes = (channels, source) != (stage.channels, stage.group)
         window = dict(filters=filters, kernel=stage.kernel, padding=stage.padding, dilation=stage.dilation, mode=stage.padding_mode)
-        first = Convolution(stage.fields, stage.group, channels, source, stride=stride, **window)
+        relu = not (_relu_after_step(stage) and number == stage.repeats - 1)
+        first = Convolution(stage.fields, stage.group, channels, source, stride=stride, relu=relu or stage.residual, **window)
         if not stage.residual:
             yield Block([first], False, None)
         else:
@@ -216,9 +217,15 @@ def _step(stage: Stage, filters: Filters) -> nn.Module:
     if step is None:
         return nn.Identity()
     if step.kind != "conv":
-        return Subsample(step_spec(step, stage.channels))
+        subsample = Subsample(step_spec(step, stage.channels))
+        return nn.Sequential(subsample, nn.ReLU(inplace=True)) if _relu_after_step(stage) else subsample
     convolution = Convolution(stage.fields, stage.group, stage.channels, stage.group, filters, step.kernel, step.stride, step.padding)
     return Block([convolution], False, None)
+
+
+def _relu_after_step(stage: Stage) -> bool:
+    """True if the stage's last ReLU comes after its maximum: the same values and gradients on a fraction of the pixels."""
+    return not stage.residual and stage.subsampling is not None and stage.subsampling.kind in ("max", "adaptivemax")
 
 
 def _bases(architecture: Architecture) -> set[tuple[Group, int]]:

@@ -35,11 +35,12 @@ class FieldNorm(nn.Module):
         values = maps.shape[0] * maps.shape[2] * maps.shape[3] * self.order
         if values < 2:
             raise ValueError("batch norm needs at least two values per field in training; use a larger batch")
-        mean, variance = _statistics(maps, self.fields)
+        mean, variance = _statistics(maps, self.fields, self.order)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
-            self.running_var.lerp_((variance * (values / (values - 1))).to(self.running_var.dtype), MOMENTUM)
-        return _Normalise.apply(maps, self.weight, self.bias, mean, variance, self.relu)
+            self.running_mean.lerp_(mean[::self.order].to(self.running_mean.dtype), MOMENTUM)
+            self.running_var.mul_(1 - MOMENTUM).add_(variance[::self.order], alpha=MOMENTUM * values / (values - 1))
+        affine = torch.stack((self.weight, self.bias))[:, :, None].expand(-1, -1, self.order).reshape(2, -1)
+        return _Normalise.apply(maps, affine, mean, variance, self.order, self.relu)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """(scale, shift) per channel, float64: in evaluation the layer is x * scale + shift, then ReLU."""
@@ -59,61 +60,66 @@ def _spread(per_field: Tensor, order: int) -> Tensor:
     return per_field if order == 1 else per_field[:, None].expand(-1, order).reshape(-1)
 
 
-def _statistics(maps: Tensor, fields: int) -> tuple[Tensor, Tensor]:
-    """(mean, biased variance) of each field [fields], in float32 at least, without gradient."""
+def _statistics(maps: Tensor, fields: int, order: int) -> tuple[Tensor, Tensor]:
+    """(mean, biased variance) of the field of each channel [fields x order], in float32 at least, without gradient."""
     maps = maps.detach()
     channels, dtype = maps.shape[1], torch.promote_types(maps.dtype, torch.float32)
     if maps.device.type == "cpu":
         # One pass in any layout; var_mean over the outer dimensions of channels-last maps takes 15 times as long (torch 2.15).
-        # The buffers say in which dtype the statistics are kept; their values are not used.
-        unused = torch.zeros(2, channels, dtype=dtype)
-        mean, variance = torch.batch_norm_update_stats(maps, unused[0], unused[1], MOMENTUM)
+        # The buffer says in which dtype the statistics are kept; its values are not used.
+        unused = torch.zeros(channels, dtype=dtype)
+        mean, variance = torch.batch_norm_update_stats(maps, unused, unused, MOMENTUM)
     else:
         variance, mean = torch.var_mean(maps.to(dtype), (0, 2, 3), unbiased=False)
-    mean, variance = mean.reshape(fields, -1), variance.reshape(fields, -1)
-    of_field = mean.mean(1)
-    return of_field, variance.mean(1) + (mean - of_field[:, None]).square().mean(1)
+    if order == 1:
+        return mean, variance
+    mean = mean.view(fields, order)
+    of_field = mean.mean(1, keepdim=True)
+    apart = mean - of_field
+    variance = torch.addcmul(variance.view(fields, order), apart, apart).mean(1, keepdim=True)
+    return of_field.expand(-1, order).reshape(channels), variance.expand(-1, order).reshape(channels)
 
 
 class _Normalise(torch.autograd.Function):
-    """(maps - mean) / sqrt(variance + eps) * weight + bias, then ReLU, with the gradient through the statistics."""
+    """(maps - mean) / sqrt(variance + eps) * scale + shift, then ReLU, with the gradient through the statistics.
+
+    `affine` is (scale, shift) [2, channels]; mean and variance are those of the channel's field [channels]. Few operations: at
+    these sizes each costs as much as the normalisation of a small map.
+    """
 
     @staticmethod
-    def forward(ctx, maps, weight, bias, mean, variance, relu):
-        order = maps.shape[1] // len(weight)
-        dtype = mean.dtype
-        normed = F.batch_norm(maps, _spread(mean, order), _spread(variance, order), _spread(weight.to(dtype), order),
-                              _spread(bias.to(dtype), order), training=False, eps=EPSILON)
+    def forward(ctx, maps, affine, mean, variance, order, relu):
+        scale, shift = affine.to(mean.dtype)
+        normed = F.batch_norm(maps, mean, variance, scale, shift, training=False, eps=EPSILON)
         if relu:
             normed = F.relu_(normed)
-        ctx.relu = relu
-        ctx.save_for_backward(maps, weight, mean, variance, normed if relu else None)
+        ctx.order, ctx.relu = order, relu
+        ctx.save_for_backward(maps, affine, mean, variance, normed if relu else None)
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        maps, weight, mean, variance, normed = ctx.saved_tensors
+        maps, affine, mean, variance, normed = ctx.saved_tensors
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, normed, 0)
-        fields = len(weight)
-        order, values = maps.shape[1] // fields, maps.numel() // fields
         inverse = (variance + EPSILON).rsqrt()
-        mean_c, inverse_c = _spread(mean, order), _spread(inverse, order)
-        # Per channel: the sum of grad x (normalised maps), and the sum of grad; then per field.
+        # Per channel: the sums of grad x (normalised maps) and of grad.
         _, along, total = torch.ops.aten.native_batch_norm_backward(
-            grad, maps, torch.ones_like(mean_c), mean_c, inverse_c, mean_c, inverse_c, True, EPSILON, [False, True, True])
-        along, total = along.reshape(fields, order).sum(1), total.reshape(fields, order).sum(1)
+            grad, maps, None, mean, inverse, mean, inverse, True, EPSILON, [False, True, True])
+        sums = torch.stack((along, total))
+        grad_affine = sums.to(affine.dtype)
         if not ctx.needs_input_grad[0]:
-            return None, along.to(weight.dtype), total.to(weight.dtype), None, None, None
-        # scale x (grad - total / values - normalised maps x along / values), in one affine pass over maps and one over grad
-        scale = weight.to(inverse.dtype) * inverse
-        minus = -scale / values
-        part = F.batch_norm(maps, mean_c, _spread(variance, order), _spread(minus * along, order), _spread(minus * total, order),
-                            training=False, eps=EPSILON)
-        scale_c = _spread(scale, order)
+            return None, grad_affine, None, None, None, None
+        # scale / sqrt(variance) x (grad - mean of grad - normalised maps x mean of grad x normalised maps), means over the field:
+        # one affine pass over the maps, one over grad.
+        if ctx.order > 1:
+            sums = sums.view(2, -1, ctx.order).mean(2, keepdim=True).expand(-1, -1, ctx.order).reshape(2, -1)
+        scale = affine[0].to(inverse.dtype) * inverse
+        along, total = sums * (scale * (-maps.shape[1] / maps.numel()))
+        part = F.batch_norm(maps, mean, variance, along, total, training=False, eps=EPSILON)
         if maps.dtype == scale.dtype:
-            part.addcmul_(grad, scale_c.view(1, -1, 1, 1))
+            part.addcmul_(grad, scale.view(1, -1, 1, 1))
         else:   # addcmul would round the scale to bfloat16; batch_norm takes it in float32
-            part.add_(F.batch_norm(grad, torch.zeros_like(scale_c), torch.ones_like(scale_c), scale_c, None, training=False, eps=0.0))
-        return part, along.to(weight.dtype), total.to(weight.dtype), None, None, None
+            part.add_(F.batch_norm(grad, torch.zeros_like(scale), torch.ones_like(scale), scale, None, training=False, eps=0.0))
+        return part, grad_affine, None, None, None, None

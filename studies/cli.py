@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 
-from studies import commands_search, commands_models, commands_setup  # noqa: F401, I001  (registering; in the order of the help)
+from studies import commands_search, commands_models, commands_tables, commands_setup  # noqa: F401, I001  (registering; in the order of the help)
 from studies.app import app
 
 

@@ -20,8 +20,9 @@ def check(architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", he
                                                       show_default=False)],
           group: Annotated[Optional[str], typer.Option(help="The group it will be used under; else its own.", show_default=False)] = None,
           size: Annotated[Optional[int], typer.Option(min=1, help="Another input size, pixels.", show_default=False)] = None,
-          channels: Annotated[int, typer.Option(min=1, help="Of the images.")] = 1,
-          classes: Annotated[int, typer.Option(min=1)] = 10, format: FormatOption = Format.table) -> None:
+          channels: Annotated[Optional[int], typer.Option(min=1, help="Of the images; else 1, or those of the published network.", show_default=False)] = None,
+          classes: Annotated[Optional[int], typer.Option(min=1, help="Else 10, or those of the published network.", show_default=False)] = None,
+          format: FormatOption = Format.table) -> None:
     """Says before any training which symmetries an architecture keeps exactly, where it loses the others, and what repairs it."""
     from studies.checking import check as examine
 
@@ -115,7 +116,7 @@ def export(directory: Directory, trial: Trial,
     """Exports a trained trial: plain torch, torch.export and ONNX files, compared before they are written, with a card."""
     from studies.exporting import export_trial
 
-    bundle = export_trial(directory, trial, out, force=force)
+    bundle = export_trial(directory, trial, out, force=force, note=note)
     print(bundle)
     note(f"compared and written; read {bundle}/README.md, check it any time with `equisearch verify {bundle}`")
 

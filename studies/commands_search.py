@@ -37,7 +37,7 @@ def start(study: StudyName, directory: Directory, trials: Trials = None,
     if (directory / STUDY).exists():
         raise ExistsError(f"{directory} already holds a study; go on with `equisearch resume {directory}`, or choose another directory")
     first = read_architectures(enqueue) if enqueue else ()
-    channels, classes = _look_at_data(chosen)
+    channels, classes = look_at_data(chosen)
     from studies.driver import SearchDriver
 
     _drive(lambda: SearchDriver.create(directory, chosen, channels=channels, classes=classes, enqueue=first, warm_start=warm_start), directory, quiet)
@@ -128,7 +128,7 @@ def repair(directory: Directory) -> None:
     print("\n".join(done) or f"nothing was wrong with {directory}")
 
 
-def _look_at_data(study: "Study") -> tuple[int, int]:
+def look_at_data(study: "Study") -> tuple[int, int]:
     """(channels, classes) of the study's images: bad data is told before anything is created."""
     from trainers.datasets import load
 

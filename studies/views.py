@@ -61,7 +61,7 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
     driven = f"driven by {value['driver']}" if value["driver"] else "nobody drives it"
     return [f"{value['directory']}: {done} of {value['asked_for']} trials done ({states or 'none yet'}); {driven}",
-            f"front: {value['front_size']} architectures, hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})"]
+            f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})"]
 
 
 def trial_row(study: Study, record: Record) -> dict[str, Any]:

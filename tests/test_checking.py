@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -71,9 +70,7 @@ def test_an_unknown_name_lists_the_known_ones():
     assert named(" P4CNN ") == PUBLISHED["p4cnn"].architecture and named(P4.format(28)) == PUBLISHED["p4cnn"].architecture
 
 
-def test_an_answer_needs_no_torch_and_comes_at_once():
+def test_an_answer_needs_no_torch():
     program = ("import sys; from studies.checking import check; c = check('resnet44-p4m'); c.text(); c.as_dict(); "
                "heavy = {'torch', 'optuna', 'ray', 'escnn', 'numpy'} & set(sys.modules); assert not heavy, heavy")
-    started = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert time.perf_counter() - started < 3        # half a second on an idle machine

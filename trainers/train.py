@@ -149,7 +149,7 @@ def _read(path: Path, device: torch.device) -> Optional[dict[str, Any]]:
 
 def _fingerprint(architecture: Architecture, config: Config) -> str:
     training = config.training.model_dump(mode="json", exclude={"device"})
-    data = config.data.model_dump(mode="json", exclude={"download", "root"})
+    data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})      # where the data lies may change
     return json.dumps({"architecture": str(architecture), "seed": config.seed, "learning_rate": config.peak_rate,
                        "training": training, "data": data, "group": config.symmetry.group}, sort_keys=True)
 

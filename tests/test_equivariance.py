@@ -93,6 +93,17 @@ def test_the_definitions_agree_with_brute_force_over_pairs_of_images():
     assert error.l2[place] == pytest.approx(float((after - before).norm(dim=1).mean().detach()))
 
 
+def test_the_error_of_maps_agrees_with_brute_force_over_pairs_of_images():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    images, element = IMAGES[:5].double(), Element.parse("r90")
+    maps = model[0](images).detach()
+    pairs = torch.stack([(maps[i] - maps[j]).square().mean() for i in range(5) for j in range(5) if i != j]).mean()
+    change = model[0](act(images, element)).detach() - act(maps, element)
+    stage = equivariance_error(model, images, C4).stages[0]
+    assert stage.relative[stage.elements.index(element)] == pytest.approx(float((change.square().mean() / pairs).sqrt()))
+
+
 def test_passes_of_any_length_give_the_same_figures():
     model = Lifting("C4", shift=True)
     whole, parts = (equivariance_error(model, IMAGES, D4, stages=["maps"], images_per_pass=n) for n in (512, 24))

@@ -5,7 +5,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Element
 from test_layerwise import network
 from trainers.actions import act
-from trainers.merging import _spaces, merge_barrier, moved_copy, permuted
+from trainers.merging import _spaces, _with_measured_statistics, merge_barrier, moved_copy, permuted
 from trainers.networks import build
 
 QUARTER, MIRROR = Element.parse("r90"), Element.parse("m")
@@ -94,6 +94,17 @@ def test_permuting_channels_changes_maps_and_not_logits(text):
     moved_logits, moved_maps = permuted(model, spaces, permutations).forward_with_stages(images)
     assert torch.allclose(moved_logits, logits) and not torch.allclose(moved_maps[0], maps[0])
     assert torch.allclose(moved_maps[-1], maps[-1][:, permutations[spaces.last]])
+
+
+def test_reset_statistics_are_those_of_the_batch_in_every_layer():
+    outputs, model = [], network("16px: 6k3 max2/2, 8k3x2").double()
+    with torch.no_grad():
+        reset = _with_measured_statistics(model, IMAGES.double())
+    for convolution in reset.convolutions:
+        convolution.norm.register_forward_hook(lambda module, args, output: outputs.append((module, args[0].detach())))
+    reset(IMAGES.double())
+    for norm, maps in outputs:
+        assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3))) and torch.allclose(norm.running_var, maps.var((0, 2, 3)))
 
 
 def test_a_residual_stream_has_one_permutation():

@@ -54,9 +54,14 @@ def test_measuring_leaves_the_model_as_it_was():
 
 
 def test_measuring_is_not_done_in_reduced_precision():
-    model = Lifting("C4")
+    model, seen = Lifting("C4"), set()
+    model.maps.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(IMAGES)
+        assert seen == {torch.bfloat16}
+        seen.clear()
         assert equivariance_error(model, IMAGES, Group.parse("C4")).logits.worst < 1e-5
+    assert seen == {torch.float32}
     with pytest.raises(ValueError, match="bfloat16"), measuring(plain().bfloat16()):
         pass
 

@@ -43,6 +43,12 @@ def test_is_made_of_plain_modules_and_frozen():
     assert not folded.training and not any(p.requires_grad for p in folded.parameters())
 
 
+def test_computes_in_channels_last():
+    folded = fold(trained(Architecture.parse("28px: 3k3@D4, 3k3p1reflect max2/2, 3k3 blur/2, 3k3r"))).float()
+    for maps in folded.forward_with_stages(torch.randn(2, 2, 28, 28))[1]:
+        assert maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+
+
 def test_leaves_the_network_and_the_generator_alone():
     network = trained(Architecture.parse("12px: 3k3@C4")).train()
     before, state = {k: v.clone() for k, v in network.state_dict().items()}, torch.random.get_rng_state()

@@ -1,11 +1,12 @@
 """What a study's journal says, read without optuna: `optuna.journal` is the single truth about trials.
 
 The file has one JSON object per line, in optuna's `JournalStorage` format, which optuna and optuna-dashboard read as well. Reading
-it here takes 0.6 s for 10,000 trials and no import of optuna (1.3 s), so that a command that only looks starts at once.
+it here takes 0.8 s for 10,000 trials (37 MB) and no import of optuna, so that a command that only looks starts at once.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ JOURNAL = "optuna.journal"
 State = Literal["running", "waiting", "complete", "pruned", "failed", "refused", "earlier"]
 
 # optuna's codes of operations and of trial states, part of its file format
-CREATE_TRIAL, SET_PARAM, SET_STATE, SET_TRIAL_ATTRIBUTE, SET_TRIAL_SYSTEM_ATTRIBUTE = 4, 5, 6, 8, 9
+CREATE_TRIAL, SET_PARAM, SET_STATE, SET_TRIAL_ATTRIBUTE = 4, 5, 6, 8
 SET_STUDY_ATTRIBUTE = 2
 STATES: dict[int, State] = {0: "running", 1: "complete", 2: "pruned", 3: "failed", 4: "waiting"}
+PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')     # parameters, and optuna's own notes: more than half of all lines
 FINISHED = ("complete", "pruned", "failed", "refused")
 
 
@@ -76,18 +78,21 @@ def read_trials(directory: str | os.PathLike[str], *, parameters: bool = False) 
 
 def read_journal(directory: str | os.PathLike[str], *, parameters: bool = False) -> tuple[dict[str, Any], list[Record]]:
     """The study's attributes (channels, classes, ...) and its trials; see `read_trials`."""
+    collecting = gc.isenabled()
+    gc.disable()        # nothing of what is read is garbage; a third of the time otherwise (10,000 trials, Python 3.11)
+    try:
+        return _replay(Path(directory) / JOURNAL, parameters)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]:
     study: dict[str, Any] = {}
     trials: list[dict[str, Any]] = []
     done = 0
-    path = Path(directory) / JOURNAL
-    for number, line in enumerate(_whole_lines(path), start=1):
-        if not parameters and line.startswith(b'{"op_code":5,'):
-            continue
-        try:
-            entry = json.loads(line)
-            operation = entry["op_code"]
-        except (ValueError, KeyError, TypeError):
-            raise DamagedError(f"{path}, line {number} is damaged: {line[:60]!r}; `equisearch repair` keeps what stands before it") from None
+    for entry in _entries(path, parameters):
+        operation = entry["op_code"]
         if operation == CREATE_TRIAL:
             trials.append(_created(entry))
             if trials[-1]["state"] in FINISHED:
@@ -104,9 +109,19 @@ def read_journal(directory: str | os.PathLike[str], *, parameters: bool = False)
     return study, [_record(number, trial) for number, trial in enumerate(trials)]
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    lines = path.read_bytes().split(b"\n")
-    return lines[:-1]                           # what follows the last newline is empty, or torn
+def _entries(path: Path, parameters: bool) -> list[dict[str, Any]]:
+    """The records that matter; what follows the last newline is torn, and passed over."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    skipped = PREFIXES[1:] if parameters else PREFIXES
+    kept = [line for line in lines if not line.startswith(skipped)]
+    try:
+        entries = json.loads(b"[" + b",".join(kept) + b"]")     # one call: half the time of a call per line
+        if all(isinstance(entry, dict) and "op_code" in entry for entry in entries):
+            return entries
+    except ValueError:
+        pass
+    number, line = next((n, line) for n, line in enumerate(lines, start=1) if not _is_record(line))
+    raise DamagedError(f"{path}, line {number} is damaged: {line[:60]!r}; `equisearch repair` keeps what stands before it")
 
 
 def _created(entry: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +171,7 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
         if not tail:
             start = body.rfind(b"\n") + 1
             tail = content[start:]
-            if _is_json(tail):
+            if _is_record(tail):
                 return None
         copy = path.with_name(f"{JOURNAL}.torn-{start}")
         copy.write_bytes(tail)
@@ -165,8 +180,8 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
     return copy
 
 
-def _is_json(line: bytes) -> bool:
+def _is_record(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        return "op_code" in json.loads(line)
+    except (ValueError, TypeError):
         return False

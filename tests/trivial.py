@@ -45,6 +45,7 @@ def trainable(study, assignment, report) -> None:
     What is trained already is reported again at its rungs: the journal may know less than the checkpoint.
     """
     folder = Path(assignment.directory)
+    (folder / "pid").write_text(str(os.getpid()))
     saved = folder / "checkpoint"
     done = json.loads(saved.read_text())["epoch"] if saved.exists() else 0
     for epoch in range(1, assignment.until_epoch + 1):

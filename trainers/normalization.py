@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ class FieldNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(fields))
         self.register_buffer("running_mean", torch.zeros(fields))
         self.register_buffer("running_var", torch.ones(fields))
+        # [channels, channels]: a product with it replaces each channel's value by the mean over its field, in one operation.
+        self.register_buffer("average", torch.block_diag(*[torch.full((order, order), 1 / order)] * fields), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         """The normalised maps [batch, fields x order, height, width]. Raises ValueError in training on one value per field."""
@@ -35,12 +39,13 @@ class FieldNorm(nn.Module):
         values = maps.shape[0] * maps.shape[2] * maps.shape[3] * self.order
         if values < 2:
             raise ValueError("batch norm needs at least two values per field in training; use a larger batch")
-        mean, variance = _statistics(maps, self.fields, self.order)
+        with torch.autocast(maps.device.type, enabled=False):       # which would take the means in bfloat16
+            mean, variance = _statistics(maps, self.average if self.order > 1 else None)
         with torch.no_grad():
             self.running_mean.lerp_(mean[::self.order].to(self.running_mean.dtype), MOMENTUM)
             self.running_var.mul_(1 - MOMENTUM).add_(variance[::self.order], alpha=MOMENTUM * values / (values - 1))
         affine = torch.stack((self.weight, self.bias))[:, :, None].expand(-1, -1, self.order).reshape(2, -1)
-        return _Normalise.apply(maps, affine, mean, variance, self.order, self.relu)
+        return _Normalise.apply(maps, affine, mean, variance, self.average if self.order > 1 else None, self.relu)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """(scale, shift) per channel, float64: in evaluation the layer is x * scale + shift, then ReLU."""
@@ -60,7 +65,7 @@ def _spread(per_field: Tensor, order: int) -> Tensor:
     return per_field if order == 1 else per_field[:, None].expand(-1, order).reshape(-1)
 
 
-def _statistics(maps: Tensor, fields: int, order: int) -> tuple[Tensor, Tensor]:
+def _statistics(maps: Tensor, average: Optional[Tensor]) -> tuple[Tensor, Tensor]:
     """(mean, biased variance) of the field of each channel [fields x order], in float32 at least, without gradient."""
     maps = maps.detach()
     channels, dtype = maps.shape[1], torch.promote_types(maps.dtype, torch.float32)
@@ -71,36 +76,35 @@ def _statistics(maps: Tensor, fields: int, order: int) -> tuple[Tensor, Tensor]:
         mean, variance = torch.batch_norm_update_stats(maps, unused, unused, MOMENTUM)
     else:
         variance, mean = torch.var_mean(maps.to(dtype), (0, 2, 3), unbiased=False)
-    if order == 1:
+    if average is None:
         return mean, variance
-    mean = mean.view(fields, order)
-    of_field = mean.mean(1, keepdim=True)
+    average = average.to(mean.dtype)
+    of_field = mean @ average
     apart = mean - of_field
-    variance = torch.addcmul(variance.view(fields, order), apart, apart).mean(1, keepdim=True)
-    return of_field.expand(-1, order).reshape(channels), variance.expand(-1, order).reshape(channels)
+    return of_field, torch.addcmul(variance, apart, apart) @ average
 
 
 class _Normalise(torch.autograd.Function):
     """(maps - mean) / sqrt(variance + eps) * scale + shift, then ReLU, with the gradient through the statistics.
 
-    `affine` is (scale, shift) [2, channels]; mean and variance are those of the channel's field [channels]. Few operations: at
+    `affine` is (scale, shift) [2, channels]; mean and variance are those of the channel's field [channels]; `average` is FieldNorm's. Few operations: at
     these sizes each costs as much as the normalisation of a small map.
     """
 
     @staticmethod
-    def forward(ctx, maps, affine, mean, variance, order, relu):
+    def forward(ctx, maps, affine, mean, variance, average, relu):
         scale, shift = affine.to(mean.dtype)
         normed = F.batch_norm(maps, mean, variance, scale, shift, training=False, eps=EPSILON)
         if relu:
             normed = F.relu_(normed)
-        ctx.order, ctx.relu = order, relu
-        ctx.save_for_backward(maps, affine, mean, variance, normed if relu else None)
+        ctx.relu = relu
+        ctx.save_for_backward(maps, affine, mean, variance, average, normed if relu else None)
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        maps, affine, mean, variance, normed = ctx.saved_tensors
+        maps, affine, mean, variance, average, normed = ctx.saved_tensors
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, normed, 0)
         inverse = (variance + EPSILON).rsqrt()
@@ -113,8 +117,8 @@ class _Normalise(torch.autograd.Function):
             return None, grad_affine, None, None, None, None
         # scale / sqrt(variance) x (grad - mean of grad - normalised maps x mean of grad x normalised maps), means over the field:
         # one affine pass over the maps, one over grad.
-        if ctx.order > 1:
-            sums = sums.view(2, -1, ctx.order).mean(2, keepdim=True).expand(-1, -1, ctx.order).reshape(2, -1)
+        if average is not None:
+            sums = sums @ average.to(sums.dtype)
         scale = affine[0].to(inverse.dtype) * inverse
         along, total = sums * (scale * (-maps.shape[1] / maps.numel()))
         part = F.batch_norm(maps, mean, variance, along, total, training=False, eps=EPSILON)

@@ -404,6 +404,11 @@ class SearchDriver:
         with self._state:
             return tuple(self._running)
 
+    def attributes(self, number: int) -> dict[str, Any]:
+        """What is known of a trial that is given out: its architecture, parameters, seed and so on."""
+        with self._state:
+            return dict(self._running[number].attributes)
+
     @property
     def finished(self) -> int:
         """How many trials have ended: complete, pruned or failed."""

@@ -15,7 +15,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal, Union
@@ -69,8 +70,7 @@ def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listene
 
 def run_in_process(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
     """Runs the study here, one trial at a time: for debugging, for one device, and for machines without Ray. See `run`."""
-    show = listener or silent
-    with Interruption(driver.study.search.timeout) as interruption:
+    with listening(driver, listener) as show, Interruption(driver.study.search.timeout) as interruption:
         while not interruption.requested:
             assignment = driver.next()
             if assignment is None:
@@ -92,6 +92,28 @@ def resolve(trainable: TrainableName) -> Trainable:
         return trainable
     module, _, name = (trainable or DEFAULT_TRAINABLE).partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Listener]:
+    """The listener and the loggers that the study's file switches on, as one listener."""
+    show = listener or silent
+    asked = driver.study.loggers
+    if not (asked.tensorboard or asked.mlflow is not None or asked.wandb is not None):
+        yield show
+        return
+    from studies.loggers import TuneLoggers
+
+    loggers = TuneLoggers(driver)
+
+    def both(event: Event) -> None:
+        show(event)
+        loggers(event)
+
+    try:
+        yield both
+    finally:
+        loggers.close()
 
 
 def silent(event: Event) -> None:

@@ -36,7 +36,7 @@ from studies.assignments import Assignment, Decision, Leave, checked
 from studies.config import Resources, Study
 from studies.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import Ending, Event, Failure, Interruption, Listener, TrainableName, resolve, settle, silent
+from studies.executors import Ending, Event, Failure, Interruption, Listener, TrainableName, listening, resolve, settle
 
 POLL = 0.5                      # seconds between looks at signals, clocks and new nodes
 STARTS_IN_A_ROW = 3             # workers that die before they are ready
@@ -126,8 +126,9 @@ def run_on_ray(driver: SearchDriver, trainable: TrainableName = None, listener: 
     See `studies.executors.run`. A node that joins is used, a worker that dies is replaced and its trial continued from its
     checkpoint. Ray is started and shut down here unless the caller has started it.
     """
-    with _ray(driver.study.resources) as started, Interruption(driver.study.search.timeout) as interruption:
-        pool = _Pool(driver, trainable, listener or silent, interruption, local=started == "local")
+    with _ray(driver.study.resources) as started, listening(driver, listener) as show, \
+            Interruption(driver.study.search.timeout) as interruption:
+        pool = _Pool(driver, trainable, show, interruption, local=started == "local")
         try:
             return pool.run()
         finally:

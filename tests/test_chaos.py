@@ -15,7 +15,7 @@ from test_faults import finish, start, undisturbed
 
 from studies.journal import JOURNAL, read_trials
 
-TRIALS, FAULTS, SEED = 150, 50, 0
+TRIALS, FAULTS, SEED = 400, 50, 0
 OPTIONS = {"search__trials": TRIALS, "search__retries": 50, "search__rungs": [1, 3]}
 
 
@@ -87,7 +87,7 @@ def test_fifty_faults_lose_nothing_double_nothing_and_leave_no_zombie(tmp_path):
     for number in range(FAULTS):
         name = rng.choice(list(FAULTS_))
         executor = "ray" if number % 10 == 9 else "in_process"
-        process = start(path, executor, epoch_seconds=0.01, **OPTIONS)
+        process = start(path, executor, epoch_seconds=0.02, **OPTIONS)
         time.sleep(rng.uniform(0, 0.25))
         FAULTS_[name](path, process)
         count[name] += 1

@@ -36,7 +36,7 @@ def start(path, executor="in_process", epoch_seconds=0.004, **overrides) -> subp
 def finish(path, executor="in_process", **overrides) -> int:
     """Drives the study to its end in a process of its own, and returns its exit status."""
     process = start(path, executor, **overrides)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     return process.returncode
 
 

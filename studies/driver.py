@@ -12,24 +12,20 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from searchspace.architecture import Architecture
-from searchspace.space import Proposal
 from studies.assignments import RUNG_SCORES, Assignment, Decision, Outcome, checked
 from studies.config import Study
-from studies.errors import NO_SPACE, ScoresError, StudyError, TooManyFailuresError
+from studies.errors import NO_SPACE, ScoresError, StudyError
 from studies.files import TRIALS, create_directory, open_directory
-from studies.front import DIRECTIONS, front_volume
 from studies.journal import JOURNAL, Record, drop_torn_line, read_journal
 from studies.locks import StudyLock
-from studies.proposals import Facts, facts, key_of
+from studies.proposals import attributes_of, facts, key_of, proposed
 from studies.rungs import keep
+from studies.tally import Tally
 
-NAME = "equisearch"             # of the optuna study inside the journal
-FAILURES_IN_A_ROW = 5
 REFUSALS_BEFORE_RANDOM = 20     # a sampler that has converged proposes the same again and again
 REFUSALS_IN_A_ROW = 200
 
@@ -55,17 +51,13 @@ class SearchDriver:
         self.directory, self.study = directory, study
         self.warnings = tuple(warnings)             # for the user, such as a changed version of the code
         self.ended: str | None = None               # why nothing new is proposed: trials, patience, exhausted
-        self.last_error: str | None = None
         self._lock = lock
         self._state = threading.RLock()
         self._running: dict[int, _Running] = {}
         self._interrupted: deque[_Running] = deque()
         self._points: dict[int, dict[int, tuple[float, ...]]] = {}      # epoch -> number -> compared scores of feasible trials
         self._trainings: Counter[str] = Counter()   # canonical architecture -> how often it was or is being trained
-        self._finished = 0                          # complete, pruned or failed
-        self._front: list[tuple[float, ...]] = []
-        self._volume, self._moved = 0.0, 0          # of the front; trials finished when it last grew
-        self._failures = 0                          # in a row
+        self._tally = Tally(study.objectives)
         self._exhausted = False                     # the grid has no combination left
         self._open_journal()
 
@@ -100,22 +92,16 @@ class SearchDriver:
         return cls(directory, stored, lock, warnings)
 
     def _open_journal(self) -> None:
-        import optuna
+        from studies.storage import open_study
 
-        from studies.storage import open_storage
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._on_failure_close(), self._writing():
             copy = drop_torn_line(self.directory)
             if copy is not None:
                 self.warnings += (f"the journal's last line was torn and has been dropped; a copy is in {copy.name}",)
             there = (self.directory / JOURNAL).exists()
             attributes, records = read_journal(self.directory) if there else ({}, [])
-            self._storage, self._backend = open_storage(self.directory / JOURNAL)
-            directions = [DIRECTIONS[name] for name in self.study.objectives]
-            if not any(study.study_name == NAME for study in self._storage.get_all_studies()):
-                optuna.create_study(storage=self._storage, study_name=NAME, directions=directions)
-            self._study = optuna.load_study(study_name=NAME, storage=self._storage, pruner=optuna.pruners.NopPruner())
+            self._study, self._storage, self._backend = open_study(self.directory / JOURNAL, self.study.objectives)
+            self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
             self.channels, self.classes = attributes.get("channels", 1), attributes.get("classes", 10)
             for record in sorted(records, key=lambda r: (r.order is None, r.order, r.number)):
                 self._recall(record)
@@ -132,22 +118,13 @@ class SearchDriver:
         if "canonical" in record.attributes and record.state != "failed":
             self._trainings[record.attributes["canonical"]] += 1
         if record.state in ("complete", "pruned", "failed"):
-            self._count_finished(record.values if record.state == "complete" and record.feasible else None)
+            self._tally.count(record.values if record.state == "complete" and record.feasible else None)
         elif record.architecture is not None:
             self._take_back(_Running(self._id(record.number), _assignment(self.directory, self.study, record.number, record.attributes),
                                      dict(record.attributes), _recorded_rungs(record.attributes)),
                             lost=record.state == "running", waiting=record.state == "waiting")
         elif record.state == "running":             # asked for, not wholly proposed: optuna asks again under the same number
             self._set_state(self._id(record.number), "WAITING")
-
-    def _count_finished(self, values: Sequence[float] | None) -> None:
-        self._finished += 1
-        if values is not None:
-            volume = front_volume([*self._front, tuple(values)], self.study.objectives)
-            self._front.append(tuple(values))
-            if volume > self._volume + 1e-12:
-                self._volume, self._moved = volume, self._finished
-                self._front = _non_dominated(self._front, self.study.objectives)
 
     def _take_back(self, running: _Running, *, lost: bool, waiting: bool = False) -> None:
         """Puts a trial back to waiting, or fails it after too many attempts that brought it no further."""
@@ -180,13 +157,13 @@ class SearchDriver:
 
     def _stopping(self) -> bool:
         search = self.study.search
-        if self.ended is None and search.patience is not None and self._front and self._finished - self._moved >= search.patience:
+        if self.ended is None and search.patience is not None and self._tally.standstill >= search.patience:
             self.ended = "patience"
         if self.ended is None and self._exhausted:
             self.ended = "exhausted"
-        if self.ended is None and self._finished >= search.trials:
+        if self.ended is None and self._tally.ended >= search.trials:
             self.ended = "trials"
-        return self.ended is not None or self._finished + len(self._running) >= search.trials
+        return self.ended is not None or self._tally.ended + len(self._running) >= search.trials
 
     def _propose(self) -> Assignment | None:
         from studies.samplers import make_sampler, random_sampler
@@ -202,7 +179,7 @@ class SearchDriver:
                     return self._with_folder(assignment)
                 if self._exhausted:
                     break
-        if self._finished + len(self._running) == 0:
+        if self._tally.ended + len(self._running) == 0:
             raise StudyError(f"no architecture of the space can be trained; the last one was refused: {reason}")
         self.ended = "exhausted"
         return None
@@ -221,14 +198,14 @@ class SearchDriver:
     def _register(self, trial: Any) -> tuple[Assignment | None, str]:
         """Writes down what was proposed and returns the work, or refuses it and returns the reason."""
         try:
-            proposal = self._proposal(trial)
+            proposal = proposed(trial, self.study, self.channels, self.classes)
             known = facts(proposal.architecture, self.study, self.channels, self.classes)
         except ValueError as error:
             return None, self._refuse(trial, str(error))
         with self._state:
             key = key_of(proposal)
             repeats = self._trainings[key]
-            attributes = self._attributes(proposal, known, key, repeats)
+            attributes = attributes_of(proposal, known, key, repeats, self.study.search.seed)
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
             if known.broken:
@@ -239,20 +216,6 @@ class SearchDriver:
             self._trainings[key] += 1
             self._running[trial.number] = _Running(trial._trial_id, assignment, attributes)
         return assignment, ""
-
-    def _proposal(self, trial: Any) -> Proposal:
-        from searchspace.groups import Group
-
-        known = trial.user_attrs.get("enqueued")
-        if known is not None:
-            return Proposal(Architecture.parse(known))
-        return self.study.space.sample(trial, channels=self.channels, classes=self.classes, declared=Group.parse(self.study.symmetry.group))
-
-    def _attributes(self, proposal: Proposal, known: Facts, key: str, repeats: int) -> dict[str, Any]:
-        # the architecture comes last: with it, the proposal is complete
-        return {**asdict(known.plain), **({"constraints": known.excess} if known.excess else {}), "canonical": key,
-                "learning_rate": proposal.learning_rate, "seed": self.study.search.seed + repeats, "repeat": repeats,
-                "architecture": str(proposal.architecture)}
 
     def _refuse(self, trial: Any, reason: str, *, learn: bool = False) -> str:
         from optuna.trial import TrialState
@@ -336,8 +299,8 @@ class SearchDriver:
         self._commit(running.assignment.number, values, told)
         del self._running[running.assignment.number]
         feasible = all(excess <= 0 for excess in running.attributes.get("constraints", {}).values())
-        self._count_finished(values if feasible else None)
-        self._count_failure(state, reason)
+        self._tally.count(values if feasible else None)
+        self._tally.judge(state == "failed", reason)
 
     def _values(self, running: _Running) -> list[float]:
         last = running.rungs.get(self.study.rungs[-1])
@@ -356,17 +319,7 @@ class SearchDriver:
         running.attributes["constraints"] = excess
         self._study_attribute(running.trial_id, "constraints", excess)
 
-    def _count_failure(self, state: Outcome, reason: str | None) -> None:
-        self._failures = self._failures + 1 if state == "failed" else 0
-        self.last_error = reason if state == "failed" else self.last_error
-        if self._failures >= FAILURES_IN_A_ROW:
-            raise TooManyFailuresError(f"{self._failures} trials in a row failed, so the study stops; the last error was: {reason}")
-
     # ---- the journal ------------------------------------------------------------------------------------------------
-
-    @property
-    def _study_id(self) -> int:
-        return self._storage.get_study_id_from_name(NAME)
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
@@ -412,12 +365,12 @@ class SearchDriver:
     @property
     def finished(self) -> int:
         """How many trials have ended: complete, pruned or failed."""
-        return self._finished
+        return self._tally.ended
 
     @property
     def volume(self) -> float:
         """The hypervolume of the front, 0 to 1."""
-        return self._volume
+        return self._tally.volume
 
     def close(self) -> None:
         """Gives the study back; trials that are still running continue when it is opened again."""
@@ -439,12 +392,6 @@ def _compared(scores: Mapping[str, Any]) -> tuple[float, ...]:
 
 def _recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     return {int(name[5:]): value for name, value in attributes.items() if name.startswith("rung ")}
-
-
-def _non_dominated(values: Sequence[tuple[float, ...]], objectives: Sequence[str]) -> list[tuple[float, ...]]:
-    from studies.front import pareto
-
-    return pareto(values, objectives, lambda value: value)
 
 
 def _assignment(directory: Path, study: Study, number: int, attributes: Mapping[str, Any]) -> Assignment:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from searchspace.architecture import Architecture
 from searchspace.canonical import canonical
@@ -46,6 +47,20 @@ def facts(architecture: Architecture, study: Study, channels: int, classes: int)
     excess = {name: getattr(plain, name) / limit - 1 for name, limit in limits.items()}
     broken = "; ".join(f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}" for name, limit in limits.items() if excess[name] > 0)
     return Facts(plain, excess, broken)
+
+
+def proposed(trial: Any, study: Study, channels: int, classes: int) -> Proposal:
+    """What an Optuna trial proposes: the architecture that it was enqueued with, or one drawn from the study's space."""
+    known = trial.user_attrs.get("enqueued")
+    if known is not None:
+        return Proposal(Architecture.parse(known))
+    return study.space.sample(trial, channels=channels, classes=classes, declared=Group.parse(study.symmetry.group))
+
+
+def attributes_of(proposal: Proposal, known: Facts, key: str, repeat: int, seed: int) -> dict[str, Any]:
+    """What the journal says about a proposal. The architecture comes last: with it, the proposal is complete."""
+    return {**asdict(known.plain), **({"constraints": known.excess} if known.excess else {}), "canonical": key,
+            "learning_rate": proposal.learning_rate, "seed": seed + repeat, "repeat": repeat, "architecture": str(proposal.architecture)}
 
 
 def key_of(proposal: Proposal) -> str:

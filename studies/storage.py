@@ -9,15 +9,21 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
+from studies.front import DIRECTIONS
 from studies.journal import SET_STATE
+
+NAME = "equisearch"     # of the optuna study inside the journal
+STALE = 60.0            # seconds; optuna's own writers (a dashboard) hold their lock for milliseconds
 
 
 class SingleWriterJournal(BaseJournalBackend):
@@ -98,3 +104,18 @@ def open_storage(path: Path) -> tuple[JournalStorage, SingleWriterJournal]:
     """Optuna's storage over the journal at `path`, which is created if absent, and the backend to close."""
     backend = SingleWriterJournal(path)
     return JournalStorage(backend), backend
+
+
+def open_study(path: Path, objectives: Sequence[str]) -> tuple[optuna.Study, JournalStorage, SingleWriterJournal]:
+    """The optuna study in the journal at `path`, created if absent, with its storage and the backend to close.
+
+    Only the holder of the study's lock may call this. A lock that another optuna process left behind is removed.
+    """
+    stale = path.with_name(path.name + ".lock")
+    if stale.is_symlink() and time.time() - stale.lstat().st_mtime > STALE:
+        stale.unlink(missing_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage, backend = open_storage(path)
+    if not any(study.study_name == NAME for study in storage.get_all_studies()):
+        optuna.create_study(storage=storage, study_name=NAME, directions=[DIRECTIONS[name] for name in objectives])
+    return optuna.load_study(study_name=NAME, storage=storage, pruner=optuna.pruners.NopPruner()), storage, backend

@@ -40,7 +40,7 @@ def scores(architecture: str, epoch: int) -> dict:
 
 
 def trainable(study, assignment, report) -> None:
-    """Trains nothing, as carefully as a real worker: each epoch is noted when it is done, saved, and then reported.
+    """Trains nothing, as carefully as a real worker: each epoch is noted when it begins, saved, and then reported.
 
     What is trained already is reported again at its rungs: the journal may know less than the checkpoint.
     """
@@ -50,9 +50,9 @@ def trainable(study, assignment, report) -> None:
     done = json.loads(saved.read_text())["epoch"] if saved.exists() else 0
     for epoch in range(1, assignment.until_epoch + 1):
         if epoch > done:
-            time.sleep(float(os.environ.get("EPOCH_SECONDS", 0)))
             with (folder / "epochs.txt").open("a") as file:
                 file.write(f"{epoch}\n")
+            time.sleep(float(os.environ.get("EPOCH_SECONDS", 0)))
             part = folder / "checkpoint.part"
             part.write_text(json.dumps({"epoch": epoch}))
             os.replace(part, saved)

@@ -28,7 +28,7 @@ def start(path, executor="in_process", epoch_seconds=0.004, **overrides) -> subp
     """A process that drives the study at `path`; returns once a trial has started."""
     pairs = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
     process = subprocess.Popen([sys.executable, str(DRIVE), str(path), executor, *pairs], text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env={**os.environ, "EPOCH_SECONDS": str(epoch_seconds)})
+                               stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "EPOCH_SECONDS": str(epoch_seconds)})
     assert process.stdout.readline() == "driving\n", process.stderr.read()
     return process
 

@@ -96,7 +96,7 @@ def test_a_driver_on_ray_killed_three_times(tmp_path):
 def test_one_signal_on_ray_lets_workers_finish_their_epoch(tmp_path):
     process = start(tmp_path / "study", "ray", epoch_seconds=0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)       # as Ctrl-C on a terminal does: everybody gets it
     out, err = process.communicate(timeout=60)
     assert (out.split()[-1], err, process.returncode) == ("SIGINT", "", 130)
     assert finish(tmp_path / "study", "ray") == 0

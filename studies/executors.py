@@ -61,7 +61,8 @@ def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listene
     """
     resources = driver.study.resources
     alone = resources.workers == 1 or (resources.workers == "auto" and (os.cpu_count() or 1) < 2 * max(1, resources.cpus_per_trial))
-    if resources.executor == "in_process" or (resources.executor == "auto" and alone and not (resources.address or os.environ.get("RAY_ADDRESS"))):
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    if resources.executor == "in_process" or (resources.executor == "auto" and alone and not address):
         return run_in_process(driver, trainable, listener)
     from studies.ray_executor import run_on_ray
 

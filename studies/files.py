@@ -93,8 +93,11 @@ def changed_versions(directory: Path) -> list[str]:
     if not path.is_file():
         return []
     before, now = json.loads(path.read_text(encoding="utf-8")), versions()
-    changed = [f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}" for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"versions have changed since this study was started ({', '.join(changed)}): scores before and after may differ"] if changed else []
+    changed = [f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
+               for name in {**before, **now} if before.get(name) != now.get(name)]
+    if not changed:
+        return []
+    return [f"versions have changed since this study was started ({', '.join(changed)}): scores before and after may differ"]
 
 
 def write_whole(path: Path, text: str) -> None:

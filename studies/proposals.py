@@ -45,7 +45,8 @@ def facts(architecture: Architecture, study: Study, channels: int, classes: int)
                   [element.name for element in invariant], list(architecture.size))
     limits = {name: limit for name, limit in study.constraints.limits().items() if name in ("params", "macs")}
     excess = {name: getattr(plain, name) / limit - 1 for name, limit in limits.items()}
-    broken = "; ".join(f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}" for name, limit in limits.items() if excess[name] > 0)
+    broken = "; ".join(f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}"
+                       for name, limit in limits.items() if excess[name] > 0)
     return Facts(plain, excess, broken)
 
 

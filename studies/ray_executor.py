@@ -255,11 +255,12 @@ class _Pool:
         resources = self._driver.study.resources
         needs = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial, **resources.custom}
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        fitting = sum(min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items() if amount > 0), default=1) for node in nodes)
+        needs = {name: amount for name, amount in needs.items() if amount > 0}
+        fitting = sum(min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()), default=1) for node in nodes)
         if fitting:
             self._fits = time.monotonic()
         elif self._local or time.monotonic() - self._fits > PATIENCE_FOR_NODES:
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount > 0)
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
             there = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes) or "none"
             raise StudyError(f"a trial needs {wanted}, and no node has that (nodes: {there}); lower cpus_per_trial, gpus_per_trial or custom")
         return fitting if resources.workers == "auto" else min(fitting, resources.workers)

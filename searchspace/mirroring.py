@@ -45,6 +45,7 @@ class Mirroring(NamedTuple):
 
     @property
     def exact(self) -> bool:
+        """True if it mirrors the last maps exactly."""
         return self.stages[-1]
 
 

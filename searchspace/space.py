@@ -20,9 +20,14 @@ SLOT = "*"      # where a backbone takes its subsampling from the layout
 class Trial(Protocol):
     """What `SearchSpace.sample` asks of an Optuna trial."""
 
-    def suggest_categorical(self, name: str, choices: list) -> Any: ...                     # noqa: E704
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...     # noqa: E704
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...     # noqa: E704
+    def suggest_categorical(self, name: str, choices: list) -> Any:
+        """One of `choices`."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        """A whole number from `low` to `high` in steps."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number from `low` to `high`, even in the logarithm with `log`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Commands about networks: `check`, `train`, `retrain`, `reproduce`, `export`, `verify`."""
+"""Commands about networks and data: `check`, `train`, `probe`, `measure`, `retrain`, `reproduce`, `export`, `verify`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,23 @@ def probe(study: StudyName, images: Annotated[int, typer.Option(min=40, help="Im
 
 
 @app.command()
+def measure(model: Annotated[str, typer.Argument(metavar="BUNDLE|DIR:TRIAL|MODULE:FUNCTION", help="What is measured; a function returns the model.",
+                                                 show_default=False)],
+            data: Annotated[Optional[str], typer.Option(metavar="STUDY", help="Whose validation images; a trial's own by default.", show_default=False)] = None,
+            group: Annotated[Optional[str], typer.Option(help="Under which the model will be used; else the study's.", show_default=False)] = None,
+            images: Annotated[int, typer.Option(min=2, help="At most.")] = 2000,
+            figure: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False)] = None,
+            settings: Settings = None, format: FormatOption = Format.table) -> None:
+    """Measures a model's symmetry with every instrument: accuracy by element and angle, equivariance error, Lie derivatives, matching."""
+    from studies import config
+    from studies.measuring import measure_subject
+
+    study = config.load(data, pairs(settings)) if data else None
+    found = measure_subject(model, data=study, group=group, images=images, figure=figure)
+    print_json(found.as_dict()) if format is Format.json else print(found.text())
+
+
+@app.command()
 def retrain(directory: Directory, seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
             epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs; else the study's.", show_default=False)] = None,
             trial: Annotated[Optional[list[int]], typer.Option(help="These trials instead of the front; may be repeated.", show_default=False)] = None,
@@ -93,13 +110,14 @@ def reproduce(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Whe
               root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
               epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
               seeds: Annotated[int, typer.Option(min=1, help="Runs of each model; the paper has 100.")] = 10,
+              batch: Annotated[int, typer.Option(min=8, help="The paper has 256; a short run needs smaller ones to make as many steps.")] = 256,
               test: Annotated[Optional[int], typer.Option(min=100, help="Test images; else all 60,000.", show_default=False)] = None,
               workers: Workers = None, format: FormatOption = Format.table) -> None:
     """Repeats "Using and Abusing Equivariance" on MNIST and prints its table beside the published figures."""
     from studies import reproduce as published
     from studies import retrain as retraining
 
-    rows = _retrained(published.jobs(shift, directory, root=root, epochs=epochs, seeds=seeds, test=test), workers)
+    rows = _retrained(published.jobs(shift, directory, root=root, epochs=epochs, seeds=seeds, test=test, batch=batch), workers)
     claims = published.claims(shift, rows)
     if format is Format.json:
         return print_json({"shift": shift, "rows": [retraining.plain(row) for row in rows],

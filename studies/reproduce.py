@@ -26,7 +26,7 @@ MODELS = {
 }
 STUDY = """
 data: {{name: mnist_t10k, root: {root}, train: 8000, validation: 2000{test}}}
-training: {{epochs: {epochs}, batch_size: 256, optimizer: adam, learning_rate: 0.01, schedule: step, weight_decay: 1.0e-5, augment: {{rotation: {rotation}}}}}
+training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adam, learning_rate: 0.01, schedule: step, weight_decay: 1.0e-5, augment: {{rotation: {rotation}}}}}
 symmetry: {{group: C4, angles: 10}}
 space: {{backbone: 10k3, layout: max2/2}}
 """
@@ -51,19 +51,19 @@ PUBLISHED: dict[str, dict[str, Row]] = {
 """By training shift and model. The other shifts are run without figures beside them: the paper gives them as plots."""
 
 
-def study_of(shift: str, *, root: str, epochs: int, test: "int | None") -> Study:
+def study_of(shift: str, *, root: str, epochs: int, test: "int | None", batch: int = 256) -> Study:
     """The study of one training shift. Raises StudyError for a shift that the paper does not have."""
     if shift not in SHIFTS:
         raise StudyError(f"there is no training shift '{shift}'; choose one of {', '.join(SHIFTS)}")
-    text = STUDY.format(root=root, epochs=epochs, rotation=SHIFTS[shift], test=f", test: {test}" if test else "")
+    text = STUDY.format(root=root, epochs=epochs, batch=batch, rotation=SHIFTS[shift], test=f", test: {test}" if test else "")
     return parse(text, name=f"reproduction '{shift}'")
 
 
-def jobs(shift: str, directory: Path, *, root: str, epochs: int = 50, seeds: int = 10, test: "int | None" = None,
+def jobs(shift: str, directory: Path, *, root: str, epochs: int = 50, seeds: int = 10, test: "int | None" = None, batch: int = 256,
          models: "Sequence[str] | None" = None) -> list[Job]:
     """Every training of the reproduction, seed by seed, so that an early stop leaves whole comparisons."""
-    study = study_of(shift, root=root, epochs=epochs, test=test)
-    return [Job(name, study, MODELS[name], seed, None, str(directory.absolute() / shift / name.replace(" ", "") / f"epochs{epochs}-seed{seed}"))
+    study = study_of(shift, root=root, epochs=epochs, test=test, batch=batch)
+    return [Job(name, study, MODELS[name], seed, None, str(directory.absolute() / shift / name.replace(" ", "") / f"epochs{epochs}-batch{batch}-seed{seed}"))
             for seed in range(1, seeds + 1) for name in (models or MODELS)]
 
 

@@ -181,3 +181,21 @@ def test_the_dashboard_serves_the_study_on_this_machine(study):
     finally:
         server.terminate()
         server.wait(10)
+
+
+def test_measure_takes_a_trial_and_any_model(run, study, tmp_path, monkeypatch):
+    best = run("front", study, "--format", "json").json[0]["trial"]
+    figure = tmp_path / "curve.png"
+    found = run("measure", f"{study}:{best}", "--images", 60, "--format", "json", "--figure", figure).json
+    assert {"symmetry_accuracy", "accuracy_by_angle", "equivariance_error", "lie_derivative", "layerwise"} <= found.keys() and figure.stat().st_size > 1000
+    assert len(found["accuracy_by_angle"]["degrees"]) == 36
+    (tmp_path / "mine.py").write_text("import torch\n\ndef model():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n")
+    mine = run("measure", f"{tmp_path / 'mine.py'}:model", "--data", "quickstart", "--images", 60, "--group", "C4", "--format", "json").json
+    assert mine["group"] == "C4" and mine["equivariance_error"]["logits"]["mean"] > 0.1
+    assert run("measure", f"{tmp_path / 'mine.py'}:model").status == 1 and "--data" in run("measure", f"{tmp_path / 'mine.py'}:model").err
+    assert "no bundle" in run("measure", str(tmp_path)).err and "trials 0 to" in run("measure", f"{study}:99").err
+
+
+def test_probe_answers_for_the_embedded_digits(run):
+    found = run("probe", "quickstart", "--images", 200, "--group", "C2", "--format", "json").json
+    assert found["group"] == "C2" and len(found["elements"]) == 1 and found["images"] == 200

@@ -26,6 +26,7 @@ class Listing:
 
     @property
     def counts(self) -> dict[str, int]:
+        """The number of files of each class."""
         return {name: len(files) for name, files in zip(self.classes, self.files)}
 
 

@@ -151,9 +151,12 @@ class Network(nn.Module):
         return self.forward_with_stages(images)[0]
 
     def forward_with_stages(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(logits, the feature maps after each stage and its subsampling). Raises ValueError for images of another size."""
+        """(logits, the feature maps after each stage and its subsampling). Raises ValueError for images of another size.
+
+        Images that are not square may come turned by a quarter, with height and width exchanged.
+        """
         expected = (self.channels, *self.architecture.size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+        if images.dim() != 4 or tuple(images.shape[1:]) not in (expected, (self.channels, *self.architecture.size[::-1])):
             raise ValueError(f"the network takes images [batch, {', '.join(map(str, expected))}], got {list(images.shape)}")
         weights = iter(self.weights())
         maps = channels_last(images if self.entry is None else self.entry(images))

@@ -31,10 +31,12 @@ class ArrayPool:
 
     @property
     def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
         return self.pixels.shape[1]
 
     @property
     def size(self) -> tuple[int, int]:
+        """The (height, width) of all images."""
         return self.pixels.shape[2:]
 
 

@@ -1,0 +1,109 @@
+"""Rules that matter are tests: layering, light imports, docstrings, and a README that tells the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("searchspace", "trainers", "studies")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FORBIDDEN = {"searchspace": {"torch", "torchvision", "escnn", "optuna", "ray", "trainers", "studies"}, "trainers": {"optuna", "ray", "studies"}, "studies": set()}
+TOP = {"pyproject.toml", "searchspace", "trainers", "tests", "studies", "README.md", "LICENSE", "CHANGELOG.md"}
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    package = path.relative_to(ROOT).parts[0]
+    assert not set(imported(ast.parse(path.read_text()))) & FORBIDDEN[package]
+
+
+@pytest.mark.parametrize("module", ["searchspace.space", "searchspace.exactness", "studies.config", "studies.cli", "studies.views", "trainers.settings"])
+def test_light_modules_import_nothing_heavy(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'torchvision', 'escnn', 'optuna', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_names_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "the module says what it is for"
+    missing = []
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                missing.append(node.name)
+            if isinstance(node, ast.ClassDef):
+                missing += [f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef) and not ast.get_docstring(inner)
+                            and not inner.name.startswith("_") and inner.name not in ("forward", "extra_repr")]
+    assert not missing
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    return listed.stdout.splitlines()
+
+
+def test_the_top_level_is_what_was_agreed():
+    assert {name.split("/")[0] for name in tracked() if not name.startswith(".")} <= TOP
+
+
+def test_nothing_names_a_host_or_a_path_of_one_machine():
+    pattern = re.compile(r"(^|[^A-Za-z0-9_.-])/(work|farm|root|home/[a-z]+)/|pypi\.org|pythonhosted")
+    for name in tracked():
+        if name.endswith((".py", ".md", ".toml", ".yaml", ".yml")) and name != "tests/test_rules.py":
+            hits = [line for line in (ROOT / name).read_text().splitlines() if pattern.search(line)]
+            assert not hits, (name, hits[:3])
+
+
+def commands():
+    from studies.cli import app
+
+    return sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+
+
+def test_every_command_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    assert not [name for name in commands() if f"`equisearch {name}" not in readme]
+    written = set(re.findall(r"equisearch ([a-z]+)\b", readme)) - {"searches", "says", "is", "command"}
+    assert written <= set(commands()), written - set(commands())
+
+
+def test_the_file_tree_of_the_readme_is_the_tree():
+    readme = (ROOT / "README.md").read_text()
+    tree = readme.partition("## File tree")[2]
+    named = set(re.findall(r"^\s+(\w+\.py)\b", tree, re.MULTILINE))
+    there = {path.name for path in MODULES if path.name != "__init__.py"}
+    assert there - named == set() and named - there - {p.name for p in (ROOT / "tests").rglob("*.py")} == set()
+
+
+def test_architectures_in_the_readme_parse():
+    from searchspace.architecture import Architecture
+
+    texts = re.findall(r"(\d+(?:x\d+)?px: [^`\"\n]+)", (ROOT / "README.md").read_text())
+    assert len(texts) >= 2
+    for text in texts:
+        Architecture.parse(text)
+
+
+def test_study_files_in_the_readme_are_valid():
+    from studies.config import parse
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        parse(block, name="README.md")

@@ -89,13 +89,15 @@ class _Job:
 
 def _record_one(job: _Job) -> list[dict[str, Any]]:
     """The scores after each epoch of one training."""
-    from trainers.process import tune_process
+    from trainers.process import leave_with_parent, tune_process
     from trainers.train import Config, train
 
     tune_process(max(1, int(job.study.resources.cpus_per_trial)))
     config = Config(job.study.data, job.study.training, job.study.symmetry, job.study.search.seed, job.proposal.learning_rate)
+    check = leave_with_parent()
     with tempfile.TemporaryDirectory() as folder:
-        return [train(job.proposal.architecture, config, Path(folder), epoch).as_dict() for epoch in range(1, job.study.training.epochs + 1)]
+        return [train(job.proposal.architecture, config, Path(folder), epoch, on_epoch=check).as_dict()
+                for epoch in range(1, job.study.training.epochs + 1)]
 
 
 def record(study: Study, path: Path, *, channels: int, classes: int, workers: int,

@@ -54,19 +54,19 @@ class Spread:
 
 def run_job(job: Job) -> dict[str, Any]:
     """The result of one training on the test split: scores, accuracy per declared element and by angle. Reads it if it is there."""
-    from trainers.process import tune_process
+    from trainers.process import leave_with_parent, tune_process
 
     tune_process(max(1, int(job.study.resources.cpus_per_trial)))
     directory = Path(job.directory)
     path = directory / RESULT
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    result = _train_and_test(job, directory)
+    result = _train_and_test(job, directory, leave_with_parent())
     write_whole(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
+def _train_and_test(job: Job, directory: Path, on_epoch: Callable[..., None]) -> dict[str, Any]:
     from functools import partial
 
     from searchspace.architecture import Architecture
@@ -84,7 +84,7 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
         raise ValueError(f"{study.data.name or study.data.folder} has no test split; give the folder a test/ with the same classes, or one "
                          "folder of classes without train/, of which a fifth is kept for testing")
     config = Config(study.data, study.training, study.symmetry, job.seed, job.learning_rate)
-    validation = train(architecture, config, directory, study.training.epochs, splits=splits)
+    validation = train(architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch)
     network = start(architecture, config, directory, splits).network
     tested = evaluate(network, splits, config, epoch=study.training.epochs, images=test)
     folded, normal = fold(network), partial(normalise, mean=splits.mean, std=splits.std)

@@ -60,6 +60,7 @@ def test_knee_is_the_bulge_of_the_front():
     assert values[knee(values, TWO)] == (0.8, 0.7)
     assert knee([], TWO) is None
     assert knee([(0.5, 0.5)], TWO) == 0
+    assert knee([(0.98, 0.23), (0.94, 0.94)], TWO) == 1
 
 
 def test_looking_at_a_study_imports_nothing_heavy():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import os
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -26,3 +29,20 @@ def tune_process(threads: int = 1) -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def leave_with_parent() -> Callable[..., None]:
+    """What a worker process calls after each epoch: it ends the process if the one that started it is gone.
+
+    A killed parent cannot end its children, and they would go on using the machine. In a process that multiprocessing did not start,
+    it does nothing.
+    """
+    if multiprocessing.parent_process() is None:
+        return lambda *_: None
+    parent = os.getppid()
+
+    def check(*_: object) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return check

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,9 @@ def enumerate_space(study: Study, channels: int, classes: int) -> Iterator[Propo
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     from studies.samplers import Enumeration
 
-    sampler = Enumeration(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = Enumeration(seed=0)
     trials = optuna.create_study(sampler=sampler)
     seen: set[str] = set()
     while not sampler.exhausted:

@@ -1,0 +1,79 @@
+"""Recorded tables and searches replayed on them: enumeration, the file, going on, and costs counted right."""
+
+import hashlib
+
+import pytest
+
+from studies.config import parse
+from studies.errors import StudyError
+from studies.recording import Entry, Table, enumerate_space, read_table, record, write_table
+from studies.replay import Method, full_volume, methods, replay
+from studies.proposals import key_of
+
+TEXT = """
+data: {name: digits, train: 120, validation: 60}
+training: {epochs: 3, batch_size: 64}
+symmetry: {group: C4}
+space: {backbone: "3k3 *, 3k3", group: [C1, C4], input_size: [8, 9], layout: [max2/2, max3/2p1], equivariance_loss: {kind: [none, label], weight: 1.0}}
+"""
+
+
+def made_up(text=TEXT):
+    """A table whose scores grow with the epochs and depend on the architecture alone."""
+    study = parse(text)
+    entries = []
+    for proposal in enumerate_space(study, 1, 10):
+        digest = hashlib.sha256(str(proposal.architecture).encode()).digest()
+        final = (0.5 + digest[0] / 520, 0.5 + digest[1] / 520)
+        entries.append(Entry(str(proposal.architecture), proposal.learning_rate, key_of(proposal), 1, 1,
+                             tuple((final[0] * share, final[1] * share) for share in (0.5, 0.8, 1.0))))
+    return Table(study, 1, 10, {}, tuple(entries))
+
+
+def test_every_architecture_is_enumerated_once():
+    proposals = list(enumerate_space(parse(TEXT), 1, 10))
+    texts = {str(p.architecture) for p in proposals}
+    # 8 plain (2 sizes x 2 layouts x 2 losses); of 4 steerable layouts 2 are exact and have no loss to choose
+    assert len(texts) == len(proposals) == 8 + 2 + 2 * 2
+    with pytest.raises(StudyError, match="finite"):
+        list(enumerate_space(parse(TEXT + "\n", overrides={"space.learning_rate": {"low": 0.001, "high": 0.1}}), 1, 10))
+
+
+def test_a_table_is_recorded_written_and_gone_on_with(tmp_path):
+    study = parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]}})
+    path = tmp_path / "table.json.gz"
+    table = record(study, path, channels=1, classes=10, workers=1)
+    assert len(table.entries) == 4 and all(len(entry.epochs) == 3 for entry in table.entries) and read_table(path) == table
+    seen = []
+    again = record(study, path, channels=1, classes=10, workers=1, on_entry=lambda *row: seen.append(row))
+    assert again.entries == table.entries and not seen
+    other = parse(TEXT, overrides={"training.epochs": 2})
+    with pytest.raises(StudyError, match="another study"):
+        record(other, path, channels=1, classes=10, workers=1)
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    (tmp_path / "broken.gz").write_bytes(b"hello")
+    for name, says in (("broken.gz", "no recorded table"), ("missing.gz", "there is no table")):
+        with pytest.raises(StudyError, match=says):
+            read_table(tmp_path / name)
+
+
+def test_costs_are_counted(tmp_path):
+    table = made_up()
+    write_table(table, tmp_path / "t.gz")
+    assert read_table(tmp_path / "t.gz") == table
+    plain = replay(table, Method("random", optuna="random"), 3)
+    assert plain.reached == 3 and all(epochs % 3 == 0 for epochs in plain.epochs)
+    everything = replay(table, Method("ours", changes={"search.rungs": [], "search.sampler": "random", "search.repeats": 1}), 3, share=1.0)
+    assert all(epochs % 3 == 0 and epochs <= 3 * len(table.entries) for epochs in everything.epochs) and everything.reached == 3
+    stopped = replay(table, Method("ours", changes={"search.rungs": [1], "search.sampler": "random", "search.repeats": 1}), 3)
+    assert min(stopped.epochs) >= 3 and any(epochs % 3 for epochs in stopped.epochs)
+    impossible = replay(table, Method("random", optuna="random"), 2, share=1.1)
+    assert impossible.reached == 0 and set(impossible.epochs) == {3 * len(table.entries)}
+
+
+def test_the_methods_compare_ours_with_plain_optuna_and_with_its_parts_left_out():
+    names = [method.name for method in methods(made_up())]
+    assert names[:4] == ["Optuna random", "Optuna TPE", "Optuna NSGA-II", "ours"] and any("without rungs" in name for name in names)
+    assert 0 < full_volume(made_up()) < 1

@@ -36,7 +36,7 @@ def start(study: StudyName, directory: Directory, trials: Trials = None,
     chosen = config.load(study, overrides)
     if (directory / STUDY).exists():
         raise ExistsError(f"{directory} already holds a study; go on with `equisearch resume {directory}`, or choose another directory")
-    first = read_architectures(enqueue) if enqueue else ()
+    first = [*(read_architectures(enqueue) if enqueue else ()), *chosen.search.first]
     channels, classes = look_at_data(chosen)
     from studies.driver import SearchDriver
 

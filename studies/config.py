@@ -46,6 +46,14 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
+def _architectures(value: Any) -> Any:
+    """Architectures in text form, each checked and spelled canonically."""
+    from searchspace.architecture import Architecture
+
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(str(Architecture.parse(str(text))) for text in texts)
+
+
 class Constraints(Settings):
     """Upper bounds. What surely breaks one is refused before it trains; what breaks one afterwards is never on the front."""
 
@@ -67,6 +75,7 @@ class Search(Settings):
     rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)   # epochs at which trials are compared; those before the last epoch count
     eta: float = Field(3, gt=1)                        # about 1/eta of the trials go on at each rung
     seed: int = Field(0, ge=0)
+    first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()     # tried before anything is proposed: known ones, controls
     startup: Optional[int] = Field(None, ge=0)         # random proposals before the sampler learns; None: the sampler's usual number
     repeats: int = Field(2, ge=1)                      # trainings of one architecture, each with its own seed; 1: none is repeated
     retries: int = Field(3, ge=0)                      # continuations of a trial whose worker died twice at the same rung

@@ -199,3 +199,22 @@ def test_measure_takes_a_trial_and_any_model(run, study, tmp_path, monkeypatch):
 def test_probe_answers_for_the_embedded_digits(run):
     found = run("probe", "quickstart", "--images", 200, "--group", "C2", "--format", "json").json
     assert found["group"] == "C2" and len(found["elements"]) == 1 and found["images"] == 200
+
+
+@pytest.mark.parametrize("name", ["quickstart", "mnist", "folder"])
+def test_presets_begin_with_both_ends_of_the_trade_off(name):
+    from searchspace.architecture import Architecture
+    from searchspace.exactness import verdict
+    from searchspace.groups import Group
+    from studies.config import presets
+    import yaml
+
+    content = yaml.safe_load(presets()[name].read_text())
+    declared = Group.parse(content["symmetry"]["group"])
+    exact, plain = (Architecture.parse(text) for text in content["search"]["first"])
+    assert verdict(exact, declared).exact and len(verdict(exact, declared).invariant) == declared.order and plain.family == "plain"
+
+
+def test_the_first_architectures_are_checked(run, tmp_path):
+    found = run("start", "quickstart", tmp_path / "x", "--set", "search.first=['12px: 4k3@E4']")
+    assert found.status == 1 and "no group" in found.err

@@ -14,7 +14,8 @@ import pytest
 from studies import cli
 
 SMALL = ["--set", "data.train=200", "--set", "data.validation=80", "--epochs", "2", "--trials", "3", "--workers", "1", "--quiet",
-         "--set", "space.input_size=12", "--set", "space.backbone=4k3, 4k3 *, 4k3", "--set", "space.width=null", "--set", "space.restrict={}"]
+         "--set", "space.input_size=12", "--set", "space.backbone=4k3, 4k3 *, 4k3", "--set", "space.width=null", "--set", "space.restrict={}",
+         "--set", "search.first=[]"]
 
 
 class Result:

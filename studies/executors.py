@@ -60,13 +60,20 @@ def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listene
     one worker, else on Ray. Raises StudyError when the study cannot go on.
     """
     resources = driver.study.resources
-    alone = resources.workers == 1 or (resources.workers == "auto" and (os.cpu_count() or 1) < 2 * max(1, resources.cpus_per_trial))
+    alone = resources.workers == 1 or (resources.workers == "auto" and available_cpus() < 2 * max(1, resources.cpus_per_trial))
     address = resources.address or os.environ.get("RAY_ADDRESS")
     if resources.executor == "in_process" or (resources.executor == "auto" and alone and not address):
         return run_in_process(driver, trainable, listener)
     from studies.ray_executor import run_on_ray
 
     return run_on_ray(driver, trainable, listener)
+
+
+def available_cpus() -> int:
+    """How many cores this process may use: what its affinity and its container leave it."""
+    from joblib import cpu_count
+
+    return cpu_count()
 
 
 def run_in_process(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:

@@ -36,7 +36,7 @@ from studies.assignments import Assignment, Decision, Leave, checked
 from studies.config import Resources, Study
 from studies.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import Ending, Event, Failure, Interruption, Listener, TrainableName, listening, resolve, settle
+from studies.executors import Ending, Event, Failure, Interruption, Listener, TrainableName, available_cpus, listening, resolve, settle
 
 POLL = 0.5                      # seconds between looks at signals, clocks and new nodes
 STARTS_IN_A_ROW = 3             # workers that die before they are ready
@@ -171,11 +171,6 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def available_cpus() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _local_custom(resources: Resources) -> dict[str, float] | None:

@@ -1,13 +1,14 @@
 """The action of group elements on images and regular fields, checked against brute force."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import pytest
 import torch
 
 from searchspace.groups import Element, Group
-from trainers.actions import act, act_on_fields, permutation
+from trainers.actions import act, act_on_fields, parts, permutation
 
 GRID = Group.parse("D4").elements
 IMAGES = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -77,6 +78,37 @@ def test_interpolated_rotation_undoes_itself_with_mirrors():
     twice = act(act(ramp, element), element)
     assert torch.allclose(twice[..., 8:16, 8:16], ramp[..., 8:16, 8:16], atol=1e-9)
     assert not torch.allclose(act(ramp, element)[..., 8:16, 8:16], ramp[..., 8:16, 8:16], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["r10", "r100", "mr35", "r45", "mr300", "r190"])
+@pytest.mark.parametrize("size", [(12, 12), (11, 11), (10, 14)])
+def test_interpolated_angles_and_index_moves_compose_bit_for_bit(name, size):
+    """What lets measurements share results between angles that differ by a quarter turn: no pixel differs, not even by rounding."""
+    images, element = torch.rand(3, 2, *size), Element.parse(name)
+    for k in GRID:
+        if size[0] == size[1] or not k.swaps_axes:
+            assert torch.equal(act(images, k @ element), act(act(images, element), k))
+            exact, rest = parts(k @ element, size[0] == size[1])
+            assert exact @ rest == k @ element and exact.on_grid and not rest.mirror and 0 < rest.turn < (Fraction(1, 4) if size[0] == size[1] else Fraction(1, 2))
+
+
+def test_interpolation_takes_the_four_pixels_around_each_point():
+    images = torch.rand(2, 1, 9, 9, dtype=torch.float64)
+    angle = math.radians(130)
+    for (row, column) in itertools.product(range(9), repeat=2):
+        point = complex(column - 4, 4 - row) * complex(math.cos(-angle), math.sin(-angle))
+        y, x = 4 - point.imag, point.real + 4
+        expected = sum(images[:, 0, i, j] * (1 - abs(y - i)) * (1 - abs(x - j)) for i in range(9) for j in range(9) if abs(y - i) < 1 and abs(x - j) < 1)
+        assert torch.allclose(act(images, Element.parse("r130"))[:, 0, row, column], torch.as_tensor(expected, dtype=torch.float64).expand(2), atol=1e-12)
+
+
+def test_interpolated_images_can_be_trained_on_after_they_were_measured():
+    element = Element.parse("r33")
+    with torch.inference_mode():
+        act(torch.rand(1, 1, 7, 7), element)
+    images = torch.rand(1, 1, 7, 7, requires_grad=True)
+    act(images, element).sum().backward()
+    assert float(images.grad.abs().sum()) > 0
 
 
 def test_refuses_strangers():

@@ -14,7 +14,7 @@ from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from test_networks import images, random_architecture, relative, trained
 from trainers.fold import description, fold
-from trainers.plain import PlainNetwork
+from trainers.plain import PlainNetwork, Subsample
 from trainers import plain
 
 
@@ -86,3 +86,15 @@ def test_a_wrong_state_is_refused():
     with pytest.raises(RuntimeError):
         a.load_state_dict(b.state_dict())
     assert isinstance(a, PlainNetwork)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (27, 29), (5, 8)])
+def test_halving_by_maxima_is_max_pooling_bit_for_bit(size):
+    """Without gradients 2x2 pools are computed by comparing rows and columns; with them by torch's pooling."""
+    step = Subsample({"kind": "max", "kernel": 2, "stride": 2, "padding": [0, 0], "ceil": False})
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = torch.randn(3, 6, *size).contiguous(memory_format=layout)
+        with torch.no_grad():
+            halved = step(maps)
+        assert torch.equal(halved, step(maps)) and torch.equal(halved, torch.nn.functional.max_pool2d(maps, 2))
+        assert halved.is_contiguous(memory_format=layout)

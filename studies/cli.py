@@ -29,11 +29,11 @@ def main() -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        from studies.errors import StudyError
+        from studies.errors import InterruptedStudyError, StudyError
 
         known = isinstance(error, (StudyError, ValueError, OSError))
         text = str(error) if known and str(error) else f"{type(error).__name__}: {error} (this is a fault of the program; --debug shows where)"
-        print(f"error: {text}", file=sys.stderr)
+        print(text if isinstance(error, InterruptedStudyError) else f"error: {text}", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, StudyError) else 1)
 
 

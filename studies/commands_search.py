@@ -28,14 +28,16 @@ def start(study: StudyName, directory: Directory, trials: Trials = None,
           quiet: Quiet = False) -> None:
     """Starts the search of STUDY in the new directory DIR, and prints its front."""
     from studies import config
-    from studies.files import STUDY
     from studies.errors import ExistsError
+    from studies.executors import require_cluster
+    from studies.files import STUDY
     from studies.starts import read_architectures
 
     overrides = {"search.trials": trials, "training.epochs": epochs, "search.seed": seed, **resources(workers, timeout, ray_address), **pairs(settings)}
     chosen = config.load(study, overrides)
     if (directory / STUDY).exists():
         raise ExistsError(f"{directory} already holds a study; go on with `equisearch resume {directory}`, or choose another directory")
+    require_cluster(chosen.resources)       # before anything is created
     first = [*(read_architectures(enqueue) if enqueue else ()), *chosen.search.first]
     channels, classes = look_at_data(chosen)
     from studies.driver import SearchDriver

@@ -39,5 +39,13 @@ class TooManyFailuresError(StudyError):
     exit_status = 4
 
 
+class InterruptedStudyError(StudyError):
+    """A signal ended the command; the message says what is kept."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
 class ScoresError(ValueError):
     """A trial reported scores that cannot be compared (missing or not finite); this trial fails, the study goes on."""

@@ -22,17 +22,18 @@ from types import FrameType
 from typing import Any, Literal, Union
 
 from studies.assignments import Assignment, Decision, Leave, Outcome, Trainable
+from studies.config import Resources
 from studies.driver import SearchDriver
-from studies.errors import NO_SPACE, StudyError
+from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
 
 DEFAULT_TRAINABLE = "studies.worker:run_trial"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: a trial started, finished an epoch, was compared at a rung, or ended."""
+    """Something to show: a trial started, finished an epoch, was compared at a rung, or ended; or a warning, of no trial."""
 
-    kind: Literal["started", "epoch", "rung", "ended"]
+    kind: Literal["started", "epoch", "rung", "ended", "warning"]
     number: int
     epoch: int = 0
     scores: Mapping[str, Any] | None = None     # at a rung
@@ -59,14 +60,28 @@ def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listene
     None as `trainable` trains and measures (`studies.worker:run_trial`). Trials run in this process where the study asks for
     one worker, else on Ray. Raises StudyError when the study cannot go on.
     """
-    resources = driver.study.resources
-    alone = resources.workers == 1 or (resources.workers == "auto" and available_cpus() < 2 * max(1, resources.cpus_per_trial))
-    address = resources.address or os.environ.get("RAY_ADDRESS")
-    if resources.executor == "in_process" or (resources.executor == "auto" and alone and not address):
+    if not on_ray(driver.study.resources):
         return run_in_process(driver, trainable, listener)
     from studies.ray_executor import run_on_ray
 
     return run_on_ray(driver, trainable, listener)
+
+
+def on_ray(resources: Resources) -> bool:
+    """Whether a study runs on Ray: if it asks for it, names a cluster, or has more than one worker."""
+    alone = resources.workers == 1 or (resources.workers == "auto" and available_cpus() < 2 * max(1, resources.cpus_per_trial))
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    return resources.executor == "ray" or resources.executor == "auto" and bool(address or not alone)
+
+
+def require_cluster(resources: Resources) -> None:
+    """Raises StudyError if a study is to run on a Ray cluster that does not answer, or does not let this process in."""
+    if on_ray(resources):
+        from studies.cluster import address_of, require_answer
+
+        address = address_of(resources)
+        if address is not None:
+            require_answer(address)
 
 
 def available_cpus() -> int:
@@ -215,6 +230,7 @@ class Interruption:
     def __init__(self, timeout: float | None) -> None:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._signal: signal.Signals | None = None
+        self._raising = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -230,6 +246,22 @@ class Interruption:
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = signal.Signals(number)
+        if self._raising:
+            raise self.error("what is finished is kept")
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within the block, the first signal raises `error` wherever the process is."""
+        self._raising = True
+        try:
+            yield
+        finally:
+            self._raising = False
+
+    def error(self, kept: str) -> InterruptedStudyError:
+        """What ends a command that was interrupted; `kept` says what remains of its work."""
+        assert self._signal is not None
+        return InterruptedStudyError(f"interrupted ({self._signal.name}): {kept}; the same command goes on", self._signal)
 
     @property
     def requested(self) -> bool:

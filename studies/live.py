@@ -9,7 +9,7 @@ from typing import Any
 
 from studies.driver import SearchDriver
 from studies.executors import Event
-from studies.output import percent
+from studies.output import note, percent
 
 RECENT = 6              # trials shown after they ended
 BAR = 18                # characters
@@ -40,6 +40,8 @@ class Progress:
             self._live.stop()
 
     def __call__(self, event: Event) -> None:
+        if event.kind == "warning":
+            return self._warn(event.reason or "")
         row = self._running.setdefault(event.number, {"number": event.number, "epoch": 0, "scores": None, "outcome": ""})
         row["epoch"] = max(row["epoch"], event.epoch)
         if event.kind == "rung":
@@ -52,6 +54,12 @@ class Progress:
             line = self._line(event)
             if line:
                 print(f"[{time.monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    def _warn(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(f"warning: {text}", markup=False, soft_wrap=True)
+        else:
+            note(f"warning: {text}")
 
     def _line(self, event: Event) -> str:
         """One event in words; epochs between rungs are passed over."""

@@ -17,26 +17,23 @@ journal: 4 kB and one sync a trial, opened for driving in 9 s at 10,000 trials. 
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import pickle
 import queue
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from studies.assignments import Assignment, Decision, Leave, checked
-from studies.config import Resources, Study
+from studies.cluster import connected, unseen
+from studies.config import Study
 from studies.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import Ending, Event, Failure, Interruption, Listener, TrainableName, available_cpus, listening, resolve, settle
+from studies.executors import Ending, Event, Failure, Interruption, Listener, TrainableName, listening, resolve, settle
 
 POLL = 0.5                      # seconds between looks at signals, clocks and new nodes
 STARTS_IN_A_ROW = 3             # workers that die before they are ready
@@ -46,6 +43,8 @@ PATIENCE_FOR_NODES = 60.0      # seconds without any node that fits, on a cluste
 @dataclass(frozen=True)
 class Ready:
     """A worker has started."""
+
+    unseen: str | None      # what it cannot see of what it needs: it is given no work
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class Ended:
 class Worker:
     """The actor: the trainable runs in a thread of its own and talks through two queues, so that `exchange` is one call."""
 
-    def __init__(self, study: Study, trainable: bytes, paths: list[str]) -> None:
-        self._study, self._trainable = study, trainable
+    def __init__(self, study: Study, trainable: bytes, directory: str, paths: list[str]) -> None:
+        self._study, self._trainable, self._directory = study, trainable, directory
         sys.path.extend(path for path in paths if path not in sys.path)
         self._answers: queue.Queue[Any] = queue.Queue()
         self._messages: queue.Queue[Any] = queue.Queue()
@@ -83,7 +82,7 @@ class Worker:
     def exchange(self, answer: Any) -> Any:
         """Passes an answer (None at first) to the trainable's thread and returns its next message."""
         if answer is None:
-            return Ready()
+            return Ready(unseen(self._study, self._directory))
         self._answers.put(answer)
         return self._messages.get()
 
@@ -126,56 +125,13 @@ def run_on_ray(driver: SearchDriver, trainable: TrainableName = None, listener: 
     See `studies.executors.run`. A node that joins is used, a worker that dies is replaced and its trial continued from its
     checkpoint. Ray is started and shut down here unless the caller has started it.
     """
-    with _ray(driver.study.resources) as started, listening(driver, listener) as show, \
+    with connected(driver.study.resources) as started, listening(driver, listener) as show, \
             Interruption(driver.study.search.timeout) as interruption:
-        pool = _Pool(driver, trainable, show, interruption, local=started == "local")
+        pool = _Pool(driver, trainable, show, interruption, place=started)
         try:
             return pool.run()
         finally:
             pool.close()
-
-
-@contextmanager
-def _ray(resources: Resources) -> Iterator[str]:
-    """Ray, connected: yields `local`, `cluster`, or `caller` where the caller had connected it."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")    # else Ray warns of a change to come, once per worker
-    import ray
-
-    if ray.is_initialized():
-        yield "caller"
-        return
-    address = resources.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address:
-            _require_answer(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=resources.runtime_env or None)
-        else:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")      # nobody else can reach a Ray that lives on this machine alone
-            wanted = 0 if resources.workers == "auto" else math.ceil(resources.workers * resources.cpus_per_trial)
-            ray.init(address="local", num_cpus=max(wanted, available_cpus()), resources=_local_custom(resources),
-                     object_store_memory=128 * 2**20, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        place = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise StudyError(f"{place} does not start: {str(error).splitlines()[0] if str(error) else type(error).__name__}; "
-                         "see `equisearch doctor`, or run in one process with `resources: {executor: in_process}`") from error
-    try:
-        yield "cluster" if address else "local"
-    finally:
-        ray.shutdown()
-
-
-def _require_answer(address: str) -> None:
-    """Raises OSError where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _local_custom(resources: Resources) -> dict[str, float] | None:
-    number = 1 if resources.workers == "auto" else resources.workers
-    return {name: amount * number for name, amount in resources.custom.items()} or None
 
 
 class _Member:
@@ -184,6 +140,7 @@ class _Member:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.ready = False
+        self.blind = False          # it keeps its place on a node where it cannot work, so that no other starts there
         self.assignment: Assignment | None = None
         self.heard = time.monotonic()
 
@@ -191,16 +148,16 @@ class _Member:
 class _Pool:
     """The workers of one run and the loop that serves them, one event after the other."""
 
-    def __init__(self, driver: SearchDriver, trainable: TrainableName, show: Listener, interruption: Interruption, *, local: bool) -> None:
+    def __init__(self, driver: SearchDriver, trainable: TrainableName, show: Listener, interruption: Interruption, *, place: str) -> None:
         import ray
         from ray import cloudpickle
 
-        self._ray, self._driver, self._show, self._interruption, self._local = ray, driver, show, interruption, local
+        self._ray, self._driver, self._show, self._interruption, self._place = ray, driver, show, interruption, place
         resources = driver.study.resources
         # Ray sets OMP_NUM_THREADS to num_cpus before a worker imports anything; a runtime_env would cost 4 s at the start
         self._actor = ray.remote(Worker).options(
             num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, resources=resources.custom or None,
-            max_restarts=0, **({"runtime_env": resources.runtime_env} if resources.runtime_env else {}))
+            max_restarts=0, **({"runtime_env": resources.runtime_env} if resources.runtime_env and place == "caller" else {}))
         self._study = ray.put(driver.study)
         self._trainable = cloudpickle.dumps(trainable)
         self._members: set[_Member] = set()
@@ -209,7 +166,7 @@ class _Pool:
         self._proposing = self._nothing_left = False
         self._failed_starts = 0
         self._grown = -math.inf
-        self._fits = time.monotonic()
+        self._fits = self._looked = time.monotonic()
 
     def run(self) -> Ending:
         """Serves until nothing is left to do or everybody has left."""
@@ -222,10 +179,11 @@ class _Pool:
                 self._propose()
                 if self._nothing_left and not self._busy() and not self._proposing:
                     return Ending(self._driver.ended or "trials")
+            if time.monotonic() - self._looked > POLL:
+                self._replace_silent()
             try:
                 member, done = self._events.get(timeout=POLL)
             except queue.Empty:
-                self._replace_silent()
                 continue
             if member is None:
                 self._proposed(done)
@@ -242,7 +200,7 @@ class _Pool:
         self._grown = time.monotonic()
         wanted = min(self._capacity(), self._driver.study.search.trials - self._driver.finished)
         for _ in range(wanted - len(self._members)):
-            member = _Member(self._actor.remote(self._study, self._trainable, sys.path))
+            member = _Member(self._actor.remote(self._study, self._trainable, str(self._driver.directory), sys.path))
             self._members.add(member)
             self._send(member, None)
 
@@ -254,7 +212,7 @@ class _Pool:
         fitting = sum(min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()), default=1) for node in nodes)
         if fitting:
             self._fits = time.monotonic()
-        elif self._local or time.monotonic() - self._fits > PATIENCE_FOR_NODES:
+        elif self._place == "local" or time.monotonic() - self._fits > PATIENCE_FOR_NODES:
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
             there = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes) or "none"
             raise StudyError(f"a trial needs {wanted}, and no node has that (nodes: {there}); lower cpus_per_trial, gpus_per_trial or custom")
@@ -293,7 +251,7 @@ class _Pool:
             return
         message, number = done.result(), member.assignment.number if member.assignment else -1
         if isinstance(message, Ready):
-            member.ready, self._failed_starts = True, 0
+            self._started(member, message)
         elif isinstance(message, Heartbeat):
             self._show(Event("epoch", number, message.epoch))
             self._send(member, "leave" if self._interruption.requested else "continue")
@@ -306,7 +264,17 @@ class _Pool:
             member.assignment, self._nothing_left = None, False
             settle(self._driver, number, message.stopped, message.failure, self._show)
 
+    def _started(self, member: _Member, message: Ready) -> None:
+        member.ready, member.blind = message.unseen is None, message.unseen is not None
+        if message.unseen is None:
+            self._failed_starts = 0
+        elif all(other.blind for other in self._members):
+            raise StudyError(message.unseen)
+        else:
+            self._show(Event("warning", -1, reason=f"{message.unseen}; it gets no trials"))
+
     def _replace_silent(self) -> None:
+        self._looked = time.monotonic()
         limit = self._driver.study.resources.trial_timeout
         for member in list(self._members):
             silence = time.monotonic() - member.heard
@@ -324,10 +292,11 @@ class _Pool:
                 self._driver.finish(member.assignment.number, "lost", reason)
             finally:
                 self._show(Event("ended", member.assignment.number, outcome="lost", reason=reason))
-        elif not member.ready:
+        elif not member.ready and not member.blind:
             self._failed_starts += 1
             if self._failed_starts >= STARTS_IN_A_ROW:
-                raise StudyError(f"Ray workers do not start: {reason}")
+                raise StudyError(f"Ray workers do not start: {reason}; nodes need this program's requirements installed, "
+                                 "or `resources.runtime_env: {pip: [...]}`")
 
     def close(self) -> None:
         """Ends the workers."""

@@ -92,14 +92,13 @@ class _Job:
 
 def _record_one(job: _Job) -> list[dict[str, Any]]:
     """The scores after each epoch of one training."""
-    from trainers.process import leave_with_parent, tune_process
+    from trainers.process import tune_process
     from trainers.train import Config, train
 
     tune_process(max(1, int(job.study.resources.cpus_per_trial)))
     config = Config(job.study.data, job.study.training, job.study.symmetry, job.study.search.seed, job.proposal.learning_rate)
-    check = leave_with_parent()
     with tempfile.TemporaryDirectory() as folder:
-        return [train(job.proposal.architecture, config, Path(folder), epoch, on_epoch=check).as_dict()
+        return [train(job.proposal.architecture, config, Path(folder), epoch).as_dict()
                 for epoch in range(1, job.study.training.epochs + 1)]
 
 
@@ -107,13 +106,11 @@ def record(study: Study, path: Path, *, channels: int, classes: int, workers: in
            on_entry: Callable[[int, int, Entry], None] = lambda done, total, entry: None) -> Table:
     """Trains every architecture of the space and writes the table; entries that `path` already holds are kept.
 
-    The file is written anew after each training, so that a killed recording goes on where it ended. Raises StudyError if
+    The file is written anew after each training, so that a killed or interrupted recording goes on where it ended. Raises StudyError if
     `path` holds the table of another study.
     """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-
     from studies.files import versions
+    from studies.processes import run_each
 
     proposals = list(enumerate_space(study, channels, classes))
     known: dict[str, Entry] = {}
@@ -128,15 +125,15 @@ def record(study: Study, path: Path, *, channels: int, classes: int, workers: in
     def table() -> Table:
         return Table(study, channels, classes, versions(), tuple(known[key] for key in order if key in known))
 
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_record_one, _Job(study, proposal)): proposal for proposal in missing}
-        for future in as_completed(futures):
-            proposal, rows = futures[future], future.result()
-            entry = Entry(str(proposal.architecture), proposal.learning_rate, key_of(proposal), rows[-1]["params"], rows[-1]["macs"],
-                          tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows))
-            known[entry.key] = entry
-            write_table(table(), path)
-            on_entry(len(known), len(order), entry)
+    def keep(index: int, rows: list[dict[str, Any]]) -> None:
+        proposal = missing[index]
+        entry = Entry(str(proposal.architecture), proposal.learning_rate, key_of(proposal), rows[-1]["params"], rows[-1]["macs"],
+                      tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows))
+        known[entry.key] = entry
+        write_table(table(), path)
+        on_entry(len(known), len(order), entry)
+
+    run_each(_record_one, [_Job(study, proposal) for proposal in missing], workers, keep)
     return table()
 
 

@@ -7,10 +7,8 @@ missing, from its checkpoint.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -54,19 +52,19 @@ class Spread:
 
 def run_job(job: Job) -> dict[str, Any]:
     """The result of one training on the test split: scores, accuracy per declared element and by angle. Reads it if it is there."""
-    from trainers.process import leave_with_parent, tune_process
+    from trainers.process import tune_process
 
     tune_process(max(1, int(job.study.resources.cpus_per_trial)))
     directory = Path(job.directory)
     path = directory / RESULT
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    result = _train_and_test(job, directory, leave_with_parent())
+    result = _train_and_test(job, directory)
     write_whole(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _train_and_test(job: Job, directory: Path, on_epoch: Callable[..., None]) -> dict[str, Any]:
+def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
     from functools import partial
 
     from searchspace.architecture import Architecture
@@ -84,7 +82,7 @@ def _train_and_test(job: Job, directory: Path, on_epoch: Callable[..., None]) ->
         raise ValueError(f"{study.data.name or study.data.folder} has no test split; give the folder a test/ with the same classes, or one "
                          "folder of classes without train/, of which a fifth is kept for testing")
     config = Config(study.data, study.training, study.symmetry, job.seed, job.learning_rate)
-    validation = train(architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch)
+    validation = train(architecture, config, directory, study.training.epochs, splits=splits)
     network = start(architecture, config, directory, splits).network
     tested = evaluate(network, splits, config, epoch=study.training.epochs, images=test)
     folded, normal = fold(network), partial(normalise, mean=splits.mean, std=splits.std)
@@ -97,29 +95,20 @@ def _train_and_test(job: Job, directory: Path, on_epoch: Callable[..., None]) ->
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, on_result: Callable[[int, dict[str, Any]], None] = lambda done, result: None) -> list[dict[str, Any]]:
-    """The results of all jobs, in their order, `workers` at a time, each in a process of its own.
+    """The results of all jobs, in their order, `workers` at a time, each in a process of its own (`studies.processes.run_each`).
 
-    `on_result(done, result)` is told of each. What a job raises is raised here once the running ones are done; finished results
-    stay in their folders.
+    `on_result(done, result)` is told of each. Finished results stay in their folders, whatever ends this.
     """
-    if workers == 1:
-        results = []
-        for done, job in enumerate(jobs, start=1):
-            results.append(run_job(job))
-            on_result(done, results[-1])
-        return results
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_job, job) for job in jobs]
-        pending, told = set(futures), 0
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                if future.exception() is not None:
-                    pool.shutdown(cancel_futures=True)
-                    future.result()
-                told += 1
-                on_result(told, future.result())
-        return [future.result() for future in futures]
+    from studies.processes import run_each
+
+    told = 0
+
+    def tell(index: int, result: dict[str, Any]) -> None:
+        nonlocal told
+        told += 1
+        on_result(told, result)
+
+    return run_each(run_job, jobs, workers, tell)
 
 
 def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

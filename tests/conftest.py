@@ -25,3 +25,24 @@ def cifar_folder() -> Path:
     if not (SHARED / "cifar10_small").is_dir():
         pytest.skip(f"cifar10_small is not in {SHARED}: put an image folder with train/ and test/ there to run this test")
     return SHARED / "cifar10_small"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--proof-seeds", default="10:40", metavar="FROM:TO", help="random networks of the slow exactness proof, 250 a seed")
+
+
+def pytest_generate_tests(metafunc):
+    if "proof_seed" in metafunc.fixturenames:
+        first, _, end = metafunc.config.getoption("--proof-seeds").partition(":")
+        metafunc.parametrize("proof_seed", range(int(first), int(end)))
+
+
+@pytest.fixture(scope="module")
+def connected():
+    """Ray on two workers, started once for all tests of a file: each start costs seconds."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=128 * 2**20)
+    yield
+    ray.shutdown()

@@ -16,17 +16,6 @@ from studies.journal import read_trials
 from studies.ray_executor import run_on_ray
 
 
-@pytest.fixture(scope="module")
-def connected():
-    """Ray, started once for all tests of this file: each start costs seconds."""
-    import ray
-
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=128 * 2**20)
-    yield
-    ray.shutdown()
-
-
 def raises(error, study, assignment, report):
     raise error
 

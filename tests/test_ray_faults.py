@@ -13,19 +13,8 @@ import trivial
 from test_faults import assert_whole, finish, start
 
 from studies.driver import SearchDriver
-from studies.errors import StudyError
 from studies.journal import read_trials
 from studies.ray_executor import run_on_ray
-
-
-@pytest.fixture(scope="module")
-def connected():
-    import ray
-
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=128 * 2**20)
-    yield
-    ray.shutdown()
 
 
 def once(mark: str, fault, study, assignment, report):
@@ -143,12 +132,3 @@ def test_a_node_that_joins_is_used_and_one_that_leaves_costs_an_epoch(tmp_path):
 def slowly(study, assignment, report):
     os.environ["EPOCH_SECONDS"] = "0.1"
     trivial.trainable(study, assignment, report)
-
-
-def test_an_address_where_nobody_answers_is_named(tmp_path):
-    import ray
-
-    ray.shutdown()
-    with SearchDriver.create(tmp_path / "study", trivial.study(resources__address="127.0.0.1:1")) as driver:
-        with pytest.raises(StudyError, match="the Ray cluster at 127.0.0.1:1 does not start"):
-            run_on_ray(driver, trivial.trainable)

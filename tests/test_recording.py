@@ -1,6 +1,11 @@
 """Recorded tables and searches replayed on them: enumeration, the file, going on, and costs counted right."""
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +82,24 @@ def test_the_methods_compare_ours_with_plain_optuna_and_with_its_parts_left_out(
     names = [method.name for method in methods(made_up())]
     assert names[:4] == ["Optuna random", "Optuna TPE", "Optuna NSGA-II", "ours"] and any("without rungs" in name for name in names)
     assert 0 < full_volume(made_up()) < 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_recording_keeps_what_is_finished_and_goes_on(tmp_path):
+    """As a user: Ctrl-C once, then the same command again."""
+    (tmp_path / "study.yaml").write_text(TEXT.replace("group: [C1, C4]", "family: [plain]").replace("[8, 9]", "[8, 9, 10]").replace("[none, label]", "[none]"))
+    command = [sys.executable, "-m", "studies.cli", "record", "study.yaml", "table.gz", "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+    lines = [process.stderr.readline()]
+    while not lines[-1].startswith("1 of 6"):
+        assert lines[-1], lines
+        lines.append(process.stderr.readline())
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and out == "" and err.splitlines()[-1].startswith("interrupted (SIGINT): "), err
+    kept = len(read_table(tmp_path / "table.gz").entries)
+    assert 1 <= kept < 6 and not any(line.startswith(f"{kept + 1} of 6") for line in err.splitlines()) and "Warning" not in err
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith("tmp")]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=environment, timeout=120)
+    assert done.returncode == 0 and done.stderr.count(" of 6: ") == 6 - kept and len(read_table(tmp_path / "table.gz").entries) == 6

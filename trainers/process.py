@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -31,18 +31,17 @@ def tune_process(threads: int = 1) -> None:
     mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def leave_with_parent() -> Callable[..., None]:
-    """What a worker process calls after each epoch: it ends the process if the one that started it is gone.
+@contextmanager
+def crew(threads: int) -> Iterator[Executor]:
+    """`threads` threads that compute side by side, each with one thread of its own inside torch, which lets go of the interpreter.
 
-    A killed parent cannot end its children, and they would go on using the machine. In a process that multiprocessing did not start,
-    it does nothing.
+    Whole batches side by side do not wait for each other at every operation, as the threads inside an operation do. Work that has
+    not begun when the block is left by an error is dropped.
     """
-    if multiprocessing.parent_process() is None:
-        return lambda *_: None
-    parent = os.getppid()
-
-    def check(*_: object) -> None:
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return check
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="crew", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)

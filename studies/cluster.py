@@ -1,0 +1,143 @@
+"""Ray, started on this machine alone or connected to as a cluster: addresses, tokens, the workers' code, and what they must see."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from studies.config import Resources, Study
+from studies.errors import StudyError
+from studies.executors import available_cpus
+from studies.files import STUDY
+
+OBJECT_STORE = 128 * 2**20      # bytes: nothing large passes through it
+PATIENCE = 30.0                 # seconds for a cluster to answer
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",      # else Ray warns of a change to come, once per worker
+    # else Ray, under `uv run`, uploads the working directory and starts each worker through uv; `resources.runtime_env` can ask for that
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+# In a process of its own: Ray tries for ever where something else listens, and what refuses a token is said on stderr alone
+PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
+TOKEN = ("its token is missing or wrong here; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file ~/.ray/auth_token "
+         "to the cluster's token")
+
+
+def address_of(resources: Resources) -> str | None:
+    """The address of the cluster that a study runs on, from its file or RAY_ADDRESS; None for Ray on this machine alone.
+
+    Raises StudyError for an address that is none of a cluster's head.
+    """
+    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        return None
+    host, _, port = address.rpartition(":")
+    if "://" in address or address != "auto" and not (host and port.isdigit()):
+        raise StudyError(f"'{address}' is no address of a Ray cluster's head; give HOST:PORT (port 6379 unless `ray start` was told another) on a "
+                         "machine that has joined the cluster, or auto there. Ray Client (ray://) and job addresses (http://) are not supported")
+    return address
+
+
+@contextmanager
+def connected(resources: Resources) -> Iterator[str]:
+    """Ray, connected: yields `local`, `cluster`, or `caller` where the caller had connected it. Raises StudyError if it cannot be."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield "caller"
+        return
+    address = address_of(resources)
+    try:
+        if address:
+            require_answer(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped(resources))
+        else:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")      # nobody else can reach a Ray that lives on this machine alone
+            wanted = 0 if resources.workers == "auto" else math.ceil(resources.workers * resources.cpus_per_trial)
+            ray.init(address="local", num_cpus=max(wanted, available_cpus()), resources=_local_custom(resources), include_dashboard=False,
+                     object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level=logging.ERROR,
+                     runtime_env=resources.runtime_env or None)
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        place = f"the Ray cluster at {address} cannot be used" if address else "Ray on this machine does not start"
+        raise StudyError(f"{place}: {said}; see `equisearch doctor`, or run in one process with `resources: {{executor: in_process}}`") from error
+    try:
+        yield "cluster" if address else "local"
+    finally:
+        ray.shutdown()
+
+
+def shipped(resources: Resources) -> dict[str, Any]:
+    """The runtime environment of a cluster's workers: this code, whatever their nodes have installed, and what the study asks for."""
+    top = Path(__file__).resolve().parent.parent
+    ours = [str(top / package) for package in ("searchspace", "trainers", "studies")]
+    return {"excludes": ["__pycache__"], **resources.runtime_env, "py_modules": [*ours, *resources.runtime_env.get("py_modules", ())]}
+
+
+def unseen(study: Study, directory: str) -> str | None:
+    """What a worker on this machine cannot see of what it needs, in one line; None if all is there."""
+    host = socket.gethostname()
+    if not (Path(directory) / STUDY).is_file():
+        return f"the worker on {host} does not see the study in {directory}; the directory must lie where every node finds it under the same path"
+    if not os.access(directory, os.W_OK):
+        return f"the worker on {host} may not write to {directory}"
+    place = study.data.folder or (study.data.root if study.data.name != "digits" and not study.data.download else None)
+    if place is not None and not place.expanduser().exists():
+        return (f"the worker on {host} does not see the data in {place}; "
+                f"every node must find it under the same path (`data.{'folder' if study.data.folder else 'root'}`)")
+    return None
+
+
+@lru_cache
+def require_answer(address: str) -> None:
+    """Raises StudyError, within PATIENCE, unless a Ray cluster answers at `address` and lets this process in."""
+    host, _, port = address.rpartition(":")
+    try:
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise StudyError(f"no Ray cluster is at {address} ({error.strerror or error}); `ray start --head --port={port}` starts one on that host") from error
+    deadline, said = time.monotonic() + PATIENCE, ""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([sys.executable, "-c", PROBE, address], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            while process.poll() is None and time.monotonic() < deadline and "InvalidAuthToken" not in said:
+                time.sleep(0.1)
+                said = _text(output)
+        finally:
+            status = process.poll()
+            process.kill()
+            process.wait()
+        said = _text(output)
+    if status == 0:
+        return
+    if "InvalidAuthToken" in said or "AuthenticationError" in said:
+        raise StudyError(f"the Ray cluster at {address} does not let this process in: {TOKEN}")
+    if status is None:
+        raise StudyError(f"something listens at {address}, and has not answered as a Ray cluster does within {PATIENCE:g} s")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    raise StudyError(f"the Ray cluster at {address} cannot be used: {lines[-1] if lines else f'connecting to it ended with status {status}'}")
+
+
+def _text(output: Any) -> str:
+    """What another process has written to a file so far."""
+    return os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0).decode(errors="replace")
+
+
+def _local_custom(resources: Resources) -> dict[str, float] | None:
+    number = 1 if resources.workers == "auto" else resources.workers
+    return {name: amount * number for name, amount in resources.custom.items()} or None

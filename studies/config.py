@@ -76,7 +76,8 @@ class Search(Settings):
     eta: float = Field(3, gt=1)                        # about 1/eta of the trials go on at each rung
     seed: int = Field(0, ge=0)
     first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()     # tried before anything is proposed: known ones, controls
-    startup: Optional[int] = Field(None, ge=0)         # random proposals before the sampler learns; None: the sampler's usual number
+    startup: Optional[int] = Field(None, ge=0)         # proposals before the sampler learns; None: the sampler's usual number
+    start: Literal["spread", "random"] = "spread"      # those are spread over degrees of equivariance, or random
     repeats: int = Field(2, ge=1)                      # trainings of one architecture, each with its own seed; 1: none is repeated
     retries: int = Field(3, ge=0)                      # continuations of a trial whose worker died twice at the same rung
     patience: Optional[int] = Field(None, ge=1)        # stop when the front has not moved for that many trials

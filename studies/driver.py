@@ -26,7 +26,6 @@ from studies.proposals import attributes_of, facts, key_of, proposed
 from studies.rungs import keep
 from studies.tally import Tally
 
-REFUSALS_BEFORE_RANDOM = 20     # a sampler that has converged proposes the same again and again
 REFUSALS_IN_A_ROW = 200
 
 
@@ -166,15 +165,15 @@ class SearchDriver:
         return self.ended is not None or self._tally.ended + len(self._running) >= search.trials
 
     def _propose(self) -> Assignment | None:
-        from studies.samplers import make_sampler, random_sampler
+        from studies.samplers import make_sampler
 
-        reason = ""
-        for refusals in range(REFUSALS_IN_A_ROW):
+        reason, trial = "", None
+        for _ in range(REFUSALS_IN_A_ROW):
             with self._writing():
-                make = make_sampler if refusals < REFUSALS_BEFORE_RANDOM else random_sampler
-                self._study.sampler = make(self.study, self._next_number())
+                self._study.sampler = make_sampler(self.study, self._next_number(), trial)
                 with self._backend.transaction():
-                    assignment, reason = self._register(self._study.ask())
+                    trial = self._study.ask()
+                    assignment, reason = self._register(trial)
                 if assignment is not None:
                     return self._with_folder(assignment)
                 if self._exhausted:

@@ -10,16 +10,17 @@ else drawn at random.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
+from studies.config import Study
 from studies.front import signed
+from studies.planning import base_name
 from studies.rungs import Point, crowding, fronts
 
 PARENTS = 10        # trials that may become parents: the best ones
@@ -28,33 +29,17 @@ STEP = 0.15         # of a mutated real number, as a share of its range, standar
 FURTHER = 0.3       # chance of each further mutation
 
 
-class SubgroupEvolution(optuna.samplers.BaseSampler):
-    """Proposes neighbours of good trials after `startup` random ones; made anew, with its own seed, for every trial."""
+class SubgroupEvolution:
+    """Plans a neighbour of a good trial; a random proposal while no trial is complete."""
 
-    def __init__(self, objectives: Sequence[str], seed: int, startup: int) -> None:
-        self._objectives, self._startup = tuple(objectives), startup
-        self._rng = numpy.random.default_rng(seed)
-        self._random = optuna.samplers.RandomSampler(seed)
-        self._plan: dict[str, Any] = {}
+    def __init__(self, study: Study) -> None:
+        self._objectives = study.objectives
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Nothing: choices are made one by one, since which ones there are depends on earlier ones."""
-        return {}
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """Nothing; plans the child."""
-        if trial.number >= self._startup:
-            known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            parents = self._parents([t for t in known if t.params and all(x <= 0 for x in t.user_attrs.get("constraints", {}).values())])
-            self._plan = self._child(parents) if parents else {}
-        return {}
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """The planned value if this distribution has it, else a random one."""
-        value = self._plan.get(param_name, self._plan.get(_base(param_name)))
-        if value is not None and param_distribution._contains(_internal(param_distribution, value)):
-            return value
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
+    def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
+        """Parameters of the child, of which the draft keeps those that exist in its own part of the space."""
+        known = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
+        parents = self._parents([t for t in known if all(x <= 0 for x in t.user_attrs.get("constraints", {}).values())])
+        return Mutation(rng).child(parents) if parents else {}
 
     def _parents(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """The best trials, best first."""
@@ -66,10 +51,29 @@ class SubgroupEvolution(optuna.samplers.BaseSampler):
         by_number = {t.number: t for t in trials}
         return [by_number[n] for n in order[:PARENTS]]
 
+
+class Neighbour:
+    """Plans a neighbour of one proposal, such as one that was refused because it had been tried before."""
+
+    def __init__(self, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
+        self._params, self._distributions = dict(params), dict(distributions)
+
+    def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
+        """Parameters of a neighbour."""
+        return Mutation(rng).moved(self._params, self._distributions)
+
+
+class Mutation:
+    """Children by moving choices to their neighbours."""
+
+    def __init__(self, rng: numpy.random.Generator) -> None:
+        self._rng = rng
+
     def _choose(self, parents: Sequence[FrozenTrial]) -> FrozenTrial:
         return parents[min(self._rng.integers(len(parents), size=2))]
 
-    def _child(self, parents: Sequence[FrozenTrial]) -> dict[str, Any]:
+    def child(self, parents: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """Parameters of a child of the better of two parents, or of two crossed, moved to a neighbour."""
         parent = self._choose(parents)
         plan, distributions = dict(parent.params), dict(parent.distributions)
         if self._rng.random() < CROSSOVER:
@@ -77,13 +81,18 @@ class SubgroupEvolution(optuna.samplers.BaseSampler):
             for name in other.params:
                 if self._rng.random() < 0.5:
                     plan[name], distributions[name] = other.params[name], other.distributions[name]
+        return self.moved(plan, distributions)
+
+    def moved(self, plan: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+        """The plan with one choice, sometimes more, moved to a neighbour."""
+        plan = dict(plan)
         movable = [name for name in plan if not distributions[name].single()]
         while movable:
             name = movable.pop(self._rng.integers(len(movable)))
             plan[name] = self._neighbour(name, plan[name], distributions[name])
             if self._rng.random() > FURTHER:
                 break
-        return {**{_base(name): value for name, value in plan.items()}, **plan}
+        return plan
 
     def _neighbour(self, name: str, value: Any, distribution: BaseDistribution) -> Any:
         """A value next to `value`."""
@@ -95,7 +104,7 @@ class SubgroupEvolution(optuna.samplers.BaseSampler):
             return int(self._rng.choice([n for n in near if distribution.low <= n <= distribution.high]))
         assert isinstance(distribution, CategoricalDistribution)
         choices = [c for c in distribution.choices if c != value]
-        if _base(name) in ("group", "restrict_to"):
+        if base_name(name) in ("group", "restrict_to"):
             choices = lattice_neighbours(str(value), [str(c) for c in distribution.choices]) or choices
         elif isinstance(value, int) and all(isinstance(c, int) for c in choices):
             ordered = sorted([*choices, value])
@@ -122,14 +131,3 @@ def lattice_neighbours(group: str, choices: Sequence[str]) -> list[str]:
             found.append(str(other))
     return found
 
-
-def _base(name: str) -> str:
-    """The choice that a conditional parameter stands for: `input_size/max2/2` is an input size."""
-    return name.partition("/")[0]
-
-
-def _internal(distribution: BaseDistribution, value: Any) -> float:
-    try:
-        return distribution.to_internal_repr(value)
-    except ValueError:
-        return float("nan")

@@ -19,7 +19,6 @@ from searchspace.space import Proposal
 from studies.assignments import Assignment
 from studies.config import Study, dump, parse
 from studies.driver import SearchDriver
-from studies.executors import run_in_process
 from studies.front import front_volume
 from studies.proposals import key_of
 from studies.recording import Entry, Table
@@ -38,15 +37,15 @@ class Method:
 
 
 def methods(table: Table) -> tuple[Method, ...]:
-    """What is compared by default: three plain searches, ours, and ours without each of its parts."""
-    epochs = table.study.training.epochs
-    rungs = [r for r in (1, 3, 9, 27) if r < epochs]
-    ours = {"search.rungs": rungs, "search.sampler": "tpe", "search.repeats": 1, "space.size_by": "exactness"}
+    """What is compared by default: three plain searches, ours with several samplers, and ours without each of its parts."""
+    rungs = [rung for rung in table.study.search.rungs if rung < table.study.training.epochs]
+    ours = {"search.rungs": rungs, "search.sampler": "evolution", "search.repeats": 1, "search.start": "spread", "space.size_by": "exactness"}
     return (Method("Optuna random", optuna="random"), Method("Optuna TPE", optuna="tpe"), Method("Optuna NSGA-II", optuna="nsga2"),
-            Method("ours", changes=ours), Method("ours, evolution", changes={**ours, "search.sampler": "evolution"}),
+            Method("ours", changes=ours), Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
             Method("ours, random", changes={**ours, "search.sampler": "random"}),
             Method("ours without rungs", changes={**ours, "search.rungs": []}),
-            Method("ours without exactness", changes={**ours, "space.size_by": "pixels"}),
+            Method("ours without spread start", changes={**ours, "search.start": "random"}),
+            Method("ours without exactness", changes={**ours, "search.start": "random", "space.size_by": "pixels"}),
             Method("ours with repeats", changes={**ours, "search.repeats": 2}))
 
 
@@ -124,25 +123,20 @@ def _optuna_steps(table: Table, sampler: str, seed: int) -> Iterator[tuple[int, 
 
 
 def _driver_steps(table: Table, changes: Mapping[str, Any], seed: int) -> Iterator[tuple[int, "tuple[float, float] | None"]]:
-    """The driver itself, in process, on a trainable that looks scores up."""
+    """The driver itself, one trial at a time, with scores that are looked up."""
     study = _changed(table.study, {**changes, "search.seed": seed, "search.trials": len(table.entries) * 2, "resources.executor": "in_process"})
     entries = table.by_key
-    steps: list[tuple[int, Any]] = []
-
-    def look_up(study: Study, assignment: Assignment, report: Any) -> None:
-        entry = _entry(entries, assignment)
-        for rung in study.rungs:
-            accuracy, symmetry = entry.epochs[rung - 1]
-            decision = report({"epoch": rung, "accuracy": accuracy, "symmetry_accuracy": symmetry})
-            if decision == "stop":
-                steps.append((rung, None))
-                return
-        steps.append((study.rungs[-1], entry.epochs[-1]))
-
-    with tempfile.TemporaryDirectory() as folder:
-        with SearchDriver.create(Path(folder) / "study", study, channels=table.channels, classes=table.classes) as driver:
-            run_in_process(driver, look_up)
-    yield from steps
+    with tempfile.TemporaryDirectory() as folder, \
+            SearchDriver.create(Path(folder) / "study", study, channels=table.channels, classes=table.classes) as driver:
+        while (assignment := driver.next()) is not None:
+            entry, spent, decision = _entry(entries, assignment), 0, "continue"
+            for rung in study.rungs:
+                accuracy, symmetry = entry.epochs[rung - 1]
+                decision, spent = driver.report(assignment.number, rung, {"accuracy": accuracy, "symmetry_accuracy": symmetry}), rung
+                if decision == "stop":
+                    break
+            driver.finish(assignment.number, "pruned" if decision == "stop" else "complete")
+            yield spent, None if decision == "stop" else entry.epochs[-1]
 
 
 def _entry(entries: Mapping[str, Entry], assignment: Assignment) -> Entry:

@@ -14,12 +14,26 @@ import numpy
 import optuna
 
 from studies.config import Study
-from studies.evolution import SubgroupEvolution
+from studies.evolution import Neighbour, SubgroupEvolution
+from studies.planning import PlannedSampler
+from studies.spread import SpreadStart
+
+STARTUP = 8             # proposals before a sampler learns, unless the study says
+LEARNING = ("tpe", "gp", "evolution", "nsga2", "nsga3")     # nsga's first generation is its own
 
 
-def make_sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
-    """The study's sampler for the proposal of trial `number`."""
+def make_sampler(study: Study, number: int, refused: "optuna.trial.Trial | None" = None) -> optuna.samplers.BaseSampler:
+    """The study's sampler for the proposal of trial `number`.
+
+    After the proposal `refused`, a sampler that learns from trials is helped on: it would go on proposing the same again and
+    again, so a neighbour of it that was not tried is proposed instead.
+    """
     seed = derived_seed(study.search.seed, number)
+    if study.search.sampler in LEARNING:
+        if number < startup_of(study) and study.search.start == "spread" and not study.search.sampler.startswith("nsga"):
+            return PlannedSampler(study, SpreadStart(study), seed)
+        if refused is not None and refused.params:
+            return PlannedSampler(study, Neighbour(refused.params, refused.distributions), seed)
     with warnings.catch_warnings():
         # experimental samplers, and arguments that newer versions of optuna no longer need but older ones do
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -27,9 +41,9 @@ def make_sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
         return SAMPLERS[study.search.sampler](study, seed)
 
 
-def random_sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
-    """A random sampler for trial `number`: what is asked when the study's sampler only repeats itself."""
-    return optuna.samplers.RandomSampler(derived_seed(study.search.seed, number))
+def startup_of(study: Study) -> int:
+    """Proposals before the sampler learns."""
+    return STARTUP if study.search.startup is None else study.search.startup
 
 
 def derived_seed(seed: int, number: int) -> int:
@@ -54,7 +68,7 @@ def _population(study: Study) -> int:
 
 def _tpe(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(
-        n_startup_trials=10 if study.search.startup is None else study.search.startup, multivariate=True, group=True,
+        n_startup_trials=startup_of(study), multivariate=True, group=True,
         constant_liar=True, warn_independent_sampling=False, seed=seed, constraints_func=constraints_of(study))
 
 
@@ -68,7 +82,7 @@ def _nsga3(study: Study, seed: int) -> optuna.samplers.BaseSampler:
 
 def _gp(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.GPSampler(
-        seed=seed, n_startup_trials=10 if study.search.startup is None else study.search.startup,
+        seed=seed, n_startup_trials=startup_of(study),
         independent_sampler=optuna.samplers.RandomSampler(seed), warn_independent_sampling=False,
         constraints_func=constraints_of(study))
 
@@ -101,7 +115,7 @@ def _grid(study: Study, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _evolution(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    return SubgroupEvolution(study.objectives, seed, 10 if study.search.startup is None else study.search.startup)
+    return PlannedSampler(study, SubgroupEvolution(study), seed)
 
 
 SAMPLERS: dict[str, Callable[[Study, int], optuna.samplers.BaseSampler]] = {

@@ -9,7 +9,7 @@ import trivial
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from studies.driver import SearchDriver
-from studies.evolution import SubgroupEvolution, lattice_neighbours
+from studies.evolution import lattice_neighbours
 from studies.executors import run_in_process
 from studies.journal import read_trials
 from studies.samplers import SAMPLERS, derived_seed, make_sampler
@@ -77,17 +77,18 @@ def test_lattice_neighbours_are_one_edge_away():
 
 def children(number=300):
     """Proposals of the evolutionary sampler from one completed parent, as (parameters, architecture)."""
-    space = trivial.study().space
+    study = trivial.study(search__sampler="evolution", search__startup=1)
+    space, declared = study.space, Group.parse(study.symmetry.group)
     optuna_study = optuna.create_study(directions=["maximize", "maximize"])
-    fixed = {"family": "steerable", "group": "C4", "layout": "max3/2", "equivariance_loss": "layerwise", "loss_weight": 0.5}
+    fixed = {"family": "steerable", "group": "C4", "exact": False, "layout": "max3/2", "equivariance_loss": "layerwise", "loss_weight": 0.5}
     optuna_study.enqueue_trial(fixed)
     parent = optuna_study.ask()
-    space.sample(parent)
+    space.sample(parent, declared=declared)
     optuna_study.tell(parent, [0.5, 0.5])
     for seed in range(number):
-        optuna_study.sampler = SubgroupEvolution(("accuracy", "symmetry_accuracy"), seed, startup=1)
+        optuna_study.sampler = make_sampler(study, 1 + seed)
         trial = optuna_study.ask()
-        yield parent.params, trial.params if (proposal := space.sample(trial)) else {}, proposal.architecture
+        yield parent.params, trial.params if (proposal := space.sample(trial, declared=declared)) else {}, proposal.architecture
 
 
 def test_children_are_neighbours_inside_the_space():

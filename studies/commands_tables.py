@@ -34,21 +34,23 @@ def record(study: StudyName, file: Annotated[Path, typer.Argument(metavar="FILE"
 
 @app.command()
 def replay(file: Annotated[Path, typer.Argument(metavar="FILE", help="A table made by `record`.", show_default=False)],
-           seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20, format: FormatOption = Format.table) -> None:
-    """Searches a recorded table in several ways and prints the epochs each needs for 95 % of the full hypervolume."""
+           seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
+           share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the full hypervolume.")] = 0.95, format: FormatOption = Format.table) -> None:
+    """Searches a recorded table in several ways and prints the epochs each needs for a share of the full hypervolume."""
     from studies import recording
     from studies import replay as replaying
 
     table = recording.read_table(file)
     rows = []
     for method in replaying.methods(table):
-        rows.append(replaying.replay(table, method, seeds))
+        rows.append(replaying.replay(table, method, seeds, share=share))
         note(f"{rows[-1].name}: median {rows[-1].median:g} epochs")
     best = min(row.median for row in rows[:3])
     if format is Format.json:
         return print_json({"architectures": len(table.entries), "epochs": table.study.training.epochs, "hypervolume": replaying.full_volume(table),
-                           "seeds": seeds, "methods": [{"name": row.name, "median": row.median, "quartiles": list(row.quartiles), "reached": row.reached,
+                           "share": share, "seeds": seeds, "methods": [{"name": row.name, "median": row.median, "quartiles": list(row.quartiles), "reached": row.reached,
                                                         "share_of_best_plain": row.median / best, "epochs": list(row.epochs)} for row in rows]})
-    print(f"{len(table.entries)} architectures, {table.study.training.epochs} epochs each; full hypervolume {replaying.full_volume(table):.4f}; {seeds} seeds")
+    print(f"{len(table.entries)} architectures, {table.study.training.epochs} epochs each; epochs until the front has {100 * share:g} % of the full "
+          f"hypervolume, {replaying.full_volume(table):.4f}; {seeds} seeds")
     print_table([Column("search"), Column("epochs, median", True), Column("quartiles", True), Column("of the best plain search", True), Column("reached", True)],
                 [[row.name, f"{row.median:g}", "{:g} to {:g}".format(*row.quartiles), f"{row.median / best:.2f}", f"{row.reached} of {seeds}"] for row in rows])

@@ -134,6 +134,8 @@ def record(study: Study, path: Path, *, channels: int, classes: int, workers: in
         on_entry(len(known), len(order), entry)
 
     run_each(_record_one, [_Job(study, proposal) for proposal in missing], workers, keep)
+    if path.exists() and read_table(path) != table():       # nothing was missing, but the study's search or space is described anew
+        write_table(table(), path)
     return table()
 
 

@@ -52,6 +52,9 @@ def test_a_table_is_recorded_written_and_gone_on_with(tmp_path):
     seen = []
     again = record(study, path, channels=1, classes=10, workers=1, on_entry=lambda *row: seen.append(row))
     assert again.entries == table.entries and not seen
+    renewed = record(parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]},
+                                            "search.rungs": [2]}), path, channels=1, classes=10, workers=1)
+    assert read_table(path) == renewed and renewed.study.search.rungs == (2,) and renewed.entries == table.entries
     other = parse(TEXT, overrides={"training.epochs": 2})
     with pytest.raises(StudyError, match="another study"):
         record(other, path, channels=1, classes=10, workers=1)

@@ -10,10 +10,11 @@ The text form is described in `searchspace.grammar`; sizes and remainders come f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Optional, get_args
 
+from searchspace.geometry import Layer, layers_of
 from searchspace.groups import TRIVIAL, Group
 
 SubsamplingKind = Literal["max", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop"]
@@ -23,12 +24,14 @@ Head = Literal["group_max", "group_mean", "none"]
 Filters = Literal["free", "basis"]
 LossKind = Literal["none", "layerwise", "latent", "label"]
 
+SUBSAMPLING_KINDS, RESIZE_MODES, PADDING_MODES, HEADS, FILTERS, LOSS_KINDS = map(
+    get_args, (SubsamplingKind, ResizeMode, PaddingMode, Head, Filters, LossKind))
 BLUR_KERNEL = 5     # pixels: escnn's PointwiseAvgPoolAntialiased at its usual sigma of 0.66, 2 * round(3 sigma) + 1
 
 
-def _choice(value: str, literal: object, what: str) -> None:
-    if value not in get_args(literal):
-        raise ValueError(f"{what} is '{value}'; choose one of {', '.join(get_args(literal))}")
+def _choice(value: str, choices: tuple[str, ...], what: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} is '{value}'; choose one of {', '.join(choices)}")
 
 
 def _at_least(value: Optional[int], least: int, what: str) -> None:
@@ -55,8 +58,8 @@ class Subsampling:
     mode: ResizeMode = "bilinear"       # of resize
 
     def __post_init__(self) -> None:
-        _choice(self.kind, SubsamplingKind, "a subsampling's kind")
-        _choice(self.mode, ResizeMode, "resize mode")
+        _choice(self.kind, SUBSAMPLING_KINDS, "a subsampling's kind")
+        _choice(self.mode, RESIZE_MODES, "resize mode")
         _at_least(self.kernel, 1, f"the kernel of {self.kind}")
         _at_least(self.stride, 1, f"the stride of {self.kind}")
         if self.output is not None:
@@ -98,12 +101,23 @@ class Stage:
     def __post_init__(self) -> None:
         for name in ("fields", "kernel", "stride", "dilation", "repeats"):
             _at_least(getattr(self, name), 1, f"a stage's {name}")
-        _choice(self.padding_mode, PaddingMode, "padding mode")
+        _choice(self.padding_mode, PADDING_MODES, "padding mode")
         if min(self.padding) < 0:
             raise ValueError(f"a stage has padding {self.padding[0]}:{self.padding[1]}; it must not be negative")
         if self.residual and 2 * self.padding[0] != self.reach or self.residual and self.padding[0] != self.padding[1]:
             raise ValueError(f"a residual stage has kernel {self.kernel} and padding {self.padding[0]}:{self.padding[1]}, so that its "
                              "branches differ in size; take an odd kernel and the default padding")
+
+    def __hash__(self) -> int:
+        """Computed once: enumerations look stages up by the million. Not kept in pickles, since hashes of strings are a process's own."""
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = self.__dict__["_hash"] = hash((self.fields, self.kernel, self.stride, self.padding, self.group, self.subsampling, self.dilation,
+                                                   self.padding_mode, self.repeats, self.residual))
+        return known
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
 
     @property
     def channels(self) -> int:
@@ -124,7 +138,7 @@ class Loss:
     weight: float = 0.0
 
     def __post_init__(self) -> None:
-        _choice(self.kind, LossKind, "the equivariance loss")
+        _choice(self.kind, LOSS_KINDS, "the equivariance loss")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(f"the weight of the equivariance loss is {self.weight}; it must be finite and not negative")
         if (self.kind == "none") != (self.weight == 0):
@@ -151,10 +165,11 @@ class Architecture:
     filters: Filters = "free"
     loss: Loss = NO_LOSS
     entry: Optional[Subsampling] = None
+    layers: tuple[Layer, ...] = field(init=False, compare=False)     # all that have a window, in order, with sizes and remainders
 
     def __post_init__(self) -> None:
-        _choice(self.head, Head, "head")
-        _choice(self.filters, Filters, "filters")
+        _choice(self.head, HEADS, "head")
+        _choice(self.filters, FILTERS, "filters")
         for name, pixels in zip(("height", "width"), self.size):
             _at_least(pixels, 1, f"the input's {name}")
         if not self.stages:
@@ -162,21 +177,26 @@ class Architecture:
         if self.entry is not None and self.entry.kind not in ("resize", "crop"):
             raise ValueError(f"the input can be changed by resize or crop, not by {self.entry.kind}")
         self._check_groups()
-        self.layers     # raises ValueError where a layer does not fit its input
+        self.__dict__["layers"] = layers_of(self.size, self.entry, self.stages)     # raises ValueError where a layer does not fit
 
     def _check_groups(self) -> None:
         previous = self.stages[0].group
+        checked = None
         for number, stage in enumerate(self.stages, start=1):
-            if not stage.group <= previous:
-                raise ValueError(f"stage {number} has group {stage.group}, which is no subgroup of stage {number - 1}'s {previous}; "
-                                 f"choose one of {', '.join(map(str, previous.subgroups()))}")
-            if self.filters == "free" and not stage.group.on_grid:
-                raise ValueError(f"stage {number} has group {stage.group}, which free filters cannot express on a pixel grid; "
-                                 "use filters=basis, or one of C1, C2, C4, D1, D2, D4")
-            kernels = [stage.kernel] + ([stage.subsampling.kernel] if stage.subsampling and stage.subsampling.kind == "conv" else [])
-            if self.filters == "basis" and 2 in kernels:
+            group, step = stage.group, stage.subsampling
+            if group is not checked:
+                self._check_group(number, group, previous)
+                previous = checked = group
+            if self.filters == "basis" and (stage.kernel == 2 or step is not None and step.kind == "conv" and step.kernel == 2):
                 raise ValueError(f"stage {number} has kernel 2, for which the band-limited basis is empty; use filters=free or kernel 3")
-            previous = stage.group
+
+    def _check_group(self, number: int, group: Group, previous: Group) -> None:
+        if not group <= previous:
+            raise ValueError(f"stage {number} has group {group}, which is no subgroup of stage {number - 1}'s {previous}; "
+                             f"choose one of {', '.join(map(str, previous.subgroups()))}")
+        if self.filters == "free" and not group.on_grid:
+            raise ValueError(f"stage {number} has group {group}, which free filters cannot express on a pixel grid; "
+                             "use filters=basis, or one of C1, C2, C4, D1, D2, D4")
 
     @classmethod
     def parse(cls, text: str) -> "Architecture":
@@ -204,13 +224,6 @@ class Architecture:
         return "plain" if self.stages[0].group == TRIVIAL else "steerable"
 
     @cached_property
-    def layers(self) -> tuple["Layer", ...]:
-        """Every layer that has a window, in order, with sizes and remainders (`searchspace.geometry.Layer`)."""
-        from searchspace.geometry import layers
-
-        return layers(self)
-
-    @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of the feature maps after each stage, pixels."""
         after = {layer.stage: layer.size_out for layer in self.layers if layer.branch == "main"}
@@ -225,6 +238,3 @@ class Architecture:
         from searchspace.canonical import canonical
 
         return canonical(self)
-
-
-from searchspace.geometry import Layer  # noqa: E402  (after the values it needs; for annotations and re-export)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal, Optional, Sequence
+from typing import Literal, Optional
 
-from searchspace.architecture import Architecture, Stage, Subsampling
-from searchspace.geometry import Layer, layers_of
+from searchspace.architecture import Architecture
+from searchspace.geometry import layers_of
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
-from searchspace.mirroring import Mirroring, Program, kept, mirrorings, program, same_in_all_channels, sees_no_pixel
+from searchspace.mirroring import BY_AXES, exact_after, kept_elements, sees_pixels, unchanged
+from searchspace.terms import Program, program
 
 Reason = Literal["grid", "group", "shift"]
 AXES = ("height", "width")
+UNSHIFTED = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class Verdict:
     """Which elements of `group` survive in an architecture, and where each of the others is lost."""
 
     architecture: Architecture
-    group: Group                                                # the group asked about
-    losses: tuple[tuple[Element, tuple[Break, ...]], ...]       # every element of the group; no breaks: it survives
+    group: Group                        # the group asked about
+    kept: frozenset[Element]            # the quarter turns and flips that the windows leave exact, built in or not
 
     @property
     def surviving(self) -> tuple[Element, ...]:
         """The elements under which the features are exactly equivariant, in the group's order; always with the identity."""
-        return tuple(element for element, breaks in self.losses if not breaks)
+        return _surviving(self.group, self.architecture.group, self.kept)
 
     @property
     def surviving_group(self) -> str:
@@ -61,124 +63,88 @@ class Verdict:
     @property
     def exact(self) -> bool:
         """True if the features are exactly equivariant under every element of the group."""
-        return not any(breaks for _, breaks in self.losses)
+        return len(self.surviving) == self.group.order
 
     @property
     def grid_exact(self) -> bool:
         """True if every element of the group that maps the pixel grid onto itself survives: the best a C8 can reach."""
-        return not any(breaks for element, breaks in self.losses if element.on_grid)
+        return len(self.surviving) == self.group.grid.order
+
+    @property
+    def unshifted(self) -> bool:
+        """True if no element that is built in and on the grid is lost: no shifted window is left to repair."""
+        return all(e in self.kept for e in self.group.elements if e.on_grid and e in self.architecture.group)
 
     @cached_property
-    def invariant(self) -> tuple[Element, ...]:
-        """The elements that leave the logits exactly unchanged, in the group's order.
+    def losses(self) -> tuple[tuple[Element, tuple[Break, ...]], ...]:
+        """Every element of the group with the places where it is lost, first place first; no places: it survives.
 
-        They are the surviving ones, and those that only move features whose spatial mean stays (a grid shifted around a circle).
-        Without pooling over the group's channels, only the identity, unless kernels of one pixel make these channels equal.
+        A shifted window behind which the element is exact again, or still, is no such place.
         """
-        if self._shifted and sees_no_pixel(self._mirrorings):
-            return self.group.elements          # a constant
-        if self.architecture.head == "none" and not same_in_all_channels(self._reads, self._mirrorings):
-            return (IDENTITY,)
-        if not self._shifted:
-            return self.surviving
-        height, width = self._mirrorings
-        return tuple(element for element, breaks in self.losses
-                     if not breaks or breaks[0].reason == "shift" and _kept(element, height.means, width.means))
-
-    @cached_property
-    def after_stages(self) -> tuple[tuple[Element, ...], ...]:
-        """The elements that survive in the maps of the entry (of the image, if there is none), then of each stage."""
-        height, width = self._mirrorings
-        groups = (self.architecture.stages[0].group, *(stage.group for stage in self.architecture.stages))
-        return tuple(tuple(e for e, _ in self.losses if e in built and e.on_grid and _kept(e, *axes))
-                     for built, *axes in zip(groups, height.stages, width.stages))
-
-    @property
-    def _shifted(self) -> bool:
-        return any(layer.remainder != (0, 0) for layer in self.architecture.layers)
-
-    @property
-    def _mirrorings(self) -> tuple[Mirroring, Mirroring]:
-        return mirrorings(self.architecture.size, self._reads)
-
-    @property
-    def _reads(self) -> Program:
-        return program(self.architecture.entry, self.architecture.stages)
+        return tuple((element, self._places(element)) for element in self.group.elements)
 
     def breaks(self, element: Element) -> tuple[Break, ...]:
         """Where `element` is lost, first place first; empty if it survives. Raises KeyError outside the group."""
         return dict(self.losses)[element]
 
+    def _places(self, element: Element) -> tuple[Break, ...]:
+        stages = self.architecture.stages
+        if element not in stages[-1].group:
+            return (Break("group", next(n for n, stage in enumerate(stages, start=1) if element not in stage.group), "", "", 0),)
+        if not element.on_grid:
+            return (Break("grid", 1, "", "", 0),)
+        if element in self.kept:
+            return ()
+        exact = exact_after(self.architecture.size, self._reads, element)
+        since = max((n for n, flag in enumerate(exact) if flag and (n or self.architecture.entry)), default=-1)
+        return tuple(Break("shift", layer.stage, layer.name, AXES[axis], layer.remainder[axis]) for layer in self.architecture.layers
+                     for axis in (0, 1) if layer.stage > since and layer.remainder[axis] and element.reversed_axes[axis])
+
+    @cached_property
+    def invariant(self) -> tuple[Element, ...]:
+        """The elements that leave the logits exactly unchanged, in the group's order.
+
+        They are the surviving ones, if the head pools over the group; those that only move features whose spatial mean
+        stays (a grid shifted around a circle); and all that are on the grid, built in or not, where kernels might as well
+        have one pixel. A network that sees no pixel is invariant under everything.
+        """
+        return tuple(element for element in self.group.elements if self._unchanged(element))
+
+    def _unchanged(self, element: Element) -> bool:
+        architecture = self.architecture
+        size, built = architecture.size, architecture.group
+        if element == IDENTITY or architecture.head != "none" and element in self.kept and element in built:
+            return True
+        if not sees_pixels(size, self._reads) and (size[0] == size[1] or not element.on_grid or not element.swaps_axes):
+            return True
+        return element.on_grid and unchanged(size, self._reads, built, architecture.head, element)
+
+    @cached_property
+    def after_stages(self) -> tuple[tuple[Element, ...], ...]:
+        """The elements that survive in the maps of the entry (of the image, if there is none), then of each stage."""
+        groups = (self.architecture.stages[0].group, *(stage.group for stage in self.architecture.stages))
+        exact = {e: exact_after(self.architecture.size, self._reads, e) for e in self.group.elements if e.on_grid and e in groups[0]}
+        return tuple(tuple(e for e, flags in exact.items() if e in built and flags[n]) for n, built in enumerate(groups))
+
+    @property
+    def _reads(self) -> Program:
+        return program(self.architecture.layers)
+
 
 def verdict(architecture: Architecture, group: Optional[Group] = None) -> Verdict:
     """The verdict on `architecture` for every element of `group`; None: the group it is built with."""
-    stages = architecture.stages
-    built = stages[-1].group
-    group = built if group is None else group
-    shifts = _shifts(architecture.layers)
-    if shifts is not None:
-        axes_kept = _kept_axes(architecture.size, architecture.entry, stages, architecture.layers)
-        shifts = tuple(() if keeps else breaks for keeps, breaks in zip(axes_kept, shifts))
-    losses = []
-    for element, on_grid, built_in, axes in _facts(group, built):
-        if not built_in:
-            missing = next(n for n, stage in enumerate(stages, start=1) if element not in stage.group)
-            breaks: tuple[Break, ...] = (Break("group", missing, "", "", 0),)
-        elif not on_grid:
-            breaks = _OFF_GRID
-        elif shifts is None:
-            breaks = ()
-        elif axes == (True, True):
-            breaks = tuple(sorted(shifts[0] + shifts[1], key=lambda b: b.stage))
-        else:
-            breaks = shifts[0] if axes[0] else shifts[1] if axes[1] else ()
-        losses.append((element, breaks))
-    return Verdict(architecture, group, tuple(losses))
+    return Verdict(architecture, architecture.group if group is None else group, _kept(architecture))
 
 
-_NO_SHIFT = (0, 0)
-_OFF_GRID = (Break("grid", 1, "", "", 0),)
-
-
-def _shifts(layers: Sequence[Layer]) -> Optional[tuple[tuple[Break, ...], tuple[Break, ...]]]:
-    """Every shifted window, of the height and of the width; None if there is none."""
-    shifted = [layer for layer in layers if layer.remainder != (0, 0)]
-    if not shifted:
-        return None
-    return tuple(tuple(Break("shift", layer.stage, layer.name, AXES[axis], layer.remainder[axis])       # type: ignore[return-value]
-                       for layer in shifted if layer.remainder[axis]) for axis in (0, 1))
-
-
-def kept_axes(size: tuple[int, int], stages: tuple[Stage, ...], entry: Optional[Subsampling] = None) -> tuple[bool, bool]:
-    """Whether mirroring the (height, width) is exact in the features of the network of these parts: the core of a verdict.
-
-    For enumerations: no architecture is made, and groups are not checked. Raises ValueError where a layer does not fit.
-    """
-    return _kept_axes(size, entry, stages, layers_of(size, entry, stages))
-
-
-def _kept_axes(size: tuple[int, int], entry: Optional[Subsampling], stages: tuple[Stage, ...],
-               layers: Sequence[Layer]) -> tuple[bool, bool]:
-    if all(layer.remainder == _NO_SHIFT for layer in layers):
-        return True, True
-    reads = program(entry, stages)
-    height = kept(reads, size[0])
-    quick = height, height if size[0] == size[1] else kept(reads, size[1])
-    if None in quick:
-        return tuple(axis.exact for axis in mirrorings(size, reads))        # type: ignore[return-value]
-    return quick        # type: ignore[return-value]
-
-
-def _kept(element: Element, height: bool, width: bool) -> bool:
-    """True if `element` reads no axis backwards that is not mirrored exactly."""
-    axes = element.reversed_axes
-    return (height or not axes[0]) and (width or not axes[1])
+def _kept(architecture: Architecture) -> frozenset[Element]:
+    if all(layer.remainder == UNSHIFTED for layer in architecture.layers):
+        return BY_AXES[True, True]
+    return kept_elements(architecture.size, architecture.layers)
 
 
 @lru_cache(maxsize=None)
-def _facts(group: Group, built: Group) -> tuple[tuple[Element, bool, bool, tuple[bool, bool]], ...]:
-    """Of every element of `group`: whether it is on the grid, whether it is built in, and which axes it reads backwards."""
-    return tuple((e, e.on_grid, e in built, e.reversed_axes if e.on_grid else (False, False)) for e in group.elements)
+def _surviving(group: Group, built: Group, kept: frozenset[Element]) -> tuple[Element, ...]:
+    return tuple(e for e in group.elements if e in built and e in kept)
 
 
 def exact_sizes(architecture: Architecture, *, within: int = 64, most: int = 4) -> tuple[tuple[int, int], ...]:
@@ -210,9 +176,5 @@ def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
         return False
     if size == architecture.size:
         return verdict(architecture).grid_exact
-    straight = (all(layer.remainder[axis] == 0 for layer in layers) for axis in (0, 1))
-    return _all_kept(architecture.group, *straight)
-
-
-def _all_kept(group: Group, height: bool, width: bool) -> bool:
-    return all(_kept(e, height, width) for e in group.grid.elements)
+    kept = BY_AXES[tuple(all(layer.remainder[axis] == 0 for layer in layers) for axis in (0, 1))]
+    return all(e in kept for e in architecture.group.grid.elements)

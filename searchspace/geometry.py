@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, Optional
 
 if TYPE_CHECKING:
-    from searchspace.architecture import Architecture, Stage, Subsampling
+    from searchspace.architecture import Stage, Subsampling
 
 Branch = Literal["main", "skip"]
 Size = tuple[int, int]              # (height, width), pixels
@@ -37,6 +37,15 @@ class Rule(NamedTuple):
     mode: str = "zeros"             # padding mode of a convolution, interpolation of a resize
 
 
+class Read(NamedTuple):
+    """How a step of the main branch reads its maps; with `closing`, the second layer of a residual block whose input is read by `skip`."""
+
+    rule: Rule
+    opening: bool = False           # the input of this layer is that of a residual block
+    closing: bool = False
+    skip: Optional[Rule] = None     # None: the identity
+
+
 class Layer(NamedTuple):
     """One layer with a window, as it lies on the feature maps of one architecture."""
 
@@ -48,6 +57,7 @@ class Layer(NamedTuple):
     remainder: tuple[int, int]      # per axis, pixels; 0 is exact
     kernel: int = 1
     weights: Optional[tuple[int, int]] = None       # (channels in, channels out) of a convolution; in = 0: the image's
+    read: Optional[Read] = None     # of the main branch
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: tuple[int, int] = (0, 0), dilation: int = 1,
@@ -86,18 +96,7 @@ def _float32(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def conv_rule(stage: "Stage", stride: int) -> Rule:
-    """The rule of a stage's convolution."""
-    return Rule("conv", stage.kernel, stride, stage.padding, stage.dilation, mode=stage.padding_mode)
-
-
-def skip_rule(stride: int) -> Rule:
-    """The rule of a skip connection that is a convolution."""
-    return Rule("conv", 1, stride)
-
-
-def step_rule(step: "Subsampling") -> Rule:
-    """The rule of a subsampling."""
+def _step_rule(step: "Subsampling") -> Rule:
     mode = step.mode if step.kind == "resize" else "zeros"
     return Rule(step.kind, step.kernel, step.stride, step.padding, 1, step.ceil, step.output, mode)
 
@@ -120,24 +119,19 @@ def place(rule: Rule, size: int) -> tuple[int, int]:
     return out, 0                       # adaptive pooling, bilinear and bicubic resizes are mirror-symmetric
 
 
-def layers(architecture: "Architecture") -> tuple[Layer, ...]:
-    """Every layer of `architecture` in order. Raises ValueError, naming the stage, where one does not fit its input."""
-    return layers_of(architecture.size, architecture.entry, architecture.stages)
-
-
 def layers_of(size: Size, entry: "Optional[Subsampling]", stages: "tuple[Stage, ...]") -> tuple[Layer, ...]:
-    """`layers` of the architecture with these parts, which need not exist as a value: for enumerations."""
+    """Every layer of a network in order. Raises ValueError, naming the stage, where one does not fit its input."""
     found: list[Layer] = []
     if entry is not None:
-        found.append(_layer(step_rule(entry), 0, str(entry), "main", size))
+        found.append(_layer(Read(_step_rule(entry)), 0, str(entry), size))
         size = found[-1].size_out
-    channels, changes, previous = 0, True, None
-    for number, stage in enumerate(stages, start=1):
-        if previous is not None:
-            channels = previous.channels
-            changes = previous.fields != stage.fields or previous.group is not stage.group and previous.group != stage.group
+    channels, fields, group, number = 0, 0, None, 0
+    for stage in stages:
+        number += 1
+        changes = fields != stage.fields or group is not stage.group and group != stage.group
         found += _stage_layers(stage, number, size, channels, changes)
-        size, previous = found[-1].size_out, stage
+        size, fields, group = found[-1].size_out, stage.fields, stage.group
+        channels = fields * group.order
     return tuple(found)
 
 
@@ -145,31 +139,37 @@ def layers_of(size: Size, entry: "Optional[Subsampling]", stages: "tuple[Stage, 
 def _stage_layers(stage: "Stage", number: int, size: Size, channels: int, changes: bool) -> tuple[Layer, ...]:
     """The layers of a stage in order, the main branch last. `channels` come in (0: the image's); `changes`: skips need weights."""
     found: list[Layer] = []
-    out = stage.channels
+    out, residual = stage.channels, stage.residual
     for block in range(1, stage.repeats + 1):
         stride = stage.stride if block == 1 else 1
-        if stage.residual and (stride != 1 or changes and block == 1):
-            found.append(_layer(skip_rule(stride), number, f"skip{block}", "skip", size, (channels, out)))
-        for conv in ((2 * block - 1, 2 * block) if stage.residual else (block,)):
-            found.append(_layer(conv_rule(stage, stride), number, f"conv{conv}", "main", size, (channels, out)))
+        skip = Rule("conv", 1, stride) if residual and (stride != 1 or changes and block == 1) else None
+        if skip is not None:
+            found.append(_layer(Read(skip), number, f"skip{block}", size, (channels, out), "skip"))
+        for conv in ((2 * block - 1, 2 * block) if residual else (block,)):
+            closing = residual and conv % 2 == 0
+            rule = Rule("conv", stage.kernel, stride, stage.padding, stage.dilation, mode=stage.padding_mode)
+            read = Read(rule, residual and not closing, closing, skip if closing else None)
+            found.append(_layer(read, number, f"conv{conv}", size, (channels, out)))
             size, channels, stride = found[-1].size_out, out, 1
     step = stage.subsampling
     if step is not None:
-        found.append(_layer(step_rule(step), number, str(step), "main", size, (out, out) if step.kind == "conv" else None))
+        found.append(_layer(Read(_step_rule(step)), number, str(step), size, (out, out) if step.kind == "conv" else None))
     return tuple(found)
 
 
-def _layer(rule: Rule, number: int, name: str, branch: Branch, size: Size, weights: Optional[tuple[int, int]] = None) -> Layer:
+def _layer(read: Read, number: int, name: str, size: Size, weights: Optional[tuple[int, int]] = None, branch: Branch = "main") -> Layer:
+    rule = read.rule
     pad = max(rule.padding)
     least = {"reflect": pad + 1, "circular": pad}.get(rule.mode, 0)
     if min(size) < least:
         raise ValueError(f"stage {number} pads {pad} pixels by '{rule.mode}' on a map of {min(size)}; "
                          f"the map must have at least {least}; choose a larger input or zero padding")
-    (height, shift_h), (width, shift_w) = place(rule, size[0]), place(rule, size[1])
+    height, shift_h = place(rule, size[0])
+    width, shift_w = (height, shift_h) if size[0] == size[1] else place(rule, size[1])
     if min(height, width) < 1:
         raise ValueError(f"stage {number}: {name} needs {rule.dilation * (rule.kernel - 1) + 1} pixels, but its input is "
                          f"{size[0]}x{size[1]} with padding {rule.padding[0]}:{rule.padding[1]}; "
                          "choose a larger input size, a smaller kernel or less subsampling")
     if rule.kind in ("adaptive", "adaptivemax") and (height > size[0] or width > size[1]):
         raise ValueError(f"stage {number}: {name} asks for more pixels than its input of {size[0]}x{size[1]} has; choose fewer")
-    return Layer(number, name, branch, size, (height, width), (shift_h, shift_w), rule.kernel, weights)
+    return Layer(number, name, branch, size, (height, width), (shift_h, shift_w), rule.kernel, weights, read if branch == "main" else None)

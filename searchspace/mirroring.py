@@ -1,303 +1,235 @@
-"""Whether mirroring the image mirrors the features, decided position by position where remainders alone do not decide.
+"""Which elements the windows of a network leave exact, decided position by position where remainders alone do not decide.
 
-A remainder of 0 in every layer is enough, but not needed: a window that covers the whole axis is symmetric wherever it
-starts, and a crop and a pool that each shift the grid may undo each other. So every position of a feature map along one axis
-is written as a term: which layer reads which terms of the layer before. The image and its mirror image are both followed
-through the network, with every kernel mirrored for the latter; the features mirror iff both give the same terms in
-opposite order. Weights are taken as general: different terms stand for different values.
+A remainder of 0 in every layer is enough, but not needed: a window that covers the whole axis is symmetric wherever it starts,
+and a crop and a pool that each shift the grid may undo each other. The image and the moved image are both followed through
+the network as terms (`searchspace.terms`), with every kernel moved for the latter; features are exact iff both give the same
+terms in moved positions. Axes are followed one by one, or together where windows lie in the padding alone: what these show is
+no pixel's on one axis and perhaps on neither.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional, Sequence
 
-from searchspace.geometry import CACHED, Rule, Size, conv_rule, nearest_sources, place, skip_rule, step_rule
+from searchspace.geometry import CACHED, Layer, Read, Rule, Size, place
+from searchspace.groups import IDENTITY, Element, Group
+from searchspace.terms import Program, Terms, image, moved, program
 
-if TYPE_CHECKING:
-    from searchspace.architecture import Stage, Subsampling
-
-ZERO = 0                        # the term of padding
-PIXEL = 1                       # bit of a term that depends on a pixel of the image; higher bits: on the constants of a layer
+GRID = Group(4, True).elements
+FLIP = Element.parse("m")               # reads the width backwards
 SLIDING = ("conv", "max", "avg", "blur", "blurmax")
-BLUR_BELL = {"blur": 0.66, "blurmax": 0.6}      # sigma, pixels
+# What is left if mirroring the (height, width) is exact.
+BY_AXES = {(height, width): frozenset(e for e in GRID if (height or not e.reversed_axes[0]) and (width or not e.reversed_axes[1]))
+           for height in (False, True) for width in (False, True)}
 
 
-class Read(NamedTuple):
-    """One step along an axis: a layer, or with `closing` the second layer of a residual block whose input is read by `skip`."""
-
-    rule: Rule
-    opening: bool = False               # the input of this layer is that of a residual block
-    closing: bool = False
-    skip: Optional[Rule] = None         # None: the identity
-
-
-Program = tuple[tuple[Read, ...], ...]      # of the entry (empty if there is none), then of each stage
-
-
-class Mirroring(NamedTuple):
-    """What mirroring one axis of the image does to the features."""
-
-    stages: tuple[bool, ...]    # after the entry and after each stage: True if it mirrors the maps exactly
-    means: bool                 # True if the spatial mean of the last maps is unchanged
-    levels: int                 # bit 0: pixels reach the last maps; bit n: the constant that layer n makes of padding alone does
-
-    @property
-    def exact(self) -> bool:
-        """True if it mirrors the last maps exactly."""
-        return self.stages[-1]
+def kept_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element]:
+    """The elements (quarter turns and flips) that the windows of a network leave exact in its last maps, if all are built in."""
+    main = [layer for layer in layers if layer.read is not None]
+    height = _kept_axis(main, 0)
+    width = height if size[0] == size[1] else _kept_axis(main, 1)
+    if height is not None and width is not None:
+        return BY_AXES[height, width]
+    reads = program(main)
+    return frozenset(e for e in GRID if exact_after(size, reads, e)[-1])
 
 
-def program(entry: "Optional[Subsampling]", stages: "Sequence[Stage]") -> Program:
-    """How the network of these parts reads either axis."""
-    found = [() if entry is None else (Read(step_rule(entry)),)]
-    previous = None
-    for stage in stages:
-        changes = previous is None or previous.fields != stage.fields or previous.group != stage.group
-        found.append(_stage_program(stage, changes))
-        previous = stage
-    return tuple(found)
+def exact_after(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
+    """Whether the windows leave `element` exact in the maps of the entry (or the image), then in those of each stage."""
+    axes = _alone(reads, size[0]), _alone(reads, size[1])
+    if any(axis.constants for axis in axes):
+        return _together(size, reads, element)
+    reversed_axes = [axis.stages for axis, reverses in zip(axes, element.reversed_axes) if reverses]
+    return tuple(map(all, zip(*reversed_axes))) if reversed_axes else (True,) * len(reads)
+
+
+def unchanged(size: Size, reads: Program, group: Group, head: str, element: Element) -> bool:
+    """Whether moving the image by `element`, which need not be in `group`, leaves the logits exactly unchanged.
+
+    They are if some element of the group exchanges the channels of each field as the move does, up to what no mean shows: an
+    axis of the image that is mirrored alone, one of the kernels, or an exchange of height and width.
+    """
+    axes = _alone(reads, size[0]), _alone(reads, size[1])
+    if any(axis.constants for axis in axes):
+        return _unchanged_together(size, reads, group.grid, head, element)
+
+    def shows(exchange: Element) -> bool:
+        for axis, mirrors, exchanges in zip(axes, element.reversed_axes, exchange.reversed_axes):
+            if (mirrors or exchanges) and not (axis.means if mirrors and exchanges else axis.stays if mirrors else axis.blind):
+                return True
+        return element.swaps_axes != exchange.swaps_axes and not _transposable(size, reads)
+
+    return not all(map(shows, group.grid.elements if head != "none" else (IDENTITY,)))
+
+
+def sees_pixels(size: Size, reads: Program) -> bool:
+    """Whether any pixel reaches the last maps; otherwise the network is a constant."""
+    return all(_alone(reads, pixels).pixels for pixels in size)
+
+
+class _Axis(NamedTuple):
+    """What mirroring one axis of the image does, looked at alone."""
+
+    stages: tuple[bool, ...]    # after the entry and after each stage: True if it mirrors the maps, with every kernel mirrored
+    means: bool                 # True if that leaves the mean over the last maps as it is
+    stays: bool                 # True if mirroring the image alone does
+    blind: bool                 # True if mirroring the kernels alone does
+    pixels: bool                # True if any pixel reaches the last maps
+    constants: bool             # True if windows lie in the padding alone: then axes cannot be looked at alone
 
 
 @lru_cache(maxsize=4096)
-def _stage_program(stage: "Stage", changes: bool) -> tuple[Read, ...]:
-    found = []
-    for block in range(stage.repeats):
-        stride = stage.stride if block == 0 else 1
-        if stage.residual:
-            skip = skip_rule(stride) if stride != 1 or changes and block == 0 else None
-            found += [Read(conv_rule(stage, stride), opening=True), Read(conv_rule(stage, 1), closing=True, skip=skip)]
-        else:
-            found.append(Read(conv_rule(stage, stride)))
-    if stage.subsampling is not None:
-        found.append(Read(step_rule(stage.subsampling)))
-    return tuple(found)
+def _alone(reads: Program, size: int) -> _Axis:
+    terms = Terms(size)
+    upright = image(1, size)
+    mirrored = same = moved(upright, FLIP)
+    flags, number = [], 0
+    for stage in reads:
+        upright = terms.follow(stage, upright, IDENTITY, number, flat=True)
+        mirrored = terms.follow(stage, mirrored, FLIP, number, flat=True)
+        same = terms.follow(stage, same, IDENTITY, number, flat=True)
+        number += len(stage)
+        flags.append(mirrored == moved(upright, FLIP))
+    total, of_mirrored, of_same = map(terms.total, (upright, mirrored, same))
+    return _Axis(tuple(flags), total == of_mirrored, total == of_same, of_mirrored == of_same,
+                 terms.sees_pixels(upright), terms.constants)
 
 
-def mirrorings(size: Size, reads: Program) -> tuple[Mirroring, Mirroring]:
-    """What mirroring the height, and the width, of an image of `size` does to the features of every stage."""
-    height, width = _trace(reads, size[0]), _trace(reads, size[1])
-    return _mirroring(height, reads, size[0], width.levels), _mirroring(width, reads, size[1], height.levels)
+@lru_cache(maxsize=4096)
+def _together(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
+    terms = Terms(size[0] * size[1])
+    upright = image(*size)
+    turned = moved(upright, element)
+    flags, number = [], 0
+    for stage in reads:
+        upright, turned = terms.follow(stage, upright, IDENTITY, number), terms.follow(stage, turned, element, number)
+        number += len(stage)
+        flags.append(turned == moved(upright, element))
+    return tuple(flags)
 
 
-def _mirroring(traced: Mirroring, reads: Program, size: int, across: int) -> Mirroring:
-    """`traced` itself, unless no pixel reaches the features `across`: then its maps are those of the constants that do."""
-    if across & PIXEL:
-        return traced
-    traces = [_trace(reads, size, bit) for bit in range(1, across.bit_length()) if across >> bit & 1]
-    return Mirroring(traced.stages[:-1] + (all(t.stages[-1] for t in traces),), all(t.means for t in traces), traced.levels)
-
-
-def sees_no_pixel(axes: tuple[Mirroring, Mirroring]) -> bool:
-    """True if the last maps depend on padding alone: the network is a constant."""
-    return not axes[0].levels & axes[1].levels & PIXEL
-
-
-def same_in_all_channels(reads: Program, axes: tuple[Mirroring, Mirroring]) -> bool:
-    """True if the channels of each field are equal: kernels have one pixel, counted from where the last maps depend on."""
-    since = max((axis.levels & -axis.levels).bit_length() - 1 for axis in axes)
+@lru_cache(maxsize=4096)
+def _unchanged_together(size: Size, reads: Program, group: Group, head: str, element: Element) -> bool:
     flat = [read for stage in reads for read in stage]
-    return all(read.rule.kernel == 1 for read in flat[since:] if read.rule.kind == "conv")
+    terms = Terms(size[0] * size[1])
+
+    def means(move: Element) -> list[dict[int, int]]:
+        taken = moved(image(*size), move)
+        return [terms.total(terms.follow(flat, taken, channel)) for channel in group.elements]
+
+    before, after = means(IDENTITY), means(element)
+    if head == "none":
+        return before == after
+    if head == "group_max":
+        return sorted(map(_listed, before)) == sorted(map(_listed, after))
+    return _summed(before) == _summed(after)
 
 
-def kept(reads: Program, size: int) -> Optional[bool]:
-    """Whether mirroring the axis mirrors the features, from the layers between the first and the last shifted one; None: undecided.
+def _listed(total: dict[int, int]) -> list[tuple[int, int]]:
+    return sorted(total.items())
+
+
+def _summed(totals: list[dict[int, int]]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for total in totals:
+        for term, weight in total.items():
+            found[term] = found.get(term, 0) + weight
+    return found
+
+
+def _transposable(size: Size, reads: Program) -> bool:
+    """Whether transposing the image leaves the mean of every channel as it is."""
+    flat = tuple(read for stage in reads for read in stage)
+    sizes = [(down, across) for down, across in zip(_sizes(flat, size[0]), _sizes(flat, size[1]))]
+    apart = True                            # whether different positions have different terms
+    for read, around in zip(flat, sizes):
+        rule = read.rule
+        if rule.kind == "conv" and rule.kernel > 1:
+            if apart and min(around) > rule.kernel and max(rule.padding) <= rule.kernel - 2 and rule.dilation == 1:
+                return False                # every window shows two pixels on both axes: a transposed kernel makes a difference
+            return _transposable_together(size, flat)
+        apart &= rule.kind not in ("resize", "crop") or rule.mode in ("bilinear", "bicubic") and (rule.output or 0) <= 2 * min(around)
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _transposable_together(size: Size, flat: tuple[Read, ...]) -> bool:
+    terms = Terms(size[0] * size[1])
+    transposed = tuple(zip(*image(*size)))
+    return terms.total(terms.follow(flat, image(*size))) == terms.total(terms.follow(flat, transposed))
+
+
+def _kept_axis(main: Sequence[Layer], axis: int) -> Optional[bool]:
+    """Whether the windows mirror an axis exactly, from the layers between the first and the last shifted one; None: undecided.
 
     Before them every position is its own and mirrors; behind them convolutions without gaps show every position that does not.
+    A skip connection is shifted with the first convolution of its block.
     """
-    flat = [read for stage in reads for read in stage]
-    sizes, shifted = [], []
-    for number, read in enumerate(flat):
-        sizes.append(size)
-        out, left = place(read.rule, size)
-        if left or read.skip is not None and place(read.skip, sizes[number - 1])[1]:
-            shifted.append(number)
-        size = out
+    shifted = [n for n, layer in enumerate(main) if layer.remainder[axis]]
     if not shifted:
-        return True
+        return True if all(_own(layer.read.rule, layer.size_in[axis]) for layer in main) else None
     first, last = shifted[0], shifted[-1]
-    first -= flat[first].closing
-    last += flat[last].opening
-    if not all(_without_gaps(read.rule, n) for read, n in zip(flat[:first], sizes)):
+    first -= main[first].read.closing
+    last += main[last].read.opening
+    if not all(_own(layer.read.rule, layer.size_in[axis]) for layer in main[:first]):
         return None
-    if not all(read.rule.kind == "conv" and _without_gaps(read.rule, n) for read, n in zip(flat[last + 1:], sizes[last + 1:])):
-        last = len(flat) - 1
-    return _kept_between(tuple(flat[first:last + 1]), sizes[first])
+    if not all(_shows_all(layer.read.rule) for layer in main[last + 1:]):
+        last = len(main) - 1
+    between = main[first:last + 1]
+    if _begins_elsewhere(between, axis):
+        return False
+    return _kept_between(tuple(layer.read for layer in between), between[0].size_in[axis])
 
 
-def _without_gaps(rule: Rule, size: int) -> bool:
-    """True if every position of the input is read, no window lies in the padding and all windows differ."""
-    return rule.kind in SLIDING and rule.dilation == 1 and max(rule.padding) < rule.kernel and rule.stride <= rule.kernel < size
+def _own(rule: Rule, size: int) -> bool:
+    """True if every position of the output depends on pixels, and no two on the same ones in the same way."""
+    if rule.kind == "conv" and rule.mode == "zeros":
+        return rule.dilation == 1 and max(rule.padding) < rule.kernel
+    if rule.kind in SLIDING:
+        return rule.dilation == 1 and max(rule.padding) < rule.kernel < size
+    return rule.kind in ("adaptive", "adaptivemax")
+
+
+def _shows_all(rule: Rule) -> bool:
+    """True if every position of the input is some tap of an unshifted convolution."""
+    return rule.kind == "conv" and rule.dilation == 1 and rule.stride <= rule.kernel
+
+
+def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
+    """True if what the last position depends on does not begin where its mirror image does; False says nothing.
+
+    Followed back window by window from the begin of the last one and from the end of the first one, as long as none is cut off.
+    """
+    begin, end = main[-1].size_out[axis] - 1, 0
+    for layer in reversed(main):
+        rule, size = layer.read.rule, layer.size_in[axis]
+        if rule.kind in SLIDING:
+            wider = rule.kind == "blurmax"              # by the maximum of three in front
+            begin = begin * rule.stride - rule.padding[0] - wider
+            end = end * rule.stride - rule.padding[0] + rule.dilation * (rule.kernel - 1) + wider
+        elif rule.kind in ("adaptive", "adaptivemax"):
+            begin, end = begin * size // layer.size_out[axis], -(-(end + 1) * size // layer.size_out[axis]) - 1
+        else:
+            return False
+        if not (0 <= begin < size and 0 <= end < size):
+            return False
+    return begin != main[0].size_in[axis] - 1 - end
 
 
 @lru_cache(maxsize=CACHED)
 def _kept_between(flat: tuple[Read, ...], size: int) -> Optional[bool]:
-    terms = _Terms(size)
-    now, mirrored = terms.follow(flat, *_distinct(size))
-    return mirrored == now[::-1] if terms.seen(now) & PIXEL else None
+    terms = Terms(size)
+    upright = image(1, size)
+    mirrored = terms.follow(flat, moved(upright, FLIP), FLIP, flat=True)
+    upright = terms.follow(flat, upright, flat=True)
+    return None if terms.constants else mirrored == moved(upright, FLIP)
 
 
-def _distinct(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    maps = tuple(range(1, size + 1))
-    return maps, maps[::-1]
-
-
-@lru_cache(maxsize=4096)
-def _trace(reads: Program, size: int, start: int = 0) -> Mirroring:
-    """The terms followed through `reads`; with `start`, as if the layer of that number gave the same value everywhere."""
-    terms = _Terms(size)
-    now, mirrored = _distinct(size)
-    flags, number = [], 0
-    for stage in reads:
-        now, mirrored = terms.follow(stage, now, mirrored, number, start)
-        number += len(stage)
-        flags.append(mirrored == now[::-1])
-    return Mirroring(tuple(flags), terms.total(now) == terms.total(mirrored), terms.seen(now))
-
-
-class _Terms:
-    """The terms of one axis, numbered as they appear: equal numbers are equal values."""
-
-    def __init__(self, size: int) -> None:
-        self.numbers: dict[tuple, int] = {}
-        self.sums: dict[int, tuple[tuple[int, float], ...]] = {}
-        self.levels = [0] + [PIXEL] * size
-
-    def _term(self, key: tuple, parts: Sequence[int], own: int = 0) -> int:
-        found = self.numbers.get(key)
-        if found is None:
-            found = self.numbers[key] = len(self.levels)
-            self.levels.append(self.seen(parts) or own)
-        return found
-
-    def seen(self, ids: Iterable[int]) -> int:
-        """The bits of everything that the terms depend on."""
-        found = 0
-        for term in ids:
-            found |= self.levels[term]
-        return found
-
-    def follow(self, reads: Sequence[Read], now: tuple[int, ...], mirrored: tuple[int, ...], number: int = 0,
-               start: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The terms after `reads`, the first of which is layer `number` + 1, of the image and of its mirror image."""
-        opened = now, mirrored
-        for number, read in enumerate(reads, start=number + 1):
-            if read.opening:
-                opened = now, mirrored
-            now, mirrored = self.read(read.rule, number, now, False), self.read(read.rule, number, mirrored, True)
-            if read.closing:
-                if read.skip is not None:
-                    opened = self.read(read.skip, -number, opened[0], False), self.read(read.skip, -number, opened[1], True)
-                now, mirrored = self.add(number, now, opened[0]), self.add(number, mirrored, opened[1])
-            if number == start:
-                now = mirrored = (1,) * len(now)
-        return now, mirrored
-
-    def read(self, rule: Rule, number: int, ids: tuple[int, ...], back: bool) -> tuple[int, ...]:
-        """The terms after layer `number`; `back`: on the mirror image, whose kernels are mirrored."""
-        if rule.kind == "conv":
-            step = -1 if back else 1
-            own = 1 << abs(number)
-            windows = (window[::step] for window in _windows(rule, ids))
-            return tuple(self._term((number, window), window, own) for window in windows)
-        if rule.kind == "blurmax":
-            ids = tuple(self._maximum(ids[max(i - 1, 0):i + 2]) for i in range(len(ids)))
-        if rule.kind in ("max", "adaptivemax"):
-            return tuple(self._maximum([ids[p] for p in positions]) for positions, _ in _rows(rule, len(ids)))
-        return tuple(self._weighted(ids, positions, weights) for positions, weights in _rows(rule, len(ids)))
-
-    def add(self, number: int, main: Sequence[int], skip: Sequence[int]) -> tuple[int, ...]:
-        """The terms of a sum of two branches."""
-        return tuple(self._term(("add", number, *pair), pair) for pair in zip(main, skip))
-
-    def _maximum(self, window: Sequence[int]) -> int:
-        distinct = frozenset(window)
-        return next(iter(distinct)) if len(distinct) == 1 else self._term(("max", distinct), tuple(distinct))
-
-    def _weighted(self, ids: Sequence[int], positions: Sequence[int], weights: Sequence[float]) -> int:
-        total: dict[int, float] = {}
-        for position, weight in zip(positions, weights):
-            term = ids[position] if position >= 0 else ZERO
-            if term != ZERO:
-                total[term] = total.get(term, 0.0) + weight
-        found = tuple(sorted((term, round(weight, 9)) for term, weight in total.items() if round(weight, 9)))
-        if not found:
-            return ZERO
-        if len(found) == 1 and found[0][1] == 1:
-            return found[0][0]
-        term = self._term(("sum", found), [term for term, _ in found])
-        self.sums[term] = found
-        return term
-
-    def total(self, ids: Sequence[int]) -> dict[int, float]:
-        """The sum of the terms, with sums written out: what the spatial mean sees."""
-        total: dict[int, float] = {}
-        for term in ids:
-            for part, weight in self.sums.get(term, ((term, 1.0),)):
-                total[part] = total.get(part, 0.0) + weight
-        return {part: round(weight, 7) for part, weight in total.items() if part != ZERO}
-
-
-def _windows(rule: Rule, ids: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The terms in each window of a convolution, its padding included."""
-    before, after = rule.padding
-    if rule.mode == "reflect":
-        padded = ids[before:0:-1] + ids + ids[-2:-after - 2:-1]
-    elif rule.mode == "circular":
-        padded = ids[len(ids) - before:] + ids + ids[:after]
-    elif rule.mode == "replicate":
-        padded = ids[:1] * before + ids + ids[-1:] * after
-    else:
-        padded = (ZERO,) * before + ids + (ZERO,) * after
-    reach = rule.dilation * (rule.kernel - 1) + 1
-    for start in range(0, len(padded) - reach + 1, rule.stride):
-        yield padded[start:start + reach:rule.dilation]
-
-
-@lru_cache(maxsize=4096)
-def _rows(rule: Rule, size: int) -> tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]:
-    """(positions, weights) that each output of a layer without trained weights reads; -1: a zero."""
-    out = place(rule, size)[0]
-    if rule.kind in ("max", "avg", "blur", "blurmax"):
-        return tuple(_sliding_row(rule, i * rule.stride - rule.padding[0], size) for i in range(out))
-    if rule.kind in ("adaptive", "adaptivemax"):
-        bins = [tuple(range(i * size // out, -(-(i + 1) * size // out))) for i in range(out)]
-        return tuple((positions, (1 / len(positions),) * len(positions)) for positions in bins)
-    if rule.kind == "crop":
-        first = -((out - size) // 2)
-        return tuple(((p if 0 <= p < size else -1,), (1.0,)) for p in range(first, first + out))
-    if rule.mode == "nearest":
-        return tuple(((p,), (1.0,)) for p in nearest_sources(size, out))
-    return tuple(_interpolated_row(rule.mode, i, size, out) for i in range(out))
-
-
-def _sliding_row(rule: Rule, start: int, size: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    inside = tuple(p for p in range(start, start + rule.kernel) if 0 <= p < size)
-    if rule.kind == "max":
-        return inside, ()
-    if rule.kind == "avg":      # zeros are counted, but not what lies beyond the padding when sizes are rounded up
-        divisor = min(start + rule.kernel, size + rule.padding[1]) - start
-        return inside, (1 / divisor,) * len(inside)
-    centre = start + rule.kernel // 2
-    return inside, tuple(math.exp(-(p - centre) ** 2 / (2 * BLUR_BELL[rule.kind] ** 2)) for p in inside)
-
-
-def _interpolated_row(mode: str, index: int, size: int, out: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Weights of a smooth resize, as torch has them when it shrinks with antialias: which are equal and which vanish matters."""
-    scale = size / out
-    stretch = max(scale, 1.0)
-    centre = (index + 0.5) * scale - 0.5
-    weights = [(p, _kernel(mode, (p - centre) / stretch)) for p in range(size)]
-    total = sum(weight for _, weight in weights)
-    kept = [(p, weight / total) for p, weight in weights if abs(weight) > 1e-12]
-    return tuple(p for p, _ in kept), tuple(weight for _, weight in kept)
-
-
-def _kernel(mode: str, x: float) -> float:
-    x = abs(x)
-    if mode == "bilinear":
-        return max(0.0, 1.0 - x)
-    if x < 1:
-        return (1.5 * x - 2.5) * x * x + 1
-    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+def _sizes(flat: Sequence[Read], size: int) -> list[int]:
+    """The pixels of an axis before each layer."""
+    found = []
+    for read in flat:
+        found.append(size)
+        size = place(read.rule, size)[0]
+    return found

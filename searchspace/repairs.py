@@ -49,7 +49,7 @@ def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, c
     Empty if nothing is shifted. `group`: whose elements count; None: all that are built in.
     """
     before = verdict(architecture, group)
-    if _repaired(before):
+    if before.unshifted:
         return ()
     sizes = exact_sizes(architecture, most=most)
     found = [_proposal("size", before, architecture.with_size(*size), (f"{_px(architecture.size)} -> {_px(size)}",), channels, classes)
@@ -63,7 +63,7 @@ def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, c
             changed = _try(inner, entry=entry)
             if changed is not None and entry != architecture.entry:
                 found.append(_proposal("entry", before, changed, (f"entry: {architecture.entry or 'none'} -> {entry}",), channels, classes))
-    return tuple(p for p in found if p is not None and _repaired(verdict(p.architecture, group)))
+    return tuple(p for p in found if p is not None and verdict(p.architecture, group).unshifted)
 
 
 def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
@@ -74,7 +74,7 @@ def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *,
     Empty if nothing is shifted, or if no layout nearby is exact.
     """
     before = verdict(architecture, group)
-    if _repaired(before):
+    if before.unshifted:
         return ()
     macs = cost(architecture, channels, classes).macs
     partial, done, seen = [((), architecture)], [], {architecture}
@@ -98,7 +98,7 @@ def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *,
         partial = sorted(grown, key=lambda p: abs(cost(p[1], channels, classes).macs - macs))[:BEAM]
     done.sort(key=lambda p: (len(p[0]), abs(cost(p[1], channels, classes).macs - macs)))
     found = (_proposal("layout", before, candidate, changes, channels, classes) for changes, candidate in done[:most])
-    return tuple(p for p in found if _repaired(verdict(p.architecture, group)))
+    return tuple(p for p in found if verdict(p.architecture, group).unshifted)
 
 
 def breakings(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
@@ -141,10 +141,6 @@ def _proposal(kind: Kind, before: Verdict, changed: Architecture, changes: tuple
     was, now = cost(before.architecture, channels, classes).macs, cost(changed, channels, classes).macs
     return Proposal(kind, changed, changes, surviving, tuple(e for e in surviving if e not in before.surviving),
                     tuple(e for e in before.surviving if e not in surviving), now, now / was - 1)
-
-
-def _repaired(found: Verdict) -> bool:
-    return not any(breaks and breaks[0].reason == "shift" for _, breaks in found.losses)
 
 
 def _first_shift(architecture: Architecture, group: Optional[Group]) -> Optional[int]:

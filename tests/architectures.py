@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from searchspace.architecture import Architecture, Loss, Stage, Subsampling
+from searchspace.cost import cost
 from searchspace.groups import Group
 
 GRID = ("C1", "C2", "C4", "D1", "D2", "D4")
@@ -63,3 +64,61 @@ def random_architecture(rng: random.Random, groups: tuple[str, ...] = GRID, squa
             return Architecture((height, width), tuple(stages), rng.choice(("group_max", "group_mean", "none")), filters, loss, entry)
         except ValueError:
             continue
+
+
+ODD = ANY + ("C6", "D3", "D6", "C12")
+SMALL_KERNELS = (1, 3, 4, 5)        # for elements off the grid: bases that are baked anyway
+MOST_MACS = 1e6                     # of one image: a proof asks every element of thousands of networks
+
+
+def odd_subsampling(rng: random.Random) -> Subsampling:
+    """A step that nobody would choose: windows larger than maps, strides larger than windows, one pixel of output."""
+    kind = rng.choice(("max", "max", "avg", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "resize", "crop", "crop"))
+    stride = rng.choice((1, 1, 2, 2, 3, 4, 7))
+    if kind in ("max", "avg", "conv"):
+        kernel = rng.choice((1, 2, 3, 4, 5, 6, 9))
+        padding = rng.randint(0, kernel // 2), rng.randint(0, kernel // 2)
+        return Subsampling(kind, kernel, stride, padding if rng.random() < 0.5 else padding[:1] * 2, ceil=kind != "conv" and rng.random() < 0.4)
+    if kind.startswith("blur"):
+        return Subsampling(kind, 5, stride, (2, 2))
+    output = rng.choice((1, 1, 2, 3, 4, 5, 8, 11, 20))
+    if kind.startswith("adaptive"):
+        return Subsampling(kind, output=output) if rng.random() < 0.5 else Subsampling(kind, stride=stride)
+    return Subsampling(kind, output=output, mode=rng.choice(("bilinear", "bicubic", "nearest")) if kind == "resize" else "bilinear")
+
+
+def odd_stage(rng: random.Random, group: Group, filters: str) -> Stage:
+    """A stage that nobody would choose: kernels larger than maps, windows in the padding alone, even kernels that lean to one side."""
+    kernel = rng.choice((1, 1, *SMALL_KERNELS) if filters == "basis" else (1, 1, 2, 2, 3, 3, 4, 5, 6, 7))
+    dilation, residual = rng.choice((1, 1, 1, 2, 3, 5)), rng.random() < 0.2
+    if residual:
+        kernel = kernel if kernel % 2 else 3
+    reach = dilation * (kernel - 1)
+    padding = (dilation * (kernel // 2),) * 2
+    if not residual and rng.random() < 0.7:
+        before, after = rng.randint(0, reach + 1), rng.randint(0, reach + 1)
+        padding = rng.choice(((before, before), (before, after), (0, before), (before, 0), (0, 0)))
+    return Stage(rng.randint(1, 3), kernel, rng.choice((1, 1, 1, 2, 3, 5)), padding, group, odd_subsampling(rng) if rng.random() < 0.5 else None,
+                 dilation, rng.choice(("zeros", "zeros", "reflect", "circular", "circular", "replicate")), rng.choice((1, 1, 1, 2, 3)), residual)
+
+
+def odd_architecture(rng: random.Random, groups: tuple[str, ...] = GRID) -> Architecture:
+    """A valid architecture at the edges of what can be built, on images of 1 to 70 pixels; tries until one fits its input."""
+    while True:
+        group = Group.parse(rng.choice(groups))
+        filters = "basis" if not group.on_grid or rng.random() < 0.2 else "free"
+        stages = []
+        for _ in range(rng.randint(1, 4)):
+            if rng.random() < 0.25:
+                group = rng.choice(group.subgroups())
+            stages.append(odd_stage(rng, group, filters))
+        most = rng.choice((3, 6, 12, 24, 70))
+        height = rng.randint(1, most)
+        width = height if rng.random() < 0.6 else rng.randint(1, most)
+        entry = odd_subsampling(rng) if rng.random() < 0.2 else None
+        try:
+            made = Architecture((height, width), tuple(stages), rng.choice(("group_max", "group_mean", "none")), filters, entry=entry)
+        except ValueError:
+            continue
+        if cost(made, 2, 3).macs * group.order <= MOST_MACS:
+            return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from functools import lru_cache
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,21 @@ def act_on_fields(maps: Tensor, element: Element, group: Group) -> Tensor:
     sources = torch.tensor(permutation(group, element.inverse), device=maps.device)
     fields = moved.reshape(batch, -1, group.order, *moved.shape[-2:])
     return fields.index_select(2, sources).reshape(moved.shape)
+
+
+@lru_cache(maxsize=16)
+def gathers(element: Element, group: Optional[Group], channels: int, height: int, width: int) -> Tensor:
+    """Where the values of maps come from that an element on the grid moves, in channels-last order: an index, int32.
+
+    Without a group only pixels move: maps.permute(0, 2, 3, 1).flatten(1, 2)[:, index] are the moved maps, in the same order. With one it is
+    `act_on_fields` that maps.permute(0, 2, 3, 1).flatten(1)[:, index] gives, in one gather.
+    """
+    pixels = act(torch.arange(height * width, dtype=torch.int32).view(1, 1, height, width), element).reshape(-1)
+    if group is None:
+        return pixels
+    order = torch.tensor(permutation(group, element.inverse), dtype=torch.int32)
+    fields = (torch.arange(0, channels, group.order, dtype=torch.int32)[:, None] + order).view(-1)
+    return (pixels[:, None] * channels + fields).view(-1)
 
 
 @lru_cache(maxsize=None)

@@ -6,6 +6,7 @@ are pixels and normalised afterwards, so that the corners that a rotation uncove
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group, largest_subgroup
-from trainers.actions import act
+from trainers.actions import act, parts
 from trainers.equivariance import EquivarianceError, StageError, equivariance_error
 from trainers.stages import Model, Normalise, measuring, pixels, run
 
@@ -94,12 +95,14 @@ def invariant_elements(model: Model, images: Tensor, group: Group, *, normalise:
 
 @torch.no_grad()
 def predict(model: Model, images: Tensor, elements: Iterable[Element], *, normalise: Optional[Normalise] = None,
-            batch_size: int = 128, share_exact: bool = True) -> Predictions:
+            batch_size: int = 128, share_exact: bool = True, crew: Optional[Executor] = None) -> Predictions:
     """The predictions of a model for images under each of `elements`.
 
     `images` are [image, channel, height, width], uint8 or floating point; `normalise` is applied after they were moved.
     With `share_exact`, quarter turns and flips under which the logits are measured not to change on 16 of the images
-    cost no forward: 2 instead of 8 for C8 and an exact C4 network. Raises ValueError for logits that are not finite.
+    cost no forward: 2 instead of 8 for C8 and an exact C4 network. `crew` are threads that take batches side by side
+    (`trainers.process.crew`); the model must then bear to be called by several threads at once, as folded networks do.
+    Raises ValueError for logits that are not finite.
     """
     elements = tuple(dict.fromkeys(elements))
     if not elements:
@@ -108,20 +111,31 @@ def predict(model: Model, images: Tensor, elements: Iterable[Element], *, normal
     shared: tuple[Element, ...] = (IDENTITY,)
     if share_exact and square and len(images) > 1:
         shared = invariant_elements(model, images[:: max(1, len(images) // 16)][:16], Group(4, True), normalise=normalise)
-    # Images moved by k @ e, k exact, are those moved by e, then exactly by k: the model says the same of both.
+    # Images moved by k @ e, k exact, are those moved by e, then by k, bit for bit (`actions.parts`): the model says the same of both.
     sources = {element: _representative(element, elements, shared) for element in elements}
     needed = tuple(dict.fromkeys(sources.values()))
     prepare = normalise or (lambda moved: moved)
+    # Elements that differ by index moves interpolate once for all of them.
+    alike: dict[Element, list[tuple[int, Element]]] = {}
+    for row, element in enumerate(needed):
+        exact, rest = parts(element, square)
+        alike.setdefault(rest, []).append((row, exact))
+
+    @torch.no_grad()
+    def work(task: tuple[int, Element]) -> list[tuple[Tensor, Tensor]]:
+        start, rest = task
+        turned = act(pixels(images[start:start + batch_size], model), rest)
+        logits = (run(model, prepare(act(turned, exact)), stages=())[0] for _, exact in alike[rest])
+        return [(best.indices, best.values) for best in (values.float().softmax(1).max(1) for values in logits)]
+
+    tasks = [(start, rest) for start in range(0, len(images), batch_size) for rest in alike]
     classes = torch.empty(len(needed), len(images), dtype=torch.int64)
     confidences = torch.empty(len(needed), len(images))
     with measuring(model):
-        for start in range(0, len(images), batch_size):
-            batch = pixels(images[start:start + batch_size], model)
-            for row, element in enumerate(needed):
-                logits, _ = run(model, prepare(act(batch, element)), stages=())
-                best = logits.float().softmax(1).max(1)
-                classes[row, start:start + len(batch)] = best.indices.cpu()
-                confidences[row, start:start + len(batch)] = best.values.cpu()
+        for (start, rest), found in zip(tasks, crew.map(work, tasks) if crew else map(work, tasks)):
+            for (row, _), (best, confidence) in zip(alike[rest], found):
+                classes[row, start:start + len(best)] = best.cpu()
+                confidences[row, start:start + len(best)] = confidence.cpu()
     rows = torch.tensor([needed.index(sources[element]) for element in elements])
     return Predictions(elements, classes[rows], confidences[rows], shared, len(needed))
 

@@ -32,6 +32,7 @@ def trained(architecture, seed=0, channels=2):
             for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.3, 0.3), ("running_mean", -0.2, 0.2), ("running_var", 0.5, 1.5)):
                 value = getattr(convolution.norm, name)
                 value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
+            convolution.norm.weight[1::2] *= -1      # a maximum does not commute with these
     return network
 
 
@@ -51,17 +52,19 @@ def raw_bases(monkeypatch):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("text", [P4CNN.format(g) for g in ("C4", "D4", "C8", "D8")] + [RESIDUAL.format("C4"), RESIDUAL.format("D4"),
     "12px: 2k3@D1 avg3/2p1, 2k5p2reflect head=none filters=basis", "12px: 2k3@C2 blur/2, 2k3 blurmax/2 filters=basis",
-    "12px: 2k3@D2 conv3/2p1, 2k3s2p1circular filters=basis", "12px: 3k3@C1, 3k5 filters=basis"])
-def test_equals_escnn(text, training, raw_bases):
+    "12px: 2k3@D2 conv3/2p1, 2k3s2p1circular filters=basis", "12px: 3k3@C1, 3k5 filters=basis",
+    "13px: 3k3s2@C4 max3/2p1, 4k3 max2/2ceil filters=basis", "13px: 2k3@D4 blur/2, 2k3r filters=basis"])
+@pytest.mark.parametrize("channels", [1, 2])    # of a grey image, the first convolution is computed otherwise
+def test_equals_escnn(text, training, channels, raw_bases):
     """With unmodified escnn modules of the same weights: outputs, feature maps, running statistics and gradients to 1e-10."""
     from escnn_reference import EscnnNetwork, copy_to_escnn
 
     architecture = Architecture.parse(text)
-    network = trained(architecture).train(training)
-    reference = EscnnNetwork(architecture, 2, 5).double()
+    network = trained(architecture, channels=channels).train(training)
+    reference = EscnnNetwork(architecture, channels, 5).double()
     copy_to_escnn(network, reference)
     reference.train(training)       # escnn expands its filters when it goes to eval
-    x = images(architecture)
+    x = images(architecture, channels)
     mine, my_maps = network.forward_with_stages(x)
     theirs, their_maps = reference.forward_with_stages(x)
     assert relative(mine, theirs) < 1e-10
@@ -197,13 +200,15 @@ def test_stays_in_channels_last_from_an_image_of_one_channel():
     """A map of one channel has both layouts; torch would go on in the slower one."""
     architecture = Architecture.parse("28px: 3k3@C4, 3k3p1reflect max2/2, 3k3p1circular blur/2, 3k3x2r, 3k3p0:1")
     network = build(architecture, channels=1, classes=3)
-    convolved = []
-    for convolution in network.convolutions:
-        convolution.norm.register_forward_pre_hook(lambda _, inputs: convolved.append(inputs[0]))
-    network(images(architecture, channels=1, dtype=torch.float32))
-    assert len(convolved) == len(network.convolutions)
-    for maps in convolved:
-        assert maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+    for training in (True, False):
+        made = []
+        hooks = [convolution.register_forward_hook(lambda _, inputs, output: made.append(output)) for convolution in network.convolutions]
+        network.train(training)(images(architecture, channels=1, dtype=torch.float32))
+        assert len(made) == len(network.convolutions)
+        for maps in made:
+            assert maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+        for hook in hooks:
+            hook.remove()
     assert channels_last(torch.zeros(2, 1, 4, 5)).stride() == (20, 1, 5, 1)
 
 

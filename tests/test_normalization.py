@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.normalization import FieldNorm
+from trainers.normalization import FieldNorm, Pooling
 
 
 def maps(order, fields=3, batch=4, dtype=torch.float64):
@@ -39,6 +39,37 @@ def test_is_batch_norm_of_the_fields(order, relu, layout):
         their_grads = torch.autograd.grad((expected * weights).sum(), [x, theirs.weight, theirs.bias])
         for a, b in zip(mine_grads, their_grads):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_skip_connection_is_added_before_relu(layout):
+    norm, other = (randomised(FieldNorm(3, 4, relu)) for relu in (True, False))
+    for training in (True, False):
+        norm.train(training), other.train(training)
+        x = maps(4).contiguous(memory_format=layout).requires_grad_()
+        skip = maps(4).flip(0).mul(3).contiguous(memory_format=layout).requires_grad_()
+        kept = skip.detach().clone()
+        found, expected = norm(x, skip), (other(x) + skip).relu()
+        assert torch.allclose(found, expected) and torch.equal(skip, kept)
+        for a, b in zip(*(torch.autograd.grad(f.square().sum(), [x, skip, n.weight, n.bias]) for f, n in ((found, norm), (expected, other)))):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("order", [1, 4])
+@pytest.mark.parametrize("pool", [Pooling(2, 2, 0, 1, False), Pooling(3, 2, 1, 1, True), Pooling(2, 1, 0, 1, False)])
+def test_pooling_before_the_norm_is_pooling_after_it(pool, order, layout):
+    """Also for fields of negative scale, whose smallest value is the one that counts."""
+    norm, other = randomised(FieldNorm(3, order, False)), randomised(FieldNorm(3, order, False))
+    assert (norm.weight < 0).any() and (norm.weight > 0).any()
+    x = maps(order).contiguous(memory_format=layout).requires_grad_()
+    signs = norm.signs()
+    found = norm.pooled((x.unflatten(1, (3, order)) * signs.view(-1, 1, 1, 1)).flatten(1, 2).contiguous(memory_format=layout), signs, pool)
+    expected = torch.nn.functional.max_pool2d(other(x), *pool).relu()
+    assert torch.allclose(found, expected)
+    assert torch.allclose(norm.running_mean, other.running_mean) and torch.allclose(norm.running_var, other.running_var)
+    for a, b in zip(*(torch.autograd.grad(f.square().sum(), [x, n.weight, n.bias]) for f, n in ((found, norm), (expected, other)))):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_gradient_by_differences():

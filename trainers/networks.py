@@ -13,7 +13,8 @@ from searchspace.architecture import Architecture, Filters, Stage, Subsampling
 from searchspace.groups import Group
 from trainers import bases
 from trainers.filters import Parametrisation, arrange, expand, restricted_order
-from trainers.normalization import FieldNorm
+from trainers.lifting import fits, lift
+from trainers.normalization import FieldNorm, Pooling
 from trainers.plain import Pad, Subsample
 
 
@@ -45,12 +46,13 @@ class Convolution(nn.Module):
     """
 
     def __init__(self, fields: int, group: Group, channels_in: int, source: Optional[Group], filters: Filters, kernel: int, stride: int = 1,
-                 padding: tuple[int, int] = (0, 0), dilation: int = 1, mode: str = "zeros", relu: bool = True) -> None:
+                 padding: tuple[int, int] = (0, 0), dilation: int = 1, mode: str = "zeros", relu: bool = True,
+                 pool: Optional[Pooling] = None) -> None:
         super().__init__()
         self.parametrisation = Parametrisation(filters, group, kernel, lifting=source is None)
         self.fields, self.fields_in = fields, channels_in // self.parametrisation.incoming
         self.channels_in, self.kernel, self.stride, self.padding = channels_in, kernel, stride, padding
-        self.dilation, self.mode = dilation, mode
+        self.dilation, self.mode, self.pool = dilation, mode, pool
         self.filters = nn.Parameter(torch.empty(self.fields * self.fields_in, self.parametrisation.size))
         self.norm = FieldNorm(fields, group.order, relu)
         equal_zeros = padding[0] == padding[1] and mode == "zeros"
@@ -68,12 +70,20 @@ class Convolution(nn.Module):
         weight = arrange(filters, self.fields)
         return weight if self.restriction is None else weight.index_select(1, self.restriction)
 
-    def forward(self, maps: Tensor, weight: Tensor) -> Tensor:
-        """The feature maps after norm and ReLU."""
+    def forward(self, maps: Tensor, weight: Tensor, skip: Optional[Tensor] = None) -> Tensor:
+        """The feature maps after norm, plus `skip`, and ReLU; in training, with a `pool`, after that too."""
         padding = self.padding[0]
         if self.pad is not None:
             maps, padding = channels_last(self.pad(maps)), 0
-        return self.norm(F.conv2d(maps, weight, stride=self.stride, padding=padding, dilation=self.dilation))
+        if self.training and self.parametrisation.lifting and skip is None and fits(maps, weight):
+            maps = lift(maps, weight, self.norm, self.stride, padding, self.dilation)
+            return maps if self.pool is None else F.relu_(F.max_pool2d(maps, *self.pool))
+        if self.training and self.pool is not None:
+            signs = self.norm.signs()
+            positive = (weight.unflatten(0, (self.fields, -1)) * signs.view(-1, 1, 1, 1, 1)).flatten(0, 1)
+            maps = F.conv2d(maps, positive, stride=self.stride, padding=padding, dilation=self.dilation)
+            return self.norm.pooled(maps, signs, self.pool)
+        return self.norm(F.conv2d(maps, weight, stride=self.stride, padding=padding, dilation=self.dilation), skip)
 
     def extra_repr(self) -> str:
         p = self.parametrisation
@@ -90,12 +100,23 @@ class Block(nn.Module):
 
     def forward(self, maps: Tensor, weights: Iterator[Tensor]) -> Tensor:
         """The feature maps after the last ReLU; takes its weights from the iterator, the skip's last."""
-        out = maps
-        for convolution in self.convolutions:
-            out = convolution(out, next(weights))
         if not self.residual:
-            return out
-        return F.relu(out + (maps if self.skip is None else self.skip(maps, next(weights))))
+            return self.convolutions[0](maps, next(weights))
+        first, second = self.convolutions
+        out, weight = first(maps, next(weights)), next(weights)
+        return second(out, weight, maps if self.skip is None else self.skip(maps, next(weights)))
+
+
+class MaximumThenReLU(nn.Module):
+    """A maximum over windows, then ReLU; in training nothing if the convolution before did both (`done`)."""
+
+    def __init__(self, maximum: Subsample, done: bool) -> None:
+        super().__init__()
+        self.maximum, self.done = maximum, done
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The smaller maps."""
+        return maps if self.training and self.done else F.relu_(self.maximum(maps))
 
 
 class Network(nn.Module):
@@ -202,12 +223,12 @@ def _blocks(stage: Stage, channels: int, source: Optional[Group], filters: Filte
         stride = stage.stride if number == 0 else 1
         changes = (channels, source) != (stage.channels, stage.group)
         window = dict(filters=filters, kernel=stage.kernel, padding=stage.padding, dilation=stage.dilation, mode=stage.padding_mode)
-        relu = not (_relu_after_step(stage) and number == stage.repeats - 1)
-        first = Convolution(stage.fields, stage.group, channels, source, stride=stride, relu=relu or stage.residual, **window)
+        last = _relu_after_step(stage) and number == stage.repeats - 1
+        first = Convolution(stage.fields, stage.group, channels, source, stride=stride, relu=not last, pool=_pooling(stage) if last else None, **window)
         if not stage.residual:
             yield Block([first], False, None)
         else:
-            second = Convolution(stage.fields, stage.group, stage.channels, stage.group, relu=False, **window)
+            second = Convolution(stage.fields, stage.group, stage.channels, stage.group, **window)
             skip = None
             if changes or stride > 1:
                 skip = Convolution(stage.fields, stage.group, channels, source, filters, kernel=1, stride=stride, relu=False)
@@ -221,7 +242,7 @@ def _step(stage: Stage, filters: Filters) -> nn.Module:
         return nn.Identity()
     if step.kind != "conv":
         subsample = Subsample(step_spec(step, stage.channels))
-        return nn.Sequential(subsample, nn.ReLU(inplace=True)) if _relu_after_step(stage) else subsample
+        return MaximumThenReLU(subsample, _pooling(stage) is not None) if _relu_after_step(stage) else subsample
     convolution = Convolution(stage.fields, stage.group, stage.channels, stage.group, filters, step.kernel, step.stride, step.padding)
     return Block([convolution], False, None)
 
@@ -229,6 +250,14 @@ def _step(stage: Stage, filters: Filters) -> nn.Module:
 def _relu_after_step(stage: Stage) -> bool:
     """True if the stage's last ReLU comes after its maximum: the same values and gradients on a fraction of the pixels."""
     return not stage.residual and stage.subsampling is not None and stage.subsampling.kind in ("max", "adaptivemax")
+
+
+def _pooling(stage: Stage) -> Optional[Pooling]:
+    """The stage's maximum as torch's max_pool2d takes it; None for one that it cannot do."""
+    step = stage.subsampling
+    if step is None or step.kind != "max" or step.padding[0] != step.padding[1]:
+        return None
+    return Pooling(step.kernel, step.stride, step.padding[0], 1, step.ceil)
 
 
 def _bases(architecture: Architecture) -> set[tuple[Group, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,16 @@ from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-5      # added to the variance, as in torch and escnn
 MOMENTUM = 0.1      # weight of a batch in the running statistics, as in torch and escnn
+
+
+class Pooling(NamedTuple):
+    """The window of a max pool, pixels."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    ceil: bool
 
 
 class FieldNorm(nn.Module):
@@ -27,25 +37,62 @@ class FieldNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(fields))
         self.register_buffer("running_mean", torch.zeros(fields))
         self.register_buffer("running_var", torch.ones(fields))
-        # [channels, channels]: a product with it replaces each channel's value by the mean over its field, in one operation.
-        self.register_buffer("average", torch.block_diag(*[torch.full((order, order), 1 / order)] * fields), persistent=False)
+        # [channels, channels]: a product with it replaces each channel's value by the sum over its field, in one operation.
+        self.register_buffer("gather", torch.block_diag(*[torch.ones(order, order)] * fields), persistent=False)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """The normalised maps [batch, fields x order, height, width]. Raises ValueError in training on one value per field."""
+    def forward(self, maps: Tensor, skip: Optional[Tensor] = None) -> Tensor:
+        """The normalised maps [batch, fields x order, height, width], plus `skip`, then ReLU if `relu`.
+
+        Raises ValueError in training on one value per field.
+        """
         if not self.training:
             normed = F.batch_norm(maps, *(self._per_channel(v) for v in (self.running_mean, self.running_var, self.weight, self.bias)),
                                   training=False, eps=EPSILON)
+            if skip is not None:
+                normed = normed + skip
             return F.relu(normed, inplace=True) if self.relu else normed
-        values = maps.shape[0] * maps.shape[2] * maps.shape[3] * self.order
+        mean, variance = self._of_batch(maps)
+        self.remember(mean, variance, maps.numel() // self.fields)
+        return _Normalise.apply(maps, skip, self.weight, self.bias, mean, variance, self._gather, self.relu)
+
+    def pooled(self, maps: Tensor, signs: Tensor, pool: Pooling) -> Tensor:
+        """ReLU(max pool(normalised maps)) in training, of a convolution whose channels came multiplied by `signs()`.
+
+        A maximum commutes with a rising affine map, so that the pooled maps are normalised, and ReLU taken, on a fraction of the pixels.
+        """
+        mean, variance = self._of_batch(maps)
+        self.remember(mean * signs, variance, maps.numel() // self.fields)
+        return _NormaliseMaximum.apply(maps, self.weight * signs, self.bias, mean, variance, self._gather, pool)
+
+    def signs(self) -> Tensor:
+        """-1 for fields whose scale is negative, else 1 [fields]: with it in the weights of the convolution, all scales are positive."""
+        return torch.where(self.weight.detach() < 0, -1.0, 1.0).to(self.weight.dtype)
+
+    def of_fields(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, biased variance) of the fields [fields], from those of the channels [channels]."""
+        if self.order == 1:
+            return mean, variance
+        between, mean = torch.var_mean(mean.view(-1, self.order), 1, unbiased=False)
+        return mean, between.add(variance.view(-1, self.order).sum(1), alpha=1 / self.order)
+
+    @torch.no_grad()
+    def remember(self, mean: Tensor, variance: Tensor, values: int) -> None:
+        """Moves the running statistics towards those of a batch [fields] with that many values per field.
+
+        Raises ValueError for a single value, which has no variance.
+        """
         if values < 2:
             raise ValueError("batch norm needs at least two values per field in training; use a larger batch")
-        with torch.autocast(maps.device.type, enabled=False):       # which would take the means in bfloat16
-            mean, variance = _statistics(maps, self.average if self.order > 1 else None)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean[::self.order].to(self.running_mean.dtype), MOMENTUM)
-            self.running_var.mul_(1 - MOMENTUM).add_(variance[::self.order], alpha=MOMENTUM * values / (values - 1))
-        affine = torch.stack((self.weight, self.bias))[:, :, None].expand(-1, -1, self.order).reshape(2, -1)
-        return _Normalise.apply(maps, affine, mean, variance, self.average if self.order > 1 else None, self.relu)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
+        self.running_var.mul_(1 - MOMENTUM).add_(variance, alpha=MOMENTUM * values / (values - 1))
+
+    @property
+    def _gather(self) -> Optional[Tensor]:
+        return self.gather if self.order > 1 else None
+
+    @torch.no_grad()
+    def _of_batch(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        return self.of_fields(*_channel_statistics(maps))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """(scale, shift) per channel, float64: in evaluation the layer is x * scale + shift, then ReLU."""
@@ -61,69 +108,116 @@ class FieldNorm(nn.Module):
 
 
 def _spread(per_field: Tensor, order: int) -> Tensor:
-    """[fields] -> [fields x order]"""
-    return per_field if order == 1 else per_field[:, None].expand(-1, order).reshape(-1)
+    """[..., fields] -> [..., fields x order]"""
+    return per_field if order == 1 else per_field[..., None].expand(*per_field.shape, order).flatten(-2)
 
 
-def _statistics(maps: Tensor, average: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-    """(mean, biased variance) of the field of each channel [fields x order], in float32 at least, without gradient."""
-    maps = maps.detach()
-    channels, dtype = maps.shape[1], torch.promote_types(maps.dtype, torch.float32)
-    if maps.device.type == "cpu":
-        # One pass in any layout; var_mean over the outer dimensions of channels-last maps takes 15 times as long (torch 2.15).
-        # The buffer says in which dtype the statistics are kept; its values are not used.
-        unused = torch.zeros(channels, dtype=dtype)
-        mean, variance = torch.batch_norm_update_stats(maps, unused, unused, MOMENTUM)
-    else:
+def _channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, biased variance) of each channel, in float32 at least."""
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    if maps.device.type != "cpu":
         variance, mean = torch.var_mean(maps.to(dtype), (0, 2, 3), unbiased=False)
-    if average is None:
         return mean, variance
-    average = average.to(mean.dtype)
-    of_field = mean @ average
-    apart = mean - of_field
-    return of_field, torch.addcmul(variance, apart, apart) @ average
+    # Fast in any layout; var_mean over the outer dimensions of channels-last maps takes 15 times as long (torch 2.15).
+    # The buffer says in which dtype the statistics are kept; its values are not used.
+    unused = torch.empty(maps.shape[1], dtype=dtype)
+    return torch.batch_norm_update_stats(maps, unused, unused, MOMENTUM)
 
 
 class _Normalise(torch.autograd.Function):
-    """(maps - mean) / sqrt(variance + eps) * scale + shift, then ReLU, with the gradient through the statistics.
+    """(maps - mean) / sqrt(variance + eps) * scale + shift, plus `skip`, then ReLU, with the gradient through the statistics.
 
-    `affine` is (scale, shift) [2, channels]; mean and variance are those of the channel's field [channels]; `average` is FieldNorm's. Few operations: at
-    these sizes each costs as much as the normalisation of a small map.
+    Scale, shift, mean and variance are per field. Few operations: on small maps each costs as much as the normalisation.
     """
 
     @staticmethod
-    def forward(ctx, maps, affine, mean, variance, average, relu):
-        scale, shift = affine.to(mean.dtype)
-        normed = F.batch_norm(maps, mean, variance, scale, shift, training=False, eps=EPSILON)
+    def forward(ctx, maps, skip, scale, shift, mean, variance, gather, relu):
+        vectors = _per_channel(maps, mean, variance, scale, shift)
+        normed = _affine(maps, *vectors)
+        if skip is not None:
+            normed = normed.add_(skip)
         if relu:
             normed = F.relu_(normed)
-        ctx.relu = relu
-        ctx.save_for_backward(maps, affine, mean, variance, average, normed if relu else None)
+        ctx.relu, ctx.skip, ctx.dtype, ctx.order = relu, None if skip is None else skip.dtype, scale.dtype, maps.shape[1] // len(scale)
+        ctx.save_for_backward(maps, vectors, gather, normed if relu else None)
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        maps, affine, mean, variance, average, normed = ctx.saved_tensors
+        maps, vectors, gather, normed = ctx.saved_tensors
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, normed, 0)
-        inverse = (variance + EPSILON).rsqrt()
-        # Per channel: the sums of grad x (normalised maps) and of grad.
-        _, along, total = torch.ops.aten.native_batch_norm_backward(
-            grad, maps, None, mean, inverse, mean, inverse, True, EPSILON, [False, True, True])
-        sums = torch.stack((along, total))
-        grad_affine = sums.to(affine.dtype)
-        if not ctx.needs_input_grad[0]:
-            return None, grad_affine, None, None, None, None
-        # scale / sqrt(variance) x (grad - mean of grad - normalised maps x mean of grad x normalised maps), means over the field:
-        # one affine pass over the maps, one over grad.
-        if average is not None:
-            sums = sums @ average.to(sums.dtype)
-        scale = affine[0].to(inverse.dtype) * inverse
-        along, total = sums * (scale * (-maps.shape[1] / maps.numel()))
-        part = F.batch_norm(maps, mean, variance, along, total, training=False, eps=EPSILON)
-        if maps.dtype == scale.dtype:
-            part.addcmul_(grad, scale.view(1, -1, 1, 1))
-        else:   # addcmul would round the scale to bfloat16; batch_norm takes it in float32
-            part.add_(F.batch_norm(grad, torch.zeros_like(scale), torch.ones_like(scale), scale, None, training=False, eps=0.0))
-        return part, grad_affine, None, None, None, None
+        parameters, grad_maps, factor = _through_statistics(grad, maps, maps, vectors, gather, ctx)
+        if grad_maps is not None:
+            if maps.dtype == factor.dtype:
+                grad_maps.addcmul_(grad, factor.view(1, -1, 1, 1))
+            else:   # addcmul would round the factor to bfloat16; batch_norm takes it in float32
+                grad_maps.add_(F.batch_norm(grad, torch.zeros_like(factor), torch.ones_like(factor), factor, None, training=False, eps=0.0))
+        return grad_maps, None if ctx.skip is None else grad.to(ctx.skip), *parameters, None, None, None, None
+
+
+class _NormaliseMaximum(torch.autograd.Function):
+    """ReLU of the max-pooled maps, normalised by the statistics of all of them. `scale` must not be negative."""
+
+    @staticmethod
+    def forward(ctx, maps, scale, shift, mean, variance, gather, pool):
+        vectors = _per_channel(maps, mean, variance, scale, shift)
+        pooled, places = F.max_pool2d(maps, *pool, return_indices=True)
+        normed = F.relu_(_affine(pooled, *vectors))
+        ctx.dtype, ctx.order = scale.dtype, maps.shape[1] // len(scale)
+        ctx.save_for_backward(maps, vectors, gather, normed, pooled, places)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        maps, vectors, gather, normed, pooled, places = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, normed, 0)
+        parameters, grad_maps, factor = _through_statistics(grad, pooled, maps, vectors, gather, ctx)
+        if grad_maps is not None:
+            # As [batch, pixels, channels]: a view of channels-last maps.
+            grad_maps = grad_maps.contiguous(memory_format=torch.channels_last)
+            chosen = grad * factor.view(1, -1, 1, 1).to(grad.dtype)
+            _pixels_first(grad_maps).scatter_add_(1, _pixels_first(places), _pixels_first(chosen))
+        return grad_maps, *parameters, None, None, None, None
+
+
+def _pixels_first(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _per_channel(maps: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The four per channel of the maps, in the dtype of the statistics: [4, channels]."""
+    if scale.dtype != mean.dtype:
+        scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+    return _spread(torch.stack((mean, variance, scale, shift)), maps.shape[1] // len(mean))
+
+
+def _affine(maps: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """(maps - mean) / sqrt(variance + eps) * scale + shift, all per channel."""
+    return F.batch_norm(maps, mean, variance, scale, shift, training=False, eps=EPSILON)
+
+
+def _through_statistics(grad: Tensor, read: Tensor, maps: Tensor, vectors: Tensor, gather: Optional[Tensor],
+                        ctx) -> tuple[tuple[Tensor, Tensor], Optional[Tensor], Tensor]:
+    """(gradients of scale and shift, the part of the maps' gradient through their statistics, the factor [channels] of the rest).
+
+    `grad` belongs to the values `read`: all of the maps, or those that a maximum has chosen. The maps' gradient is
+    scale / sqrt(variance) x (grad - mean of grad - normalised maps x mean of grad x normalised maps), means over the field: one
+    affine pass over the maps, to which the caller adds one over grad.
+    """
+    mean, variance, scale, _ = vectors
+    inverse = (variance + EPSILON).rsqrt()
+    factor = inverse * scale
+    # Per channel the sums of grad x (normalised maps) and of grad, then over the field.
+    _, along, total = torch.ops.aten.native_batch_norm_backward(
+        grad, read, None, mean, inverse, mean, inverse, True, EPSILON, [False, True, True])
+    sums = torch.stack((along, total))
+    if gather is not None:
+        sums = sums @ gather.to(sums.dtype)
+    parameters = sums[:, ::ctx.order].to(ctx.dtype).unbind()
+    if not ctx.needs_input_grad[0]:
+        return parameters, None, factor
+    along, total = sums * (factor * (-maps.shape[1] / (ctx.order * maps.numel())))
+    return parameters, _affine(maps, mean, variance, along, total), factor

@@ -99,6 +99,8 @@ class SearchDriver:
                 self.warnings += (f"the journal's last line was torn and has been dropped; a copy is in {copy.name}",)
             there = (self.directory / JOURNAL).exists()
             attributes, records = read_journal(self.directory) if there else ({}, [])
+            for record in records:
+                record.attributes       # a damaged line is named here; optuna would fail at it
             self._study, self._storage, self._backend = open_study(self.directory / JOURNAL, self.study.objectives)
             self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
             self.channels, self.classes = attributes.get("channels", 1), attributes.get("classes", 10)

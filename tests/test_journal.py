@@ -8,8 +8,10 @@ import pytest
 import trivial
 
 from studies.driver import SearchDriver
+from studies.errors import DamagedError
 from studies.executors import run_in_process
 from studies.journal import JOURNAL, drop_torn_line, read_journal, read_trials
+from studies.repairing import repair
 from studies.storage import SingleWriterJournal
 
 
@@ -68,3 +70,22 @@ def test_records_of_others_are_seen_and_kept(tmp_path):
     assert [log["n"] for log in ours.read_logs(3)] == []
     ours.close()
     assert [json.loads(line)["n"] for line in (tmp_path / "j").open()] == [1, 2, 3]
+
+
+def test_a_line_damaged_inside_an_attribute_is_named_when_its_trial_is_asked(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3)) as driver:
+        run_in_process(driver, trivial.trainable)
+    journal = tmp_path / "study" / JOURNAL
+    content = journal.read_bytes()
+    begin = content.index(b'"params":', content.index(b'"trial_id":1,"user_attr"'))
+    journal.write_bytes(content[:begin] + b"\x00" * 8 + content[begin + 8:])
+    records = read_trials(tmp_path / "study")
+    assert records[0].attributes["params"] > 0 and [record.state for record in records]
+    with pytest.raises(DamagedError, match="what the journal says of trial 1 is damaged.*equisearch repair"):
+        records[1].attributes
+    with pytest.raises(DamagedError, match="trial 1"):
+        SearchDriver.open(tmp_path / "study")
+    assert repair(tmp_path / "study")
+    with SearchDriver.open(tmp_path / "study") as driver:
+        run_in_process(driver, trivial.trainable)
+    assert trivial.audit(tmp_path / "study", 3)["lost"] == 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from searchspace.architecture import Architecture, Filters, Stage, Subsampling
 from searchspace.groups import Group
@@ -176,6 +177,16 @@ class Network(nn.Module):
 
         Images that are not square may come turned by a quarter, with height and width exchanged.
         """
+        return self._run(images, lambda maps: (maps, maps))
+
+    def forward_with_parts(self, images: Tensor, *parts: slice) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
+        """(logits, for each stage its feature maps of these parts of the batch): a loss on few images costs little backwards."""
+        def cut(maps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            whole, *cuts = _Parts.apply(maps, parts)
+            return whole, tuple(cuts)
+        return self._run(images, cut)
+
+    def _run(self, images: Tensor, keep: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, tuple]:
         expected = (self.channels, *self.architecture.size)
         if images.dim() != 4 or tuple(images.shape[1:]) not in (expected, (self.channels, *self.architecture.size[::-1])):
             raise ValueError(f"the network takes images [batch, {', '.join(map(str, expected))}], got {list(images.shape)}")
@@ -186,7 +197,8 @@ class Network(nn.Module):
             for block in blocks:
                 maps = block(maps, weights)
             maps = step(maps, weights) if isinstance(step, Block) else step(maps)
-            outputs.append(maps)
+            maps, kept = keep(maps)
+            outputs.append(kept)
         return self._classify(maps), tuple(outputs)
 
     def _classify(self, maps: Tensor) -> Tensor:
@@ -196,6 +208,29 @@ class Network(nn.Module):
             features = fields.amax(2) if self.architecture.head == "group_max" else fields.mean(2)
         with torch.autocast(maps.device.type, enabled=False):
             return self.linear(features)
+
+
+class _Parts(torch.autograd.Function):
+    """The maps themselves, and these parts of them along the batch.
+
+    The gradient of a part is added in place where it belongs: the gradient of a slice would fill maps with zeros and add them, for
+    every part. The maps' own gradient comes from the next layer of the network, which hands it to nobody else.
+    """
+
+    @staticmethod
+    def forward(ctx, maps, parts):
+        ctx.parts = parts
+        ctx.set_materialize_grads(False)
+        return maps.view_as(maps), *(maps[part].clone() for part in parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *of_parts):
+        grad = channels_last(grad)      # maps that were averaged have one gradient for all places, which must become many
+        for part, added in zip(ctx.parts, of_parts):
+            if added is not None:
+                grad[part] += added
+        return grad, None
 
 
 def channels_last(maps: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def train(architecture: Architecture, config: Config, directory: Path, until_epo
     splits = splits if device.type == "cpu" else on_device(splits, device)
     while state.epoch < until_epoch:
         began = time.perf_counter()
-        loss = _one_epoch(state, architecture, config, splits)
+        loss = train_epoch(state, architecture, config, splits)
         state.epoch += 1
         state.seconds += time.perf_counter() - began
         row = {"epoch": state.epoch, "train_loss": loss, "seconds": state.seconds}
@@ -154,8 +154,8 @@ def _fingerprint(architecture: Architecture, config: Config) -> str:
                        "training": training, "data": data, "group": config.symmetry.group}, sort_keys=True)
 
 
-def _one_epoch(state: _State, architecture: Architecture, config: Config, splits: Splits) -> float:
-    """Trains one epoch and returns the mean training loss, equivariance loss included, nats."""
+def train_epoch(state: _State, architecture: Architecture, config: Config, splits: Splits) -> float:
+    """Trains the state's next epoch and returns the mean training loss, equivariance loss included, nats."""
     training, network, optimizer = config.training, state.network, state.optimizer
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed_of(config.seed, state.epoch))
@@ -180,24 +180,28 @@ def _one_epoch(state: _State, architecture: Architecture, config: Config, splits
             pixels, labels = batch(splits.train, part.to(device), device)
             pixels = transform(pixels, training.augment, config.group, generator)
             with autocast(precision, device):
-                loss = _loss(network, architecture, config, pixels, labels, splits, elements, generator)
+                loss = training_loss(network, architecture, config, pixels, labels, splits, elements, generator)
             (loss * (len(part) / len(chosen))).backward()
             total += loss.detach() * len(part)
         optimizer.step()
     return float(total) / count
 
 
-def _loss(network: Network, architecture: Architecture, config: Config, pixels: Tensor, labels: Tensor, splits: Splits,
-          elements: tuple, generator: torch.Generator) -> Tensor:
+def training_loss(network: Network, architecture: Architecture, config: Config, pixels: Tensor, labels: Tensor, splits: Splits,
+                  elements: tuple, generator: torch.Generator) -> Tensor:
+    """The loss of a batch: cross entropy of images in 0..1 [B, C, H, W], plus the architecture's equivariance loss.
+
+    That is measured on the first `equivariance_batch` of the batch, under `elements` drawn from `generator`; of `splits` only
+    mean and std are read.
+    """
     if architecture.loss.kind == "none":
         logits = network(normalise(pixels, splits.mean, splits.std))
         return functional.cross_entropy(logits.float(), labels)
     count, size = len(pixels), max(1, round(config.training.equivariance_batch * len(pixels)))
     parts = draw(elements, size, generator)
     together = torch.cat([pixels, move(pixels[:size], parts)])
-    logits, stages = network.forward_with_stages(normalise(together, splits.mean, splits.std))
-    penalty = equivariance_loss(architecture.loss.kind, config.group, parts, tuple(maps[:size] for maps in stages),
-                                tuple(maps[count:] for maps in stages), logits[count:], labels[:size])
+    logits, stages = network.forward_with_parts(normalise(together, splits.mean, splits.std), slice(size), slice(count, None))
+    penalty = equivariance_loss(architecture.loss.kind, config.group, parts, *zip(*stages), logits[count:], labels[:size])
     return functional.cross_entropy(logits[:count].float(), labels) + architecture.loss.weight * penalty
 
 

@@ -5,6 +5,7 @@
 
 The variants run in turn in one process set up as a training worker (one thread, memory kept), in reversed order every other round; each ratio is the median over
 rounds of (variant / reference in the same round), with quartiles. No speed is printed before parity with escnn and exactness hold.
+All take the same optimizer, Adam in one fused call. The step with an equivariance loss (layerwise, on a quarter of the batch) is compared with the same step without.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +33,12 @@ from torch import nn  # noqa: E402
 from searchspace.architecture import Architecture  # noqa: E402
 from trainers import bases  # noqa: E402
 from trainers.actions import act  # noqa: E402
+from trainers.losses import usable_elements  # noqa: E402
 from trainers.networks import build, channels_last  # noqa: E402
 from trainers.precision import fast_bfloat16  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
+from trainers.settings import Data, Symmetry, Training  # noqa: E402
+from trainers.train import Config, training_loss  # noqa: E402
 
 CLASSES = 10
 FIELDS = {"C4": 10, "D4": 7, "C8": 7, "D8": 4}       # 40, 56, 56 and 64 channels
@@ -142,7 +147,7 @@ def variants(network: str, group: str, device: str) -> dict[str, tuple[nn.Module
 
 def stepper(module: nn.Module, reduced: bool, images, labels):
     """A function that makes one training step and waits for it."""
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
     device = images.device.type
 
     def step() -> None:
@@ -152,6 +157,25 @@ def stepper(module: nn.Module, reduced: bool, images, labels):
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def loss_stepper(network: str, group: str, kind: str, images, labels):
+    """A training step of the basis network with an equivariance loss of `kind`, or none, as `trainers.train` makes it."""
+    shape = Architecture.parse(f"{architecture(network, group, 'basis')}" + ("" if kind == "none" else f" loss={kind}:1"))
+    module = build(shape, channels=images.shape[1], classes=CLASSES).to(images.device).train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
+    config = Config(Data(name="mnist"), Training(), Symmetry(group=group))
+    elements, generator = usable_elements(config.group, shape.size), torch.Generator().manual_seed(0)
+    moments = SimpleNamespace(mean=(0.0,) * images.shape[1], std=(1.0,) * images.shape[1])
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        training_loss(module, shape, config, images, labels, moments, elements, generator).backward()
+        optimizer.step()
+        if images.device.type == "cuda":
             torch.cuda.synchronize()
 
     return step
@@ -197,18 +221,27 @@ def run(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
     labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     modules = variants(network, group, device)
     steps = {name: stepper(module, reduced, images, labels) for name, (module, reduced) in modules.items()}
-    times = measure(steps, rounds)
+    losses = {f"basis, {kind}": loss_stepper(network, group, kind, images, labels) for kind in ("none", "layerwise")}
+    if fast_bfloat16(device):
+        times = measure({**steps, **losses}, rounds)
+    else:       # its figures say nothing here, and take most of the time
+        times = measure({**{name: step for name, step in steps.items() if not name.endswith("bf16")}, **losses}, rounds)
     result = {"network": network, "group": group, "batch": batch, "parity": errors,
               "milliseconds": {name: 1000 * statistics.median(t[0] for t in values) for name, values in times.items()},
-              "of_escnn": {name: ratio(times, name, "escnn") for name in times if name != "escnn"},
+              "of_escnn": {name: ratio(times, name, "escnn") for name in times if name != "escnn" and name not in losses},
+              "escnn_over": {name: ratio(times, "escnn", name) for name in times if name.startswith(("free", "basis")) and name not in losses},
               "of_floor": {name: ratio(times, name, "plain bf16" if name.endswith("bf16") else "plain")
-                           for name in times if name.startswith(("free", "basis"))},
+                           for name in times if name.startswith(("free", "basis")) and name not in losses},
+              "layerwise_loss": ratio(times, "basis, layerwise", "basis, none"),
               "expansion_share": {name: expansion_share(modules[name][0], steps[name], rounds) for name in ("free", "basis") if name in modules}}
     print(f"\n{network} over {group}, batch {batch}: parity holds ({', '.join(f'{k} {v:.0e}' for k, v in errors.items())})")
     print(f"  {'':12} {'ms':>8}   of escnn (quartiles)      of the floor (quartiles)")
     for name in times:
         cells = [f"{r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})" if (r := result[key].get(name)) else "" for key in ("of_escnn", "of_floor")]
         print(f"  {name:12} {result['milliseconds'][name]:8.1f}   {cells[0]:24}  {cells[1]}")
+    with_loss = result["layerwise_loss"]
+    print("  escnn / ours: " + ", ".join(f"{name} {r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})" for name, r in result["escnn_over"].items()))
+    print(f"  with the layerwise loss / without: {with_loss['median']:.2f} ({with_loss['low']:.2f}..{with_loss['high']:.2f})")
     print("  expansion of all filters: " + ", ".join(f"{name} {share:.1%} of a step" for name, share in result["expansion_share"].items()))
     noisy = [name for name, r in result["of_escnn"].items() if abs(r["median"] / r["processor"] - 1) > 0.15]
     if noisy:

@@ -6,19 +6,21 @@
 Both train the same network (P4CNN over C4, the same parameters) on MNIST with uniform rotations, one thread, and end with the
 validation accuracy of every epoch, the accuracy at 8 angles and the equivariance error of every stage. The naive program is
 escnn modules, torchvision transforms per sample, a DataLoader and one forward per angle; also with a bfloat16 autocast line.
-This engine scores all angles after every epoch, as a search does: more than is asked of the other. The programs
-alternate A B B A; imports and downloads are not counted.
+Each program runs in a fresh process of one thread and is timed by processor time, so that only this engine has the memory settings that belong
+to it. They alternate A B B A; imports and downloads are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,10 +35,15 @@ from torch.utils.data import DataLoader, Subset  # noqa: E402
 from torchvision import datasets, transforms  # noqa: E402
 from torchvision.transforms import functional as TF  # noqa: E402
 
+from searchspace.groups import IDENTITY  # noqa: E402
 from trainers.actions import act, act_on_fields  # noqa: E402
+from trainers.datasets import load, normalise  # noqa: E402
+from trainers.evaluate import evaluate  # noqa: E402
+from trainers.fold import fold  # noqa: E402
+from trainers.measures import predict  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
 from trainers.settings import Augment, Data, Symmetry, Training  # noqa: E402
-from trainers.train import Config, train  # noqa: E402
+from trainers.train import Config, save, start, train_epoch  # noqa: E402
 
 BATCH, ANGLES = 128, range(0, 360, 45)
 NORMAL = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
@@ -93,15 +100,59 @@ def naive(arguments, reduced: bool) -> dict[str, float]:
 
 
 def engine(arguments, filters: str, precision: str) -> dict[str, float]:
-    """Processor seconds and accuracies of the same trial here."""
+    """Processor seconds of each part, and the accuracies, of the same trial here."""
+    tune_process(threads=1)
+    seconds, began = {}, time.process_time()
+
+    def lap(part: str) -> None:
+        nonlocal began
+        seconds[part] = seconds.get(part, 0.0) + time.process_time() - began
+        began = time.process_time()
+
+    shape = architecture("p4cnn", "C4", filters)
     data = Data(name="mnist", root=arguments.root, train=arguments.images, validation=arguments.validation)
     training = Training(epochs=arguments.epochs, batch_size=BATCH, learning_rate=0.01, precision=precision, augment=Augment(rotation="uniform"))
     config = Config(data, training, Symmetry(group="C8"))
     with tempfile.TemporaryDirectory() as folder:
-        began = time.process_time()
+        splits = load(data, shape.size)
+        state = start(shape, config, Path(folder), splits)
+        lap("build")
         for epoch in range(1, arguments.epochs + 1):
-            scores = train(architecture("p4cnn", "C4", filters), config, Path(folder), epoch)
-        return {"total": time.process_time() - began, "accuracy": scores.accuracy, "symmetry_accuracy": scores.symmetry_accuracy}
+            train_epoch(state, shape, config, splits)
+            state.epoch = epoch
+            save(state, "benchmark", Path(folder))
+            lap("train")
+            found = predict(fold(state.network), splits.validation.pixels, [IDENTITY], share_exact=False,
+                            normalise=partial(normalise, mean=splits.mean, std=splits.std))
+            upright = float((found.classes[0] == splits.validation.labels).float().mean())
+            lap("validation")
+        scores = evaluate(state.network, splits, config, epoch=arguments.epochs)
+        lap("angles and equivariance")
+    return {**seconds, "total": sum(seconds.values()), "accuracy": upright, "symmetry_accuracy": scores.symmetry_accuracy}
+
+
+def alone(program: str, arguments) -> dict[str, float]:
+    """What `program` gives in a fresh process, as a user's own script has one: only this engine sets up its memory."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(program, arguments, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _send(program: str, arguments, sender) -> None:
+    torch.set_num_threads(1)
+    sender.send(PROGRAMS[program](arguments))
+
+
+PROGRAMS = {"naive": partial(naive, reduced=False), "naive bf16": partial(naive, reduced=True),
+            "engine basis float32": partial(engine, filters="basis", precision="float32"),
+            "engine free float32": partial(engine, filters="free", precision="float32"),
+            "engine basis bf16": partial(engine, filters="basis", precision="bfloat16")}
 
 
 def main() -> None:
@@ -117,16 +168,14 @@ def main() -> None:
     about = hardware("cpu")
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
     print("parity holds:", parity("p4cnn", "C4"))
-    programs = {"naive": lambda: naive(arguments, False), "naive bf16": lambda: naive(arguments, True),
-                "engine basis float32": lambda: engine(arguments, "basis", "float32"), "engine free float32": lambda: engine(arguments, "free", "float32"),
-                "engine basis bf16": lambda: engine(arguments, "basis", "bfloat16")}
+    programs = list(PROGRAMS)
     if not about["fast_bfloat16"]:
         print("bfloat16 is slow on this processor: its programs are left out")
-        programs = {name: program for name, program in programs.items() if not name.endswith("bf16")}
+        programs = [name for name in programs if not name.endswith("bf16")]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     for repeat in range(arguments.repeats):
-        for name in list(programs) if repeat % 2 == 0 else reversed(list(programs)):
-            runs[name].append(programs[name]())
+        for name in programs if repeat % 2 == 0 else reversed(programs):
+            runs[name].append(alone(name, arguments))
             print(f"{name:22} " + "  ".join(f"{part} {value:.3g}" for part, value in runs[name][-1].items()), flush=True)
     print("\nprocessor seconds, median over repeats, and how many times faster than the naive program:")
     ratios = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Subject:
     size: "tuple[int, int] | None"      # of its images; None: as the data has them
     study: "Study | None"               # whose data, symmetry and training it belongs to
     normalise: "Callable[[Any], Any] | None"    # what its images go through first; None: nothing
+    fields: "dict[str, Group] | None" = None    # whose regular fields the channels of its stages are, where the model itself does not say
 
 
 def find_subject(name: str) -> Subject:
@@ -45,11 +47,15 @@ def find_subject(name: str) -> Subject:
 def _from_bundle(folder: Path) -> Subject:
     import importlib.util
 
+    from searchspace.architecture import Architecture
+
     spec = importlib.util.spec_from_file_location(f"bundle_{abs(hash(folder.absolute()))}", folder / "model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = module.load()
-    return Subject(model.network.eval(), tuple(model.size), None, lambda pixels: (pixels - model.mean) / model.std)
+    architecture = Architecture.parse(json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["architecture"])
+    fields = {f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)}
+    return Subject(model.network.eval(), tuple(model.size), None, lambda pixels: (pixels - model.mean) / model.std, fields)
 
 
 def _from_trial(directory: Path, number: int) -> Subject:
@@ -77,13 +83,15 @@ def measure_subject(name: str, *, data: "Study | None" = None, group: "str | Non
     `data` is needed where the model brings no study; `group` replaces the declared one. `figure` is where the curve of
     accuracy by angle is drawn (png, svg or pdf).
     """
+    from joblib import cpu_count
+
     from trainers.augment import seen
     from trainers.curves import save_figure
     from trainers.datasets import load
     from trainers.measurement import measure
     from trainers.process import tune_process
 
-    tune_process(1)
+    tune_process(cpu_count())      # what affinity and container leave; nothing else runs in this process
     subject = find_subject(name)
     study = data or subject.study
     if study is None:
@@ -97,7 +105,7 @@ def measure_subject(name: str, *, data: "Study | None" = None, group: "str | Non
         # torch's forward-mode differentiation compiles its decompositions with the deprecated torch.jit.script (torch 2.15)
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)
         found = measure(subject.model, validation.pixels[::step][:images], validation.labels[::step][:images], declared, seen=known,
-                        normalise=subject.normalise, step=study.symmetry.angles)
+                        normalise=subject.normalise, step=study.symmetry.angles, fields=subject.fields)
     if figure is not None:
         save_figure({name: found.curve}, figure)
     return found

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from searchspace.groups import Element, Group
-from trainers.actions import act, act_on_fields, parts, permutation
+from trainers.actions import act, act_on_fields, gathers, parts, permutation
 
 GRID = Group.parse("D4").elements
 IMAGES = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -54,6 +54,17 @@ def test_a_value_at_h_moves_to_the_product():
         maps = torch.zeros(1, group.order, 1, 1)
         maps[0, group.index(h)] = 1
         assert act_on_fields(maps, g, group)[0, :, 0, 0].argmax() == group.index(g @ h) == permutation(group, g)[group.index(h)]
+
+
+@pytest.mark.parametrize("name,size", [("C4", (5, 5)), ("D4", (4, 4)), ("D2", (4, 6)), ("C4", (4, 6)), ("C8", (3, 3)), ("D1", (6, 4))])
+def test_one_gather_moves_fields_and_pixels(name, size):
+    group, maps = Group.parse(name), torch.rand(2, 2 * Group.parse(name).order, *size)
+    rows = maps.permute(0, 2, 3, 1)
+    for element in group.grid.elements:
+        moved = rows.flatten(1)[:, gathers(element, group, *maps.shape[1:]).long()]
+        assert torch.equal(moved, act_on_fields(maps, element, group).permute(0, 2, 3, 1).flatten(1))
+        moved = rows.flatten(1, 2)[:, gathers(element, None, *maps.shape[1:]).long()]
+        assert torch.equal(moved, act(maps, element).permute(0, 2, 3, 1).flatten(1, 2))
 
 
 def test_other_angles_rotate_counter_clockwise():

@@ -1,4 +1,7 @@
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +155,36 @@ def test_it_works_on_our_networks():
     assert [d.stage for d in found] == ["logits", "stage 1", "stage 2"] * 2
     folded = lie_derivatives(fold(network), IMAGES, motions=["rotation"])
     assert folded[0].relative == pytest.approx(found[0].relative, rel=1e-5)
+
+
+def test_the_derivative_of_halving_is_that_of_max_pooling_also_where_pixels_are_equal():
+    from trainers.plain import Subsample
+
+    step = Subsample({"kind": "max", "kernel": 2, "stride": 2, "padding": [0, 0], "ceil": False})
+    images = (IMAGES * 4).round() / 4       # many equal neighbours
+    for motion in MOTIONS:
+        pooled = [lie_derivative(lambda x, pool=pool: pool(x).flatten(1), images, motion) for pool in (step, lambda x: nn.functional.max_pool2d(x, 2))]
+        assert torch.equal(*pooled) and float(pooled[0].abs().max()) > 0.01
+
+
+def test_sums_and_products_of_dual_numbers_follow_the_rules():
+    weight = torch.rand(400, 3, dtype=torch.float64)
+    functions = {"affine": lambda x: ((x - 0.3) / weight[0, 0] + 2 * x).flatten(1) @ weight, "difference": lambda x: (x - x.square()).flatten(1),
+                 "product": lambda x: (x * (x + 1)).flatten(1), "linear": lambda x: nn.functional.linear(x.flatten(1), weight.T, weight[0]),
+                 "quotient": lambda x: (x / (x + 1)).flatten(1), "from": lambda x: (1 - x).flatten(1), "half": lambda x: (0.5 * x + weight[1, 0]).flatten(1)}
+    for name, function in functions.items():
+        step = 1e-6 * moving(IMAGES, "shear")
+        expected = (function(IMAGES + step) - function(IMAGES - step)) / 2e-6
+        assert torch.allclose(lie_derivative(function, IMAGES, "shear"), expected, rtol=1e-5, atol=1e-8), name
+
+
+def test_folded_networks_are_differentiated_without_importing_a_compiler():
+    code = ("import sys, torch\nfrom searchspace.architecture import Architecture\nfrom trainers.fold import fold\nfrom trainers.lie import lie_derivatives\n"
+            "from trainers.networks import build\n"
+            "lie_derivatives(fold(build(Architecture.parse('16px: 4k3 max2/2, 4k3r'), channels=1, classes=3)), torch.rand(4, 1, 16, 16), normalise=lambda x: (x - 0.1) / 0.3)\n"
+            "print('torch._dynamo' in sys.modules)")
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout.strip() == "False"
 
 
 def test_an_unknown_motion_is_named():

@@ -9,7 +9,7 @@ from searchspace.groups import Group
 from test_layerwise import network
 from test_merging import settled, spread
 from toy_models import Lifting, constant, corner
-from trainers.measurement import generators, load_model, measure
+from trainers.measurement import generators, is_folded, load_model, measure
 
 IMAGES = torch.rand(160, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 D4, C4 = Group.parse("D4"), Group.parse("C4")
@@ -38,9 +38,33 @@ def test_a_plain_network_is_broken_by_every_instrument():
     assert [str(b.element) for b in found.barriers] == ["r90", "m"] and found.barriers[0].original == 1
 
 
+@pytest.mark.parametrize("text", ["16px: 3k3@D4 max2/2, 3k3", "17px: 3k3@D4 max2/2, 3k3", "16px: 12k3 max2/2, 12k3"])
+def test_threads_change_nothing(text):
+    model = spread(settled(network(text))) if text[:2] == "16" else spread(network(text))
+    images = torch.rand(160, 1, *model.architecture.size, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    alone, together = (measure(model, images, model(images).argmax(1), D4, step=30, threads=threads).as_dict() for threads in (1, 3))
+    assert torch.get_num_threads() == before
+    alone.pop("seconds"), together.pop("seconds")
+    assert alone == together
+    shared = alone["symmetry_accuracy"]["shared"]
+    # Transposing the image reads no axis backwards, so that a broken layout keeps it.
+    assert shared == {"16px: 3k3": [str(e) for e in D4.elements], "17px: 3k3": ["e", "mr90"], "16px: 12k": ["e"]}[text[:9]]
+
+
+def test_only_folded_networks_are_run_by_several_threads():
+    from trainers.fold import fold
+
+    assert is_folded(fold(network("16px: 3k3"))) and not any(map(is_folded, (network("16px: 3k3"), Lifting("C4"), corner, nn.Flatten())))
+
+
 def test_a_constant_model_is_refused():
     with pytest.raises(ValueError, match="do not vary"):
         measured(constant)
+    silent = network("16px: 6k3 max2/2")
+    silent.linear.weight.data.zero_()
+    with pytest.raises(ValueError, match="do not vary"):
+        measured(silent, threads=2)
 
 
 def test_any_torch_module_and_any_function_can_be_measured():

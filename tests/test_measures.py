@@ -2,12 +2,18 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
+from searchspace.architecture import Architecture
 from searchspace.groups import IDENTITY, Element, Group
+from test_layerwise import network
+from test_merging import spread
 from toy_models import Lifting, constant, corner, pixel_mean
 from trainers.actions import act
+from trainers.fold import fold
 from trainers.measures import (accuracy_by_angle, angle_elements, consistency, effective_invariance, invariant_elements, predict,
                                proportion, summarise, symmetry_accuracy)
+from trainers.process import crew
 
 C4, C8, D4 = Group.parse("C4"), Group.parse("C8"), Group.parse("D4")
 IMAGES = torch.rand(60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -75,6 +81,31 @@ def test_sharing_over_angles_takes_the_right_images():
                                              (constant, D4.elements)], ids=["C4", "D4", "corner", "shifted", "mean", "constant"])
 def test_sharing_is_only_done_where_exactness_was_measured(model, surviving):
     assert invariant_elements(model, IMAGES[:16], D4) == surviving
+
+
+@pytest.mark.parametrize("text,forwards", [("28px: 3k3@C4 max2/2, 3k3", 9), ("27px: 3k3@C4 max2/2, 3k3", 36), ("28px: 3k3@C2 max2/2, 3k3", 18),
+                                           ("28px: 6k3 max2/2, 6k3", 36), ("28px: 3k3@D4 max2/2, 3k3", 9)])
+def test_networks_share_angles_only_where_their_layout_keeps_them(text, forwards):
+    """27 pixels and max2/2 break a C4 network: nothing of it may be shared, though its weights are those of the exact one."""
+    coarse = torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(2))     # noise of single pixels hardly changes the logits
+    images = nn.functional.interpolate(coarse, size=Architecture.parse(text).size, mode="bicubic").clamp(0, 1)
+    images, model = images.double(), fold(spread(network(text), images).double())     # few random features vary little, beside rounding
+    elements = angle_elements(10)
+    shared, each = (predict(model, images, elements, share_exact=share) for share in (True, False))
+    assert (shared.num_forwards, each.num_forwards) == (forwards, 36)
+    assert torch.equal(shared.classes, each.classes) and torch.allclose(shared.confidences, each.confidences, atol=1e-5)
+    if forwards == 36:
+        assert torch.equal(shared.confidences, each.confidences) and float((each.confidences[9] - each.confidences[0]).abs().max()) > 1e-3
+
+
+def test_a_crew_predicts_the_same():
+    model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
+    alone = predict(model, IMAGES, C8.elements, batch_size=16)
+    with crew(3) as hands:
+        together = predict(model, IMAGES, C8.elements, batch_size=16, crew=hands)
+    assert torch.equal(alone.classes, together.classes) and torch.equal(alone.confidences, together.confidences)
+    with crew(2) as hands, pytest.raises(ValueError, match="not all finite"):
+        predict(lambda x: corner(x) * float("nan"), IMAGES, C8.elements, crew=hands, share_exact=False)
 
 
 def test_a_nearly_invariant_model_is_not_shared():

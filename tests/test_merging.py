@@ -13,11 +13,12 @@ IMAGES = torch.rand(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 RESIDUAL = "17px: 8k3, 10k3s2x2r, 12k3s2r, 6k3x2 conv3/2p1"
 
 
-def spread(model):
-    """The network with logits that differ between images, so that a class is a statement."""
+def spread(model, images=None):
+    """The network with logits that differ between images (by default noise), so that a class is a statement."""
     with torch.no_grad():
-        size = model.architecture.size
-        features = model.forward_with_stages(torch.rand(200, 1, *size, generator=torch.Generator().manual_seed(5)))[1][-1].mean((2, 3))
+        if images is None:
+            images = torch.rand(200, 1, *model.architecture.size, generator=torch.Generator().manual_seed(5))
+        features = model.forward_with_stages(images)[1][-1].mean((2, 3))
         if model.order > 1:
             features = features.unflatten(1, (-1, model.order)).mean(2)
         model.linear.weight /= features.std(0).clamp_min(1e-6)

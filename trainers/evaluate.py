@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as functional
 
+from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.groups import TRIVIAL, Group
 from trainers.augment import seen
@@ -40,7 +41,7 @@ def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, 
     loss, seconds = _loss(folded, images, normal)
     symmetry = symmetry_accuracy(folded, images.pixels, images.labels, declared, seen(config.training.augment, declared),
                                  normalise=normal, batch_size=BATCH)
-    errors = (0.0, 0.0) if declared == TRIVIAL else _errors(network, images, declared, normal)
+    errors = (0.0, 0.0) if declared == TRIVIAL else _errors(folded, network.architecture, images, declared, normal)
     price = cost(network.architecture, splits.channels, len(splits.classes))
     return Scores(epoch=epoch, accuracy=symmetry.accuracy.value, symmetry_accuracy=symmetry.mean.value,
                   symmetry_accuracy_worst=symmetry.worst[1].value, symmetry_accuracy_exact=_value(symmetry, "exact"),
@@ -55,9 +56,10 @@ def _value(symmetry: SymmetryAccuracy, name: str) -> "float | None":
     return None if share is None else share.value
 
 
-def _errors(network: Network, images: Images, declared: Group, normal) -> tuple[float, float]:
+def _errors(folded: torch.nn.Module, architecture: Architecture, images: Images, declared: Group, normal) -> tuple[float, float]:
     few = images.pixels[:: max(1, len(images.pixels) // ERROR_IMAGES)][:ERROR_IMAGES]
-    error = equivariance_error(network, few, declared, normalise=normal)
+    fields = {f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)}
+    error = equivariance_error(folded, few, declared, fields=fields, normalise=normal)
     return error.logits.mean, error.features or 0.0
 
 

@@ -66,18 +66,27 @@ def _matched(name: str, element: Element, maps: Tensor, moved: Tensor) -> Matche
     correlations = channel_correlations(maps, moved)
     permutation = match(correlations)
     channels = torch.arange(len(permutation))
-    alive = maps.transpose(0, 1).flatten(1).std(1).cpu() > 0
-    alive &= (moved.transpose(0, 1).flatten(1).std(1).cpu() > 0)[permutation]
+    alive = _varies(maps) & _varies(moved)[permutation]
     return MatchedStage(name, element, float(correlations[channels, permutation][alive].mean()), float(correlations.diagonal()[alive].mean()),
                         tuple(permutation.tolist()), int((~alive).sum()))
 
 
 def channel_correlations(first: Tensor, second: Tensor) -> Tensor:
     """The Pearson correlation [channel, channel] of two outputs [batch, channel, ...], over images and positions; 0 without variation."""
-    first, second = (t.transpose(0, 1).flatten(1) for t in (first, second))
-    first, second = (t - t.mean(1, keepdim=True) for t in (first, second))
-    norms = first.norm(dim=1)[:, None] * second.norm(dim=1)
-    return torch.where(norms > 0, first @ second.T / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0).cpu()
+    first, second = (rows - rows.mean(0) for rows in map(_by_channel, (first, second)))
+    norms = (first * first).sum(0).sqrt()[:, None] * (second * second).sum(0).sqrt()
+    return torch.where(norms > 0, first.T @ second / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0).cpu()
+
+
+def _by_channel(maps: Tensor) -> Tensor:
+    """[values, channel]; without a copy of maps in channels-last layout, and summed over ten times as fast as [channel, values]."""
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+def _varies(maps: Tensor) -> Tensor:
+    """Whether each channel [channel] takes more than one value."""
+    low, high = _by_channel(maps).aminmax(dim=0)
+    return (low < high).cpu()
 
 
 def match(similarities: Tensor) -> Tensor:

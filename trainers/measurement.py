@@ -6,9 +6,11 @@ import importlib
 import importlib.util
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,9 @@ from trainers.measures import (AngleCurve, Proportion, SymmetryAccuracy, angle_e
                                summarise_angles)
 from trainers.merging import MergeBarrier, merge_barrier
 from trainers.networks import Network, channels_last
-from trainers.stages import Model, Normalise
+from trainers.plain import PlainNetwork
+from trainers.process import crew
+from trainers.stages import Model, Normalise, measuring
 
 ERROR_IMAGES = 64       # for the equivariance error and the Lie derivative
 MATCH_IMAGES = 128      # for matching channels
@@ -65,35 +69,70 @@ class Measurement:
 
 
 def measure(model: Model, images: Tensor, labels: Tensor, group: Group, *, seen: Iterable[Element] = (IDENTITY,), normalise: Optional[Normalise] = None,
-            calibration: Optional[Tensor] = None, step: int = 10, stages: Optional[Sequence[str]] = None) -> Measurement:
+            calibration: Optional[Tensor] = None, step: int = 10, stages: Optional[Sequence[str]] = None, fields: Optional[Mapping[str, Group]] = None,
+            threads: Optional[int] = None) -> Measurement:
     """Every instrument on one model: a network of ours, a wrapped escnn network, a plain torch module or a function.
 
     `images` are [image, channel, height, width], uint8 or floating point in 0..1, `labels` [image]; `normalise` is applied after
     images were moved. `group` is the declared symmetry, `seen` what training has seen of it, `step` the degrees between the
     angles. `calibration` are training images for the merge barrier (None: the images themselves). `stages` names the
-    modules to look at in a model that is not ours. A network of ours is measured folded, as it would be deployed.
+    modules to look at in a model that is not ours, `fields` the groups of stages that do not say them (`trainers.stages.run`). A network of ours
+    is measured folded, as it would be deployed, and folded networks on the CPU by `threads` threads (None: as many as torch has).
     Raises ValueError for logits that do not vary over the images or are not finite.
     """
     began, notes = time.perf_counter(), []
     elements = tuple(dict.fromkeys((*group.elements, *angle_elements(step))))
     if images.shape[-1] != images.shape[-2] and any(e.swaps_axes for e in elements if e.on_grid):
         raise ValueError(f"the images are {images.shape[-2]}x{images.shape[-1]} pixels, and quarter turns change their shape; make them square")
-    fields, scored, prepare = None, model, normalise
+    scored, prepare = model, normalise
     if isinstance(model, Network):
         fields = {f"stage {n}": s.group for n, s in enumerate(model.architecture.stages, start=1)}
-        scored = fold(model).to(memory_format=torch.channels_last)
+        scored = fold(model)
+    if is_folded(scored):
         prepare = (lambda batch: channels_last(normalise(batch))) if normalise else channels_last
     few = _spaced(images, ERROR_IMAGES)
-    error = None if group == TRIVIAL else equivariance_error(scored, few, group, stages=stages, fields=fields, normalise=prepare)
-    predictions = predict(scored, images, elements, normalise=prepare)
+    with measuring(scored), _hands(scored, threads if stages is None else 1) as hands:
+        error = None if group == TRIVIAL else hands.submit(equivariance_error, scored, few, group, stages=stages, fields=fields, normalise=prepare)
+        inside = _looked_inside(hands, scored, images, group, stages, prepare)
+        barriers = _barriers(hands, model, images, labels, group, calibration, normalise)
+        motions = hands.submit(_attempted, lambda: lie_derivatives(scored, few, normalise=prepare))
+        error = error and error.result()        # first, for it refuses constants
+        predictions = predict(scored, images, elements, normalise=prepare, crew=hands if isinstance(hands, ThreadPoolExecutor) else None)
+        found = [_gathered(notes, futures) for futures in ([motions], *inside, barriers)]
     others = group.elements if group != TRIVIAL else ()
-    look = dict(normalise=prepare, notes=notes)
     return Measurement(
         group, len(images), summarise(predictions, labels, group, seen), summarise_angles(predictions, labels, step),
         consistency(predictions, others) if others else None, effective_invariance(predictions, others) if others else None, error,
-        _attempt(notes, lambda: lie_derivatives(scored, few, normalise=prepare)),
-        *_looked_inside(scored, images, group, stages, look), _barriers(model, images, labels, group, calibration, normalise, notes),
-        time.perf_counter() - began, tuple(notes))
+        *found, time.perf_counter() - began, tuple(notes))
+
+
+def is_folded(model: Model) -> bool:
+    """True for the networks that `fold` and a bundle's model.py return: plain operations that several threads may run at once."""
+    return isinstance(model, nn.Module) and type(model).__name__ == PlainNetwork.__name__ and hasattr(model, "forward_with_stages")
+
+
+class _OneByOne:
+    """Does what it is given at once: for models that cannot be trusted to run in several threads, and on a GPU."""
+
+    def submit(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
+        """The finished future of the work."""
+        future: Future = Future()
+        try:
+            future.set_result(work(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def _hands(model: Model, threads: Optional[int]) -> Iterator[Any]:
+    """Threads for folded networks on the CPU (not for named modules, which are watched by hooks); else what does one thing after the other."""
+    threads = torch.get_num_threads() if threads is None else threads
+    if threads < 2 or not is_folded(model) or next(model.parameters()).device.type != "cpu":
+        yield _OneByOne()
+    else:
+        with crew(threads) as pool:
+            yield pool
 
 
 def generators(group: Group) -> tuple[Element, ...]:
@@ -108,38 +147,50 @@ def _spaced(images: Tensor, count: int) -> Tensor:
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
 
 
-def _attempt(notes: list[str], instrument: Callable[[], tuple]) -> tuple:
-    """What the instrument returns; where it does not apply to the model nothing, and its reason among the notes."""
+def _attempted(instrument: Callable[[], tuple]) -> "tuple | str":
+    """What the instrument returns; where it does not apply to the model, the reason."""
     try:
         return instrument()
     except ValueError as error:
-        if str(error) not in notes:
-            notes.append(str(error))
-        return ()
+        return str(error)
 
 
-def _looked_inside(model: Model, images: Tensor, group: Group, stages: Optional[Sequence[str]],
-                   look: dict[str, Any]) -> tuple[tuple[MatchedStage, ...], tuple[Steerability, ...]]:
-    notes, prepare = look["notes"], look["normalise"]
+def _gathered(notes: list[str], futures: Sequence[Future]) -> tuple:
+    """All results one after the other; reasons for having none go to the notes."""
+    found: tuple = ()
+    for result in (future.result() for future in futures):
+        if not isinstance(result, str):
+            found += result
+        elif result not in notes:
+            notes.append(result)
+    return found
+
+
+def _looked_inside(hands: Any, model: Model, images: Tensor, group: Group, stages: Optional[Sequence[str]],
+                   prepare: Optional[Normalise]) -> tuple[list[Future], list[Future]]:
+    """Matched channels and steerability, for every generator."""
     if not isinstance(model, nn.Module):
-        return (), ()
-    matched: tuple[MatchedStage, ...] = ()
-    steered: tuple[Steerability, ...] = ()
-    for element in generators(group):
-        matched += _attempt(notes, lambda: layerwise_equivariance(model, _spaced(images, MATCH_IMAGES), element, stages=stages, normalise=prepare))
-        last = stages[-1] if stages else None
-        steered += _attempt(notes, lambda: (steerability(model, _spaced(images, STEER_IMAGES), element, stage=last, normalise=prepare),))
+        return [], []
+    last, chosen = stages[-1] if stages else None, generators(group)
+    steered = [hands.submit(_attempted, lambda e=e: (steerability(model, _spaced(images, STEER_IMAGES), e, stage=last, normalise=prepare),))
+               for e in chosen]
+    matched = [hands.submit(_attempted, lambda e=e: layerwise_equivariance(model, _spaced(images, MATCH_IMAGES), e, stages=stages, normalise=prepare))
+               for e in chosen]
     return matched, steered
 
 
-def _barriers(model: Model, images: Tensor, labels: Tensor, group: Group, calibration: Optional[Tensor], normalise: Optional[Normalise],
-              notes: list[str]) -> tuple[MergeBarrier, ...]:
+def _barriers(hands: Any, model: Model, images: Tensor, labels: Tensor, group: Group, calibration: Optional[Tensor],
+              normalise: Optional[Normalise]) -> list[Future]:
     if not isinstance(model, Network) or model.architecture.family != "plain":
-        return ()
+        return []
     chosen = torch.linspace(0, len(images) - 1, min(512, len(images))).long()
-    return tuple(barrier for element in generators(group) for barrier in _attempt(notes, lambda: (merge_barrier(
-        model, images[chosen], labels[chosen.to(labels.device)], element, calibration=None if calibration is None else _spaced(calibration, 256),
-        normalise=normalise),)))
+    calibration = None if calibration is None else _spaced(calibration, 256)
+
+    def one_by_one() -> tuple[MergeBarrier, ...]:      # they hook into the same network
+        return tuple(merge_barrier(model, images[chosen], labels[chosen.to(labels.device)], element, calibration=calibration, normalise=normalise)
+                     for element in generators(group))
+
+    return [hands.submit(_attempted, one_by_one)]
 
 
 def load_model(source: str) -> Model:

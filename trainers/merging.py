@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from searchspace.groups import IDENTITY, TRIVIAL, Element
 from trainers.actions import act
+from trainers.fold import fold
 from trainers.layerwise import channel_correlations, match
 from trainers.measures import predict
-from trainers.networks import Block, Convolution, Network
+from trainers.networks import Block, Convolution, Network, channels_last
 from trainers.stages import Model, Normalise, measuring, pixels
 
 
@@ -71,7 +72,8 @@ def merge_barrier(network: Network, images: Tensor, labels: Tensor, element: Ele
         repaired = _repaired(reset, batch, goals)
 
     def accuracy(model: Model) -> float:
-        classes, _ = predict(model, images, [IDENTITY], normalise=normalise, share_exact=False).of(IDENTITY)
+        scored = fold(model) if isinstance(model, Network) else model
+        classes, _ = predict(scored, images, [IDENTITY], normalise=lambda batch: channels_last(prepare(batch)), share_exact=False).of(IDENTITY)
         return float((classes == labels.cpu()).double().mean())
 
     return MergeBarrier(element, *(accuracy(m) for m in (network, copied, crude, merged, reset, repaired)))

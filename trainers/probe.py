@@ -16,6 +16,7 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.actions import act
+from trainers.measures import proportion
 from trainers.datasets import load
 from trainers.fitting import fit_images
 from trainers.settings import Data
@@ -23,7 +24,6 @@ from trainers.splitting import remainder, take
 from trainers.twosample import Classifier, Told, plain, tell
 
 LARGEST = 16            # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
-Z = 1.959964            # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,8 @@ def wilson(successes: float, count: int) -> Share:
     """A fraction with its 95 % interval by Wilson's score method, inside 0..1; nan of no trials."""
     if count == 0:
         return Share(math.nan, 0.0, 1.0, 0)
-    fraction = successes / count
-    scale = 1 + Z * Z / count
-    centre = (fraction + Z * Z / (2 * count)) / scale
-    half = Z / scale * math.sqrt(fraction * (1 - fraction) / count + (Z / (2 * count)) ** 2)
-    return Share(fraction, max(0.0, centre - half), min(1.0, centre + half), count)
+    share = proportion(successes / count, count)
+    return Share(share.value, share.low, share.high, count)
 
 
 def _inverted(told: Told) -> Told:

@@ -1,73 +1,203 @@
-"""What measuring costs, side by side in one process: `python tests/benchmarks/bench_measures.py [ROUNDS]`.
+"""What measuring symmetry costs, as ratios in one interleaved run and as seconds of the whole measurement.
 
-Prints how many times faster the layerwise equivariance error is than one forward per layer and element, and the time of the whole
-measurement of a network of 25,000 parameters on 2,000 images. Times are CPU seconds, medians over interleaved rounds.
+    python tests/benchmarks/bench_measures.py [--rounds 7] [--images 2000] [--parts layerwise whole] [--json FILE]
+    python tests/benchmarks/bench_measures.py --short        # parity in full, few and small timings
+
+Layerwise: the equivariance error of every stage under every element in one batched pass, against forwards of x and of g x for each stage
+and element: of escnn's modules up to the stage and whole, with escnn's own transforms, and of this project's unfolded network. One
+thread, in turn, in reversed order every other round; ratios are medians over rounds with quartiles. Whole: every instrument on a network of
+25,000 parameters, exact and plain, on all cores. No time is printed before all agree on networks with broken layouts.
 """
 
+from __future__ import annotations
+
+import argparse
+import json
+import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 
-from searchspace.architecture import Architecture
-from searchspace.groups import IDENTITY, Group
-from trainers.actions import act, act_on_fields
-from trainers.equivariance import equivariance_error
-from trainers.fold import fold
-from trainers.measurement import measure
-from trainers.networks import build, channels_last
+import torch  # noqa: E402
+from bench_step import hardware, measure as in_turn, ratio  # noqa: E402
+from escnn import nn as enn  # noqa: E402
+from escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
 
-P4CNN = "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
+from searchspace.architecture import Architecture  # noqa: E402
+from searchspace.cost import cost  # noqa: E402
+from searchspace.groups import IDENTITY, Group  # noqa: E402
+from trainers.actions import act, act_on_fields  # noqa: E402
+from trainers.equivariance import equivariance_error  # noqa: E402
+from trainers.fold import fold  # noqa: E402
+from trainers.measurement import measure  # noqa: E402
+from trainers.networks import build, channels_last  # noqa: E402
+from trainers.process import tune_process  # noqa: E402
+
+P4CNN = "{size}px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
+PLAIN = "{size}px: 20k3, 20k3 max2/2, 20k3, 20k3, 20k3, 20k3, 20k4p0"
+C4 = Group.parse("C4")
+
+
+def networks(size: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The same network, ours and of escnn's modules, with weights and statistics that differ between channels."""
+    shape = Architecture.parse(P4CNN.format(size=size) + " filters=basis")
+    mine, theirs = build(shape, channels=1, classes=10).eval(), EscnnNetwork(shape, 1, 10)
+    generator = torch.Generator().manual_seed(1)
+    for convolution in mine.convolutions:
+        convolution.norm.running_mean.normal_(0, 0.2, generator=generator)
+        convolution.norm.running_var.uniform_(0.5, 2, generator=generator)
+    copy_to_escnn(mine, theirs)
+    return mine, theirs.eval()
+
+
+def relative(after, expected, reference) -> float:
+    """The relative error as `trainers.equivariance` defines it."""
+    return float(((after - expected).square().mean() / (2 * reference.var(0).mean())).sqrt())
 
 
 @torch.no_grad()
-def per_layer_and_element(model, images, group):
-    """The same errors, each from forwards of its own: f(x) and f(g x) for every layer and element."""
-    errors, count = {}, len(model.forward_with_stages(images[:1])[1])
-    for layer in range(count + 1):
-        for element in (e for e in group.elements if e != IDENTITY):
-            outputs = []
-            for batch in (images, act(images, element)):
-                logits, stages = model.forward_with_stages(batch)
-                outputs.append((logits, *stages)[layer])
-            expected = act_on_fields(outputs[0], element, group) if layer else outputs[0]
-            spread = 2 * outputs[0].var(0).mean()
-            errors[layer, element] = float(((outputs[1] - expected).square().mean() / spread).sqrt())
+def by_escnn(network: EscnnNetwork, images: torch.Tensor, whole: bool) -> dict:
+    """The errors of every stage (0: logits) and element, each from two forwards of its own: whole, or up to the stage."""
+    errors, space = {}, network.image_type.gspace
+    incoming = enn.GeometricTensor(images, network.image_type)
+
+    def forward(maps: enn.GeometricTensor, stage: int):
+        if not stage:
+            return network(maps.tensor)
+        found = None
+        for number, module in enumerate(network.stages, start=1):
+            maps = module(maps)
+            found = maps if number == stage else found
+            if number == stage and not whole:
+                return found
+        features = maps.tensor.mean((2, 3)).unflatten(1, (-1, network.order)).amax(2)
+        network.linear(features)
+        return found
+
+    for stage in range(len(network.stages) + 1):
+        for index in range(1, C4.order):
+            element = space.fibergroup.element(index)
+            before, after = forward(incoming, stage), forward(incoming.transform(element), stage)
+            if stage:
+                errors[stage, index] = relative(after.tensor, before.transform(element).tensor, before.tensor)
+            else:
+                errors[stage, index] = relative(after, before, before)
     return errors
 
 
-def timed(function, *arguments, **options):
-    began = time.process_time()
-    result = function(*arguments, **options)
-    return time.process_time() - began, result
+@torch.no_grad()
+def by_forwards(network, images: torch.Tensor) -> dict:
+    """The same of our network, unfolded: two whole forwards for every stage and element."""
+    errors = {}
+    for stage in range(len(network.stages) + 1):
+        for index, element in enumerate(C4.elements):
+            if element != IDENTITY:
+                before, after = ((logits, *maps)[stage] for logits, maps in map(network.forward_with_stages, (images, act(images, element))))
+                errors[stage, index] = relative(after, act_on_fields(before, element, C4) if stage else before, before)
+    return errors
 
 
-def main(rounds=5):
-    torch.set_num_threads(1)
-    network = build(Architecture.parse(P4CNN), channels=1, classes=10).eval()
-    group, images = Group.parse("C4"), torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    fields = {f"stage {n}": group for n in range(1, 8)}
+def batched(network, images: torch.Tensor) -> dict:
+    """The same as it is measured here: folded, one pass; the time to fold counts."""
+    fields = {f"stage {n}": C4 for n in range(1, len(network.stages) + 1)}
+    found = equivariance_error(fold(network), images, C4, fields=fields, normalise=channels_last)
+    return {(n, C4.index(e)): error for n, stage in enumerate((found.logits, *found.stages)) for e, error in zip(stage.elements, stage.relative)}
 
-    def batched():
-        return equivariance_error(fold(network).to(memory_format=torch.channels_last), images, group, fields=fields, normalise=channels_last)
 
-    slow, fast = [], []
-    for _ in range(rounds):
-        slow.append(timed(per_layer_and_element, network, images, group))
-        fast.append(timed(batched))
-    for layer, stage in enumerate((fast[0][1].logits, *fast[0][1].stages)):
-        for element, error in zip(stage.elements, stage.relative):
-            assert abs(error - slow[0][1][layer, element]) < 1e-5, (stage.stage, element, error, slow[0][1][layer, element])
-    ratio = statistics.median(a[0] / b[0] for a, b in zip(slow, fast))
-    print(f"layerwise error, 64 images, C4: {statistics.median(b[0] for b in fast):.3f} s; per layer and element "
-          f"{statistics.median(a[0] for a in slow):.3f} s; {ratio:.1f} times faster (median of {rounds})")
-    images = torch.rand(2000, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    torch.set_num_threads(2)
-    began = time.perf_counter()
-    seconds, _ = timed(measure, network, images, torch.arange(2000) % 10, Group.parse("D4"))
-    print(f"the whole measurement, 2,000 images, D4: {time.perf_counter() - began:.1f} s, {seconds:.1f} CPU seconds")
+def layerwise(rounds: int, count: int) -> dict:
+    """Parity at a size that breaks the symmetry, then ratios at one that keeps it."""
+    for size in (27, 28):
+        mine, theirs = networks(size)
+        images = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
+        variants = {"escnn, whole forwards": lambda: by_escnn(theirs, images, True), "escnn, forwards up to the stage": lambda: by_escnn(theirs, images, False),
+                    "ours unfolded, whole forwards": lambda: by_forwards(mine, images), "batched": lambda: batched(mine, images)}
+        results = {name: run() for name, run in variants.items()}
+        for name, errors in results.items():
+            worst = max(abs(error - results["batched"][key]) for key, error in errors.items())
+            broken = max(results["batched"].values())
+            allowed = 1e-4 if name.startswith("escnn") else 1e-5      # escnn's transforms interpolate, also at quarter turns
+            if not worst < allowed or (broken > 0.05) != (size == 27):
+                raise SystemExit(f"at {size} pixels {name} and the batched pass differ by {worst:.1e} (largest error {broken:.1e}); no time is printed")
+    times = in_turn(variants, rounds)
+    ratios = {name: ratio(times, name, "batched") for name in times if name != "batched"}
+    seconds = {name: statistics.median(t[1] for t in found) for name, found in times.items()}
+    print(f"\nLayerwise equivariance error, {count} images, C4, {P4CNN.format(size=28)}: all agree at 27 (broken) and 28 pixels")
+    print(f"  {'batched':32} {seconds['batched']:7.3f} processor seconds")
+    for name, found in ratios.items():
+        print(f"  {name:32} {seconds[name]:7.3f}   {found['median']:5.1f} times (quartiles {found['low']:.1f} to {found['high']:.1f}; "
+              f"processor time {found['processor']:.1f})")
+    return {"images": count, "rounds": rounds, "processor_seconds": seconds, "times_batched": ratios}
+
+
+def whole(rounds: int, count: int, threads: int) -> dict:
+    """Seconds of every instrument on an exact and a plain network, and what the forwards by angle take at this machine's rate."""
+    results, images = {}, torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(count) % 10
+    for name, text in (("exact C4", P4CNN), ("plain", PLAIN)):
+        shape = Architecture.parse(text.format(size=28))
+        network, macs = build(shape, channels=1, classes=10).eval(), cost(shape).macs
+        one, all_cores = (measure_once(network, images[:200], labels[:200], n) for n in (1, threads))
+        if one != all_cores:
+            raise SystemExit(f"the measurement of the {name} network on {threads} threads differs from that on one; no time is printed")
+        wall, processor, rate = [], [], []
+        for _ in range(rounds):
+            began, spent = time.perf_counter(), time.process_time()
+            found = measure(network, images, labels, C4, threads=threads)
+            wall.append(time.perf_counter() - began)
+            processor.append(time.process_time() - spent)
+            rate.append(forward_rate(network, macs))
+        forwards = count * (9 if len(found.accuracy.shared) == 4 else 36)
+        floor = forwards * macs / statistics.median(rate) / 1e9 / threads
+        results[name] = {"wall_seconds": wall, "processor_seconds": processor, "forwards_by_angle": forwards, "macs": macs,
+                         "gmacs_per_second_and_core": rate, "floor_seconds": floor}
+        print(f"\nAll instruments, {name} network, {count} images, C4 and 36 angles, {threads} threads: {statistics.median(wall):.1f} s "
+              f"({min(wall):.1f} to {max(wall):.1f}; processor {statistics.median(processor):.1f})")
+        print(f"  the {forwards} forwards by angle are {forwards * macs / 1e9:.0f} GMAC: {floor:.1f} s at {statistics.median(rate):.1f} GMAC/s a core")
+    return results
+
+
+def measure_once(network, images, labels, threads: int) -> dict:
+    """A measurement as plain values, without its duration."""
+    return {key: value for key, value in measure(network, images, labels, C4, threads=threads, step=30).as_dict().items() if key != "seconds"}
+
+
+@torch.no_grad()
+def forward_rate(network, macs: int) -> float:
+    """GMAC/s of one core in the folded network's forward pass, the best of several."""
+    folded, images, best = fold(network), channels_last(torch.rand(128, 1, 28, 28)), float("inf")
+    for _ in range(6):
+        began = time.process_time()
+        folded(images)
+        best = min(best, time.process_time() - began)
+    return 128 * macs / best / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=2000, help="of the whole measurement")
+    parser.add_argument("--parts", nargs="+", default=["layerwise", "whole"], choices=["layerwise", "whole"])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.short:
+        arguments.rounds, arguments.images = 2, 200
+    tune_process(threads=1)
+    about = hardware("cpu")
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
+    results = {}
+    if "layerwise" in arguments.parts:
+        results["layerwise"] = layerwise(arguments.rounds, 16 if arguments.short else 64)
+    if "whole" in arguments.parts:
+        results["whole"] = whole(max(1, arguments.rounds // 3), arguments.images, about["cpus"])
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(*(int(a) for a in sys.argv[1:]))
+    main()

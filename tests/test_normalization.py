@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.normalization import FieldNorm, Pooling
+from searchspace.architecture import Architecture
+from trainers.networks import build
+from trainers.normalization import MOMENTUM, FieldNorm, Pooling, estimate_statistics
 
 
 def maps(order, fields=3, batch=4, dtype=torch.float64):
@@ -93,3 +95,31 @@ def test_one_value_has_no_variance():
     with pytest.raises(ValueError, match="two values per field"):
         FieldNorm(3, 1, True)(torch.zeros(1, 3, 1, 1))
     assert FieldNorm(3, 4, True)(torch.zeros(1, 12, 1, 1)).shape == (1, 12, 1, 1)
+
+
+def test_statistics_are_those_of_the_present_weights_on_given_batches():
+    torch.manual_seed(0)
+    network = build(Architecture.parse("12px: 4k3@C4, 4k3 max2/2, 4k3x2r, 4k3"), channels=1, classes=3, seed=1)
+    batches = [torch.rand(32, 1, 12, 12) for _ in range(3)]
+    with torch.no_grad():
+        for images in batches:                          # running averages: still half of where they began
+            network.train()(images)
+    before = network.eval()(batches[0])
+    estimate_statistics(network, batches)
+    assert network.training and all(m.momentum == MOMENTUM for m in network.modules() if isinstance(m, FieldNorm))
+    with torch.no_grad():
+        expected, settled = network.train()(batches[0]), network.eval()(batches[0])
+        assert (settled - expected).abs().max() < 0.2 * (before - expected).abs().max()
+        means = []
+        for images in batches:                          # of the first layer: the mean over batches, exactly
+            estimate_statistics(network, [images])
+            means.append(next(m for m in network.modules() if isinstance(m, FieldNorm)).running_mean.clone())
+        estimate_statistics(network, batches)
+    assert torch.allclose(next(m for m in network.modules() if isinstance(m, FieldNorm)).running_mean, torch.stack(means).mean(0), atol=1e-6)
+
+
+def test_momentum_comes_back_after_a_failure():
+    network = build(Architecture.parse("12px: 4k3@C4, 4k3"), channels=1, classes=3)
+    with pytest.raises(ValueError, match="images"):
+        estimate_statistics(network, [torch.rand(4, 2, 12, 12)])
+    assert all(m.momentum == MOMENTUM for m in network.modules() if isinstance(m, FieldNorm))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Iterable, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class FieldNorm(nn.Module):
     def __init__(self, fields: int, order: int, relu: bool) -> None:
         super().__init__()
         self.fields, self.order, self.relu = fields, order, relu
+        self.momentum = MOMENTUM
         self.weight = nn.Parameter(torch.ones(fields))
         self.bias = nn.Parameter(torch.zeros(fields))
         self.register_buffer("running_mean", torch.zeros(fields))
@@ -83,8 +84,8 @@ class FieldNorm(nn.Module):
         """
         if values < 2:
             raise ValueError("batch norm needs at least two values per field in training; use a larger batch")
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
-        self.running_var.mul_(1 - MOMENTUM).add_(variance, alpha=MOMENTUM * values / (values - 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.mul_(1 - self.momentum).add_(variance, alpha=self.momentum * values / (values - 1))
 
     @property
     def _gather(self) -> Optional[Tensor]:
@@ -105,6 +106,25 @@ class FieldNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"fields={self.fields}, order={self.order}, relu={self.relu}"
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replaces the running statistics of every FieldNorm in `network` by their mean over these batches, under today's weights.
+
+    Running averages lag behind weights that move: while the learning rate is high, evaluation with them says little about the
+    network (PreciseBN; Wu & Johnson, arXiv:2105.07576, section 3). Leaves the network in training mode.
+    """
+    norms = [module for module in network.modules() if isinstance(module, FieldNorm)]
+    network.train()
+    try:
+        for number, images in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1 / number      # the mean of all batches so far
+            network(images)
+    finally:
+        for norm in norms:
+            norm.momentum = MOMENTUM
 
 
 def _spread(per_field: Tensor, order: int) -> Tensor:

@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 import torch.nn.functional as functional
@@ -25,6 +25,7 @@ from trainers.datasets import Splits, batch, load, normalise
 from trainers.evaluate import evaluate
 from trainers.losses import draw, equivariance_loss, move, usable_elements
 from trainers.networks import Network, build
+from trainers.normalization import estimate_statistics
 from trainers.precision import autocast, resolve
 from trainers.scores import Scores
 from trainers.settings import Data, Symmetry, Training
@@ -32,6 +33,7 @@ from trainers.settings import Data, Symmetry, Training
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
 WARM_UP = 0.3           # share of a onecycle schedule in which the learning rate rises (Smith & Topin 2017, torch's default)
+STATISTICS_IMAGES = 512     # for the batch norm statistics after each epoch, at most half of an epoch's
 STEP_EVERY, STEP_FACTOR = 0.2, 0.5      # the step schedule halves every fifth (arXiv:2308.11316: every 10 of 50 epochs)
 
 
@@ -184,7 +186,27 @@ def train_epoch(state: _State, architecture: Architecture, config: Config, split
             (loss * (len(part) / len(chosen))).backward()
             total += loss.detach() * len(part)
         optimizer.step()
+    _settle(network, order[:max(2, min(STATISTICS_IMAGES, count // 2))], config, splits, generator)
     return float(total) / count
+
+
+def _settle(network: Network, chosen: Tensor, config: Config, splits: Splits, generator: torch.Generator) -> None:
+    """Gives the network the batch norm statistics of its present weights, on some of the epoch's images.
+
+    It is what makes scores at rungs comparable: after 3 of 9 epochs (1,000 MNIST images, onecycle) an exact C4 network had 11.6 % with
+    running averages and 40.4 % with these; a plain one hardly changed.
+    """
+    training, device = config.training, next(network.parameters()).device
+    precision = resolve(training.precision, device)
+
+    def batches() -> Iterator[Tensor]:
+        for part in chosen.split(max(2, training.batch_size // config.batch_divisor)):
+            if len(part) > 1:
+                pixels = transform(batch(splits.train, part.to(device), device)[0], training.augment, config.group, generator)
+                yield normalise(pixels, splits.mean, splits.std)
+
+    with autocast(precision, device):
+        estimate_statistics(network, batches())
 
 
 def training_loss(network: Network, architecture: Architecture, config: Config, pixels: Tensor, labels: Tensor, splits: Splits,

@@ -5,6 +5,7 @@ The loggers are Ray's own callbacks (`ray.tune.logger`, `ray.air.integrations`);
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,6 @@ class TuneLoggers:
         self._driver = driver
         self._trials: dict[int, LoggedTrial] = {}
         self._callbacks = [_made(name, make) for name, make in _wanted(driver).items()]
-        for callback in self._callbacks:
-            callback.setup()
 
     def __call__(self, event: Event) -> None:
         """Logs the start of a trial, the scores at a rung, or its end."""
@@ -69,8 +68,11 @@ class TuneLoggers:
     def _trial(self, number: int) -> LoggedTrial:
         known = self._driver.attributes(number)
         config = {name: value for name, value in known.items() if isinstance(value, (str, bool, int, float)) and name != "canonical"}
-        directory = self._driver.directory
-        return LoggedTrial(f"{number:05d}", config, str(directory / "tensorboard" / f"{number:05d}"), directory.name)
+        directory, asked = self._driver.directory, self._driver.study.loggers
+        trial = LoggedTrial(f"{number:05d}", config, str(directory / ("tensorboard" if asked.tensorboard else "wandb") / f"{number:05d}"), directory.name)
+        if asked.wandb is not None:
+            trial.init_local_path()     # its actor goes there without looking
+        return trial
 
     def close(self) -> None:
         """Ends the loggers."""
@@ -94,11 +96,20 @@ def _wanted(driver: SearchDriver) -> dict[str, Callable[[], Any]]:
 
 
 def _made(name: str, make: Callable[[], Any]) -> Any:
+    """The callback, set up. Raises StudyError if its package is missing or it refuses its arguments."""
     try:
-        return make()
+        callback = make()
+        callback.setup()
+        return callback
+    except StudyError:
+        raise
     except (ImportError, RuntimeError) as error:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
-        raise StudyError(f"loggers.{name} needs the package {package} ({error}); install it, or switch that logger off") from error
+        raise StudyError(f"loggers.{name} needs the package {package} ({error}); install it (`pip install 'equisearch[loggers]'` installs all), "
+                         f"or switch that logger off") from error
+    except Exception as error:      # of whatever kind the logger's library raises
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise StudyError(f"loggers.{name} cannot be set up: {said[0]}") from error
 
 
 def _tensorboard() -> Any:
@@ -120,6 +131,8 @@ def _wandb(arguments: dict[str, Any]) -> Any:
 
     if not ray.is_initialized():
         raise StudyError("loggers.wandb logs through Ray actors; set resources: {executor: ray}")
+    if arguments.get("mode") in ("offline", "disabled"):
+        os.environ["WANDB_MODE"] = arguments["mode"]        # the callback asks for a key unless it finds this
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     return WandbLoggerCallback(**arguments)

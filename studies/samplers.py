@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 import optuna
 
+from studies.bounded import BoundedTPE
 from studies.config import Study
 from studies.evolution import Neighbour, SubgroupEvolution
 from studies.planning import PlannedSampler
@@ -67,8 +68,8 @@ def _population(study: Study) -> int:
 
 
 def _tpe(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.TPESampler(
-        n_startup_trials=startup_of(study), multivariate=True, group=True,
+    return BoundedTPE(
+        study.objectives, n_startup_trials=startup_of(study), multivariate=True, group=True,
         constant_liar=True, warn_independent_sampling=False, seed=seed, constraints_func=constraints_of(study))
 
 

@@ -14,12 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import trivial
 
+from studies.assignments import Leave
+from studies.config import parse
 from studies.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import run_in_process
+from studies.executors import Interruption, _DirectReport, run_in_process
 from studies.journal import JOURNAL, read_trials
+from studies.worker import run_trial
 
 DRIVE = Path(__file__).with_name("drive.py")
 
@@ -189,3 +193,62 @@ def test_the_clock_may_jump(tmp_path, monkeypatch):
     with SearchDriver.create(tmp_path / "study", trivial.study(search__timeout=60, resources__trial_timeout=60)) as driver:
         assert run_in_process(driver, trivial.trainable).reason == "trials"
     assert_whole(tmp_path / "study")
+
+
+REAL = """
+data: {name: digits, train: 120, validation: 60}
+training: {epochs: 3, batch_size: 32}
+space: {backbone: "2k3 *, 2k3", input_size: [8]}
+search: {trials: 2, rungs: [1], sampler: random}
+resources: {executor: in_process}
+"""
+
+
+def leave_after(epoch, study, assignment, report):
+    """The real training, left after an epoch, as at a signal."""
+
+    class Report:
+        def __call__(self, scores):
+            return report(scores)
+
+        def heartbeat(self, done):
+            if done == epoch and assignment.number == 0:
+                raise Leave
+            report.heartbeat(done)
+
+    run_trial(study, assignment, Report())
+
+
+def test_a_torn_checkpoint_goes_back_to_the_one_before_and_changes_no_result(tmp_path):
+    with SearchDriver.create(tmp_path / "undisturbed", parse(REAL)) as driver:
+        run_in_process(driver)
+    with SearchDriver.create(tmp_path / "torn", parse(REAL)) as driver:
+        assignment = driver.next()
+        with pytest.raises(Leave):
+            leave_after(2, driver.study, assignment, _DirectReport(driver, assignment, Interruption(None), lambda event: None))
+        driver.finish(0, "interrupted")
+    checkpoint = tmp_path / "torn" / "trials" / "00000" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    epochs = []
+    with SearchDriver.open(tmp_path / "torn") as driver:
+        run_in_process(driver, listener=lambda event: epochs.append((event.number, event.epoch)) if event.kind == "epoch" else None)
+    assert [epoch for number, epoch in epochs if number == 0] == [2, 3]        # one epoch is repeated
+
+    def results(name):
+        return {r.number: (r.state, r.values, r.architecture) for r in read_trials(tmp_path / name)}
+    assert results("torn") == results("undisturbed")
+
+
+def short_of_memory(study, assignment, report):
+    """The first step of trial 0 does not fit on the card, whatever its batch; that of trial 1 fits with half of it."""
+    if assignment.number == 0 or assignment.number == 1 and assignment.batch_divisor == 1:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+    run_trial(study, assignment, report)
+
+
+def test_a_card_without_memory_gets_half_the_batch_then_gives_up_the_trial_alone(tmp_path):
+    with SearchDriver.create(tmp_path / "study", parse(REAL)) as driver:
+        run_in_process(driver, short_of_memory)
+    first, second = read_trials(tmp_path / "study")
+    assert first.state == "pruned" and not first.feasible and "even with half the batch: OutOfMemoryError" in first.reason
+    assert second.state in ("complete", "pruned") and second.feasible and second.attributes["batch_divisor"] == 2 and second.rungs

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import optuna
 import pytest
 import trivial
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from studies.bounded import BEST, NEWEST, informative
 from studies.driver import SearchDriver
 from studies.evolution import lattice_neighbours
 from studies.executors import run_in_process
+from studies.front import pareto
 from studies.journal import read_trials
 from studies.samplers import SAMPLERS, derived_seed, make_sampler
 
@@ -126,3 +130,26 @@ def test_evolution_finds_more_than_chance(tmp_path):
             return driver.volume
 
     assert sum(best_found("evolution", s) for s in range(5)) > sum(best_found("random", s) for s in range(5))
+
+
+def test_tpe_sees_the_best_and_the_newest_and_all_of_a_small_study():
+    def trial(number, state, values=None, excess=-1.0):
+        return optuna.trial.create_trial(state=state, values=values, user_attrs={"number": number, "constraints": {"params": excess}})
+
+    states, rng = optuna.trial.TrialState, random.Random(0)
+    trials = []
+    for number in range(600):
+        kind = number % 3
+        made = trial(number, states.PRUNED) if kind == 0 else trial(number, states.COMPLETE, [rng.random(), rng.random()], excess=1.0 if kind == 1 else -1.0)
+        made.number = number
+        trials.append(made)
+    running = optuna.trial.FrozenTrial(600, states.RUNNING, None, None, None, {}, {}, {}, {}, {}, 600)
+    objectives = ("accuracy", "symmetry_accuracy")
+    assert informative(trials[:BEST + NEWEST], objectives) == trials[:BEST + NEWEST]
+    shown = informative([*trials, running], objectives)
+    numbers = [t.number for t in shown]
+    assert numbers == sorted(numbers) and numbers[-1] == 600 and set(range(600 - NEWEST, 600)) <= set(numbers)
+    assert len(shown) == BEST + NEWEST + 1
+    older = [t for t in trials[:-NEWEST] if t.state == states.COMPLETE and t.user_attrs["constraints"]["params"] <= 0]
+    front = {t.number for t in pareto(older, objectives, lambda t: t.values)}
+    assert front <= set(numbers) and all(trials[n] in older for n in numbers[:BEST])

@@ -26,6 +26,8 @@ LossKind = Literal["none", "layerwise", "latent", "label"]
 
 SUBSAMPLING_KINDS, RESIZE_MODES, PADDING_MODES, HEADS, FILTERS, LOSS_KINDS = map(
     get_args, (SubsamplingKind, ResizeMode, PaddingMode, Head, Filters, LossKind))
+MOST_PIXELS = 16384     # of an axis of the input: positions are looked at one by one where remainders do not decide
+MOST_REPEATS = 1000
 BLUR_KERNEL = 5     # pixels: escnn's PointwiseAvgPoolAntialiased at its usual sigma of 0.66, 2 * round(3 sigma) + 1
 
 
@@ -100,7 +102,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name in ("fields", "kernel", "stride", "dilation", "repeats"):
-            _at_least(getattr(self, name), 1, f"a stage's {name}")
+            _at_least(getattr(self, name), 1, f"a stage's number of {name}" if name in ("fields", "repeats") else f"a stage's {name}")
+        if self.repeats > MOST_REPEATS:
+            raise ValueError(f"a stage has {self.repeats} repeats; it must have at most {MOST_REPEATS}; write several stages for more")
         _choice(self.padding_mode, PADDING_MODES, "padding mode")
         if min(self.padding) < 0:
             raise ValueError(f"a stage has padding {self.padding[0]}:{self.padding[1]}; it must not be negative")
@@ -172,6 +176,8 @@ class Architecture:
         _choice(self.filters, FILTERS, "filters")
         for name, pixels in zip(("height", "width"), self.size):
             _at_least(pixels, 1, f"the input's {name}")
+            if pixels > MOST_PIXELS:
+                raise ValueError(f"the input's {name} is {pixels} pixels; it must be at most {MOST_PIXELS}; cut or resize larger images")
         if not self.stages:
             raise ValueError("an architecture needs at least one stage, such as 10k3")
         if self.entry is not None and self.entry.kind not in ("resize", "crop"):

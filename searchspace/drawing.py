@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Iterable, NamedTuple
 
-from searchspace.exactness import AXES, Verdict
+from searchspace.exactness import AXES, Verdict, shift_text
 from searchspace.geometry import Layer
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, isomorphic_name, largest_subgroup
@@ -73,9 +73,9 @@ def _notes(layers: Iterable[Layer], stage: int) -> tuple[str, ...]:
         if layer.stage == stage and layer.remainder != (0, 0):
             shifted = [(axis, r) for axis, r in zip(AXES, layer.remainder) if r]
             if len(shifted) == 2 and shifted[0][1] == shifted[1][1]:
-                what = f"height and width shifted by {shifted[0][1]} px"
+                what = shift_text(layer.name, AXES, shifted[0][1])
             else:
-                what = ", ".join(f"{axis} shifted by {r} px" for axis, r in shifted)
+                what = ", ".join(shift_text(layer.name, (axis,), r) for axis, r in shifted)
             notes.setdefault(f"{what} ({_pixels(layer.size_in)} px in)", []).append(layer.name)
     return tuple(f"{', '.join(names)}: {what}" for what, names in notes.items())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal, Optional
+from typing import Iterable, Literal, Optional
 
 from searchspace.architecture import Architecture
 from searchspace.geometry import layers_of
@@ -31,15 +31,35 @@ class Break:
     stage: int                  # counted from 1; 0 is the entry
     layer: str                  # such as conv1 or max2/2; empty unless shifted
     axis: str                   # height or width; empty unless shifted
-    remainder: int              # pixels; 0 unless shifted
+    remainder: int              # pixels, or samples of a nearest-neighbour resize; 0 unless shifted
 
     def __str__(self) -> str:
         if self.reason == "grid":
-            return "off the pixel grid: measure it"
+            return "off the pixel grid: never exact, measure it"
         if self.reason == "group":
-            return f"not built in from stage {self.stage} on"
+            return f"not built in from stage {self.stage} on: never guaranteed, measure it"
         place = f"stage {self.stage}" if self.stage else "entry"
-        return f"{place} {self.layer}: {self.axis} shifted by {self.remainder} px"
+        return f"{place} {self.layer}: {shift_text(self.layer, (self.axis,), self.remainder)}"
+
+
+def shift_text(layer: str, axes: tuple[str, ...], remainder: int) -> str:
+    """How a shifted window is told: `height and width shifted by 1 px`. A nearest-neighbour resize counts samples, not pixels."""
+    if layer.endswith("nearest"):
+        return f"{remainder} samples not mirrored in {' and '.join(axes)}"
+    return f"{' and '.join(axes)} shifted by {remainder} px"
+
+
+def places(breaks: Iterable[Break]) -> tuple[str, ...]:
+    """`breaks` in words, those of layers that shift alike in one: `stage 3 skip1, conv1: width shifted by 1 px`."""
+    axes: dict[tuple[int, str, int], list[str]] = {}
+    for b in breaks:
+        if b.reason != "shift":
+            return (str(b),)
+        axes.setdefault((b.stage, b.layer, b.remainder), []).append(b.axis)
+    layers: dict[tuple[int, str], list[str]] = {}
+    for (stage, layer, remainder), of_layer in axes.items():
+        layers.setdefault((stage, shift_text(layer, tuple(of_layer), remainder)), []).append(layer)
+    return tuple(f"{f'stage {stage}' if stage else 'entry'} {', '.join(names)}: {what}" for (stage, what), names in layers.items())
 
 
 @dataclass(frozen=True)
@@ -150,13 +170,13 @@ def _surviving(group: Group, built: Group, kept: frozenset[Element]) -> tuple[El
 def exact_sizes(architecture: Architecture, *, within: int = 64, most: int = 4) -> tuple[tuple[int, int], ...]:
     """Input sizes (height, width) nearby at which every grid element of the network's group survives, nearest first.
 
-    Sizes at which no window is shifted, and the present one if it is exact at all. At most `most` smaller and `most` larger ones, no further than `within`
-    pixels. Square inputs stay square; of others, each axis moves on its own.
+    Sizes at which no window is shifted, and the present one if it is exact at all. At most `most` smaller ones, of a third at least, and `most`
+    larger ones, no further than `within` pixels. Square inputs stay square; of others, each axis moves on its own.
     """
     height, width = architecture.size
     if height == width:
         found = [(n, n) for n in _around(height, within) if _is_exact(architecture, (n, n))]
-        below = [s for s in found if s[0] < height][:most]
+        below = [s for s in found if height <= 3 * s[0] < 3 * height][:most]
         above = [s for s in found if s[0] > height][:most]
         return tuple(sorted(below + [s for s in found if s[0] == height] + above, key=lambda s: (abs(s[0] - height), s[0])))
     near = min(within, 8)

@@ -27,7 +27,7 @@ from typing import Optional, get_args
 from searchspace.architecture import (BLUR_KERNEL, NO_LOSS, Architecture, Loss, LossKind, Stage, Subsampling)
 from searchspace.groups import TRIVIAL, Group
 
-_HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?px(?:\s+(\S+))?\s*")
+_HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?\s*px(?:\s+(\S+))?\s*")
 _CONV = re.compile(r"(\d+)k(\d+)(\S*)")
 _MODIFIER = re.compile(r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)|@([A-Za-z]_?\d+)")
 _WINDOW = re.compile(r"(max|avg|conv)(\d+)(?:/(\d+))?(?:p(\d+)(?::(\d+))?)?(ceil)?")
@@ -129,6 +129,9 @@ def parse_architecture(text: str) -> Architecture:
     """The architecture that `text` describes. Raises ValueError that names the part in error."""
     header, colon, body = text.partition(":")
     match = _HEADER.fullmatch(header)
+    if colon and not match and len(words := header.split()) > 2 and _HEADER.fullmatch(words[0]):
+        raise ValueError(f"the input is changed by {' and '.join(words[1:])}, but one step is all that can stand before the colon; "
+                         "leave one out, or put a step behind a stage")
     if not colon or not match:
         raise ValueError(f"'{text.strip()[:60]}' is no architecture; write the input size, a colon and the stages, "
                          "such as '28px: 10k3@C4, 10k3 max2/2, 10k4p0 head=group_max'")

@@ -17,6 +17,7 @@ from searchspace.groups import IDENTITY, Element, Group
 from searchspace.terms import Program, Terms, image, moved, program
 
 GRID = Group(4, True).elements
+MOST_POSITIONS = 5000                   # of an image both of whose axes are followed at once: a second's work
 FLIP = Element.parse("m")               # reads the width backwards
 SLIDING = ("conv", "max", "avg", "blur", "blurmax")
 # What is left if mirroring the (height, width) is exact.
@@ -38,7 +39,7 @@ def kept_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element]:
 def exact_after(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
     """Whether the windows leave `element` exact in the maps of the entry (or the image), then in those of each stage."""
     axes = _alone(reads, size[0]), _alone(reads, size[1])
-    if any(axis.constants for axis in axes):
+    if _must_look_together(size, axes):
         return _together(size, reads, element)
     reversed_axes = [axis.stages for axis, reverses in zip(axes, element.reversed_axes) if reverses]
     return tuple(map(all, zip(*reversed_axes))) if reversed_axes else (True,) * len(reads)
@@ -51,7 +52,7 @@ def unchanged(size: Size, reads: Program, group: Group, head: str, element: Elem
     axis of the image that is mirrored alone, one of the kernels, or an exchange of height and width.
     """
     axes = _alone(reads, size[0]), _alone(reads, size[1])
-    if any(axis.constants for axis in axes):
+    if _must_look_together(size, axes):
         return _unchanged_together(size, reads, group.grid, head, element)
 
     def shows(exchange: Element) -> bool:
@@ -77,6 +78,11 @@ class _Axis(NamedTuple):
     blind: bool                 # True if mirroring the kernels alone does
     pixels: bool                # True if any pixel reaches the last maps
     constants: bool             # True if windows lie in the padding alone: then axes cannot be looked at alone
+
+
+def _must_look_together(size: Size, axes: tuple[_Axis, _Axis]) -> bool:
+    """Whether windows lie in the padding alone, on a map small enough: of larger ones what each axis says is true, if not everything."""
+    return any(axis.constants for axis in axes) and size[0] * size[1] <= MOST_POSITIONS
 
 
 @lru_cache(maxsize=4096)
@@ -148,8 +154,9 @@ def _transposable(size: Size, reads: Program) -> bool:
         if rule.kind == "conv" and rule.kernel > 1:
             if apart and min(around) > rule.kernel and max(rule.padding) <= rule.kernel - 2 and rule.dilation == 1:
                 return False                # every window shows two pixels on both axes: a transposed kernel makes a difference
-            return _transposable_together(size, flat)
-        apart &= rule.kind not in ("resize", "crop") or rule.mode in ("bilinear", "bicubic") and (rule.output or 0) <= 2 * min(around)
+            return size[0] * size[1] <= MOST_POSITIONS and _transposable_together(size, flat)
+        smooth = rule.mode in ("bilinear", "bicubic") and (rule.output or 0) <= 2 * min(around)
+        apart &= smooth or all(_own(rule, pixels) for pixels in around)
     return True
 
 

@@ -13,6 +13,7 @@ from typing import Iterable, Iterator, Literal, Optional
 from searchspace.architecture import BLUR_KERNEL, Architecture, Stage, Subsampling
 from searchspace.cost import cost
 from searchspace.exactness import Verdict, exact_sizes, verdict
+from searchspace.grammar import format_stage
 from searchspace.groups import Element, Group, isomorphic_name, largest_subgroup
 
 Kind = Literal["size", "entry", "layout"]
@@ -39,7 +40,8 @@ class Proposal:
         return isomorphic_name(largest_subgroup(self.surviving))
 
     def __str__(self) -> str:
-        return f"{'; '.join(self.changes)}  (MACs {self.macs_change:+.0%}, keeps {self.surviving_group})"
+        work = f"MACs {self.macs_change:+.0%}" if abs(self.macs_change) >= 0.005 else "same MACs"
+        return f"{'; '.join(self.changes)}  ({work}, keeps {self.surviving_group})"
 
 
 def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
@@ -62,13 +64,13 @@ def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, c
             entry = Subsampling(kind, output=height)
             changed = _try(inner, entry=entry)
             if changed is not None and entry != architecture.entry:
-                found.append(_proposal("entry", before, changed, (f"entry: {architecture.entry or 'none'} -> {entry}",), channels, classes))
+                found.append(_proposal("entry", before, changed, _changes(architecture, changed), channels, classes))
     return tuple(p for p in found if p is not None and verdict(p.architecture, group).unshifted)
 
 
 def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
                    most: int = 5) -> tuple[Proposal, ...]:
-    """Exact layouts at the same size, few changes first, then by the change in MACs; at most `most`.
+    """Exact layouts at the same size, those of nearly the same MACs first, then those of few changes; at most `most`.
 
     The first shifted stage is replaced by each of its alternatives, then the next, keeping the cheapest few at each step.
     Empty if nothing is shifted, or if no layout nearby is exact.
@@ -77,27 +79,33 @@ def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *,
     if before.unshifted:
         return ()
     macs = cost(architecture, channels, classes).macs
-    partial, done, seen = [((), architecture)], [], {architecture}
+
+    def price(candidate: Architecture) -> tuple[int, int, int, float]:
+        """Nearly the same work first, in steps of a quarter; then few stages changed, few kinds of steps, and the work itself."""
+        work = abs(cost(candidate, channels, classes).macs / macs - 1)
+        return round(4 * work), len(_changes(architecture, candidate)), len({str(stage.subsampling) for stage in candidate.stages}), work
+
+    partial, done, seen = [architecture], [], {architecture}
     for _ in range(MOST_CHANGES):
         grown = []
-        for changes, current in partial:
+        for current in partial:
             stage = _first_shift(current, group)
             if stage is None:
                 continue
-            for change, candidate in _alternatives(current, stage):
+            for candidate in _alternatives(current, stage):
                 if candidate in seen:
                     continue
                 seen.add(candidate)
                 next_stage = _first_shift(candidate, group)
                 if next_stage is None:
-                    done.append((changes + (change,), candidate))
+                    done.append(candidate)
                 elif next_stage > stage:
-                    grown.append((changes + (change,), candidate))
+                    grown.append(candidate)
         if len(done) >= most or not grown:
             break
-        partial = sorted(grown, key=lambda p: abs(cost(p[1], channels, classes).macs - macs))[:BEAM]
-    done.sort(key=lambda p: (len(p[0]), abs(cost(p[1], channels, classes).macs - macs)))
-    found = (_proposal("layout", before, candidate, changes, channels, classes) for changes, candidate in done[:most])
+        partial = sorted(grown, key=price)[:BEAM]
+    found = (_proposal("layout", before, candidate, _changes(architecture, candidate), channels, classes)
+             for candidate in sorted(done, key=price)[:most])
     return tuple(p for p in found if verdict(p.architecture, group).unshifted)
 
 
@@ -105,8 +113,9 @@ def breakings(architecture: Architecture, group: Optional[Group] = None, *, chan
               most: int = 6) -> tuple[Proposal, ...]:
     """Sizes and layouts nearby that break an exact network on purpose, each with the elements that it frees; at most `most`.
 
-    Those that leave different elements come first: a square layout that is broken keeps the transposition, a change of one axis
-    keeps the mirror of the other. Empty if nothing survives but the identity.
+    The sizes of one pixel more and less come first, then layouts, those that leave a larger group and cost nearly the same first.
+    Images that are no longer square are offered where the elements that stay are a group, such as one mirror of two.
+    Empty if nothing survives but the identity.
     """
     before = verdict(architecture, group)
     height, width = architecture.size
@@ -115,21 +124,16 @@ def breakings(architecture: Architecture, group: Optional[Group] = None, *, chan
         changed = _try(architecture, size=size) if min(size) > 0 else None
         if changed is not None:
             found.append(_proposal("size", before, changed, (f"{_px(architecture.size)} -> {_px(size)}",), channels, classes))
+    sizes = [p for p in found if p.freed and (p.architecture.size[0] - height == p.architecture.size[1] - width
+                                              or 1 < len(p.surviving) == len(largest_subgroup(p.surviving)))]
+    layouts = []
     for number, stage in enumerate(architecture.stages, start=1):
         if stage.subsampling is not None or stage.stride > 1:
-            found += [_proposal("layout", before, changed, (change,), channels, classes)
-                      for change, changed in _alternatives(architecture, number)]
-    broken = sorted((p for p in found if p.freed), key=lambda p: (p.kind != "size", abs(p.macs_change)))
-    kept: dict[tuple[Element, ...], int] = {}
-    for proposal in broken:
-        kept.setdefault(proposal.surviving, len(kept))
-    ranks: dict[tuple[str, tuple[Element, ...]], int] = {}
-    order = []
-    for proposal in broken:
-        key = proposal.kind, proposal.surviving
-        ranks[key] = ranks.get(key, -1) + 1
-        order.append((ranks[key], kept[proposal.surviving], proposal))
-    return tuple(p for _, _, p in sorted(order, key=lambda o: o[:2])[:most])
+            proposals = (_proposal("layout", before, changed, _changes(architecture, changed), channels, classes)
+                         for changed in _alternatives(architecture, number))
+            layouts += [p for p in proposals if p.freed]
+    layouts.sort(key=lambda p: (-len(p.surviving), len(p.changes), abs(p.macs_change)))
+    return tuple(sizes[:most - 2] + layouts)[:most]
 
 
 def _px(size: tuple[int, int]) -> str:
@@ -163,29 +167,24 @@ def _moved(inner: Architecture, architecture: Architecture) -> Architecture:
     return _try(inner, size=size) or inner
 
 
-def _alternatives(architecture: Architecture, number: int) -> Iterator[tuple[str, Architecture]]:
-    """(change, architecture) for everything that stage `number`, or the entry (0), could be instead, with nearly the same sizes."""
+def _alternatives(architecture: Architecture, number: int) -> Iterator[Architecture]:
+    """Everything that stage `number`, or the entry (0), could be instead, with nearly the same sizes."""
     if number == 0:
         assert architecture.entry is not None
-        for entry in _other_steps(architecture.entry):
-            changed = _try(architecture, entry=entry)
-            if changed is not None:
-                yield f"entry: {architecture.entry} -> {entry}", changed
+        yield from filter(None, (_try(architecture, entry=entry) for entry in _other_steps(architecture.entry)))
         return
     stages = architecture.stages
     for before, stage in _other_stages(stages, number):
-        chosen = stages[:max(number - 2, 0)] + before + (stage,) + stages[number:]
-        changed = _try(architecture, stages=chosen)
-        if changed is None or any(abs(a - b) > 1 for a, b in zip(changed.sizes[number - 1], architecture.sizes[number - 1])):
-            continue
-        parts = [f"stage {n}: {_text(old)} -> {_text(new)}" for n, (old, new) in enumerate(zip(stages, chosen), start=1) if old != new]
-        yield ", ".join(parts), changed
+        changed = _try(architecture, stages=stages[:max(number - 2, 0)] + before + (stage,) + stages[number:])
+        if changed is not None and all(abs(a - b) <= 1 for a, b in zip(changed.sizes[number - 1], architecture.sizes[number - 1])):
+            yield changed
 
 
-def _text(stage: Stage) -> str:
-    from searchspace.grammar import format_stage
-
-    return format_stage(stage, stage.group)
+def _changes(old: Architecture, new: Architecture) -> tuple[str, ...]:
+    """What differs, as `stage 2: 10k3 max2/2 -> 10k3 max3/2`."""
+    entry = (f"entry: {old.entry or 'none'} -> {new.entry or 'none'}",) if old.entry != new.entry else ()
+    return entry + tuple(f"stage {n}: {format_stage(a, a.group)} -> {format_stage(b, b.group)}"
+                         for n, (a, b) in enumerate(zip(old.stages, new.stages), start=1) if a != b)
 
 
 def _other_stages(stages: tuple[Stage, ...], number: int) -> Iterator[tuple[tuple[Stage, ...], Stage]]:
@@ -202,7 +201,7 @@ def _other_stages(stages: tuple[Stage, ...], number: int) -> Iterator[tuple[tupl
         return
     if not stage.residual:
         for kernel in (stage.kernel - 1, stage.kernel + 1):
-            for pad in {(kernel - 1) // 2, kernel // 2} if kernel > 0 else ():
+            for pad in {(kernel - 1) // 2, kernel // 2} if kernel >= stage.stride else ():
                 yield before, replace(stage, kernel=kernel, padding=(stage.dilation * pad,) * 2)
         for pad in (stage.padding[0] - 1, stage.padding[0] + 1):
             if 0 <= pad <= stage.reach:
@@ -242,7 +241,7 @@ def _steps_beside(step: Subsampling) -> tuple[Subsampling, ...]:
     maximum = step.kind in ("max", "blurmax", "adaptivemax")
     if step.kind in ("max", "avg", "conv"):
         for kernel in sorted({step.kernel, step.kernel - 1, step.kernel + 1, step.stride, step.stride + 1}):
-            found += [Subsampling(step.kind, kernel, step.stride, (pad, pad)) for pad in {0, kernel // 2} if kernel >= 1]
+            found += [Subsampling(step.kind, kernel, step.stride, (pad, pad)) for pad in {0, kernel // 2} if kernel >= max(step.stride, 2)]
     elif step.stride > 1:
         found += [Subsampling("max" if maximum else "avg", kernel, step.stride, (pad, pad))
                   for kernel in (step.stride, step.stride + 1) for pad in {0, (kernel - 1) // 2}]

@@ -9,10 +9,12 @@ from typing import Any, Optional, Union
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, cost
 from searchspace.drawing import draw
-from searchspace.exactness import Verdict, exact_sizes, verdict
+from searchspace.exactness import Verdict, exact_sizes, places, verdict
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
 from searchspace.repairs import Proposal, breakings, repair_layouts, repair_sizes
+
+MOST_PLACES = 3     # of one element's losses that are told
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,9 @@ class Checked:
         else:
             kept = " ".join(_names(found.surviving))
             lines = [f"Not exact under {group}: of {group.order} elements, {len(found.surviving)} survive ({kept}): {found.surviving_group}."]
-            lines += [f"  {element}: {'; '.join(dict.fromkeys(map(str, breaks[:3])))}{' ...' if len(breaks) > 3 else ''}"
-                      for element, breaks in found.losses if breaks and element.on_grid]
-            off = [str(e) for e, breaks in found.losses if breaks and breaks[0].reason == "grid"]
-            if off:
-                lines.append(f"  {off[0]}{f' and {len(off) - 1} others' if len(off) > 1 else ''}: off the pixel grid, never exact: measure them")
+            lines += [f"  {_several(_names(lost))}: {told}" for told, lost in self._losses.items()]
+            if not group <= self.architecture.stages[0].group:
+                lines.append(f"Built in is {self.architecture.stages[0].group}; @{group} in the first stage would build in all of {group}.")
         if set(found.invariant) != set(found.surviving):
             what = "only the identity" if found.invariant == (IDENTITY,) else " ".join(_names(found.invariant))
             lines.append(f"The logits are invariant under {what}" + (
@@ -101,6 +101,22 @@ class Checked:
         if self.exact_sizes:
             lines.append(f"Exact input sizes nearby: {', '.join(_text(size) for size in self.exact_sizes)} px.")
         return "\n".join(lines)
+
+    @property
+    def _losses(self) -> dict[str, tuple[Element, ...]]:
+        """Where elements are lost, in words, with those that are lost alike."""
+        told: dict[str, list[Element]] = {}
+        for element, breaks in self.verdict.losses:
+            if not breaks:
+                continue
+            where = places(breaks)
+            text = "; ".join(where[:MOST_PLACES]) + (f"; and {len(where) - MOST_PLACES} more" if len(where) > MOST_PLACES else "")
+            if breaks[0].reason == "grid":
+                text = "off the pixel grid: never exact, measure them"
+            elif breaks[0].reason == "group":
+                text = f"not built in from stage {breaks[0].stage} on: never guaranteed, at any size or layout; measure them"
+            told.setdefault(text, []).append(element)
+        return {text: tuple(elements) for text, elements in told.items()}
 
     @property
     def _plain_answer(self) -> str:
@@ -144,11 +160,12 @@ def check(architecture: Union[Architecture, str], group: Union[Group, str, None]
     declared = Group.parse(group) if isinstance(group, str) else group
     images = {"channels": channels or (published.channels if published else 1), "classes": classes or (published.classes if published else 10)}
     found = verdict(architecture, declared)
-    repairs = repair_sizes(architecture, declared, **images) + repair_layouts(architecture, declared, **images)
-    shifted = any(b.reason == "shift" for _, breaks in found.losses for b in breaks)
+    repairs: dict[Architecture, Proposal] = {}
+    for proposal in repair_sizes(architecture, declared, **images) + repair_layouts(architecture, declared, **images):
+        repairs.setdefault(proposal.architecture, proposal)
     return Checked(architecture, found, cost(architecture, **images), **images,
-                   exact_sizes=exact_sizes(architecture) if architecture.group != TRIVIAL else (), repairs=repairs,
-                   breaking=() if shifted else breakings(architecture, declared, **images),
+                   exact_sizes=exact_sizes(architecture) if architecture.group != TRIVIAL else (), repairs=tuple(repairs.values()),
+                   breaking=breakings(architecture, declared, **images) if found.unshifted else (),
                    published=published, preset=preset if published else None)
 
 
@@ -160,6 +177,10 @@ def _proposal(proposal: Proposal) -> dict[str, Any]:
 
 def _names(elements: tuple[Element, ...]) -> list[str]:
     return [str(element) for element in elements]
+
+
+def _several(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:4])} and {len(names) - 4} others"
 
 
 def _plain(pair: tuple[int, int]) -> Union[int, list[int]]:

@@ -60,7 +60,18 @@ def test_images_that_are_not_square_have_pairs():
 def test_elements_off_the_grid_are_left_to_measurement():
     found = check("e2sfcnn")
     assert found.as_dict()["grid_exact"] and not found.as_dict()["exact"] and found.as_dict()["surviving"] == "C4"
-    assert "never exact: measure them" in found.text()
+    assert "never exact, measure them" in found.text()
+
+
+def test_elements_that_are_not_built_in_are_never_guaranteed_and_the_group_that_has_them_is_named():
+    text = check(P4.format(28), "D4").text()
+    assert "m, mr90, mr180, mr270: not built in from stage 1 on: never guaranteed" in text and "@D4 in the first stage" in text
+    assert "r45, r135, r225, r315 and 8 others: not built in" in check(P4.format(28), "D8").text()
+
+
+def test_every_repair_is_named_once():
+    found = check("56px resize57nearest: 4k3@D4 max3/2")
+    assert len({p.architecture for p in found.repairs}) == len(found.repairs) >= 4
 
 
 def test_an_unknown_name_lists_the_known_ones():

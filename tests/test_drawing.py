@@ -26,6 +26,11 @@ def test_the_axis_that_shifts_is_named():
     assert "height shifted by 1 px" in note and "width" not in note
 
 
+def test_a_nearest_neighbour_resize_counts_samples_not_pixels():
+    (note,) = [line for line in drawn("56px resize57nearest: 4k3@D4 max3/2") if "✗" in line]
+    assert "55 samples not mirrored in height and width (56 px in)" in note and "shifted" not in note
+
+
 def test_bars_follow_the_sizes():
     bars = [line.count("█") for line in drawn("32px: 4k3@C4 max2/2, 4k3 max2/2, 4k3")]
     assert bars[2:] == [16, 8, 4, 4]

@@ -67,3 +67,27 @@ def test_features_and_logits_are_told_apart():
     pooled, apart = (verdict(Architecture.parse(f"28px: 4k3@C4 max2/2 head={head}")) for head in ("group_max", "none"))
     assert pooled.exact and apart.exact
     assert len(pooled.invariant) == 4 and [str(e) for e in apart.invariant] == ["e"]
+
+
+def test_the_logits_of_elements_that_are_not_built_in_stay_only_where_kernels_might_have_one_pixel():
+    d4 = Group.parse("D4")
+    assert len(verdict(Architecture.parse("8px: 2k1 head=none"), d4).invariant) == 8
+    assert [str(e) for e in verdict(Architecture.parse("8px: 2k3"), d4).invariant] == ["e"]
+    assert [str(e) for e in verdict(Architecture.parse("8px: 2k3@C4"), d4).invariant] == ["e", "r90", "r180", "r270"]
+
+
+def test_a_shift_that_is_undone_is_no_place_where_anything_is_lost():
+    """The crop drops a pixel on one side and the pool one on the other; the second pool is what breaks."""
+    found = verdict(Architecture.parse("11px crop10: 3k3p0@D4 max3/2, 3k3 max2/2"))
+    stages = {b.stage for element in found.group.elements for b in found.breaks(element)}
+    assert not found.exact and 0 not in stages and 1 not in stages
+
+
+def test_images_that_are_too_large_and_stages_that_are_too_deep_are_refused():
+    with pytest.raises(ValueError, match="at most 16384"):
+        Architecture.parse("99999999px: 4k3@C4 max2/2")
+    with pytest.raises(ValueError, match="at most 1000"):
+        Architecture.parse("28px: 4k3x9999@C4")
+    with pytest.raises(ValueError, match="resize29 and crop27, but one step"):
+        Architecture.parse("28px resize29 crop27: 4k3@C4")
+    assert Architecture.parse("28 px: 4k3@C4") == Architecture.parse("28px: 4k3@C4")

@@ -71,7 +71,9 @@ def connected(resources: Resources) -> Iterator[str]:
             ray.init(address="local", num_cpus=max(wanted, available_cpus()), resources=_local_custom(resources), include_dashboard=False,
                      object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level=logging.ERROR,
                      runtime_env=resources.runtime_env or None)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except StudyError:
+        raise
+    except Exception as error:      # Ray raises bare ones, of a node that starts too slowly for example
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         place = f"the Ray cluster at {address} cannot be used" if address else "Ray on this machine does not start"
         raise StudyError(f"{place}: {said}; see `equisearch doctor`, or run in one process with `resources: {{executor: in_process}}`") from error

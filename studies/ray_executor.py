@@ -247,7 +247,7 @@ class _Pool:
     def _heard(self, member: _Member, done: Future) -> None:
         error = done.exception()
         if error is not None:
-            self._lost(member, f"the worker died: {_first_line(error)}")
+            self._died(member, error)
             return
         message, number = done.result(), member.assignment.number if member.assignment else -1
         if isinstance(message, Ready):
@@ -272,6 +272,12 @@ class _Pool:
             raise StudyError(message.unseen)
         else:
             self._show(Event("warning", -1, reason=f"{message.unseen}; it gets no trials"))
+
+    def _died(self, member: _Member, error: BaseException) -> None:
+        if member.assignment is not None and _short_of_memory(error):
+            number, member.assignment, self._nothing_left = member.assignment.number, None, False
+            settle(self._driver, number, False, Failure("out_of_memory", f"its node ran low on memory: {_first_line(error)}", str(error)), self._show)
+        self._lost(member, f"the worker died: {_first_line(error)}")
 
     def _replace_silent(self) -> None:
         self._looked = time.monotonic()
@@ -303,6 +309,11 @@ class _Pool:
         self._proposer.shutdown(wait=True, cancel_futures=True)
         for member in self._members:
             self._ray.kill(member.actor)
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    """Whether Ray ended the worker because its node ran low on memory; what the kernel ends is a death like others."""
+    return type(error).__name__ == "OutOfMemoryError" or "low on memory" in str(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -70,6 +70,29 @@ def deadly_first(study, assignment, report):
     trivial.trainable(study, assignment, report)
 
 
+@pytest.mark.usefixtures("connected")
+def test_a_worker_that_ray_ends_for_lack_of_memory_gets_half_the_batch(tmp_path, monkeypatch):
+    from ray.exceptions import OutOfMemoryError
+
+    from studies import ray_executor
+
+    assert ray_executor._short_of_memory(OutOfMemoryError("Task was killed due to the node running low on memory."))
+    assert not ray_executor._short_of_memory(RuntimeError("The actor is dead because its worker process has died."))
+    monkeypatch.setattr(ray_executor, "_short_of_memory", lambda error: True)      # Ray's own monitor looks at the whole machine
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3)) as driver:
+        run_on_ray(driver, deadly_with_whole_batches)
+    records = read_trials(tmp_path / "study")
+    assert records[0].attributes["batch_divisor"] == 2 and records[0].state in ("complete", "pruned")
+    assert not records[1].feasible and "even with half the batch: its node ran low on memory" in records[1].reason
+    assert records[2].state in ("complete", "pruned") and len(records) == 3
+
+
+def deadly_with_whole_batches(study, assignment, report):
+    if assignment.number == 1 or assignment.number == 0 and assignment.batch_divisor == 1:
+        kill_me()
+    trivial.trainable(study, assignment, report)
+
+
 @pytest.mark.slow
 def test_a_driver_on_ray_killed_three_times(tmp_path):
     for seconds in (0.1, 0.3, 0.2):

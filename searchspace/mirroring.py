@@ -193,6 +193,8 @@ def _own(rule: Rule, size: int) -> bool:
     """True if every position of the output depends on pixels, and no two on the same ones in the same way."""
     if rule.kind == "conv" and rule.mode == "zeros":
         return rule.dilation == 1 and max(rule.padding) < rule.kernel
+    if rule.mode == "circular" and (place(rule, size)[0] - 1) * rule.stride >= size:
+        return False        # once around: the last window is the first one again
     if rule.kind in SLIDING:
         return rule.dilation == 1 and max(rule.padding) < rule.kernel < size
     return rule.kind in ("adaptive", "adaptivemax")

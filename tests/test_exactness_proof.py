@@ -279,6 +279,7 @@ def test_the_measurement_sees_a_broken_network():
     "1px: 2k2p0:1@D4", "8px: 2k1@C4 adaptive1, 3k2p1:0", "2px: 2k3p1circular@D4 head=none", "1x8px: 2k3@D4 head=none", "8px: 2k1 head=none",
     "6px: 3k5s3p2:0reflect@C4, 3k1s3p0circularr",                           # reflected windows do not see that kernels are mirrored
     "3x2px: 3k1@D1, 1k1 avg2/7p1, 1k1p1circularx2, 1k3s2p1circularr head=none",     # every position shows the same pixel
+    "22x16px: 3k1s3@C4, 1k4s3p2circular max3/3p1:0 head=group_mean",        # the last window is the first one again
     "4px: 3k1@D2 resize11bicubic",                                          # weights that decimal rounding tears apart
     "3x1px: 1k1p0:1circular@D4, 2k3p1circular@D1", "1px: 2k3@C8 head=none", "9px: 2k1@C8 crop1"])
 def test_edges_where_axes_cannot_be_looked_at_alone_or_no_pixel_is_seen(text):

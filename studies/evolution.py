@@ -1,8 +1,8 @@
 """Evolution that knows subgroups: a child is a good trial with one choice moved to its neighbour.
 
-The parent is one of the better completed trials (a tournament of two over non-dominated rank and crowding, as in
-NSGA-II). A mutation moves one edge in the lattice of the space's groups, one place along a range or a list of sizes and stages, or to
-another layout, head or loss. Values go through the trial's own distributions, so a child never leaves the space: a choice that
+The parent is one of the better completed trials: a tournament of two over what the front's hypervolume would lose without them, as in
+SMS-EMOA (Beume et al. 2007). A mutation moves one edge in the lattice of the space's groups, one place along a range or a list of sizes
+and stages, or to another layout, head or loss. Values go through the trial's own distributions, so a child never leaves the space: a choice that
 its mutation has brought about (a group's own restriction, a layout's own sizes) is taken from the parent where it still exists there,
 else drawn at random.
 """
@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
 from studies.config import Study
-from studies.front import signed
+from studies.front import goodness, hypervolume, pareto
 from studies.planning import base_name
-from studies.rungs import Point, crowding, fronts
 
-PARENTS = 10        # trials that may become parents: the best ones
+PARENTS = 4         # trials that may become parents: the best ones
+ALONE = 0.05        # weight of the volume that a trial dominates alone, beside what the front would lose without it
 CROSSOVER = 0.3     # share of children that take about half of their choices from a second parent
 STEP = 0.15         # of a mutated real number, as a share of its range, standard deviation
 FURTHER = 0.3       # chance of each further mutation
@@ -34,22 +34,22 @@ class SubgroupEvolution:
 
     def __init__(self, study: Study) -> None:
         self._objectives = study.objectives
+        self._best: "list[FrozenTrial] | None" = None
 
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
         """Parameters of the child, of which the draft keeps those that exist in its own part of the space."""
-        known = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
-        parents = self._parents([t for t in known if all(x <= 0 for x in t.user_attrs.get("constraints", {}).values())])
-        return Mutation(rng).child(parents) if parents else {}
+        if self._best is None:      # one planner is made for each proposal
+            known = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
+            self._best = self._parents([t for t in known if all(x <= 0 for x in t.user_attrs.get("constraints", {}).values())])
+        return Mutation(rng).child(self._best) if self._best else {}
 
     def _parents(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """The best trials, best first."""
-        points: dict[int, Point] = {t.number: signed(t.values, self._objectives) for t in trials}
-        order = []
-        for front in fronts(list(points.values())):
-            room = crowding(front)
-            order += sorted((n for n, p in points.items() if p in room and n not in order), key=lambda n: (-room[points[n]], n))
-        by_number = {t.number: t for t in trials}
-        return [by_number[n] for n in order[:PARENTS]]
+        """The best trials: by what the front would lose without them, then by the volume that each has alone."""
+        points = [goodness(trial.values, self._objectives) for trial in trials]
+        front = {goodness(trial.values, self._objectives) for trial in pareto(trials, self._objectives, lambda t: t.values)}
+        whole = hypervolume(list(front))
+        worth = [(whole - hypervolume([p for p in front if p != point]) if point in front else 0.0) + ALONE * math.prod(point) for point in points]
+        return [trials[i] for i in sorted(range(len(trials)), key=lambda i: -worth[i])[:PARENTS]]
 
 
 class Neighbour:

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")     # before ray is: under `uv run` it would build an environment for every worker
 
 from pathlib import Path  # noqa: E402
 

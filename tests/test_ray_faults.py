@@ -42,11 +42,11 @@ def hang():
 
 
 @pytest.mark.usefixtures("connected")
-@pytest.mark.parametrize("fault,said", [(kill_me, "the worker died"), (hang, "the worker was silent for")])
-def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(tmp_path, fault, said):
+@pytest.mark.parametrize("fault,said,timeout", [(kill_me, "the worker died", 120), (hang, "the worker was silent for", 5)])
+def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(tmp_path, fault, said, timeout):
     events = []
     # every trial is kept at its rungs, so that trial 1 surely gets to its third epoch
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=4, search__rungs=[], resources__trial_timeout=3)) as driver:
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=4, search__rungs=[], resources__trial_timeout=timeout)) as driver:
         run_on_ray(driver, partial(once, str(tmp_path / "mark"), fault), events.append)
     assert_whole(tmp_path / "study", trials=4, repeated=1)
     lost = [e for e in events if e.outcome == "lost"]

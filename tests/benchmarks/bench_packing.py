@@ -124,6 +124,7 @@ def main() -> None:
     for repeat in range(arguments.repeats):
         for way in ways if repeat % 2 == 0 else reversed(ways):
             rate, busy = epochs_per_second(way, arguments)
+            print(f"{way[0]} workers of {way[1]} threads: {rate:.3f} epochs a second", file=sys.stderr, flush=True)
             rates[way].append(rate)
             shares[way].append(busy)
     best = max(ways, key=lambda way: statistics.median(rates[way]))

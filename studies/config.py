@@ -97,6 +97,7 @@ class Resources(Settings):
     workers: Union[Literal["auto"], Annotated[int, Field(ge=1)]] = "auto"   # trials at the same time; auto: as many as fit
     cpus_per_trial: float = Field(1, ge=0)
     gpus_per_trial: float = Field(0, ge=0)             # may be a fraction
+    memory_per_trial: float = Field(1.2, ge=0)         # GB; with `workers: auto` no machine gets more trials than its memory holds
     custom: dict[str, float] = {}                      # custom Ray resources of a trial
     address: Optional[str] = None                      # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
     runtime_env: dict[str, Any] = {}                   # Ray's, for clusters whose nodes lack the package

@@ -154,10 +154,11 @@ class _Pool:
 
         self._ray, self._driver, self._show, self._interruption, self._place = ray, driver, show, interruption, place
         resources = driver.study.resources
+        self._memory = self._memory_of_trial()
         # Ray sets OMP_NUM_THREADS to num_cpus before a worker imports anything; a runtime_env would cost 4 s at the start
         self._actor = ray.remote(Worker).options(
-            num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, resources=resources.custom or None,
-            max_restarts=0, **({"runtime_env": resources.runtime_env} if resources.runtime_env and place == "caller" else {}))
+            num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, memory=self._memory or None,
+            resources=resources.custom or None, max_restarts=0, **({"runtime_env": resources.runtime_env} if resources.runtime_env and place == "caller" else {}))
         self._study = ray.put(driver.study)
         self._trainable = cloudpickle.dumps(trainable)
         self._members: set[_Member] = set()
@@ -204,16 +205,26 @@ class _Pool:
             self._members.add(member)
             self._send(member, None)
 
+    def _nodes(self) -> list[dict[str, float]]:
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _memory_of_trial(self) -> int:
+        """Bytes that a trial reserves where the number of workers is ours to choose; one trial may run on the smallest machine."""
+        resources = self._driver.study.resources
+        if resources.workers != "auto":
+            return 0
+        return int(min(1e9 * resources.memory_per_trial, max((node.get("memory", 0) for node in self._nodes()), default=math.inf)))
+
     def _capacity(self) -> int:
         resources = self._driver.study.resources
-        needs = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial, **resources.custom}
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        needs = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial, "memory": self._memory, **resources.custom}
+        nodes = self._nodes()
         needs = {name: amount for name, amount in needs.items() if amount > 0}
         fitting = sum(min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()), default=1) for node in nodes)
         if fitting:
             self._fits = time.monotonic()
         elif self._place == "local" or time.monotonic() - self._fits > PATIENCE_FOR_NODES:
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if name != "memory")
             there = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes) or "none"
             raise StudyError(f"a trial needs {wanted}, and no node has that (nodes: {there}); lower cpus_per_trial, gpus_per_trial or custom")
         return fitting if resources.workers == "auto" else min(fitting, resources.workers)

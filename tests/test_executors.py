@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -181,3 +182,24 @@ def test_a_trial_that_fits_no_node_is_refused(tmp_path, monkeypatch):
     with SearchDriver.create(tmp_path / "study", trivial.study(resources__cpus_per_trial=64)) as driver:
         with pytest.raises(StudyError, match="a trial needs 64 CPU, and no node has that"):
             run_on_ray(driver, trivial.trainable)
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("memory,at_once", [(0.001, 2), (1e6, 1)])
+def test_workers_are_as_many_as_memory_holds_and_at_least_one(tmp_path, memory, at_once):
+    running, most = set(), 0
+
+    def watch(event):
+        nonlocal most
+        {"started": running.add, "ended": running.discard}.get(event.kind, lambda number: None)(event.number)
+        most = max(most, len(running))
+
+    study = trivial.study(resources__workers="auto", resources__memory_per_trial=memory, search__trials=8)
+    with SearchDriver.create(tmp_path / "study", study) as driver:
+        assert run_on_ray(driver, slow, watch) == Ending("trials")
+    assert most == at_once
+
+
+def slow(study, assignment, report):
+    time.sleep(0.3)
+    trivial.trainable(study, assignment, report)

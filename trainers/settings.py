@@ -97,7 +97,7 @@ class Training(Settings):
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     weight_decay: float = Field(1e-5, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)           # of sgd
-    equivariance_batch: float = Field(0.25, gt=0, le=1)     # share of a batch that the equivariance loss is measured on
+    equivariance_batch: float = Field(0.2, gt=0, le=1)     # share of a batch that the equivariance loss is measured on
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: Augment = Augment()
     device: str = "auto"                               # auto | cpu | cuda | cuda:1

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 SIZES = {"mnist": "28px", "digits": "16px"}
 COMPARED = {
-    "estimator": ({"equivariance_batch": 0.25}, {"equivariance_batch": 1.0}, "{size}: 20k3, 20k3 max2/2, 20k3, 20k3, 20k3 loss=layerwise:{weight}"),
+    "estimator": ({"equivariance_batch": 0.2}, {"equivariance_batch": 1.0}, "{size}: 20k3, 20k3 max2/2, 20k3, 20k3, 20k3 loss=layerwise:{weight}"),
     "precision": ({"precision": "bfloat16"}, {"precision": "float32"}, "{size}: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3"),
 }
 SHOWN = ("accuracy", "symmetry_accuracy", "equivariance_error", "equivariance_error_features", "seconds")

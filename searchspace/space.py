@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, Optional, Protocol, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from searchspace.architecture import Architecture, Filters, Head, Loss, LossKind, Stage, Subsampling
-from searchspace.cost import cost
+from searchspace.architecture import Architecture, Filters, Head, Loss, LossKind, Stage
 from searchspace.exactness import verdict
 from searchspace.grammar import parse_stages, parse_subsampling
 from searchspace.groups import TRIVIAL, Group
+from searchspace.widths import Match, widened
 
 SLOT = "*"      # where a backbone takes its subsampling from the layout
 
@@ -111,7 +111,7 @@ class LossSpace(_Section):
 class Width(_Section):
     """How wide networks are made, so that comparisons are fair: fields are scaled until params, MACs or fields match."""
 
-    match: Literal["params", "macs", "fields"]
+    match: Match
     to: int = Field(ge=1)       # trained parameters | multiply-accumulates per image | fields of the first stage
 
 
@@ -207,7 +207,8 @@ class SearchSpace(_Section):
         head = _choose(trial, "head", self.head) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
         architecture = Architecture((size, size), stages, head, filters)
-        architecture = self._widened(architecture, channels, classes)
+        if self.width is not None:
+            architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
         loss = self._sample_loss(trial, architecture, declared)
         rate = self.learning_rate
         if isinstance(rate, Interval):
@@ -271,11 +272,6 @@ class SearchSpace(_Section):
     def _misfit(self, backbone: str, layout: str, size: int) -> str:
         return f"backbone '{backbone}' with layout {layout} at {size} px: {_fits(backbone, layout, size)}"
 
-    def _widened(self, architecture: Architecture, channels: int, classes: int) -> Architecture:
-        if self.width is None:
-            return architecture
-        return widened(architecture, self.width.match, self.width.to, channels, classes)
-
 
 def _choose(trial: Trial, name: str, choices: Any) -> Any:
     """One of `choices`; the trial is asked only where there are two or more."""
@@ -325,41 +321,3 @@ def _is_exact(stages: tuple[Stage, ...], size: int) -> bool:
     """Whether every element of the stages' group that maps the pixel grid onto itself survives at this size."""
     filters: Filters = "free" if all(stage.group.on_grid for stage in stages) else "basis"
     return verdict(Architecture((size, size), stages, filters=filters)).grid_exact
-
-
-@lru_cache(maxsize=65536)
-def widened(architecture: Architecture, match: Literal["params", "macs", "fields"], to: int,
-            channels: int = 1, classes: int = 10) -> Architecture:
-    """`architecture` with all fields scaled alike until its params, macs or the fields of its first stage come closest to `to`.
-
-    Without residual stages, single stages then gain a field where that comes closer still: scaling all of them at once leaves
-    steps of 10 % at 25,000 parameters. (Residual stages of unequal fields would need projections.)
-    """
-    first = architecture.stages[0].fields
-
-    def distance(candidate: Architecture) -> float:
-        return abs(getattr(cost(candidate, channels, classes), match) - to)
-
-    def scaled(factor: float) -> Architecture:
-        stages = tuple(replace(stage, fields=max(1, round(stage.fields * factor))) for stage in architecture.stages)
-        return replace(architecture, stages=stages)
-
-    if match == "fields":
-        return scaled(to / first)
-    low, high = 0.0, 1.0
-    while getattr(cost(scaled(high), channels, classes), match) < to:
-        high *= 2
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (middle, high) if getattr(cost(scaled(middle), channels, classes), match) < to else (low, middle)
-    if any(stage.residual for stage in architecture.stages):
-        return min(scaled(low), scaled(high), key=distance)
-    best = scaled(low)
-    for number in reversed(range(len(best.stages))):
-        stage = best.stages[number]
-        wider = best.stages[:number] + (replace(stage, fields=stage.fields + 1),) + best.stages[number + 1:]
-        best = min(best, replace(best, stages=wider), key=distance)
-    return best
-
-
-__all__ = ["Interval", "LossSpace", "Proposal", "Restrict", "SearchSpace", "Sizes", "Subsampling", "Width", "widened"]

@@ -18,9 +18,10 @@ from typing import Any
 
 from studies.assignments import RUNG_SCORES, Assignment, Decision, Outcome, checked
 from studies.config import Study
-from studies.errors import NO_SPACE, ScoresError, StudyError
+from studies.errors import ScoresError, StudyError
 from studies.files import TRIALS, create_directory, open_directory
-from studies.journal import JOURNAL, Record, drop_torn_line, read_journal
+from studies.journal import Record
+from studies.ledger import Before, open_ledger, writing
 from studies.locks import StudyLock
 from studies.proposals import attributes_of, facts, key_of, proposed
 from studies.rungs import keep
@@ -57,8 +58,9 @@ class SearchDriver:
         self._points: dict[int, dict[int, tuple[float, ...]]] = {}      # epoch -> number -> compared scores of feasible trials
         self._trainings: Counter[str] = Counter()   # canonical architecture -> how often it was or is being trained
         self._tally = Tally(study.objectives)
-        self._exhausted = False                     # the grid has no combination left
-        self._open_journal()
+        with self._on_failure_close():
+            self._ledger, before = open_ledger(directory, study.objectives)
+            self._remember(before)
 
     @classmethod
     def create(cls, directory: str | Path, study: Study, *, channels: int = 1, classes: int = 10,
@@ -72,13 +74,12 @@ class SearchDriver:
 
         directory, lock = create_directory(directory, study)
         driver = cls(directory, study, lock, ())
-        with driver._on_failure_close(), driver._writing():
-            for name, value in (("channels", channels), ("classes", classes), ("objectives", list(study.objectives))):
-                driver._study.set_user_attr(name, value)
+        with driver._on_failure_close(), writing(driver.directory):
+            driver._ledger.describe({"channels": channels, "classes": classes, "objectives": list(study.objectives)})
             driver.channels, driver.classes = channels, classes
-            enqueue_architectures(driver._study, enqueue)
+            enqueue_architectures(driver._ledger.optuna, enqueue)
             if warm_start is not None:
-                learn_from(driver._study, study, Path(warm_start))
+                learn_from(driver._ledger.optuna, study, Path(warm_start))
         return driver
 
     @classmethod
@@ -90,24 +91,16 @@ class SearchDriver:
         directory, stored, lock, warnings = open_directory(directory, study)
         return cls(directory, stored, lock, warnings)
 
-    def _open_journal(self) -> None:
-        from studies.storage import open_study
-
-        with self._on_failure_close(), self._writing():
-            copy = drop_torn_line(self.directory)
-            if copy is not None:
-                self.warnings += (f"the journal's last line was torn and has been dropped; a copy is in {copy.name}",)
-            there = (self.directory / JOURNAL).exists()
-            attributes, records = read_journal(self.directory) if there else ({}, [])
-            for record in records:
-                record.attributes       # a damaged line is named here; optuna would fail at it
-            self._study, self._storage, self._backend = open_study(self.directory / JOURNAL, self.study.objectives)
-            self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
-            self.channels, self.classes = attributes.get("channels", 1), attributes.get("classes", 10)
-            for record in sorted(records, key=lambda r: (r.order is None, r.order, r.number)):
-                self._recall(record)
-
     # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def _remember(self, before: Before) -> None:
+        """Takes what the journal held into account."""
+        if before.torn is not None:
+            self.warnings += (f"the journal's last line was torn and has been dropped; a copy is in {before.torn.name}",)
+        self.channels, self.classes = before.attributes.get("channels", 1), before.attributes.get("classes", 10)
+        with writing(self.directory):
+            for record in before.records:
+                self._recall(record)
 
     def _recall(self, record: Record) -> None:
         """Takes a trial of the journal into account; one that was running goes back to waiting."""
@@ -121,11 +114,11 @@ class SearchDriver:
         if record.state in ("complete", "pruned", "failed"):
             self._tally.count(record.values if record.state == "complete" and record.feasible else None)
         elif record.architecture is not None:
-            self._take_back(_Running(self._id(record.number), _assignment(self.directory, self.study, record.number, record.attributes),
+            self._take_back(_Running(self._ledger.trial_id(record.number), _assignment(self.directory, self.study, record.number, record.attributes),
                                      dict(record.attributes), _recorded_rungs(record.attributes)),
                             lost=record.state == "running", waiting=record.state == "waiting")
         elif record.state == "running":             # asked for, not wholly proposed: optuna asks again under the same number
-            self._set_state(self._id(record.number), "WAITING")
+            self._ledger.move(self._ledger.trial_id(record.number), "WAITING")
 
     def _take_back(self, running: _Running, *, lost: bool, waiting: bool = False) -> None:
         """Puts a trial back to waiting, or fails it after too many attempts that brought it no further."""
@@ -134,22 +127,22 @@ class SearchDriver:
             before = running.attributes.get("attempts", {"count": 0, "rungs": 0})
             count = before["count"] + 1 if before["rungs"] == len(running.rungs) else 1
             running.attributes["attempts"] = {"count": count, "rungs": len(running.rungs)}
-            self._study_attribute(running.trial_id, "attempts", running.attributes["attempts"])
+            self._ledger.set(running.trial_id, "attempts", running.attributes["attempts"])
             if count > self.study.search.retries:
                 self._running[number] = running
                 return self._tell(running, "failed", f"its worker died {count} times without getting any further")
         if not waiting:
-            self._set_state(running.trial_id, "WAITING")
+            self._ledger.move(running.trial_id, "WAITING")
         self._interrupted.append(running)
 
     # ---- next -------------------------------------------------------------------------------------------------------
 
     def next(self) -> Assignment | None:
         """The next piece of work, or None: all trials are given out, or `ended` says why none will follow."""
-        with self._state, self._writing():
+        with self._state, writing(self.directory):
             if self._interrupted:
                 running = self._interrupted.popleft()
-                self._set_state(running.trial_id, "RUNNING")
+                self._ledger.move(running.trial_id, "RUNNING")
                 self._running[running.assignment.number] = running
                 return self._with_folder(running.assignment)
             if self._stopping():
@@ -160,7 +153,7 @@ class SearchDriver:
         search = self.study.search
         if self.ended is None and search.patience is not None and self._tally.standstill >= search.patience:
             self.ended = "patience"
-        if self.ended is None and self._exhausted:
+        if self.ended is None and self._ledger.exhausted:
             self.ended = "exhausted"
         if self.ended is None and self._tally.ended >= search.trials:
             self.ended = "trials"
@@ -171,14 +164,12 @@ class SearchDriver:
 
         reason, trial = "", None
         for _ in range(REFUSALS_IN_A_ROW):
-            with self._writing():
-                self._study.sampler = make_sampler(self.study, self._next_number(), trial)
-                with self._backend.transaction():
-                    trial = self._study.ask()
-                    assignment, reason = self._register(trial)
+            with writing(self.directory):
+                sampler = make_sampler(self.study, self._ledger.next_number(), trial)
+                trial, (assignment, reason) = self._ledger.ask(sampler, self._register)
                 if assignment is not None:
                     return self._with_folder(assignment)
-                if self._exhausted:
+                if self._ledger.exhausted:
                     break
         if self._tally.ended + len(self._running) == 0:
             raise StudyError(f"no architecture of the space can be trained; the last one was refused: {reason}")
@@ -190,11 +181,6 @@ class SearchDriver:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")
         return assignment
-
-    def _next_number(self) -> int:
-        """The number of the trial that optuna will give when asked: the first that waits, else a new one."""
-        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        return next((trial.number for trial in trials if trial.state.name == "WAITING"), len(trials))
 
     def _register(self, trial: Any) -> tuple[Assignment | None, str]:
         """Writes down what was proposed and returns the work, or refuses it and returns the reason."""
@@ -219,17 +205,11 @@ class SearchDriver:
         return assignment, ""
 
     def _refuse(self, trial: Any, reason: str, *, learn: bool = False) -> str:
-        from optuna.trial import TrialState
-
         trial.set_user_attr("refused", True)
         trial.set_user_attr("reason", reason)
         # TPE learns from pruned trials that break a constraint, and takes no notice of failed ones
-        self._commit(trial.number, None, TrialState.PRUNED if learn else TrialState.FAIL)
+        self._ledger.commit(trial.number, "pruned" if learn else "failed")
         return reason
-
-    def _commit(self, number: int, values: list[float] | None, state: Any) -> None:
-        self._study.tell(number, values=values, state=state)
-        self._exhausted = getattr(self._study.sampler, "exhausted", False)      # the grid sampler notices it now
 
     # ---- report -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +218,7 @@ class SearchDriver:
 
         At the last epoch it is always to continue. Raises ScoresError for scores that are missing or not finite.
         """
-        with self._state, self._writing():
+        with self._state, writing(self.directory):
             running = self._running.get(number)
             if running is None:
                 return "stop"                   # told already: somebody who was given up still speaks
@@ -248,7 +228,7 @@ class SearchDriver:
                 scores = checked({**scores, "epoch": epoch})
                 decision = self._decide(running, epoch, scores)
                 running.rungs[epoch] = {"scores": scores, "decision": decision}
-                self._study_attribute(running.trial_id, f"rung {epoch}", running.rungs[epoch])
+                self._ledger.set(running.trial_id, f"rung {epoch}", running.rungs[epoch])
             return running.rungs[epoch]["decision"]
 
     def _decide(self, running: _Running, epoch: int, scores: Mapping[str, Any]) -> Decision:
@@ -266,14 +246,14 @@ class SearchDriver:
         `reason` is one line, `detail` (a traceback) goes to `error.txt`. Raises TooManyFailuresError when this was the fifth
         failure in a row, after it has been told.
         """
-        with self._state, self._writing():
+        with self._state, writing(self.directory):
             running = self._running[number]
             if state in ("interrupted", "lost"):
                 del self._running[number]
                 self._take_back(running, lost=state == "lost")
             elif state == "out_of_memory" and running.assignment.batch_divisor == 1:
                 del self._running[number]
-                self._study_attribute(running.trial_id, "batch_divisor", 2)
+                self._ledger.set(running.trial_id, "batch_divisor", 2)
                 running.attributes["batch_divisor"] = 2
                 running.assignment = _assignment(self.directory, self.study, number, running.attributes)
                 self._take_back(running, lost=False)
@@ -281,8 +261,6 @@ class SearchDriver:
                 self._tell(running, state, reason, detail)
 
     def _tell(self, running: _Running, state: Outcome, reason: str | None = None, detail: str | None = None) -> None:
-        from optuna.trial import TrialState
-
         values = None
         if state == "complete":
             try:
@@ -293,11 +271,10 @@ class SearchDriver:
             reason = f"out of memory even with half the batch: {reason}"
             self._constrain(running, {**running.attributes.get("constraints", {}), "memory": 1.0})
         if reason:
-            self._study_attribute(running.trial_id, "reason", reason)
+            self._ledger.set(running.trial_id, "reason", reason)
             Path(running.assignment.directory).mkdir(parents=True, exist_ok=True)
             (Path(running.assignment.directory) / "error.txt").write_text(f"{detail or reason}\n", encoding="utf-8")
-        told = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED)
-        self._commit(running.assignment.number, values, told)
+        self._ledger.commit(running.assignment.number, state, values)
         del self._running[running.assignment.number]
         feasible = all(excess <= 0 for excess in running.attributes.get("constraints", {}).values())
         self._tally.count(values if feasible else None)
@@ -318,31 +295,9 @@ class SearchDriver:
 
     def _constrain(self, running: _Running, excess: dict[str, float]) -> None:
         running.attributes["constraints"] = excess
-        self._study_attribute(running.trial_id, "constraints", excess)
+        self._ledger.set(running.trial_id, "constraints", excess)
 
-    # ---- the journal ------------------------------------------------------------------------------------------------
-
-    def _id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-
-    def _study_attribute(self, trial_id: int, name: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(trial_id, name, value)
-
-    def _set_state(self, trial_id: int, state: str) -> None:
-        from optuna.trial import TrialState
-
-        self._storage.set_trial_state_values(trial_id, TrialState[state])
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns a full disk into a message; the journal itself is whole (`SingleWriterJournal.append_logs`)."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            raise StudyError(f"no space is left on the device of {self.directory}; nothing earlier is lost: "
-                             f"free some space, then `equisearch resume {self.directory}`") from error
+    # ---- the study as a whole ---------------------------------------------------------------------------------------
 
     @contextmanager
     def _on_failure_close(self) -> Iterator[None]:
@@ -375,9 +330,9 @@ class SearchDriver:
 
     def close(self) -> None:
         """Gives the study back; trials that are still running continue when it is opened again."""
-        backend = getattr(self, "_backend", None)
-        if backend is not None:
-            backend.close()
+        ledger = getattr(self, "_ledger", None)
+        if ledger is not None:
+            ledger.close()
         self._lock.close()
 
     def __enter__(self) -> "SearchDriver":

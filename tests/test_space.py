@@ -9,7 +9,8 @@ from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.exactness import verdict
 from searchspace.groups import TRIVIAL, Group
-from searchspace.space import SearchSpace, widened
+from searchspace.space import SearchSpace
+from searchspace.widths import widened
 
 FULL = dict(
     family=["steerable", "plain"], group=["C1", "C2", "C4", "D1", "D4", "C8"], restrict={"after": ["none", 2, 3], "to": ["C2", "C1"]},

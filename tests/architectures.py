@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from searchspace.architecture import Architecture, Loss, Stage, Subsampling
 from searchspace.cost import cost
@@ -46,22 +47,29 @@ def random_stage(rng: random.Random, group: Group, filters: str) -> Stage:
                  random_subsampling(rng) if rng.random() < 0.5 else None, dilation, mode, rng.choice((1, 1, 1, 2)), residual)
 
 
+def _tower(rng: random.Random, groups: tuple[str, ...], stage: Callable[[random.Random, Group, str], Stage],
+           relaxed: float) -> tuple[str, tuple[Stage, ...]]:
+    """(filters, one to four stages), each with probability `relaxed` over a subgroup of the group before."""
+    group = Group.parse(rng.choice(groups))
+    filters = "basis" if not group.on_grid or rng.random() < 0.2 else "free"
+    stages = []
+    for _ in range(rng.randint(1, 4)):
+        if rng.random() < relaxed:
+            group = rng.choice(group.subgroups())
+        stages.append(stage(rng, group, filters))
+    return filters, tuple(stages)
+
+
 def random_architecture(rng: random.Random, groups: tuple[str, ...] = GRID, square: float = 0.7) -> Architecture:
     """A valid architecture of one to four small stages; tries until one fits its input."""
     while True:
-        group = Group.parse(rng.choice(groups))
-        filters = "basis" if not group.on_grid or rng.random() < 0.2 else "free"
-        stages = []
-        for _ in range(rng.randint(1, 4)):
-            if rng.random() < 0.15:
-                group = rng.choice(group.subgroups())
-            stages.append(random_stage(rng, group, filters))
+        filters, stages = _tower(rng, groups, random_stage, 0.15)
         height = rng.randint(7, 24)
         width = height if rng.random() < square else rng.randint(7, 24)
         entry = random_subsampling(rng) if rng.random() < 0.15 else None
         try:
             loss = Loss(rng.choice(("none", "none", "layerwise", "latent", "label")), rng.choice((0.1, 1.0, 2.5)))
-            return Architecture((height, width), tuple(stages), rng.choice(("group_max", "group_mean", "none")), filters, loss, entry)
+            return Architecture((height, width), stages, rng.choice(("group_max", "group_mean", "none")), filters, loss, entry)
         except ValueError:
             continue
 
@@ -105,20 +113,14 @@ def odd_stage(rng: random.Random, group: Group, filters: str) -> Stage:
 def odd_architecture(rng: random.Random, groups: tuple[str, ...] = GRID) -> Architecture:
     """A valid architecture at the edges of what can be built, on images of 1 to 70 pixels; tries until one fits its input."""
     while True:
-        group = Group.parse(rng.choice(groups))
-        filters = "basis" if not group.on_grid or rng.random() < 0.2 else "free"
-        stages = []
-        for _ in range(rng.randint(1, 4)):
-            if rng.random() < 0.25:
-                group = rng.choice(group.subgroups())
-            stages.append(odd_stage(rng, group, filters))
+        filters, stages = _tower(rng, groups, odd_stage, 0.25)
         most = rng.choice((3, 6, 12, 24, 70))
         height = rng.randint(1, most)
         width = height if rng.random() < 0.6 else rng.randint(1, most)
         entry = odd_subsampling(rng) if rng.random() < 0.2 else None
         try:
-            made = Architecture((height, width), tuple(stages), rng.choice(("group_max", "group_mean", "none")), filters, entry=entry)
+            made = Architecture((height, width), stages, rng.choice(("group_max", "group_mean", "none")), filters, entry=entry)
         except ValueError:
             continue
-        if cost(made, 2, 3).macs * group.order <= MOST_MACS:
+        if cost(made, 2, 3).macs * stages[-1].group.order <= MOST_MACS:
             return made

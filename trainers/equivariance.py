@@ -133,13 +133,14 @@ def spread_of(name: str, values: Tensor) -> Tensor:
 
 
 def _spread(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`spread_of`, and the mean and the variance over the images that it comes from, [channel, height, width] or [class]."""
+    """`spread_of`, and the mean and the variance over the images that it comes from, [positions, channel]."""
     if len(values) < 2:
         raise ValueError(f"the outputs of {name} must be compared between images, of which at least two are needed; {len(values)} came")
-    # Written out, because var over the first dimension takes several times as long (torch 2.15, CPU).
-    mean = values.mean(0)
-    variance = (values - mean).square_().sum(0) / (len(values) - 1)
-    spread = 2 * variance.mean(0)
+    # Written out, because var over the first dimension takes several times as long; on rows, because maps do too (torch 2.15, CPU).
+    rows = _rows(values)
+    mean = rows.mean(0)
+    variance = (rows - mean).square_().sum(0) / (len(rows) - 1)
+    spread = 2 * variance.mean(1)
     if not math.isfinite(float(spread.sum())):
         raise ValueError(f"the outputs of {name} are not all finite; nothing can be measured")
     # Rounding makes a constant vary in its last digits. No value is larger than the norm of all, which is known.
@@ -148,7 +149,7 @@ def _spread(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if typical <= rounding * norm and typical <= rounding * float(values.abs().max()):
         raise ValueError(f"the outputs of {name} do not vary over the images, so that their equivariance says nothing; "
                          "train the model, or measure on different images")
-    return (spread[None, None] if spread.ndim else spread), mean, variance
+    return spread.view(1, 1, *values.shape[2:]) if values.ndim == 4 else spread[0], mean, variance
 
 
 def _squares(mean: Tensor, variance: Tensor, count: int) -> Tensor:
@@ -168,8 +169,7 @@ class _Reference:
 def _reference(stage: Stage) -> _Reference:
     spread, mean, variance = _spread(stage.name, stage.maps)
     count = len(stage.maps)
-    sums = [values.reshape(len(values), -1).sum(1) for values in (count * mean.double(), _squares(mean, variance, count))]
-    return _Reference(stage, spread, (sums[0], sums[1]))
+    return _Reference(stage, spread, ((count * mean.double()).sum(0), _squares(mean, variance, count).sum(0)))
 
 
 def _compare(reference: _Reference, after: Tensor, element: Element) -> tuple[float, float, float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import Any
 
 from studies import commands_search, commands_models, commands_tables, commands_setup  # noqa: F401, I001  (registering; in the order of the help)
 from studies.app import app
@@ -20,13 +21,17 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")       # one thread a process: more lose 3 to 5 times where processes run side by side
     try:
-        app()
+        sys.exit(app(prog_name="equisearch", standalone_mode=False))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if type(error).__name__ == "Abort":             # what typer makes of a KeyboardInterrupt
+            sys.exit(130)
+        if hasattr(error, "format_message"):
+            sys.exit(_usage(error))
         if debug:
             traceback.print_exc()
         from studies.errors import InterruptedStudyError, StudyError
@@ -35,6 +40,17 @@ def main() -> None:
         text = str(error) if known and str(error) else f"{type(error).__name__}: {error} (this is a fault of the program; --debug shows where)"
         print(text if isinstance(error, InterruptedStudyError) else f"error: {text}", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, StudyError) else 1)
+
+
+def _usage(error: Any) -> int:
+    """Prints what is wrong with the command's words in one line; without any words, the help. Returns the exit status."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "equisearch"
+        said = error.format_message().removesuffix(".").replace("Value error, ", "")
+        print(f"error: {said} (see `{command} --help`)", file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -219,3 +219,19 @@ def test_presets_begin_with_both_ends_of_the_trade_off(name):
 def test_the_first_architectures_are_checked(run, tmp_path):
     found = run("start", "quickstart", tmp_path / "x", "--set", "search.first=['12px: 4k3@E4']")
     assert found.status == 1 and "no group" in found.err
+
+
+@pytest.mark.parametrize("words,said", [
+    (["check"], "error: Missing argument 'ARCHITECTURE' (see `equisearch check --help`)\n"),
+    (["chek"], "error: No such command 'chek'. Did you mean 'check'? (see `equisearch --help`)\n"),
+    (["check", "28px: 10k3", "--format", "xml"], "error: Invalid value for '--format': 'xml' is not one of 'table', 'json', 'csv' "
+     "(see `equisearch check --help`)\n")])
+def test_wrong_words_get_one_line_and_status_2(run, words, said):
+    result = run(*words)
+    assert (result.status, result.out, result.err) == (2, "", said)
+
+
+@pytest.mark.parametrize("words,status", [([], 2), (["--help"], 0), (["check", "--help"], 0)])
+def test_help_is_printed_when_asked_for_and_without_a_command(run, words, status):
+    result = run(*words)
+    assert result.status == status and "Usage: equisearch" in result.out + result.err

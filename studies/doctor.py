@@ -126,7 +126,8 @@ def _cache() -> Finding:
         probe = directory / f".probe-{os.getpid()}"
         probe.write_bytes(b"x")
         probe.unlink()
-        return Finding("cache directory", "ok", str(directory))
+        size = sum(path.stat().st_size for path in directory.glob("*.npy")) / 1e9
+        return Finding("cache directory", "ok", f"{directory}, {size:.1f} of {cache.limit() / 1e9:g} GB of images")
     return _guarded("cache directory", found, "set EQUISEARCH_CACHE to a directory that can be written")
 
 

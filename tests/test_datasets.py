@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,37 @@ def test_a_full_disk_is_a_warning_only(monkeypatch):
     with pytest.warns(UserWarning, match="No space left"):
         assert len(load(DIGITS).train) == 1150
     assert not [path for path in cache.directory().iterdir() if path.suffix != ".lock"]
+
+
+def test_beyond_the_limit_what_was_unused_for_longest_is_deleted(monkeypatch):
+    monkeypatch.setenv("EQUISEARCH_CACHE_GB", "0.0003")         # two arrays of 12 pixels take 415 kB
+    hour, paths = 3600, []
+    for number, age in enumerate((0, 40 * hour, 30 * hour)):
+        load(Data(name="digits", seed=number), (12, 12))
+        [path] = set(cache.directory().glob("*.npy")) - set(paths)
+        paths.append(path)
+        os.utime(path, (time.time() - age,) * 2)
+    left = cache.directory() / "left.tmp"
+    left.write_text("")
+    os.utime(left, (0, 0))
+    cache.prune()
+    assert [path.exists() for path in paths] == [True, False, False] and not left.exists()
+    load(Data(name="digits", seed=1), (12, 12))                 # beyond the limit again, but both are in use
+    assert len(list(cache.directory().glob("*.npy"))) == 2
+
+
+def test_reading_counts_as_use():
+    load(DIGITS)
+    [path] = cache.directory().glob("*.npy")
+    os.utime(path, (0, 0))
+    load(DIGITS)
+    assert path.stat().st_mtime > time.time() - 60
+
+
+def test_a_limit_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv("EQUISEARCH_CACHE_GB", "much")
+    with pytest.raises(ValueError, match="EQUISEARCH_CACHE_GB is 'much'; it must be a number of GB above 0"):
+        load(DIGITS)
 
 
 def build_slowly(log):

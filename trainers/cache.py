@@ -2,7 +2,8 @@
 
 One file holds one array in `.npy` format (`numpy.load` reads it) and, behind it, what belongs to it as JSON, the length
 of that JSON and a mark. The mark is written last and the file appears by `os.replace`, so a file without it is torn and is
-built again. Any file may be deleted at any time: a process that has mapped it keeps its pages.
+built again. Any file may be deleted at any time: a process that has mapped it keeps its pages. Beyond 20 GB
+(`EQUISEARCH_CACHE_GB`), files that nobody has used for a day are, those unused for longest first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Callable
@@ -19,6 +21,8 @@ from typing import Any, Callable
 import numpy as np
 from filelock import FileLock
 
+LIMIT_GB = 20.0         # of all files together, unless EQUISEARCH_CACHE_GB says otherwise
+UNUSED = 86_400.0       # seconds after which nobody is taken to need a file: studies that run keep theirs, whatever their size
 MARK = b"equisearch cache"
 HEADER = 128                                             # bytes; what numpy's format 1.0 pads a small header to
 
@@ -52,6 +56,7 @@ def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
     path = directory() / f"{name}.npy"
     found = read(path)
     if found is not None:
+        _used(path)
         return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +72,55 @@ def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
             except _NotWritten as failure:
                 return _in_memory(build, failure.__cause__)
             found = read(path)
+            prune()
         if found is None:
             raise RuntimeError(f"the cache file {path} cannot be read back after writing")
         return found
     finally:
         lock.release()
+
+
+def limit() -> float:
+    """Bytes that the cached arrays may take: those of `EQUISEARCH_CACHE_GB`. Raises ValueError where that is no number above 0."""
+    asked = os.environ.get("EQUISEARCH_CACHE_GB", str(LIMIT_GB))
+    try:
+        size = float(asked)
+    except ValueError:
+        size = 0.0
+    if not size > 0:
+        raise ValueError(f"EQUISEARCH_CACHE_GB is '{asked}'; it must be a number of GB above 0, such as {LIMIT_GB:g}")
+    return size * 1e9
+
+
+def prune() -> None:
+    """Deletes unused arrays, those unused for longest first, until all together are within `limit`, and what killed processes left."""
+    arrays = sorted(_files("*.npy"), key=lambda found: found[1].st_mtime)
+    excess, old = sum(about.st_size for _, about in arrays) - limit(), time.time() - UNUSED
+    for path, about in [*_files("*.tmp"), *arrays]:
+        if about.st_mtime < old and (path.suffix == ".tmp" or excess > 0):
+            excess -= about.st_size if path.suffix == ".npy" else 0
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:     # in use, where such files cannot be deleted; or somebody else's
+                pass
+
+
+def _files(pattern: str) -> "list[tuple[Path, os.stat_result]]":
+    """The files of the cache and what is known of them; one that another process deletes meanwhile is left out."""
+    found = []
+    for path in directory().glob(pattern):
+        try:
+            found.append((path, path.stat()))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _used(path: Path) -> None:
+    try:
+        os.utime(path)
+    except OSError:     # a cache that others own is read all the same
+        pass
 
 
 def read(path: Path) -> "tuple[np.ndarray, dict[str, Any]] | None":

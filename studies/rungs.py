@@ -13,7 +13,7 @@ from collections.abc import Sequence
 Point = tuple[float, ...]
 
 
-def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float = 3) -> bool:
+def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float = 2) -> bool:
     """True if fewer than 1/`eta` of everybody at this rung (`peers` and `mine`) are better than `mine`.
 
     All scores are maximised. `peers` are the scores of the other trials that have reached the rung, in any order. Better
@@ -21,7 +21,7 @@ def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float 
     dominates is always kept. Raises ValueError for an eta not above 1 or points of unequal length.
     """
     if eta <= 1:
-        raise ValueError(f"eta is {eta}; it must be above 1 (3 keeps about a third at each rung)")
+        raise ValueError(f"eta is {eta}; it must be above 1 (2 keeps about a half at each rung)")
     mine = tuple(mine)
     points = [tuple(peer) for peer in peers]
     if any(len(point) != len(mine) for point in points):

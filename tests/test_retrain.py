@@ -100,6 +100,6 @@ def test_studies_of_the_reproduction_are_those_of_the_paper(shift, mnist_root):
 
 @pytest.mark.slow
 def test_the_upright_pattern_shows_in_a_short_run(tmp_path, mnist_root):
-    results = run_jobs(reproduce.jobs("upright", tmp_path, root=str(mnist_root), epochs=6, seeds=1, test=4000), 2)
+    results = run_jobs(reproduce.jobs("upright", tmp_path, root=str(mnist_root), epochs=8, seeds=1, test=2500, batch=32), 2)
     claims = reproduce.claims("upright", summarised(results))
     assert all(claim.holds for claim in claims), claims

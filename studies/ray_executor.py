@@ -199,7 +199,10 @@ class _Pool:
         if time.monotonic() - self._grown < 5 and len(self._members) >= 1 or self._nothing_left:
             return
         self._grown = time.monotonic()
-        wanted = min(self._capacity(), self._driver.study.search.trials - self._driver.finished)
+        left = self._driver.study.search.trials - self._driver.finished
+        wanted = min(self._capacity(), left)
+        if left <= 0 and not self._members:         # the last trial took the last worker with it: nobody is left to ask for work
+            self._nothing_left = True
         for _ in range(wanted - len(self._members)):
             member = _Member(self._actor.remote(self._study, self._trainable, str(self._driver.directory), sys.path))
             self._members.add(member)

@@ -13,6 +13,7 @@ import trivial
 from test_faults import assert_whole, finish, start
 
 from studies.driver import SearchDriver
+from studies.executors import Ending
 from studies.journal import read_trials
 from studies.ray_executor import run_on_ray
 
@@ -62,6 +63,13 @@ def test_a_trial_that_always_kills_its_worker_fails_alone(tmp_path):
     records = read_trials(tmp_path / "study")
     assert records[0].state == "failed" and "died 2 times without getting any further" in records[0].reason
     assert {r.state for r in records[1:]} <= {"complete", "pruned"} and len(records) == 3
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_last_trial_that_takes_the_last_worker_with_it_ends_the_study(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=1, search__retries=1, resources__workers=1)) as driver:
+        assert run_on_ray(driver, deadly_first) == Ending("trials")
+    assert [record.state for record in read_trials(tmp_path / "study")] == ["failed"]
 
 
 def deadly_first(study, assignment, report):

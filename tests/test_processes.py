@@ -57,7 +57,7 @@ def main(name: str, folder: str, workers: int) -> None:
     def told(index, result):
         Path(folder, f"{index}.told").touch()
 
-    cli.app = lambda: run_each(globals()[name], [(folder, number) for number in range(6)], workers, told)
+    cli.app = lambda **options: run_each(globals()[name], [(folder, number) for number in range(6)], workers, told)
     cli.main()
 
 

@@ -43,7 +43,7 @@ def hang():
 
 
 @pytest.mark.usefixtures("connected")
-@pytest.mark.parametrize("fault,said,timeout", [(kill_me, "the worker died", 120), (hang, "the worker was silent for", 5)])
+@pytest.mark.parametrize("fault,said,timeout", [(kill_me, "the worker died", 120), (hang, "the worker was silent for", 15)])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(tmp_path, fault, said, timeout):
     events = []
     # every trial is kept at its rungs, so that trial 1 surely gets to its third epoch

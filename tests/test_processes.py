@@ -25,6 +25,7 @@ def square(number):
 def refuse_odd(number):
     if number % 2:
         raise ValueError(f"{number} is odd")
+    time.sleep(number / 10)     # so that the process of an odd one has started before the rest is done
     return number
 
 

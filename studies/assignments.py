@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from studies.config import Study
 from studies.errors import ScoresError
+from studies.files import TRIALS
 
 Decision = Literal["continue", "stop"]
 Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]
@@ -62,3 +64,9 @@ def checked(scores: Mapping[str, Any]) -> dict[str, Any]:
             raise ScoresError(f"{name} is {value} at epoch {scores['epoch']}; scores must be finite "
                               "(a lower learning rate may help)")
     return scores
+
+
+def assignment_of(directory: Path, study: Study, number: int, attributes: Mapping[str, Any]) -> Assignment:
+    """The work of trial `number` of the study in `directory`, from what its journal says of the trial."""
+    return Assignment(number, attributes["architecture"], attributes["learning_rate"], attributes["seed"], study.rungs[-1],
+                      str(directory / TRIALS / f"{number:05d}"), attributes.get("batch_divisor", 1))

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studies.assignments import RUNG_SCORES, Assignment, Decision, Outcome, checked
+from studies.assignments import RUNG_SCORES, Assignment, Decision, Outcome, assignment_of, checked
 from studies.config import Study
 from studies.errors import ScoresError, StudyError
-from studies.files import TRIALS, create_directory, open_directory
+from studies.files import create_directory, open_directory
 from studies.journal import Record
 from studies.ledger import Before, open_ledger, writing
 from studies.locks import StudyLock
@@ -114,7 +114,7 @@ class SearchDriver:
         if record.state in ("complete", "pruned", "failed"):
             self._tally.count(record.values if record.state == "complete" and record.feasible else None)
         elif record.architecture is not None:
-            self._take_back(_Running(self._ledger.trial_id(record.number), _assignment(self.directory, self.study, record.number, record.attributes),
+            self._take_back(_Running(self._ledger.trial_id(record.number), assignment_of(self.directory, self.study, record.number, record.attributes),
                                      dict(record.attributes), _recorded_rungs(record.attributes)),
                             lost=record.state == "running", waiting=record.state == "waiting")
         elif record.state == "running":             # asked for, not wholly proposed: optuna asks again under the same number
@@ -199,7 +199,7 @@ class SearchDriver:
                 return None, self._refuse(trial, known.broken, learn=True)
             if repeats >= self.study.search.repeats:
                 return None, self._refuse(trial, f"the same architecture was trained {repeats} times already")
-            assignment = _assignment(self.directory, self.study, trial.number, attributes)
+            assignment = assignment_of(self.directory, self.study, trial.number, attributes)
             self._trainings[key] += 1
             self._running[trial.number] = _Running(trial._trial_id, assignment, attributes)
         return assignment, ""
@@ -255,7 +255,7 @@ class SearchDriver:
                 del self._running[number]
                 self._ledger.set(running.trial_id, "batch_divisor", 2)
                 running.attributes["batch_divisor"] = 2
-                running.assignment = _assignment(self.directory, self.study, number, running.attributes)
+                running.assignment = assignment_of(self.directory, self.study, number, running.attributes)
                 self._take_back(running, lost=False)
             else:
                 self._tell(running, state, reason, detail)
@@ -348,8 +348,3 @@ def _compared(scores: Mapping[str, Any]) -> tuple[float, ...]:
 
 def _recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     return {int(name[5:]): value for name, value in attributes.items() if name.startswith("rung ")}
-
-
-def _assignment(directory: Path, study: Study, number: int, attributes: Mapping[str, Any]) -> Assignment:
-    return Assignment(number, attributes["architecture"], attributes["learning_rate"], attributes["seed"], study.rungs[-1],
-                      str(directory / TRIALS / f"{number:05d}"), attributes.get("batch_divisor", 1))

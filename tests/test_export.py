@@ -3,65 +3,37 @@
 import ast
 import copy
 import errno
-import json
 import random
 import re
-import shutil
 
 import pytest
 import torch
 from PIL import Image
 
 from architectures import random_architecture
+from bundles import bundle, copied, manifest_of, subject  # noqa: F401  (fixtures)
 from isolation import OURS, accuracies, run_alone
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from trainers import bundle as files
 from trainers import export as exporting
-from trainers.bundle import CARD, FORMATS, MANIFEST, Refused, content_of, logits, model_of, runner, source, write
+from trainers.bundle import CARD, FORMATS, Refused, content_of, logits, model_of, runner, source, write
 from trainers.datasets import load
 from trainers.export import Subject, export
 from trainers.fitting import fit_images
 from trainers.networks import build
 from trainers.pools import _recolor
-from trainers.settings import Augment, Data, Symmetry, Training
+from trainers.settings import Augment, Symmetry, Training
 from trainers.standalone import Model
 from trainers.symmetry_check import changes, movable, parity_tolerance, probe_images
 from trainers.train import Config, start, train
 from trainers.verify import verify
 
-EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
 EVERY_LAYER = (
     "17px: 2k3@D4 max3/2p1, 2k3p1reflect avg3/2p1:0, 2k3d2p2circular, 2k3r adaptivemax/2, 2k2p0 head=group_max",
     "15x18px resize20: 2k3@C4 max2/2ceil, 2k3p1replicate blur/2, 3k3@C2 conv3/2p1, 2k1 resize7, 2k3 adaptive3 head=group_mean",
     "12px: 2k3@C4 resize16bicubic, 2k3 blurmax/2, 2k3s2r crop6, 2k3 resize9nearest, 2k3 avg2/2ceil, 2k3 adaptivemax2 head=none filters=basis",
 )
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    """An exact network, trained for two epochs on a few digits."""
-    folder = tmp_path_factory.mktemp("training")
-    config = Config(Data(name="digits", train=300, validation=101), Training(epochs=2, batch_size=32), Symmetry(group="D4"), seed=3)
-    architecture = Architecture.parse(EXACT)
-    splits = load(config.data, architecture.size)
-    scores = train(architecture, config, folder, 2, splits=splits)
-    return Subject(start(architecture, config, folder, splits).network, splits, config, scores.as_dict(), {"study": "digits", "trial": 3})
-
-
-@pytest.fixture(scope="module")
-def bundle(subject, tmp_path_factory):
-    return export(subject, tmp_path_factory.mktemp("exports") / "00003")
-
-
-@pytest.fixture
-def copied(bundle, tmp_path):
-    """A bundle that a test may spoil."""
-    return shutil.copytree(bundle, tmp_path / "copied")
-
-
-def manifest_of(folder):
-    return json.loads((folder / MANIFEST).read_text())
 
 
 def test_every_format_gives_the_logits_of_the_trained_network(subject, bundle):
@@ -293,65 +265,6 @@ def test_instrument_sees_a_corner_and_accepts_a_mean():
 
 def test_parity_is_absolute_for_usual_logits():
     assert parity_tolerance(torch.tensor([[3.0, -9.0]])) == 1e-4 and parity_tolerance(torch.tensor([[1000.0]])) == pytest.approx(1e-2)
-
-
-def test_verify_accepts_a_bundle(bundle):
-    report = verify(bundle)
-    assert report.good and report.as_dict()["good"] and "the bundle is sound" in report.text()
-    assert {f.check for f in report.findings} == {"files", "agreement", *FORMATS, *(f"{name} symmetry" for name in FORMATS)}
-
-
-def bad(report):
-    assert not report.good and "damaged" in report.text()
-    return {f.check: f.text for f in report.findings if not f.good}
-
-
-def rehash(folder):
-    """What a forger would do: hashes that fit the changed files."""
-    manifest = manifest_of(folder)
-    for name in manifest["files"]:
-        manifest["files"][name]["sha256"] = files.sha256(folder / name)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-
-
-def corrupt(folder):
-    saved = torch.load(folder / "model.pt", weights_only=True)
-    saved["state"]["network.stages.0.0.convolutions.0.weight"][0, 0, 0, 0] += 0.5
-    torch.save(saved, folder / "model.pt")
-
-
-def test_verify_sees_a_changed_weight_by_its_hash(copied):
-    corrupt(copied)
-    assert "model.pt has changed since the export" in bad(verify(copied))["files"]
-
-
-def test_verify_sees_a_changed_weight_by_its_logits_and_symmetry(copied):
-    corrupt(copied)
-    rehash(copied)
-    found = bad(verify(copied))
-    assert set(found) == {"torch", "agreement", "torch symmetry"} and "claimed, but broken: r90" in found["torch symmetry"]
-
-
-def test_verify_sees_what_is_missing_or_torn(copied):
-    (copied / "model.onnx").unlink()
-    (copied / "model.pt2").write_bytes((copied / "model.pt2").read_bytes()[:-100])
-    report = verify(copied)
-    assert [f.text for f in report.findings if not f.good] == [
-        "model.onnx is missing", next(f.text for f in report.findings if f.text.startswith("model.pt2 has changed"))]
-    rehash_one = manifest_of(copied)
-    del rehash_one["files"]["model.onnx"], rehash_one["formats"]["onnx"]
-    (copied / MANIFEST).write_text(json.dumps(rehash_one))
-    rehash(copied)
-    assert "does not run" in bad(verify(copied))["torch.export"]
-
-
-@pytest.mark.parametrize("text, message", [("{", "damaged"), ("[]", "damaged"), ('{"format_version": 1}', "damaged"), ('{"format_version": 9}', "format 9")])
-def test_verify_refuses_what_is_no_bundle(tmp_path, text, message):
-    with pytest.raises(ValueError, match="is no bundle"):
-        verify(tmp_path)
-    (tmp_path / MANIFEST).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        verify(tmp_path)
 
 
 def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkeypatch):

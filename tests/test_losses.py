@@ -6,18 +6,19 @@ import torch
 from searchspace.architecture import Architecture
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.actions import act, act_on_fields
-from trainers.losses import draw, equivariance_loss, move, usable_elements
-from trainers.networks import build
+from trainers.losses import draw, equivariance_loss, move, pooled, usable_elements
+from trainers.networks import block_maxima, build
 
 C4, D4 = Group.parse("C4"), Group.parse("D4")
 
 
-def pair(text, group, images=24, seed=0):
+def pair(text, group, kind="label", images=24, seed=0):
     network = build(Architecture.parse(text), channels=1, classes=5, seed=seed).double().eval()
     pixels = torch.rand(images, 1, *network.architecture.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     parts = draw(usable_elements(group, network.architecture.size), images, torch.Generator().manual_seed(seed))
     logits, stages = network.forward_with_stages(pixels)
     moved_logits, moved_stages = network.forward_with_stages(move(pixels, parts))
+    stages, moved_stages = (tuple(block_maxima(maps, pooled(kind, group)) for maps in found) for found in (stages, moved_stages))
     return parts, stages, moved_stages, moved_logits, torch.zeros(images, dtype=torch.int64)
 
 
@@ -25,9 +26,9 @@ def pair(text, group, images=24, seed=0):
 @pytest.mark.parametrize("group", ["C4", "D4", "C2", "D1"])
 def test_zero_for_an_exact_network_and_not_for_a_broken_or_plain_one(kind, group):
     declared = Group.parse(group)
-    exact = equivariance_loss(kind, declared, *pair(f"12px: 3k3@{group}, 3k3 max2/2, 3k3", declared))
-    broken = equivariance_loss(kind, declared, *pair(f"13px: 3k3@{group}, 3k3 max2/2, 3k3", declared))
-    plain = equivariance_loss(kind, declared, *pair("12px: 12k3, 12k3 max2/2, 12k3", declared))
+    exact = equivariance_loss(kind, declared, *pair(f"12px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind))
+    broken = equivariance_loss(kind, declared, *pair(f"13px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind))
+    plain = equivariance_loss(kind, declared, *pair("12px: 12k3, 12k3 max2/2, 12k3", declared, kind))
     assert exact < 1e-12 and broken > 1e-7 and plain > 1e-7
 
 
@@ -38,10 +39,34 @@ def test_layerwise_is_the_sum_of_mean_squared_differences_of_pooled_maps():
         total = 0.0
         for element, where in parts:
             for x, y in zip(before[where], after[where]):
-                pooled = [m.reshape(2, 4, *m.shape[1:]).amax(1, keepdim=False)[None].float() for m in (x, y)]
-                total += (pooled[0] - act(pooled[1], element.inverse)).square().mean().item()
+                maxima = [m.reshape(2, 4, *m.shape[1:]).amax(1, keepdim=False)[None].float() for m in (x, y)]
+                total += (maxima[0] - act(maxima[1], element.inverse)).square().mean().item()
         expected += total / 24
-    assert equivariance_loss("layerwise", C4, parts, stages, moved, logits, labels).item() == pytest.approx(expected, rel=1e-6)
+    measured = equivariance_loss("layerwise", C4, *pair("12px: 8k3, 8k3 max2/2", C4, "layerwise"))
+    assert measured.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_last_block_of_fewer_channels_is_one_by_itself():
+    maps = torch.randn(2, 11, 3, 3)
+    maxima = block_maxima(maps, 4)
+    assert torch.equal(maxima, torch.stack([maps[:, :4].amax(1), maps[:, 4:8].amax(1), maps[:, 8:].amax(1)], 1))
+    assert torch.equal(block_maxima(maps, 1), maps) and torch.equal(block_maxima(maps[:, :3], 4), maps[:, :3].amax(1, keepdim=True))
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_the_gradient_of_parts_equals_that_of_slices_of_all_maps(block):
+    parts, gradients = (slice(0, 2), slice(4, 6)), []
+    for direct in (True, False):
+        network = build(Architecture.parse("9px: 6k3, 7k3 max3/2, 8k3"), channels=1, classes=5).double()
+        images = torch.rand(6, 1, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        if direct:
+            logits, stages = network.forward_with_stages(images)
+            stages = [tuple(block_maxima(maps[part], block) for part in parts) for maps in stages]
+        else:
+            logits, stages = network.forward_with_parts(images, *parts, block=block)
+        (logits.square().sum() + sum((before - 2 * after).square().sum() for before, after in stages)).backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*gradients))
 
 
 def test_latent_moves_fields_as_the_regular_representation_does():

@@ -56,39 +56,31 @@ def move(images: Tensor, parts: list[tuple[Element, slice]]) -> Tensor:
     return torch.cat([act(images[where], element) for element, where in parts])
 
 
+def pooled(kind: str, group: Group) -> int:
+    """The channels of a block over which `equivariance_loss` takes the maximum of its stages (`networks.block_maxima`); 1: none."""
+    return group.order if kind == "layerwise" else 1
+
+
 def equivariance_loss(kind: str, group: Group, parts: list[tuple[Element, slice]], stages: tuple[Tensor, ...], moved_stages: tuple[Tensor, ...],
                       moved_logits: Tensor, labels: Tensor) -> Tensor:
     """The scalar loss of `kind` between images and the same images moved by `parts`.
 
-    `stages` and `moved_stages` hold the output [B, C_l, H_l, W_l] of every stage for both, `moved_logits` [B, classes] and
-    `labels` [B] belong to the moved ones. Raises ValueError for an unknown kind.
+    `stages` and `moved_stages` hold the output [B, C_l, H_l, W_l] of every stage for both, with one channel for each block that is
+    `pooled`; `moved_logits` [B, classes] and `labels` [B] belong to the moved ones. Raises ValueError for an unknown kind.
     """
     if kind == "label":
         return functional.cross_entropy(moved_logits.float(), labels)
     if kind == "latent":
         return _latent(group, parts, stages[-1], moved_stages[-1])
     if kind == "layerwise":
-        return sum((_layer(group, parts, before, after) for before, after in zip(stages, moved_stages)), start=moved_logits.new_zeros((), dtype=torch.float32))
+        return sum((_layer(parts, before, after) for before, after in zip(stages, moved_stages)), start=moved_logits.new_zeros((), dtype=torch.float32))
     raise ValueError(f"there is no equivariance loss '{kind}'; choose layerwise, latent or label")
 
 
-def _layer(group: Group, parts: list[tuple[Element, slice]], before: Tensor, after: Tensor) -> Tensor:
-    before, after = (_pooled(maps.float(), group.order) for maps in (before, after))
+def _layer(parts: list[tuple[Element, slice]], before: Tensor, after: Tensor) -> Tensor:
+    before, after = before.float(), after.float()
     back = torch.cat([act(after[where], element.inverse) for element, where in parts])
     return functional.mse_loss(before, back)
-
-
-def _pooled(maps: Tensor, order: int) -> Tensor:
-    """The maximum over consecutive blocks of `order` channels; a last smaller block is pooled by itself."""
-    if order == 1:
-        return maps
-    channels = maps.permute(0, 2, 3, 1)     # of channels-last maps, a block lies together
-    whole = maps.shape[1] // order * order
-    # Not amax, whose gradient is shared between equal values: that takes three times as long.
-    blocks = channels[..., :whole].unflatten(-1, (-1, order)).max(-1).values
-    rest = channels[..., whole:]
-    pooled = torch.cat([blocks, rest.max(-1, keepdim=True).values], -1) if rest.shape[-1] else blocks
-    return pooled.permute(0, 3, 1, 2)
 
 
 def _latent(group: Group, parts: list[tuple[Element, slice]], before: Tensor, after: Tensor) -> Tensor:

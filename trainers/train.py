@@ -23,7 +23,7 @@ from searchspace.groups import Group
 from trainers.augment import transform
 from trainers.datasets import Splits, batch, load, normalise
 from trainers.evaluate import evaluate
-from trainers.losses import draw, equivariance_loss, move, usable_elements
+from trainers.losses import draw, equivariance_loss, move, pooled, usable_elements
 from trainers.networks import Network, build
 from trainers.normalization import estimate_statistics
 from trainers.precision import autocast, resolve
@@ -222,8 +222,10 @@ def training_loss(network: Network, architecture: Architecture, config: Config, 
     count, size = len(pixels), max(1, round(config.training.equivariance_batch * len(pixels)))
     parts = draw(elements, size, generator)
     together = torch.cat([pixels, move(pixels[:size], parts)])
-    logits, stages = network.forward_with_parts(normalise(together, splits.mean, splits.std), slice(size), slice(count, None))
-    penalty = equivariance_loss(architecture.loss.kind, config.group, parts, *zip(*stages), logits[count:], labels[:size])
+    kind = architecture.loss.kind
+    logits, stages = network.forward_with_parts(normalise(together, splits.mean, splits.std), slice(size), slice(count, None),
+                                                block=pooled(kind, config.group))
+    penalty = equivariance_loss(kind, config.group, parts, *zip(*stages), logits[count:], labels[:size])
     return functional.cross_entropy(logits[:count].float(), labels) + architecture.loss.weight * penalty
 
 

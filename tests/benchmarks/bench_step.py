@@ -5,7 +5,7 @@
 
 The variants run in turn in one process set up as a training worker (one thread, memory kept), in reversed order every other round; each ratio is the median over
 rounds of (variant / reference in the same round), with quartiles. No speed is printed before parity with escnn and exactness hold.
-All take the same optimizer, Adam in one fused call. The step with an equivariance loss (layerwise, on a quarter of the batch) is compared with the same step without.
+All take the same optimizer, Adam in one fused call. The step with an equivariance loss (layerwise, on a fifth of the batch) is compared with the same step without.
 """
 
 from __future__ import annotations

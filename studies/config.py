@@ -59,7 +59,7 @@ class Constraints(Settings):
 
     params: Optional[int] = Field(None, ge=1)
     macs: Optional[int] = Field(None, ge=1)            # multiply-accumulates per image
-    latency: Optional[float] = Field(None, gt=0)       # milliseconds per batch
+    latency: Optional[float] = Field(None, gt=0)       # milliseconds per image
     memory: Optional[float] = Field(None, gt=0)        # megabytes, the peak of the training
 
     def limits(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ DIRECTIONS: dict[str, Direction] = {
     "equivariance_error": "minimize",   # of the logits; 0 is exact
     "params": "minimize",
     "macs": "minimize",                 # multiply-accumulates per image
-    "latency": "minimize",              # milliseconds per batch
+    "latency": "minimize",              # milliseconds per image
 }
 
 # The worst cost that still counts, as a power of ten; a hypervolume needs a reference that never moves.

@@ -98,6 +98,14 @@ def test_networks_share_angles_only_where_their_layout_keeps_them(text, forwards
         assert torch.equal(shared.confidences, each.confidences) and float((each.confidences[9] - each.confidences[0]).abs().max()) > 1e-3
 
 
+def test_the_upright_logits_come_along_in_the_order_of_the_images():
+    model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
+    with crew(2) as hands:
+        found = predict(model, IMAGES, C8.elements, batch_size=16, crew=hands)
+    assert torch.allclose(found.upright, model(IMAGES), atol=1e-5)
+    assert predict(model, IMAGES, C8.elements[1:2]).upright is None
+
+
 def test_a_crew_predicts_the_same():
     model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
     alone = predict(model, IMAGES, C8.elements, batch_size=16)

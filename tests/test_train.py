@@ -9,8 +9,10 @@ import torch
 
 from searchspace.architecture import Architecture
 from trainers import train as training_module
+from trainers.datasets import load, normalise
+from trainers.fold import fold
 from trainers.settings import Augment, Data, Symmetry, Training
-from trainers.train import CHECKPOINT, PREVIOUS, Config, Diverged, rate_at, train
+from trainers.train import CHECKPOINT, PREVIOUS, Config, Diverged, rate_at, start, train
 
 DIGITS = Data(name="digits", train=300, validation=100)
 TEXTS = ("12px: 4k3@C4, 4k3 max2/2, 4k3 loss=layerwise:0.5", "12px: 4k3@D4, 4k3r, 4k3@C2 avg3/2p1, 4k3 head=none loss=label:0.5",
@@ -54,6 +56,16 @@ def test_a_killed_epoch_is_trained_again_from_the_last_checkpoint(tmp_path):
         train(architecture, config(), tmp_path / "parts", 3, on_epoch=dies)
     train(architecture, config(), tmp_path / "parts", 3)
     assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_loss_and_the_accuracy_are_those_of_the_folded_network(tmp_path):
+    architecture = Architecture.parse(TEXTS[0])
+    scores, splits = train(architecture, config(), tmp_path, 1), load(DIGITS, architecture.size)
+    network = fold(start(architecture, config(), tmp_path, splits).network)
+    logits = network(normalise(splits.validation.pixels.float() / 255, splits.mean, splits.std))
+    assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, splits.validation.labels).item(), rel=1e-4)
+    assert scores.accuracy == pytest.approx((logits.argmax(1) == splits.validation.labels).double().mean().item(), abs=0.005)
+    assert 0 < scores.latency < 1000
 
 
 def test_a_torn_checkpoint_costs_one_epoch(tmp_path):

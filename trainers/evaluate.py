@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from searchspace.groups import TRIVIAL, Group
 from trainers.augment import seen
 from trainers.datasets import Images, Splits, normalise
 from trainers.equivariance import equivariance_error
-from trainers.measures import SymmetryAccuracy, symmetry_accuracy
+from trainers.measures import SymmetryAccuracy, predict, summarise
 from trainers.fold import fold
 from trainers.networks import Network
 from trainers.scores import Scores
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 ERROR_IMAGES = 64       # images that the equivariance error is measured on
 BATCH = 128             # images per forward; larger ones were slower on a CPU
+LATENCY_BATCHES = 3     # that the latency is taken from
 
 
 def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, images: "Images | None" = None) -> Scores:
@@ -38,16 +40,16 @@ def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, 
     declared = config.group
     normal = partial(normalise, mean=splits.mean, std=splits.std)
     folded = fold(network)
-    loss, seconds = _loss(folded, images, normal)
-    symmetry = symmetry_accuracy(folded, images.pixels, images.labels, declared, seen(config.training.augment, declared),
-                                 normalise=normal, batch_size=BATCH)
+    predictions = predict(folded, images.pixels, declared.elements, normalise=normal, batch_size=BATCH)
+    symmetry = summarise(predictions, images.labels, declared, seen(config.training.augment, declared))
+    loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
     errors = (0.0, 0.0) if declared == TRIVIAL else _errors(folded, network.architecture, images, declared, normal)
     price = cost(network.architecture, splits.channels, len(splits.classes))
     return Scores(epoch=epoch, accuracy=symmetry.accuracy.value, symmetry_accuracy=symmetry.mean.value,
                   symmetry_accuracy_worst=symmetry.worst[1].value, symmetry_accuracy_exact=_value(symmetry, "exact"),
                   symmetry_accuracy_interpolated=_value(symmetry, "interpolated"),
                   equivariance_error=errors[0], equivariance_error_features=errors[1], loss=loss,
-                  params=price.params, macs=price.macs, latency=1000 * seconds / len(images.labels),
+                  params=price.params, macs=price.macs, latency=_latency(folded, images, normal),
                   seconds=time.perf_counter() - began)
 
 
@@ -64,11 +66,12 @@ def _errors(folded: torch.nn.Module, architecture: Architecture, images: Images,
 
 
 @torch.no_grad()
-def _loss(folded: torch.nn.Module, images: Images, normal) -> tuple[float, float]:
-    """(mean cross entropy in nats, seconds of the pass)."""
-    began, total = time.perf_counter(), 0.0
-    for start in range(0, len(images.labels), BATCH):
-        pixels = images.pixels[start:start + BATCH].float() / 255
-        logits = folded(normal(pixels)).float()
-        total += float(functional.cross_entropy(logits, images.labels[start:start + BATCH], reduction="sum"))
-    return total / len(images.labels), time.perf_counter() - began
+def _latency(folded: torch.nn.Module, images: Images, normal) -> float:
+    """Milliseconds per image of a forward pass from pixels to classes: the median over a few batches."""
+    times = []
+    for start in range(0, min(len(images.labels), LATENCY_BATCHES * BATCH), BATCH):
+        began = time.perf_counter()
+        pixels = images.pixels[start:start + BATCH]
+        folded(normal(pixels.float() / 255)).argmax(1).cpu()        # which waits for a GPU
+        times.append((time.perf_counter() - began) / len(pixels))
+    return 1000 * median(times)

@@ -64,6 +64,7 @@ class Predictions:
     confidences: Tensor             # [element, image]: its softmax probability
     shared: tuple[Element, ...]     # the subgroup whose predictions were shared: measured exact; only the identity: none were
     num_forwards: int               # forwards per image
+    upright: Optional[Tensor] = None    # logits [image, class] under the identity, if it was predicted by itself
 
     def of(self, element: Element) -> tuple[Tensor, Tensor]:
         """Classes and confidences [image] under `element`. Raises ValueError if it was not predicted."""
@@ -122,22 +123,29 @@ def predict(model: Model, images: Tensor, elements: Iterable[Element], *, normal
         alike.setdefault(rest, []).append((row, exact))
 
     @torch.no_grad()
-    def work(task: tuple[int, Element]) -> list[tuple[Tensor, Tensor]]:
+    def work(task: tuple[int, Element]) -> list[tuple[Tensor, Tensor, Optional[Tensor]]]:
         start, rest = task
         turned = act(pixels(images[start:start + batch_size], model), rest)
-        logits = (run(model, prepare(act(turned, exact)), stages=())[0] for _, exact in alike[rest])
-        return [(best.indices, best.values) for best in (values.float().softmax(1).max(1) for values in logits)]
+        found = []
+        for row, exact in alike[rest]:
+            logits = run(model, prepare(act(turned, exact)), stages=())[0].float()
+            best = logits.softmax(1).max(1)
+            found.append((best.indices, best.values, logits if needed[row] == IDENTITY else None))
+        return found
 
     tasks = [(start, rest) for start in range(0, len(images), batch_size) for rest in alike]
     classes = torch.empty(len(needed), len(images), dtype=torch.int64)
     confidences = torch.empty(len(needed), len(images))
+    upright = []
     with measuring(model):
         for (start, rest), found in zip(tasks, crew.map(work, tasks) if crew else map(work, tasks)):
-            for (row, _), (best, confidence) in zip(alike[rest], found):
+            for (row, _), (best, confidence, logits) in zip(alike[rest], found):
                 classes[row, start:start + len(best)] = best.cpu()
                 confidences[row, start:start + len(best)] = confidence.cpu()
+                if logits is not None:
+                    upright.append(logits.cpu())
     rows = torch.tensor([needed.index(sources[element]) for element in elements])
-    return Predictions(elements, classes[rows], confidences[rows], shared, len(needed))
+    return Predictions(elements, classes[rows], confidences[rows], shared, len(needed), torch.cat(upright) if upright else None)
 
 
 def _representative(element: Element, elements: Sequence[Element], shared: Sequence[Element]) -> Element:

@@ -27,7 +27,7 @@ class Scores:
     loss: float                                             # validation cross entropy, nats
     params: int
     macs: int                                               # multiply-accumulates per image
-    latency: float                                          # milliseconds per image of the validation pass, this machine
+    latency: float                                          # milliseconds per image of a forward in batches of 128, this machine
     seconds: float                                          # of training and evaluation so far
 
     def __post_init__(self) -> None:

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +33,8 @@ ENVIRONMENT = {
 }
 # In a process of its own: Ray tries for ever where something else listens, and what refuses a token is said on stderr alone
 PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
-TOKEN = ("its token is missing or wrong here; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file ~/.ray/auth_token "
-         "to the cluster's token")
+TOKEN = ("its token is missing or wrong here; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file ~/.ray/auth_token to the cluster's token "
+         "(and RAY_AUTH_MODE, if it is set, to token)")
 
 
 def address_of(resources: Resources) -> str | None:
@@ -55,15 +57,16 @@ def connected(resources: Resources) -> Iterator[str]:
     """Ray, connected: yields `local`, `cluster`, or `caller` where the caller had connected it. Raises StudyError if it cannot be."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield "caller"
         return
     address = address_of(resources)
+    if address:
+        require_answer(address)         # before the import: what it sets in the environment is read there
+    import ray
+
     try:
         if address:
-            require_answer(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped(resources))
         else:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")      # nobody else can reach a Ray that lives on this machine alone
@@ -71,8 +74,6 @@ def connected(resources: Resources) -> Iterator[str]:
             ray.init(address="local", num_cpus=max(wanted, available_cpus()), resources=_local_custom(resources), include_dashboard=False,
                      object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level=logging.ERROR,
                      runtime_env=resources.runtime_env or None)
-    except StudyError:
-        raise
     except Exception as error:      # Ray raises bare ones, of a node that starts too slowly for example
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         place = f"the Ray cluster at {address} cannot be used" if address else "Ray on this machine does not start"
@@ -81,6 +82,31 @@ def connected(resources: Resources) -> Iterator[str]:
         yield "cluster" if address else "local"
     finally:
         ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Whether this process has a token for clusters where Ray looks for one."""
+    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def living_nodes(directory: Path) -> list[dict[str, float]]:
+    """The resources of every living node. Raises StudyError where the head is gone: Ray would wait, and end this process after a minute."""
+    import ray
+
+    answer: Future = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(ray.nodes())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return [node["Resources"] for node in answer.result(PATIENCE) if node["Alive"]]
+    except TimeoutError:
+        raise StudyError(f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished is lost: "
+                         f"`equisearch resume {directory}` goes on when it is back, or elsewhere with --ray-address") from None
 
 
 def shipped(resources: Resources) -> dict[str, Any]:
@@ -106,7 +132,13 @@ def unseen(study: Study, directory: str) -> str | None:
 
 @lru_cache
 def require_answer(address: str) -> None:
-    """Raises StudyError, within PATIENCE, unless a Ray cluster answers at `address` and lets this process in."""
+    """Raises StudyError, within PATIENCE, unless a Ray cluster answers at `address` and lets this process in.
+
+    A process with a token shows it, unless RAY_AUTH_MODE says otherwise: `ray start` makes one and asks for it, `ray.init` does not send it
+    by itself (ray 2.60), and a cluster without tokens lets in those that have one, too.
+    """
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     host, _, port = address.rpartition(":")
     try:
         if address != "auto":

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studies.assignments import Assignment, Decision, Leave, checked
-from studies.cluster import connected, unseen
+from studies.cluster import connected, living_nodes, unseen
 from studies.config import Study
 from studies.driver import SearchDriver
 from studies.errors import StudyError
@@ -209,20 +209,17 @@ class _Pool:
             self._members.add(member)
             self._send(member, None)
 
-    def _nodes(self) -> list[dict[str, float]]:
-        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-
     def _memory_of_trial(self) -> int:
         """Bytes that a trial reserves where the number of workers is ours to choose; one trial may run on the smallest machine."""
         resources = self._driver.study.resources
         if resources.workers != "auto":
             return 0
-        return int(min(1e9 * resources.memory_per_trial, max((node.get("memory", 0) for node in self._nodes()), default=math.inf)))
+        return int(min(1e9 * resources.memory_per_trial, max((node.get("memory", 0) for node in living_nodes(self._driver.directory)), default=math.inf)))
 
     def _capacity(self) -> int:
         resources = self._driver.study.resources
         needs = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial, "memory": self._memory, **resources.custom}
-        nodes = self._nodes()
+        nodes = living_nodes(self._driver.directory)
         needs = {name: amount for name, amount in needs.items() if amount > 0}
         fitting = sum(min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()), default=1) for node in nodes)
         if fitting:

@@ -170,7 +170,7 @@ def test_a_cluster_without_the_program_runs_a_study_with_a_token(tmp_path, bare_
             assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "its token is missing or wrong here" in done.stderr, done.stderr
         done = equisearch(images, "start", "study.yaml", "out", "--ray-address", address, **asked)
         assert done.returncode == 0, done.stderr
-        done = equisearch(images, "resume", "out", "--trials", 5, RAY_ADDRESS=address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token.read_text())
+        done = equisearch(images, "resume", "out", "--trials", 5, RAY_ADDRESS=address, RAY_AUTH_TOKEN=token.read_text())     # the mode follows
         assert done.returncode == 0, done.stderr
     records = [record for record in read_trials(images / "out") if record.state != "refused"]
     assert [record.state for record in records].count("complete") >= 1 and len(records) == 5

@@ -13,6 +13,7 @@ import trivial
 from test_faults import assert_whole, finish, start
 
 from studies.driver import SearchDriver
+from studies.errors import StudyError
 from studies.executors import Ending
 from studies.journal import read_trials
 from studies.ray_executor import run_on_ray
@@ -70,6 +71,31 @@ def test_a_last_trial_that_takes_the_last_worker_with_it_ends_the_study(tmp_path
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=1, search__retries=1, resources__workers=1)) as driver:
         assert run_on_ray(driver, deadly_first) == Ending("trials")
     assert [record.state for record in read_trials(tmp_path / "study")] == ["failed"]
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_study_whose_cluster_loses_its_head_ends_and_goes_on_later(tmp_path, monkeypatch):
+    import ray
+
+    from studies import cluster
+
+    nodes, asked = ray.nodes, []
+
+    def silent_after_the_first_time():
+        asked.append(1)
+        if len(asked) > 1:
+            time.sleep(1000)
+        return nodes()
+
+    monkeypatch.setattr(ray, "nodes", silent_after_the_first_time)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    directory, study = tmp_path / "study", trivial.study(search__trials=6, search__rungs=[])
+    with SearchDriver.create(directory, study) as driver, pytest.raises(StudyError, match="head of the Ray cluster has not answered .* resume"):
+        run_on_ray(driver, partial(once, str(tmp_path / "mark"), kill_me))      # a worker dies, and the head is asked for room
+    monkeypatch.setattr(ray, "nodes", nodes)
+    with SearchDriver.open(directory) as driver:
+        assert run_on_ray(driver, trivial.trainable) == Ending("trials")
+    assert_whole(directory, trials=6, repeated=3)
 
 
 def deadly_first(study, assignment, report):

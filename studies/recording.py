@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -140,14 +141,17 @@ def record(study: Study, path: Path, *, channels: int, classes: int, workers: in
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Writes the table as gzipped JSON, in one move."""
-    import os
-
+    """Writes the table as gzipped JSON, in one move. Raises StudyError where it cannot be written; what was there before stays."""
     content = {"format": FORMAT, "study": dump(table.study), "channels": table.channels, "classes": table.classes, "versions": table.versions,
                "entries": [asdict(entry) for entry in table.entries]}
     temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StudyError(f"the table could not be written to {path}: {error.strerror or error}; what it held before is kept: "
+                         "make room, then the same command goes on") from error
 
 
 def read_table(path: Path) -> Table:

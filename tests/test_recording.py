@@ -1,5 +1,6 @@
 """Recorded tables and searches replayed on them: enumeration, the file, going on, and costs counted right."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -106,3 +107,24 @@ def test_an_interrupted_recording_keeps_what_is_finished_and_goes_on(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith("tmp")]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0 and done.stderr.count(" of 6: ") == 6 - kept and len(read_table(tmp_path / "table.gz").entries) == 6
+
+
+def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
+    study = parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]}})
+    path, written = tmp_path / "table.gz", []
+    write = Path.write_bytes
+
+    def full_the_third_time(self, content):
+        written.append(self)
+        if len(written) == 3:
+            write(self, content[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full_the_third_time)
+    with pytest.raises(StudyError, match="could not be written to .*: No space left on device; what it held before is kept"):
+        record(study, path, channels=1, classes=10, workers=1)
+    assert len(read_table(path).entries) == 2 and list(tmp_path.iterdir()) == [path]
+    trained = []
+    assert len(record(study, path, channels=1, classes=10, workers=1, on_entry=lambda *entry: trained.append(entry)).entries) == 4
+    assert len(trained) == 2

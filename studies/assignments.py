@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ class Assignment:
     seed: int
     until_epoch: int                # the last epoch
     directory: str                  # absolute; the only place where the worker writes
+    continues: int | None = None    # the stopped trial whose training goes on, under this number
     batch_divisor: int = 1          # 2 after the batch did not fit into memory: half the batch, gradients accumulated
 
 
@@ -66,7 +69,25 @@ def checked(scores: Mapping[str, Any]) -> dict[str, Any]:
     return scores
 
 
+def compared(scores: Mapping[str, Any]) -> tuple[float, ...]:
+    """The scores that rungs compare."""
+    return tuple(float(scores[name]) for name in RUNG_SCORES)
+
+
 def assignment_of(directory: Path, study: Study, number: int, attributes: Mapping[str, Any]) -> Assignment:
     """The work of trial `number` of the study in `directory`, from what its journal says of the trial."""
     return Assignment(number, attributes["architecture"], attributes["learning_rate"], attributes["seed"], study.rungs[-1],
-                      str(directory / TRIALS / f"{number:05d}"), attributes.get("batch_divisor", 1))
+                      str(directory / TRIALS / f"{number:05d}"), attributes.get("continues"), attributes.get("batch_divisor", 1))
+
+
+def with_folder(assignment: Assignment) -> Assignment:
+    """The assignment, once its folder is there; that of a trial that continues another begins as a copy of the other's."""
+    folder = Path(assignment.directory)
+    if assignment.continues is not None and not folder.exists():
+        before, whole = folder.with_name(f"{assignment.continues:05d}"), folder.with_name(f"{folder.name}.new")
+        if before.is_dir():
+            shutil.copytree(before, whole, dirs_exist_ok=True)
+            os.replace(whole, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")
+    return assignment

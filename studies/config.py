@@ -74,6 +74,7 @@ class Search(Settings):
     trials: int = Field(60, ge=1)                      # that end: completed, stopped at a rung, or failed
     rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)   # epochs at which trials are compared; those before the last epoch count
     eta: float = Field(2, gt=1)                        # about 1/eta of the trials go on at each rung
+    second_chances: bool = True                        # a stopped trial goes on, as a new one, when it would be kept among those that came later
     seed: int = Field(0, ge=0)
     first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()     # tried before anything is proposed: known ones, controls
     startup: Optional[int] = Field(None, ge=0)         # proposals before the sampler learns; None: the sampler's usual number

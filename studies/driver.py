@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studies.assignments import RUNG_SCORES, Assignment, Decision, Outcome, assignment_of, checked
+from studies.assignments import Assignment, Decision, Outcome, assignment_of, checked, compared, with_folder
 from studies.config import Study
 from studies.errors import ScoresError, StudyError
 from studies.files import create_directory, open_directory
-from studies.journal import Record
+from studies.journal import Record, recorded_rungs
 from studies.ledger import Before, open_ledger, writing
 from studies.locks import StudyLock
-from studies.proposals import attributes_of, facts, key_of, proposed
-from studies.rungs import keep
+from studies.proposals import attributes_of, continued, facts, key_of, proposed
+from studies.standings import Standings
 from studies.tally import Tally
 
 REFUSALS_IN_A_ROW = 200
@@ -55,7 +55,7 @@ class SearchDriver:
         self._state = threading.RLock()
         self._running: dict[int, _Running] = {}
         self._interrupted: deque[_Running] = deque()
-        self._points: dict[int, dict[int, tuple[float, ...]]] = {}      # epoch -> number -> compared scores of feasible trials
+        self._standings = Standings(study.search.eta)
         self._trainings: Counter[str] = Counter()   # canonical architecture -> how often it was or is being trained
         self._tally = Tally(study.objectives)
         with self._on_failure_close():
@@ -106,16 +106,19 @@ class SearchDriver:
         """Takes a trial of the journal into account; one that was running goes back to waiting."""
         if record.state in ("refused", "earlier"):
             return
+        if "continues" in record.attributes:
+            self._standings.resume(record.number, record.attributes["continues"])
         for epoch, scores in record.rungs.items():
             if record.feasible:
-                self._points.setdefault(epoch, {})[record.number] = _compared(scores)
-        if "canonical" in record.attributes and record.state != "failed":
+                self._standings.enter(epoch, record.number, compared(scores))
+        self._standings.end(record.number, record.state, recorded_rungs(record.attributes))
+        if "canonical" in record.attributes and record.state != "failed" and "continues" not in record.attributes:
             self._trainings[record.attributes["canonical"]] += 1
         if record.state in ("complete", "pruned", "failed"):
             self._tally.count(record.values if record.state == "complete" and record.feasible else None)
         elif record.architecture is not None:
             self._take_back(_Running(self._ledger.trial_id(record.number), assignment_of(self.directory, self.study, record.number, record.attributes),
-                                     dict(record.attributes), _recorded_rungs(record.attributes)),
+                                     dict(record.attributes), recorded_rungs(record.attributes)),
                             lost=record.state == "running", waiting=record.state == "waiting")
         elif record.state == "running":             # asked for, not wholly proposed: optuna asks again under the same number
             self._ledger.move(self._ledger.trial_id(record.number), "WAITING")
@@ -144,16 +147,29 @@ class SearchDriver:
                 running = self._interrupted.popleft()
                 self._ledger.move(running.trial_id, "RUNNING")
                 self._running[running.assignment.number] = running
-                return self._with_folder(running.assignment)
+                return with_folder(running.assignment)
             if self._stopping():
                 return None
+            if (chance := self._chance()) is not None:
+                return self._continue(chance)
         return self._propose()
+
+    def _chance(self) -> int | None:
+        return self._standings.second_chance() if self.study.search.second_chances else None
+
+    def _continue(self, number: int) -> Assignment:
+        """The rest of the training of a stopped trial, under a new number."""
+        attributes = continued(number, self._ledger.attributes(number))
+        trial_id, new = self._ledger.again(number, attributes)
+        self._standings.resume(new, number)
+        self._running[new] = _Running(trial_id, assignment_of(self.directory, self.study, new, attributes), attributes, recorded_rungs(attributes))
+        return with_folder(self._running[new].assignment)
 
     def _stopping(self) -> bool:
         search = self.study.search
         if self.ended is None and search.patience is not None and self._tally.standstill >= search.patience:
             self.ended = "patience"
-        if self.ended is None and self._ledger.exhausted:
+        if self.ended is None and self._ledger.exhausted and self._chance() is None:
             self.ended = "exhausted"
         if self.ended is None and self._tally.ended >= search.trials:
             self.ended = "trials"
@@ -168,19 +184,13 @@ class SearchDriver:
                 sampler = make_sampler(self.study, self._ledger.next_number(), trial)
                 trial, (assignment, reason) = self._ledger.ask(sampler, self._register)
                 if assignment is not None:
-                    return self._with_folder(assignment)
+                    return with_folder(assignment)
                 if self._ledger.exhausted:
                     break
         if self._tally.ended + len(self._running) == 0:
             raise StudyError(f"no architecture of the space can be trained; the last one was refused: {reason}")
         self.ended = "exhausted"
         return None
-
-    def _with_folder(self, assignment: Assignment) -> Assignment:
-        folder = Path(assignment.directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")
-        return assignment
 
     def _register(self, trial: Any) -> tuple[Assignment | None, str]:
         """Writes down what was proposed and returns the work, or refuses it and returns the reason."""
@@ -232,11 +242,9 @@ class SearchDriver:
             return running.rungs[epoch]["decision"]
 
     def _decide(self, running: _Running, epoch: int, scores: Mapping[str, Any]) -> Decision:
-        peers = self._points.setdefault(epoch, {})
-        mine = _compared(scores)
-        kept = epoch == self.study.rungs[-1] or keep(mine, list(peers.values()), eta=self.study.search.eta)
-        peers[running.assignment.number] = mine
-        return "continue" if kept else "stop"
+        number = running.assignment.number
+        self._standings.enter(epoch, number, compared(scores))
+        return "continue" if epoch == self.study.rungs[-1] or self._standings.goes_on(epoch, number) else "stop"
 
     # ---- finish -----------------------------------------------------------------------------------------------------
 
@@ -275,6 +283,7 @@ class SearchDriver:
             Path(running.assignment.directory).mkdir(parents=True, exist_ok=True)
             (Path(running.assignment.directory) / "error.txt").write_text(f"{detail or reason}\n", encoding="utf-8")
         self._ledger.commit(running.assignment.number, state, values)
+        self._standings.end(running.assignment.number, state, running.rungs)
         del self._running[running.assignment.number]
         feasible = all(excess <= 0 for excess in running.attributes.get("constraints", {}).values())
         self._tally.count(values if feasible else None)
@@ -340,11 +349,3 @@ class SearchDriver:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _compared(scores: Mapping[str, Any]) -> tuple[float, ...]:
-    return tuple(float(scores[name]) for name in RUNG_SCORES)
-
-
-def _recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    return {int(name[5:]): value for name, value in attributes.items() if name.startswith("rung ")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,8 +68,7 @@ class Record:
     @cached_property
     def rungs(self) -> dict[int, dict[str, Any]]:
         """The scores at each epoch at which the trial was compared, ascending."""
-        found = {int(key[5:]): value["scores"] for key, value in self.attributes.items() if key.startswith("rung ")}
-        return dict(sorted(found.items()))
+        return {epoch: rung["scores"] for epoch, rung in sorted(recorded_rungs(self.attributes).items())}
 
     @property
     def scores(self) -> dict[str, Any] | None:
@@ -81,6 +80,11 @@ class Record:
         """True unless a constraint of the study is broken."""
         constrained = any(b'"constraints"' in line for line in self.lines)
         return not constrained or all(excess <= 0 for excess in self.attributes.get("constraints", {}).values())
+
+
+def recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Epoch -> {"scores", "decision"} of every rung that a trial's attributes hold."""
+    return {int(name[5:]): value for name, value in attributes.items() if name.startswith("rung ")}
 
 
 def read_trials(directory: str | os.PathLike[str], *, parameters: bool = False) -> list[Record]:
@@ -121,7 +125,7 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]
         entry, same = next(entries), NOTHING
         operation = entry["op_code"]
         if operation == CREATE_TRIAL:
-            trials.append(_created(line, entry))
+            trials.append(_created(line, entry, parameters))
             if trials[-1]["state"] in FINISHED:
                 trials[-1]["order"], done = done, done + 1
         elif operation == SET_STUDY_ATTRIBUTE:
@@ -162,9 +166,11 @@ def _trial_of(line: bytes) -> tuple[int, bytes]:
         return json.loads(line)["trial_id"], NOTHING
 
 
-def _created(line: bytes, entry: dict[str, Any]) -> dict[str, Any]:
+def _created(line: bytes, entry: dict[str, Any], parameters: bool) -> dict[str, Any]:
+    distributions = entry.get("distributions") or {} if parameters else {}      # of a trial that was made whole
     return {"state": STATES[entry.get("state", 0)], "values": entry.get("values"), "lines": [line] if entry.get("user_attrs") else [],
-            "order": None, "started": entry.get("datetime_start"), "finished": entry.get("datetime_complete"), "parameters": {}}
+            "order": None, "started": entry.get("datetime_start"), "finished": entry.get("datetime_complete"),
+            "parameters": {name: _external(entry["params"][name], json.loads(text)) for name, text in distributions.items()}}
 
 
 def _apply(trial: dict[str, Any], entry: dict[str, Any], operation: int) -> None:

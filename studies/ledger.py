@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
@@ -74,9 +75,24 @@ class Ledger:
             trial = self.optuna.ask()
             return trial, register(trial)
 
+    def again(self, number: int, attributes: Mapping[str, Any]) -> tuple[int, int]:
+        """(storage's number, number) of a new running trial with the choices of trial `number`, and these attributes: on disk whole or not at all."""
+        from optuna.trial import FrozenTrial, TrialState
+
+        first = self._storage.get_trial(self.trial_id(number))
+        new = FrozenTrial(number=-1, trial_id=-1, state=TrialState.RUNNING, value=None, datetime_start=datetime.now(), datetime_complete=None,
+                          params=first.params, distributions=first.distributions, user_attrs=dict(attributes), system_attrs=first.system_attrs,
+                          intermediate_values={})
+        trial_id = self._storage.create_new_trial(self._id, template_trial=new)
+        return trial_id, self._storage.get_trial_number_from_id(trial_id)
+
     def trial_id(self, number: int) -> int:
         """The storage's own number of trial `number`."""
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def attributes(self, number: int) -> dict[str, Any]:
+        """What is written of trial `number`."""
+        return dict(self._storage.get_trial(self.trial_id(number)).user_attrs)
 
     def set(self, trial_id: int, name: str, value: Any) -> None:
         """Sets an attribute of a trial."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy
 import optuna
@@ -21,6 +22,7 @@ from searchspace.groups import Group
 from studies.config import Study
 
 ATTEMPTS = 40       # drafts until one is new; then a repeat is proposed after all
+_ENDED: WeakKeyDictionary[optuna.Study, dict[int, frozenset]] = WeakKeyDictionary()     # keys of the parameters of ended trials, by number
 
 
 class Draft:
@@ -86,7 +88,7 @@ class PlannedSampler(optuna.samplers.BaseSampler):
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """Nothing; plans the proposal."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        tried = Counter(as_key(t.params) for t in trials if t.params)
+        tried = _tried(study, trials)
         best: "tuple[int, dict[str, Any]] | None" = None
         for _ in range(ATTEMPTS):
             draft = draw(self._study, self._planner.plan(trials, self._rng), self._rng)[0]
@@ -105,6 +107,21 @@ class PlannedSampler(optuna.samplers.BaseSampler):
         if value is not None and (not isinstance(param_distribution, CategoricalDistribution) or value in param_distribution.choices):
             return value
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _tried(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Counter[frozenset]:
+    """How often each choice of parameters was proposed; that of an ended trial is made into a key once."""
+    known = _ENDED.setdefault(study, {})
+    keys = []
+    for trial in trials:
+        key = known.get(trial.number)
+        if key is None and trial.params:
+            key = as_key(trial.params)
+            if trial.state.is_finished():
+                known[trial.number] = key
+        if key is not None:
+            keys.append(key)
+    return Counter(keys)
 
 
 def draw(study: Study, plan: Mapping[str, Any], rng: numpy.random.Generator) -> tuple[Draft, Architecture]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.space import Proposal
 from studies.config import Study
+from studies.journal import recorded_rungs
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ def attributes_of(proposal: Proposal, known: Facts, key: str, repeat: int, seed:
     """What the journal says about a proposal. The architecture comes last: with it, the proposal is complete."""
     return {**asdict(known.plain), **({"constraints": known.excess} if known.excess else {}), "canonical": key,
             "learning_rate": proposal.learning_rate, "seed": seed + repeat, "repeat": repeat, "architecture": str(proposal.architecture)}
+
+
+def continued(number: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the journal says of a trial that continues the stopped trial `number`, of which it says `attributes`."""
+    rungs = {f"rung {epoch}": {**rung, "decision": "continue"} for epoch, rung in recorded_rungs(attributes).items()}
+    return {**{name: value for name, value in attributes.items() if name != "attempts"}, **rungs, "continues": number}
 
 
 def key_of(proposal: Proposal) -> str:

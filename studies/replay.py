@@ -44,6 +44,7 @@ def methods(table: Table) -> tuple[Method, ...]:
             Method("ours", changes=ours), Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
             Method("ours, random", changes={**ours, "search.sampler": "random"}),
             Method("ours without rungs", changes={**ours, "search.rungs": []}),
+            Method("ours without second chances", changes={**ours, "search.second_chances": False}),
             Method("ours without spread start", changes={**ours, "search.start": "random"}),
             Method("ours without exactness", changes={**ours, "search.start": "random", "space.size_by": "pixels"}),
             Method("ours with repeats", changes={**ours, "search.repeats": 2}))
@@ -126,17 +127,20 @@ def _driver_steps(table: Table, changes: Mapping[str, Any], seed: int) -> Iterat
     """The driver itself, one trial at a time, with scores that are looked up."""
     study = _changed(table.study, {**changes, "search.seed": seed, "search.trials": len(table.entries) * 2, "resources.executor": "in_process"})
     entries = table.by_key
+    trained: dict[int, int] = {}        # trial -> epochs
     with tempfile.TemporaryDirectory() as folder, \
             SearchDriver.create(Path(folder) / "study", study, channels=table.channels, classes=table.classes) as driver:
         while (assignment := driver.next()) is not None:
-            entry, spent, decision = _entry(entries, assignment), 0, "continue"
+            entry, decision = _entry(entries, assignment), "continue"
+            before = 0 if assignment.continues is None else trained[assignment.continues]
             for rung in study.rungs:
                 accuracy, symmetry = entry.epochs[rung - 1]
-                decision, spent = driver.report(assignment.number, rung, {"accuracy": accuracy, "symmetry_accuracy": symmetry}), rung
+                decision = driver.report(assignment.number, rung, {"accuracy": accuracy, "symmetry_accuracy": symmetry})
+                trained[assignment.number] = rung
                 if decision == "stop":
                     break
             driver.finish(assignment.number, "pruned" if decision == "stop" else "complete")
-            yield spent, None if decision == "stop" else entry.epochs[-1]
+            yield trained[assignment.number] - before, None if decision == "stop" else entry.epochs[-1]
 
 
 def _entry(entries: Mapping[str, Entry], assignment: Assignment) -> Entry:

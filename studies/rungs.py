@@ -8,9 +8,12 @@ list, as MO-ASHA implementations do, stops trials that nobody beats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 Point = tuple[float, ...]
+Name = TypeVar("Name", bound=Hashable)
 
 
 def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float = 2) -> bool:
@@ -37,6 +40,24 @@ def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float 
     room = crowding(front)
     better += sum(room[point] > room[mine] for point in front)
     return better < len(everybody) / eta
+
+
+def survivors(points: Mapping[Name, Point], *, eta: float = 2) -> list[Name]:
+    """The names whose points `keep` would keep among all the others: front after front, in the order of `points` within one."""
+    limit = len(points) / eta
+    rank: dict[Point, int] = {}         # of the points that are kept: the number of better ones on earlier fronts
+    before = 0
+    for front in fronts(list(points.values())):
+        if before == 0 or before + len(front) <= limit:
+            rank.update(dict.fromkeys(front, before))
+        elif before < limit:            # the limit lies within this front: room decides
+            room = crowding(front)
+            least = sorted((room[point] for point in front), reverse=True)[math.ceil(limit - before) - 1]
+            rank.update((point, before) for point in front if room[point] >= least)
+        else:
+            break
+        before += len(front)
+    return sorted((name for name, point in points.items() if point in rank), key=lambda name: rank[points[name]])
 
 
 def fronts(points: Sequence[Point]) -> list[list[Point]]:

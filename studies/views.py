@@ -70,7 +70,7 @@ def trial_row(study: Study, record: Record) -> dict[str, Any]:
     values = dict(zip(study.objectives, record.values)) if record.values else {}
     return {"trial": record.number, "state": record.state, "architecture": record.architecture, "values": values,
             "epoch": (record.scores or {}).get("epoch"), "params": facts.get("params"), "macs": facts.get("macs"), "exact": facts.get("exact"),
-            "surviving": facts.get("surviving"), "learning_rate": facts.get("learning_rate"), "seed": facts.get("seed"),
+            "surviving": facts.get("surviving"), "learning_rate": facts.get("learning_rate"), "seed": facts.get("seed"), "continues": facts.get("continues"),
             "scores": record.scores, "reason": record.reason, "started": record.started, "finished": record.finished}
 
 
@@ -116,7 +116,8 @@ def _yes(value: "bool | None") -> str:
 
 
 def _what(row: dict[str, Any]) -> str:
-    return f"{row['architecture'] or ''}  [{row['reason']}]" if row["reason"] else row["architecture"] or ""
+    notes = ([f"continues trial {row['continues']}"] if row["continues"] is not None else []) + ([row["reason"]] if row["reason"] else [])
+    return "  ".join([row["architecture"] or "", *(f"[{note}]" for note in notes)])
 
 
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:

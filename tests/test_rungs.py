@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
-from studies.rungs import crowding, dominates, fronts, keep
+from studies.rungs import crowding, dominates, fronts, keep, survivors
 
 coordinate = st.integers(0, 6).map(float)
 
@@ -106,3 +106,20 @@ def test_a_thousand_peers_are_ranked():
     rng = random.Random(0)
     peers = [(rng.random(), rng.random()) for _ in range(1000)]
     assert keep((1.1, 0.0), peers) and not keep((-0.1, -0.1), peers)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+@given(data=st.data(), eta=st.sampled_from([1.5, 2, 3, 4]))
+def test_survivors_are_those_that_would_be_kept_among_the_others(dimension, data, eta):
+    named = dict(enumerate(data.draw(points(dimension))))
+    kept = survivors(named, eta=eta)
+    assert set(kept) == {name for name in named if keep(named[name], [p for other, p in named.items() if other != name], eta=eta)}
+    assert len(kept) == len(set(kept))
+
+
+@given(points(2))
+def test_survivors_come_best_first(items):
+    named = dict(enumerate(items))
+    ranked = survivors(named, eta=1.0001)
+    place = {name: next(i for i, front in enumerate(brute_force_fronts(items)) if named[name] in front) for name in named}
+    assert [place[name] for name in ranked] == sorted(place[name] for name in ranked)

@@ -67,15 +67,28 @@ def ended(directory) -> dict[int, tuple]:
 
 
 def audit(directory, trials: int) -> Counter:
-    """The count after faults: trials by state, and `lost`, `doubled`, `zombies`, and `repeated` epochs of work."""
+    """The count after faults: trials by state, and `lost`, `doubled`, `zombies`, and `repeated` epochs of work.
+
+    A trial that continues a stopped one is that one's training, hence not doubled; its folder begins as a copy.
+    """
     records = [r for r in read_trials(directory) if r.state != "refused"]
     count = Counter(r.state for r in records)
     count["lost"] = max(0, trials - sum(r.state in ("complete", "pruned", "failed") for r in records))
-    count["doubled"] = len(records) - len({(r.architecture, r.attributes.get("seed")) for r in records})
+    trainings = [r for r in records if "continues" not in r.attributes]
+    count["doubled"] = len(trainings) - len({(r.architecture, r.attributes.get("seed")) for r in trainings})
+    continuing = Counter(r.attributes["continues"] for r in records if "continues" in r.attributes)
+    count["doubled"] += sum(times - 1 for times in continuing.values())
     count["zombies"] = count["running"] + count["waiting"]
     for record in records:
-        epochs = (Path(directory) / "trials" / f"{record.number:05d}" / "epochs.txt").read_text().split()
+        epochs = _epochs(directory, record.number)
         count["repeated"] += len(epochs) - len(set(epochs))
+        if "continues" in record.attributes:        # what was repeated before the copy
+            before = _epochs(directory, record.attributes["continues"])
+            count["repeated"] -= len(before) - len(set(before))
         if record.state == "complete":
             assert sorted(set(map(int, epochs))) == list(range(1, 10)), record
     return count
+
+
+def _epochs(directory, number: int) -> list[str]:
+    return (Path(directory) / "trials" / f"{number:05d}" / "epochs.txt").read_text().split()

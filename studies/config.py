@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -190,7 +190,7 @@ def parse(text: str, *, name: str = "study", beside: Path | None = None, overrid
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise StudyFileError(explain(error, text, name)) from None
+        raise StudyFileError(explain(error, text, name, [key for key, value in (overrides or {}).items() if value is not None])) from None
 
 
 def _override(content: dict, key: str, value: Any, name: str) -> None:
@@ -236,13 +236,16 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def explain(error: ValidationError, text: str, name: str) -> str:
-    """One line per mistake: file, line, key, what came and what is allowed."""
+def explain(error: ValidationError, text: str, name: str, overridden: Sequence[str] = ()) -> str:
+    """One line per mistake: file, line, key, what came and what is allowed; keys that were set over the file have no line in it."""
     lines = {}
     for problem in error.errors(include_url=False):
         path = _keys(problem["loc"])
-        line = line_of(text, path)
-        place = f"{name}{f', line {line}' if line else ''}" + (f", {'.'.join(map(str, path))}" if path else "")
+        key, line = ".".join(map(str, path)), line_of(text, path)
+        if any(f"{key}.".startswith(f"{given}.") for given in overridden):
+            place = f"{key}, set over {name}"
+        else:
+            place = f"{name}{f', line {line}' if line else ''}" + (f", {key}" if key else "")
         lines.setdefault(place, _complaint(problem, path))
     return "\n".join(f"{place}: {complaint}" for place, complaint in lines.items())
 

@@ -126,6 +126,8 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
              f"  learning rate {row['learning_rate'] if row['learning_rate'] is not None else 'as the study says'}, seed {row['seed']}",
              f"  {row['params']:,} parameters, {row['macs']:,} MACs per image" if row["params"] else "  never proposed in full",
              f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under {' '.join(row['surviving'] or [])}"]
+    if row["continues"] is not None:
+        lines.append(f"  goes on with the training of trial {row['continues']}, which had been stopped")
     for epoch, scores in rungs.items():
         lines.append(f"  epoch {epoch}: accuracy {percent(scores.get('accuracy'))} %, symmetry accuracy {percent(scores.get('symmetry_accuracy'))} % "
                      f"(worst {percent(scores.get('symmetry_accuracy_worst'))} %), equivariance error "

@@ -141,3 +141,11 @@ def test_schema_describes_every_section():
 def test_presets_are_valid(name):
     study = load(name)
     assert parse(dump(study)) == study and yaml.safe_load(dump(study))
+
+
+def test_a_mistake_in_what_is_set_over_a_file_is_not_looked_for_in_the_file():
+    text = "data: {name: digits}\nsearch: {trials: 5}\nspace: {input_size: 3.5}\n"
+    with pytest.raises(StudyFileError) as caught:
+        parse(text, name="mine.yaml", overrides={"search.trials": "many", "training.epochs": None})
+    said = sorted(str(caught.value).splitlines())
+    assert said[0].startswith("mine.yaml, line 3, space.input_size: 3.5 came") and said[1].startswith("search.trials, set over mine.yaml: 'many' came")

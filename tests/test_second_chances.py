@@ -15,6 +15,7 @@ from studies.driver import SearchDriver
 from studies.executors import run_in_process
 from studies.journal import read_trials
 from studies.standings import Standings
+from studies.views import show_lines, trial_rows
 
 POINTS = (0.9, 0.5, 0.4)        # of trials 0, 1 and 2 at the first rung: with eta 2, trial 1 is stopped among two and kept among three
 
@@ -50,7 +51,10 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint_with_its_choices_and_scores
         driver.report(4, 9, {"epoch": 9, "accuracy": 0.95, "symmetry_accuracy": 0.95})
         driver.finish(4, "complete")
         assert driver.next().continues is None          # there is no third chance
+    rows, _, cells = trial_rows(tmp_path / "study")
+    assert [row["continues"] for row in rows[:5]] == [None] * 4 + [1] and "[continues trial 1]" in cells[4][-1]
     records = read_trials(tmp_path / "study", parameters=True)
+    assert "  goes on with the training of trial 1, which had been stopped" in show_lines(tmp_path / "study", rows[4], records[4].rungs)
     assert [r.state for r in records[:5]] == ["complete", "pruned", "failed", "pruned", "complete"]
     assert records[4].values == (0.95, 0.95) and records[4].attributes["continues"] == 1 and records[4].parameters == records[1].parameters
     assert records[4].rungs[2]["accuracy"] == POINTS[1] and records[1].attributes["rung 2"]["decision"] == "stop"

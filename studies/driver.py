@@ -169,11 +169,12 @@ class SearchDriver:
         search = self.study.search
         if self.ended is None and search.patience is not None and self._tally.standstill >= search.patience:
             self.ended = "patience"
-        if self.ended is None and self._ledger.exhausted and self._chance() is None:
+        exhausted = self._ledger.exhausted and self._chance() is None
+        if self.ended is None and exhausted and not self._running:      # what still runs may give another a second chance
             self.ended = "exhausted"
         if self.ended is None and self._tally.ended >= search.trials:
             self.ended = "trials"
-        return self.ended is not None or self._tally.ended + len(self._running) >= search.trials
+        return self.ended is not None or exhausted or self._tally.ended + len(self._running) >= search.trials
 
     def _propose(self) -> Assignment | None:
         from studies.samplers import make_sampler
@@ -189,7 +190,8 @@ class SearchDriver:
                     break
         if self._tally.ended + len(self._running) == 0:
             raise StudyError(f"no architecture of the space can be trained; the last one was refused: {reason}")
-        self.ended = "exhausted"
+        if not (self._ledger.exhausted and self._running):
+            self.ended = "exhausted"
         return None
 
     def _register(self, trial: Any) -> tuple[Assignment | None, str]:
@@ -236,15 +238,11 @@ class SearchDriver:
                 return "continue"
             if epoch not in running.rungs:
                 scores = checked({**scores, "epoch": epoch})
-                decision = self._decide(running, epoch, scores)
-                running.rungs[epoch] = {"scores": scores, "decision": decision}
+                self._standings.enter(epoch, number, compared(scores))
+                kept = epoch == self.study.rungs[-1] or self._standings.goes_on(epoch, number)
+                running.rungs[epoch] = {"scores": scores, "decision": "continue" if kept else "stop"}
                 self._ledger.set(running.trial_id, f"rung {epoch}", running.rungs[epoch])
             return running.rungs[epoch]["decision"]
-
-    def _decide(self, running: _Running, epoch: int, scores: Mapping[str, Any]) -> Decision:
-        number = running.assignment.number
-        self._standings.enter(epoch, number, compared(scores))
-        return "continue" if epoch == self.study.rungs[-1] or self._standings.goes_on(epoch, number) else "stop"
 
     # ---- finish -----------------------------------------------------------------------------------------------------
 

@@ -110,6 +110,23 @@ def test_a_second_chance_is_no_repeat(tmp_path, opened_again):
         assert (repeat.number, repeat.architecture, repeat.seed) == (3, same, again.seed + 1)
 
 
+def test_a_space_is_not_exhausted_while_what_runs_may_give_a_second_chance(tmp_path):
+    overrides = {"search__sampler": "grid", "space__group": ["C4"], "space__family": ["steerable"], "space__layout": ["max2/2"],
+                 "space__input_size": [26, 28, 30], "space__equivariance_loss": {"kind": ["none"]}, "search__repeats": 1}
+    with create(tmp_path / "study", **overrides) as driver:
+        stopped_at_two(driver, POINTS[0])
+        stopped, running = driver.next(), driver.next()
+        for assignment, score in ((stopped, POINTS[1]), (running, POINTS[2])):
+            assert driver.report(assignment.number, 2, {"epoch": 2, "accuracy": score, "symmetry_accuracy": score}) == "stop"
+            driver.finish(assignment.number, "pruned")
+            if assignment is stopped:
+                assert driver.next() is None and driver.ended is None
+        again = driver.next()
+        assert again.continues == stopped.number
+        driver.finish(again.number, "failed", "no matter")
+        assert driver.next() is None and driver.ended == "exhausted"
+
+
 def test_a_training_counts_once_at_a_rung_whatever_number_continues_it():
     standings = Standings(eta=2)
     for number, value in enumerate(POINTS):

@@ -9,6 +9,7 @@ list, as MO-ASHA implementations do, stops trials that nobody beats.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -68,26 +69,24 @@ def fronts(points: Sequence[Point]) -> list[list[Point]]:
     one or two coordinates the latest member of a front dominates whenever any member does, which gives n log n.
     """
     found: list[list[Point]] = []
-    for point in sorted(points, reverse=True):
-        low, high = 0, len(found)
-        while low < high:
-            middle = (low + high) // 2
-            if _dominated(found[middle], point):
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(found):
+    latest: list[float] = []            # minus the last coordinate of each front's latest member: ascending, with one or two coordinates
+    ordered = sorted(points, reverse=True)
+    simple = not ordered or len(ordered[0]) <= 2
+    before, place = None, 0
+    for point in ordered:
+        if point != before:
+            place = bisect_right(latest, -point[-1]) if simple else bisect_left(found, True, key=lambda front: not _dominated(front, point))
+        if place == len(found):
             found.append([])
-        found[low].append(point)
+            latest.append(0.0)
+        found[place].append(point)
+        before, latest[place] = point, -point[-1]
     return found
 
 
 def _dominated(front: Sequence[Point], point: Point) -> bool:
     """True if a member of the front dominates `point`, which comes after all of them in descending order."""
-    if len(point) > 2:
-        return any(dominates(other, point) for other in reversed(front))
-    latest = front[-1]
-    return latest[-1] >= point[-1] and latest != point
+    return any(dominates(other, point) for other in reversed(front))
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:

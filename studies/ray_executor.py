@@ -11,7 +11,7 @@ told to leave in the answer to a heartbeat. At 10,000 GPUs, with the constants m
 with everything, 7 to 10 ms of that on the driver's core; memory grows by 8 MB): the driver handles about 800 exchanges a second, so
 10,000 workers may each finish an epoch every 12 s. TPE saturates first: a proposal took 30 ms at 50 trials and 60 ms at 300,
 and grows no further beyond 250 finished ones (`studies.bounded`; its cost there was not measured again); random proposals take 5 ms at any size,
-evolutionary ones 8 us more for each earlier trial. Then the
+evolutionary ones 6 us more for each earlier trial. Then the
 journal: 4 kB and one sync a trial, opened for driving in 9 s at 10,000 trials. Beyond that: heartbeats every few epochs,
 `sampler: evolution`, and one study per part of the space, each with its own driver.
 """

@@ -30,17 +30,7 @@ def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float 
     points = [tuple(peer) for peer in peers]
     if any(len(point) != len(mine) for point in points):
         raise ValueError(f"all trials at a rung need the same scores; this one has {len(mine)}")
-    everybody = points + [mine]
-    better = 0
-    for front in fronts(everybody):
-        if mine in front:
-            break
-        better += len(front)
-    if better == 0:
-        return True
-    room = crowding(front)
-    better += sum(room[point] > room[mine] for point in front)
-    return better < len(everybody) / eta
+    return len(points) in survivors(dict(enumerate([*points, mine])), eta=eta)
 
 
 def survivors(points: Mapping[Name, Point], *, eta: float = 2) -> list[Name]:

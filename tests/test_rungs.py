@@ -108,13 +108,14 @@ def test_a_thousand_peers_are_ranked():
     assert keep((1.1, 0.0), peers) and not keep((-0.1, -0.1), peers)
 
 
-@pytest.mark.parametrize("dimension", [1, 2, 3])
-@given(data=st.data(), eta=st.sampled_from([1.5, 2, 3, 4]))
-def test_survivors_are_those_that_would_be_kept_among_the_others(dimension, data, eta):
-    named = dict(enumerate(data.draw(points(dimension))))
-    kept = survivors(named, eta=eta)
-    assert set(kept) == {name for name in named if keep(named[name], [p for other, p in named.items() if other != name], eta=eta)}
-    assert len(kept) == len(set(kept))
+@given(points(2), st.sampled_from([1.5, 2, 3, 4]))
+def test_survivors_equal_a_brute_force_count(items, eta):
+    ranked, kept = brute_force_fronts(items), set()
+    for place, front in enumerate(ranked):
+        room, above = crowding(front), sum(map(len, ranked[:place]))
+        kept |= {point for point in front if place == 0 or above + sum(room[p] > room[point] for p in front) < len(items) / eta}
+    assert survivors(dict(enumerate(items)), eta=eta) == sorted((n for n, p in enumerate(items) if p in kept),
+                                                                key=lambda n: next(i for i, front in enumerate(ranked) if items[n] in front))
 
 
 @given(points(2))

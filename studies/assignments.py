@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from studies.config import Study
-from studies.errors import ScoresError
+from studies.errors import ScoresError, StudyError
 from studies.files import TRIALS
 
 Decision = Literal["continue", "stop"]
@@ -81,12 +81,19 @@ def assignment_of(directory: Path, study: Study, number: int, attributes: Mappin
 
 
 def with_folder(assignment: Assignment) -> Assignment:
-    """The assignment, once its folder is there; that of a trial that continues another begins as a copy of the other's."""
+    """The assignment, once its folder is there; that of a trial that continues another begins as a copy of the other's.
+
+    Raises StudyError where that cannot be copied; the next attempt begins anew.
+    """
     folder = Path(assignment.directory)
     if assignment.continues is not None and not folder.exists():
         before, whole = folder.with_name(f"{assignment.continues:05d}"), folder.with_name(f"{folder.name}.new")
         if before.is_dir():
-            shutil.copytree(before, whole, dirs_exist_ok=True)
+            try:
+                shutil.copytree(before, whole, dirs_exist_ok=True)
+            except shutil.Error as error:       # a list of what went wrong, without error numbers
+                raise StudyError(f"{before} could not be copied for trial {assignment.number}, which continues it: {error.args[0][0][2]}; "
+                                 f"nothing earlier is lost: make room, then `equisearch resume {folder.parent.parent}`") from error
             os.replace(whole, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")

@@ -107,7 +107,7 @@ class SearchDriver:
         if record.state in ("refused", "earlier"):
             return
         if "continues" in record.attributes:
-            self._standings.resume(record.number, record.attributes["continues"])
+            self._standings.continues(record.number, record.attributes["continues"])
         for epoch, scores in record.rungs.items():
             if record.feasible:
                 self._standings.enter(epoch, record.number, compared(scores))
@@ -161,7 +161,7 @@ class SearchDriver:
         """The rest of the training of a stopped trial, under a new number."""
         attributes = continued(number, self._ledger.attributes(number))
         trial_id, new = self._ledger.again(number, attributes)
-        self._standings.resume(new, number)
+        self._standings.continues(new, number)
         self._running[new] = _Running(trial_id, assignment_of(self.directory, self.study, new, attributes), attributes, recorded_rungs(attributes))
         return with_folder(self._running[new].assignment)
 

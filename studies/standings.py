@@ -46,11 +46,11 @@ class Standings:
                 return found
         return None
 
-    def resume(self, number: int, continues: int) -> None:
-        """Notes that trial `number` continues the stopped trial `continues`."""
-        self._origins[number] = self._origin(continues)
-        for stopped in self._stopped.values():
-            stopped.pop(self._origin(number), None)
+    def continues(self, number: int, stopped: int) -> None:
+        """Notes that trial `number` continues the trial `stopped`."""
+        self._origins[number] = self._origin(stopped)
+        for at_rung in self._stopped.values():
+            at_rung.pop(self._origin(number), None)
 
     def _origin(self, number: int) -> int:
         return self._origins.get(number, number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,6 +14,7 @@ import trivial
 from test_faults import assert_whole, finish, start
 
 from studies.driver import SearchDriver
+from studies.errors import StudyError
 from studies.executors import run_in_process
 from studies.journal import read_trials
 from studies.standings import Standings
@@ -91,6 +94,22 @@ def test_a_killed_driver_gives_the_same_chance(tmp_path, moment):
     assert (count["complete"], count["pruned"], count["running"] + count["waiting"]) == (2, 2, 1)
 
 
+def test_a_disk_that_is_full_when_the_checkpoint_is_copied_loses_nothing(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with create(tmp_path / "study") as driver:
+        for score in POINTS:
+            stopped_at_two(driver, score)
+        with monkeypatch.context() as patched, pytest.raises(StudyError, match="00001 could not be copied for trial 3.*No space left.*make room"):
+            patched.setattr(shutil, "copyfile", full)
+            driver.next()
+    with SearchDriver.open(tmp_path / "study") as driver:
+        again = driver.next()
+        assert (again.number, again.continues) == (3, 1) and json.loads(Path(again.directory, "checkpoint").read_text())["of"] == 1
+    assert not list((tmp_path / "study" / "trials").glob("*.new"))
+
+
 @pytest.mark.parametrize("opened_again", [False, True])
 def test_a_second_chance_is_no_repeat(tmp_path, opened_again):
     same = "28px: 3k3@C4, 3k3 max2/2, 3k3"
@@ -133,7 +152,7 @@ def test_a_training_counts_once_at_a_rung_whatever_number_continues_it():
         standings.enter(2, number, (value,))
         standings.end(number, "pruned" if number else "complete", {2: {"decision": "stop" if number else "continue"}})
     assert standings.second_chance() == 1
-    standings.resume(4, 1)
+    standings.continues(4, 1)
     standings.enter(2, 4, (POINTS[1],))                 # as the journal tells it when the study is opened again
     assert standings.second_chance() is None
     standings.enter(2, 5, (0.45,))                      # of four (not five), 0.9 and 0.5 are better: not less than 4 / 2

@@ -171,7 +171,7 @@ class SearchSpace(_Section):
         groups = self.groups if "steerable" in self.family else ()
         if "steerable" in self.family and not groups:
             raise ValueError("family is steerable, but group names no group beside C1; add one, such as C4, or drop steerable")
-        stages = min(len(self._stages(backbone, self.layout[0])) for backbone in self.backbone)
+        stages = min(len(_backbone_stages(backbone, self.layout[0])) for backbone in self.backbone)
         for after in self.restrict.after:
             if after != "none" and after >= stages:
                 raise ValueError(f"restrict after stage {after}, but the backbone has {stages} stages; choose 1 to {stages - 1}, or none")
@@ -200,8 +200,7 @@ class SearchSpace(_Section):
         backbone = _choose(trial, "backbone", fitting)
         layouts = [layout for layout in self.layout if self._fitting_sizes(backbone, layout)]
         layout = _choose(trial, "layout" if len(fitting) == 1 else f"layout/{backbone}", layouts)
-        stages = tuple(replace(stage, group=to if after and number > after else group)
-                       for number, stage in enumerate(self._stages(backbone, layout), start=1))
+        stages = _constrained(backbone, layout, group, after, to)
         size = self._sample_size(trial, stages, self._fitting_sizes(backbone, layout))
         last = stages[-1].group
         head = _choose(trial, "head", self.head) if last != TRIVIAL else "none"
@@ -228,7 +227,7 @@ class SearchSpace(_Section):
         each layout anew, and random proposals hardly ever meet an exact network.
         """
         if self.size_by == "exactness" and stages[-1].group != TRIVIAL:
-            exact = tuple(n for n in sizes if _is_exact(stages, n))
+            exact = _exact_sizes(stages, sizes)
             if exact and len(exact) < len(sizes):
                 sizes = exact if trial.suggest_categorical("exact", [True, False]) else tuple(n for n in sizes if n not in exact)
         if len(sizes) == 1:
@@ -262,9 +261,6 @@ class SearchSpace(_Section):
             return Loss()
         weight = self.equivariance_loss.weight
         return Loss(kind, _real(trial, "loss_weight", weight) if isinstance(weight, Interval) else weight)
-
-    def _stages(self, backbone: str, layout: str) -> tuple[Stage, ...]:
-        return _backbone_stages(backbone, layout)
 
     def _fitting_sizes(self, backbone: str, layout: str) -> tuple[int, ...]:
         return tuple(n for n in self.pixels if _fits(backbone, layout, n) is None)
@@ -305,6 +301,13 @@ def _backbone_stages(backbone: str, layout: str) -> tuple[Stage, ...]:
     return stages
 
 
+@lru_cache(maxsize=4096)
+def _constrained(backbone: str, layout: str, group: Group, after: Optional[int], to: Group) -> tuple[Stage, ...]:
+    """The stages under `group`, and those behind stage `after` under `to`."""
+    return tuple(replace(stage, group=to if after and number > after else group)
+                 for number, stage in enumerate(_backbone_stages(backbone, layout), start=1))
+
+
 @lru_cache(maxsize=65536)
 def _fits(backbone: str, layout: str, size: int) -> Optional[str]:
     """None if the layout fits an input of `size` pixels, else the reason why not."""
@@ -316,8 +319,8 @@ def _fits(backbone: str, layout: str, size: int) -> Optional[str]:
     return None
 
 
-@lru_cache(maxsize=65536)
-def _is_exact(stages: tuple[Stage, ...], size: int) -> bool:
-    """Whether every element of the stages' group that maps the pixel grid onto itself survives at this size."""
+@lru_cache(maxsize=4096)
+def _exact_sizes(stages: tuple[Stage, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes at which every element of the stages' group that maps the pixel grid onto itself survives."""
     filters: Filters = "free" if all(stage.group.on_grid for stage in stages) else "basis"
-    return verdict(Architecture((size, size), stages, filters=filters)).grid_exact
+    return tuple(n for n in sizes if verdict(Architecture((n, n), stages, filters=filters)).grid_exact)

@@ -56,19 +56,20 @@ class _View:
         return [trial for trial in self._trials if states is None or trial.state in states]
 
 
-def informative(trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> list[FrozenTrial]:
-    """The trials that TPE is shown, in the order of their numbers: all until `BEST + NEWEST` have finished."""
+def informative(trials: Sequence[FrozenTrial], objectives: Sequence[str], most: int = BEST, newest: int = NEWEST) -> list[FrozenTrial]:
+    """The trials that a sampler is shown, in the order of their numbers: all, until more than `most` and `newest` have finished; then the
+    `most` best complete ones, the `newest` finished ones and all that run."""
     learned = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    if len(learned) <= BEST + NEWEST:
+    if len(learned) <= most + newest:
         return list(trials)
-    shown = {trial.number for trial in learned[-NEWEST:]}
-    left = [trial for trial in learned[:-NEWEST] if trial.state == TrialState.COMPLETE
+    shown = {trial.number for trial in learned[-newest:]}
+    left = [trial for trial in learned[:-newest] if trial.state == TrialState.COMPLETE
             and all(excess <= 0 for excess in trial.user_attrs.get("constraints", {}).values())]
     best: list[FrozenTrial] = []
-    while left and len(best) < BEST:
+    while left and len(best) < most:
         best += pareto(left, objectives, lambda trial: trial.values)
         chosen = {trial.number for trial in best}
         left = [trial for trial in left if trial.number not in chosen]
-    shown |= {trial.number for trial in best[:BEST]}
+    shown |= {trial.number for trial in best[:most]}
     hidden = {trial.number for trial in learned} - shown
     return [trial for trial in trials if trial.number not in hidden]

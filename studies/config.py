@@ -70,7 +70,7 @@ class Constraints(Settings):
 class Search(Settings):
     """How architectures are proposed, compared and stopped."""
 
-    sampler: Literal["tpe", "nsga2", "nsga3", "gp", "evolution", "random", "grid", "qmc"] = "tpe"
+    sampler: Literal["ehvi", "evolution", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "qmc"] = "ehvi"
     trials: int = Field(60, ge=1)                      # that end: completed, stopped at a rung, or failed
     rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)   # epochs at which trials are compared; those before the last epoch count
     eta: float = Field(2, gt=1)                        # about 1/eta of the trials go on at each rung

@@ -53,12 +53,13 @@ def pareto(items: Sequence[T], objectives: Sequence[str], values: Callable[[T], 
     points = [signed(values(item), objectives) for item in items]
     if not points:
         return []
-    best = set(fronts(points)[0]) if len(objectives) <= 2 else _first_front(points)
+    best = set(fronts(points)[0]) if len(objectives) <= 2 else non_dominated(points)
     chosen = [i for i, point in enumerate(points) if point in best]
     return [items[i] for i in sorted(chosen, key=lambda i: points[i], reverse=True)]
 
 
-def _first_front(points: Sequence[Point]) -> set[Point]:
+def non_dominated(points: Sequence[Point]) -> set[Point]:
+    """The points that no other point dominates; all coordinates are maximised."""
     front: list[Point] = []
     for point in sorted(set(points), reverse=True):       # only earlier points can dominate
         if not any(dominates(other, point) for other in front):
@@ -92,14 +93,14 @@ def _volume(points: list[Point]) -> float:
         lower = ordered[i + 1][-1] if i + 1 < len(ordered) else 0.0
         if point[-1] > lower:
             slab = [p[:-1] for p in ordered[: i + 1]]
-            volume += _volume(list(_first_front(slab))) * (point[-1] - lower)
+            volume += _volume(list(non_dominated(slab))) * (point[-1] - lower)
     return volume
 
 
 def front_volume(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> float:
     """Hypervolume of trials with these objective values, 0 to 1, with a reference that is the same in every study."""
     points = {goodness(value, objectives) for value in values}
-    return hypervolume(list(_first_front(list(points)))) if points else 0.0
+    return hypervolume(list(non_dominated(list(points)))) if points else 0.0
 
 
 def knee(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> int | None:

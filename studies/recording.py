@@ -132,7 +132,7 @@ def record(study: Study, path: Path, *, channels: int, classes: int, workers: in
                       tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows))
         known[entry.key] = entry
         write_table(table(), path)
-        on_entry(len(known), len(order), entry)
+        on_entry(sum(key in known for key in order), len(order), entry)
 
     run_each(_record_one, [_Job(study, proposal) for proposal in missing], workers, keep)
     if path.exists() and read_table(path) != table():       # nothing was missing, but the study's search or space is described anew

@@ -39,9 +39,10 @@ class Method:
 def methods(table: Table) -> tuple[Method, ...]:
     """What is compared by default: three plain searches, ours with several samplers, and ours without each of its parts."""
     rungs = [rung for rung in table.study.search.rungs if rung < table.study.training.epochs]
-    ours = {"search.rungs": rungs, "search.sampler": "evolution", "search.repeats": 1, "search.start": "spread", "space.size_by": "exactness"}
+    ours = {"search.rungs": rungs, "search.sampler": "ehvi", "search.repeats": 1, "search.start": "spread", "space.size_by": "exactness"}
     return (Method("Optuna random", optuna="random"), Method("Optuna TPE", optuna="tpe"), Method("Optuna NSGA-II", optuna="nsga2"),
-            Method("ours", changes=ours), Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
+            Method("ours", changes=ours), Method("ours, evolution", changes={**ours, "search.sampler": "evolution"}),
+            Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
             Method("ours, random", changes={**ours, "search.sampler": "random"}),
             Method("ours without rungs", changes={**ours, "search.rungs": []}),
             Method("ours without second chances", changes={**ours, "search.second_chances": False}),

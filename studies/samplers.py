@@ -16,11 +16,12 @@ import optuna
 from studies.bounded import BoundedTPE
 from studies.config import Study
 from studies.evolution import Neighbour, SubgroupEvolution
+from studies.improvement import ExpectedImprovement
 from studies.planning import PlannedSampler
 from studies.spread import SpreadStart
 
 STARTUP = 8             # proposals before a sampler learns, unless the study says
-LEARNING = ("tpe", "gp", "evolution", "nsga2", "nsga3")     # nsga's first generation is its own
+LEARNING = ("tpe", "ehvi", "gp", "evolution", "nsga2", "nsga3")     # nsga's first generation is its own
 
 
 def make_sampler(study: Study, number: int, refused: "optuna.trial.Trial | None" = None) -> optuna.samplers.BaseSampler:
@@ -119,5 +120,9 @@ def _evolution(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return PlannedSampler(study, SubgroupEvolution(study), seed)
 
 
+def _ehvi(study: Study, seed: int) -> optuna.samplers.BaseSampler:
+    return PlannedSampler(study, ExpectedImprovement(study), seed)
+
+
 SAMPLERS: dict[str, Callable[[Study, int], optuna.samplers.BaseSampler]] = {
-    "tpe": _tpe, "nsga2": _nsga2, "nsga3": _nsga3, "gp": _gp, "evolution": _evolution, "random": _random, "grid": _grid, "qmc": _qmc}
+    "tpe": _tpe, "nsga2": _nsga2, "nsga3": _nsga3, "gp": _gp, "ehvi": _ehvi, "evolution": _evolution, "random": _random, "grid": _grid, "qmc": _qmc}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy
 from optuna.trial import FrozenTrial
 
-from searchspace.architecture import Architecture
+from searchspace.architecture import Architecture, Loss
 from searchspace.exactness import verdict
 from searchspace.groups import Group
 from studies.config import Study
@@ -36,7 +37,7 @@ class SpreadStart:
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
         """Parameters of the farthest draft; the first proposal of a study is any draft."""
         texts = [trial.user_attrs.get("architecture") or trial.user_attrs.get("enqueued") for trial in trials]
-        tried = [_traits_of_text(text, self._group) for text in texts if text]
+        tried = [traits_of_text(text, self._group) for text in texts if text]
         sizes = self._study.space.pixels
         span = max(1, sizes[-1] - sizes[0])
         drafts = [draw(self._study, {}, rng) for _ in range(CANDIDATES if tried else 1)]
@@ -53,8 +54,14 @@ def traits(architecture: Architecture, declared: Group) -> Traits:
     layout = tuple(str(s.subsampling) for s in stages)
     choices = (architecture.family, str(stages[0].group), str(stages[-1].group), tuple(str(s.group) for s in stages), shape, layout,
                architecture.head, architecture.filters, loss.kind)
-    share = len(verdict(architecture, declared).invariant) / declared.order
-    return choices, architecture.size[0], math.log10(loss.weight) if loss.kind != "none" else 0.0, share
+    return (choices, architecture.size[0], math.log10(loss.weight) if loss.kind != "none" else 0.0,
+            _surviving(replace(architecture, loss=Loss()), declared))
+
+
+@lru_cache(maxsize=16384)
+def _surviving(architecture: Architecture, declared: Group) -> float:
+    """The share of the declared symmetry under which the logits are invariant."""
+    return len(verdict(architecture, declared).invariant) / declared.order
 
 
 def distance(a: Traits, b: Traits, span: int) -> float:
@@ -64,5 +71,6 @@ def distance(a: Traits, b: Traits, span: int) -> float:
 
 
 @lru_cache(maxsize=16384)
-def _traits_of_text(text: str, declared: Group) -> Traits:
+def traits_of_text(text: str, declared: Group) -> Traits:
+    """`traits` of an architecture's text; what was asked for before is remembered."""
     return traits(Architecture.parse(text), declared)

@@ -21,7 +21,7 @@ def complaint(text: str) -> str:
 
 def test_the_smallest_study_is_one_line():
     study = parse("data: {name: digits}")
-    assert study.objectives == ("accuracy", "symmetry_accuracy") and study.search.sampler == "tpe"
+    assert study.objectives == ("accuracy", "symmetry_accuracy") and study.search.sampler == "ehvi"
 
 
 def test_a_dumped_study_parses_back():
@@ -49,7 +49,7 @@ def test_every_mistake_is_one_line():
     message = complaint("data: {name: digits}\nsearch: {trials: 0, eta: 1, sampler: magic}\n")
     lines = message.splitlines()
     assert len(lines) == 3 and all(line.startswith("my.yaml, line 2, search.") for line in lines)
-    assert "'magic' came; input should be 'tpe', 'nsga2'" in message
+    assert "'magic' came; input should be 'ehvi', 'evolution'" in message
 
 
 def test_missing_data_is_named():

@@ -56,7 +56,7 @@ def assert_whole(path, trials=12, repeated=0):
     assert count["repeated"] <= repeated
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", ["random", "ehvi"])
 def test_a_driver_killed_three_times_ends_like_an_undisturbed_one(tmp_path, sampler):
     options = {"search__sampler": sampler, "search__startup": 4}
     rng = random.Random(sampler)

@@ -56,6 +56,10 @@ def test_a_table_is_recorded_written_and_gone_on_with(tmp_path):
     renewed = record(parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]},
                                             "search.rungs": [2]}), path, channels=1, classes=10, workers=1)
     assert read_table(path) == renewed and renewed.study.search.rungs == (2,) and renewed.entries == table.entries
+    narrower = parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]},
+                                      "space.input_size": [9], "space.layout": ["max2/2", "avg2/2"]})
+    fewer = record(narrower, path, channels=1, classes=10, workers=1, on_entry=lambda *row: seen.append(row[:2]))
+    assert len(fewer.entries) == 2 and seen == [(2, 2)]     # what the narrower space does not hold is neither kept nor counted
     other = parse(TEXT, overrides={"training.epochs": 2})
     with pytest.raises(StudyError, match="another study"):
         record(other, path, channels=1, classes=10, workers=1)

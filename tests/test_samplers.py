@@ -35,7 +35,7 @@ def test_every_sampler_runs_a_study_of_conditional_choices(tmp_path, sampler, re
     assert not [w for w in recwarn if "optuna" in str(w.filename) or "Experimental" in w.category.__name__]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "evolution", "random", "qmc", "grid"])
+@pytest.mark.parametrize("sampler", ["tpe", "ehvi", "nsga2", "nsga3", "evolution", "random", "qmc", "grid"])
 def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path, sampler):
     options = {"search__sampler": sampler, "search__startup": 4, **FINITE}
     run(tmp_path / "whole", **options)
@@ -50,7 +50,7 @@ def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path, sampler
         assert trivial.ended(tmp_path / "parts") == trivial.ended(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "evolution"])
+@pytest.mark.parametrize("sampler", ["tpe", "ehvi", "nsga2", "nsga3", "gp", "evolution"])
 def test_samplers_learn_constraints(tmp_path, sampler):
     records = run(tmp_path / "study", search__sampler=sampler, search__startup=4, search__trials=8, constraints__params=15_000, **FINITE)
     assert all(r.feasible for r in records if r.state == "complete")
@@ -113,7 +113,8 @@ def test_children_are_neighbours_inside_the_space():
     assert moved["group"] == {"C2", "D4"} and single > 150
 
 
-def test_evolution_finds_more_than_chance(tmp_path):
+@pytest.mark.parametrize("sampler", ["evolution", "ehvi"])
+def test_what_learns_finds_more_than_chance(tmp_path, sampler):
     """A landscape with one best choice each: neighbours of the best are better than chance."""
     def landscape(study, assignment, report):
         a = Architecture.parse(assignment.architecture)
@@ -129,7 +130,7 @@ def test_evolution_finds_more_than_chance(tmp_path):
             run_in_process(driver, landscape)
             return driver.volume
 
-    assert sum(best_found("evolution", s) for s in range(5)) > sum(best_found("random", s) for s in range(5))
+    assert sum(best_found(sampler, s) for s in range(5)) > sum(best_found("random", s) for s in range(5))
 
 
 def test_tpe_sees_the_best_and_the_newest_and_all_of_a_small_study():

@@ -1,0 +1,178 @@
+"""The sampler `ehvi`: volumes against brute force, and what it takes into account."""
+
+from __future__ import annotations
+
+import numpy
+import optuna
+import pytest
+import trivial
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchspace.groups import Group
+from studies.front import hypervolume
+from studies.improvement import ExpectedImprovement, added, boxes
+from studies.planning import as_key
+from studies.samplers import make_sampler
+
+SPACE = {"space__equivariance_loss": {"kind": ["none", "layerwise"], "weight": 0.1}}
+coordinate = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
+
+
+@st.composite
+def fronts_and_points(draw):
+    m = draw(st.integers(1, 4))
+    point = st.tuples(*[coordinate] * m)
+    return m, draw(st.lists(point, max_size=6)), draw(st.lists(point, min_size=1, max_size=4))
+
+
+@given(fronts_and_points())
+def test_what_a_point_adds_is_the_difference_of_hypervolumes(case):
+    m, front, points = case
+    found = added(numpy.array(points), *boxes(front, m))
+    expected = [hypervolume([*front, point]) - hypervolume(front) for point in points]
+    assert numpy.allclose(found, expected, atol=1e-12)
+
+
+def study_of(**overrides):
+    return trivial.study(search__sampler="ehvi", search__startup=1, **SPACE, **overrides)
+
+
+class Trials:
+    """An Optuna study filled by hand."""
+
+    def __init__(self, study):
+        self.study, self.declared = study, Group.parse(study.symmetry.group)
+        self.optuna = optuna.create_study(directions=["maximize"] * len(study.objectives), sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def add(self, fixed, values=None, state=None, **attributes):
+        self.optuna.enqueue_trial(fixed)
+        trial = self.optuna.ask()
+        trial.set_user_attr("architecture", str(self.study.space.sample(trial, declared=self.declared).architecture))
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        if values is not None or state is not None:
+            self.optuna.tell(trial, values, state=state)
+        return trial
+
+    def planned(self, seed=0, count=1):
+        planner, rng = ExpectedImprovement(self.study), numpy.random.default_rng(seed)
+        return [planner.plan(self.optuna.get_trials(deepcopy=False), rng) for _ in range(count)]
+
+
+def group_decides(trials, best="D4"):
+    """Of every group two trials; one group is better than the others."""
+    for group in ("C2", "C4", "D4"):
+        for layout in ("max2/2", "avg3/2p1"):
+            value = 0.8 if group == best else 0.3
+            trials.add({"family": "steerable", "group": group, "layout": layout}, [value, value])
+
+
+def groups_planned(trials):
+    return [plan.get("group") for seed in range(8) for plan in trials.planned(seed)]
+
+
+@pytest.mark.parametrize("best", ["C2", "D4"])
+def test_proposes_more_of_what_was_better(best):
+    trials = Trials(study_of())
+    group_decides(trials, best)
+    assert groups_planned(trials).count(best) >= 6
+
+
+def test_what_broke_a_constraint_counts_as_the_worst():
+    trials = Trials(study_of())
+    group_decides(trials, "C4")
+    for layout in ("max2/2", "avg3/2p1", "max3/2"):
+        trials.add({"family": "steerable", "group": "D4", "layout": layout}, [0.95, 0.95], constraints={"latency": 0.5})
+    chosen = groups_planned(trials)
+    assert chosen.count("D4") <= 1 and chosen.count("C4") >= 5
+
+
+def early(value, decision):
+    return {f"rung {study_of().rungs[0]}": {"scores": {"accuracy": value, "symmetry_accuracy": value}, "decision": decision}}
+
+
+def worth_of_d4(early_score):
+    """Nothing of D4 was trained to the end, but three of its trainings were stopped with this score at the first rung."""
+    trials = Trials(study_of())
+    for n, layout in enumerate(("max2/2", "avg3/2p1", "max3/2")):
+        for m, group in enumerate(("C2", "C4")):
+            score = 0.3 + 0.1 * n + 0.15 * m
+            trials.add({"family": "steerable", "group": group, "layout": layout}, [score, score], **early(score - 0.2, "continue"))
+        trials.add({"family": "steerable", "group": "D4", "layout": layout}, state=optuna.trial.TrialState.PRUNED, **early(early_score, "stop"))
+    planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng
+    candidates = [known for known, _ in planner._candidates(trials.optuna.trials, rng(0))]
+    worth = planner._improvement(planner._seen(trials.optuna.trials), [], candidates, rng(1))
+    return numpy.mean([w for w, known in zip(worth, candidates) if known.traits[0][1] == "D4"])
+
+
+def test_early_scores_of_stopped_trials_count():
+    assert worth_of_d4(0.7) > 3 * worth_of_d4(0.05)
+
+
+def test_a_training_that_got_a_second_chance_is_seen_once_at_each_rung():
+    trials = Trials(study_of())
+    fixed = {"family": "steerable", "group": "C4"}
+    trials.add(fixed, state=optuna.trial.TrialState.PRUNED, **early(0.3, "stop"))
+    trials.add(fixed, [0.5, 0.5], continues=0, **early(0.3, "continue"))
+    seen = ExpectedImprovement(trials.study)._seen(trials.optuna.trials)
+    assert [(s.rung, s.point) for s in seen] == [(0, (0.3, 0.3)), (2, (0.5, 0.5))]
+
+
+def test_what_is_like_a_trial_that_runs_is_worth_less():
+    trials = Trials(study_of())
+    for n, group in enumerate(("C2", "C4", "D4")):
+        for m, layout in enumerate(("max2/2", "avg3/2p1")):
+            trials.add({"family": "steerable", "group": group, "layout": layout}, [0.4 + 0.1 * n, 0.4 + 0.2 * m])
+    planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng
+    seen, candidates = planner._seen(trials.optuna.trials), [known for known, _ in planner._candidates(trials.optuna.trials, rng(0))]
+    before = planner._improvement(seen, [], candidates, rng(1))
+    best = int(before.argmax())
+    after = planner._improvement(seen, [candidates[best]], candidates, rng(1))
+    assert after[best] < 0.7 * before[best]
+    unlike = [i for i, known in enumerate(candidates) if known.traits[0][0] == "plain" and candidates[best].traits[0][0] != "plain"]
+    assert unlike and numpy.median(after[unlike] / before[unlike]) > after[best] / before[best]
+
+
+def test_trials_that_run_are_taken_into_account(monkeypatch):
+    trials, taken = Trials(study_of()), []
+    group_decides(trials)
+    trials.add({"family": "steerable", "group": "C4"})
+    improvement = ExpectedImprovement._improvement
+    monkeypatch.setattr(ExpectedImprovement, "_improvement", lambda self, seen, pending, *others: taken.append(len(pending)) or improvement(self, seen, pending, *others))
+    trials.planned()
+    assert taken == [1]
+
+
+def test_asked_again_it_plans_the_next_best_and_never_what_was_tried():
+    trials = Trials(study_of())
+    group_decides(trials)
+    plans = trials.planned(count=60)
+    keys = [as_key(plan) for plan in plans if plan]
+    assert len(keys) > 20 and len(set(keys)) == len(keys)
+    assert not set(keys) & {as_key(trial.params) for trial in trials.optuna.trials}
+
+
+def test_without_scores_it_draws_at_random():
+    assert Trials(study_of()).planned() == [{}]
+    sampler = make_sampler(study_of(), 3)
+    assert optuna.create_study(sampler=sampler).ask().suggest_float("x", 0, 1) >= 0
+
+
+def test_earlier_studies_teach_but_are_not_on_the_front():
+    """An earlier trial as good as can be would leave nothing to improve: every candidate would be worth nothing."""
+    trials = Trials(study_of())
+    for group in ("C2", "C4", "D4"):
+        value = 1.0 if group == "C2" else 0.3
+        for layout in ("max2/2", "avg3/2p1"):
+            trials.add({"family": "steerable", "group": group, "layout": layout}, [value, value], warm_start=0)
+    assert groups_planned(trials).count("C2") >= 5
+
+
+@pytest.mark.parametrize("objectives", [["accuracy"], ["accuracy", "symmetry_accuracy", "params"]])
+def test_any_number_of_objectives(objectives):
+    trials = Trials(study_of(objectives=objectives))
+    for n, group in enumerate(("C2", "C4", "D4")):
+        values = {"accuracy": 0.3 * n, "symmetry_accuracy": 0.3 * n, "params": 10_000 * (3 - n)}
+        trials.add({"family": "steerable", "group": group}, [values[name] for name in objectives])
+    assert groups_planned(trials).count("D4") >= 4

@@ -57,6 +57,45 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(tmp_pat
     assert "attempts" in read_trials(tmp_path / "study")[1].attributes
 
 
+@pytest.fixture
+def memory_group():
+    """A control group of the kernel with 100 MB: its file for processes, and how many the kernel has ended in it."""
+    root, limit, events = next(((Path(root), limit, events) for root, limit, events in
+                                (("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.oom_control"), ("/sys/fs/cgroup", "memory.max", "memory.events"))
+                                if Path(root, "cgroup.procs").exists()), (Path("/nowhere"), "", ""))
+    group = root / f"equisearch-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(100 * 2**20))
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no control group for memory can be made here: {error}")
+    yield group / "cgroup.procs", lambda: int((group / events).read_text().rpartition("oom_kill ")[2].split()[0])
+    for _ in range(50):
+        try:
+            return group.rmdir()
+        except OSError:         # what was ended is still being taken apart
+            time.sleep(0.1)
+
+
+def take_memory(processes: Path):
+    processes.write_text(str(os.getpid()))
+    kept = bytearray(2**30)
+    kept[:: 4096] = b"1" * len(kept[:: 4096])
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_worker_that_the_kernel_ends_for_lack_of_memory_is_replaced_and_its_trial_continued(tmp_path, memory_group):
+    processes, ended = memory_group
+    events = []
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, search__rungs=[])) as driver:
+        run_on_ray(driver, partial(once, str(tmp_path / "mark"), partial(take_memory, processes)), events.append)
+    assert ended() == 1
+    assert_whole(tmp_path / "study", trials=3, repeated=1)
+    assert [(e.number, "the worker died" in e.reason) for e in events if e.outcome == "lost"] == [(1, True)]
+
+
 @pytest.mark.usefixtures("connected")
 def test_a_trial_that_always_kills_its_worker_fails_alone(tmp_path):
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, search__retries=1)) as driver:

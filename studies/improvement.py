@@ -2,7 +2,7 @@
 
 Expected hypervolume improvement (Emmerich et al. 2006; Yang et al. 2019) under a Gaussian process over traits of architectures: their group,
 its restriction, layout, size, head, loss, and how much of the declared symmetry survives them, which is known without training.
-Candidates are random drafts and neighbours of good trials; trials that still run count with the scores that are expected of them.
+In a study with constraints it counts by the chance that the candidate keeps them (Gardner et al. 2014), under a second such process. Candidates are random drafts and neighbours of good trials; trials that still run count with the scores that are expected of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from studies.surrogate import Array, Surrogate
 CANDIDATES = 64         # drafts that are compared for a proposal; half of them are neighbours of good trials
 DRAWS = 64              # of the scores that a candidate may have
 BEST, NEWEST = 30, 60   # trials that the surrogate is shown, once there are more
+LEAST_CHANCE = 1e-3     # of keeping the constraints
 RUNGS = 2               # of each training that the surrogate is shown: what came before says little more
 DECADES = 3.0, 1.0      # of the loss weight, and of the learning rate, that count as one whole difference
 
@@ -73,7 +74,8 @@ class ExpectedImprovement:
         drafts = self._candidates(trials, rng)
         if not seen or not drafts:
             return []
-        worth = self._improvement(seen, self._pending(shown), [known for known, _ in drafts], rng)
+        candidates = [known for known, _ in drafts]
+        worth = self._improvement(seen, self._pending(shown), candidates, rng) * self._feasibility(shown, candidates, rng)
         return [drafts[i][1] for i in numpy.argsort(-worth, kind="stable")]
 
     # ---- candidates -------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ class ExpectedImprovement:
     # ---- what was seen ----------------------------------------------------------------------------------------------
 
     def _seen(self, trials: Sequence[FrozenTrial]) -> list[Seen]:
-        """Scores of every training at the last `RUNGS` rungs that it has reached; one that breaks a constraint counts as the worst."""
+        """Scores of every training at the last `RUNGS` rungs that it has reached."""
         objectives, last = self._study.objectives, len(self._study.rungs) - 1
         continued = {trial.user_attrs.get("continues") for trial in trials}
         found = []
@@ -106,8 +108,7 @@ class ExpectedImprovement:
                 if epoch in self._study.rungs[:-1] and all(isinstance(scores.get(name), (int, float)) for name in objectives):
                     reached.append(Seen(known, self._study.rungs.index(epoch), goodness([scores[name] for name in objectives], objectives)))
             if trial.state == TrialState.COMPLETE:
-                point = goodness(trial.values, objectives) if _feasible(trial) else (0.0,) * len(objectives)
-                reached.append(Seen(known, last, point, on_front="warm_start" not in trial.user_attrs))
+                reached.append(Seen(known, last, goodness(trial.values, objectives), on_front=_feasible(trial) and "warm_start" not in trial.user_attrs))
             found += reached[-RUNGS:]
         return found
 
@@ -117,9 +118,7 @@ class ExpectedImprovement:
 
     def _known(self, trial: FrozenTrial) -> Known | None:
         text = trial.user_attrs.get("architecture") or trial.user_attrs.get("enqueued")
-        if not text or trial.user_attrs.get("refused"):
-            return None
-        return Known(traits_of_text(text, self._group), trial.params.get("learning_rate"))
+        return None if not text else Known(traits_of_text(text, self._group), trial.params.get("learning_rate"))
 
     # ---- what they are worth ----------------------------------------------------------------------------------------
 
@@ -140,6 +139,18 @@ class ExpectedImprovement:
         lower, upper = boxes(front, scores.shape[1])
         drawn = believed.sample(coded.differences(mine, new), last, DRAWS)
         return numpy.mean(added(drawn, lower, upper), axis=0)
+
+
+    def _feasibility(self, trials: Sequence[FrozenTrial], candidates: list[Known], rng: numpy.random.Generator) -> "Array | float":
+        """The chance of each candidate to keep the constraints, from trials that did or did not; 1 while none broke any."""
+        decided = [(known, float(_feasible(trial))) for trial in trials if trial.state == TrialState.COMPLETE or not _feasible(trial)
+                   if (known := self._known(trial)) is not None]
+        if all(kept for _, kept in decided):
+            return 1.0
+        coded = Coding(self._study, [known for known, _ in decided] + candidates)
+        mine, new = numpy.split(numpy.arange(len(decided) + len(candidates)), [len(decided)])
+        kept = Surrogate(coded.differences(mine, mine), numpy.zeros(len(mine), int), numpy.array([[kept] for _, kept in decided]), rng)
+        return numpy.clip(kept.mean(coded.differences(mine, new), 0)[:, 0], LEAST_CHANCE, 1.0)
 
 
 def _feasible(trial: FrozenTrial) -> bool:

@@ -79,13 +79,21 @@ def test_proposes_more_of_what_was_better(best):
     assert groups_planned(trials).count(best) >= 6
 
 
-def test_what_broke_a_constraint_counts_as_the_worst():
+@pytest.mark.parametrize("ended", [{"values": [0.5, 0.5]}, {"state": optuna.trial.TrialState.PRUNED, "refused": True}])
+def test_what_is_like_trials_that_broke_a_constraint_is_avoided(ended):
+    """Trained and found too slow, or refused before training as too large: in both cases D4 is not worth a try."""
     trials = Trials(study_of())
-    group_decides(trials, "C4")
     for layout in ("max2/2", "avg3/2p1", "max3/2"):
-        trials.add({"family": "steerable", "group": "D4", "layout": layout}, [0.95, 0.95], constraints={"latency": 0.5})
-    chosen = groups_planned(trials)
-    assert chosen.count("D4") <= 1 and chosen.count("C4") >= 5
+        trials.add({"family": "steerable", "group": "D4", "layout": layout}, **ended, constraints={"macs": 0.5})
+        trials.add({"family": "steerable", "group": "C2", "layout": layout}, [0.3, 0.3], constraints={"macs": -0.7})
+        trials.add({"family": "steerable", "group": "C4", "layout": layout}, [0.4, 0.4], constraints={"macs": -0.5})
+    planner, shown = ExpectedImprovement(trials.study), trials.optuna.get_trials(deepcopy=False)
+    candidates = [known for known, _ in planner._candidates(shown, numpy.random.default_rng(0))]
+    chance = planner._feasibility(shown, candidates, numpy.random.default_rng(1))
+    d4, others = ([c for c, known in zip(chance, candidates) if (known.traits[0][1] == "D4") == wanted] for wanted in (True, False))
+    assert numpy.median(d4) < 0.5 < numpy.median(others)
+    assert groups_planned(trials).count("D4") <= 2
+    assert all(seen.on_front == (seen.known.traits[0][1] != "D4") for seen in planner._seen(shown))
 
 
 def early(value, decision):

@@ -9,10 +9,10 @@ Tune's loggers work here all the same (`studies.loggers`).
 One exchange is one remote call: the driver sends an assignment or a decision and gets the worker's next message; workers are
 told to leave in the answer to a heartbeat. At 10,000 GPUs, with the constants measured (1,000 trials of three reports: 11 ms a trial
 with everything, 7 to 10 ms of that on the driver's core; memory grows by 8 MB): the driver handles about 800 exchanges a second, so
-10,000 workers may each finish an epoch every 12 s. The sampler saturates first: `ehvi` takes 45 to 75 ms a proposal and no more beyond 90 finished
-trials, which is 13 to 22 new trials a second; TPE 30 ms at 50 trials and 60 ms at 300, and no more beyond 250 (`studies.bounded`); random
-proposals 5 ms at any size, evolutionary ones 6 us more for each earlier trial. Then the
-journal: 4 kB and one sync a trial, opened for driving in 9 s at 10,000 trials. Beyond that: heartbeats every few epochs,
+10,000 workers may each finish an epoch every 12 s. The sampler saturates first: `ehvi` takes 30 to 60 ms a proposal (a model of 90
+trials at most; 1,000 trials of it cost 74 ms each with everything, 89 the last hundred), which is 11 to 20 new trials a second; TPE
+30 ms at 50 trials and 60 ms at 300, and no more beyond 250 (`studies.bounded`); random proposals 5 ms at any size, evolutionary
+ones 6 us more for each earlier trial. Then the journal: 4 kB and one sync a trial, opened for driving in 9 s at 10,000 trials. Beyond that: heartbeats every few epochs,
 `sampler: evolution`, and one study per part of the space, each with its own driver.
 """
 

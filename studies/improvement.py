@@ -2,7 +2,8 @@
 
 Expected hypervolume improvement (Emmerich et al. 2006; Yang et al. 2019) under a Gaussian process over traits of architectures: their group,
 its restriction, layout, size, head, loss, and how much of the declared symmetry survives them, which is known without training.
-In a study with constraints it counts by the chance that the candidate keeps them (Gardner et al. 2014), under a second such process. Candidates are random drafts and neighbours of good trials; trials that still run count with the scores that are expected of them.
+In a study with constraints it counts by the chance that the candidate keeps them (Gardner et al. 2014), under a second such process.
+Candidates are random drafts and neighbours of good trials; trials that still run count with the scores that are expected of them.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ SETTINGS = 16           # of the hyperparameters
 WEIGHT = 0.3, 1.0       # of a trait: median of the prior, and its spread as a standard deviation of the logarithm
 NOISE = 0.02, 1.0       # variance, as a share of that of the scores: the same
 NEGLIGIBLE = 1e-3       # belief below which a setting is left out
+FEW = 3                 # scores of a rung from which their spread is taken
 LEAST_SPREAD = 1e-3     # standard deviation by which scores are scaled at least
 
 
@@ -51,12 +52,12 @@ class Surrogate:
         self.belief = belief[kept] / belief[kept].sum(0)
 
     def _scale(self, scores: Array) -> None:
-        """Scores with mean 0 and variance 1 at every rung."""
+        """Scores with mean 0 and variance 1 at every rung; a rung that few have reached is taken to vary as all scores do."""
         self._standard = numpy.empty_like(scores)
         self._moments: dict[int, tuple[Array, Array]] = {}
         for rung in numpy.unique(self._rungs):
             here = scores[self._rungs == rung]
-            mean, spread = here.mean(0), here.std(0) + LEAST_SPREAD
+            mean, spread = here.mean(0), (here if len(here) >= FEW else scores).std(0) + LEAST_SPREAD
             self._moments[int(rung)] = mean, spread
             self._standard[self._rungs == rung] = (here - mean) / spread
         self._anywhere = scores.mean(0), scores.std(0) + LEAST_SPREAD

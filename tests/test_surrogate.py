@@ -73,6 +73,12 @@ def test_a_rung_that_nobody_has_reached_is_not_an_error():
     assert made(x, numpy.array([[0.2], [0.4]])).sample(apart(x, x), 2, 10).shape == (10, 2, 1)
 
 
+def test_a_rung_that_one_training_has_reached_is_not_taken_to_be_certain():
+    x = numpy.array([[0.0], [3.0], [6.0], [0.0]])
+    ours = made(x, numpy.array([[0.2], [0.4], [0.6], [0.9]]), numpy.array([0, 0, 0, 1]))
+    assert ours.sample(apart(x, numpy.array([[40.0]])), 1, 500).std() > 0.05
+
+
 def test_scores_without_spread_are_not_an_error():
     x = numpy.array([[0.0], [1.0], [1.0]])
     drawn = made(x, numpy.full((3, 2), 0.5)).sample(apart(x, x), 0, 10)

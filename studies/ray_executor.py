@@ -165,7 +165,7 @@ class _Pool:
         self._members: set[_Member] = set()
         self._events: queue.Queue[tuple[_Member | None, Future]] = queue.Queue()
         self._proposer = ThreadPoolExecutor(1, thread_name_prefix="proposer")
-        self._proposing = self._nothing_left = False
+        self._proposing = self._nothing_left = self._came_back = False
         self._failed_starts = 0
         self._grown = -math.inf
         self._fits = self._looked = time.monotonic()
@@ -239,14 +239,14 @@ class _Pool:
         """Asks for work in a thread of its own, so that a sampler that thinks never keeps workers waiting for answers."""
         if self._proposing or self._nothing_left or not any(m.ready and m.assignment is None for m in self._members):
             return
-        self._proposing = True
+        self._proposing, self._came_back = True, False
         self._proposer.submit(self._driver.next).add_done_callback(lambda done: self._events.put((None, done)))
 
     def _proposed(self, done: Future) -> None:
         self._proposing = False
         assignment = done.result()
         if assignment is None:
-            self._nothing_left = True               # until a trial comes back
+            self._nothing_left = not self._came_back    # until a trial comes back, which one may have done since it was asked for
             return
         idle = next((m for m in self._members if m.ready and m.assignment is None), None)
         if idle is None or self._interruption.requested:
@@ -273,7 +273,8 @@ class _Pool:
             self._send(member, decision)
             self._show(Event("rung", number, epoch, message.scores, decision))
         else:
-            member.assignment, self._nothing_left = None, False
+            member.assignment = None
+            self._comes_back()
             settle(self._driver, number, message.stopped, message.failure, self._show)
 
     def _started(self, member: _Member, message: Ready) -> None:
@@ -287,9 +288,14 @@ class _Pool:
 
     def _died(self, member: _Member, error: BaseException) -> None:
         if member.assignment is not None and _short_of_memory(error):
-            number, member.assignment, self._nothing_left = member.assignment.number, None, False
+            number, member.assignment = member.assignment.number, None
+            self._comes_back()
             settle(self._driver, number, False, Failure("out_of_memory", f"its node ran low on memory: {_first_line(error)}", str(error)), self._show)
         self._lost(member, f"the worker died: {_first_line(error)}")
+
+    def _comes_back(self) -> None:
+        """A trial is over or comes back: there may be something left to do."""
+        self._nothing_left, self._came_back = False, True
 
     def _replace_silent(self) -> None:
         self._looked = time.monotonic()
@@ -305,7 +311,7 @@ class _Pool:
         self._ray.kill(member.actor)
         self._grown = -math.inf
         if member.assignment is not None:
-            self._nothing_left = False
+            self._comes_back()
             try:
                 self._driver.finish(member.assignment.number, "lost", reason)
             finally:

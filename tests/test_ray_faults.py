@@ -57,6 +57,31 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(tmp_pat
     assert "attempts" in read_trials(tmp_path / "study")[1].attributes
 
 
+def die_after(mark: str):
+    while not Path(mark).exists():
+        time.sleep(0.02)
+    kill_me()
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_worker_that_dies_while_the_driver_finds_nothing_left_to_do(tmp_path):
+    """What was found out before its trial came back must not end the study."""
+    asked = tmp_path / "asked"
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=2, search__rungs=[])) as driver:
+        following = driver.next
+
+        def slow():
+            assignment = following()
+            if assignment is None and not asked.exists():
+                asked.touch()
+                time.sleep(3)
+            return assignment
+
+        driver.next = slow
+        assert run_on_ray(driver, partial(once, str(tmp_path / "mark"), partial(die_after, str(asked)))) == Ending("trials")
+    assert_whole(tmp_path / "study", trials=2, repeated=1)
+
+
 @pytest.fixture
 def memory_group():
     """A control group of the kernel with 100 MB: its file for processes, and how many the kernel has ended in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -82,16 +83,27 @@ def test_a_worker_that_dies_while_the_driver_finds_nothing_left_to_do(tmp_path):
     assert_whole(tmp_path / "study", trials=2, repeated=1)
 
 
+GROUPS = (("/sys/fs/cgroup/memory", {"memory.limit_in_bytes": 100 * 2**20, "memory.swappiness": 0}, "memory.oom_control"),     # versions 1 and 2
+          ("/sys/fs/cgroup", {"memory.max": 100 * 2**20, "memory.swap.max": 0}, "memory.events"))
+
+
 @pytest.fixture
 def memory_group():
-    """A control group of the kernel with 100 MB: its file for processes, and how many the kernel has ended in it."""
-    root, limit, events = next(((Path(root), limit, events) for root, limit, events in
-                                (("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.oom_control"), ("/sys/fs/cgroup", "memory.max", "memory.events"))
-                                if Path(root, "cgroup.procs").exists()), (Path("/nowhere"), "", ""))
-    group = root / f"equisearch-test-{os.getpid()}"
+    """A control group of the kernel with 100 MB and no swap: its file for processes, and how many the kernel has ended in it.
+
+    Making one takes Linux and the right to: where either is missing, the kernel cannot be asked, and only the tests with signals speak.
+    """
+    root, limits, events = next((found for found in GROUPS if Path(found[0], "cgroup.procs").exists()), GROUPS[1])
+    group = Path(root, f"equisearch-test-{os.getpid()}")
     try:
         group.mkdir()
-        (group / limit).write_text(str(100 * 2**20))
+        for name, value in limits.items():
+            (group / name).write_text(str(value))
+        with subprocess.Popen(["sleep", "60"]) as probe:
+            try:
+                (group / "cgroup.procs").write_text(str(probe.pid))
+            finally:
+                probe.kill()
     except OSError as error:
         if group.exists():
             group.rmdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 from searchspace.architecture import Architecture
 from studies.assignments import Assignment, Report
 from studies.config import Study
+from trainers.devices import limit_memory
 from trainers.process import tune_process
 from trainers.scores import Scores
 from trainers.train import Config, train
@@ -20,6 +21,7 @@ SCORES = "scores.jsonl"
 def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     """Trains the assigned architecture up to each rung in turn, until the report says stop or the last epoch is done."""
     tune_process(int(study.resources.cpus_per_trial))
+    limit_memory(study.resources.gpus_per_trial)
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / ARCHITECTURE).write_text(assignment.architecture + "\n", encoding="utf-8")

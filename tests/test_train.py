@@ -2,6 +2,7 @@
 
 import errno
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,19 @@ def test_an_exact_network_stays_exact_after_training(tmp_path):
 def test_until_epoch_must_lie_in_the_training(tmp_path):
     with pytest.raises(ValueError, match="epochs 1 to 4"):
         train(Architecture.parse(TEXTS[0]), config(), tmp_path, 5)
+
+
+@pytest.mark.parametrize("divisor", [2, 3])
+def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, monkeypatch, divisor):
+    def loss(network, architecture, config, pixels, labels, normal, elements, generator):
+        return torch.nn.functional.cross_entropy(network.eval()(normal(pixels)), labels)      # with statistics that do not depend on the batch
+
+    monkeypatch.setattr(training_module, "training_loss", loss)
+    architecture, settings = Architecture.parse("12px: 4k3@C4, 4k3"), config(1, optimizer="sgd", schedule="constant")
+    networks = []
+    for parts in (1, divisor):
+        state = start(architecture, replace(settings, batch_divisor=parts), tmp_path, load(DIGITS, (12, 12)))
+        training_module.train_epoch(state, architecture, replace(settings, batch_divisor=parts), load(DIGITS, (12, 12)))
+        networks.append(state.network)
+    for one, other in zip(*(network.parameters() for network in networks)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from searchspace.groups import Element, Group
 from trainers.actions import act
+from trainers.devices import send
 from trainers.settings import Augment, Normal
 
 QUARTERS = tuple(Element.parse(name) for name in ("e", "r90", "r180", "r270"))
@@ -56,7 +57,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     Bilinear interpolation, zero outside; the size stays, so a turned image that is not square loses its ends.
     """
     height, width = images.shape[-2:]
-    angles = degrees.to(device=images.device, dtype=images.dtype if images.dtype == torch.float64 else torch.float32).deg2rad()
+    angles = send(degrees.to(images.dtype if images.dtype == torch.float64 else torch.float32), images.device).deg2rad()
     cosine, sine = angles.cos(), angles.sin()
     zero = torch.zeros_like(cosine)
     # Output coordinates in -1..1 are mapped back into the input; the ratios keep a non-square image from being sheared.
@@ -70,7 +71,7 @@ def shift(images: Tensor, down: Tensor, right: Tensor, most: int) -> Tensor:
     height, width = images.shape[-2:]
     windows = functional.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     batch = torch.arange(len(images), device=images.device)
-    return windows[batch, :, most - down.to(images.device), most - right.to(images.device)]
+    return windows[batch, :, most - send(down, images.device), most - send(right, images.device)]
 
 
 def seen(augment: Augment, group: Group) -> tuple[Element, ...]:
@@ -99,7 +100,7 @@ def _turn_is_seen(degrees: float, augment: Augment) -> bool:
 def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     if not mirrored.any():
         return images
-    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    return torch.where(send(mirrored, images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
@@ -111,9 +112,9 @@ def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
         if square or element.quarter_turns % 2 == 0:
             chosen = degrees == element.degrees
             rest &= ~chosen
-            index = chosen.nonzero().squeeze(1).to(images.device)
+            index = send(chosen.nonzero().squeeze(1), images.device)
             result[index] = act(images[index], element)
     if rest.any():
-        index = rest.nonzero().squeeze(1).to(images.device)
+        index = send(rest.nonzero().squeeze(1), images.device)
         result[index] = rotate(images[index], degrees[rest])
     return result

@@ -100,8 +100,14 @@ def batch(images: Images, index: Tensor, device: "torch.device | str" = "cpu") -
 
 def normalise(pixels: Tensor, mean: "tuple[float, ...]", std: "tuple[float, ...]") -> Tensor:
     """(pixels - mean) / std with one pair of numbers per channel, so that it commutes with every motion of the pixels."""
-    shift, scale = (torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
-    return (pixels - shift) / scale
+    return normaliser(mean, std, pixels.device, pixels.dtype)(pixels)
+
+
+def normaliser(mean: "tuple[float, ...]", std: "tuple[float, ...]", device: "torch.device | str" = "cpu",
+               dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    """`normalise` with its numbers on the device already: to send them there anew, every batch would wait for a GPU."""
+    shift, scale = (torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (mean, std))
+    return lambda pixels: (pixels - shift) / scale
 
 
 def _load_test(splits: Splits) -> Images:

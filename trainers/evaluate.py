@@ -14,7 +14,7 @@ from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.groups import TRIVIAL, Group
 from trainers.augment import seen
-from trainers.datasets import Images, Splits, normalise
+from trainers.datasets import Images, Splits, batch, normalise
 from trainers.equivariance import equivariance_error
 from trainers.measures import SymmetryAccuracy, predict, summarise
 from trainers.fold import fold
@@ -68,10 +68,9 @@ def _errors(folded: torch.nn.Module, architecture: Architecture, images: Images,
 @torch.no_grad()
 def _latency(folded: torch.nn.Module, images: Images, normal) -> float:
     """Milliseconds per image of a forward pass from pixels to classes: the median over a few batches."""
-    times = []
-    for start in range(0, min(len(images.labels), LATENCY_BATCHES * BATCH), BATCH):
+    times, device = [], next(folded.parameters()).device
+    for index in torch.arange(min(len(images.labels), LATENCY_BATCHES * BATCH), device=images.pixels.device).split(BATCH):
         began = time.perf_counter()
-        pixels = images.pixels[start:start + BATCH]
-        folded(normal(pixels.float() / 255)).argmax(1).cpu()        # which waits for a GPU
-        times.append((time.perf_counter() - began) / len(pixels))
+        folded(normal(batch(images, index, device)[0])).argmax(1).cpu()        # which waits for a GPU
+        times.append((time.perf_counter() - began) / len(index))
     return 1000 * median(times)

@@ -57,6 +57,7 @@ def merge_barrier(network: Network, images: Tensor, labels: Tensor, element: Ele
     """
     _check(network, element)
     prepare = normalise or (lambda batch: batch)
+    images = images.to(network.linear.weight.device)        # the repaired network is a function, which does not say where it computes
     with measuring(network):
         batch = prepare(pixels(images[:512] if calibration is None else calibration, network))
         copied = moved_copy(network, element)

@@ -101,6 +101,7 @@ class Training(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: Augment = Augment()
     device: str = "auto"                               # auto | cpu | cuda | cuda:1
+    cuda_graphs: bool = True                           # on a GPU, replay steps from a graph where that is right and faster
 
 
 class Symmetry(Settings):

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
@@ -21,7 +21,9 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from trainers.augment import transform
-from trainers.datasets import Splits, batch, load, normalise
+from trainers.capture import Steps
+from trainers.datasets import Splits, batch, load, normaliser
+from trainers.devices import pick_device, send
 from trainers.evaluate import evaluate
 from trainers.losses import draw, equivariance_loss, move, pooled, usable_elements
 from trainers.networks import Network, build
@@ -67,6 +69,8 @@ class Diverged(ValueError):
 class _State:
     network: Network
     optimizer: torch.optim.Optimizer
+    generator: torch.Generator = field(default_factory=torch.Generator)     # seeded anew for every epoch
+    steps: Optional[Steps] = None   # from the first epoch on
     epoch: int = 0                  # epochs done
     seconds: float = 0.0            # of all calls
     history: tuple[dict[str, float], ...] = ()
@@ -150,7 +154,7 @@ def _read(path: Path, device: torch.device) -> Optional[dict[str, Any]]:
 
 
 def _fingerprint(architecture: Architecture, config: Config) -> str:
-    training = config.training.model_dump(mode="json", exclude={"device"})
+    training = config.training.model_dump(mode="json", exclude={"device", "cuda_graphs"})
     data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})      # where the data lies may change
     return json.dumps({"architecture": str(architecture), "seed": config.seed, "learning_rate": config.peak_rate,
                        "training": training, "data": data, "group": config.symmetry.group}, sort_keys=True)
@@ -158,36 +162,53 @@ def _fingerprint(architecture: Architecture, config: Config) -> str:
 
 def train_epoch(state: _State, architecture: Architecture, config: Config, splits: Splits) -> float:
     """Trains the state's next epoch and returns the mean training loss, equivariance loss included, nats."""
-    training, network, optimizer = config.training, state.network, state.optimizer
+    training, network = config.training, state.network
     device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed_of(config.seed, state.epoch))
-    elements = usable_elements(config.group, architecture.size) if architecture.loss.kind != "none" else ()
+    generator = state.generator.manual_seed(seed_of(config.seed, state.epoch))
     count = len(splits.train.labels)
     steps = -(-count // training.batch_size)
     order = torch.randperm(count, generator=generator)
-    precision = resolve(training.precision, device)
+    if state.steps is None:
+        state.steps = _steps(state, architecture, config, splits)
     network.train()
     total = torch.zeros((), device=device)
-    for step in range(steps):
-        chosen = order[step * training.batch_size:(step + 1) * training.batch_size]
+    for step, chosen in enumerate(send(order, splits.train.pixels.device).split(training.batch_size)):
         if len(chosen) < 2:         # batch norm needs two
             break
+        pixels, labels = batch(splits.train, chosen, device)
+        pixels = transform(pixels, training.augment, config.group, generator)
         rate = rate_at(training, config.peak_rate, state.epoch * steps + step, training.epochs * steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        for part in chosen.split(max(2, -(-len(chosen) // config.batch_divisor))):
-            if len(part) < 2:
-                continue
-            pixels, labels = batch(splits.train, part.to(device), device)
-            pixels = transform(pixels, training.augment, config.group, generator)
-            with autocast(precision, device):
-                loss = training_loss(network, architecture, config, pixels, labels, splits, elements, generator)
-            (loss * (len(part) / len(chosen))).backward()
-            total += loss.detach() * len(part)
-        optimizer.step()
+        total.add_(state.steps(pixels, labels, rate), alpha=len(chosen))
     _settle(network, order[:max(2, min(STATISTICS_IMAGES, count // 2))], config, splits, generator)
     return float(total) / count
+
+
+def _steps(state: _State, architecture: Architecture, config: Config, splits: Splits) -> Steps:
+    """What makes the training's steps: on a batch, in the parts that the configuration asks for."""
+    training, network, optimizer = config.training, state.network, state.optimizer
+    device = next(network.parameters()).device
+    precision = resolve(training.precision, device)
+    elements = usable_elements(config.group, architecture.size) if architecture.loss.kind != "none" else ()
+    normal = normaliser(splits.mean, splits.std, device)
+    full = min(training.batch_size, len(splits.train.labels))
+
+    def step(pixels: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        total, size = torch.zeros((), device=device), max(2, -(-len(pixels) // config.batch_divisor))
+        for images, classes in zip(pixels.split(size), labels.split(size)):
+            if len(images) < 2:
+                continue
+            with autocast(precision, device):
+                loss = training_loss(network, architecture, config, images, classes, normal, elements, state.generator)
+            share = len(images) / len(pixels)
+            (loss * share).backward()
+            total.add_(loss.detach(), alpha=share)
+        optimizer.step()
+        return total
+
+    # In a graph every image of the loss's part of a batch keeps its element; there must be room for all of them.
+    capture = training.cuda_graphs and config.batch_divisor == 1 and len(elements) <= equivariance_images(config.training, full)
+    return Steps(step, network, optimizer, full, capture=capture)
 
 
 def _settle(network: Network, chosen: Tensor, config: Config, splits: Splits, generator: torch.Generator) -> None:
@@ -197,36 +218,41 @@ def _settle(network: Network, chosen: Tensor, config: Config, splits: Splits, ge
     54 % with running averages and 42 and 54 % with these, a plain one 57 and 42 % and 80 and 63 %.
     """
     training, device = config.training, next(network.parameters()).device
-    precision = resolve(training.precision, device)
+    precision, normal = resolve(training.precision, device), normaliser(splits.mean, splits.std, device)
 
     def batches() -> Iterator[Tensor]:
         for part in chosen.split(max(2, training.batch_size // config.batch_divisor)):
             if len(part) > 1:
-                pixels = transform(batch(splits.train, part.to(device), device)[0], training.augment, config.group, generator)
-                yield normalise(pixels, splits.mean, splits.std)
+                pixels = transform(batch(splits.train, send(part, splits.train.pixels.device), device)[0], training.augment, config.group, generator)
+                yield normal(pixels)
 
     with autocast(precision, device):
         estimate_statistics(network, batches())
 
 
-def training_loss(network: Network, architecture: Architecture, config: Config, pixels: Tensor, labels: Tensor, splits: Splits,
+def training_loss(network: Network, architecture: Architecture, config: Config, pixels: Tensor, labels: Tensor, normal: Callable[[Tensor], Tensor],
                   elements: tuple, generator: torch.Generator) -> Tensor:
     """The loss of a batch: cross entropy of images in 0..1 [B, C, H, W], plus the architecture's equivariance loss.
 
-    That is measured on the first `equivariance_batch` of the batch, under `elements` drawn from `generator`; of `splits` only
-    mean and std are read.
+    `normal` normalises images. The equivariance loss is measured on the first `equivariance_batch` of the batch, under `elements`
+    drawn from `generator`.
     """
     if architecture.loss.kind == "none":
-        logits = network(normalise(pixels, splits.mean, splits.std))
+        logits = network(normal(pixels))
         return functional.cross_entropy(logits.float(), labels)
-    count, size = len(pixels), max(1, round(config.training.equivariance_batch * len(pixels)))
+    count, size = len(pixels), equivariance_images(config.training, len(pixels))
     parts = draw(elements, size, generator)
     together = torch.cat([pixels, move(pixels[:size], parts)])
     kind = architecture.loss.kind
-    logits, stages = network.forward_with_parts(normalise(together, splits.mean, splits.std), slice(size), slice(count, None),
+    logits, stages = network.forward_with_parts(normal(together), slice(size), slice(count, None),
                                                 block=pooled(kind, config.group))
     penalty = equivariance_loss(kind, config.group, parts, *zip(*stages), logits[count:], labels[:size])
     return functional.cross_entropy(logits[:count].float(), labels) + architecture.loss.weight * penalty
+
+
+def equivariance_images(training: Training, count: int) -> int:
+    """How many of a batch of `count` images the equivariance loss is measured on."""
+    return max(1, round(training.equivariance_batch * count))
 
 
 def rate_at(training: Training, peak: float, step: int, total: int) -> float:
@@ -262,19 +288,6 @@ def seed_of(*numbers: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
         state ^= state >> 31
     return state >> 1
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU if there is one. Raises ValueError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"there is no device '{name}'; write auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name} is not there: this machine shows {torch.cuda.device_count()} GPUs; take device: auto")
-    return device
 
 
 def on_device(splits: Splits, device: torch.device) -> Splits:

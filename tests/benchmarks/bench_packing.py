@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_packing.py [--seconds 40] [--repeats 3] [--json FILE]
     python tests/benchmarks/bench_packing.py --device cuda --workers 1 2 4 8      # on one card; its busy share is read from nvidia-smi
 
-Each way starts its workers, lets each train once to warm up, and then counts epochs that all of them finish in the given time, evaluation and
-checkpoint included; an hour's trials are an hour's epochs over the epochs of a trial. Ways alternate in reversed order every other
+Each way starts its workers, lets each train once to warm up, and then counts epochs that all of them finish in the given time, the evaluation at the end
+and checkpoints included; an hour's trials are an hour's epochs over the epochs of a trial. Ways alternate in reversed order every other
 repeat. `auto` is what `workers: auto` takes on this machine, and is measured as one of the ways.
 """
 
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +30,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 P4CNN = "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
 EPOCHS = 5                  # of a trial
 Way = tuple[int, int]       # workers, threads of each
+
+
+class Stopped(Exception):
+    """The time is over."""
 
 
 def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, epochs) -> None:
@@ -46,14 +51,16 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
     splits = load(data, architecture.size)
 
     def trial(number: int, until: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for epoch in range(1, until + 1):
-                train(architecture, Config(data, training, Symmetry(group="C4"), seed=number), Path(folder), epoch, splits=splits)
-                if stop.is_set():
-                    return
-                if go.is_set():
-                    with epochs.get_lock():
-                        epochs.value += 1
+        def count(epoch, row) -> None:
+            if stop.is_set():
+                raise Stopped
+            if go.is_set():
+                with epochs.get_lock():
+                    epochs.value += 1
+
+        config = Config(data, training, Symmetry(group="C4"), seed=number)
+        with tempfile.TemporaryDirectory() as folder, suppress(Stopped):
+            train(architecture, config, Path(folder), until, splits=splits, on_epoch=count)
 
     trial(seed, 1)
     ready.release()

@@ -11,6 +11,7 @@ All take the same optimizer, Adam in one fused call. The step with an equivarian
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -19,7 +20,6 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,9 @@ from torch import nn  # noqa: E402
 from searchspace.architecture import Architecture  # noqa: E402
 from trainers import bases  # noqa: E402
 from trainers.actions import act  # noqa: E402
+from trainers.capture import WARM_UP, Steps  # noqa: E402
+from trainers.datasets import normaliser  # noqa: E402
+from trainers.devices import wait  # noqa: E402
 from trainers.losses import usable_elements  # noqa: E402
 from trainers.networks import build, channels_last  # noqa: E402
 from trainers.precision import fast_bfloat16  # noqa: E402
@@ -145,21 +148,31 @@ def variants(network: str, group: str, device: str) -> dict[str, tuple[nn.Module
     return {name: (module.to(device).train(), reduced) for name, (module, reduced) in found.items()}
 
 
-def stepper(module: nn.Module, reduced: bool, images, labels):
-    """A function that makes one training step and waits for it."""
+def stepper(module: nn.Module, reduced: bool, images, labels, graph: bool = False):
+    """A function that makes one training step and waits for it, with `graph` replayed from a CUDA graph as `trainers.train` does."""
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
-    device = images.device.type
 
-    def step() -> None:
+    def step(pixels, classes):
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=reduced):
-            logits = module(images)
-        F.cross_entropy(logits.float(), labels).backward()
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=reduced):
+            logits = module(pixels)
+        loss = F.cross_entropy(logits.float(), classes)
+        loss.backward()
         optimizer.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        return loss.detach()
 
-    return step
+    steps = Steps(step, module, optimizer, len(images), capture=graph)
+
+    def run() -> None:
+        steps(images, labels, 1e-3)
+        wait(images.device)
+
+    if graph:
+        for _ in range(WARM_UP + 1):
+            run()
+        if not steps.captured:
+            print("  a step was not captured, and counts as it is", file=sys.stderr)
+    return run
 
 
 def loss_stepper(network: str, group: str, kind: str, images, labels):
@@ -169,14 +182,13 @@ def loss_stepper(network: str, group: str, kind: str, images, labels):
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
     config = Config(Data(name="mnist"), Training(), Symmetry(group=group))
     elements, generator = usable_elements(config.group, shape.size), torch.Generator().manual_seed(0)
-    moments = SimpleNamespace(mean=(0.0,) * images.shape[1], std=(1.0,) * images.shape[1])
+    normal = normaliser((0.0,) * images.shape[1], (1.0,) * images.shape[1], images.device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        training_loss(module, shape, config, images, labels, moments, elements, generator).backward()
+        training_loss(module, shape, config, images, labels, normal, elements, generator).backward()
         optimizer.step()
-        if images.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(images.device)
 
     return step
 
@@ -221,16 +233,19 @@ def run(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
     labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     modules = variants(network, group, device)
     steps = {name: stepper(module, reduced, images, labels) for name, (module, reduced) in modules.items()}
+    if device == "cuda":
+        graphs = {name: pair for name, pair in modules.items() if not name.startswith("escnn")}
+        steps |= {f"{name} graph": stepper(copy.deepcopy(module), reduced, images, labels, True) for name, (module, reduced) in graphs.items()}
     losses = {f"basis, {kind}": loss_stepper(network, group, kind, images, labels) for kind in ("none", "layerwise")}
     if fast_bfloat16(device):
         times = measure({**steps, **losses}, rounds)
     else:       # its figures say nothing here, and take most of the time
-        times = measure({**{name: step for name, step in steps.items() if not name.endswith("bf16")}, **losses}, rounds)
+        times = measure({**{name: step for name, step in steps.items() if "bf16" not in name}, **losses}, rounds)
     result = {"network": network, "group": group, "batch": batch, "parity": errors,
               "milliseconds": {name: 1000 * statistics.median(t[0] for t in values) for name, values in times.items()},
               "of_escnn": {name: ratio(times, name, "escnn") for name in times if name != "escnn" and name not in losses},
               "escnn_over": {name: ratio(times, "escnn", name) for name in times if name.startswith(("free", "basis")) and name not in losses},
-              "of_floor": {name: ratio(times, name, "plain bf16" if name.endswith("bf16") else "plain")
+              "of_floor": {name: ratio(times, name, " ".join(["plain", *name.split()[1:]]))
                            for name in times if name.startswith(("free", "basis")) and name not in losses},
               "layerwise_loss": ratio(times, "basis, layerwise", "basis, none"),
               "expansion_share": {name: expansion_share(modules[name][0], steps[name], rounds) for name in ("free", "basis") if name in modules}}

@@ -7,6 +7,7 @@ image are zero, so transform images in 0..1 and normalise afterwards.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as functional
@@ -105,16 +106,19 @@ def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
 
 def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
     """Quarter turns by exact index moves, other angles (and quarter turns of images that are not square) bilinearly."""
-    square = images.shape[-1] == images.shape[-2]
-    result = torch.empty_like(images)
-    rest = torch.ones(len(images), dtype=torch.bool)
-    for element in QUARTERS:
-        if square or element.quarter_turns % 2 == 0:
-            chosen = degrees == element.degrees
-            rest &= ~chosen
-            index = send(chosen.nonzero().squeeze(1), images.device)
-            result[index] = act(images[index], element)
-    if rest.any():
-        index = send(rest.nonzero().squeeze(1), images.device)
-        result[index] = rotate(images[index], degrees[rest])
+    height, width = images.shape[-2:]
+    step = 90 if height == width else 180
+    exact = degrees % step == 0
+    sources = _sources(height, width, images.device)[send((degrees // step * exact).long(), images.device)]
+    result = images.flatten(2).gather(2, sources[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
+    if not exact.all():
+        index = send((~exact).nonzero().squeeze(1), images.device)
+        result[index] = rotate(images[index], degrees[~exact])
     return result
+
+
+@lru_cache(maxsize=64)
+def _sources(height: int, width: int, device: torch.device) -> Tensor:
+    """Which pixel each comes from after 0, 1, 2 and 3 quarter turns [4, pixels], or, of an image that is not square, 0 and 1 half turns [2, pixels]."""
+    pixels = torch.arange(height * width).view(1, 1, height, width)
+    return torch.stack([act(pixels, element).flatten() for element in (QUARTERS if height == width else QUARTERS[::2])]).to(device)

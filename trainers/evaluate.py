@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from trainers.train import Config
 
 ERROR_IMAGES = 64       # images that the equivariance error is measured on
-BATCH = 128             # images per forward; larger ones were slower on a CPU
-LATENCY_BATCHES = 3     # that the latency is taken from
+LATENCY_BATCH, LATENCY_BATCHES = 128, 3     # images per forward that the latency is taken from, and how many of them at most
 
 
 def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, images: "Images | None" = None) -> Scores:
@@ -40,7 +39,7 @@ def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, 
     declared = config.group
     normal = partial(normalise, mean=splits.mean, std=splits.std)
     folded = fold(network)
-    predictions = predict(folded, images.pixels, declared.elements, normalise=normal, batch_size=BATCH)
+    predictions = predict(folded, images.pixels, declared.elements, normalise=normal)
     symmetry = summarise(predictions, images.labels, declared, seen(config.training.augment, declared))
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
     errors = (0.0, 0.0) if declared == TRIVIAL else _errors(folded, network.architecture, images, declared, normal)
@@ -69,7 +68,7 @@ def _errors(folded: torch.nn.Module, architecture: Architecture, images: Images,
 def _latency(folded: torch.nn.Module, images: Images, normal) -> float:
     """Milliseconds per image of a forward pass from pixels to classes: the median over a few batches."""
     times, device = [], next(folded.parameters()).device
-    for index in torch.arange(min(len(images.labels), LATENCY_BATCHES * BATCH), device=images.pixels.device).split(BATCH):
+    for index in torch.arange(min(len(images.labels), LATENCY_BATCHES * LATENCY_BATCH), device=images.pixels.device).split(LATENCY_BATCH):
         began = time.perf_counter()
         folded(normal(batch(images, index, device)[0])).argmax(1).cpu()        # which waits for a GPU
         times.append((time.perf_counter() - began) / len(index))

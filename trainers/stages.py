@@ -72,14 +72,23 @@ def pixels(images: Tensor, model: Model) -> Tensor:
     """
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images have shape {list(images.shape)}; they must be [batch, channel, height, width] with at least one image")
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    device = images.device if parameter is None else parameter.device
+    parameter, device = _parameter(model), device_of(model, images)
     dtype = parameter.dtype if parameter is not None else images.dtype if images.is_floating_point() else torch.float32
     scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
     images = images.to(device=device, dtype=dtype) * scale
     if not images.isfinite().all():
         raise ValueError("the images contain values that are not finite; measure on finite images")
     return images
+
+
+def device_of(model: Model, images: Tensor) -> torch.device:
+    """Where the model computes: where its parameters are; a model without any, where the images are."""
+    parameter = _parameter(model)
+    return images.device if parameter is None else parameter.device
+
+
+def _parameter(model: Model) -> Optional[nn.Parameter]:
+    return next(model.parameters(), None) if isinstance(model, nn.Module) else None
 
 
 def _fields(name: str, maps: Tensor, group: Group) -> Stage:

@@ -38,14 +38,15 @@ from trainers.measurement import measure  # noqa: E402
 from trainers.networks import build, channels_last  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
 
-P4CNN = "{size}px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
-PLAIN = "{size}px: 20k3, 20k3 max2/2, 20k3, 20k3, 20k3, 20k3, 20k4p0"
+PADDED = "{size}px: {f}k3@{group}, {f}k3 max2/2, {f}k3, {f}k3, {f}k3, {f}k3, {f}k4p0"                      # of Edixhoven et al.
+UNPADDED = "{size}px: {f}k3p0@{group}, {f}k3p0 max2/2, {f}k3p0, {f}k3p0, {f}k3p0, {f}k3p0, {f}k4p0"       # of Cohen & Welling
+FIELDS = {"C4": 10, "D4": 7}        # 40 and 56 channels
 C4 = Group.parse("C4")
 
 
-def networks(size: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+def networks(size: int, group: Group) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The same network, ours and of escnn's modules, with weights and statistics that differ between channels."""
-    shape = Architecture.parse(P4CNN.format(size=size) + " filters=basis")
+    shape = Architecture.parse(PADDED.format(size=size, f=FIELDS[str(group)], group=group) + " filters=basis")
     mine, theirs = build(shape, channels=1, classes=10).eval(), EscnnNetwork(shape, 1, 10)
     generator = torch.Generator().manual_seed(1)
     for convolution in mine.convolutions:
@@ -61,9 +62,21 @@ def relative(after, expected, reference) -> float:
 
 
 @torch.no_grad()
-def by_escnn(network: EscnnNetwork, images: torch.Tensor, whole: bool) -> dict:
+def escnn_elements(network: EscnnNetwork, images: torch.Tensor, group: Group) -> dict:
+    """What escnn calls each of the group's elements but the identity: what moves the images alike."""
+    incoming = enn.GeometricTensor(images, network.image_type)
+    found = {}
+    for theirs in network.image_type.gspace.fibergroup.elements:
+        moved = incoming.transform(theirs).tensor
+        found |= {ours: theirs for ours in group.elements if ours != IDENTITY and torch.allclose(moved, act(images, ours), atol=1e-3)}
+    assert len(found) == group.order - 1
+    return found
+
+
+@torch.no_grad()
+def by_escnn(network: EscnnNetwork, images: torch.Tensor, group: Group, elements: dict, whole: bool) -> dict:
     """The errors of every stage (0: logits) and element, each from two forwards of its own: whole, or up to the stage."""
-    errors, space = {}, network.image_type.gspace
+    errors = {}
     incoming = enn.GeometricTensor(images, network.image_type)
 
     def forward(maps: enn.GeometricTensor, stage: int):
@@ -80,8 +93,8 @@ def by_escnn(network: EscnnNetwork, images: torch.Tensor, whole: bool) -> dict:
         return found
 
     for stage in range(len(network.stages) + 1):
-        for index in range(1, C4.order):
-            element = space.fibergroup.element(index)
+        for ours, element in elements.items():
+            index = group.index(ours)
             before, after = forward(incoming, stage), forward(incoming.transform(element), stage)
             if stage:
                 errors[stage, index] = relative(after.tensor, before.transform(element).tensor, before.tensor)
@@ -91,59 +104,63 @@ def by_escnn(network: EscnnNetwork, images: torch.Tensor, whole: bool) -> dict:
 
 
 @torch.no_grad()
-def by_forwards(network, images: torch.Tensor) -> dict:
+def by_forwards(network, images: torch.Tensor, group: Group) -> dict:
     """The same of our network, unfolded: two whole forwards for every stage and element."""
     errors = {}
     for stage in range(len(network.stages) + 1):
-        for index, element in enumerate(C4.elements):
+        for index, element in enumerate(group.elements):
             if element != IDENTITY:
                 before, after = ((logits, *maps)[stage] for logits, maps in map(network.forward_with_stages, (images, act(images, element))))
-                errors[stage, index] = relative(after, act_on_fields(before, element, C4) if stage else before, before)
+                errors[stage, index] = relative(after, act_on_fields(before, element, group) if stage else before, before)
     return errors
 
 
-def batched(network, images: torch.Tensor) -> dict:
+def batched(network, images: torch.Tensor, group: Group) -> dict:
     """The same as it is measured here: folded, one pass; the time to fold counts."""
-    fields = {f"stage {n}": C4 for n in range(1, len(network.stages) + 1)}
-    found = equivariance_error(fold(network), images, C4, fields=fields, normalise=channels_last)
-    return {(n, C4.index(e)): error for n, stage in enumerate((found.logits, *found.stages)) for e, error in zip(stage.elements, stage.relative)}
+    fields = {f"stage {n}": group for n in range(1, len(network.stages) + 1)}
+    found = equivariance_error(fold(network), images, group, fields=fields, normalise=channels_last)
+    return {(n, group.index(e)): error for n, stage in enumerate((found.logits, *found.stages)) for e, error in zip(stage.elements, stage.relative)}
 
 
-def layerwise(rounds: int, count: int) -> dict:
+def layerwise(name: str, rounds: int, count: int) -> dict:
     """Parity at a size that breaks the symmetry, then ratios at one that keeps it."""
+    group = Group.parse(name)
     for size in (27, 28):
-        mine, theirs = networks(size)
+        mine, theirs = networks(size, group)
         images = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
-        variants = {"escnn, whole forwards": lambda: by_escnn(theirs, images, True), "escnn, forwards up to the stage": lambda: by_escnn(theirs, images, False),
-                    "ours unfolded, whole forwards": lambda: by_forwards(mine, images), "batched": lambda: batched(mine, images)}
+        known = escnn_elements(theirs, images[:1], group)
+        variants = {"escnn, whole forwards": lambda: by_escnn(theirs, images, group, known, True),
+                    "escnn, forwards up to the stage": lambda: by_escnn(theirs, images, group, known, False),
+                    "ours unfolded, whole forwards": lambda: by_forwards(mine, images, group), "batched": lambda: batched(mine, images, group)}
         results = {name: run() for name, run in variants.items()}
-        for name, errors in results.items():
+        for variant, errors in results.items():
             worst = max(abs(error - results["batched"][key]) for key, error in errors.items())
             broken = max(results["batched"].values())
-            allowed = 1e-4 if name.startswith("escnn") else 1e-5      # escnn's transforms interpolate, also at quarter turns
-            if not worst < allowed or (broken > 0.05) != (size == 27):
-                raise SystemExit(f"at {size} pixels {name} and the batched pass differ by {worst:.1e} (largest error {broken:.1e}); no time is printed")
+            allowed = 1e-4 if variant.startswith("escnn") else 1e-5      # escnn's transforms interpolate, also at quarter turns
+            if errors.keys() != results["batched"].keys() or not worst < allowed or (broken > 0.05) != (size == 27):
+                raise SystemExit(f"at {size} pixels {variant} and the batched pass differ by {worst:.1e} (largest error {broken:.1e}); no time is printed")
     times = in_turn(variants, rounds)
-    ratios = {name: ratio(times, name, "batched") for name in times if name != "batched"}
-    seconds = {name: statistics.median(t[1] for t in found) for name, found in times.items()}
-    print(f"\nLayerwise equivariance error, {count} images, C4, {P4CNN.format(size=28)}: all agree at 27 (broken) and 28 pixels")
+    ratios = {variant: ratio(times, variant, "batched") for variant in times if variant != "batched"}
+    seconds = {variant: statistics.median(t[1] for t in found) for variant, found in times.items()}
+    print(f"\nLayerwise equivariance error, {count} images, {mine.architecture}: all agree at 27 (broken) and 28 pixels")
     print(f"  {'batched':32} {seconds['batched']:7.3f} processor seconds")
-    for name, found in ratios.items():
-        print(f"  {name:32} {seconds[name]:7.3f}   {found['median']:5.1f} times (quartiles {found['low']:.1f} to {found['high']:.1f}; "
+    for variant, found in ratios.items():
+        print(f"  {variant:32} {seconds[variant]:7.3f}   {found['median']:5.1f} times (quartiles {found['low']:.1f} to {found['high']:.1f}; "
               f"processor time {found['processor']:.1f})")
     return {"images": count, "rounds": rounds, "processor_seconds": seconds, "times_batched": ratios}
 
 
 def whole(rounds: int, count: int, threads: int) -> dict:
-    """Seconds of every instrument on an exact and a plain network, and what the forwards by angle take at this machine's rate."""
+    """Seconds of every instrument on exact and plain networks of 25,000 parameters, and what the forwards by angle take at this machine's rate."""
     results, images = {}, torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(count) % 10
-    for name, text in (("exact C4", P4CNN), ("plain", PLAIN)):
-        shape = Architecture.parse(text.format(size=28))
+    shapes = {f"{kind} {layout}": Architecture.parse(text.format(size=28, f=fields, group=group)) for layout, text in (("unpadded", UNPADDED), ("padded", PADDED))
+              for kind, fields, group in (("P4CNN", 10, "C4"), ("Z2CNN", 20, "C1"))}
+    for name, shape in shapes.items():
         network, macs = build(shape, channels=1, classes=10).eval(), cost(shape).macs
         one, all_cores = (measure_once(network, images[:200], labels[:200], n) for n in (1, threads))
         if one != all_cores:
-            raise SystemExit(f"the measurement of the {name} network on {threads} threads differs from that on one; no time is printed")
+            raise SystemExit(f"the measurement of {name} on {threads} threads differs from that on one; no time is printed")
         wall, processor, rate = [], [], []
         for _ in range(rounds):
             began, spent = time.perf_counter(), time.process_time()
@@ -155,7 +172,7 @@ def whole(rounds: int, count: int, threads: int) -> dict:
         floor = forwards * macs / statistics.median(rate) / 1e9 / threads
         results[name] = {"wall_seconds": wall, "processor_seconds": processor, "forwards_by_angle": forwards, "macs": macs,
                          "gmacs_per_second_and_core": rate, "floor_seconds": floor}
-        print(f"\nAll instruments, {name} network, {count} images, C4 and 36 angles, {threads} threads: {statistics.median(wall):.1f} s "
+        print(f"\nAll instruments, {name}, {count} images, C4 and 36 angles, {threads} threads: {statistics.median(wall):.1f} s "
               f"({min(wall):.1f} to {max(wall):.1f}; processor {statistics.median(processor):.1f})")
         print(f"  the {forwards} forwards by angle are {forwards * macs / 1e9:.0f} GMAC: {floor:.1f} s at {statistics.median(rate):.1f} GMAC/s a core")
     return results
@@ -192,7 +209,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
     results = {}
     if "layerwise" in arguments.parts:
-        results["layerwise"] = layerwise(arguments.rounds, 16 if arguments.short else 64)
+        results["layerwise"] = {group: layerwise(group, arguments.rounds, 16 if arguments.short else 64) for group in FIELDS}
     if "whole" in arguments.parts:
         results["whole"] = whole(max(1, arguments.rounds // 3), arguments.images, about["cpus"])
     if arguments.json:

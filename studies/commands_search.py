@@ -79,12 +79,20 @@ def trials(directory: Directory, format: FormatOption = Format.table) -> None:
 
 
 @app.command()
-def front(directory: Directory, format: FormatOption = Format.table) -> None:
-    """Prints the Pareto front of the study in DIR; * marks the best compromise."""
-    from studies import views
+def front(directory: Directory,
+          figure: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Draws every two objectives: png, svg or pdf.", show_default=False)] = None,
+          format: FormatOption = Format.table) -> None:
+    """Prints the Pareto front of the study in DIR and draws it among all trials; * marks the best compromise."""
+    from studies import scatter, views
 
-    rows, columns, cells = views.front_rows(directory)
+    study, records = views.open_study(directory)
+    rows, columns, cells = views.front_rows(study, records)
     print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
+    found = scatter.dots(study, records) if format is Format.table or figure else []
+    if format is Format.table and (drawn := scatter.draw(found, study.objectives)):
+        print(f"\n{drawn}")
+    if figure is not None:
+        scatter.save_figure(found, study.objectives, figure)
 
 
 @app.command()
@@ -155,7 +163,7 @@ def _drive(opened: "Callable[[], SearchDriver]", directory: Path, quiet: bool) -
         with Progress(driver, quiet=quiet) as progress:
             ending = run(driver, listener=progress)
     note(f"ended: {ending.reason}")
-    rows, columns, cells = views.front_rows(directory)
+    rows, columns, cells = views.front_rows(*views.open_study(directory))
     print("\n".join(views.status_lines(views.status(directory))))
     if rows:
         print_table(columns, cells)

@@ -85,9 +85,8 @@ def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], lis
     return rows, columns, cells
 
 
-def front_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
+def front_rows(study: Study, records: Sequence[Record]) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """The Pareto front as values, and as the cells of a table; the best compromise is marked."""
-    study, records = open_study(directory)
     front = members(study, records)
     best = knee([record.values for record in front], study.objectives)
     rows = [{**trial_row(study, record), "knee": place == best} for place, record in enumerate(front)]

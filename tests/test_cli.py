@@ -66,6 +66,13 @@ def test_reading_commands_print_stable_json(run, study):
     assert shown["architecture"] == front[0]["architecture"] and shown["rungs"]
 
 
+def test_the_front_is_drawn_under_its_table_and_as_a_figure(run, study, tmp_path):
+    done = run("front", study, "--figure", tmp_path / "front.svg")
+    assert "symmetry accuracy, % (up) by accuracy, % (right)" in done.out and "*" in done.out and (tmp_path / "front.svg").stat().st_size > 1000
+    refused = run("front", study, "--figure", tmp_path / "front.bmp")
+    assert refused.status == 1 and "end its name in .png, .svg or .pdf" in refused.err and "Traceback" not in refused.err
+
+
 def test_trials_load_as_csv(run, study):
     rows = list(csv.DictReader(io.StringIO(run("trials", study, "--format", "csv").out)))
     assert len(rows) == 3 and {"trial", "state", "architecture", "values.accuracy", "params"} <= rows[0].keys()

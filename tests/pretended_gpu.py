@@ -138,6 +138,8 @@ def _run(function, arguments, options):
         shapes = [list(tensor.shape) for tensor in tensors if tensor.device.type == "cpu"]
         raise RuntimeError(f"{name}: expected all tensors on the same device, found {NAME} and cpu {shapes}")
     result = function(*near, **nearby)
+    if distant and name == "native_batch_norm_backward" and near[2] is None:        # as CUDA's kernel for channels-last maps
+        result = (result[0], result[1].new_empty(0), result[2].new_empty(0))
     if not function._schema.returns:
         return None
     if function._schema.is_mutable and name.endswith("_"):

@@ -134,13 +134,11 @@ def _spread(per_field: Tensor, order: int) -> Tensor:
 
 def _channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
     """(mean, biased variance) of each channel, in float32 at least."""
-    dtype = torch.promote_types(maps.dtype, torch.float32)
-    if maps.device.type != "cpu":
-        variance, mean = torch.var_mean(maps.to(dtype), (0, 2, 3), unbiased=False)
-        return mean, variance
+    if maps.device.type != "cpu":       # which sums in float32 at least
+        return torch.batch_norm_update_stats(maps, None, None, MOMENTUM)
     # Fast in any layout; var_mean over the outer dimensions of channels-last maps takes 15 times as long (torch 2.15).
     # The buffer says in which dtype the statistics are kept; its values are not used.
-    unused = torch.empty(maps.shape[1], dtype=dtype)
+    unused = torch.empty(maps.shape[1], dtype=torch.promote_types(maps.dtype, torch.float32))
     return torch.batch_norm_update_stats(maps, unused, unused, MOMENTUM)
 
 
@@ -230,9 +228,9 @@ def _through_statistics(grad: Tensor, read: Tensor, maps: Tensor, vectors: Tenso
     mean, variance, scale, _ = vectors
     inverse = (variance + EPSILON).rsqrt()
     factor = inverse * scale
-    # Per channel the sums of grad x (normalised maps) and of grad, then over the field.
+    # Per channel the sums of grad x (normalised maps) and of grad, then over the field; the weight does not enter, but without one CUDA sums nothing.
     _, along, total = torch.ops.aten.native_batch_norm_backward(
-        grad, read, None, mean, inverse, mean, inverse, True, EPSILON, [False, True, True])
+        grad, read, torch.ones_like(mean), mean, inverse, mean, inverse, True, EPSILON, [False, True, True])
     sums = torch.stack((along, total))
     if gather is not None:
         sums = sums @ gather.to(sums.dtype)

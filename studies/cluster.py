@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,6 +25,7 @@ from studies.files import STUDY
 
 OBJECT_STORE = 128 * 2**20      # bytes: nothing large passes through it
 PATIENCE = 30.0                 # seconds for a cluster to answer
+TRIALS_PER_CARD = 8
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",      # else Ray warns of a change to come, once per worker
@@ -107,6 +108,22 @@ def living_nodes(directory: Path) -> list[dict[str, float]]:
     except TimeoutError:
         raise StudyError(f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished is lost: "
                          f"`equisearch resume {directory}` goes on when it is back, or elsewhere with --ray-address") from None
+
+
+def cards_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
+    """How many cards a trial gets: what the study says, or with `auto` the share that lets every core of a node with cards train.
+
+    An eighth at least, since more trainings at once gain nothing on one card, and one card at most; 0 where no node has any, or the study trains
+    on CPUs. Nodes that differ get the smallest of their shares.
+    """
+    asked = study.resources.gpus_per_trial
+    if asked != "auto":
+        return asked
+    if study.training.device == "cpu":
+        return 0.0
+    wanted = study.resources.cpus_per_trial or 1 / TRIALS_PER_CARD
+    shares = [node["GPU"] / max(1, int(node.get("CPU", 0) / wanted)) for node in nodes if node.get("GPU", 0) >= 1]
+    return min((min(1.0, max(1 / TRIALS_PER_CARD, int(10_000 * share) / 10_000)) for share in shares), default=0.0)     # Ray counts in ten-thousandths
 
 
 def shipped(resources: Resources) -> dict[str, Any]:

@@ -97,12 +97,19 @@ class Resources(Settings):
     executor: Literal["auto", "in_process", "ray"] = "auto"       # auto: in process for one worker without an address, else Ray
     workers: Union[Literal["auto"], Annotated[int, Field(ge=1)]] = "auto"   # trials at the same time; auto: as many as fit
     cpus_per_trial: float = Field(1, ge=0)
-    gpus_per_trial: float = Field(0, ge=0)             # may be a fraction
+    # Of cards, may be a fraction; 0: trials train on CPUs; auto: where there are cards, as much as lets every core train, an eighth at least
+    gpus_per_trial: Union[Literal["auto"], Annotated[float, Field(ge=0)]] = "auto"
     memory_per_trial: float = Field(1.2, ge=0)         # GB; with `workers: auto` no machine gets more trials than its memory holds
     custom: dict[str, float] = {}                      # custom Ray resources of a trial
     address: Optional[str] = None                      # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
     runtime_env: dict[str, Any] = {}                   # Ray's, for clusters whose nodes lack the package
     trial_timeout: Optional[Seconds] = None            # a worker silent for that long (no epoch finished) is replaced
+
+    @model_validator(mode="after")
+    def _whole_cards(self) -> "Resources":
+        if self.gpus_per_trial != "auto" and self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
+            raise ValueError(f"gpus_per_trial is {self.gpus_per_trial:g}; a trial takes a share of one card, up to 1, or whole cards")
+        return self
 
 
 class Loggers(Settings):
@@ -125,6 +132,12 @@ class Study(Settings):
     search: Search = Search()
     resources: Resources = Resources()
     loggers: Loggers = Loggers()
+
+    @property
+    def trial_training(self) -> Training:
+        """The training as trials run it: on the CPU where they are given no card and the device is left open."""
+        on_cpu = self.training.device == "auto" and self.resources.gpus_per_trial == 0
+        return self.training.model_copy(update={"device": "cpu"}) if on_cpu else self.training
 
     @model_validator(mode="after")
     def _enumerable(self) -> "Study":

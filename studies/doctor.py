@@ -103,7 +103,7 @@ def _gpu_found() -> Finding:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("GPU", "ok", ", ".join(names), "ask for one with `resources: {gpus_per_trial: 0.25}`: several trials share a card")
+        return Finding("GPU", "ok", ", ".join(names), "trials share them, up to eight a card; `resources: {gpus_per_trial: 0.5}` gives each half of one, 0 none")
     return Finding("GPU", "note", "none that torch sees: trials run on the CPU",
                    "if there is one, compare `nvidia-smi` with torch.version.cuda and reinstall torch for that driver")
 

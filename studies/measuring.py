@@ -70,7 +70,7 @@ def _from_trial(directory: Path, number: int) -> Subject:
     if not record.architecture or not (folder / CHECKPOINT).is_file():
         raise StudyError(f"trial {number} of {directory} has no checkpoint (it is {record.state}); choose one that was trained")
     architecture = Architecture.parse(record.architecture)
-    config = Config(study.data, study.training, study.symmetry, record.attributes["seed"], record.attributes.get("learning_rate"))
+    config = Config(study.data, study.trial_training, study.symmetry, record.attributes["seed"], record.attributes.get("learning_rate"))
     splits = load(study.data, architecture.size)
     network = start(architecture, config, folder, splits).network
     return Subject(network, architecture.size, study, partial(normalise, mean=splits.mean, std=splits.std))

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studies.assignments import Assignment, Decision, Leave, checked
-from studies.cluster import connected, living_nodes, unseen
+from studies.cluster import cards_of_trial, connected, living_nodes, unseen
 from studies.config import Study
 from studies.driver import SearchDriver
 from studies.errors import StudyError
@@ -156,11 +156,12 @@ class _Pool:
         self._ray, self._driver, self._show, self._interruption, self._place = ray, driver, show, interruption, place
         resources = driver.study.resources
         self._memory = self._memory_of_trial()
+        self._cards = cards_of_trial(driver.study, living_nodes(driver.directory))
         # Ray sets OMP_NUM_THREADS to num_cpus before a worker imports anything; a runtime_env would cost 4 s at the start
         self._actor = ray.remote(Worker).options(
-            num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, memory=self._memory or None,
+            num_cpus=resources.cpus_per_trial, num_gpus=self._cards, memory=self._memory or None,
             resources=resources.custom or None, max_restarts=0, **({"runtime_env": resources.runtime_env} if resources.runtime_env and place == "caller" else {}))
-        self._study = ray.put(driver.study)
+        self._study = ray.put(driver.study.model_copy(update={"resources": resources.model_copy(update={"gpus_per_trial": self._cards})}))
         self._trainable = cloudpickle.dumps(trainable)
         self._members: set[_Member] = set()
         self._events: queue.Queue[tuple[_Member | None, Future]] = queue.Queue()
@@ -218,7 +219,7 @@ class _Pool:
 
     def _capacity(self) -> int:
         resources = self._driver.study.resources
-        needs = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial, "memory": self._memory, **resources.custom}
+        needs = {"CPU": resources.cpus_per_trial, "GPU": self._cards, "memory": self._memory, **resources.custom}
         nodes = living_nodes(self._driver.directory)
         needs = {name: amount for name, amount in needs.items() if amount > 0}
         fitting = sum(min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()), default=1) for node in nodes)

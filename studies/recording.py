@@ -97,7 +97,7 @@ def _record_one(job: _Job) -> list[dict[str, Any]]:
     from trainers.train import Config, train
 
     tune_process(max(1, int(job.study.resources.cpus_per_trial)))
-    config = Config(job.study.data, job.study.training, job.study.symmetry, job.study.search.seed, job.proposal.learning_rate)
+    config = Config(job.study.data, job.study.trial_training, job.study.symmetry, job.study.search.seed, job.proposal.learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         return [train(job.proposal.architecture, config, Path(folder), epoch).as_dict()
                 for epoch in range(1, job.study.training.epochs + 1)]

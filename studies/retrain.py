@@ -81,7 +81,7 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
     if test is None:
         raise ValueError(f"{study.data.name or study.data.folder} has no test split; give the folder a test/ with the same classes, or one "
                          "folder of classes without train/, of which a fifth is kept for testing")
-    config = Config(study.data, study.training, study.symmetry, job.seed, job.learning_rate)
+    config = Config(study.data, study.trial_training, study.symmetry, job.seed, job.learning_rate)
     validation = train(architecture, config, directory, study.training.epochs, splits=splits)
     network = start(architecture, config, directory, splits).network
     tested = evaluate(network, splits, config, epoch=study.training.epochs, images=test)

@@ -25,7 +25,7 @@ def train_one(study: Study, architecture: Architecture, *, seed: int = 0, out: "
     from trainers.train import Config, start, train
 
     tune_process(max(1, int(study.resources.cpus_per_trial)))
-    config = Config(study.data, study.training, study.symmetry, seed)
+    config = Config(study.data, study.trial_training, study.symmetry, seed)
     splits = load(study.data, architecture.size)
     with ExitStack() as stack:
         directory = out if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))

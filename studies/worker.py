@@ -21,12 +21,13 @@ SCORES = "scores.jsonl"
 def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     """Trains the assigned architecture up to each rung in turn, until the report says stop or the last epoch is done."""
     tune_process(int(study.resources.cpus_per_trial))
-    limit_memory(study.resources.gpus_per_trial)
+    share = study.resources.gpus_per_trial
+    limit_memory(0 if share == "auto" else share)       # alone in this process, with all cards
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / ARCHITECTURE).write_text(assignment.architecture + "\n", encoding="utf-8")
     architecture = Architecture.parse(assignment.architecture)
-    config = Config(study.data, study.training, study.symmetry, assignment.seed, assignment.learning_rate, assignment.batch_divisor)
+    config = Config(study.data, study.trial_training, study.symmetry, assignment.seed, assignment.learning_rate, assignment.batch_divisor)
     for rung in (r for r in study.rungs if r <= assignment.until_epoch):
         scores = train(architecture, config, directory, rung, on_epoch=lambda epoch, row: report.heartbeat(epoch))
         _record(directory, scores)

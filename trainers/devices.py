@@ -17,7 +17,8 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"there is no device '{name}'; write auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name} is not there: this machine shows {torch.cuda.device_count()} GPUs; take device: auto")
+        raise ValueError(f"device {name} is not there: this machine shows {torch.cuda.device_count()} GPUs; take device: auto "
+                         "(on Ray, a trial is shown the cards that resources.gpus_per_trial asks for)")
     return device
 
 

@@ -1,0 +1,81 @@
+"""How trials share cards: as many as cores can feed, each told its share, and none where the study says so."""
+
+import os
+from pathlib import Path
+
+import pytest
+import ray
+import trivial
+from pydantic import ValidationError
+
+from studies.cluster import cards_of_trial
+from studies.driver import SearchDriver
+from studies.errors import StudyError
+from studies.executors import Ending, run_in_process
+from studies.journal import read_trials
+from studies.ray_executor import run_on_ray
+
+ONE_OF_16 = {"CPU": 16.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize("nodes, overrides, expected", [
+    ([{"CPU": 2.0}], {}, 0),
+    ([ONE_OF_16], {}, 0.125),                                       # eight, though there are cores for sixteen
+    ([{"CPU": 4.0, "GPU": 1.0}], {}, 0.25),
+    ([{"CPU": 16.0, "GPU": 3.0}], {}, 0.1875),
+    ([{"CPU": 3.0, "GPU": 1.0}], {}, 0.3333),                       # three of which fit on one
+    ([{"CPU": 4.0, "GPU": 8.0}], {}, 1),
+    ([ONE_OF_16, {"CPU": 64.0}, {"CPU": 2.0, "GPU": 1.0}], {}, 0.125),
+    ([ONE_OF_16], {"resources__cpus_per_trial": 8}, 0.5),
+    ([ONE_OF_16], {"resources__cpus_per_trial": 0}, 0.125),
+    ([ONE_OF_16], {"training__device": "cpu"}, 0),
+    ([ONE_OF_16], {"resources__gpus_per_trial": 0}, 0),
+    ([ONE_OF_16], {"resources__gpus_per_trial": 0.7}, 0.7),
+    ([{"CPU": 2.0}], {"resources__gpus_per_trial": 1}, 1),          # which no node has, as is said then
+])
+def test_the_share_of_a_card(nodes, overrides, expected):
+    assert cards_of_trial(trivial.study(**overrides), nodes) == expected
+
+
+def test_a_share_of_several_cards_is_refused():
+    with pytest.raises((ValidationError, StudyError), match="a share of one card, up to 1, or whole cards"):
+        trivial.study(resources__gpus_per_trial=1.5)
+
+
+@pytest.mark.parametrize("overrides, device", [
+    ({}, "auto"), ({"resources__gpus_per_trial": 0}, "cpu"), ({"resources__gpus_per_trial": 0.5}, "auto"),
+    ({"resources__gpus_per_trial": 0, "training__device": "cuda"}, "cuda")])
+def test_without_a_card_trials_train_on_the_cpu(overrides, device):
+    assert trivial.study(**overrides).trial_training.device == device
+
+
+def notes_cards(study, assignment, report):
+    (Path(assignment.directory) / "cards").write_text(f"{study.resources.gpus_per_trial} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+    trivial.trainable(study, assignment, report)
+
+
+@pytest.fixture
+def with_a_card(monkeypatch):
+    """Ray on a machine of four cores that it believes to have a card."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=128 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def test_workers_share_the_card_that_is_there(tmp_path, with_a_card, monkeypatch):
+    monkeypatch.setattr("studies.ray_executor.PATIENCE_FOR_NODES", 0)
+    study = trivial.study(resources__workers="auto", search__trials=4)
+    with SearchDriver.create(tmp_path / "study", study) as driver:
+        assert run_on_ray(driver, notes_cards) == Ending("trials")
+        done = read_trials(driver.directory)
+    assert {(tmp_path / "study" / "trials" / f"{record.number:05d}" / "cards").read_text() for record in done} == {"0.25 0"}
+    with SearchDriver.create(tmp_path / "other", trivial.study(resources__gpus_per_trial=2, search__trials=1)) as driver:
+        with pytest.raises(StudyError, match="a trial needs 1 CPU, 2 GPU, and no node has that"):
+            run_on_ray(driver, notes_cards)
+
+
+def test_a_trial_in_this_process_has_all_cards(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=1)) as driver:
+        run_in_process(driver, notes_cards)
+    assert (tmp_path / "study" / "trials" / "00000" / "cards").read_text().startswith("auto ")

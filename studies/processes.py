@@ -24,6 +24,7 @@ from studies.executors import Interruption
 Job, Result = TypeVar("Job"), TypeVar("Result")
 POLL = 0.2              # seconds between looks at signals
 GRACE = 10.0            # seconds that a stopped job has to tidy up
+_slot = (0, 1)
 
 
 def run_each(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int,
@@ -67,9 +68,9 @@ class _Pool:
         self._error: BaseException | None = None
         self.results: dict[int, Any] = {}
         context = multiprocessing.get_context("spawn")
-        for _ in range(workers):
+        for number in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, work))
+            process = context.Process(target=_serve, args=(theirs, work, (number, workers)))
             with _uninterrupted():
                 process.start()
             theirs.close()
@@ -125,8 +126,15 @@ class _Pool:
             process.close()
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
+def slot() -> tuple[int, int]:
+    """(which worker of `run_each` this process is, of how many): (0, 1) in a process that is none."""
+    return _slot
+
+
+def _serve(connection: Connection, work: Callable[[Any], Any], number: tuple[int, int]) -> None:
     """The life of a worker process: one job after the other, until the pipe closes or the parent is gone."""
+    global _slot
+    _slot = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow_parent, daemon=True).start()

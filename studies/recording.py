@@ -93,10 +93,10 @@ class _Job:
 
 def _record_one(job: _Job) -> list[dict[str, Any]]:
     """The scores after each epoch of one training."""
-    from trainers.process import tune_process
+    from studies.retrain import prepare_process
     from trainers.train import Config, train
 
-    tune_process(max(1, int(job.study.resources.cpus_per_trial)))
+    prepare_process(job.study)
     config = Config(job.study.data, job.study.trial_training, job.study.symmetry, job.study.search.seed, job.proposal.learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         return [train(job.proposal.architecture, config, Path(folder), epoch).as_dict()

@@ -52,9 +52,7 @@ class Spread:
 
 def run_job(job: Job) -> dict[str, Any]:
     """The result of one training on the test split: scores, accuracy per declared element and by angle. Reads it if it is there."""
-    from trainers.process import tune_process
-
-    tune_process(max(1, int(job.study.resources.cpus_per_trial)))
+    prepare_process(job.study)
     directory = Path(job.directory)
     path = directory / RESULT
     if path.exists():
@@ -166,6 +164,24 @@ def front_jobs(directory: Path, *, seeds: int = 3, epochs: "int | None" = None, 
 
 
 def default_workers(study: Study) -> int:
-    """Trainings at the same time: one per core and trial's share of cores."""
+    """Trainings at the same time: one per core and trial's share of cores; on cards, no more than share them well."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(cores // max(1, study.resources.cpus_per_trial)))
+    count = max(1, int(cores // max(1, study.resources.cpus_per_trial)))
+    if study.trial_training.device == "cpu":
+        return count
+    import torch
+
+    from studies.cluster import TRIALS_PER_CARD
+
+    return min(count, TRIALS_PER_CARD * torch.cuda.device_count() or count)
+
+
+def prepare_process(study: Study) -> None:
+    """Makes this process, a worker of `run_each` or none, ready to train: threads, memory, and its card where there are some."""
+    from studies.processes import slot
+    from trainers.devices import take_card
+    from trainers.process import tune_process
+
+    tune_process(max(1, int(study.resources.cpus_per_trial)))
+    if study.trial_training.device != "cpu":
+        take_card(*slot())

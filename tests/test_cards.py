@@ -13,7 +13,10 @@ from studies.driver import SearchDriver
 from studies.errors import StudyError
 from studies.executors import Ending, run_in_process
 from studies.journal import read_trials
+from studies.processes import run_each, slot
 from studies.ray_executor import run_on_ray
+from studies.retrain import default_workers
+from trainers import devices
 
 ONE_OF_16 = {"CPU": 16.0, "GPU": 1.0}
 
@@ -79,3 +82,37 @@ def test_a_trial_in_this_process_has_all_cards(tmp_path):
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=1)) as driver:
         run_in_process(driver, notes_cards)
     assert (tmp_path / "study" / "trials" / "00000" / "cards").read_text().startswith("auto ")
+
+
+@pytest.mark.parametrize("number, workers, visible, cards, expected, share", [
+    (0, 1, None, 2, None, None), (3, 8, None, 0, None, None),           # alone; no card
+    (0, 3, None, 2, "0", 0.5), (1, 3, None, 2, "1", None), (2, 3, None, 2, "0", 0.5),
+    (5, 6, "4,GPU-7", 2, "GPU-7", 1 / 3)])
+def test_processes_spread_over_the_cards(monkeypatch, number, workers, visible, cards, expected, share):
+    limits = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")       # which is then put back as it was
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(devices, "limit_memory", limits.append)
+    devices.take_card.cache_clear()
+    for _ in range(2):      # a worker does several jobs
+        devices.take_card(number, workers)
+    devices.take_card.cache_clear()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == (expected or visible or "")
+    assert limits == ([] if expected is None else [share or 1.0])
+
+
+@pytest.mark.parametrize("cards, overrides, expected", [(0, {}, 64), (2, {}, 16), (16, {}, 64), (2, {"resources__cpus_per_trial": 8}, 8),
+                                                        (2, {"resources__gpus_per_trial": 0}, 64), (2, {"training__device": "cpu"}, 64)])
+def test_trainings_outside_a_search_share_cards_as_well(monkeypatch, cards, overrides, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: cards)
+    assert default_workers(trivial.study(**overrides)) == expected
+
+
+def test_a_process_knows_which_worker_it_is():
+    assert slot() == (0, 1) and set(run_each(_slot_of, range(6), 3)) <= {(0, 3), (1, 3), (2, 3)}
+    assert run_each(_slot_of, [0], 1) == [(0, 1)]
+
+
+def _slot_of(job):
+    return slot()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -46,3 +49,17 @@ def limit_memory(share: float) -> None:
     for number in range(torch.cuda.device_count()):
         total = torch.cuda.get_device_properties(number).total_memory
         torch.cuda.set_per_process_memory_fraction(max(share / 2, share - CONTEXT_BYTES / total), number)
+
+
+@lru_cache(maxsize=None)       # once in a process
+def take_card(number: int, workers: int) -> None:
+    """Gives this process, worker `number` of `workers` on this machine, one of its cards and its share of that card's memory.
+
+    Before CUDA is used. A process that is alone keeps all cards.
+    """
+    cards = torch.cuda.device_count() if workers > 1 else 0
+    if not cards:
+        return
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards)))
+    os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % cards]
+    limit_memory(1 / -(-(workers - number % cards) // cards))       # whoever else takes the same

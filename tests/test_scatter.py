@@ -51,15 +51,15 @@ def test_one_trial_and_equal_values_can_be_drawn():
         assert "*7" in draw(found, TWO)
 
 
-def record(number, values, state="complete", surviving=("e",)):
-    line = json.dumps({"user_attr": {"surviving": list(surviving)}}).encode()
+def record(number, values, state="complete", surviving=("e",), **attributes):
+    line = json.dumps({"user_attr": {"surviving": list(surviving), **attributes}}).encode()
     return Record(number, state, values, (line,), None, None, None)
 
 
 def test_dots_are_the_complete_trials_and_say_what_the_front_says():
     study = trivial.study(symmetry__group="C4")
     found = dots(study, [record(0, (0.9, 0.2)), record(1, (0.8, 0.8), surviving=("e", "r90", "r180", "r270")), record(2, (0.7, 0.7), surviving=("e", "r180")),
-                         record(3, None, "pruned"), record(4, None, "failed")])
+                         record(3, None, "pruned"), record(4, None, "failed"), record(5, (0.99, 0.99), constraints={"macs": 2.0})])
     assert [(d.trial, d.values, d.front, d.knee, d.surviving) for d in found] == [
         (0, (90.0, 20.0), True, False, 0.25), (1, (80.0, 80.0), True, True, 1.0), (2, pytest.approx((70.0, 70.0)), False, False, 0.5)]
 

@@ -160,3 +160,23 @@ def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, mon
         networks.append(state.network)
     for one, other in zip(*(network.parameters() for network in networks)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_are_taken_when_the_network_is_evaluated_wherever_it_was_stopped(tmp_path, monkeypatch):
+    architecture, taken = Architecture.parse(TEXTS[0]), []
+    estimate = training_module.estimate_statistics
+    monkeypatch.setattr(training_module, "estimate_statistics", lambda network, batches: (taken.append(1), estimate(network, batches)))
+
+    def stop(epoch, row):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(architecture, config(), tmp_path, 4, on_epoch=stop)
+    assert not taken                                    # nothing was evaluated
+    stopped = train(architecture, config(), tmp_path, 2)
+    assert len(taken) == 1
+    straight = train(architecture, config(), tmp_path / "other", 2)
+    assert len(taken) == 2 and stopped.loss == pytest.approx(straight.loss, rel=0.05)
+    train(architecture, config(), tmp_path / "other", 4)
+    assert len(taken) == 3

@@ -35,7 +35,7 @@ from trainers.settings import Data, Symmetry, Training
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
 WARM_UP = 0.3           # share of a onecycle schedule in which the learning rate rises (Smith & Topin 2017, torch's default)
-STATISTICS_IMAGES = 512     # for the batch norm statistics after each epoch, at most half of an epoch's
+STATISTICS_IMAGES = 512     # for the batch norm statistics before an evaluation, at most half of an epoch's
 STEP_EVERY, STEP_FACTOR = 0.2, 0.5      # the step schedule halves every fifth (arXiv:2308.11316: every 10 of 50 epochs)
 
 
@@ -71,6 +71,7 @@ class _State:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator = field(default_factory=torch.Generator)     # seeded anew for every epoch
     steps: Optional[Steps] = None   # from the first epoch on
+    settled: bool = True            # whether batch norm has the statistics of the present weights
     epoch: int = 0                  # epochs done
     seconds: float = 0.0            # of all calls
     history: tuple[dict[str, float], ...] = ()
@@ -93,7 +94,7 @@ def train(architecture: Architecture, config: Config, directory: Path, until_epo
     splits = splits if device.type == "cpu" else on_device(splits, device)
     while state.epoch < until_epoch:
         began = time.perf_counter()
-        loss = train_epoch(state, architecture, config, splits)
+        loss = train_epoch(state, architecture, config, splits, settle=state.epoch + 1 == until_epoch)
         state.epoch += 1
         state.seconds += time.perf_counter() - began
         row = {"epoch": state.epoch, "train_loss": loss, "seconds": state.seconds}
@@ -103,6 +104,8 @@ def train(architecture: Architecture, config: Config, directory: Path, until_epo
         save(state, _fingerprint(architecture, config), directory)
         on_epoch(state.epoch, row)
     began = time.perf_counter()
+    if not state.settled:       # it had been stopped here on the way to a later epoch
+        _settle(state, config, splits, _order(state, config, splits, state.epoch - 1))
     scores = evaluate(state.network, splits, config, epoch=state.epoch)
     return replace(scores, seconds=state.seconds + time.perf_counter() - began)
 
@@ -121,6 +124,7 @@ def start(architecture: Architecture, config: Config, directory: Path, splits: S
         network.load_state_dict(saved["network"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.epoch, state.seconds, state.history = saved["epoch"], saved["seconds"], tuple(saved["history"])
+        state.settled = saved.get("settled", True)
         break
     return state
 
@@ -129,7 +133,7 @@ def save(state: _State, fingerprint: str, directory: Path) -> None:
     """Writes the checkpoint so that at every moment one whole checkpoint lies in `directory`."""
     temporary, current = directory / f"{CHECKPOINT}.new", directory / CHECKPOINT
     content = {"fingerprint": fingerprint, "network": state.network.state_dict(), "optimizer": state.optimizer.state_dict(),
-               "epoch": state.epoch, "seconds": state.seconds, "history": list(state.history)}
+               "epoch": state.epoch, "settled": state.settled, "seconds": state.seconds, "history": list(state.history)}
     try:
         with open(temporary, "wb") as file:
             torch.save(content, file)
@@ -160,14 +164,16 @@ def _fingerprint(architecture: Architecture, config: Config) -> str:
                        "training": training, "data": data, "group": config.symmetry.group}, sort_keys=True)
 
 
-def train_epoch(state: _State, architecture: Architecture, config: Config, splits: Splits) -> float:
-    """Trains the state's next epoch and returns the mean training loss, equivariance loss included, nats."""
+def train_epoch(state: _State, architecture: Architecture, config: Config, splits: Splits, *, settle: bool = True) -> float:
+    """Trains the state's next epoch and returns the mean training loss, equivariance loss included, nats.
+
+    With `settle` the network is fit to be evaluated: it has batch norm statistics of its present weights, not lagging averages.
+    """
     training, network = config.training, state.network
     device = next(network.parameters()).device
-    generator = state.generator.manual_seed(seed_of(config.seed, state.epoch))
     count = len(splits.train.labels)
     steps = -(-count // training.batch_size)
-    order = torch.randperm(count, generator=generator)
+    order = _order(state, config, splits, state.epoch)
     if state.steps is None:
         state.steps = _steps(state, architecture, config, splits)
     network.train()
@@ -176,11 +182,18 @@ def train_epoch(state: _State, architecture: Architecture, config: Config, split
         if len(chosen) < 2:         # batch norm needs two
             break
         pixels, labels = batch(splits.train, chosen, device)
-        pixels = transform(pixels, training.augment, config.group, generator)
+        pixels = transform(pixels, training.augment, config.group, state.generator)
         rate = rate_at(training, config.peak_rate, state.epoch * steps + step, training.epochs * steps)
         total.add_(state.steps(pixels, labels, rate), alpha=len(chosen))
-    _settle(network, order[:max(2, min(STATISTICS_IMAGES, count // 2))], config, splits, generator)
+    state.settled = False
+    if settle:
+        _settle(state, config, splits, order)
     return float(total) / count
+
+
+def _order(state: _State, config: Config, splits: Splits, epoch: int) -> Tensor:
+    """The order of the training images in an epoch; seeds the state's generator for it."""
+    return torch.randperm(len(splits.train.labels), generator=state.generator.manual_seed(seed_of(config.seed, epoch)))
 
 
 def _steps(state: _State, architecture: Architecture, config: Config, splits: Splits) -> Steps:
@@ -211,23 +224,26 @@ def _steps(state: _State, architecture: Architecture, config: Config, splits: Sp
     return Steps(step, network, optimizer, full, capture=capture)
 
 
-def _settle(network: Network, chosen: Tensor, config: Config, splits: Splits, generator: torch.Generator) -> None:
-    """Gives the network the batch norm statistics of its present weights, on some of the epoch's images.
+def _settle(state: _State, config: Config, splits: Splits, order: Tensor) -> None:
+    """Gives the network the batch norm statistics of its present weights, on the first images of an epoch.
 
     It is what makes scores at rungs comparable: after 3 of 9 epochs (1,000 MNIST images, onecycle, two seeds) an exact C4 network had 21 and
     54 % with running averages and 42 and 54 % with these, a plain one 57 and 42 % and 80 and 63 %.
     """
-    training, device = config.training, next(network.parameters()).device
+    training, network = config.training, state.network
+    device = next(network.parameters()).device
     precision, normal = resolve(training.precision, device), normaliser(splits.mean, splits.std, device)
+    chosen = order[:max(2, min(STATISTICS_IMAGES, len(order) // 2))]
 
     def batches() -> Iterator[Tensor]:
         for part in chosen.split(max(2, training.batch_size // config.batch_divisor)):
             if len(part) > 1:
-                pixels = transform(batch(splits.train, send(part, splits.train.pixels.device), device)[0], training.augment, config.group, generator)
+                pixels = transform(batch(splits.train, send(part, splits.train.pixels.device), device)[0], training.augment, config.group, state.generator)
                 yield normal(pixels)
 
     with autocast(precision, device):
         estimate_statistics(network, batches())
+    state.settled = True
 
 
 def training_loss(network: Network, architecture: Architecture, config: Config, pixels: Tensor, labels: Tensor, normal: Callable[[Tensor], Tensor],

@@ -96,6 +96,15 @@ def front(directory: Directory,
 
 
 @app.command()
+def report(directory: Directory,
+           out: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Where the page goes; else DIR/report.html.", show_default=False)] = None) -> None:
+    """Writes one page about the study in DIR: front, figures, scores by degree of equivariance, test scores, failures."""
+    from studies.report import write_report
+
+    print(write_report(directory, out))
+
+
+@app.command()
 def show(directory: Directory, trial: Trial, format: FormatOption = Format.table) -> None:
     """Prints everything about one trial: its scores at every rung, its exactness, its files."""
     from studies import views

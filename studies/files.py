@@ -15,7 +15,7 @@ from studies.locks import StudyLock
 
 STUDY, VERSIONS, TRIALS = "study.yaml", "versions.json", "trials"
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
-WIDENING = ("search.trials", "search.timeout", "search.patience", "search.retries", "resources.", "loggers.")
+WIDENING = ("search.trials", "search.timeout", "search.patience", "search.retries", "resources.", "loggers.", "training.device", "training.cuda_graphs")
 
 
 def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLock]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from searchspace.groups import Group
 from studies.config import Study
@@ -14,6 +15,9 @@ from studies.front import DIRECTIONS, WORST_EXPONENT, knee
 from studies.journal import Record
 from studies.output import short
 from studies.views import members
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 TITLES = {"accuracy": "accuracy, %", "symmetry_accuracy": "symmetry accuracy, %", "equivariance_error": "equivariance error", "params": "parameters",
@@ -73,8 +77,7 @@ def draw(found: Sequence[Dot], objectives: Sequence[str], *, width: int = 60, he
 def save_figure(found: Sequence[Dot], objectives: Sequence[str], path: Path) -> Path:
     """The path of a figure with a panel for every two objectives; its suffix says png, svg or pdf.
 
-    The front is numbered and outlined; the colour is the surviving share of the declared group. Raises ValueError for another suffix, for
-    a study of one objective, and where no trial is complete.
+    Raises ValueError for another suffix, for a study of one objective, and where no trial is complete.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -83,15 +86,21 @@ def save_figure(found: Sequence[Dot], objectives: Sequence[str], path: Path) -> 
         raise ValueError(f"the study has one objective, {objectives[0]}; a front is drawn in the plane of two")
     if not found:
         raise ValueError("no trial is complete; there is nothing to draw")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    drawn = figure(found, objectives)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=150)
+    return path
+
+
+def figure(found: Sequence[Dot], objectives: Sequence[str]) -> "Figure":
+    """A panel for every two objectives: the front is numbered and outlined, the colour is the surviving share of the declared group."""
     from matplotlib.figure import Figure
 
     pairs = list(combinations(range(len(objectives)), 2))
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(1.5 + 4.5 * columns, 4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    result = Figure(figsize=(1.5 + 4.5 * columns, 4 * rows), layout="constrained")
+    panels = result.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels[len(pairs):]:
         panel.set_axis_off()
     for panel, (x, y) in zip(panels, pairs):
@@ -107,10 +116,8 @@ def save_figure(found: Sequence[Dot], objectives: Sequence[str], path: Path) -> 
             scale("log" if name in WORST_EXPONENT else "linear")
             label(TITLES[name])
         panel.grid(alpha=0.3)
-    figure.colorbar(drawn, ax=list(panels), label="share of the declared symmetry that is exact")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    result.colorbar(drawn, ax=list(panels), label="share of the declared symmetry that is exact")
+    return result
 
 
 class _Axis:

@@ -1,0 +1,91 @@
+"""The page about a study: it says what the commands say, holds everything it shows, and is written even when little is there."""
+
+import json
+import re
+
+import pytest
+import trivial
+
+from studies import views
+from studies.driver import SearchDriver
+from studies.errors import StudyError
+from studies.executors import run_in_process
+from studies.report import _growth, _natural, write_report
+
+
+def fails_at_times(study, assignment, report):
+    if assignment.number in (2, 5):
+        raise RuntimeError("the <weights> & more")
+    trivial.trainable(study, assignment, report)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("report") / "cells"
+    with SearchDriver.create(directory, trivial.study(search__trials=14)) as driver:
+        run_in_process(driver, fails_at_times)
+    return directory
+
+
+def text_of(page):
+    return re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+
+
+def test_the_page_says_what_the_commands_say_and_refers_to_nothing(study):
+    path = write_report(study)
+    page, opened = path.read_text(encoding="utf-8"), views.open_study(study)
+    assert path == study / "report.html" and page.count("<svg") == 2
+    text = text_of(page)
+    for record in views.members(*opened):
+        assert record.architecture in text
+    assert views.status_lines(views.status(study))[1] in text
+    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)[^\"']*", page)
+    assert "the &lt;weights&gt; &amp; more" in page and "<weights>" not in page
+
+
+def test_scores_are_compared_over_all_complete_trials(study):
+    page = write_report(study).read_text(encoding="utf-8")
+    complete = [r for r in views.open_study(study)[1] if r.state == "complete"]
+    for section in re.findall(r"<h3>By .*?</table>", page, flags=re.DOTALL):
+        counts = [int(row.split("<td class=right>")[1].split("<")[0]) for row in section.split("<tr>")[2:]]
+        assert sum(counts) == len(complete) and len(counts) > 1
+    assert "<h3>By group of the network</h3>" in page
+
+
+def test_the_front_grows_to_its_hypervolume(study):
+    opened = views.open_study(study)
+    line = _growth(*opened).axes[0].lines[0]
+    volumes = list(line.get_ydata())
+    assert volumes == sorted(volumes) and volumes[-1] == pytest.approx(views.status(study)["hypervolume"]) and volumes[0] < volumes[-1]
+    assert len(volumes) == sum(r.order is not None for r in opened[1])
+
+
+def test_test_scores_of_what_was_retrained_are_shown_with_n_and_spread(study):
+    for seed, accuracy in ((1, 0.9), (2, 0.8)):
+        folder = study / "retrained" / "00003" / f"epochs9-seed{seed}"
+        folder.mkdir(parents=True)
+        test = {"accuracy": accuracy, "symmetry_accuracy": 0.5, "symmetry_accuracy_worst": 0.4, "equivariance_error": 0.1, "params": 1, "macs": 2}
+        (folder / "result.json").write_text(json.dumps({
+            "name": "trial 3", "architecture": "12px: 4k3@C4", "seed": seed, "epochs": 9, "num_test": 77, "test": test,
+            "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.5, "270": 0.5}, "accuracy_by_angle": {"0": 0.9, "90": 0.5}}))
+    text = text_of(write_report(study).read_text(encoding="utf-8"))
+    assert "Test scores after 9 epochs" in text and "85.00 ± 7.07" in text and "77 test images" in text
+
+
+def test_a_study_without_a_result_has_a_page_too(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study()):
+        pass
+    assert "No trial is complete yet." in write_report(tmp_path / "study", tmp_path / "deep" / "page.html").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_written_or_read_is_said(tmp_path, study):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="the page cannot be written to .*give another place with --out"):
+        write_report(study, tmp_path / "file" / "page.html")
+    with pytest.raises(StudyError, match="holds no study"):
+        write_report(tmp_path)
+
+
+def test_values_are_sorted_as_people_do():
+    assert sorted(["C16", "D4", "C4", "C1"], key=_natural) == ["C1", "C4", "C16", "D4"]
+    assert sorted(["100 px", "28 px", "9 px"], key=_natural) == ["9 px", "28 px", "100 px"]

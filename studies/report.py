@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 # What architectures are compared by: degrees of equivariance first.
 FACETS: dict[str, Callable[[Architecture], str]] = {
-    "group of the network": lambda a: str(a.group),
+    "group of the stages": lambda a: " to ".join(dict.fromkeys(str(stage.group) for stage in a.stages)),
     "equivariance loss": lambda a: a.loss.kind,
     "head": lambda a: a.head,
     "filters": lambda a: a.filters,

@@ -6,11 +6,12 @@ import re
 import pytest
 import trivial
 
+from searchspace.architecture import Architecture
 from studies import views
 from studies.driver import SearchDriver
 from studies.errors import StudyError
 from studies.executors import run_in_process
-from studies.report import _growth, _natural, write_report
+from studies.report import FACETS, _growth, _natural, write_report
 
 
 def fails_at_times(study, assignment, report):
@@ -49,7 +50,8 @@ def test_scores_are_compared_over_all_complete_trials(study):
     for section in re.findall(r"<h3>By .*?</table>", page, flags=re.DOTALL):
         counts = [int(row.split("<td class=right>")[1].split("<")[0]) for row in section.split("<tr>")[2:]]
         assert sum(counts) == len(complete) and len(counts) > 1
-    assert "<h3>By group of the network</h3>" in page
+    assert "<h3>By group of the stages</h3>" in page
+    assert FACETS["group of the stages"](Architecture.parse("12px: 4k3@D4, 4k3, 4k3@C2")) == "D4 to C2"
 
 
 def test_the_front_grows_to_its_hypervolume(study):

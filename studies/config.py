@@ -91,6 +91,13 @@ class Search(Settings):
         return self
 
 
+def _cards(value: Any) -> Any:
+    """`auto` or a number; said in one sentence, where a union would name its first part only."""
+    if value == "auto" or isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError(f"{value!r} came; it must be auto, 0, a share of one card such as 0.25, or a number of cards")
+
+
 class Resources(Settings):
     """Where and on what trials run."""
 
@@ -98,7 +105,7 @@ class Resources(Settings):
     workers: Union[Literal["auto"], Annotated[int, Field(ge=1)]] = "auto"   # trials at the same time; auto: as many as fit
     cpus_per_trial: float = Field(1, ge=0)
     # Of cards, may be a fraction; 0: trials train on CPUs; auto: where there are cards, as much as lets every core train, an eighth at least
-    gpus_per_trial: Union[Literal["auto"], Annotated[float, Field(ge=0)]] = "auto"
+    gpus_per_trial: Annotated[Union[Literal["auto"], Annotated[float, Field(ge=0)]], BeforeValidator(_cards)] = "auto"
     memory_per_trial: float = Field(1.2, ge=0)         # GB; with `workers: auto` no machine gets more trials than its memory holds
     custom: dict[str, float] = {}                      # custom Ray resources of a trial
     address: Optional[str] = None                      # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone

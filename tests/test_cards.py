@@ -40,9 +40,11 @@ def test_the_share_of_a_card(nodes, overrides, expected):
     assert cards_of_trial(trivial.study(**overrides), nodes) == expected
 
 
-def test_a_share_of_several_cards_is_refused():
-    with pytest.raises((ValidationError, StudyError), match="a share of one card, up to 1, or whole cards"):
-        trivial.study(resources__gpus_per_trial=1.5)
+@pytest.mark.parametrize("value, why", [(1.5, "a share of one card, up to 1, or whole cards"), ("lots", "it must be auto, 0, a share"), (-1, "it must be auto, 0"),
+                                        (True, "it must be auto, 0")])
+def test_what_is_no_share_of_a_card_is_refused(value, why):
+    with pytest.raises((ValidationError, StudyError), match=why):
+        trivial.study(resources__gpus_per_trial=value)
 
 
 @pytest.mark.parametrize("overrides, device", [

@@ -15,11 +15,11 @@ from studies.front import DIRECTIONS, WORST_EXPONENT, knee
 from studies.journal import Record
 from studies.output import short
 from studies.views import members
+from trainers.figures import check_name, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
 TITLES = {"accuracy": "accuracy, %", "symmetry_accuracy": "symmetry accuracy, %", "equivariance_error": "equivariance error", "params": "parameters",
           "macs": "multiply-accumulates", "latency": "latency, ms"}
 
@@ -79,17 +79,12 @@ def save_figure(found: Sequence[Dot], objectives: Sequence[str], path: Path) -> 
 
     Raises ValueError for another suffix, for a study of one objective, and where no trial is complete.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a figure cannot be written as '{path.name}'; end its name in .png, .svg or .pdf")
+    check_name(path)
     if len(objectives) < 2:
         raise ValueError(f"the study has one objective, {objectives[0]}; a front is drawn in the plane of two")
     if not found:
         raise ValueError("no trial is complete; there is nothing to draw")
-    drawn = figure(found, objectives)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=150)
-    return path
+    return write(figure(found, objectives), path)
 
 
 def figure(found: Sequence[Dot], objectives: Sequence[str]) -> "Figure":

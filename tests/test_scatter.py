@@ -1,5 +1,6 @@
 """The front, drawn: marks lie where their values are, and what cannot be drawn is said."""
 
+import errno
 import json
 
 import pytest
@@ -76,3 +77,18 @@ def test_figures_that_cannot_be_drawn_are_refused(tmp_path):
     for found, objectives, name, why in [(FOUND, TWO, "a.bmp", "end its name in"), (FOUND, ("accuracy",), "a.png", "one objective"), ([], TWO, "a.png", "no trial is complete")]:
         with pytest.raises(ValueError, match=why):
             save_figure(found, objectives, tmp_path / name)
+
+
+def test_a_figure_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="the figure cannot be written to .*give another place"):
+        save_figure(FOUND, TWO, tmp_path / "file" / "a.png")
+
+    def full(self, path, **options):
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="a.png: No space left on device; give another place"):
+        save_figure(FOUND, TWO, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()

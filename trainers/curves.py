@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Mapping
 
+from trainers.figures import check_name, write
 from trainers.measures import AngleCurve
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -37,16 +38,12 @@ def save_figure(curves: Mapping[str, AngleCurve], path: Path) -> Path:
 
     Raises ValueError for another suffix, or without a curve.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"a figure cannot be written as '{path.name}'; end its name in .png, .svg or .pdf")
+    check_name(path)
     if not curves:
         raise ValueError("there is no curve to draw; give at least one")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, curve in curves.items():
         # The full turn closes the curve.
@@ -56,6 +53,4 @@ def save_figure(curves: Mapping[str, AngleCurve], path: Path) -> Path:
     axes.set(xlabel="rotation, degrees counter-clockwise", ylabel="accuracy, %", xlim=(0, 360), ylim=(0, 100), xticks=range(0, 361, 45))
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return write(figure, path)

@@ -50,6 +50,7 @@ def examine() -> Iterator[Finding]:
     for what, code, remedy in IMPORTS:
         yield _runs(what, code, remedy)
     yield _threads()
+    yield _convolutions()
     yield _gpu()
     yield _cache()
     yield _runs("a Ray task runs", RAY_TASK, "look for a firewall on the loopback interface, or a full /tmp and /dev/shm; "
@@ -115,6 +116,17 @@ def _threads() -> Finding:
     asked = os.environ.get("OMP_NUM_THREADS")
     per_trial = Resources().cpus_per_trial
     return Finding("cores", "ok", f"{cores}; a trial takes {per_trial:g}" + (f"; OMP_NUM_THREADS={asked}" if asked else ""))
+
+
+def _convolutions() -> Finding:
+    def found() -> Finding:
+        from trainers import fourier
+
+        code, reason = fourier.status()
+        if code is not None:
+            return Finding("convolutions", "ok", "in the Fourier basis of the group where that is faster")
+        return Finding("convolutions", "note", f"torch's: {reason}", "training on a CPU then takes up to twice as long; scores are the same")
+    return _guarded("convolutions", found)
 
 
 def _cache() -> Finding:

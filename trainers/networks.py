@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from searchspace.architecture import Architecture, Filters, Stage, Subsampling
 from searchspace.groups import Group
-from trainers import bases
+from trainers import bases, fourier
 from trainers.filters import Parametrisation, arrange, expand, restricted_order
 from trainers.lifting import fits, lift
 from trainers.normalization import FieldNorm, Pooling
@@ -56,6 +56,7 @@ class Convolution(nn.Module):
         self.dilation, self.mode, self.pool = dilation, mode, pool
         self.filters = nn.Parameter(torch.empty(self.fields * self.fields_in, self.parametrisation.size))
         self.norm = FieldNorm(fields, group.order, relu)
+        self.source = source
         equal_zeros = padding[0] == padding[1] and mode == "zeros"
         self.pad = None if equal_zeros else Pad(padding, mode)
         if source is not None and source != group:
@@ -82,9 +83,16 @@ class Convolution(nn.Module):
         if self.training and self.pool is not None:
             signs = self.norm.signs()
             positive = (weight.unflatten(0, (self.fields, -1)) * signs.view(-1, 1, 1, 1, 1)).flatten(0, 1)
-            maps = F.conv2d(maps, positive, stride=self.stride, padding=padding, dilation=self.dilation)
-            return self.norm.pooled(maps, signs, self.pool)
-        return self.norm(F.conv2d(maps, weight, stride=self.stride, padding=padding, dilation=self.dilation), skip)
+            return self.norm.pooled(self.convolve(maps, positive, padding), signs, self.pool)
+        return self.norm(self.convolve(maps, weight, padding), skip)
+
+    def convolve(self, maps: Tensor, weight: Tensor, padding: int) -> Tensor:
+        """conv2d(maps, weight) of padded maps, in the Fourier basis of the group where that is faster."""
+        group = self.parametrisation.group
+        if self.source is not None and fourier.suits(group, maps, weight, self.stride, padding, self.dilation):
+            shared = fourier.transform(group, self.source, self.channels_in, len(weight), self.kernel)
+            return fourier.convolve(maps, weight, shared, self.stride, padding, self.dilation)
+        return F.conv2d(maps, weight, stride=self.stride, padding=padding, dilation=self.dilation)
 
     def extra_repr(self) -> str:
         p = self.parametrisation

@@ -5,7 +5,8 @@
 
 The variants run in turn in one process set up as a training worker (one thread, memory kept), in reversed order every other round; each ratio is the median over
 rounds of (variant / reference in the same round), with quartiles. No speed is printed before parity with escnn and exactness hold.
-All take the same optimizer, Adam in one fused call. The step with an equivariance loss (layerwise, on a fifth of the batch) is compared with the same step without.
+All take the same optimizer, Adam in one fused call. On a CPU "basis, torch's" is the step with torch's convolutions instead of those in the
+Fourier basis of the group. The step with an equivariance loss (layerwise, on a fifth of the batch) is compared with the same step without.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
 from torch import nn  # noqa: E402
 
 from searchspace.architecture import Architecture  # noqa: E402
-from trainers import bases  # noqa: E402
+from trainers import bases, fourier  # noqa: E402
 from trainers.actions import act  # noqa: E402
 from trainers.capture import WARM_UP, Steps  # noqa: E402
 from trainers.datasets import normaliser  # noqa: E402
@@ -193,6 +194,17 @@ def loss_stepper(network: str, group: str, kind: str, images, labels):
     return step
 
 
+def with_torchs(step):
+    """The step with convolutions by torch, where the engine's are made in the Fourier basis of the group."""
+    def run() -> None:
+        library, fourier.library = fourier.library, lambda: None
+        try:
+            step()
+        finally:
+            fourier.library = library
+    return run
+
+
 def measure(steps: dict, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """(wall seconds, processor seconds) of every variant in every round."""
     for step in steps.values():
@@ -236,6 +248,8 @@ def run(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
     if device == "cuda":
         graphs = {name: pair for name, pair in modules.items() if not name.startswith("escnn")}
         steps |= {f"{name} graph": stepper(copy.deepcopy(module), reduced, images, labels, True) for name, (module, reduced) in graphs.items()}
+    if device == "cpu" and fourier.library() is not None:
+        steps["basis, torch's"] = with_torchs(steps["basis"])
     losses = {f"basis, {kind}": loss_stepper(network, group, kind, images, labels) for kind in ("none", "layerwise")}
     if fast_bfloat16(device):
         times = measure({**steps, **losses}, rounds)
@@ -245,15 +259,15 @@ def run(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
               "milliseconds": {name: 1000 * statistics.median(t[0] for t in values) for name, values in times.items()},
               "of_escnn": {name: ratio(times, name, "escnn") for name in times if name != "escnn" and name not in losses},
               "escnn_over": {name: ratio(times, "escnn", name) for name in times if name.startswith(("free", "basis")) and name not in losses},
-              "of_floor": {name: ratio(times, name, " ".join(["plain", *name.split()[1:]]))
+              "of_floor": {name: ratio(times, name, " ".join(["plain", *name.replace(", torch's", "").split()[1:]]))
                            for name in times if name.startswith(("free", "basis")) and name not in losses},
               "layerwise_loss": ratio(times, "basis, layerwise", "basis, none"),
               "expansion_share": {name: expansion_share(modules[name][0], steps[name], rounds) for name in ("free", "basis") if name in modules}}
     print(f"\n{network} over {group}, batch {batch}: parity holds ({', '.join(f'{k} {v:.0e}' for k, v in errors.items())})")
-    print(f"  {'':12} {'ms':>8}   of escnn (quartiles)      of the floor (quartiles)")
+    print(f"  {'':14} {'ms':>8}   of escnn (quartiles)      of the floor (quartiles)")
     for name in times:
         cells = [f"{r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})" if (r := result[key].get(name)) else "" for key in ("of_escnn", "of_floor")]
-        print(f"  {name:12} {result['milliseconds'][name]:8.1f}   {cells[0]:24}  {cells[1]}")
+        print(f"  {name:14} {result['milliseconds'][name]:8.1f}   {cells[0]:24}  {cells[1]}")
     with_loss = result["layerwise_loss"]
     print("  escnn / ours: " + ", ".join(f"{name} {r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})" for name, r in result["escnn_over"].items()))
     print(f"  with the layerwise loss / without: {with_loss['median']:.2f} ({with_loss['low']:.2f}..{with_loss['high']:.2f})")
@@ -274,7 +288,8 @@ def hardware(device: str) -> dict:
         model = names[0] if names else model
     return {"date": date.today().isoformat(), "python": platform.python_version(), "torch": torch.__version__, "escnn": version("escnn"),
             "cpu": model, "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability(),
-            "fast_bfloat16": fast_bfloat16(device), "gpu": torch.cuda.get_device_name() if device == "cuda" else None}
+            "fast_bfloat16": fast_bfloat16(device), "fourier": device == "cpu" and fourier.library() is not None,
+            "gpu": torch.cuda.get_device_name() if device == "cuda" else None}
 
 
 def main() -> None:

@@ -191,14 +191,15 @@ def _convolve(layer: _Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ..
 
 
 def _spectra_gradient(layer: _Layer, maps: Tensor, grad: Tensor, size: int) -> Tensor:
-    sums = []
+    sums: dict[int, Tensor] = {}
 
     def part(first: int, last: int) -> int:
-        sums.append(torch.empty(size))
-        return library().spectra_gradient(layer, last - first, maps[first:].data_ptr(), grad[first:].data_ptr(), sums[-1].data_ptr())
+        out = torch.empty(size)
+        sums[first] = out
+        return library().spectra_gradient(layer, last - first, maps[first:].data_ptr(), grad[first:].data_ptr(), out.data_ptr())
 
     _in_parts(part, len(maps))
-    return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+    return torch.stack([sums[first] for first in sorted(sums)]).sum(0) if len(sums) > 1 else sums[0]
 
 
 def _in_parts(part: Callable[[int, int], int], images: int) -> None:

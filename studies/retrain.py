@@ -69,7 +69,7 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
     from searchspace.groups import Group
     from trainers.datasets import load, normalise
     from trainers.evaluate import evaluate
-    from trainers.fold import fold
+    from trainers.fold import scoring
     from trainers.measures import accuracy_by_angle, predict, summarise
     from trainers.train import Config, start, train
 
@@ -83,9 +83,9 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
     validation = train(architecture, config, directory, study.training.epochs, splits=splits)
     network = start(architecture, config, directory, splits).network
     tested = evaluate(network, splits, config, epoch=study.training.epochs, images=test)
-    folded, normal = fold(network), partial(normalise, mean=splits.mean, std=splits.std)
-    quarters = summarise(predict(folded, test.pixels, Group.parse("C4").elements, normalise=normal), test.labels, Group.parse("C4"))
-    curve = accuracy_by_angle(folded, test.pixels, test.labels, step=study.symmetry.angles, normalise=normal)
+    scored, normal = scoring(network), partial(normalise, mean=splits.mean, std=splits.std)
+    quarters = summarise(predict(scored, test.pixels, Group.parse("C4").elements, normalise=normal), test.labels, Group.parse("C4"))
+    curve = accuracy_by_angle(scored, test.pixels, test.labels, step=study.symmetry.angles, normalise=normal)
     return {"name": job.name, "architecture": job.architecture, "seed": job.seed, "epochs": study.training.epochs, "num_test": len(test.labels),
             "validation": validation.as_dict(), "test": tested.as_dict(),
             "quarter_turns": {f"{e.degrees:g}": a.value for e, a in zip(quarters.elements, quarters.accuracies)},

@@ -18,7 +18,9 @@ from searchspace.groups import Group
 from trainers import compiled, fourier
 from trainers.actions import act
 from trainers.filters import Parametrisation, arrange, expand, restricted_order
+from trainers.fold import fold, scoring
 from trainers.networks import build
+from trainers.normalization import FieldNorm
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +107,6 @@ def gradients_and_logits(text, images, dtype=torch.float32):
 @pytest.mark.parametrize("text", NETWORKS)
 def test_a_network_trains_and_evaluates_as_in_double_precision(text, monkeypatch):
     """One value in millions falls on the other side of ReLU by rounding, and moves gradients by 1e-3; of four batches some have none."""
-    monkeypatch.setattr(fourier, "LEAST_WORK", 0)
     monkeypatch.setattr(fourier, "LEAST_CHANNELS", 0)
     calls, original, code = [], fourier.convolve, fourier.library
     monkeypatch.setattr(fourier, "convolve", lambda maps, *rest: calls.append(maps.requires_grad) or original(maps, *rest))
@@ -122,6 +123,24 @@ def test_a_network_trains_and_evaluates_as_in_double_precision(text, monkeypatch
     mine, torchs = map(min, zip(*errors))
     assert mine < 1e-5 + 3 * torchs < 1e-3
     assert True in calls and False in calls, "used in training and in evaluation"
+
+
+@pytest.mark.parametrize("text", NETWORKS)
+def test_a_network_is_scored_by_what_it_folds_to(text, monkeypatch):
+    monkeypatch.setattr(fourier, "LEAST_CHANNELS", 0)
+    model, calls, original = network(text), [], fourier.convolve
+    monkeypatch.setattr(fourier, "convolve", lambda *a, **k: calls.append(k) or original(*a, **k))
+    images = random(24, 1, *Architecture.parse(text).size)
+    model(images)       # moves the norms
+    for norm in (module for module in model.modules() if isinstance(module, FieldNorm)):
+        torch.nn.init.uniform_(norm.bias, -1, 1)
+        torch.nn.init.uniform_(norm.weight, -1, 2)
+    calls.clear()
+    (logits, maps), (expected, expected_maps) = (made.forward_with_stages(images) for made in (scoring(model), fold(model)))
+    assert calls and all(call["bias"] is not None for call in calls)
+    assert relative(logits, expected) < 1e-5
+    for mine, theirs in zip(maps, expected_maps):
+        assert relative(mine, theirs) < 1e-5
 
 
 def test_an_exact_network_stays_exact():
@@ -174,7 +193,7 @@ def test_what_it_is_used_for():
     assert not suits(maps, weight, stride=3)
     assert not suits(maps, random(24, 24, 1, 1)), "nothing to save"
     assert not suits(random(32, 16, 20, 20), random(24, 16, 3, 3)), "too few channels"
-    assert not suits(maps[:1, :, :9, :9], weight), "too little work"
+    assert suits(maps[:1], weight), "one image as many"
     assert not suits(random(512, 24, 4, 4), weight), "maps too small"
     assert not suits(maps.double(), weight.double()) and not suits(maps.bfloat16(), weight.bfloat16())
     assert not suits(maps.to("meta"), weight.to("meta"))
@@ -189,7 +208,8 @@ def test_it_is_not_used_where_something_looks_inside(monkeypatch):
     with FlopCounterMode(display=False):
         assert not suits(maps, weight)
     with forward_ad.dual_level():
-        assert not suits(maps, weight)
+        assert suits(maps, weight), "another thread may take the derivative"
+        assert not suits(forward_ad.make_dual(maps, maps), weight)
     torch.func.vmap(lambda image: seen.append(suits(maps, weight)) or image)(maps)
     torch.jit.trace(lambda image: (seen.append(suits(maps, weight)), image * 2)[1], maps, check_trace=False)
     with monkeypatch.context() as patch:
@@ -304,8 +324,12 @@ def _load(cache):
     return fourier.library() is not None
 
 
-def test_processes_that_start_at_once_compile_once(fresh):
+def test_processes_that_start_at_once_compile_once(fresh, monkeypatch, tmp_path):
+    script, calls = tmp_path / "counting", tmp_path / "calls"
+    script.write_text(f"#!/bin/sh\necho called >> {calls}\nexec {compiled.compiler()[0]} \"$@\"\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert all(pool.map(_load, [str(fresh.parent)] * 3, chunksize=1))
+    assert calls.read_text() == "called\n"
     assert len(list(fresh.glob("*.so"))) == 1 and not list(fresh.glob("*.tmp"))
-

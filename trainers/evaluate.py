@@ -17,7 +17,7 @@ from trainers.augment import seen
 from trainers.datasets import Images, Splits, batch, normalise
 from trainers.equivariance import equivariance_error
 from trainers.measures import SymmetryAccuracy, predict, summarise
-from trainers.fold import fold
+from trainers.fold import fold, scoring
 from trainers.networks import Network
 from trainers.scores import Scores
 
@@ -31,24 +31,24 @@ LATENCY_BATCH, LATENCY_BATCHES = 128, 3     # images per forward that the latenc
 def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, images: "Images | None" = None) -> Scores:
     """The scores of `network` after `epoch` epochs, on the validation images unless others are given.
 
-    The folded network is what is scored: that is what a user will run. Raises ValueError where the logits do not vary
+    The folded network is what is scored: that is what a user will run, and its latency is taken as it will run. Raises ValueError where the logits do not vary
     over the images (a constant must not win) or a score is not finite.
     """
     began = time.perf_counter()
     images = splits.validation if images is None else images
     declared = config.group
     normal = partial(normalise, mean=splits.mean, std=splits.std)
-    folded = fold(network)
-    predictions = predict(folded, images.pixels, declared.elements, normalise=normal)
+    scored = scoring(network)
+    predictions = predict(scored, images.pixels, declared.elements, normalise=normal)
     symmetry = summarise(predictions, images.labels, declared, seen(config.training.augment, declared))
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
-    errors = (0.0, 0.0) if declared == TRIVIAL else _errors(folded, network.architecture, images, declared, normal)
+    errors = (0.0, 0.0) if declared == TRIVIAL else _errors(scored, network.architecture, images, declared, normal)
     price = cost(network.architecture, splits.channels, len(splits.classes))
     return Scores(epoch=epoch, accuracy=symmetry.accuracy.value, symmetry_accuracy=symmetry.mean.value,
                   symmetry_accuracy_worst=symmetry.worst[1].value, symmetry_accuracy_exact=_value(symmetry, "exact"),
                   symmetry_accuracy_interpolated=_value(symmetry, "interpolated"),
                   equivariance_error=errors[0], equivariance_error_features=errors[1], loss=loss,
-                  params=price.params, macs=price.macs, latency=_latency(folded, images, normal),
+                  params=price.params, macs=price.macs, latency=_latency(fold(network), images, normal),
                   seconds=time.perf_counter() - began)
 
 

@@ -96,7 +96,10 @@ INLINE int convolve_kind(const int kind, const struct layer *l, int64_t images, 
                         for (int d = 0; d < dimension(kind, b); d++, e++)
                             y[e] = *(const vector *)(from + (field * dimension(kind, b) + d) * TILE + v * LANES);
                     transposed_transform(kind, y, x);
-                    for (int e = 0; e < order; e++) *(vector *)(rows + l->channels_out[field * order + e] * TILE + v * LANES) = x[e];
+                    for (int e = 0; e < order; e++) {
+                        int32_t channel = l->channels_out[field * order + e];
+                        *(vector *)(rows + channel * TILE + v * LANES) = l->bias ? x[e] + l->bias[channel] : x[e];
+                    }
                 }
             unpack(rows, many, place, p.pitch, width, channels_out, out + image * height * width * channels_out);
         }

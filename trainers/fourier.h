@@ -26,6 +26,7 @@ struct layer {
     int64_t kind, order, fields_in, fields_out, height, width, kernel, stride, padding, dilation;
     const int32_t *channels_in, *channels_out;  /* [fields, order]: the channel of every element */
     const int32_t *taps;                        /* [order, kernel * kernel]: where an element moves a tap to */
+    const float *bias;                          /* of the outgoing channels, or NULL */
 };
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -38,7 +38,6 @@ from trainers.filters import Parametrisation, arrange, expand, restricted_order
 log = logging.getLogger(__name__)
 
 KINDS = {"C1": 0, "C2": 1, "D1": 1, "D2": 2, "C4": 3, "D4": 4}      # as fourier.c numbers them
-LEAST_WORK = 2e7        # products of a plain convolution below which the tables cost more than is saved
 LEAST_LENGTH = 5        # of a side of the maps, pixels
 LEAST_CHANNELS = 24     # below which transforming a value costs more than its products
 BLOCK = 16              # channels to whose multiples torch rounds up, so that even groups of two elements are faster between them
@@ -48,7 +47,7 @@ class _Layer(ctypes.Structure):
     """`struct layer` of fourier.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("kind", "order", "fields_in", "fields_out", "height", "width", "kernel", "stride", "padding", "dilation")] \
-        + [(name, ctypes.c_void_p) for name in ("channels_in", "channels_out", "taps")]
+        + [(name, ctypes.c_void_p) for name in ("channels_in", "channels_out", "taps", "bias")]
 
 
 def library() -> Optional[ctypes.CDLL]:
@@ -109,11 +108,12 @@ class Transform:
         rows = gradient.index_select(0, self.inverse_order).view(-1, self.matrix.shape[1]) @ self.matrix.t()
         return gradient.new_zeros(shape.numel()).index_copy_(0, self.entries.long(), rows.view(-1)).view(shape)
 
-    def layer(self, maps: Tensor, stride: int, padding: int, dilation: int, backward: bool = False) -> _Layer:
+    def layer(self, maps: Tensor, stride: int, padding: int, dilation: int, backward: bool = False,
+              bias: Optional[Tensor] = None) -> _Layer:
         """What the compiled code must know of a convolution of `maps`."""
         fields = (self.channels_out, self.channels_in) if backward else (self.channels_in, self.channels_out)
         return _Layer(KINDS[str(self.grid)], self.grid.order, *map(len, fields), *maps.shape[2:], self.kernel, stride, padding, dilation,
-                      *(table.data_ptr() for table in (*fields, self.taps)))
+                      *(table.data_ptr() for table in (*fields, self.taps)), None if bias is None else bias.data_ptr())
 
 
 @lru_cache(maxsize=256)
@@ -126,39 +126,38 @@ def suits(group: Group, maps: Tensor, weight: Tensor, stride: int, padding: int,
     """True if a convolution of regular fields of `group` is to be made here: allowed, possible and faster than torch's by
     `tests/benchmarks/bench_convolution.py`.
 
-    Not under autocast, in other precisions or on other devices, nor where something must look inside: compilers, exporters,
-    tracers, torch.func and forward-mode derivatives.
+    The number of images does not matter, so that an image's maps are the same in every batch. Not under autocast, in other precisions or on
+    other devices, nor where something must look inside: compilers, exporters, tracers, torch.func and forward-mode derivatives.
     """
     kernel, order, channels = weight.shape[-1], group.grid.order, weight.shape[:2]
     if kernel < 3 or stride > 2 or min(channels) < LEAST_CHANNELS or not (order > 2 or order == 2 and all(count % BLOCK for count in channels)):
         return False
     if _watched() or not (_plain(maps) and _plain(weight)):
         return False
-    reach, smallest = dilation * (kernel - 1) + 1, min(maps.shape[2:])
-    if smallest < LEAST_LENGTH or smallest + 2 * padding < reach:
-        return False
-    height, width = ((length + 2 * padding - reach) // stride + 1 for length in maps.shape[2:])
-    return len(maps) * height * width * weight.numel() >= LEAST_WORK and library() is not None
+    smallest = min(maps.shape[2:])
+    return smallest >= max(LEAST_LENGTH, dilation * (kernel - 1) + 1 - 2 * padding) and library() is not None
 
 
-def convolve(maps: Tensor, weight: Tensor, shared: Transform, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
-    """conv2d(maps, weight) in channels-last layout, for float32 maps [batch, channels, height, width] and an equivariant weight.
+def convolve(maps: Tensor, weight: Tensor, shared: Transform, stride: int = 1, padding: int = 0, dilation: int = 1,
+             bias: Optional[Tensor] = None) -> Tensor:
+    """conv2d(maps, weight, bias) in channels-last layout, for float32 maps [batch, channels, height, width] and an equivariant weight.
 
     Equal to rounding. The gradient with respect to `weight` is that of the row of the identity and zero elsewhere, which is the same for
-    the parameters that the weight is made from. Raises MemoryError where memory lacks.
+    the parameters that the weight is made from. `bias` [channels] has no gradient. Raises MemoryError where memory lacks.
     """
-    return _Convolution.apply(maps, weight, shared, stride, padding, dilation)
+    return _Convolution.apply(maps, weight, shared, stride, padding, dilation, bias)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, maps, weight, shared, stride, padding, dilation):
+    def forward(ctx, maps, weight, shared, stride, padding, dilation, bias):
         maps = maps.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(maps, weight)
         ctx.shared, ctx.window = shared, (stride, padding, dilation)
         reach = dilation * (shared.kernel - 1) + 1
         size = [(length + 2 * padding - reach) // stride + 1 for length in maps.shape[2:]]
-        return _convolve(shared.layer(maps, stride, padding, dilation), maps, shared.spectra(weight), (len(maps), len(weight), *size))
+        layer = shared.layer(maps, stride, padding, dilation, bias=bias)
+        return _convolve(layer, maps, shared.spectra(weight), (len(maps), len(weight), *size))
 
     @staticmethod
     @once_differentiable
@@ -177,7 +176,7 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = shared.weight_gradient(_spectra_gradient(shared.layer(maps, stride, padding, dilation), maps, grad, len(shared.order)),
                                                  weight.shape)
-        return grad_maps, grad_weight, None, None, None, None
+        return grad_maps, grad_weight, None, None, None, None, None
 
 
 def _convolve(layer: _Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -216,12 +215,15 @@ def _in_parts(part: Callable[[int, int], int], images: int) -> None:
 
 
 def _plain(values: Tensor) -> bool:
-    return values.device.type == "cpu" and values.dtype == torch.float32 and type(values) in (Tensor, torch.nn.Parameter)
+    if values.device.type != "cpu" or values.dtype != torch.float32 or type(values) not in (Tensor, torch.nn.Parameter):
+        return False
+    # The level is that of all threads: one that takes derivatives must not change what the others compute.
+    return forward_ad._current_level < 0 or forward_ad.unpack_dual(values).tangent is None
 
 
 def _watched() -> bool:
     """True where an operation must not disappear into compiled code."""
-    return (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu") or forward_ad._current_level >= 0
+    return (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu")
             or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from trainers.curves import draw
 from trainers.equivariance import EquivarianceError, equivariance_error
-from trainers.fold import fold
+from trainers.fold import scoring
 from trainers.layerwise import MatchedStage, Steerability, layerwise_equivariance, steerability
 from trainers.lie import LieDerivative, lie_derivatives
 from trainers.measures import (AngleCurve, Proportion, SymmetryAccuracy, angle_elements, consistency, effective_invariance, predict, summarise,
@@ -87,7 +87,7 @@ def measure(model: Model, images: Tensor, labels: Tensor, group: Group, *, seen:
     scored, prepare = model, normalise
     if isinstance(model, Network):
         fields = {f"stage {n}": s.group for n, s in enumerate(model.architecture.stages, start=1)}
-        scored = fold(model)
+        scored = scoring(model)
     if is_folded(scored):
         prepare = (lambda batch: channels_last(normalise(batch))) if normalise else channels_last
     few = _spaced(images, ERROR_IMAGES)

@@ -33,7 +33,7 @@ from searchspace.cost import cost  # noqa: E402
 from searchspace.groups import IDENTITY, Group  # noqa: E402
 from trainers.actions import act, act_on_fields  # noqa: E402
 from trainers.equivariance import equivariance_error  # noqa: E402
-from trainers.fold import fold  # noqa: E402
+from trainers.fold import scoring  # noqa: E402
 from trainers.measurement import measure  # noqa: E402
 from trainers.networks import build, channels_last  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
@@ -118,7 +118,7 @@ def by_forwards(network, images: torch.Tensor, group: Group) -> dict:
 def batched(network, images: torch.Tensor, group: Group) -> dict:
     """The same as it is measured here: folded, one pass; the time to fold counts."""
     fields = {f"stage {n}": group for n in range(1, len(network.stages) + 1)}
-    found = equivariance_error(fold(network), images, group, fields=fields, normalise=channels_last)
+    found = equivariance_error(scoring(network), images, group, fields=fields, normalise=channels_last)
     return {(n, group.index(e)): error for n, stage in enumerate((found.logits, *found.stages)) for e, error in zip(stage.elements, stage.relative)}
 
 
@@ -186,7 +186,7 @@ def measure_once(network, images, labels, threads: int) -> dict:
 @torch.no_grad()
 def forward_rate(network, macs: int) -> float:
     """GMAC/s of one core in the folded network's forward pass, the best of several."""
-    folded, images, best = fold(network), channels_last(torch.rand(128, 1, 28, 28)), float("inf")
+    folded, images, best = scoring(network), channels_last(torch.rand(128, 1, 28, 28)), float("inf")
     for _ in range(6):
         began = time.process_time()
         folded(images)

@@ -39,7 +39,7 @@ from searchspace.groups import IDENTITY  # noqa: E402
 from trainers.actions import act, act_on_fields  # noqa: E402
 from trainers.datasets import load, normalise  # noqa: E402
 from trainers.evaluate import evaluate  # noqa: E402
-from trainers.fold import fold  # noqa: E402
+from trainers.fold import scoring  # noqa: E402
 from trainers.measures import predict  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
 from trainers.settings import Augment, Data, Symmetry, Training  # noqa: E402
@@ -122,7 +122,7 @@ def engine(arguments, filters: str, precision: str) -> dict[str, float]:
             state.epoch = epoch
             save(state, "benchmark", Path(folder))
             lap("train")
-            found = predict(fold(state.network), splits.validation.pixels, [IDENTITY], share_exact=False,
+            found = predict(scoring(state.network), splits.validation.pixels, [IDENTITY], share_exact=False,
                             normalise=partial(normalise, mean=splits.mean, std=splits.std))
             upright = float((found.classes[0] == splits.validation.labels).float().mean())
             lap("validation")

@@ -44,7 +44,7 @@ def compiler() -> Optional[tuple[str, ...]]:
 
 
 def load(source: Path) -> ctypes.CDLL:
-    """The library made from a C file and the header of the same name. Raises NotCompiled where it cannot be made or loaded."""
+    """The library made from a C file and the header of the same name, if there is one. Raises NotCompiled where it cannot be made or loaded."""
     if os.environ.get("EQUISEARCH_COMPILE", "1") == "0":
         raise NotCompiled("EQUISEARCH_COMPILE=0 turns it off")
     command = compiler()
@@ -72,7 +72,7 @@ def load(source: Path) -> ctypes.CDLL:
 
 def _key(source: Path, command: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for file in (source, source.with_suffix(".h")):
+    for file in filter(Path.exists, (source, source.with_suffix(".h"))):
         digest.update(file.read_bytes())
     about = Path(command[0]).resolve().stat()
     digest.update(repr((command, about.st_size, about.st_mtime_ns, FLAGS, platform.machine(), _processor())).encode())
@@ -89,7 +89,7 @@ def _processor() -> str:
 
 
 def _opened(path: Path) -> Optional[ctypes.CDLL]:
-    """The library in a file of this user or of root; None for one that is missing, torn or of others: what they put into a shared cache is not run."""
+    """The library in a file; None for one that is missing, torn, or neither of this user nor of root: what others put into a shared cache is not run."""
     try:
         if hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0):
             return None

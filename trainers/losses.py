@@ -59,7 +59,7 @@ def move(images: Tensor, parts: list[tuple[Element, slice]]) -> Tensor:
 
 
 def pooled(kind: str, group: Group) -> int:
-    """The channels of a block over which `equivariance_loss` takes the maximum of its stages (`networks.block_maxima`); 1: none."""
+    """The channels of a block over which `equivariance_loss` takes the maximum of its stages (`maxima.block_maxima`); 1: none."""
     return group.order if kind == "layerwise" else 1
 
 

@@ -8,11 +8,10 @@ from typing import Any, Callable, Iterator, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from searchspace.architecture import Architecture, Filters, Stage, Subsampling
 from searchspace.groups import Group
-from trainers import bases, fourier
+from trainers import bases, fourier, maxima
 from trainers.filters import Parametrisation, arrange, expand, restricted_order
 from trainers.lifting import fits, lift
 from trainers.normalization import FieldNorm, Pooling
@@ -188,10 +187,10 @@ class Network(nn.Module):
         return self._run(images, lambda maps: (maps, maps))
 
     def forward_with_parts(self, images: Tensor, *parts: slice, block: int = 1) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
-        """(logits, for each stage the `block_maxima` of these parts of the batch): a loss on few images costs little backwards."""
+        """(logits, for each stage the `maxima.block_maxima` of these parts of the batch): a loss on few images costs little backwards."""
         def cut(maps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            whole, *maxima = _Parts.apply(maps, parts, block)
-            return whole, tuple(maxima)
+            whole, *found = maxima.of_parts(maps, parts, block)
+            return whole, tuple(found)
         return self._run(images, cut)
 
     def _run(self, images: Tensor, keep: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, tuple]:
@@ -216,61 +215,6 @@ class Network(nn.Module):
             features = fields.amax(2) if self.architecture.head == "group_max" else fields.mean(2)
         with torch.autocast(maps.device.type, enabled=False):
             return self.linear(features)
-
-
-def block_maxima(maps: Tensor, block: int) -> Tensor:
-    """The maximum over consecutive blocks of `block` channels [B, ceil(C / block), H, W]; a last smaller block is one by itself."""
-    return _over_blocks(maps, block)[0]
-
-
-def _over_blocks(maps: Tensor, block: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(the maxima, where they lie in the whole blocks and in a last smaller one: [B, H, W, blocks, 1] each)."""
-    if block == 1:
-        return maps.clone(), ()
-    found = [blocks.max(-1, keepdim=True) for blocks in _blocks_of(maps, block)]
-    values = [values.squeeze(-1) for values, _ in found]
-    return (values[0] if len(values) == 1 else torch.cat(values, -1)).permute(0, 3, 1, 2), tuple(places for _, places in found)
-
-
-def _blocks_of(maps: Tensor, block: int) -> list[Tensor]:
-    """Views [B, H, W, blocks, channels of one] of the whole blocks, and of a last smaller one; of channels-last maps, a block lies together."""
-    channels, rest = maps.permute(0, 2, 3, 1), maps.shape[1] % block
-    parts = channels.split([maps.shape[1] - rest, rest], -1) if rest else (channels,)
-    return [part.unflatten(-1, (-1, min(block, part.shape[-1]))) for part in parts if part.shape[-1]]
-
-
-class _Parts(torch.autograd.Function):
-    """The maps themselves, and the block maxima of these parts of them along the batch.
-
-    The gradient of a part is added in place where it belongs: the gradients of a slice and of a maximum would fill maps with zeros and
-    add them, for every part. The maps' own gradient comes from the next layer of the network, which hands it to nobody else.
-    """
-
-    @staticmethod
-    def forward(ctx, maps, parts, block):
-        maxima, places = zip(*(_over_blocks(maps[part], block) for part in parts))
-        ctx.parts, ctx.block = parts, block
-        ctx.save_for_backward(*(place for found in places for place in found))
-        ctx.set_materialize_grads(False)
-        return maps.view_as(maps), *maxima
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, *of_parts):
-        grad = channels_last(grad)      # maps that were averaged have one gradient for all places, which must become many
-        places = iter(ctx.saved_tensors)
-        for part, added in zip(ctx.parts, of_parts):
-            if ctx.block == 1:
-                if added is not None:
-                    grad[part] += added
-                continue
-            start = 0
-            for blocks in _blocks_of(grad[part], ctx.block):
-                where, stop = next(places), start + blocks.shape[3]
-                if added is not None:
-                    blocks.scatter_add_(-1, where, added[:, start:stop].permute(0, 2, 3, 1).unsqueeze(-1))
-                start = stop
-        return grad, None, None
 
 
 def channels_last(maps: Tensor) -> Tensor:

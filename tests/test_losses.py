@@ -69,6 +69,17 @@ def test_compiled_maxima_and_their_places_are_torchs(block, monkeypatch):
         assert mine.shape == theirs.shape and torch.equal(mine, theirs)
 
 
+def test_training_takes_compiled_maxima(monkeypatch):
+    class Counting:
+        def block_maxima(self, *arguments):
+            calls.append(arguments)
+
+    calls, images = [], torch.rand(6, 1, 9, 9)
+    monkeypatch.setattr(maxima, "library", Counting)
+    build(Architecture.parse("9px: 8k3, 8k3"), channels=1, classes=5).forward_with_parts(images, slice(0, 2), slice(4, 6), block=4)
+    assert [arguments[:2] for arguments in calls] == [(4, 2 * 81 * 2)] * 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_the_gradient_of_parts_equals_that_of_slices_of_all_maps(block, dtype):

@@ -42,7 +42,8 @@ def _blocks_of(maps: Tensor, block: int) -> list[Tensor]:
 
 def _maxima(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """blocks.max(-1, keepdim=True); on a CPU by compiled code, which takes a quarter of the time. Not for what is differentiated: see `_Parts`."""
-    suits = blocks.device.type == "cpu" and blocks.dtype == torch.float32 and blocks.is_contiguous() and not blocks.requires_grad
+    differentiated = blocks.requires_grad and torch.is_grad_enabled()
+    suits = blocks.device.type == "cpu" and blocks.dtype == torch.float32 and blocks.is_contiguous() and not differentiated
     code = library() if suits else None
     if code is None:
         return blocks.max(-1, keepdim=True)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from studies import doctor
 from trainers import compiled, fourier
 from trainers.actions import act
 from trainers.filters import Parametrisation, arrange, expand, restricted_order
@@ -62,7 +63,7 @@ def weight_of(parameters, group, source, kernel, fields_out):
 
 
 # (fields in, fields out, kernel, images, height, width, stride, padding, dilation): 1 to 88 channels
-WINDOWS = [(1, 1, 3, 2, 7, 5, 1, 1, 1), (3, 2, 5, 3, 9, 12, 1, 2, 1), (2, 5, 4, 2, 11, 11, 2, 1, 1), (7, 3, 1, 2, 6, 6, 1, 0, 1), (2, 3, 3, 1, 20, 20, 1, 2, 2),
+WINDOWS = [(3, 4, 5, 3, 23, 40, 2, 4, 2), (1, 1, 3, 2, 7, 5, 1, 1, 1), (3, 2, 5, 3, 9, 12, 1, 2, 1), (2, 5, 4, 2, 11, 11, 2, 1, 1), (7, 3, 1, 2, 6, 6, 1, 0, 1), (2, 3, 3, 1, 20, 20, 1, 2, 2),
            (2, 3, 3, 3, 30, 33, 2, 1, 1), (2, 2, 3, 2, 12, 12, 3, 0, 1), (1, 2, 3, 1, 5, 5, 1, 0, 2), (5, 11, 3, 2, 34, 19, 1, 1, 1), (2, 2, 3, 1, 8, 8, 1, 4, 1),
            (2, 1, 7, 2, 40, 21, 1, 3, 1)]
 
@@ -253,10 +254,15 @@ def test_without_a_compiler_convolutions_are_torchs(fresh, monkeypatch, caplog):
     assert network("29px: 6k3@C4, 8k3")(random(64, 1, 29, 29)).isfinite().all()
 
 
-def test_it_can_be_turned_off(fresh, monkeypatch, caplog):
+def test_it_can_be_turned_off_and_doctor_says_so(fresh, monkeypatch, caplog):
+    assert doctor._convolutions().level == "ok"
+    fourier.status.cache_clear()
+    shutil.rmtree(fresh)
     monkeypatch.setenv("EQUISEARCH_COMPILE", "0")
     assert "EQUISEARCH_COMPILE=0" in reason(caplog)
     assert not fresh.exists()
+    found = doctor._convolutions()
+    assert found.level == "note" and "EQUISEARCH_COMPILE=0" in found.found
 
 
 def test_a_compiler_that_fails_is_named_with_its_message(fresh, monkeypatch, caplog, tmp_path):

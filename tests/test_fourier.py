@@ -123,7 +123,7 @@ def test_a_network_trains_and_evaluates_as_in_double_precision(text, monkeypatch
             errors[-1].append(max(relative(a, b) for a, b in zip(found, true)))
     mine, torchs = map(min, zip(*errors))
     assert mine < 1e-5 + 3 * torchs < 1e-3
-    assert True in calls and False in calls, "used in training and in evaluation"
+    assert set(calls) == {True, False}, "used in training and in evaluation"
 
 
 @pytest.mark.parametrize("text", NETWORKS)
@@ -252,6 +252,19 @@ def test_without_a_compiler_convolutions_are_torchs(fresh, monkeypatch, caplog):
     monkeypatch.setenv("PATH", str(fresh))
     assert "no C compiler" in reason(caplog) and "install gcc" in caplog.text
     assert network("29px: 6k3@C4, 8k3")(random(64, 1, 29, 29)).isfinite().all()
+
+
+@pytest.mark.parametrize("command", ["gcc 'half a quote", "no_such_compiler", ""])
+def test_a_compiler_that_cannot_be_named_so_gives_way_to_the_usual_one(fresh, monkeypatch, command):
+    monkeypatch.setenv("CC", command)
+    found = compiled.compiler()
+    assert found and found[0] in (shutil.which("cc"), shutil.which("gcc"), shutil.which("clang"))
+
+
+@pytest.mark.parametrize("value", ["0", "off", "False"])
+def test_every_way_to_say_no_turns_it_off(fresh, monkeypatch, value):
+    monkeypatch.setenv("EQUISEARCH_COMPILE", value)
+    assert fourier.status() == (None, f"EQUISEARCH_COMPILE={value} turns it off")
 
 
 def test_it_can_be_turned_off_and_doctor_says_so(fresh, monkeypatch, caplog):

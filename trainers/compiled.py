@@ -26,6 +26,7 @@ from trainers.cache import directory
 log = logging.getLogger(__name__)
 
 FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")    # vectorised by hand: gcc's own attempts cost a third
+OFF = ("0", "off", "no", "false")       # values of EQUISEARCH_COMPILE; any other leaves it on
 PATIENCE = 120.0        # seconds for a compiler, which takes about 4
 
 
@@ -37,7 +38,10 @@ class NotCompiled(Exception):
 def compiler() -> Optional[tuple[str, ...]]:
     """The command of the C compiler: `$CC`, else `cc`, `gcc` or `clang` on the path; None without one."""
     for command in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
-        words = shlex.split(command)
+        try:
+            words = shlex.split(command)
+        except ValueError:      # a quote that does not end
+            continue
         if words and (path := shutil.which(words[0])):
             return path, *words[1:]
     return None
@@ -45,8 +49,9 @@ def compiler() -> Optional[tuple[str, ...]]:
 
 def load(source: Path) -> ctypes.CDLL:
     """The library made from a C file and the header of the same name, if there is one. Raises NotCompiled where it cannot be made or loaded."""
-    if os.environ.get("EQUISEARCH_COMPILE", "1") == "0":
-        raise NotCompiled("EQUISEARCH_COMPILE=0 turns it off")
+    asked = os.environ.get("EQUISEARCH_COMPILE", "1")
+    if asked.strip().lower() in OFF:
+        raise NotCompiled(f"EQUISEARCH_COMPILE={asked} turns it off")
     command = compiler()
     if command is None:
         raise NotCompiled("there is no C compiler; install gcc or clang, or name one in $CC")

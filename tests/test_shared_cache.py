@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -371,11 +370,9 @@ def test_a_link_in_the_place_of_a_studys_lock_is_refused(tmp_path):
 
 def test_a_pipe_in_the_place_of_a_studys_lock_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "lock")
-    started = time.monotonic()
     assert holder(tmp_path).startswith("unknown")
     with pytest.raises(StudyError, match="not a regular file"):
         StudyLock(tmp_path)
-    assert time.monotonic() - started < 60
 
 
 def test_a_studys_lock_that_only_others_may_write_is_named(tmp_path, monkeypatch):

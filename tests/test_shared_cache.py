@@ -155,6 +155,14 @@ def held():
         process.communicate()
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that each lock would be waited for; none is."""
+    asked, lock = [], cache.FileLock
+    monkeypatch.setattr(cache, "FileLock", lambda name, timeout, **options: asked.append(timeout) or lock(name, timeout=0.0, **options))
+    return asked
+
+
 def build(allocate):
     allocate((4, 3))[:] = 7
     return None, {"labels": [1]}
@@ -166,17 +174,23 @@ def test_waiting_for_the_images_of_another_process_ends(folder, held, monkeypatc
     with pytest.warns(UserWarning, match="another process holds .*array.npy.lock"):
         pixels, content = cache.cached("array", build)
     assert (pixels == 7).all() and content == {"labels": [1]}
-    monkeypatch.setattr(cache, "WAIT", 3600.0)      # it was waited for already: not again
-    with pytest.warns(UserWarning, match="another process holds"):
-        cache.cached("array", build)
+
+
+@pytest.mark.filterwarnings("ignore:images are decoded")
+def test_a_lock_is_waited_for_once(folder, held, waits):
+    held(folder / "array.npy.lock")
+    for _ in range(2):
+        assert (cache.cached("array", build)[0] == 7).all()
+    assert waits == [cache.WAIT, 0.0] and 0 < cache.WAIT <= 3600
 
 
 @as_root
-def test_another_users_lock_is_not_waited_for(folder, held):
+def test_another_users_lock_is_not_waited_for(folder, held, waits):
     held(folder / "array.npy.lock")
     give_away(folder / "array.npy.lock")
-    with pytest.warns(UserWarning, match="another process holds"):      # with WAIT as it is: 15 minutes
+    with pytest.warns(UserWarning, match="another process holds"):
         assert (cache.cached("array", build)[0] == 7).all()
+    assert waits == [0.0]
 
 
 def test_a_lock_that_cannot_be_opened_does_not_break_us(folder):

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -134,10 +135,9 @@ def _cache() -> Finding:
         from trainers import cache
 
         directory = cache.directory()
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        cache.make_folder(directory)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"x")
         size = sum(path.stat().st_size for path in directory.glob("*.npy")) / 1e9
         return Finding("cache directory", "ok", f"{directory}, {size:.1f} of {cache.limit() / 1e9:g} GB of images")
     return _guarded("cache directory", found, "set EQUISEARCH_CACHE to a directory that can be written")

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from pathlib import Path
+from typing import TextIO
 
-from studies.errors import LockedError
+from studies.errors import LockedError, StudyError
 
 LOCK = "lock"
 ATTEMPTS = 5        # 0.2 s: somebody may be looking (`holder`), or a killed driver's last child be ending
 
 
+class NotRegularError(OSError):
+    """A link, pipe or folder stands where the lock file should be."""
+
+
+def _open(path: Path, mode: str) -> TextIO:
+    """The lock file, not what a link in its place names (it is truncated), nor a pipe (opening one waits)."""
+    def opener(name: str, flags: int) -> int:
+        try:
+            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                raise NotRegularError(error.errno, "not a regular file", name) from None
+            raise
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "not a regular file", name)
+    return open(path, mode, encoding="utf-8", opener=opener)
+
+
 class StudyLock:
     """The right to write to a study's directory, held from creation to `close`. The file names the holder.
 
-    Raises LockedError, with the holder's process id and host, if somebody else holds it. A file left by a dead process is no
-    obstacle: the lock itself went with the process.
+    Raises LockedError, with the holder's process id and host, if somebody else holds it, and StudyError if the file is another
+    user's or not a regular file. A file left by a dead process is no obstacle: the lock itself went with the process.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._file = (directory / LOCK).open("a+", encoding="utf-8")
+        try:
+            self._file = _open(directory / LOCK, "a+")
+        except (PermissionError, NotRegularError) as error:
+            raise StudyError(f"{directory / LOCK} cannot be locked ({error.strerror}); it must be a file that you can write: "
+                             "use an account that may write to this study, or a copy of its directory") from None
         for attempt in range(ATTEMPTS):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,11 +73,17 @@ class StudyLock:
 
 
 def holder(directory: Path) -> str | None:
-    """Who drives the study now, such as `pid 4711 on host`; None if nobody does."""
-    path = directory / LOCK
-    if not path.exists():
+    """Who drives the study now, such as `pid 4711 on host`; None if nobody does.
+
+    A text that begins with `unknown` where this user cannot tell.
+    """
+    try:
+        file = _open(directory / LOCK, "r")
+    except FileNotFoundError:
         return None
-    with path.open("r", encoding="utf-8") as file:
+    except (PermissionError, NotRegularError) as error:
+        return f"unknown (the file {LOCK} cannot be read: {error.strerror})"
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

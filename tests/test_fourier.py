@@ -314,22 +314,7 @@ def test_the_file_is_made_once_and_again_where_it_is_missing_or_torn(fresh):
         file.unlink()
         file.write_bytes(b"half")
         assert made().stat().st_size == size
-
-
-def test_what_others_put_into_a_shared_cache_is_not_run(fresh, monkeypatch, tmp_path):
-    file = tmp_path / "theirs.so"
-    shutil.copy(next(iter(_library_files(fresh))), file)
-    assert compiled._opened(file) is not None
-    owner = file.stat().st_uid
-    other = os.stat_result((0o100644, 0, 0, 1, owner + 1000, 0, 8, 0, 0, 0))
-    monkeypatch.setattr(Path, "stat", lambda self, **_: other)
-    monkeypatch.setattr(os, "getuid", lambda: owner)
-    assert compiled._opened(file) is None
-
-
-def _library_files(folder):
-    assert fourier.library() is not None
-    return list(folder.glob("*.so"))
+        assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(fresh, monkeypatch):

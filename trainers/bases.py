@@ -1,8 +1,8 @@
 """escnn's sampled steerable bases, baked once per machine and kept on disk.
 
-The cache lies in $EQUISEARCH_CACHE, or in the user's cache folder; it may be deleted at any time. A file's name holds all
-that its content depends on (format, escnn's version, group, kernel). Files appear by renaming, and two workers that bake
-the same one write the same bytes, so nothing is locked.
+They lie in the cache folder (`trainers.cache`) and may be deleted at any time. A file's name holds all that its content
+depends on (format, escnn's version, group, kernel), and is in the file. Files appear by renaming, and two workers that bake
+the same one write the same bytes, so nothing is locked. Files that another user may have written are baked again.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Iterable
+from typing import BinaryIO, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from searchspace.groups import Group
+from trainers import cache
 from trainers.actions import act, permutation
 
 FORMAT = 1      # of the files; raise it when baking changes what they hold
+NAMES = ("scalar", "scalar_std", "regular", "regular_std")      # of the arrays in a file
 USUAL_KERNELS = (1, 3, 4, 5)    # pixels: sampled along with what is missing, since starting escnn takes longer than all of them
 
 
@@ -38,13 +41,6 @@ class Basis:
     deviations: Tensor  # [size]: of He's initialisation of the coefficients, for one incoming field
 
 
-def cache_folder() -> Path:
-    """Where baked bases lie: $EQUISEARCH_CACHE, else `equisearch` in the user's cache folder."""
-    if chosen := os.environ.get("EQUISEARCH_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "equisearch"
-
-
 def load(wanted: Iterable[tuple[Group, int]]) -> None:
     """Bring the bases of all (group, kernel) in `wanted` into memory, baking those that no file holds in one process.
 
@@ -54,13 +50,13 @@ def load(wanted: Iterable[tuple[Group, int]]) -> None:
     for group, kernel in sorted({(group, kernel) for group, kernel in wanted if kernel != 2}, key=str):
         key = (group, kernel, version("escnn"))
         if key not in _memory:
-            arrays = _read(_file(group, kernel))
+            arrays = _kept(group, kernel)
             if arrays is None:
                 missing.append((group, kernel))
             else:
                 _memory[key] = arrays
     if missing:
-        usual = [(group, kernel) for group, _ in missing for kernel in USUAL_KERNELS if _read(_file(group, kernel)) is None]
+        usual = [(group, kernel) for group, _ in missing for kernel in USUAL_KERNELS if _kept(group, kernel) is None]
         _bake(list(dict.fromkeys(missing + usual)))
 
 
@@ -103,16 +99,40 @@ _memory: dict[tuple[Group, int, str], dict[str, np.ndarray]] = {}
 
 
 def _file(group: Group, kernel: int) -> Path:
-    return cache_folder() / f"bases-{FORMAT}-escnn-{version('escnn')}" / f"{group}-{kernel}.npz"
+    return cache.directory() / f"bases-{FORMAT}-escnn-{version('escnn')}" / f"{group}-{kernel}.npz"
+
+
+def _kept(group: Group, kernel: int) -> dict[str, np.ndarray] | None:
+    """The cached arrays; None without a file of them, or without a cache."""
+    try:
+        return _read(_file(group, kernel))
+    except cache.UnusableError:
+        return None
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file; None if it is missing, or not whole (a disk that was full, a foreign file)."""
+    """The arrays of a cached file; None if it is missing, not whole, another's, or not ours (`trainers.cache.open_own`)."""
+    file = cache.open_own(path)
+    if file is None:
+        return None
+    with file:
+        return _arrays(file, _label(path))
+
+
+def _arrays(file: BinaryIO | Path, label: str | None) -> dict[str, np.ndarray] | None:
+    """The arrays of a file that is whole and holds that label, where one is given; else None."""
     try:
-        with np.load(path) as file:
-            return {name: file[name] for name in ("scalar", "scalar_std", "regular", "regular_std")}
+        with np.load(file, allow_pickle=False) as arrays:
+            if label is not None and str(arrays["label"]) != label:
+                return None
+            return {name: arrays[name] for name in NAMES}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def _label(path: Path) -> str:
+    """What a file says it is, so that it is not taken for another under whose name it was put."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _bake(missing: list[tuple[Group, int]]) -> None:
@@ -127,24 +147,30 @@ def _bake(missing: list[tuple[Group, int]]) -> None:
         if done.returncode:
             raise RuntimeError(f"escnn could not sample the bases {', '.join(names)}:\n{done.stderr[-2000:]}")
         for group, kernel in missing:
-            arrays = _read(Path(folder) / f"{group}-{kernel}.npz")
+            arrays = _arrays(Path(folder) / f"{group}-{kernel}.npz", None)
             assert arrays is not None, "the baking process ended well but left no file"
             _memory[group, kernel, version("escnn")] = arrays
-            _keep(_file(group, kernel), arrays)
+            try:
+                path = _file(group, kernel)
+            except cache.UnusableError as error:
+                cache.say_once(f"steerable bases are not kept ({error}); every process will sample them again")
+            else:
+                _keep(path, arrays)
 
 
 def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write `arrays` to `path` at once or not at all; a folder that cannot be written costs time, not the result."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        cache.make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays, label=np.array(_label(path)))
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with suppress(OSError):
+                os.unlink(temporary)
             raise
     except OSError as error:
         warnings.warn(f"cannot keep steerable bases in {path.parent} ({error}); every process will sample them again. "
-                      "Set EQUISEARCH_CACHE to a folder that can be written.", stacklevel=2)
+                      "Set EQUISEARCH_CACHE to a folder that only you can write.", stacklevel=2)

@@ -1,28 +1,40 @@
-"""Decoded and resized images on disk, shared by all workers of a machine through memory mapping.
+"""The cache folder, which others may write to, and the decoded images in it, mapped by all workers of a machine.
 
-One file holds one array in `.npy` format (`numpy.load` reads it) and, behind it, what belongs to it as JSON, the length
-of that JSON and a mark. The mark is written last and the file appears by `os.replace`, so a file without it is torn and is
-built again. Any file may be deleted at any time: a process that has mapped it keeps its pages. Beyond 20 GB
-(`EQUISEARCH_CACHE_GB`), files that nobody has used for a day are, those unused for longest first.
+What another user wrote is not used: a file is opened once, its descriptor is checked (`open_own`), and all that follows reads
+that descriptor, whatever its name stands for by then. Waiting for a lock ends (`acquire`). Where the folder cannot be used,
+callers go on without it and say so once.
+
+One file of images holds one array in `.npy` format (`numpy.load` reads it) and, behind it, what belongs to it as JSON, the
+length of that JSON and a mark. The mark is written last and the file appears by `os.replace`, so a file without it is torn and
+is built again. Any file may be deleted at any time: a process that has mapped it keeps its pages. Beyond 20 GB
+(`EQUISEARCH_CACHE_GB`), files that were not used for a day are deleted, those unused for longest first.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
+import stat
 import sys
 import tempfile
 import time
 import warnings
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, BinaryIO, Callable
 
 import numpy as np
 from filelock import FileLock
 
+log = logging.getLogger(__name__)
+
 LIMIT_GB = 20.0         # of all files together, unless EQUISEARCH_CACHE_GB says otherwise
-UNUSED = 86_400.0       # seconds after which nobody is taken to need a file: studies that run keep theirs, whatever their size
+UNUSED = 86_400.0       # seconds after which a file counts as unneeded: running studies keep theirs, whatever their size
+WAIT = 900.0            # seconds for another process that decodes the same images; then they are decoded here
 MARK = b"equisearch cache"
 HEADER = 128                                             # bytes; what numpy's format 1.0 pads a small header to
 
@@ -30,16 +42,111 @@ HEADER = 128                                             # bytes; what numpy's f
 Build = Callable[[Callable[[tuple[int, ...]], np.ndarray]], "tuple[np.ndarray | None, dict[str, Any]]"]
 
 
+class UnusableError(OSError):
+    """There is no cache folder; the message says why and what to set."""
+
+
 def directory() -> Path:
-    """Where cached arrays lie: `EQUISEARCH_CACHE`, or `equisearch` in the user's cache directory."""
+    """The folder of all cached files: `EQUISEARCH_CACHE` (`~` is expanded; unset or empty: the user's cache folder).
+
+    Raises UnusableError, an OSError, where that is not an absolute path or the home folder is unknown.
+    """
     chosen = os.environ.get("EQUISEARCH_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
+    try:
+        folder = Path(chosen).expanduser() if chosen else _users()
+    except RuntimeError as error:       # no such user, or no home
+        raise UnusableError(f"there is no cache folder ({error}); "
+                            "set EQUISEARCH_CACHE to an absolute path") from None
+    if not folder.is_absolute():        # it would be another folder in every worker's working directory
+        raise UnusableError(f"EQUISEARCH_CACHE is '{chosen}', a relative path; "
+                            "it must be an absolute path or begin with ~")
+    return folder
+
+
+def _users() -> Path:
+    """`equisearch` in the user's cache folder, by the rules of the operating system."""
+    home = Path.home()
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "equisearch" / "Cache"
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "equisearch" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "equisearch"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "equisearch"
+        return home / "Library" / "Caches" / "equisearch"
+    named = Path(os.environ.get("XDG_CACHE_HOME") or ".")
+    return (named if named.is_absolute() else home / ".cache") / "equisearch"
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder and those above it that are missing, for this user only (mode 0700). Raises OSError."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(0o700, exist_ok=True)
+
+
+@lru_cache(maxsize=None)
+def say_once(message: str) -> None:
+    """Logs a warning, the first time in this process."""
+    log.warning(message)
+
+
+def open_own(path: Path) -> "BinaryIO | None":
+    """A cached file, open for reading, if only this user or root can have written it; None for any other, which is logged once.
+
+    What is checked is the opened file: not a link, a regular file with one name, of this user or root, and not writable by
+    group or others. Nothing that happens to its name afterwards matters to who reads what is returned.
+    """
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    try:
+        descriptor = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        reason = "that are symbolic links" if error.errno == errno.ELOOP else f"that cannot be opened ({error.strerror})"
+    else:
+        reason = _distrust(os.fstat(descriptor))
+        if not reason:
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    say_once(f"cached files in {path.parent} {reason} are not used; what they should hold is computed again. "
+             "Set EQUISEARCH_CACHE to a folder that only you can write")
+    return None
+
+
+def _distrust(about: os.stat_result) -> str:
+    """Why a file may hold what another user wrote; '' if it cannot."""
+    if not stat.S_ISREG(about.st_mode):
+        return "that are not regular files"
+    if _foreign(about):
+        return f"that belong to user {about.st_uid}"
+    if hasattr(os, "geteuid") and about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "that other users can write"
+    return "that have several names" if about.st_nlink > 1 else ""
+
+
+def _foreign(about: os.stat_result) -> bool:
+    return hasattr(os, "geteuid") and about.st_uid not in (os.geteuid(), 0)
+
+
+_given_up: set[str] = set()     # locks for which this process has waited in vain
+
+
+def acquire(path: Path, wait: float) -> FileLock:
+    """The lock beside a cached file, to be released; others cannot open it. Raises OSError if it is not free after `wait` seconds.
+
+    There is no waiting for a lock file of another user, whose result would not be used, nor twice for the same one.
+    """
+    name = f"{path}.lock"
+    with suppress(FileNotFoundError):
+        if name in _given_up or _foreign(os.lstat(name)):
+            wait = 0.0
+    lock = FileLock(name, timeout=wait, mode=0o600)
+    try:
+        lock.acquire()
+    except TimeoutError:
+        _given_up.add(name)
+        raise TimeoutError(f"another process holds {name}") from None
+    except NotImplementedError as error:        # a file system without locks
+        raise OSError(f"{name} cannot be locked: {error}") from None
+    _given_up.discard(name)
+    return lock
 
 
 def key(description: Any) -> str:
@@ -50,32 +157,28 @@ def key(description: Any) -> str:
 def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
     """The uint8 array of that name and what belongs to it, read from the cache or built and put there.
 
-    Several processes that ask at once build it once: the others wait. Where the directory cannot be written, or has no space
-    left, the array is built in memory, with a warning. The array is mapped copy-on-write: writing to it changes no file.
+    Several processes that ask at once build it once: the others wait, at most `WAIT` seconds. Where the folder cannot be used,
+    or has no space left, the array is built in memory, with a warning. The array is mapped copy-on-write: writing to it changes
+    no file.
     """
-    path = directory() / f"{name}.npy"
-    found = read(path)
-    if found is not None:
-        _used(path)
-        return found
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        lock.acquire()
+        path = directory() / f"{name}.npy"
+        array = read(path)
+        if array is not None:
+            return array
+        make_folder(path.parent)
+        lock = acquire(path, WAIT)
     except OSError as error:
         return _in_memory(build, error)
     try:
-        found = read(path)
-        if found is None:
+        array = read(path)
+        if array is None:
             try:
-                _write(path, build)
+                array = _write(path, build)
             except _NotWritten as failure:
                 return _in_memory(build, failure.__cause__)
-            found = read(path)
             prune()
-        if found is None:
-            raise RuntimeError(f"the cache file {path} cannot be read back after writing")
-        return found
+        return array
     finally:
         lock.release()
 
@@ -109,38 +212,45 @@ def _files(pattern: str) -> "list[tuple[Path, os.stat_result]]":
     """The files of the cache and what is known of them; one that another process deletes meanwhile is left out."""
     found = []
     for path in directory().glob(pattern):
-        try:
+        with suppress(OSError):
             found.append((path, path.stat()))
-        except FileNotFoundError:
-            continue
     return found
 
 
-def _used(path: Path) -> None:
-    try:
-        os.utime(path)
-    except OSError:     # a cache that others own is read all the same
-        pass
-
-
 def read(path: Path) -> "tuple[np.ndarray, dict[str, Any]] | None":
-    """The array in a cache file, mapped, and what belongs to it; None where the file is missing or torn."""
+    """The array in a cache file, mapped, and what belongs to it; None where the file is missing, torn, or not ours (`open_own`)."""
+    file = open_own(path)
+    if file is None:
+        return None
+    with file:
+        array = _mapped(file, path.stem)
+        with suppress(OSError):         # root's are read all the same
+            os.utime(file.fileno() if os.utime in os.supports_fd else path)
+        return array
+
+
+def _mapped(file: BinaryIO, name: str) -> "tuple[np.ndarray, dict[str, Any]] | None":
+    """The array of that name in an open file and what belongs to it; None for a torn file or another array's."""
     tail = len(MARK) + 8
     try:
-        with open(path, "rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            if length < HEADER + tail:
-                return None
-            file.seek(length - tail)
-            end = file.read(tail)
-            text = int.from_bytes(end[:8], "little")
-            if end[8:] != MARK or text > length - HEADER - tail:
-                return None
-            file.seek(length - tail - text)
-            about = json.loads(file.read(text))
-        if HEADER + int(np.prod(about["shape"])) + text + tail != length:
+        length = os.fstat(file.fileno()).st_size
+        if length < HEADER + tail:
             return None
-        pixels = np.load(path, mmap_mode="c")
+        file.seek(length - tail)
+        end = file.read(tail)
+        text = int.from_bytes(end[:8], "little")
+        if end[8:] != MARK or text > length - HEADER - tail:
+            return None
+        file.seek(length - tail - text)
+        about = json.loads(file.read(text))
+        shape = tuple(about["shape"])
+        file.seek(0)
+        np.lib.format.read_magic(file)
+        if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype(np.uint8)):
+            return None
+        if about["name"] != name or HEADER + int(np.prod(shape)) + text + tail != length:
+            return None
+        pixels = np.memmap(file, dtype=np.uint8, mode="c", offset=HEADER, shape=shape)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return np.asarray(pixels), about["content"]
@@ -150,62 +260,74 @@ class _NotWritten(Exception):
     """The cache could not be written (its cause says why)."""
 
 
-def _write(path: Path, build: Build) -> None:
+def _write(path: Path, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
+    """The array, built in a file that then gets its name; it is mapped from the descriptor, whatever happens to the name."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
-        os.close(handle)
     except OSError as error:
         raise _NotWritten from error
-    try:
-        shapes: list[tuple[int, ...]] = []
+    with os.fdopen(handle, "r+b") as file:
+        try:
+            shapes: list[tuple[int, ...]] = []
 
-        def allocate(shape: tuple[int, ...]) -> np.ndarray:
-            shapes.append(shape)
-            size = int(np.prod(shape))
+            def allocate(shape: tuple[int, ...]) -> np.ndarray:
+                shapes.append(shape)
+                _reserve(file, HEADER + int(np.prod(shape)) + 1)
+                return np.memmap(file, dtype=np.uint8, mode="r+", offset=HEADER, shape=shape)
+
+            rows, content = build(allocate)
+            _finish(file, path.stem, shapes[0], rows, content)
+            array = _mapped(file, path.stem)
+            if array is None:
+                raise RuntimeError(f"the cache file {path} cannot be read back after writing")
             try:
-                with open(temporary, "r+b") as file:    # reserve it: a full disk must not end in SIGBUS while mapped
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(file.fileno(), 0, HEADER + size + 1)
-                    else:
-                        file.truncate(HEADER + size + 1)
-            except OSError as error:
-                raise _NotWritten from error
-            return np.memmap(temporary, dtype=np.uint8, mode="r+", offset=HEADER, shape=shape)
-
-        rows, content = build(allocate)
-        _finish(temporary, shapes[0], rows, content)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+                os.replace(temporary, path)
+            except OSError as error:        # a name that is another user's
+                say_once(f"decoded images cannot be kept in {path.parent} ({error.strerror}); "
+                         "set EQUISEARCH_CACHE to a folder that only you can write")
+            return array
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
 
 
-def _finish(temporary: str, shape: tuple[int, ...], rows: "np.ndarray | None", content: dict[str, Any]) -> None:
-    """Keep only `rows` of the array in the file, then write its header, its content and the mark."""
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Takes `size` bytes of the disk: a full one must not end in SIGBUS while the file is mapped."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except OSError as error:
+        raise _NotWritten from error
+
+
+def _finish(file: BinaryIO, name: str, shape: tuple[int, ...], rows: "np.ndarray | None", content: dict[str, Any]) -> None:
+    """Keeps only `rows` of the array in the file, then writes its header, its name and content, and the mark."""
     if rows is not None:
-        pixels = np.memmap(temporary, dtype=np.uint8, mode="r+", offset=HEADER, shape=shape)
+        pixels = np.memmap(file, dtype=np.uint8, mode="r+", offset=HEADER, shape=shape)
         for start in range(0, len(rows), 256):           # rows ascend, so a block never overwrites one still to be read
             pixels[start:start + 256][:len(rows) - start] = pixels[rows[start:start + 256]]
         pixels.flush()
         del pixels
         shape = (len(rows), *shape[1:])
-    text = json.dumps({"shape": shape, "content": content}).encode()
+    text = json.dumps({"shape": shape, "name": name, "content": content}).encode()
     try:
-        with open(temporary, "r+b") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            assert file.tell() == HEADER
-            file.seek(HEADER + int(np.prod(shape)))
-            file.truncate()
-            file.write(text + len(text).to_bytes(8, "little") + MARK)
-            file.flush()
-            os.fsync(file.fileno())
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        assert file.tell() == HEADER
+        file.seek(HEADER + int(np.prod(shape)))
+        file.truncate()
+        file.write(text + len(text).to_bytes(8, "little") + MARK)
+        file.flush()
+        os.fsync(file.fileno())
     except OSError as error:
         raise _NotWritten from error
 
 
 def _in_memory(build: Build, reason: "BaseException | None") -> tuple[np.ndarray, dict[str, Any]]:
-    warnings.warn(f"images are decoded in memory, by each worker again, because {directory()} cannot be written ({reason}); "
-                  "set the environment variable EQUISEARCH_CACHE to a directory with space", stacklevel=4)
+    warnings.warn(f"images are decoded in memory, by each worker again, because the cache cannot be used ({reason}); "
+                  "set the environment variable EQUISEARCH_CACHE to a folder of yours with space", stacklevel=4)
     made: list[np.ndarray] = []
 
     def allocate(shape: tuple[int, ...]) -> np.ndarray:

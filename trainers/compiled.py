@@ -1,33 +1,34 @@
 """C code of this package, compiled on the machine that runs it and kept in the cache; without a compiler there is none.
 
 A file's name holds all that its content depends on (sources, compiler, flags, processor), so that machines may share a cache; it
-appears by renaming, and may be deleted at any time. `EQUISEARCH_COMPILE=0` compiles and loads nothing.
+appears by renaming, and may be deleted at any time. The compiler writes to a private folder, from which this process loads; from
+the cache it loads the descriptor of a file that no other user can have written, and that says it is what its name says (`KEY`).
+`EQUISEARCH_COMPILE=0` compiles and loads nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
+from typing import BinaryIO, Optional
 
-from filelock import FileLock
-
-from trainers.cache import directory
-
-log = logging.getLogger(__name__)
+from trainers.cache import acquire, directory, make_folder, open_own, say_once
 
 FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")    # vectorised by hand: gcc's own attempts cost a third
 OFF = ("0", "off", "no", "false")       # values of EQUISEARCH_COMPILE; any other leaves it on
 PATIENCE = 120.0        # seconds for a compiler, which takes about 4
+WAIT = PATIENCE + 10    # seconds for another process that compiles the same
+KEY = "equisearch_key"  # the symbol of each library that holds its file's name, without the ending
+DESCRIPTORS = Path("/proc/self/fd")     # where Linux opens what a descriptor stands for
 
 
 class NotCompiled(Exception):
@@ -55,24 +56,20 @@ def load(source: Path) -> ctypes.CDLL:
     command = compiler()
     if command is None:
         raise NotCompiled("there is no C compiler; install gcc or clang, or name one in $CC")
-    path = directory() / "compiled" / f"{source.stem}-{_key(source, command)}.so"
-    if found := _opened(path):
-        return found
+    name = f"{source.stem}-{_key(source, command)}.so"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):      # others that start at once wait for the first
-            if found := _opened(path):
-                return found
-            _compile(source, command, path)
-        return ctypes.CDLL(str(path))
-    except OSError as error:        # a cache that cannot be written, or from which nothing may be run
-        log.info("compiled code cannot be kept in %s (%s)", path.parent, error)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            _compile(source, command, Path(folder) / path.name)
-            return ctypes.CDLL(str(Path(folder) / path.name))
-        except OSError as error:
-            raise NotCompiled(f"what was compiled cannot be loaded: {error}") from None
+        path = directory() / "compiled" / name
+        if library := _opened(path):
+            return library
+        make_folder(path.parent)
+        lock = acquire(path, WAIT)          # others that start at once wait for the first
+    except OSError as error:
+        say_once(f"compiled code is not kept, because the cache cannot be used ({error}); every process compiles it again")
+        return _made(source, command, name, None)
+    try:
+        return _opened(path) or _made(source, command, name, path)
+    finally:
+        lock.release()
 
 
 def _key(source: Path, command: tuple[str, ...]) -> str:
@@ -94,25 +91,82 @@ def _processor() -> str:
 
 
 def _opened(path: Path) -> Optional[ctypes.CDLL]:
-    """The library in a file; None for one that is missing, torn, or neither of this user nor of root: what others put into a shared cache is not run."""
-    try:
-        if hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0):
-            return None
-        return ctypes.CDLL(str(path))
-    except OSError:
+    """The library in a cached file; None for one that is missing, torn, another than its name says, or not ours (`open_own`)."""
+    file = open_own(path)
+    if file is None:
         return None
+    with file, suppress(OSError):
+        library = _loaded(file)
+        if _named(library) == path.stem:
+            return library
+    return None
+
+
+def _loaded(file: BinaryIO) -> ctypes.CDLL:
+    """The library in an open file, whatever its name stands for by now. Raises OSError."""
+    if DESCRIPTORS.is_dir():
+        kept = os.dup(file.fileno())    # never closed: a later file of that number would be taken for this one
+        try:
+            return ctypes.CDLL(str(DESCRIPTORS / str(kept)))
+        except OSError:
+            os.close(kept)
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "library.so"
+        copy.write_bytes(file.read())
+        return ctypes.CDLL(str(copy))
+
+
+def _named(library: ctypes.CDLL) -> str:
+    """The name that `_compile` gave a library; '' for one without."""
+    try:
+        return ctypes.c_char_p.in_dll(library, KEY).value.decode()
+    except (ValueError, AttributeError, UnicodeDecodeError):
+        return ""
+
+
+def _made(source: Path, command: tuple[str, ...], name: str, keep: Optional[Path]) -> ctypes.CDLL:
+    """The library, compiled and loaded in a private folder, with a copy in the file `keep`. Raises NotCompiled."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / name
+            _compile(source, command, made)
+            if keep is not None:
+                _keep(made.read_bytes(), keep)
+            try:
+                return ctypes.CDLL(str(made))
+            except OSError:             # nothing may be run from the temporary folder; perhaps from the cache
+                if keep is None or (library := _opened(keep)) is None:
+                    raise
+                return library
+    except OSError as error:
+        raise NotCompiled(f"what was compiled cannot be loaded: {error}") from None
 
 
 def _compile(source: Path, command: tuple[str, ...], path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
+    """Compiles into `path`, whose folder must be private: compilers open their output by name."""
+    key = path.with_suffix(".key.c")
+    key.write_text(f'const char *const {KEY} = "{path.stem}";\n')
     try:
-        done = subprocess.run([*command, *FLAGS, str(source), "-o", temporary], capture_output=True, text=True,
+        done = subprocess.run([*command, *FLAGS, str(source), str(key), "-o", str(path)], capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, timeout=PATIENCE)
-        if done.returncode:
-            raise NotCompiled(f"{command[0]} could not compile {source.name}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        os.replace(temporary, path)
     except subprocess.TimeoutExpired:
         raise NotCompiled(f"{command[0]} took more than {PATIENCE:.0f} s to compile {source.name}") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    if done.returncode:
+        raise NotCompiled(f"{command[0]} could not compile {source.name}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+
+
+def _keep(content: bytes, path: Path) -> None:
+    """Writes the cached file at once or not at all, for this user only; where it cannot, it says so once."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
+    except OSError as error:
+        say_once(f"compiled code cannot be kept in {path.parent} ({error.strerror}); every process compiles it again. "
+                 "Set EQUISEARCH_CACHE to a folder that only you can write")

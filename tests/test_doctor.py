@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from studies import commands_search, doctor
-from studies.app import app
+from studies.cli import app
 
 
 @pytest.mark.parametrize("columns", [60, 90])

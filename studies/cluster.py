@@ -22,16 +22,10 @@ from studies.config import Resources, Study
 from studies.errors import StudyError
 from studies.executors import available_cpus
 from studies.files import STUDY
+from studies.local_ray import ENVIRONMENT, first_line, local_ray, read_environment, settings
 
-OBJECT_STORE = 128 * 2**20      # bytes: nothing large passes through it
 PATIENCE = 30.0                 # seconds for a cluster to answer
 TRIALS_PER_CARD = 8
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",      # else Ray warns of a change to come, once per worker
-    # else Ray, under `uv run`, uploads the working directory and starts each worker through uv; `resources.runtime_env` can ask for that
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-}
 # In a process of its own: Ray tries for ever where something else listens, and what refuses a token is said on stderr alone
 PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
 TOKEN = ("its token is missing or wrong here; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file ~/.ray/auth_token to the cluster's token "
@@ -56,33 +50,36 @@ def address_of(resources: Resources) -> str | None:
 @contextmanager
 def connected(resources: Resources) -> Iterator[str]:
     """Ray, connected: yields `local`, `cluster`, or `caller` where the caller had connected it. Raises StudyError if it cannot be."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield "caller"
         return
     address = address_of(resources)
     if address:
-        require_answer(address)         # before the import: what it sets in the environment is read there
-    import ray
+        with _joined(address, resources):
+            yield "cluster"
+        return
+    wanted = 0 if resources.workers == "auto" else math.ceil(resources.workers * resources.cpus_per_trial)
+    with local_ray(num_cpus=max(wanted, available_cpus()), resources=_local_custom(resources), runtime_env=resources.runtime_env or None):
+        yield "local"
 
-    try:
-        if address:
+
+@contextmanager
+def _joined(address: str, resources: Resources) -> Iterator[None]:
+    """This process as a driver of the cluster at `address`, with the cluster's token."""
+    require_answer(address)         # before Ray reads the environment: the mode is set here
+    with settings():
+        import ray
+
+        read_environment()
+        try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped(resources))
-        else:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")      # nobody else can reach a Ray that lives on this machine alone
-            wanted = 0 if resources.workers == "auto" else math.ceil(resources.workers * resources.cpus_per_trial)
-            ray.init(address="local", num_cpus=max(wanted, available_cpus()), resources=_local_custom(resources), include_dashboard=False,
-                     object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level=logging.ERROR,
-                     runtime_env=resources.runtime_env or None)
-    except Exception as error:      # Ray raises bare ones, of a node that starts too slowly for example
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        place = f"the Ray cluster at {address} cannot be used" if address else "Ray on this machine does not start"
-        raise StudyError(f"{place}: {said}; see `equisearch doctor`, or run in one process with `resources: {{executor: in_process}}`") from error
-    try:
-        yield "cluster" if address else "local"
-    finally:
-        ray.shutdown()
+        except Exception as error:
+            raise StudyError(f"the Ray cluster at {address} cannot be used: {first_line(error)}; see `equisearch doctor`, or run in one process "
+                             "with `resources: {executor: in_process}`") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _has_token() -> bool:
@@ -164,7 +161,8 @@ def require_answer(address: str) -> None:
         raise StudyError(f"no Ray cluster is at {address} ({error.strerror or error}); `ray start --head --port={port}` starts one on that host") from error
     deadline, said = time.monotonic() + PATIENCE, ""
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([sys.executable, "-c", PROBE, address], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen([sys.executable, "-c", PROBE, address], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                   env={**ENVIRONMENT, **os.environ})
         try:
             while process.poll() is None and time.monotonic() < deadline and "InvalidAuthToken" not in said:
                 time.sleep(0.1)

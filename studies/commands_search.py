@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -134,8 +135,19 @@ def dashboard(directory: Directory, host: Annotated[str, typer.Option(help="The 
     from optuna.storages.journal import JournalFileBackend
 
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
+    if not _loopback(host):
+        note(f"warning: whoever reaches {host}:{port} can read and change this study without a password; on a remote machine, leave --host out and "
+             f"forward the port: ssh -L {port}:127.0.0.1:{port} HOST")
     note(f"http://{host}:{port} shows {directory}; Ctrl-C ends it")
     optuna_dashboard.run_server(storage, host=host, port=port)
+
+
+def _loopback(host: str) -> bool:
+    """Whether a server on `host` is reached from this machine alone."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @app.command()

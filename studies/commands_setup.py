@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated, Optional
 
 import typer
@@ -34,21 +35,21 @@ def presets(name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help
 
 @app.command()
 def doctor(format: FormatOption = Format.table) -> None:
-    """Examines this installation: versions, pairs that break each other, GPU, a Ray task; each finding with its remedy."""
+    """Examines this installation: versions, pairs that break each other, GPU, a Ray task; where Ray listens; each finding with its remedy."""
     from studies import doctor as clinic
-    from studies.output import Column
+    from studies.output import Column, reading_width
 
-    findings = []
+    findings, width = [], reading_width()
     for finding in clinic.examine():
         findings.append(finding)
         if format is Format.table:
-            note(f"{finding.level:>4}  {finding.what}: {finding.found}")
+            note(textwrap.fill(f"{finding.level:>4}  {finding.what}: {finding.found}", width, subsequent_indent=" " * 6))
     if format is Format.json:
         print_json(clinic.as_dict(findings))
     else:
         remedies = [[f.level, f.what, f.found, f.remedy] for f in findings if f.remedy]
         if remedies:
-            print_table([Column("level"), Column("what"), Column("found"), Column("remedy")], remedies)
+            print_table([Column("level"), Column("what"), Column("found"), Column("remedy")], remedies, width)
         print("healthy" if clinic.as_dict(findings)["healthy"] else "not healthy: see the remedies marked bad")
     if not clinic.as_dict(findings)["healthy"]:
         raise typer.Exit(1)

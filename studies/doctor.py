@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from ipaddress import ip_address
 from typing import Any, Literal
 
 Level = Literal["ok", "note", "bad"]
+LOOPBACK = "the loopback interface alone"
 LIBRARIES = ("torch", "torchvision", "escnn", "numpy", "optuna", "ray", "pyarrow", "onnx", "onnxruntime", "ml_dtypes", "pydantic", "scikit-learn")
 
 # (what, code, remedy): imports that are known to break, each tried in a process of its own.
@@ -25,12 +28,19 @@ IMPORTS = (
      "install 'numpy<2': lie_learn, which escnn needs, is built for numpy 1"),
     ("onnx imports (ml_dtypes with numpy)", "import onnx, onnxruntime", "install 'ml_dtypes<0.6' with 'numpy<2'"),
 )
+# As `start` starts Ray, in a process of its own: prints the listeners, and whether a process without the token is refused.
 RAY_TASK = """
-import ray
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-print("answer", ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60))
-ray.shutdown()
+import json, ray
+from studies.cluster import connected
+from studies.config import Resources
+from studies.local_ray import listeners, refuses_strangers
+with connected(Resources(address="local")):
+    assert ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60) == 42
+    address = ray.get_runtime_context().gcs_address
+    print("\\n" + json.dumps({"listeners": listeners(), "closed": refuses_strangers(address)}))
 """
+RAY_REMEDY = ("look for a firewall on the loopback interface, or a full /tmp and /dev/shm; `resources: {executor: in_process}` works "
+              "without Ray")
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,7 @@ def examine() -> Iterator[Finding]:
     yield _convolutions()
     yield _gpu()
     yield _cache()
-    yield _runs("a Ray task runs", RAY_TASK, "look for a firewall on the loopback interface, or a full /tmp and /dev/shm; "
-                "`resources: {executor: in_process}` works without Ray")
+    yield from _ray()
 
 
 def as_dict(findings: "list[Finding]") -> dict[str, Any]:
@@ -84,16 +93,51 @@ def _library(name: str) -> Finding:
 
 def _runs(what: str, code: str, remedy: str) -> Finding:
     """Runs `code` in a new Python; bad, with the last line of its error, if it fails."""
+    good, said = _outcome(code)
+    return Finding(what, "ok", "yes") if good else Finding(what, "bad", said, remedy)
+
+
+def _outcome(code: str) -> tuple[bool, str]:
+    """Runs `code` in a new Python: (True, the last line that it prints) or (False, the last line of its error)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     environment.pop("RAY_ADDRESS", None)
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
     except subprocess.TimeoutExpired:
-        return Finding(what, "bad", "no answer within 120 s", remedy)
+        return False, "no answer within 120 s"
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        return Finding(what, "bad", lines[-1][:200], remedy)
-    return Finding(what, "ok", "yes")
+        return False, (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1].removeprefix("studies.errors.StudyError: ")[:300]
+    return True, (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def _ray() -> Iterator[Finding]:
+    """Whether a Ray task runs, and if so who can reach that Ray."""
+    good, said = _outcome(RAY_TASK)
+    if not good:
+        yield Finding("a Ray task runs", "bad", said, RAY_REMEDY)
+        return
+    yield Finding("a Ray task runs", "ok", "yes")
+    yield _reachable(**json.loads(said))
+
+
+def _reachable(listeners: Sequence[Sequence[Any]], closed: bool) -> Finding:
+    """What `listeners`, (address, port) each, let in: bad where Ray asks for no token."""
+    interfaces = sorted({_interface(address) for address, _ in listeners})
+    ports = ", ".join(str(port) for _, port in listeners)
+    found = f"on {' and '.join(interfaces)}, TCP ports {ports} in this run; {'a token is' if closed else 'NO token is'} required"
+    if not closed:
+        return Finding("Ray listens", "bad", found, "others can run code as you through these ports: reinstall 'ray>=2.52', or run without Ray: "
+                       "`resources: {executor: in_process}`")
+    if interfaces != [LOOPBACK]:
+        return Finding("Ray listens", "note", found, "others reach these ports and are refused without the run's token; a firewall keeps them away")
+    return Finding("Ray listens", "ok", found)
+
+
+def _interface(address: str) -> str:
+    """An address as the interface that it stands for."""
+    parsed = ip_address(address)
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    return LOOPBACK if parsed.is_loopback else "every interface" if parsed.is_unspecified else str(parsed)
 
 
 def _gpu() -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 PIPE_WIDTH = 240        # columns of a table that is written to a file or pipe: wide enough to keep architectures on one line
+PROSE_WIDTH = 100       # columns where no terminal says how many
 
 
 class Format(str, Enum):
@@ -64,8 +66,8 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
-    """Prints a table that fits the terminal, or one wide enough for everything into a pipe."""
+def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None = None) -> None:
+    """Prints a table that fits the terminal, or one wide enough for everything into a pipe; `width` columns if given."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -76,10 +78,23 @@ def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> No
         table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=column.right)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console = Console(width=width or (None if sys.stdout.isatty() else PIPE_WIDTH))
     with console.capture() as capture:
         console.print(table)
     print("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()))
+
+
+def reading_width() -> int:
+    """Columns for prose: COLUMNS, else those of the terminal on stdout, stderr or stdin, else 100; 40 at least."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdigit() and int(asked):
+        return max(40, int(asked))
+    for descriptor in (1, 2, 0):
+        try:
+            return max(40, os.get_terminal_size(descriptor).columns or PROSE_WIDTH)
+        except OSError:
+            continue
+    return PROSE_WIDTH
 
 
 def note(message: str) -> None:

@@ -41,9 +41,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="module")
 def connected():
     """Ray on two workers, started once for all tests of a file: each start costs seconds."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    import ray
+    from studies.local_ray import local_ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=128 * 2**20)
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=2):
+        yield

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import ray
 import trivial
 from pydantic import ValidationError
 
@@ -13,6 +12,7 @@ from studies.driver import SearchDriver
 from studies.errors import StudyError
 from studies.executors import Ending, run_in_process
 from studies.journal import read_trials
+from studies.local_ray import local_ray
 from studies.processes import run_each, slot
 from studies.ray_executor import run_on_ray
 from studies.retrain import default_workers
@@ -60,12 +60,10 @@ def notes_cards(study, assignment, report):
 
 
 @pytest.fixture
-def with_a_card(monkeypatch):
+def with_a_card():
     """Ray on a machine of four cores that it believes to have a card."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=128 * 2**20)
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=4, num_gpus=1):
+        yield
 
 
 def test_workers_share_the_card_that_is_there(tmp_path, with_a_card, monkeypatch):

@@ -17,6 +17,7 @@ from studies.driver import SearchDriver
 from studies.errors import StudyError
 from studies.executors import Ending
 from studies.journal import read_trials
+from studies.local_ray import guarded
 from studies.ray_executor import run_on_ray
 
 
@@ -231,28 +232,29 @@ def test_a_node_that_joins_is_used_and_one_that_leaves_costs_an_epoch(tmp_path):
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-        nodes, events = {}, []
+    with guarded() as folder:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "temp_dir": folder})
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+            nodes, events = {}, []
 
-        def listen(event):
-            events.append(event)
-            ended = sum(e.kind == "ended" for e in events)
-            if ended == 2 and "joined" not in nodes:
-                nodes["joined"] = cluster.add_node(num_cpus=2)
-            if ended >= 12 and "left" not in nodes and event.kind == "epoch":
-                nodes["left"] = True
-                cluster.remove_node(nodes["joined"])
+            def listen(event):
+                events.append(event)
+                ended = sum(e.kind == "ended" for e in events)
+                if ended == 2 and "joined" not in nodes:
+                    nodes["joined"] = cluster.add_node(num_cpus=2)
+                if ended >= 12 and "left" not in nodes and event.kind == "epoch":
+                    nodes["left"] = True
+                    cluster.remove_node(nodes["joined"])
 
-        os.environ["EPOCH_SECONDS"] = "0.1"
-        study = trivial.study(search__trials=40, resources__workers="auto", search__eta=1.5)
-        with SearchDriver.create(tmp_path / "study", study) as driver:
-            run_on_ray(driver, slowly, listen)
-    finally:
-        os.environ.pop("EPOCH_SECONDS", None)
-        ray.shutdown()
-        cluster.shutdown()
+            os.environ["EPOCH_SECONDS"] = "0.1"
+            study = trivial.study(search__trials=40, resources__workers="auto", search__eta=1.5)
+            with SearchDriver.create(tmp_path / "study", study) as driver:
+                run_on_ray(driver, slowly, listen)
+        finally:
+            os.environ.pop("EPOCH_SECONDS", None)
+            ray.shutdown()
+            cluster.shutdown()
     assert_whole(tmp_path / "study", trials=40, repeated=2)
     assert len({e.number for e in events if e.outcome == "lost"}) >= 1
     at_once = running = 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from studies import commands_search, commands_models, commands_tables, commands_setup  # noqa: F401, I001  (registering; in the order of the help)
 from studies.app import app
+from studies.terminal import guarded
 
 
 def main() -> None:
@@ -20,18 +21,26 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")       # one thread a process: more lose 3 to 5 times where processes run side by side
+    with guarded():
+        status = _status(debug)
+    sys.exit(status)
+
+
+def _status(debug: bool) -> "int | None":
+    """Runs the command in sys.argv and returns its exit status; what went wrong is said on stderr."""
     try:
-        sys.exit(app(prog_name="equisearch", standalone_mode=False))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        status = app(prog_name="equisearch", standalone_mode=False)
+        sys.stdout.flush()
+        return status
+    except SystemExit as ending:
+        return ending.code
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Exception as error:
         if type(error).__name__ == "Abort":             # what typer makes of a KeyboardInterrupt
-            sys.exit(130)
+            return 130
         if hasattr(error, "format_message"):
-            sys.exit(_usage(error))
+            return _usage(error)
         if debug:
             traceback.print_exc()
         from studies.errors import InterruptedStudyError, StudyError
@@ -39,7 +48,7 @@ def main() -> None:
         known = isinstance(error, (StudyError, ValueError, OSError))
         text = str(error) if known and str(error) else f"{type(error).__name__}: {error} (this is a fault of the program; --debug shows where)"
         print(text if isinstance(error, InterruptedStudyError) else f"error: {text}", file=sys.stderr)
-        sys.exit(error.exit_status if isinstance(error, StudyError) else 1)
+        return error.exit_status if isinstance(error, StudyError) else 1
 
 
 def _usage(error: Any) -> int:

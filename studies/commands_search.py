@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from studies.app import app
-from studies.options import Address, Directory, FormatOption, Quiet, Settings, StudyName, Timeout, Trial, Trials, Workers, pairs, resources
-from studies.output import Format, note, print_json, print_rows, print_table
+from studies.options import Address, Directory, FormatOption, Quiet, Settings, StudyName, Timeout, Trial, Trials, Trust, Workers, pairs, resources
+from studies.output import Format, note, print_json, print_lines, print_rows, print_table
 
 if TYPE_CHECKING:
     from studies.config import Study
@@ -48,15 +48,19 @@ def start(study: StudyName, directory: Directory, trials: Trials = None,
 
 @app.command()
 def resume(directory: Directory, trials: Trials = None, workers: Workers = None, timeout: Timeout = None, ray_address: Address = None,
-           settings: Settings = None, quiet: Quiet = False) -> None:
+           settings: Settings = None, trust: Trust = False, quiet: Quiet = False) -> None:
     """Goes on with the study in DIR; more trials, another timeout or other resources may be given."""
     from studies import config
     from studies.driver import SearchDriver
     from studies.files import read_study
+    from studies.trust import require
 
     overrides = {"search.trials": trials, **resources(workers, timeout, ray_address), **pairs(settings)}
-    revised = config.parse(config.dump(read_study(directory)), name="the stored study", overrides=overrides)
-    _drive(lambda: SearchDriver.open(directory, revised), directory, quiet)
+    stored = read_study(directory)
+    revised = config.parse(config.dump(stored), name="the stored study", overrides=overrides)
+    if not trust:
+        require(directory, stored, revised)         # with what `revised` was made from, not with what lies there by then
+    _drive(lambda: SearchDriver.open(directory, revised, trusted=True), directory, quiet)
 
 
 @app.command()
@@ -67,7 +71,7 @@ def status(directory: Directory, format: FormatOption = Format.table) -> None:
     found = views.status(directory)
     if format is Format.json:
         return print_json(found)
-    print("\n".join(views.status_lines(found)))
+    print_lines(views.status_lines(found))
 
 
 @app.command()
@@ -115,7 +119,7 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
     row = {**views.trial_row(study, record), "parameters": record.parameters, "rungs": record.rungs}
     if format is Format.json:
         return print_json(row)
-    print("\n".join(views.show_lines(directory, row, record.rungs)))
+    print_lines(views.show_lines(directory, row, record.rungs))
     if record.architecture:
         from studies.checking import check as examine
 
@@ -156,7 +160,7 @@ def repair(directory: Directory) -> None:
     from studies.repairing import repair as mend
 
     done = mend(directory)
-    print("\n".join(done) or f"nothing was wrong with {directory}")
+    print_lines(done or [f"nothing was wrong with {directory}"])
 
 
 def look_at_data(study: "Study") -> tuple[int, int]:
@@ -185,7 +189,7 @@ def _drive(opened: "Callable[[], SearchDriver]", directory: Path, quiet: bool) -
             ending = run(driver, listener=progress)
     note(f"ended: {ending.reason}")
     rows, columns, cells = views.front_rows(*views.open_study(directory))
-    print("\n".join(views.status_lines(views.status(directory))))
+    print_lines(views.status_lines(views.status(directory)))
     if rows:
         print_table(columns, cells)
         best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])

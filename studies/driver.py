@@ -72,8 +72,8 @@ class SearchDriver:
         """
         from studies.starts import enqueue_architectures, learn_from
 
-        directory, lock = create_directory(directory, study)
-        driver = cls(directory, study, lock, ())
+        directory, lock, warnings = create_directory(directory, study)
+        driver = cls(directory, study, lock, warnings)
         with driver._on_failure_close(), writing(driver.directory):
             driver._ledger.describe({"channels": channels, "classes": classes, "objectives": list(study.objectives)})
             driver.channels, driver.classes = channels, classes
@@ -83,12 +83,13 @@ class SearchDriver:
         return driver
 
     @classmethod
-    def open(cls, directory: str | Path, study: Study | None = None) -> "SearchDriver":
+    def open(cls, directory: str | Path, study: Study | None = None, *, trusted: bool = False) -> "SearchDriver":
         """The study in `directory`, ready to go on; `study` may widen its trials, timeout, patience and resources.
 
-        Raises LockedError if somebody else drives it, and StudyError if there is no study or `study` changes more than that.
+        `trusted` takes over what in it runs programs, whoever wrote it (`studies.trust`); else that raises UntrustedError, unless this user
+        wrote it. Raises LockedError if somebody else drives it, and StudyError if there is no study or `study` changes more than that.
         """
-        directory, stored, lock, warnings = open_directory(directory, study)
+        directory, stored, lock, warnings = open_directory(directory, study, trusted=trusted)
         return cls(directory, stored, lock, warnings)
 
     # ---- memory -----------------------------------------------------------------------------------------------------

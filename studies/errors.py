@@ -29,6 +29,10 @@ class ExistsError(StudyError):
     exit_status = 3
 
 
+class UntrustedError(StudyError):
+    """A study directory that this user did not write would run programs; the message names what does, and `--trust`."""
+
+
 class DamagedError(StudyError, ValueError):
     """The journal holds a line that is no record; the message names it."""
 

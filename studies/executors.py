@@ -120,7 +120,7 @@ def resolve(trainable: TrainableName) -> Trainable:
 @contextmanager
 def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Listener]:
     """The listener and the loggers that the study's file switches on, as one listener."""
-    show = listener or silent
+    show = unfailing(listener or silent)
     asked = driver.study.loggers
     if not (asked.tensorboard or asked.mlflow is not None or asked.wandb is not None):
         yield show
@@ -128,15 +128,33 @@ def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Liste
     from studies.loggers import TuneLoggers
 
     loggers = TuneLoggers(driver)
+    log = unfailing(loggers, lambda why: show(Event("warning", -1, reason=f"the loggers failed ({why}) and log nothing more; the study goes on")))
 
     def both(event: Event) -> None:
         show(event)
-        loggers(event)
+        log(event)
 
     try:
         yield both
     finally:
         loggers.close()
+
+
+def unfailing(listener: Listener, tell: Callable[[str], None] = lambda why: None) -> Listener:
+    """A listener that touches no trial: after its first exception, which `tell` is told of in one line, it listens no more."""
+    failed = False
+
+    def listen(event: Event) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            listener(event)
+        except Exception as error:
+            failed = True
+            tell(f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200])
+
+    return listen
 
 
 def silent(event: Event) -> None:

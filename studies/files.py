@@ -9,6 +9,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from studies import trust
 from studies.config import Study, differences, dump, parse
 from studies.errors import ExistsError, StudyError
 from studies.locks import StudyLock
@@ -18,8 +19,8 @@ LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "nu
 WIDENING = ("search.trials", "search.timeout", "search.patience", "search.retries", "resources.", "loggers.", "training.device", "training.cuda_graphs")
 
 
-def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLock]:
-    """The absolute path of the new study's directory, with its files written, and the lock on it.
+def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLock, list[str]]:
+    """The absolute path of the new study's directory, with its files written, the lock on it, and warnings.
 
     Raises ExistsError if it holds a study already.
     """
@@ -33,15 +34,19 @@ def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLo
     try:
         (path / TRIALS).mkdir(exist_ok=True)
         write_whole(path / VERSIONS, json.dumps(versions(), indent=1) + "\n")
+        warnings = trust.sign(path, study)
         write_whole(path / STUDY, dump(study))
     except BaseException:
         lock.close()
         raise
-    return path, lock
+    return path, lock, warnings
 
 
-def open_directory(directory: str | Path, study: Study | None) -> tuple[Path, Study, StudyLock, list[str]]:
-    """Path, study, lock and warnings of an existing study; a `study` that widens the stored one replaces it."""
+def open_directory(directory: str | Path, study: Study | None, *, trusted: bool = False) -> tuple[Path, Study, StudyLock, list[str]]:
+    """Path, study, lock and warnings of an existing study; a `study` that widens the stored one replaces it.
+
+    Raises UntrustedError, unless it is `trusted`, for a study that runs programs and was not written by this user.
+    """
     path = Path(directory).absolute()
     stored = read_study(path)
     if study is not None and study != stored:
@@ -49,11 +54,15 @@ def open_directory(directory: str | Path, study: Study | None) -> tuple[Path, St
         if refused:
             raise StudyError(f"the study has changed since {directory} was started ({'; '.join(refused)}); "
                              "start it in a new directory, or undo that (trials, timeout, patience and resources may change)")
+    if not trusted:
+        trust.require(path, stored, study)
     lock = StudyLock(path)
     try:
-        if study is not None and study != stored:
-            write_whole(path / STUDY, dump(study))
-        return path, study or stored, lock, changed_versions(path)
+        used = study or stored
+        warnings = [] if trust.signed(path, used) else trust.sign(path, used)
+        if used != stored:
+            write_whole(path / STUDY, dump(used))
+        return path, used, lock, [*warnings, *changed_versions(path)]
     except BaseException:
         lock.close()
         raise

@@ -195,6 +195,9 @@ def _record(number: int, trial: dict[str, Any]) -> Record:
         set_by_it = b"".join(trial["lines"])    # texts in it hold no quotation marks that are not escaped
         state = "refused" if b'"refused"' in set_by_it else "earlier" if b'"warm_start"' in set_by_it else state
     values = tuple(trial["values"]) if trial["values"] else None
+    if values and not all(isinstance(value, (int, float)) for value in values):
+        raise DamagedError(f"the journal says that the objectives of trial {number} are {list(values)!r}; they must be numbers: "
+                           "restore the file from a copy, or correct that line")
     return Record(number, state, values, tuple(trial["lines"]), trial["order"], trial["started"], trial["finished"], trial["parameters"])
 
 

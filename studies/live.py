@@ -10,6 +10,7 @@ from typing import Any
 from studies.driver import SearchDriver
 from studies.executors import Event
 from studies.output import note, percent
+from studies.terminal import is_terminal, lasting, one_line, plain, styled
 
 RECENT = 6              # trials shown after they ended
 BAR = 18                # characters
@@ -27,12 +28,13 @@ class Progress:
         self._live = None
 
     def __enter__(self) -> "Progress":
-        if not self._quiet and sys.stderr.isatty():
+        if not self._quiet and is_terminal(sys.stderr):
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(stderr=True), refresh_per_second=4, get_renderable=self._table)
-            self._live.start()
+            self._live = Live(console=Console(file=styled(sys.stderr, forgiving=True)), refresh_per_second=4, get_renderable=self._table)
+            self._live.start()      # puts streams of its own in place of stdout and stderr until it stops; what is printed meanwhile is plain too
+            sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,11 +55,11 @@ class Progress:
         if self._live is None and not self._quiet:
             line = self._line(event)
             if line:
-                print(f"[{time.monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)
+                note(f"[{time.monotonic() - self._began:6.1f} s] {one_line(line)}")
 
     def _warn(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(f"warning: {text}", markup=False, soft_wrap=True)
+            self._live.console.print(plain(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True)
         else:
             note(f"warning: {text}")
 
@@ -74,17 +76,18 @@ class Progress:
     def _table(self) -> Any:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
+        from rich.text import Text
 
         done, asked = self._driver.finished, self._study.search.trials
         title = (f"{bar(done, asked)} {done} of {asked} trials, {time.monotonic() - self._began:.0f} s, hypervolume {self._driver.volume:.4f}; "
                  + ", ".join(f"{count} {name}" for name, count in self._counts.items()))
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for name in ("trial", "epochs", "accuracy %", "symmetry %", "state"):
             table.add_column(name, justify="right" if name.endswith("%") or name == "trial" else "left")
         for row in [*self._ended, *self._running.values()]:
             scores, epochs = row["scores"] or {}, self._study.training.epochs
             table.add_row(str(row["number"]), f"{bar(row['epoch'], epochs)} {row['epoch']}/{epochs}", percent(scores.get("accuracy")),
-                          percent(scores.get("symmetry_accuracy")), row["outcome"] or "running")
+                          percent(scores.get("symmetry_accuracy")), Text(one_line(row["outcome"] or "running")))
         return table
 
 
@@ -92,6 +95,3 @@ def bar(done: int, total: int) -> str:
     """A progress bar of a fixed width."""
     full = min(BAR, BAR * done // max(1, total))
     return "█" * full + "░" * (BAR - full)
-
-
-

@@ -18,6 +18,7 @@ Workers = Annotated[Optional[str], typer.Option(metavar="N|auto", help="Trials a
 Timeout = Annotated[Optional[str], typer.Option(metavar="TIME", help="Stop after that long, such as 90m; `resume` goes on.", show_default=False)]
 Address = Annotated[Optional[str], typer.Option(metavar="HOST:PORT", help="A Ray cluster; else Ray on this machine.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Take over what in DIR runs programs (resources.runtime_env and others), whoever wrote it.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the study, such as search.sampler=random.",
                                                        show_default=False)]
 

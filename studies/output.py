@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from studies.terminal import is_terminal, lasting, one_line, shown, styled
+
 PIPE_WIDTH = 240        # columns of a table that is written to a file or pipe: wide enough to keep architectures on one line
 PROSE_WIDTH = 100       # columns where no terminal says how many
 
@@ -45,7 +47,7 @@ def print_rows(rows: Sequence[dict[str, Any]], form: Format, columns: Sequence[C
     elif cells:
         print_table(columns, cells)
     if not rows and empty:
-        print(empty, file=sys.stderr)
+        note(empty)
 
 
 def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
@@ -77,11 +79,17 @@ def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], width
     for column in columns:
         table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=column.right)
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(width=width or (None if sys.stdout.isatty() else PIPE_WIDTH))
+        table.add_row(*(Text(shown(one_line(cell), sys.stdout)) for cell in row))
+    stream = styled(sys.stdout)
+    console = Console(file=stream, width=width or (None if is_terminal(sys.stdout) else PIPE_WIDTH))
     with console.capture() as capture:
         console.print(table)
-    print("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()))
+    stream.write("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()) + "\n")
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints each text in a line of its own, whatever it holds."""
+    print("\n".join(map(one_line, lines)))
 
 
 def reading_width() -> int:
@@ -98,19 +106,31 @@ def reading_width() -> int:
 
 
 def note(message: str) -> None:
-    """Prints a message for the person, not the program: to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Prints a message for the person, not the program: to stderr. Raises nothing where that is gone."""
+    stream = lasting(sys.stderr)
+    stream.write(f"{message}\n")
+    stream.flush()
+
+
+def formatted(value: Any, form: str) -> str:
+    """The number in a format such as `.3g`; what is no number, from a file that was edited, is shown as it is."""
+    return format(value, form) if is_number(value) else str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, which True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def percent(share: "float | None") -> str:
-    """A share in 0..1 as per cent with two digits; `-` for None."""
-    return "-" if share is None else f"{100 * share:.2f}"
+    """A share in 0..1 as per cent with two digits; `-` for None. What is no number is shown as it is."""
+    return "-" if share is None else f"{100 * share:.2f}" if is_number(share) else str(share)
 
 
 def short(number: "float | None") -> str:
-    """A count such as 24.7k or 26.0M; `-` for None."""
-    if number is None:
-        return "-"
+    """A count such as 24.7k or 26.0M; `-` for None. What is no number is shown as it is."""
+    if not is_number(number):
+        return "-" if number is None else str(number)
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.1f}{unit}"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,9 @@ from studies.errors import StudyError
 from studies.files import VERSIONS, write_whole
 from studies.front import front_volume, signed
 from studies.journal import Record
-from studies.output import Column, percent
-from studies.retrain import RESULT, Spread, summarised
+from studies.markup import Html, html, joined
+from studies.output import Column, is_number, percent
+from studies.retrain import Spread, summarised, tested_results
 from studies.rungs import dominates
 
 if TYPE_CHECKING:
@@ -57,25 +56,25 @@ def write_report(directory: Path, out: "Path | None" = None) -> Path:
 
 def _page(directory: Path, study: Study, records: Sequence[Record]) -> str:
     sections = [*_front(study, records), *_compared(study, records), *_tested(directory), *_ended(records), *_setting(directory, study)]
-    finished = max((record.finished for record in records if record.finished), default=None)
+    finished = max((str(record.finished) for record in records if record.finished), default=None)
     title = f"Study {directory.absolute().name}"
     lines = [*views.status_lines(views.status(directory)), *([f"last trial finished {finished[:16].replace('T', ' ')} UTC"] if finished else [])]
-    head = f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    body = "\n".join([f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in lines), *sections])
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">{head}</head>\n'
-            f"<body>\n{body}\n</body></html>\n")
+    head = html("<title>{}</title><style>{}</style>", title, Html(STYLE))
+    body = joined([html("<h1>{}</h1>", title), *(html("<p>{}</p>", line) for line in lines), *sections])
+    return html('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">{}</head>\n'
+                "<body>\n{}\n</body></html>\n", head, body)
 
 
-def _front(study: Study, records: Sequence[Record]) -> Iterable[str]:
+def _front(study: Study, records: Sequence[Record]) -> Iterable[Html]:
     rows, columns, cells = views.front_rows(study, records)
     if not rows:
-        yield "<h2>Front</h2><p>No trial is complete yet.</p>"
+        yield html("<h2>Front</h2><p>No trial is complete yet.</p>")
         return
-    yield "<h2>Front</h2><p>Validation scores; * marks the best compromise.</p>"
+    yield html("<h2>Front</h2><p>Validation scores; * marks the best compromise.</p>")
     yield _table(columns, cells)
     if len(study.objectives) > 1:
         yield _svg(scatter.figure(scatter.dots(study, records), study.objectives))
-    yield "<h2>How the front grew</h2>"
+    yield html("<h2>How the front grew</h2>")
     yield _svg(_growth(study, records))
 
 
@@ -99,13 +98,14 @@ def _growth(study: Study, records: Sequence[Record]) -> "Figure":
     return figure
 
 
-def _compared(study: Study, records: Sequence[Record]) -> Iterable[str]:
+def _compared(study: Study, records: Sequence[Record]) -> Iterable[Html]:
     """Scores of complete trials by what they are built of."""
-    scored = [(Architecture.parse(r.architecture), r.scores) for r in records if r.state == "complete" and r.feasible and r.architecture and r.scores]
+    scored = [(Architecture.parse(r.architecture), r.scores) for r in records if r.state == "complete" and r.feasible and r.architecture and r.scores
+              and all(is_number(r.scores.get(name)) for name in ("accuracy", "symmetry_accuracy"))]
     if not scored:
         return
-    yield ("<h2>Complete trials by what they are built of</h2><p class='note'>Validation scores, mean &plusmn; standard deviation over trials. The search chose "
-           "the trials, which differ in more than one choice: differences here suggest, and <code>equisearch retrain</code> with seeds compares.</p>")
+    yield html("<h2>Complete trials by what they are built of</h2><p class='note'>Validation scores, mean &plusmn; standard deviation over trials. The search chose "
+               "the trials, which differ in more than one choice: differences here suggest, and <code>equisearch retrain</code> with seeds compares.</p>")
     columns = [Column("choice"), Column("trials", True), Column("accuracy %", True), Column("symmetry %", True), Column("best symmetry %", True), Column("exact", True)]
     exact = {r.architecture: bool(r.attributes.get("exact")) for r in records if r.architecture}
     for name, facet in FACETS.items():
@@ -118,57 +118,57 @@ def _compared(study: Study, records: Sequence[Record]) -> Iterable[str]:
         for value, found in sorted(groups.items(), key=lambda pair: _natural(pair[0])):
             symmetry = [scores["symmetry_accuracy"] for _, scores in found]
             cells.append([value, str(len(found)), Spread.of([scores["accuracy"] for _, scores in found]).percent(), Spread.of(symmetry).percent(),
-                          percent(max(symmetry)), str(sum(exact[str(architecture)] for architecture, _ in found))])
-        yield f"<h3>By {name}</h3>"
+                          percent(max(symmetry)), str(sum(exact.get(str(architecture), False) for architecture, _ in found))])
+        yield html("<h3>By {}</h3>", name)
         yield _table(columns, cells)
 
 
-def _tested(directory: Path) -> Iterable[str]:
+def _tested(directory: Path) -> Iterable[Html]:
     """The test scores of what `retrain` has trained."""
     by_length: dict[int, list[dict[str, Any]]] = {}
-    for path in sorted(directory.glob(f"retrained/*/*/{RESULT}")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+    for result in tested_results(directory):
         by_length.setdefault(result["epochs"], []).append(result)
     for epochs, results in sorted(by_length.items()):
         rows = summarised(results)
-        yield (f"<h2>Test scores after {epochs} epochs</h2><p>Trained again by <code>equisearch retrain</code>: mean &plusmn; standard deviation over n seeds, "
-               f"{rows[0]['num_test']} test images.</p>")
+        yield html("<h2>Test scores after {} epochs</h2><p>Trained again by <code>equisearch retrain</code>: mean &plusmn; standard deviation over n seeds, "
+                   "{} test images.</p>", epochs, rows[0]["num_test"])
         columns = [Column("trial"), Column("n", True), Column("accuracy %", True), Column("symmetry %", True), Column("worst element %", True),
                    Column("mean over angles %", True), Column("architecture")]
-        yield _table(columns, [[row["name"].removeprefix("trial "), str(row["n"]), *(row[key].percent() for key in (
+        yield _table(columns, [[str(row["name"]).removeprefix("trial "), str(row["n"]), *(row[key].percent() for key in (
             "accuracy", "symmetry_accuracy", "symmetry_accuracy_worst", "angle_mean")), row["architecture"]] for row in rows])
 
 
-def _ended(records: Sequence[Record]) -> Iterable[str]:
-    reasons = Counter((r.state, r.reason) for r in records if r.state in ("failed", "refused") and r.reason)
+def _ended(records: Sequence[Record]) -> Iterable[Html]:
+    reasons = Counter((r.state, str(r.reason)) for r in records if r.state in ("failed", "refused") and r.reason)
     if reasons:
-        yield "<h2>What did not become a result</h2>"
-        yield _table([Column("trials", True), Column("state"), Column("reason")], [[str(n), state, reason] for (state, reason), n in reasons.most_common()])
+        yield html("<h2>What did not become a result</h2>")
+        yield _table([Column("trials", True), Column("state"), Column("reason")], [[str(n), state, str(reason)] for (state, reason), n in reasons.most_common()])
 
 
-def _setting(directory: Path, study: Study) -> Iterable[str]:
+def _setting(directory: Path, study: Study) -> Iterable[Html]:
     versions = directory / VERSIONS
-    yield f"<h2>The study</h2><pre>{escape(dump(study))}</pre>"
+    yield html("<h2>The study</h2><pre>{}</pre>", dump(study))
     if versions.is_file():
-        yield f"<details><summary>Versions</summary><pre>{escape(versions.read_text(encoding='utf-8'))}</pre></details>"
+        yield html("<details><summary>Versions</summary><pre>{}</pre></details>", versions.read_text(encoding="utf-8", errors="replace"))
 
 
-def _table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:
-    def row(tag: str, texts: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}{' class=right' if c.right else ''}>{escape(text)}</{tag}>" for c, text in zip(columns, texts)) + "</tr>"
+def _table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Html:
+    def row(tag: str, texts: Sequence[str]) -> Html:
+        right = html("<{0} class=right>", tag), html("<{0}>", tag)
+        return html("<tr>{}</tr>", joined((html("{}{}</{}>", right[not c.right], text, tag) for c, text in zip(columns, texts)), ""))
 
-    return "\n".join(["<table>", row("th", [column.title for column in columns]), *(row("td", line) for line in cells), "</table>"])
+    return html("<table>\n{}\n</table>", joined([row("th", [column.title for column in columns]), *(row("td", line) for line in cells)]))
 
 
-def _svg(figure: "Figure") -> str:
-    """The figure as an element of the page."""
+def _svg(figure: "Figure") -> Html:
+    """The figure as an element of the page; matplotlib escapes the texts in it."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "equisearch"}):       # text stays text; equal figures are equal
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
-    return text[text.index("<svg"):]
+    return Html(text[text.index("<svg"):])
 
 
 def _natural(text: str) -> tuple:

@@ -15,6 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from studies.config import Study
+from studies.errors import StudyError
 from studies.files import write_whole
 
 RESULT = "result.json"
@@ -92,6 +93,22 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
             "accuracy_by_angle": {f"{d:g}": a.value for d, a in zip(curve.degrees, curve.accuracies)}}
 
 
+def tested_results(directory: Path) -> list[dict[str, Any]]:
+    """The results of everything that was retrained in a study's directory. Raises StudyError for a file that holds none."""
+    found = []
+    for path in sorted(directory.glob(f"retrained/*/*/{RESULT}")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            summarised([result])
+            if not isinstance(result["epochs"], int):
+                raise ValueError(f"epochs is {result['epochs']!r} and must be a whole number")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StudyError(f"{path} holds no result of a training ({type(error).__name__}: {error}); delete it, and `equisearch retrain "
+                             f"{directory}` makes it anew") from None
+        found.append(result)
+    return found
+
+
 def run_jobs(jobs: Sequence[Job], workers: int, on_result: Callable[[int, dict[str, Any]], None] = lambda done, result: None) -> list[dict[str, Any]]:
     """The results of all jobs, in their order, `workers` at a time, each in a process of its own (`studies.processes.run_each`).
 
@@ -148,7 +165,6 @@ def front_jobs(directory: Path, *, seeds: int = 3, epochs: "int | None" = None, 
     Raises StudyError if there is no front yet, or no such trial.
     """
     from studies import views
-    from studies.errors import StudyError
 
     study, records = views.open_study(directory)
     chosen = [views.find_trial(records, number, directory) for number in trials] if trials else views.members(study, records)

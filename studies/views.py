@@ -13,7 +13,7 @@ from studies.files import read_study
 from studies.front import front_volume, knee, pareto
 from studies.journal import JOURNAL, Record, read_trials
 from studies.locks import holder
-from studies.output import Column, percent, short
+from studies.output import Column, formatted, percent, short
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused")
 COST_OBJECTIVES = ("params", "macs", "latency")
@@ -107,7 +107,7 @@ def _score(row: dict[str, Any], name: str) -> str:
     value = (row["scores"] or {}).get(name, row["values"].get(name))
     if value is None:
         return "-"
-    return percent(value) if name.endswith("accuracy") else f"{value:.3g}"
+    return percent(value) if name.endswith("accuracy") else formatted(value, ".3g")
 
 
 def _yes(value: "bool | None") -> str:
@@ -116,21 +116,21 @@ def _yes(value: "bool | None") -> str:
 
 def _what(row: dict[str, Any]) -> str:
     notes = ([f"continues trial {row['continues']}"] if row["continues"] is not None else []) + ([row["reason"]] if row["reason"] else [])
-    return "  ".join([row["architecture"] or "", *(f"[{note}]" for note in notes)])
+    return "  ".join([str(row["architecture"] or ""), *(f"[{note}]" for note in notes)])
 
 
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
     """One trial in full, as text."""
     lines = [f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""), f"  {row['architecture']}",
              f"  learning rate {row['learning_rate'] if row['learning_rate'] is not None else 'as the study says'}, seed {row['seed']}",
-             f"  {row['params']:,} parameters, {row['macs']:,} MACs per image" if row["params"] else "  never proposed in full",
-             f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under {' '.join(row['surviving'] or [])}"]
+             f"  {formatted(row['params'], ',')} parameters, {formatted(row['macs'], ',')} MACs per image" if row["params"] else "  never proposed in full",
+             f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under {' '.join(map(str, row['surviving'] or []))}"]
     if row["continues"] is not None:
         lines.append(f"  goes on with the training of trial {row['continues']}, which had been stopped")
     for epoch, scores in rungs.items():
         lines.append(f"  epoch {epoch}: accuracy {percent(scores.get('accuracy'))} %, symmetry accuracy {percent(scores.get('symmetry_accuracy'))} % "
                      f"(worst {percent(scores.get('symmetry_accuracy_worst'))} %), equivariance error "
-                     f"{scores.get('equivariance_error', float('nan')):.3g}, {scores.get('seconds', 0):.1f} s")
+                     f"{formatted(scores.get('equivariance_error', float('nan')), '.3g')}, {formatted(scores.get('seconds', 0), '.1f')} s")
     folder = directory / "trials" / f"{row['trial']:05d}"
     if folder.is_dir():
         lines.append(f"  files in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")

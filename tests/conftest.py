@@ -28,6 +28,14 @@ def cifar_folder() -> Path:
     return SHARED / "cifar10_small"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory):
+    """The key that studies are signed with lies in a folder of the tests, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQUISEARCH_STATE", str(tmp_path_factory.mktemp("state") / "equisearch"))
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption("--proof-seeds", default="10:40", metavar="FROM:TO", help="random networks of the slow exactness proof, 250 a seed")
 

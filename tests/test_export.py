@@ -18,6 +18,7 @@ from searchspace.groups import Group
 from trainers import bundle as files
 from trainers import export as exporting
 from trainers.bundle import CARD, FORMATS, Refused, content_of, logits, model_of, runner, source, write
+from trainers.card import card
 from trainers.datasets import load
 from trainers.export import Subject, export
 from trainers.fitting import fit_images
@@ -67,6 +68,20 @@ def test_snippets_of_the_card_run(subject, copied):
     label, share, *shape = run_alone(with_torch, copied, forbidden=OURS + ("onnxruntime", "safetensors")).split()
     assert label in "0123456789" and 0.1 <= float(share) <= 1 and shape == ["(8,", "10)"]
     assert run_alone(blocks[2] + "print(logits.shape)", copied, forbidden=OURS + ("torch",)) == "(8, 10)"
+
+
+def test_texts_of_the_data_become_no_markup_of_the_card(bundle):
+    evil = "`x` | [a](http://b) <script>\n# head\x1b\n"
+    manifest = manifest_of(bundle)
+    manifest["data"]["data"], manifest["origin"]["study"], manifest["classes"] = evil, evil, ["a``b", evil]
+    manifest["training"]["seen"], manifest["refused"] = [evil], {"onnx": evil}
+    manifest["elements"][0]["lost"] = evil
+    text = card(manifest)
+    assert "\n# head" not in text and "\x1b" not in text and "``` a``b ```" in text
+    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", re.sub(r"\\.", "", re.sub("```python.*?```", "", text, flags=re.DOTALL)))
+    assert "<script" not in outside and "](" not in outside
+    rows = [line for line in re.sub(r"\\\|", "", text).splitlines() if line.startswith("| `")]
+    assert len({row.count("|") for row in rows}) == 1 and len(rows) == len(manifest["elements"])
 
 
 def test_card_and_manifest_say_what_was_reported(subject, bundle):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import trivial
@@ -11,6 +12,7 @@ from studies import views
 from studies.driver import SearchDriver
 from studies.errors import StudyError
 from studies.executors import run_in_process
+from studies.markup import html, joined
 from studies.report import FACETS, _growth, _natural, write_report
 
 
@@ -72,6 +74,59 @@ def test_test_scores_of_what_was_retrained_are_shown_with_n_and_spread(study):
             "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.5, "270": 0.5}, "accuracy_by_angle": {"0": 0.9, "90": 0.5}}))
     text = text_of(write_report(study).read_text(encoding="utf-8"))
     assert "Test scores after 9 epochs" in text and "85.00 ± 7.07" in text and "77 test images" in text
+
+
+EVIL = "</pre><script>x</script><b a='\"'>&amp;\x1b"
+
+
+def retrained(directory, **changes):
+    folder = directory / "retrained" / "00003" / "epochs9-seed1"
+    folder.mkdir(parents=True, exist_ok=True)
+    test = {"accuracy": 0.5, "symmetry_accuracy": 0.5, "symmetry_accuracy_worst": 0.4, "equivariance_error": 0.1, "params": 1, "macs": 2}
+    result = {"name": "trial 3", "architecture": "12px: 4k3@C4", "seed": 1, "epochs": 9, "num_test": 77, "test": test,
+              "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.5, "270": 0.5}, "accuracy_by_angle": {"0": 0.9, "90": 0.5}}
+    (folder / "result.json").write_text(json.dumps({**result, **changes, "test": {**test, **changes.get("test", {})}}))
+
+
+@pytest.fixture
+def hostile(study, tmp_path):
+    """A copy of the study with markup in its name, and in every text and number of its trials' attributes that can be shown."""
+    directory = tmp_path / "<script>x"
+    shutil.copytree(study, directory)
+    shutil.rmtree(directory / "retrained", ignore_errors=True)
+    journal, lines = directory / "optuna.journal", []
+    for line in map(json.loads, (directory / "optuna.journal").read_text().splitlines()):
+        for name, value in line.get("user_attr", {}).items():
+            if name in ("params", "macs", "seed", "learning_rate", "reason", "exact", "continues"):
+                line["user_attr"][name] = EVIL
+            if name.startswith("rung "):
+                value["scores"].update(accuracy=EVIL, symmetry_accuracy=EVIL)
+        lines.append(json.dumps(line, separators=(",", ":")))
+    journal.write_text("\n".join(lines) + "\n")
+    (directory / "versions.json").write_text(json.dumps({"torch": EVIL}))
+    return directory
+
+
+@pytest.mark.parametrize("changes", [{"num_test": EVIL}, {"name": EVIL}, {"architecture": EVIL}, {"seed": EVIL}, {"test": {"params": EVIL, "macs": EVIL}}])
+def test_no_value_of_a_study_becomes_markup(hostile, changes):
+    retrained(hostile, **changes)
+    page = write_report(hostile).read_text(encoding="utf-8")
+    assert "<script" not in page and "<b a" not in page and "\x1b" not in page and page.count("&lt;script&gt;x") > 5
+    for tag in ("pre", "table", "details", "h2", "p", "td"):
+        assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
+
+
+@pytest.mark.parametrize("changes", [{"epochs": EVIL}, {"test": {"accuracy": EVIL}}, {"quarter_turns": {"0": EVIL}}, {"accuracy_by_angle": EVIL}, {"name": [1]}])
+def test_a_result_whose_numbers_are_none_is_named(hostile, changes):
+    retrained(hostile, **changes)
+    with pytest.raises(StudyError, match="result.json holds no result of a training .*; delete it"):
+        write_report(hostile)
+
+
+def test_what_is_no_html_is_escaped_wherever_it_is_put():
+    inner = html("<i>{}</i>", EVIL)
+    page = html("<p>{}{}</p>", inner, joined([inner, EVIL, 3], "<br>"))
+    assert "<script" not in page and page.count("<i>") == 2 and page.count("&lt;script&gt;") == 3 and page.endswith("<br>3</p>")
 
 
 def test_a_study_without_a_result_has_a_page_too(tmp_path):

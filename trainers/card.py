@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Any, Mapping
 
 from searchspace.groups import Element
@@ -16,6 +18,23 @@ FITS = {
     "resize": "stretched to {size} with an anti-aliased bilinear resize, and rounded to whole grey values",
     "pad": "padded with zeros or cropped, centred, to {size} (of an odd difference, the larger half lies below and right)",
 }
+
+
+def text_of(value: Any) -> str:
+    """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a table's cell is taken from it."""
+    return re.sub(r"([\\`*\[\]<>|&!#])", r"\\\1", _line(value))
+
+
+def code_of(value: Any) -> str:
+    """The value as a code span, outside of tables; in it backslashes escape nothing, so it gets a fence that it does not hold."""
+    line = _line(value)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
+def _line(value: Any) -> str:
+    """Without control characters, and without breaks of lines."""
+    return "".join(" " if c.isspace() else c for c in str(value) if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
 def card(manifest: Mapping[str, Any]) -> str:
@@ -34,21 +53,21 @@ def _percent(value: Any) -> str:
 
 def _head(manifest: Mapping[str, Any]) -> str:
     data, classes, given = manifest["data"], manifest["classes"], manifest["input"]
-    shown = ", ".join(f"`{name}`" for name in classes[:20]) + (f" and {len(classes) - 20} more (bundle.json)" if len(classes) > 20 else "")
+    shown = ", ".join(map(code_of, classes[:20])) + (f" and {len(classes) - 20} more (bundle.json)" if len(classes) > 20 else "")
     built = "an ordinary convolutional network" if manifest["group"] == "C1" else f"a convolutional network built to be equivariant under {manifest['group']}"
-    return f"""# Image classifier: {data['data']}, {manifest['architecture'].split(':')[0]}, {manifest['group']}
+    return f"""# Image classifier: {text_of(data['data'])}, {manifest['architecture'].split(':')[0]}, {manifest['group']}
 
 Tells {len(classes)} classes apart: {shown}. It is {built}, folded to plain convolutions, and is meant for images that may appear under
 the symmetry **{manifest['declared']}**. Input: {'grey' if given['channels'] == 1 else 'colour'} images of {_size(manifest)}, as float32
 `[batch, {given['channels']}, {given['height']}, {given['width']}]` in 0..1; normalisation is inside. Output: logits, in the order of the classes.
 
-    {manifest['architecture']}
+    {_line(manifest['architecture'])}
 """
 
 
 def _scores(manifest: Mapping[str, Any]) -> str:
     scores, intervals, num = manifest["scores"], manifest["intervals"], manifest["data"]["validation_images"]
-    seen = ", ".join(f"`{name}`" for name in manifest["training"]["seen"]) or "none"
+    seen = ", ".join(map(code_of, manifest["training"]["seen"])) or "none"
     rows = [("accuracy, as the images are", "accuracy"), (f"accuracy under {manifest['declared']}, mean over what training has not seen", "symmetry_accuracy"),
             ("the lowest of these", "symmetry_accuracy_worst"), ("of these, quarter turns and flips", "symmetry_accuracy_exact"),
             ("of these, other angles", "symmetry_accuracy_interpolated")]
@@ -80,7 +99,7 @@ def _symmetry(manifest: Mapping[str, Any]) -> str:
     for row in rows:
         change = row["relative_change"]
         cells = [f"{change[name]:.1e}" if change else "-" for name in formats]
-        lines.append(f"| {_words(row['element'])} | {'yes' if row['exact'] else 'no'} | {' | '.join(cells)} | {row['lost'] or ''} |")
+        lines.append(f"| {_words(row['element'])} | {'yes' if row['exact'] else 'no'} | {' | '.join(cells)} | {text_of(row['lost'] or '')} |")
     return "\n".join([*lines, ""])
 
 
@@ -132,7 +151,7 @@ images = numpy.random.rand(8, {shape}).astype("float32")      # values in 0..1
 logits, = session.run(["logits"], {{"images": images}})
 ```
 """)
-    parts += [f"- No `{name}` file: {reason}." for name, reason in manifest["refused"].items()]
+    parts += [f"- No {code_of(name)} file: {text_of(reason)}." for name, reason in manifest["refused"].items()]
     return "\n".join(parts)
 
 
@@ -147,7 +166,7 @@ def _images(manifest: Mapping[str, Any]) -> str:
 3. Divided by 255. This is the input of every file here.
 4. Inside the files: normalised by the mean / standard deviation of the training images, {numbers}.
 
-Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for 8-bit images without transparency. Trained on {data['train_images']} images of {data['data']}.
+Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for 8-bit images without transparency. Trained on {data['train_images']} images of {text_of(data['data'])}.
 """
 
 
@@ -164,7 +183,7 @@ def _origin(manifest: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     loss = training["loss"]
     penalty = "no equivariance loss" if loss["kind"] == "none" else f"equivariance loss {loss['kind']} with weight {loss['weight']:.3g}"
-    lines = [f"- {key.replace('_', ' ')}: {value}" for key, value in manifest["origin"].items()]
+    lines = [f"- {key.replace('_', ' ')}: {text_of(value)}" for key, value in manifest["origin"].items()]
     return "\n".join(["## Where it comes from", "", *lines,
                       f"- training: {training['epochs']} epochs, {training['optimizer']}, learning rate {training['learning_rate']:g}, batches of "
                       f"{training['batch_size']}, {penalty}", f"- written: {manifest['written']} with {versions}", ""])

@@ -128,7 +128,11 @@ def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Liste
     from studies.loggers import TuneLoggers
 
     loggers = TuneLoggers(driver)
-    log = unfailing(loggers, lambda why: show(Event("warning", -1, reason=f"the loggers failed ({why}) and log nothing more; the study goes on")))
+
+    def warn(why: str) -> None:
+        show(Event("warning", -1, reason=f"the loggers failed ({why}) and log nothing more; the study goes on"))
+
+    log = unfailing(loggers, warn)
 
     def both(event: Event) -> None:
         show(event)
@@ -137,7 +141,7 @@ def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Liste
     try:
         yield both
     finally:
-        loggers.close()
+        unfailing(lambda event: loggers.close(), warn)(Event("warning", -1))
 
 
 def unfailing(listener: Listener, tell: Callable[[str], None] = lambda why: None) -> Listener:

@@ -139,6 +139,25 @@ def test_a_listener_that_raises_is_heard_no_more_and_touches_no_trial(tmp_path):
     assert len(heard) == 1 and not [r for r in read_trials(tmp_path / "study") if r.state == "failed"]
 
 
+def test_loggers_that_fail_are_told_of_once_and_touch_no_trial(tmp_path, monkeypatch):
+    class Fails:
+        def __init__(self, driver):
+            pass
+
+        def __call__(self, event):
+            raise ConnectionError("no server")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("studies.loggers.TuneLoggers", Fails)
+    told = []
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, loggers__tensorboard=True)) as driver:
+        run_in_process(driver, trivial.trainable, lambda event: told.append(event.reason) if event.kind == "warning" else None)
+    assert len(told) == 1 and "ConnectionError: no server" in told[0]
+    assert not [r for r in read_trials(tmp_path / "study") if r.state == "failed"]
+
+
 @pytest.mark.parametrize("shell", ["2>&1 | head -n 1", ">&- 2>&-", "2>&-", "2>/dev/full", "</dev/null >&-"])
 def test_a_study_ends_well_where_its_output_goes_nowhere(tmp_path, shell):
     command = " ".join(["'" + word + "'" for word in [*START, str(tmp_path / "study"), *TINY]])

@@ -1,25 +1,19 @@
 """The work of `measure` that the command line adds to the instruments: what a name means."""
 
-import json
-
 import pytest
 import torch
 
+from bundles import untrained
 from searchspace.groups import Group
 from studies.errors import StudyError
 from studies.measuring import find_subject
 from test_layerwise import network
 from test_merging import spread
-from trainers.bundle import content_of, model_of, write
 from trainers.measurement import measure
 
 
 def bundle(folder, text):
-    model = spread(network(text))
-    content = content_of(model, (0.2,), (0.3,), "resize", tuple("abcde"))
-    write(model_of(model, content), content, folder, "torch")
-    (folder / "bundle.json").write_text(json.dumps({"architecture": text}))
-    return find_subject(str(folder))
+    return find_subject(str(untrained(folder, text, spread(network(text)))))
 
 
 @pytest.mark.parametrize("text,exact", [("16px: 3k3@C4 max2/2, 3k3@C2", True), ("17px: 3k3@C4 max2/2, 3k3@C2", False)])

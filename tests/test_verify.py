@@ -5,29 +5,21 @@ import json
 import pytest
 import torch
 
-from bundles import bundle, copied, manifest_of, subject  # noqa: F401  (fixtures)
+from bundles import bundle, copied, manifest_of, rehash, subject, write_manifest  # noqa: F401  (fixtures)
 from trainers import bundle as files
 from trainers.bundle import FORMATS, MANIFEST
 from trainers.verify import verify
 
 
 def test_verify_accepts_a_bundle(bundle):
-    report = verify(bundle)
-    assert report.good and report.as_dict()["good"] and "the bundle is sound" in report.text()
+    report = verify(bundle, run_code=True)
+    assert report.good and report.not_run == () and report.as_dict()["good"] and "the bundle is sound" in report.text()
     assert {f.check for f in report.findings} == {"files", "agreement", *FORMATS, *(f"{name} symmetry" for name in FORMATS)}
 
 
 def bad(report):
     assert not report.good and "damaged" in report.text()
     return {f.check: f.text for f in report.findings if not f.good}
-
-
-def rehash(folder):
-    """What a forger would do: hashes that fit the changed files."""
-    manifest = manifest_of(folder)
-    for name in manifest["files"]:
-        manifest["files"][name]["sha256"] = files.sha256(folder / name)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def corrupt(folder):
@@ -56,14 +48,16 @@ def test_verify_sees_what_is_missing_or_torn(copied):
         "model.onnx is missing", next(f.text for f in report.findings if f.text.startswith("model.pt2 has changed"))]
     rehash_one = manifest_of(copied)
     del rehash_one["files"]["model.onnx"], rehash_one["formats"]["onnx"]
-    (copied / MANIFEST).write_text(json.dumps(rehash_one))
+    write_manifest(copied, rehash_one)
     rehash(copied)
-    assert "does not run" in bad(verify(copied))["torch.export"]
+    for run_code in (False, True):
+        found = bad(verify(copied, run_code=run_code))
+        assert "does not run" in found["torch.export"] and "says nothing of the format onnx" in found["files"]
 
 
 @pytest.mark.parametrize("text, message", [("{", "damaged"), ("[]", "damaged"), ('{"format_version": 1}', "damaged"), ('{"format_version": 9}', "format 9")])
 def test_verify_refuses_what_is_no_bundle(tmp_path, text, message):
-    with pytest.raises(ValueError, match="is no bundle"):
+    with pytest.raises(ValueError, match="is not a bundle"):
         verify(tmp_path)
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bundles import untrained
+from bundles import rehash, untrained
 from searchspace.groups import Group
 from studies.errors import StudyError
 from studies.measuring import find_subject
@@ -23,6 +23,21 @@ def test_the_stages_of_a_bundle_are_measured_as_the_fields_that_they_are(tmp_pat
     images = torch.rand(64, 1, *subject.size, generator=torch.Generator().manual_seed(0))
     found = measure(subject.model, images, torch.zeros(64), Group.parse("C2"), step=90, normalise=subject.normalise, fields=subject.fields)
     assert all((stage.worst < 1e-4) == exact for stage in found.error.stages) and (found.error.logits.worst < 1e-3) == exact
+
+
+def test_code_in_a_bundle_is_executed_only_when_told_to(tmp_path):
+    folder, marker = untrained(tmp_path, "16px: 3k3@C4 max2/2, 3k3@C2", spread(network("16px: 3k3@C4 max2/2, 3k3@C2"))), tmp_path / "executed"
+    source = folder / "model.py"
+    source.write_text(source.read_text() + f"\nopen({str(marker)!r}, 'w')\n")
+    with pytest.raises(ValueError, match="model.py has changed since the export"):
+        find_subject(str(folder))
+    rehash(folder)
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    careful = find_subject(str(folder))
+    assert not marker.exists()
+    told = find_subject(str(folder), run_code=True)
+    assert marker.exists()
+    assert torch.equal(careful.model(careful.normalise(images)), told.model(told.normalise(images)))
 
 
 def test_a_name_that_means_nothing_is_refused(tmp_path):

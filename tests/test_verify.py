@@ -10,8 +10,11 @@ import onnx
 import pytest
 import torch
 
-from bundles import bundle, copied, manifest_of, rehash, subject, write_manifest  # noqa: F401  (fixtures)
+from bundles import bundle, copied, manifest_of, rehash, subject, untrained, write_manifest  # noqa: F401  (fixtures)
+from searchspace.architecture import Architecture
+from test_export import EVERY_LAYER
 from trainers.bundle import CARD, FORMATS, MANIFEST
+from trainers.networks import build
 from trainers.verify import load_checked, verify
 
 
@@ -216,6 +219,13 @@ def test_weights_are_run_by_the_network_of_the_architecture(copied):
     assert "is not what the architecture" in bad(verify(copied))["safetensors"]
     write_manifest(copied, {**manifest_of(copied), "architecture": manifest["architecture"].replace("4k3@D4", "4000k3@D4")})
     assert "more weights than the file holds" in bad(verify(copied))["safetensors"]
+
+
+@pytest.mark.parametrize("text", EVERY_LAYER)
+def test_bundles_of_every_kind_of_layer_are_checked_without_their_code(text, tmp_path):
+    network = build(Architecture.parse(text), channels=1, classes=5).eval()
+    report = verify(untrained(tmp_path, text, network))
+    assert report.good and {f.check for f in report.findings if f.good} >= {"files", "torch", "safetensors", "agreement"}
 
 
 ODD = [None, True, -1, 10**400, 1e308, "", "x" * 100_000, "\x00", [], {}, [None], {"a": None}, [[[[]]]]]

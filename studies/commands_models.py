@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from studies.app import app
-from studies.options import Directory, FormatOption, Quiet, Settings, StudyName, Trial, Workers, pairs, resources
+from studies.options import Directory, FormatOption, Quiet, RunCode, Settings, StudyName, Trial, Workers, pairs, resources
 from studies.output import Format, note, print_json, print_rows, print_table
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ def measure(model: Annotated[str, typer.Argument(metavar="BUNDLE|DIR:TRIAL|MODUL
             group: Annotated[Optional[str], typer.Option(help="Under which the model will be used; else the study's.", show_default=False)] = None,
             images: Annotated[int, typer.Option(min=2, help="At most.")] = 2000,
             figure: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False)] = None,
-            settings: Settings = None, format: FormatOption = Format.table) -> None:
+            run_code: RunCode = False, settings: Settings = None, format: FormatOption = Format.table) -> None:
     """Measures a model's symmetry with every instrument: accuracy by element and angle, equivariance error, Lie derivatives, matching."""
     from studies import config
     from studies.measuring import measure_subject
 
     study = config.load(data, pairs(settings)) if data else None
-    found = measure_subject(model, data=study, group=group, images=images, figure=figure)
+    found = measure_subject(model, data=study, group=group, images=images, figure=figure, run_code=run_code)
     print_json(found.as_dict()) if format is Format.json else print(found.text())
 
 
@@ -141,11 +141,11 @@ def export(directory: Directory, trial: Trial,
 
 @app.command()
 def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)],
-           format: FormatOption = Format.table) -> None:
-    """Checks a bundle: files whole, formats agree, symmetry as the card says."""
+           run_code: RunCode = False, format: FormatOption = Format.table) -> None:
+    """Checks a bundle: files whole, formats agree, symmetry as the card says. Not who made it; its code is not run without --run-code."""
     from studies.exporting import verify_bundle
 
-    report = verify_bundle(bundle)
+    report = verify_bundle(bundle, run_code=run_code)
     print_json(report.as_dict()) if format is Format.json else print(report.text())
     if not report.good:
         raise typer.Exit(1)

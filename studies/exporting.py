@@ -54,12 +54,12 @@ def export_trial(directory: "Path | str", number: int, out: "Path | str | None" 
     return bundle
 
 
-def verify_bundle(bundle: "Path | str") -> "Report":
-    """What is found in the bundle: `good`, `text()`, `as_dict()`. Raises StudyError if there is none."""
+def verify_bundle(bundle: "Path | str", *, run_code: bool = False) -> "Report":
+    """What is found in the bundle: `good`, `text()`, `as_dict()`. Its code is executed only with `run_code`. Raises StudyError if there is none."""
     from trainers.verify import verify
 
     try:
-        return verify(Path(bundle))
+        return verify(Path(bundle), run_code=run_code)
     except ValueError as error:
         raise StudyError(str(error)) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +28,15 @@ class Subject:
     fields: "dict[str, Group] | None" = None    # whose regular fields the channels of its stages are, where the model itself does not say
 
 
-def find_subject(name: str) -> Subject:
-    """The model that `name` means: a bundle's folder, `DIR:TRIAL`, or `module:function`. Raises StudyError or ValueError."""
+def find_subject(name: str, *, run_code: bool = False) -> Subject:
+    """The model that `name` means: a bundle's folder, `DIR:TRIAL`, or `module:function`. Raises StudyError or ValueError.
+
+    Of a bundle nothing is executed unless `run_code`: its weights are given to this program's own network.
+    """
     from trainers.measurement import load_model
 
     if (Path(name) / "bundle.json").is_file():
-        return _from_bundle(Path(name))
+        return _from_bundle(Path(name), run_code)
     place, _, last = name.rpartition(":")
     if place and last.isdigit():
         return _from_trial(Path(place), int(last))
@@ -44,17 +46,12 @@ def find_subject(name: str) -> Subject:
     return Subject(load_model(name), None, None, None)
 
 
-def _from_bundle(folder: Path) -> Subject:
-    import importlib.util
-
+def _from_bundle(folder: Path, run_code: bool) -> Subject:
     from searchspace.architecture import Architecture
+    from trainers.verify import load_checked
 
-    spec = importlib.util.spec_from_file_location(f"bundle_{abs(hash(folder.absolute()))}", folder / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.load()
-    architecture = Architecture.parse(json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["architecture"])
-    fields = {f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)}
+    manifest, model = load_checked(folder, run_code=run_code)
+    fields = {f"stage {number}": stage.group for number, stage in enumerate(Architecture.parse(manifest.architecture).stages, start=1)}
     return Subject(model.network.eval(), tuple(model.size), None, lambda pixels: (pixels - model.mean) / model.std, fields)
 
 
@@ -77,28 +74,29 @@ def _from_trial(directory: Path, number: int) -> Subject:
 
 
 def measure_subject(name: str, *, data: "Study | None" = None, group: "str | None" = None, images: int = 2000,
-                    figure: Optional[Path] = None) -> "Measurement":
+                    figure: Optional[Path] = None, run_code: bool = False) -> "Measurement":
     """Every measurement of the model called `name` on the validation images of `data`, at most `images` of them.
 
     `data` is needed where the model brings no study; `group` replaces the declared one. `figure` is where the curve of
-    accuracy by angle is drawn (png, svg or pdf).
+    accuracy by angle is drawn (png, svg or pdf). With `run_code` a bundle's own model.py is executed.
     """
     from joblib import cpu_count
 
     from trainers.augment import seen
     from trainers.curves import save_figure
     from trainers.datasets import load
-    from trainers.measurement import measure
+    from trainers.measurement import check_model, measure
     from trainers.process import tune_process
 
     tune_process(cpu_count())      # what affinity and container leave; nothing else runs in this process
-    subject = find_subject(name)
+    subject = find_subject(name, run_code=run_code)
     study = data or subject.study
     if study is None:
         raise StudyError(f"'{name}' does not say on which images to measure; give a study whose data they are: --data STUDY")
     splits = load(study.data, subject.size)
     declared = Group.parse(group or study.symmetry.group)
     validation = splits.validation
+    check_model(subject.model, validation.pixels[:2], len(splits.classes), subject.normalise)
     step = max(1, len(validation.labels) // images)
     known = seen(study.training.augment, declared)
     with warnings.catch_warnings():

@@ -22,6 +22,8 @@ Trust = Annotated[bool, typer.Option("--trust", help="Take over what in DIR runs
 Settings = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the study, such as search.sampler=random.",
                                                        show_default=False)]
 
+RunCode = Annotated[bool, typer.Option("--run-code", help="Execute the code in the bundle too; only if you trust where it came from.")]
+
 
 def pairs(settings: "list[str] | None") -> dict[str, Any]:
     """The --set options: dotted keys and values in YAML."""

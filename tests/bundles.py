@@ -6,10 +6,12 @@ import shutil
 import pytest
 
 from searchspace.architecture import Architecture
-from trainers.bundle import MANIFEST
+from trainers.bundle import CARD, FORMATS, MANIFEST, content_of, logits, model_of, sha256, write
 from trainers.datasets import load
 from trainers.export import Subject, export
+from trainers.manifest import FORMAT_VERSION
 from trainers.settings import Data, Symmetry, Training
+from trainers.symmetry_check import probe_images
 from trainers.train import Config, start, train
 
 EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
@@ -39,3 +41,35 @@ def copied(bundle, tmp_path):
 
 def manifest_of(folder):
     return json.loads((folder / MANIFEST).read_text())
+
+
+def write_manifest(folder, manifest):
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def rehash(folder):
+    """What a forger would do: hashes that fit the changed files."""
+    manifest = manifest_of(folder)
+    for name in manifest["files"]:
+        manifest["files"][name] = {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+    write_manifest(folder, manifest)
+
+
+def untrained(folder, text, network):
+    """The folder, now a bundle of a grey network for five classes, in the two formats that every bundle has."""
+    classes = tuple("abcde")
+    content = content_of(network, (0.2,), (0.3,), "resize", classes)
+    model = model_of(network, content)
+    for name in ("torch", "safetensors"):
+        write(model, content, folder, name)
+    (folder / CARD).write_text("a card")
+    probes = probe_images(1, model.size)
+    manifest = {"format_version": FORMAT_VERSION, "architecture": text, "declared": "C1", "classes": classes, "content": content,
+                "input": {"channels": 1, "height": model.size[0], "width": model.size[1]}, "elements": [],
+                "formats": {name: {"files": FORMATS[name]} for name in ("torch", "safetensors")},
+                "refused": {"torch.export": "not tried", "onnx": "not tried"},
+                "probe": {"images": len(probes), "logits": logits(model, probes).tolist()},
+                "files": {path.name: None for path in folder.iterdir()}}
+    write_manifest(folder, manifest)
+    rehash(folder)
+    return folder

@@ -5,6 +5,8 @@ import copy
 import errno
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -244,6 +246,34 @@ def test_a_full_disk_leaves_the_earlier_bundle(subject, copied, monkeypatch):
     with pytest.raises(OSError, match="could not be written .*No space left.*still there"):
         export(subject, copied)
     assert [path.name for path in copied.parent.iterdir()] == [copied.name] and verify(copied).good
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from searchspace.architecture import Architecture
+from trainers.bundle import FORMATS, content_of, model_of, write
+from trainers.networks import build
+
+network = build(Architecture.parse("17px: 8k3@D4 max3/2p1, 8k3"), channels=1, classes=5).eval()
+content = content_of(network, (0.2,), (0.3,), "resize", tuple("abcde"))
+model = model_of(network, content)
+resource.setrlimit(resource.RLIMIT_FSIZE, (12000, resource.RLIM_INFINITY))
+for name in FORMATS:
+    try:
+        write(model, content, Path(sys.argv[1]), name)
+    except OSError as error:
+        print(name, error.strerror)
+"""
+
+
+def test_no_format_ends_the_process_on_a_full_disk(tmp_path):
+    """torch's own writers do: they end it from C++ when a file cannot grow."""
+    pytest.importorskip("resource", reason="limits of file sizes are set as on Unix")
+    here = files.Path(files.__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.splitlines() == [f"{name} File too large" for name in FORMATS]
 
 
 @pytest.mark.parametrize("fit", ["resize", "pad"])

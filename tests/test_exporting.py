@@ -172,7 +172,7 @@ def test_data_that_have_changed(study, images, tmp_path):
 def test_no_study_and_no_bundle(tmp_path):
     with pytest.raises(StudyError, match="holds no study"):
         export_trial(tmp_path, 0)
-    with pytest.raises(StudyError, match="is no bundle"):
+    with pytest.raises(StudyError, match="is not a bundle"):
         verify_bundle(tmp_path)
 
 

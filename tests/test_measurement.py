@@ -9,7 +9,7 @@ from searchspace.groups import Group
 from test_layerwise import network
 from test_merging import settled, spread
 from toy_models import Lifting, constant, corner
-from trainers.measurement import generators, is_folded, load_model, measure
+from trainers.measurement import check_model, generators, is_folded, load_model, measure
 
 IMAGES = torch.rand(160, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 D4, C4 = Group.parse("D4"), Group.parse("C4")
@@ -132,3 +132,58 @@ def test_models_are_loaded_by_module_or_file_and_function(tmp_path, monkeypatch)
                             ("my_networks:number", "no function number"), ("my_networks:seven", "returned int")):
         with pytest.raises(ValueError, match=message):
             load_model(source)
+
+
+FAULTS = """
+import torch
+from torch import nn
+def fails(): raise KeyError("weights")
+def ends(): raise SystemExit(0)
+def function(): return lambda images: images
+def type_of(): return nn.Linear
+def needs(size): return nn.Flatten()
+"""
+
+
+@pytest.mark.parametrize("name, message", [
+    ("fails", "^your function failed: KeyError: 'weights'"), ("ends", "^your function failed: SystemExit: 0"), ("needs", "^your function failed: TypeError: .*size"),
+    ("function", "returned function; it must return a torch.nn.Module"), ("type_of", "returned type; it must return a torch.nn.Module")])
+def test_functions_that_return_no_module_are_refused_in_a_sentence(tmp_path, name, message):
+    (tmp_path / "faulty_models.py").write_text(FAULTS)
+    with pytest.raises(ValueError, match=message):
+        load_model(f"{tmp_path}/faulty_models.py:{name}")
+
+
+@pytest.mark.parametrize("text", ["def (", "import nowhere_at_all", "raise SystemExit(3)", "1 / 0"])
+def test_a_file_that_cannot_be_imported_is_refused_each_time(tmp_path, text):
+    (tmp_path / "broken_models.py").write_text(text)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broken_models.py cannot be imported: "):
+            load_model(f"{tmp_path}/broken_models.py:model")
+    assert "broken_models" not in sys.modules
+
+
+def small(channels=1, classes=10):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+
+@pytest.mark.parametrize("model, message", [
+    (small(channels=3), r"does not take images of shape \[2, 1, 8, 8\]: RuntimeError: .*3 channels"), (small(classes=9), "gives 9 logits .* 10 classes"),
+    (small(classes=11), "gives 11 logits .* 10 classes"), (nn.Conv2d(1, 2, 3), r"returned shape \[2, 2, 6, 6\]")])
+def test_models_of_other_images_or_classes_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        check_model(model, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 10)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_models_are_measured_without_stages():
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = torch.jit.script(small().eval())
+    check_model(model, images, 10)
+    assert measure(model, images, torch.zeros(40), Group.parse("C4"), step=90).error.stages == ()
+
+
+def test_an_exported_program_is_refused_with_a_remedy():
+    program = torch.export.export(small().eval(), (torch.rand(2, 1, 8, 8),)).module()
+    with pytest.raises(ValueError, match="cannot be put into evaluation"):
+        check_model(program, torch.rand(2, 1, 8, 8), 10)

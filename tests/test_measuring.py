@@ -1,25 +1,19 @@
 """The work of `measure` that the command line adds to the instruments: what a name means."""
 
-import json
-
 import pytest
 import torch
 
+from bundles import rehash, untrained
 from searchspace.groups import Group
 from studies.errors import StudyError
 from studies.measuring import find_subject
 from test_layerwise import network
 from test_merging import spread
-from trainers.bundle import content_of, model_of, write
 from trainers.measurement import measure
 
 
 def bundle(folder, text):
-    model = spread(network(text))
-    content = content_of(model, (0.2,), (0.3,), "resize", tuple("abcde"))
-    write(model_of(model, content), content, folder, "torch")
-    (folder / "bundle.json").write_text(json.dumps({"architecture": text}))
-    return find_subject(str(folder))
+    return find_subject(str(untrained(folder, text, spread(network(text)))))
 
 
 @pytest.mark.parametrize("text,exact", [("16px: 3k3@C4 max2/2, 3k3@C2", True), ("17px: 3k3@C4 max2/2, 3k3@C2", False)])
@@ -29,6 +23,21 @@ def test_the_stages_of_a_bundle_are_measured_as_the_fields_that_they_are(tmp_pat
     images = torch.rand(64, 1, *subject.size, generator=torch.Generator().manual_seed(0))
     found = measure(subject.model, images, torch.zeros(64), Group.parse("C2"), step=90, normalise=subject.normalise, fields=subject.fields)
     assert all((stage.worst < 1e-4) == exact for stage in found.error.stages) and (found.error.logits.worst < 1e-3) == exact
+
+
+def test_code_in_a_bundle_is_executed_only_when_told_to(tmp_path):
+    folder, marker = untrained(tmp_path, "16px: 3k3@C4 max2/2, 3k3@C2", spread(network("16px: 3k3@C4 max2/2, 3k3@C2"))), tmp_path / "executed"
+    source = folder / "model.py"
+    source.write_text(source.read_text() + f"\nopen({str(marker)!r}, 'w')\n")
+    with pytest.raises(ValueError, match="model.py has changed since the export"):
+        find_subject(str(folder))
+    rehash(folder)
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    careful = find_subject(str(folder))
+    assert not marker.exists()
+    told = find_subject(str(folder), run_code=True)
+    assert marker.exists()
+    assert torch.equal(careful.model(careful.normalise(images)), told.model(told.normalise(images)))
 
 
 def test_a_name_that_means_nothing_is_refused(tmp_path):

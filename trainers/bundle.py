@@ -1,6 +1,7 @@
 """The files of a bundle: how each format is written, and how it is loaded again and run.
 
-A runner maps images float32 [batch, channels, height, width] in 0..1 to logits [batch, classes], from the files alone.
+A runner maps images float32 [batch, channels, height, width] in 0..1 to logits [batch, classes], from the files alone. `runner`
+executes code that lies in the bundle; `careful_runner` reads nothing but numbers and an ONNX graph, for bundles of unknown origin.
 """
 
 from __future__ import annotations
@@ -35,8 +36,17 @@ BATCH = 128                             # images per forward; larger ones were s
 INPUT, OUTPUT = "images", "logits"      # names in the ONNX graph
 
 
+# The hashes of each text that an equisearch has written as model.py; the present one counts without standing here. Before a change of
+# plain.py or standalone.py changes that text, the hash of the text before belongs here, so that bundles with it are still recognised.
+WRITTEN = frozenset({"507ddfc79e498c54a3613b531fd2979c3b1f18225308afae67920392569ff169"})
+
+
 class Refused(ValueError):
     """One format cannot hold this model; the message says why."""
+
+
+class RunsCode(ValueError):
+    """A format cannot be loaded without executing code of the bundle; the message says which file holds it."""
 
 
 def content_of(network: Network, mean: tuple[float, ...], std: tuple[float, ...], fit: str, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -57,8 +67,27 @@ def write(model: Model, content: dict[str, Any], folder: Path, name: str) -> Non
 
 
 def runner(folder: Path, name: str) -> Runner:
-    """One format, loaded from its files: the library's own errors pass through."""
+    """One format, loaded from its files, whose code is executed: the library's own errors pass through."""
     return {"torch": _run_torch, "safetensors": _run_safetensors, "torch.export": _run_export, "onnx": _run_onnx}[name](folder)
+
+
+def careful_runner(folder: Path, name: str, content: dict[str, Any]) -> Runner:
+    """One format, loaded from its files without executing anything that lies in the bundle; `content` is what its model is built from.
+
+    Plain torch and safetensors are this program's own `Model` with the numbers of the file. Raises RunsCode for torch.export, and for
+    plain torch with a model.py that this program does not write; ValueError where a file holds another model than `content`, or an
+    ONNX graph refers to other files. The library's own errors pass through.
+    """
+    if name == "torch" and not is_written((folder / SOURCE).read_bytes()):
+        raise RunsCode(f"{SOURCE} is not what this version of equisearch or an earlier one writes")
+    if name == "torch.export":
+        raise RunsCode(f"{FORMATS[name][0]} holds a program that loading executes")
+    return {"torch": _read_torch, "safetensors": _read_safetensors, "onnx": _read_onnx}[name](folder, content)
+
+
+def is_written(text: bytes) -> bool:
+    """True if these are the bytes of a model.py as this program writes it, or as an earlier one did."""
+    return text == source().encode() or hashlib.sha256(text).hexdigest() in WRITTEN
 
 
 @torch.no_grad()
@@ -99,7 +128,14 @@ def silence() -> Iterator[None]:
 
 def _write_torch(model: Model, content: dict[str, Any], folder: Path) -> None:
     (folder / SOURCE).write_text(source(), encoding="utf-8")
-    torch.save({**content, "state": model.state_dict()}, folder / STATE)
+    _write_bytes(folder / STATE, lambda file: torch.save({**content, "state": model.state_dict()}, file))
+
+
+def _write_bytes(path: Path, save: Callable[[io.BytesIO], None]) -> None:
+    """Writes what `save` gives through memory: on a full disk torch's own writer ends the process, Python's raises OSError."""
+    whole = io.BytesIO()
+    save(whole)
+    path.write_bytes(whole.getbuffer())
 
 
 def _run_torch(folder: Path) -> Runner:
@@ -109,6 +145,23 @@ def _run_torch(folder: Path) -> Runner:
     module.__file__ = str(path)
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
     return module.load()
+
+
+def _read_torch(folder: Path, content: dict[str, Any]) -> Runner:
+    saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    state = saved.pop("state") if isinstance(saved, dict) and "state" in saved else None
+    return _own(content, saved, state)
+
+
+def _own(content: dict[str, Any], found: Any, state: Any) -> Model:
+    """The model of `content` with the numbers in `state`, if the file was written for it: `found` is what the file says of itself."""
+    if found != content:
+        raise ValueError("the file describes another model than the architecture in the manifest")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("the file holds no weights")
+    model = Model(content)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)
 
 
 def _write_safetensors(model: Model, content: dict[str, Any], folder: Path) -> None:
@@ -128,12 +181,20 @@ def _run_safetensors(folder: Path) -> Runner:
     return model.eval()
 
 
+def _read_safetensors(folder: Path, content: dict[str, Any]) -> Model:
+    from safetensors import safe_open
+
+    with safe_open(folder / FORMATS["safetensors"][0], "pt") as file:
+        found = (file.metadata() or {}).get("content", "null")
+        return _own(content, json.loads(found), {name: file.get_tensor(name) for name in file.keys()})
+
+
 def _write_export(model: Model, content: dict[str, Any], folder: Path) -> None:
     with _refusing("torch.export"), silence():
         program = _program(model)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)      # paths of this machine
-        torch.export.save(program, folder / FORMATS["torch.export"][0])
+        _write_bytes(folder / FORMATS["torch.export"][0], lambda file: torch.export.save(program, file))
 
 
 def _run_export(folder: Path) -> Runner:
@@ -162,6 +223,27 @@ def _run_onnx(folder: Path) -> Runner:
     options.log_severity_level = 3          # errors
     session = onnxruntime.InferenceSession(str(folder / FORMATS["onnx"][0]), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: np.ascontiguousarray(images.numpy())})[0])
+
+
+def _read_onnx(folder: Path, content: dict[str, Any]) -> Runner:
+    import onnx
+
+    path = folder / FORMATS["onnx"][0]
+    _refuse_outside(onnx.load_model_from_string(path.read_bytes()))
+    return _run_onnx(folder)
+
+
+def _refuse_outside(part: Any) -> None:
+    """Raises ValueError if a tensor anywhere in a part of an ONNX model lies in another file; an export writes all weights inside."""
+    pending = [part]
+    while pending:
+        message = pending.pop()
+        if message.DESCRIPTOR.name == "TensorProto" and (message.data_location or message.external_data):
+            where = ", ".join(entry.value for entry in message.external_data if entry.key == "location")
+            raise ValueError(f"it takes weights from another file ({where[:200]!r}); an export writes them inside")
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending += [value] if hasattr(value, "DESCRIPTOR") else value
 
 
 _DYNAMIC = {0: torch.export.Dim("batch", min=1)}

@@ -175,7 +175,9 @@ def _files(manifest: Mapping[str, Any]) -> str:
             for name, entry in manifest["formats"].items()]
     return "\n".join(["## Files", "", f"Each was loaded again and compared with the trained network on {manifest['compared_images']} validation images before it was "
                       "put here.", "", "| file | what | largest difference of a logit | accuracy |", "|---|---|---|---|", *rows, "",
-                      "`bundle.json` holds all figures of this page, and the hashes of the files. `equisearch verify FOLDER` checks them.", ""])
+                      "`bundle.json` holds all figures of this page, and the hashes of the files. `equisearch verify FOLDER` checks them. That shows",
+                      "whether the files are whole and as they were written, not who wrote them: whoever changes a file can write new hashes.",
+                      "`model.py` and `model.pt2` are programs; run them only if you trust where the bundle comes from.", ""])
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:

@@ -27,12 +27,12 @@ from trainers.augment import seen
 from trainers.bundle import CARD, FORMATS, MANIFEST, REQUIRED, Refused, content_of, logits, model_of, runner, sha256, write
 from trainers.card import card
 from trainers.datasets import Splits, normalise
+from trainers.manifest import FORMAT_VERSION
 from trainers.measures import proportion
 from trainers.networks import Network
 from trainers.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
 from trainers.train import Config
 
-FORMAT_VERSION = 1
 COMPARED = 2000         # validation images that every format is compared on
 MOVED = 64              # validation images that every format's symmetry is measured on
 LIBRARIES = ("equisearch", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
@@ -88,8 +88,8 @@ def check_place(folder: Path, origin: Mapping[str, Any], force: bool = False) ->
         return
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, before = set(manifest["files"]), manifest["origin"]
-    except (OSError, ValueError, KeyError, TypeError):
+        files, before = set(manifest["files"]), {**manifest["origin"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{folder} holds files, but no bundle; give a folder that is new or empty") from None
     if foreign := sorted(present - files - {MANIFEST}):
         raise ValueError(f"{folder} holds files that are not the bundle's: {', '.join(foreign[:3])}; move them away, or give another folder")

@@ -52,7 +52,7 @@ def measuring(model: Model) -> Iterator[None]:
     try:
         # eval(), not the flag: escnn's convolutions expand their filters when they are told.
         if modes:
-            model.eval()
+            _evaluate(model)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         with ExitStack() as stack:
             for device in ("cpu", "cuda"):
@@ -63,6 +63,14 @@ def measuring(model: Model) -> Iterator[None]:
         for module, training in modes:      # parents first, so that a child's own mode is set last
             if module.training != training:
                 module.train(training)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:        # a program of torch.export
+        raise ValueError(f"the model, a {type(model).__name__}, cannot be put into evaluation ({error}); measure the module that it was exported "
+                         "from, or a bundle's folder") from error
 
 
 def pixels(images: Tensor, model: Model) -> Tensor:
@@ -183,7 +191,7 @@ def _module_names(model: Model, images: Tensor) -> tuple[str, ...]:
     """The modules that count as stages: with parameters, no container and no norm, and returning maps larger than one pixel."""
     if not isinstance(model, nn.Module):
         return ()
-    candidates = [name for name, module in _blocks(model) if not isinstance(module, _NORMS) and any(True for _ in module.parameters())]
+    candidates = [name for name, module in _blocks(model) if _watchable(module) and any(True for _ in module.parameters())]
     sizes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -195,6 +203,11 @@ def _module_names(model: Model, images: Tensor) -> tuple[str, ...]:
             stack.callback(modules[name].register_forward_hook(note(name)).remove)
         model(images[:1])
     return tuple(name for name in candidates if len(sizes.get(name, ())) == 4 and max(sizes[name][2:]) > 1)
+
+
+def _watchable(module: nn.Module) -> bool:
+    """True for modules that count as stages if they return maps; what torch.jit.script made takes no hooks."""
+    return not isinstance(module, (*_NORMS, torch.jit.RecursiveScriptModule))
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

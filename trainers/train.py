@@ -6,6 +6,7 @@ but weights and optimizer state has to be kept. A checkpoint is written to a tem
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -134,12 +135,14 @@ def save(state: _State, fingerprint: str, directory: Path) -> None:
     temporary, current = directory / f"{CHECKPOINT}.new", directory / CHECKPOINT
     content = {"fingerprint": fingerprint, "network": state.network.state_dict(), "optimizer": state.optimizer.state_dict(),
                "epoch": state.epoch, "settled": state.settled, "seconds": state.seconds, "history": list(state.history)}
+    whole = io.BytesIO()        # torch's own writer reports a full disk as RuntimeError, or ends the process
+    torch.save(content, whole)
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:    # torch reports a full disk as RuntimeError
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"the checkpoint of epoch {state.epoch} could not be written to {directory}: {error}; "
                       "free some space, then resume: nothing before this epoch is lost") from error

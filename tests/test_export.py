@@ -172,7 +172,6 @@ def test_plain_torch_that_differs_is_not_exported(subject, tmp_path, monkeypatch
 
 
 def test_another_format_that_differs_is_left_out_and_the_bundle_says_so(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "FORMATS", {name: FORMATS[name] for name in ("torch", "torch.export")})
     spoiled("torch.export", monkeypatch)
     folder = export(subject, tmp_path / "bundle")
     assert not (folder / "model.pt2").exists() and (folder / "model.pt").exists()

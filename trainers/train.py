@@ -136,8 +136,8 @@ def save(state: _State, fingerprint: str, directory: Path) -> None:
     content = {"fingerprint": fingerprint, "network": state.network.state_dict(), "optimizer": state.optimizer.state_dict(),
                "epoch": state.epoch, "settled": state.settled, "seconds": state.seconds, "history": list(state.history)}
     whole = io.BytesIO()        # torch's own writer reports a full disk as RuntimeError, or ends the process
-    torch.save(content, whole)
     try:
+        torch.save(content, whole)
         with open(temporary, "wb") as file:
             file.write(whole.getbuffer())
             file.flush()

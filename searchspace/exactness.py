@@ -16,7 +16,7 @@ from searchspace.architecture import Architecture
 from searchspace.geometry import layers_of
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
 from searchspace.mirroring import BY_AXES, exact_after, kept_elements, sees_pixels, unchanged
-from searchspace.terms import Program, program
+from searchspace.symbolic import Program, program
 
 Reason = Literal["grid", "group", "shift"]
 AXES = ("height", "width")

@@ -2,7 +2,7 @@
 
 A remainder of 0 in every layer is enough, but not needed: a window that covers the whole axis is symmetric wherever it starts,
 and a crop and a pool that each shift the grid may undo each other. The image and the moved image are both followed through
-the network as terms (`searchspace.terms`), with every kernel moved for the latter; features are exact iff both give the same
+the network as terms (`searchspace.symbolic`), with every kernel moved for the latter; features are exact iff both give the same
 terms in moved positions. Axes are followed one by one, or together where windows lie in the padding alone: what these show is
 no pixel's on one axis and perhaps on neither.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional, Sequence
 
 from searchspace.geometry import CACHED, Layer, Read, Rule, Size, place
 from searchspace.groups import IDENTITY, Element, Group
-from searchspace.terms import Program, Terms, image, moved, program
+from searchspace.symbolic import Program, Terms, image, moved, program
 
 GRID = Group(4, True).elements
 MOST_POSITIONS = 5000                   # of an image both of whose axes are followed at once: a second's work

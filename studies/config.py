@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from searchspace.space import Interval, SearchSpace
 from studies.errors import StudyFileError
-from studies.front import Objective
-from studies.yamltext import StudyLoader, line_of
+from studies.pareto import Objective
+from studies.yaml_loader import StudyLoader, line_of
 from trainers.settings import Data, Settings, Symmetry, Training
 
 PRESETS = Path(__file__).parent / "presets"

@@ -49,7 +49,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="module")
 def connected():
     """Ray on two workers, started once for all tests of a file: each start costs seconds."""
-    from studies.local_ray import local_ray
+    from studies.workers.local_ray import local_ray
 
     with local_ray(num_cpus=2):
         yield

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from architectures import ANY, random_architecture
+from support.architectures import ANY, random_architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

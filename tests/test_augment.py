@@ -3,7 +3,7 @@ import torch
 
 from searchspace.groups import Element, Group
 from trainers.actions import act
-from trainers.augment import rotate, seen, shift, transform
+from trainers.data.augment import rotate, seen, shift, transform
 from trainers.settings import Augment, Normal
 
 GROUPS = ("C1", "C2", "C4", "D1", "D4", "C8", "D8", "C3")

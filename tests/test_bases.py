@@ -12,8 +12,8 @@ import torch
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from trainers import baking, bases
-from trainers.networks import build
+from trainers.networks import baking, bases
+from trainers.networks.networks import build
 
 D8 = "28px: 10k3@D8, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
 
@@ -37,7 +37,7 @@ def count_processes(monkeypatch):
 @pytest.mark.parametrize("name", ["C4", "C8", "D1", "D4", "D8"])
 def test_kernels_are_escnns(name):
     """Order, normalisation, band limit and initialisation are those of an R2Conv; only rounding (1e-6) differs."""
-    from escnn_reference import block_basis
+    from support.escnn_reference import block_basis
     from escnn import nn as enn
     from escnn.nn import init
 
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(fresh, monkeypatch):
 @pytest.mark.slow
 def test_concurrent_workers_share_the_folder(fresh):
     """Four processes find it empty at once; each gets the same basis, and only whole files are left."""
-    code = ("from searchspace.groups import Group; from trainers.bases import basis; "
+    code = ("from searchspace.groups import Group; from trainers.networks.bases import basis; "
             "print(basis(Group.parse('C4'), 3, False).kernels.double().mul(basis(Group.parse('C4'), 3, False).kernels + 1).sum().item())")
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     workers = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -147,7 +147,7 @@ def test_a_large_network_builds_at_once_from_the_cache():
     """Seven layers over D8 with the bases on disk, without importing escnn (which alone takes seconds)."""
     architecture = Architecture.parse(D8)
     build(architecture, channels=1, classes=10)             # bake, if nobody has
-    code = ("import sys; from searchspace.architecture import Architecture; from trainers.networks import build; "
+    code = ("import sys; from searchspace.architecture import Architecture; from trainers.networks.networks import build; "
             f"a = Architecture.parse('{D8}'); build(a, channels=1, classes=10); "
             "print('escnn' in sys.modules)")
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended_gpu import device, elsewhere, pretended
+from support.mock_gpu import device, elsewhere, pretended
 
 from searchspace.architecture import Architecture
-from trainers import train as training_module
-from trainers.capture import WARM_UP, Captured, Steps
+from trainers.training import train as training_module
+from trainers.training.cuda_graph import WARM_UP, Captured, Steps
 from trainers.settings import Augment, Data, Symmetry, Training
-from trainers.train import CHECKPOINT, Config, start, train
+from trainers.training.train import CHECKPOINT, Config, start, train
 
 DIGITS = Data(name="digits", train=110, validation=40)      # 5 full batches of 20 and one of 10
 TEXT = "12px: 4k3@C4, 4k3r max2/2, 4k3 loss={}"
@@ -67,9 +67,9 @@ def trained(text, settings, kind=None):
     messages = []
     with pytest.MonkeyPatch.context() as patched, pretended() as crossings, tempfile.TemporaryDirectory() as folder:
         patched.setattr(training_module, "pick_device", lambda name: device())
-        patched.setattr("trainers.capture.log.warning", lambda message, *values: messages.append(message % values))
+        patched.setattr("trainers.training.cuda_graph.log.warning", lambda message, *values: messages.append(message % values))
         if kind in (StandIn, Wrong):        # which take as long as the step that they repeat
-            patched.setattr("trainers.capture.FASTER", 1e9)
+            patched.setattr("trainers.training.cuda_graph.FASTER", 1e9)
         if kind is not None:
             patched.setattr(training_module, "Steps", partial(Steps, captured=partial(kind, crossings)))
         train(Architecture.parse(text), settings, Path(folder), settings.training.epochs)

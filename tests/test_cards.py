@@ -4,18 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
-import trivial
+from support import trivial
 from pydantic import ValidationError
 
-from studies.cluster import cards_of_trial
-from studies.driver import SearchDriver
+from studies.workers.cluster import cards_of_trial
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import Ending, run_in_process
-from studies.journal import read_trials
-from studies.local_ray import local_ray
-from studies.processes import run_each, slot
-from studies.ray_executor import run_on_ray
-from studies.retrain import default_workers
+from studies.workers.executors import Ending, run_in_process
+from studies.journal.reader import read_trials
+from studies.workers.local_ray import local_ray
+from studies.workers.processes import run_each, slot
+from studies.workers.ray_executor import run_on_ray
+from studies.results.retrain import default_workers
 from trainers import devices
 
 ONE_OF_16 = {"CPU": 16.0, "GPU": 1.0}
@@ -67,7 +67,7 @@ def with_a_card():
 
 
 def test_workers_share_the_card_that_is_there(tmp_path, with_a_card, monkeypatch):
-    monkeypatch.setattr("studies.ray_executor.PATIENCE_FOR_NODES", 0)
+    monkeypatch.setattr("studies.workers.ray_executor.PATIENCE_FOR_NODES", 0)
     study = trivial.study(resources__workers="auto", search__trials=4)
     with SearchDriver.create(tmp_path / "study", study) as driver:
         assert run_on_ray(driver, notes_cards) == Ending("trials")

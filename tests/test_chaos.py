@@ -10,10 +10,10 @@ import subprocess
 import time
 
 import pytest
-import trivial
+from support import trivial
 from test_faults import finish, start, undisturbed
 
-from studies.journal import JOURNAL, read_trials
+from studies.journal.reader import JOURNAL, read_trials
 
 TRIALS, FAULTS, SEED = 400, 50, 0
 OPTIONS = {"search__trials": TRIALS, "search__retries": 50, "search__rungs": [1, 3]}

@@ -9,7 +9,7 @@ import pytest
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.published import PUBLISHED
-from studies.checking import check, named
+from studies.results.check import check, named
 
 KEYS = {"architecture", "preset", "family", "group", "exact", "grid_exact", "surviving", "surviving_elements", "invariant_elements", "stages",
         "breaks", "exact_sizes", "repairs", "breaking", "channels", "classes", "params", "expanded_params", "macs"}
@@ -82,6 +82,6 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_an_answer_needs_no_torch():
-    program = ("import sys; from studies.checking import check; c = check('resnet44-p4m'); c.text(); c.as_dict(); "
+    program = ("import sys; from studies.results.check import check; c = check('resnet44-p4m'); c.text(); c.as_dict(); "
                "heavy = {'torch', 'optuna', 'ray', 'escnn', 'numpy'} & set(sys.modules); assert not heavy, heavy")
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from studies import cli
+from studies.cli import main as cli
 
 SMALL = ["--set", "data.train=200", "--set", "data.validation=80", "--epochs", "2", "--trials", "3", "--workers", "1", "--quiet",
          "--set", "space.input_size=12", "--set", "space.backbone=4k3, 4k3 *, 4k3", "--set", "space.width=null", "--set", "space.restrict={}",

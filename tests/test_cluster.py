@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import trivial
+from support import trivial
 
-from studies import cluster
+from studies.workers import cluster
 from studies.config import Resources, parse
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.journal import read_trials
-from studies.ray_executor import run_on_ray
+from studies.journal.reader import read_trials
+from studies.workers.ray_executor import run_on_ray
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

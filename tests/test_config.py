@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-import trivial
+from support import trivial
 import yaml
 
 from studies.config import Study, differences, dump, load, parse, presets, schema

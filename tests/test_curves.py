@@ -1,7 +1,7 @@
 import pytest
 
-from trainers.curves import draw, save_figure, sparkline
-from trainers.measures import AngleCurve, proportion
+from trainers.instruments.angle_plot import draw, save_figure, sparkline
+from trainers.instruments.accuracy import AngleCurve, proportion
 
 CURVE = AngleCurve(tuple(range(0, 360, 10)), tuple(proportion(1.0 if d in (0, 90, 180, 270) else 0.5, 100) for d in range(0, 360, 10)))
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers import cache, pools
-from trainers.datasets import batch, load, normalise
-from trainers.fitting import fit_images
+from trainers import cache
+
+from trainers.data import pools
+from trainers.data.datasets import batch, load, normalise
+from trainers.data.fitting import fit_images
 from trainers.settings import Data
-from trainers.splitting import take
+from trainers.data.splitting import take
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not in ../shared/data")
@@ -128,7 +130,7 @@ def test_the_study_decides_between_resize_and_pad():
 
 def count_renders(monkeypatch):
     calls = []
-    monkeypatch.setattr("trainers.datasets.render", lambda *arguments: calls.append(1) or pools.render(*arguments))
+    monkeypatch.setattr("trainers.data.datasets.render", lambda *arguments: calls.append(1) or pools.render(*arguments))
     return calls
 
 

@@ -8,23 +8,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import trivial
-from pretended_gpu import device, elsewhere, pretended
+from support import trivial
+from support.mock_gpu import device, elsewhere, pretended
 from torch.utils._pytree import tree_leaves
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from studies.assignments import Assignment, Leave
+from studies.search.assignments import Assignment, Leave
 from studies.config import Study
-from studies.retrain import Job, run_job
-from studies.worker import run_trial
-from trainers import measurement as measurement_module
-from trainers import train as training_module
-from trainers.capture import Steps
-from trainers.measurement import measure
-from trainers.networks import build
+from studies.results.retrain import Job, run_job
+from studies.workers.worker import run_trial
+from trainers.instruments import measure as measurement_module
+from trainers.training import train as training_module
+from trainers.training.cuda_graph import Steps
+from trainers.instruments.measure import measure
+from trainers.networks.networks import build
 from trainers.settings import Augment, Data, Normal, Symmetry, Training
-from trainers.train import Config, train
+from trainers.training.train import Config, train
 
 DIGITS = Data(name="digits", train=120, validation=60)
 FREE = "12px: 4k3@C4, 4k3r max2/2, 4k3"
@@ -138,7 +138,7 @@ def test_a_worker_keeps_to_its_share_of_a_card(tmp_path, monkeypatch, share, lim
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=8192 << 20))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, number: set_to.append(fraction))
-    monkeypatch.setattr("studies.worker.train", lambda *arguments, **options: (_ for _ in ()).throw(Leave))
+    monkeypatch.setattr("studies.workers.worker.train", lambda *arguments, **options: (_ for _ in ()).throw(Leave))
     with pytest.raises(Leave):
         run_trial(trivial.study(resources__gpus_per_trial=share), Assignment(0, FREE, None, 0, 1, str(tmp_path)), None)
     assert set_to == pytest.approx(limits)

@@ -3,8 +3,8 @@
 import pytest
 from typer.testing import CliRunner
 
-from studies import commands_search, doctor
-from studies.cli import app
+from studies.cli import search as commands_search, doctor
+from studies.cli.main import app
 
 
 @pytest.mark.parametrize("columns", [60, 90])

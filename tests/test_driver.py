@@ -9,14 +9,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-import trivial
+from support import trivial
 
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import ExistsError, LockedError, ScoresError, StudyError
-from studies.executors import Ending, run_in_process
-from studies.journal import read_journal, read_trials
-from studies.locks import holder
-from studies.starts import read_architectures
+from studies.workers.executors import Ending, run_in_process
+from studies.journal.reader import read_journal, read_trials
+from studies.journal.lock import holder
+from studies.search.warm_start import read_architectures
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_second_driver_is_refused_with_the_holders_pid(path):
 
     with create(path):
         assert f"pid {os.getpid()}" in holder(path)
-        code = f"from studies.driver import SearchDriver; SearchDriver.open({str(path)!r})"
+        code = f"from studies.search.driver import SearchDriver; SearchDriver.open({str(path)!r})"
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "LockedError" in result.stderr and f"pid {os.getpid()}" in result.stderr
     assert LockedError.exit_status == 3 and holder(path) is None

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from searchspace.groups import Element, Group
-from toy_models import Lifting, constant, corner, pixel_mean
+from support.toy_models import Lifting, constant, corner, pixel_mean
 from trainers.actions import act
-from trainers.equivariance import equivariance_error
+from trainers.instruments.equivariance import equivariance_error
 
 D4, C4, C8 = Group.parse("D4"), Group.parse("C4"), Group.parse("C8")
 IMAGES = torch.rand(24, 1, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -21,14 +21,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from architectures import ANY, ODD, odd_architecture, random_architecture
+from support.architectures import ANY, ODD, odd_architecture, random_architecture
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import IDENTITY, Element, Group
 from searchspace.published import PUBLISHED
 from trainers.actions import act, act_on_fields
-from trainers.networks import Network, build
-from trainers.normalization import FieldNorm
+from trainers.networks.networks import Network, build
+from trainers.networks.normalization import FieldNorm
 
 THRESHOLD = 1e-10
 DRAWS = 48

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import trivial
+from support import trivial
 
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError, TooManyFailuresError
-from studies.executors import Ending, run, run_in_process
-from studies.journal import read_trials
-from studies.ray_executor import run_on_ray
+from studies.workers.executors import Ending, run, run_in_process
+from studies.journal.reader import read_trials
+from studies.workers.ray_executor import run_on_ray
 
 
 def raises(error, study, assignment, report):
@@ -178,7 +178,7 @@ def test_a_study_for_one_worker_runs_in_this_process(tmp_path):
 
 @pytest.mark.usefixtures("connected")
 def test_a_trial_that_fits_no_node_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("studies.ray_executor.PATIENCE_FOR_NODES", 0)
+    monkeypatch.setattr("studies.workers.ray_executor.PATIENCE_FOR_NODES", 0)
     with SearchDriver.create(tmp_path / "study", trivial.study(resources__cpus_per_trial=64)) as driver:
         with pytest.raises(StudyError, match="a trial needs 64 CPU, and no node has that"):
             run_on_ray(driver, trivial.trainable)

@@ -12,25 +12,25 @@ import pytest
 import torch
 from PIL import Image
 
-from architectures import random_architecture
-from bundles import bundle, copied, manifest_of, subject  # noqa: F401  (fixtures)
-from isolation import OURS, accuracies, run_alone
+from support.architectures import random_architecture
+from support.bundles import bundle, copied, manifest_of, subject  # noqa: F401  (fixtures)
+from support.isolation import OURS, accuracies, run_alone
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from trainers import bundle as files
-from trainers import export as exporting
-from trainers.bundle import CARD, FORMATS, Refused, content_of, logits, model_of, runner, source, write
-from trainers.card import card
-from trainers.datasets import load
-from trainers.export import Subject, export
-from trainers.fitting import fit_images
-from trainers.networks import build
-from trainers.pools import _recolor
+from trainers.bundles import formats as files
+from trainers.bundles import export as exporting
+from trainers.bundles.formats import CARD, FORMATS, Refused, content_of, logits, model_of, runner, source, write
+from trainers.bundles.model_card import card
+from trainers.data.datasets import load
+from trainers.bundles.export import Subject, export
+from trainers.data.fitting import fit_images
+from trainers.networks.networks import build
+from trainers.data.pools import _recolor
 from trainers.settings import Augment, Symmetry, Training
-from trainers.standalone import Model
-from trainers.symmetry_check import changes, movable, parity_tolerance, probe_images
-from trainers.train import Config, start, train
-from trainers.verify import verify
+from trainers.bundles.model import Model
+from trainers.bundles.symmetry_check import changes, movable, parity_tolerance, probe_images
+from trainers.training.train import Config, start, train
+from trainers.bundles.verify import verify
 
 EVERY_LAYER = (
     "17px: 2k3@D4 max3/2p1, 2k3p1reflect avg3/2p1:0, 2k3d2p2circular, 2k3r adaptivemax/2, 2k2p0 head=group_max",
@@ -103,7 +103,7 @@ def test_model_source_imports_torch_only(bundle):
 
 
 def test_no_file_names_a_folder_of_this_machine(bundle):
-    here = str(files.Path(files.__file__).resolve().parent.parent).encode()
+    here = str(files.Path(files.__file__).resolve().parents[2]).encode()
     for path in bundle.iterdir():
         assert here not in path.read_bytes(), path.name
 
@@ -211,8 +211,8 @@ def test_claimed_symmetry_that_does_not_hold_is_not_exported(subject, tmp_path, 
         model.network.stages[0][0].convolutions[0].weight.data[:, :, 0, 0] += 1e-5       # within parity, beyond rounding
         return model
     monkeypatch.setattr(exporting, "model_of", lopsided)
-    monkeypatch.setattr("trainers.symmetry_check.OF_SPREAD", 1e-6)
-    monkeypatch.setattr("trainers.symmetry_check.OF_PEAK", 0.0)
+    monkeypatch.setattr("trainers.bundles.symmetry_check.OF_SPREAD", 1e-6)
+    monkeypatch.setattr("trainers.bundles.symmetry_check.OF_PEAK", 0.0)
     with pytest.raises(ValueError, match="torch is less symmetric than the architecture: r90 changes its logits by"):
         export(subject, tmp_path / "bundle")
 
@@ -251,8 +251,8 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from searchspace.architecture import Architecture
-from trainers.bundle import FORMATS, content_of, model_of, write
-from trainers.networks import build
+from trainers.bundles.formats import FORMATS, content_of, model_of, write
+from trainers.networks.networks import build
 
 network = build(Architecture.parse("17px: 8k3@D4 max3/2p1, 8k3"), channels=1, classes=5).eval()
 content = content_of(network, (0.2,), (0.3,), "resize", tuple("abcde"))
@@ -269,7 +269,7 @@ for name in FORMATS:
 def test_no_format_ends_the_process_on_a_full_disk(tmp_path):
     """torch's own writers do: they end it from C++ when a file cannot grow."""
     pytest.importorskip("resource", reason="limits of file sizes are set as on Unix")
-    here = files.Path(files.__file__).resolve().parent.parent
+    here = files.Path(files.__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-500:]
     assert done.stdout.splitlines() == [f"{name} File too large" for name in FORMATS]

@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from isolation import accuracies
+from support.isolation import accuracies
 from searchspace.architecture import Architecture
 from studies import config
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import ExistsError, StudyError
-from studies.executors import run_in_process
-from studies.exporting import export_trial, verify_bundle
-from studies.views import open_study
-from trainers.bundle import FORMATS, MANIFEST
+from studies.workers.executors import run_in_process
+from studies.results.export_trial import export_trial, verify_bundle
+from studies.results.tables import open_study
+from trainers.bundles.formats import FORMATS, MANIFEST
 
 STUDY = """
 data: {folder: images, fit: pad}
@@ -93,7 +93,7 @@ def test_a_search_on_real_images_ends_in_files_with_the_reported_accuracy(preset
 
 def check_accuracy(directory, bundle, folder):
     """Asserts that scripts without this program get the accuracy that the journal reports, from every format."""
-    from trainers.datasets import load
+    from trainers.data.datasets import load
 
     settings, records = open_study(directory)
     validation = load(settings.data, Architecture.parse(records[0].architecture).size).validation
@@ -101,7 +101,7 @@ def check_accuracy(directory, bundle, folder):
 
 
 def test_another_place_and_replacing(study, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainers.export.FORMATS", {"torch": FORMATS["torch"]})
+    monkeypatch.setattr("trainers.bundles.export.FORMATS", {"torch": FORMATS["torch"]})
     notes = []
     out = export_trial(study, 0, tmp_path / "deep" / "out", note=notes.append)
     assert out == tmp_path / "deep" / "out" and len(notes) == 3 and "no onnx file" in notes[-1]

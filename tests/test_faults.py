@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import trivial
+from support import trivial
 
-from studies.assignments import Leave
+from studies.search.assignments import Leave
 from studies.config import parse
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import Interruption, _DirectReport, run_in_process
-from studies.journal import JOURNAL, read_trials
-from studies.worker import run_trial
+from studies.workers.executors import Interruption, _DirectReport, run_in_process
+from studies.journal.reader import JOURNAL, read_trials
+from studies.workers.worker import run_trial
 
-DRIVE = Path(__file__).with_name("drive.py")
+DRIVE = Path(__file__).parent / "support" / "drive.py"
 
 
 def start(path, executor="in_process", epoch_seconds=0.004, **overrides) -> subprocess.Popen:

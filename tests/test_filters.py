@@ -8,7 +8,7 @@ import torch
 from searchspace.cost import basis_size
 from searchspace.groups import Group
 from trainers.actions import act, act_on_fields, permutation
-from trainers.filters import Parametrisation, arrange, expand, restricted_order
+from trainers.networks.filters import Parametrisation, arrange, expand, restricted_order
 
 GRID = ["C1", "C2", "C4", "D1", "D2", "D4"]
 

@@ -13,9 +13,9 @@ from torch import nn
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from test_networks import images, random_architecture, relative, trained
-from trainers.fold import description, fold
-from trainers.plain import PlainNetwork, Subsample
-from trainers import plain
+from trainers.networks.fold import description, fold
+from trainers.networks.plain import PlainNetwork, Subsample
+from trainers.networks import plain
 
 
 def test_equals_the_network():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.datasets import load
-from trainers.pools import decode, file_pool
+from trainers.data.datasets import load
+from trainers.data.pools import decode, file_pool
 from trainers.settings import Data
 
 

@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from studies import doctor
-from trainers import compiled, fourier
+from studies.cli import doctor
+from trainers.networks.kernels import compiled, fourier
 from trainers.actions import act
-from trainers.filters import Parametrisation, arrange, expand, restricted_order
-from trainers.fold import fold, scoring
-from trainers.networks import build
-from trainers.normalization import FieldNorm
+from trainers.networks.filters import Parametrisation, arrange, expand, restricted_order
+from trainers.networks.fold import fold, scoring
+from trainers.networks.networks import build
+from trainers.networks.normalization import FieldNorm
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from studies.front import front_volume, goodness, hypervolume, knee, pareto, signed
+from studies.pareto import front_volume, goodness, hypervolume, knee, pareto, signed
 
 TWO = ("accuracy", "symmetry_accuracy")
 MIXED = ("accuracy", "params", "equivariance_error")
@@ -64,5 +64,5 @@ def test_knee_is_the_bulge_of_the_front():
 
 
 def test_looking_at_a_study_imports_nothing_heavy():
-    code = "import studies.front, studies.journal, studies.config, sys; print([m for m in ('torch','optuna','ray','numpy','escnn') if m in sys.modules])"
+    code = "import studies.pareto, studies.journal.reader, studies.config, sys; print([m for m in ('torch','optuna','ray','numpy','escnn') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

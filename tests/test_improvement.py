@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy
 import optuna
 import pytest
-import trivial
+from support import trivial
 from hypothesis import given
 from hypothesis import strategies as st
 
 from searchspace.groups import Group
-from studies.front import hypervolume
-from studies.improvement import ExpectedImprovement, added, boxes
-from studies.planning import as_key
-from studies.samplers import make_sampler
+from studies.pareto import hypervolume
+from studies.samplers.ehvi import ExpectedImprovement, added, boxes
+from studies.samplers.planned import as_key
+from studies.samplers.factory import make_sampler
 
 SPACE = {"space__equivariance_loss": {"kind": ["none", "layerwise"], "weight": 0.1}}
 coordinate = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])

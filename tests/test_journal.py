@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-import trivial
+from support import trivial
 
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import DamagedError
-from studies.executors import run_in_process
-from studies.journal import JOURNAL, drop_torn_line, read_journal, read_trials
-from studies.repairing import repair
-from studies.storage import SingleWriterJournal
+from studies.workers.executors import run_in_process
+from studies.journal.reader import JOURNAL, drop_torn_line, read_journal, read_trials
+from studies.journal.repair import repair
+from studies.journal.storage import SingleWriterJournal
 
 
 @pytest.fixture(scope="module")

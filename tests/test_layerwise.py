@@ -7,8 +7,8 @@ from torch import nn
 from searchspace.architecture import Architecture
 from searchspace.groups import Element
 from trainers.actions import act
-from trainers.layerwise import channel_correlations, layerwise_equivariance, match, steerability
-from trainers.networks import build
+from trainers.instruments.layerwise import channel_correlations, layerwise_equivariance, match, steerability
+from trainers.networks.networks import build
 
 QUARTER, MIRROR = Element.parse("r90"), Element.parse("m")
 IMAGES = torch.rand(96, 1, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,8 @@ from scipy.ndimage import map_coordinates
 from torch import nn
 
 from searchspace.groups import Group
-from toy_models import Lifting, constant
-from trainers.lie import MOTIONS, lie_derivative, lie_derivatives, moving, velocity
+from support.toy_models import Lifting, constant
+from trainers.instruments.lie import MOTIONS, lie_derivative, lie_derivatives, moving, velocity
 
 GENERATOR = torch.Generator().manual_seed(0)
 COARSE = torch.rand(6, 1, 7, 7, generator=GENERATOR, dtype=torch.float64)
@@ -147,8 +147,8 @@ def test_the_softmax_value_is_the_mean_change_of_the_probabilities():
 
 def test_it_works_on_our_networks():
     from searchspace.architecture import Architecture
-    from trainers.fold import fold
-    from trainers.networks import build
+    from trainers.networks.fold import fold
+    from trainers.networks.networks import build
 
     network = build(Architecture.parse("20px: 4k3@C4 max2/2, 4k3"), channels=1, classes=5).double()
     found = lie_derivatives(network, IMAGES, motions=["rotation", "scale"], stages=None)
@@ -158,7 +158,7 @@ def test_it_works_on_our_networks():
 
 
 def test_the_derivative_of_halving_is_that_of_max_pooling_also_where_pixels_are_equal():
-    from trainers.plain import Subsample
+    from trainers.networks.plain import Subsample
 
     step = Subsample({"kind": "max", "kernel": 2, "stride": 2, "padding": [0, 0], "ceil": False})
     images = (IMAGES * 4).round() / 4       # many equal neighbours
@@ -179,8 +179,8 @@ def test_sums_and_products_of_dual_numbers_follow_the_rules():
 
 
 def test_folded_networks_are_differentiated_without_importing_a_compiler():
-    code = ("import sys, torch\nfrom searchspace.architecture import Architecture\nfrom trainers.fold import fold\nfrom trainers.lie import lie_derivatives\n"
-            "from trainers.networks import build\n"
+    code = ("import sys, torch\nfrom searchspace.architecture import Architecture\nfrom trainers.networks.fold import fold\nfrom trainers.instruments.lie import lie_derivatives\n"
+            "from trainers.networks.networks import build\n"
             "lie_derivatives(fold(build(Architecture.parse('16px: 4k3 max2/2, 4k3r'), channels=1, classes=3)), torch.rand(4, 1, 16, 16), normalise=lambda x: (x - 0.1) / 0.3)\n"
             "print('torch._dynamo' in sys.modules)")
     root = Path(__file__).resolve().parents[1]

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from searchspace.architecture import Architecture
-from trainers import networks
-from trainers.lifting import fits, lift
-from trainers.networks import build
-from trainers.normalization import FieldNorm
+from trainers.networks import networks
+from trainers.networks.lifting import fits, lift
+from trainers.networks.networks import build
+from trainers.networks.normalization import FieldNorm
 
 
 def layer(relu, channels, kernel, fields=3, order=4):

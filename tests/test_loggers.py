@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-import trivial
+from support import trivial
 
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import run_in_process
-from studies.journal import read_trials
-from studies.ray_executor import run_on_ray
+from studies.workers.executors import run_in_process
+from studies.journal.reader import read_trials
+from studies.workers.ray_executor import run_on_ray
 
 
 def test_tensorboard_gets_every_rung_of_every_trial(tmp_path):

@@ -6,11 +6,11 @@ import torch.nn.functional as functional
 
 from searchspace.architecture import Architecture
 from searchspace.groups import IDENTITY, Element, Group
-from trainers import compiled, maxima
+from trainers.networks.kernels import compiled, maxima
 from trainers.actions import act, act_on_fields
-from trainers.losses import draw, equivariance_loss, move, pooled, usable_elements
-from trainers.maxima import block_maxima
-from trainers.networks import build
+from trainers.training.losses import draw, equivariance_loss, move, pooled, usable_elements
+from trainers.networks.kernels.maxima import block_maxima
+from trainers.networks.networks import build
 
 C4, D4 = Group.parse("C4"), Group.parse("D4")
 

@@ -8,8 +8,8 @@ from torch import nn
 from searchspace.groups import Group
 from test_layerwise import network
 from test_merging import settled, spread
-from toy_models import Lifting, constant, corner
-from trainers.measurement import check_model, generators, is_folded, load_model, measure
+from support.toy_models import Lifting, constant, corner
+from trainers.instruments.measure import check_model, generators, is_folded, load_model, measure
 
 IMAGES = torch.rand(160, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 D4, C4 = Group.parse("D4"), Group.parse("C4")
@@ -53,7 +53,7 @@ def test_threads_change_nothing(text):
 
 
 def test_only_folded_networks_are_run_by_several_threads():
-    from trainers.fold import fold
+    from trainers.networks.fold import fold
 
     assert is_folded(fold(network("16px: 3k3"))) and not any(map(is_folded, (network("16px: 3k3"), Lifting("C4"), corner, nn.Flatten())))
 
@@ -88,7 +88,7 @@ def test_without_a_declared_symmetry_there_is_still_a_curve():
 
 
 def test_the_summary_says_the_same_as_the_instruments():
-    from trainers.measures import symmetry_accuracy
+    from trainers.instruments.accuracy import symmetry_accuracy
 
     model = spread(settled(network("16px: 3k3@C4 max2/2")))
     labels = model(IMAGES).argmax(1)

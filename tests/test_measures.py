@@ -8,10 +8,10 @@ from searchspace.architecture import Architecture
 from searchspace.groups import IDENTITY, Element, Group
 from test_layerwise import network
 from test_merging import spread
-from toy_models import Lifting, constant, corner, pixel_mean
+from support.toy_models import Lifting, constant, corner, pixel_mean
 from trainers.actions import act
-from trainers.fold import fold
-from trainers.measures import (accuracy_by_angle, angle_elements, consistency, effective_invariance, invariant_elements, predict,
+from trainers.networks.fold import fold
+from trainers.instruments.accuracy import (accuracy_by_angle, angle_elements, consistency, effective_invariance, invariant_elements, predict,
                                proportion, summarise, symmetry_accuracy)
 from trainers.process import crew
 

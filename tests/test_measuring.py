@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from bundles import rehash, untrained
+from support.bundles import rehash, untrained
 from searchspace.groups import Group
 from studies.errors import StudyError
-from studies.measuring import find_subject
+from studies.results.measure_trial import find_subject
 from test_layerwise import network
 from test_merging import spread
-from trainers.measurement import measure
+from trainers.instruments.measure import measure
 
 
 def bundle(folder, text):

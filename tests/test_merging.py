@@ -5,8 +5,8 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Element
 from test_layerwise import network
 from trainers.actions import act
-from trainers.merging import _spaces, _with_measured_statistics, merge_barrier, moved_copy, permuted
-from trainers.networks import build
+from trainers.instruments.merging import _spaces, _with_measured_statistics, merge_barrier, moved_copy, permuted
+from trainers.networks.networks import build
 
 QUARTER, MIRROR = Element.parse("r90"), Element.parse("m")
 IMAGES = torch.rand(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))

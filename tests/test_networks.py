@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-import trainers.bases
-import trainers.filters
+import trainers.networks.bases
+import trainers.networks.filters
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from trainers.actions import act, act_on_fields
-from trainers.networks import build, channels_last
+from trainers.networks.networks import build, channels_last
 
 P4CNN = "12px: 3k3@{}, 4k3p0 max2/2, 2k3, 3k4p0 filters=basis"
 RESIDUAL = "13px: 2k3@{}, 2k3x2r, 3k3s2r head=group_mean filters=basis"
@@ -43,10 +43,10 @@ def relative(a, b):
 @pytest.fixture
 def raw_bases(monkeypatch):
     """escnn's float32 samples as they are, without making them exact on the grid."""
-    monkeypatch.setattr(trainers.bases, "exact_on_grid", lambda kernels, group: kernels)
-    trainers.bases.basis.cache_clear()
+    monkeypatch.setattr(trainers.networks.bases, "exact_on_grid", lambda kernels, group: kernels)
+    trainers.networks.bases.basis.cache_clear()
     yield
-    trainers.bases.basis.cache_clear()
+    trainers.networks.bases.basis.cache_clear()
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -57,7 +57,7 @@ def raw_bases(monkeypatch):
 @pytest.mark.parametrize("channels", [1, 2])    # of a grey image, the first convolution is computed otherwise
 def test_equals_escnn(text, training, channels, raw_bases):
     """With unmodified escnn modules of the same weights: outputs, feature maps, running statistics and gradients to 1e-10."""
-    from escnn_reference import EscnnNetwork, copy_to_escnn
+    from support.escnn_reference import EscnnNetwork, copy_to_escnn
 
     architecture = Architecture.parse(text)
     network = trained(architecture, channels=channels).train(training)
@@ -88,7 +88,7 @@ def test_equals_escnn(text, training, channels, raw_bases):
                                   "12px: 2k3@D4 max2/2, 2k3@D1, 2k4@C1 filters=basis"])
 def test_restriction_equals_escnn(text):
     """Through RestrictionModule, whose basis spans the same filters in another order and is sampled anew, to 1e-6."""
-    from escnn_reference import EscnnNetwork, block_basis, copy_to_escnn
+    from support.escnn_reference import EscnnNetwork, block_basis, copy_to_escnn
 
     architecture = Architecture.parse(text)
     network, reference = trained(architecture), EscnnNetwork(architecture, 2, 5).double()

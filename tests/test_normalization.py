@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from searchspace.architecture import Architecture
-from trainers.networks import build
-from trainers.normalization import MOMENTUM, FieldNorm, Pooling, estimate_statistics
+from trainers.networks.networks import build
+from trainers.networks.normalization import MOMENTUM, FieldNorm, Pooling, estimate_statistics
 
 
 def maps(order, fields=3, batch=4, dtype=torch.float64):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from isolation import accuracies
+from support.isolation import accuracies
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = Path(__file__).parent / "assets"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy
 import pytest
-import trivial
+from support import trivial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchspace.groups import Group
-from studies.driver import SearchDriver
-from studies.executors import run_in_process
-from studies.journal import read_trials
-from studies.planning import Draft, as_key, draw
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from studies.journal.reader import read_trials
+from studies.samplers.planned import Draft, as_key, draw
 
 SMALL = {"space__input_size": [28, 29], "space__layout": ["max2/2", "max3/2"], "space__family": ["steerable"], "space__group": ["C4", "D4"],
          "space__equivariance_loss": {"kind": ["none"]}}

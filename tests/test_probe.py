@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from searchspace.groups import Group
-from trainers import twosample
-from trainers.datasets import load
-from trainers.probe import probe, probe_images, wilson
+from trainers.instruments import twosample
+from trainers.data.datasets import load
+from trainers.instruments.probe import probe, probe_images, wilson
 from trainers.settings import Data
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from studies.errors import StudyError
-from studies.processes import run_each
+from studies.workers.processes import run_each
 
 HERE = Path(__file__).parent
 
@@ -53,7 +53,7 @@ def stubborn(job):
 
 def main(name: str, folder: str, workers: int) -> None:
     """Runs six jobs, as a command does."""
-    from studies import cli
+    from studies.cli import main as cli
 
     def told(index, result):
         Path(folder, f"{index}.told").touch()

@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import trivial
+from support import trivial
 from test_faults import assert_whole, finish, start
 
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import Ending
-from studies.journal import read_trials
-from studies.local_ray import guarded
-from studies.ray_executor import run_on_ray
+from studies.workers.executors import Ending
+from studies.journal.reader import read_trials
+from studies.workers.local_ray import guarded
+from studies.workers.ray_executor import run_on_ray
 
 
 def once(mark: str, fault, study, assignment, report):
@@ -154,7 +154,7 @@ def test_a_last_trial_that_takes_the_last_worker_with_it_ends_the_study(tmp_path
 def test_a_study_whose_cluster_loses_its_head_ends_and_goes_on_later(tmp_path, monkeypatch):
     import ray
 
-    from studies import cluster
+    from studies.workers import cluster
 
     nodes, asked = ray.nodes, []
 
@@ -185,7 +185,7 @@ def deadly_first(study, assignment, report):
 def test_a_worker_that_ray_ends_for_lack_of_memory_gets_half_the_batch(tmp_path, monkeypatch):
     from ray.exceptions import OutOfMemoryError
 
-    from studies import ray_executor
+    from studies.workers import ray_executor
 
     assert ray_executor._short_of_memory(OutOfMemoryError("Task was killed due to the node running low on memory."))
     assert not ray_executor._short_of_memory(RuntimeError("The actor is dead because its worker process has died."))

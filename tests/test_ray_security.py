@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from studies import cluster, doctor, local_ray
+from studies.workers import cluster, local_ray
+
+from studies.cli import doctor
 from studies.config import Resources
 from studies.errors import StudyError
 
@@ -101,7 +103,7 @@ def test_a_ray_that_takes_no_token_is_refused_before_it_starts(monkeypatch):
 
 def test_under_uv_run_ray_starts_even_where_it_was_imported_before(tmp_path):
     """Ray looks for a process `uv run` above it: then it would upload the working directory and start workers through uv."""
-    code = ("import ray; from studies.cluster import connected; from studies.config import Resources\n"
+    code = ("import ray; from studies.workers.cluster import connected; from studies.config import Resources\n"
             "with connected(Resources(address='local', workers=1)):\n"
             "    print(ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60), ray.get_runtime_context().runtime_env)")
     (tmp_path / "uv").symlink_to("/bin/sh")

@@ -12,9 +12,9 @@ import pytest
 
 from studies.config import parse
 from studies.errors import StudyError
-from studies.recording import Entry, Table, enumerate_space, read_table, record, write_table
-from studies.replay import Method, full_volume, methods, replay
-from studies.proposals import key_of
+from studies.replays.record import Entry, Table, enumerate_space, read_table, record, write_table
+from studies.replays.replay import Method, full_volume, methods, replay
+from studies.search.proposals import key_of
 
 TEXT = """
 data: {name: digits, train: 120, validation: 60}

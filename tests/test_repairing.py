@@ -5,9 +5,9 @@ import json
 import pytest
 
 from studies.errors import LockedError, StudyError
-from studies.journal import JOURNAL, read_trials
-from studies.locks import StudyLock
-from studies.repairing import repair
+from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.lock import StudyLock
+from studies.journal.repair import repair
 
 
 @pytest.fixture

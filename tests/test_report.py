@@ -5,15 +5,15 @@ import re
 import shutil
 
 import pytest
-import trivial
+from support import trivial
 
 from searchspace.architecture import Architecture
-from studies import views
-from studies.driver import SearchDriver
+from studies.results import tables as views
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import run_in_process
+from studies.workers.executors import run_in_process
 from studies.markup import html, joined
-from studies.report import FACETS, _growth, _natural, write_report
+from studies.results.report import FACETS, _growth, _natural, write_report
 
 
 def fails_at_times(study, assignment, report):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from studies import reproduce
+from studies.results import reproduce
 from studies.config import parse
 from studies.errors import StudyError
-from studies.retrain import RESULT, Job, Spread, run_jobs, summarised
+from studies.results.retrain import RESULT, Job, Spread, run_jobs, summarised
 
 STUDY = """
 data: {name: digits, train: 200, validation: 80, test: 90}

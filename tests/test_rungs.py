@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
-from studies.rungs import crowding, dominates, fronts, keep, survivors
+from studies.search.halving import crowding, dominates, fronts, keep, survivors
 
 coordinate = st.integers(0, 6).map(float)
 

@@ -6,17 +6,17 @@ import random
 
 import optuna
 import pytest
-import trivial
+from support import trivial
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from studies.bounded import BEST, NEWEST, informative
-from studies.driver import SearchDriver
-from studies.evolution import lattice_neighbours
-from studies.executors import run_in_process
-from studies.front import pareto
-from studies.journal import read_trials
-from studies.samplers import SAMPLERS, derived_seed, make_sampler
+from studies.samplers.tpe import BEST, NEWEST, informative
+from studies.search.driver import SearchDriver
+from studies.samplers.evolution import lattice_neighbours
+from studies.workers.executors import run_in_process
+from studies.pareto import pareto
+from studies.journal.reader import read_trials
+from studies.samplers.factory import SAMPLERS, derived_seed, make_sampler
 
 FINITE = {"space__equivariance_loss": {"kind": ["none", "layerwise"], "weight": 0.1}}
 

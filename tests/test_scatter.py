@@ -4,10 +4,10 @@ import errno
 import json
 
 import pytest
-import trivial
+from support import trivial
 
-from studies.journal import Record
-from studies.scatter import Dot, dots, draw, save_figure
+from studies.journal.reader import Record
+from studies.results.front_plot import Dot, dots, draw, save_figure
 
 TWO = ("accuracy", "symmetry_accuracy")
 

@@ -1,4 +1,4 @@
-"""Searches on real trainings, recorded once (`equisearch record mnist_table tests/mnist_table.json.gz`): what ours needs, and others."""
+"""Searches on real trainings, recorded once (`equisearch record mnist_table tests/assets/mnist_table.json.gz`): what ours needs, and others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Group
 from studies.config import load
-from studies.proposals import key_of
-from studies.recording import enumerate_space, read_table
-from studies.replay import full_volume, methods, replay
+from studies.search.proposals import key_of
+from studies.replays.record import enumerate_space, read_table
+from studies.replays.replay import full_volume, methods, replay
 
 TABLES = ("mnist_table", "mnist_d4_table", "mnist_heldout_table")
 SEEDS = 10
@@ -20,7 +20,7 @@ SEEDS = 10
 
 @pytest.fixture(scope="module", params=TABLES)
 def named(request):
-    return request.param, read_table(Path(__file__).parent / f"{request.param}.json.gz")
+    return request.param, read_table(Path(__file__).parent / "assets" / f"{request.param}.json.gz")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_the_recorded_table_is_the_whole_space_of_its_preset(named):
     assert (table.study.space, table.study.search, table.study.training) == (preset.space, preset.search, preset.training)
     assert [entry.key for entry in table.entries] == [key_of(p) for p in enumerate_space(preset, table.channels, table.classes)]
     assert all(len(entry.epochs) == preset.training.epochs for entry in table.entries)
-    assert (Path(__file__).parent / f"{name}.json.gz").stat().st_size < 2 * 2**20 and 0.5 < full_volume(table) < 1
+    assert (Path(__file__).parent / "assets" / f"{name}.json.gz").stat().st_size < 2 * 2**20 and 0.5 < full_volume(table) < 1
 
 
 def test_exact_networks_have_equal_accuracies_in_the_recorded_table(table):

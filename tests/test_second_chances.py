@@ -10,15 +10,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import trivial
+from support import trivial
 from test_faults import assert_whole, finish, start
 
-from studies.driver import SearchDriver
+from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.executors import run_in_process
-from studies.journal import read_trials
-from studies.standings import Standings
-from studies.views import show_lines, trial_rows
+from studies.workers.executors import run_in_process
+from studies.journal.reader import read_trials
+from studies.search.promotions import Standings
+from studies.results.tables import show_lines, trial_rows
 
 POINTS = (0.9, 0.5, 0.4)        # of trials 0, 1 and 2 at the first rung: with eta 2, trial 1 is stopped among two and kept among three
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from searchspace.groups import Group
-from studies import doctor
+from studies.cli import doctor
 from studies.errors import StudyError
-from studies.locks import StudyLock, holder
-from trainers import bases, cache, compiled
-from trainers.datasets import load
+from studies.journal.lock import StudyLock, holder
+from trainers.networks import bases
+from trainers import cache
+from trainers.networks.kernels import compiled
+from trainers.data.datasets import load
 from trainers.settings import Data
 
 DIGITS = Data(name="digits")
@@ -393,6 +395,6 @@ def test_a_studys_lock_that_only_others_may_write_is_named(tmp_path, monkeypatch
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("studies.locks.os.open", refuse)
+    monkeypatch.setattr("studies.journal.lock.os.open", refuse)
     with pytest.raises(StudyError, match="lock cannot be locked .Permission denied.; it must be a file that you can write"):
         StudyLock(tmp_path)

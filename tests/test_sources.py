@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from trainers.datasets import load
+from trainers.data.datasets import load
 from trainers.settings import Data
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import trivial
+from support import trivial
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from studies.driver import SearchDriver
-from studies.spread import distance, traits
+from studies.search.driver import SearchDriver
+from studies.samplers.initial_design import distance, traits
 
 D4 = Group.parse("D4")
 

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from searchspace.groups import Group
-from toy_models import Lifting
-from trainers.equivariance import equivariance_error
-from trainers.stages import measuring, pixels, run
+from support.toy_models import Lifting
+from trainers.instruments.equivariance import equivariance_error
+from trainers.instruments.feature_maps import measuring, pixels, run
 
 IMAGES = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -7,8 +7,8 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
-from studies import surrogate
-from studies.surrogate import Surrogate
+from studies.samplers import gp as surrogate
+from studies.samplers.gp import Surrogate
 
 
 def apart(a, b):

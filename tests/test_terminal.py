@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import trivial
+from support import trivial
 
-from studies import cli, terminal
-from studies.driver import SearchDriver
-from studies.executors import run_in_process
-from studies.journal import JOURNAL, read_trials
-from studies.live import Progress
+from studies.cli import main as cli
+
+from studies import terminal
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from studies.journal.reader import JOURNAL, read_trials
+from studies.cli.live import Progress
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;pwn\x07\x9b2J [bold]red[/bold] \u202egnp\x7f\r\nforged: line"
@@ -150,7 +152,7 @@ def test_loggers_that_fail_are_told_of_once_and_touch_no_trial(tmp_path, monkeyp
         def close(self):
             pass
 
-    monkeypatch.setattr("studies.loggers.TuneLoggers", Fails)
+    monkeypatch.setattr("studies.workers.loggers.TuneLoggers", Fails)
     told = []
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, loggers__tensorboard=True)) as driver:
         run_in_process(driver, trivial.trainable, lambda event: told.append(event.reason) if event.kind == "warning" else None)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from searchspace.architecture import Architecture
-from trainers import train as training_module
-from trainers.datasets import load, normalise
-from trainers.fold import fold
+from trainers.training import train as training_module
+from trainers.data.datasets import load, normalise
+from trainers.networks.fold import fold
 from trainers.settings import Augment, Data, Symmetry, Training
-from trainers.train import CHECKPOINT, PREVIOUS, Config, Diverged, rate_at, start, train
+from trainers.training.train import CHECKPOINT, PREVIOUS, Config, Diverged, rate_at, start, train
 
 DIGITS = Data(name="digits", train=300, validation=100)
 TEXTS = ("12px: 4k3@C4, 4k3 max2/2, 4k3 loss=layerwise:0.5", "12px: 4k3@D4, 4k3r, 4k3@C2 avg3/2p1, 4k3 head=none loss=label:0.5",

@@ -7,13 +7,15 @@ import stat
 import sys
 
 import pytest
-import trivial
+from support import trivial
 import yaml
 
-from studies import cli, trust
-from studies.driver import SearchDriver
+from studies.cli import main as cli
+
+from studies.journal import trust
+from studies.search.driver import SearchDriver
 from studies.errors import UntrustedError
-from studies.executors import run_in_process
+from studies.workers.executors import run_in_process
 
 HOSTILE = {"py_executable": "touch /tmp/pwned; python", "env_vars": {"LD_PRELOAD": "/tmp/x.so"}}
 

@@ -10,12 +10,12 @@ import onnx
 import pytest
 import torch
 
-from bundles import bundle, copied, manifest_of, rehash, subject, untrained, write_manifest  # noqa: F401  (fixtures)
+from support.bundles import bundle, copied, manifest_of, rehash, subject, untrained, write_manifest  # noqa: F401  (fixtures)
 from searchspace.architecture import Architecture
 from test_export import EVERY_LAYER
-from trainers.bundle import CARD, FORMATS, MANIFEST
-from trainers.networks import build
-from trainers.verify import load_checked, verify
+from trainers.bundles.formats import CARD, FORMATS, MANIFEST
+from trainers.networks.networks import build
+from trainers.bundles.verify import load_checked, verify
 
 
 def test_verify_accepts_a_bundle(bundle):

@@ -1,10 +1,10 @@
-"""Convolutions in the Fourier basis of the group (`trainers.fourier`) against torch's with the same weight, as ratios: torch / ours.
+"""Convolutions in the Fourier basis of the group (`trainers.networks.kernels.fourier`) against torch's with the same weight, as ratios: torch / ours.
 
     python tests/benchmarks/bench_convolution.py [--rounds 7] [--groups C4 D4] [--json FILE]
 
 Each ratio is the median over interleaved rounds, of the forward pass, of the gradient of the maps and of that of the weight, one thread,
 channels-last. No speed is printed before values and gradients agree to 1e-5. Above 1 means that the Fourier basis is faster; the column
-`used` says what `trainers.fourier.suits` decides.
+`used` says what `trainers.networks.kernels.fourier.suits` decides.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch.nn.functional as F  # noqa: E402
 from bench_step import hardware  # noqa: E402
 
 from searchspace.groups import Group  # noqa: E402
-from trainers import fourier  # noqa: E402
-from trainers.filters import Parametrisation, arrange, expand  # noqa: E402
+from trainers.networks.kernels import fourier  # noqa: E402
+from trainers.networks.filters import Parametrisation, arrange, expand  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
 
 # (channels in and out, kernel, images, side, stride, padding): as in the networks of bench_step, then at the edges of what is used

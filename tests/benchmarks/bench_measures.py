@@ -26,16 +26,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks
 import torch  # noqa: E402
 from bench_step import hardware, measure as in_turn, ratio  # noqa: E402
 from escnn import nn as enn  # noqa: E402
-from escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
+from support.escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
 
 from searchspace.architecture import Architecture  # noqa: E402
 from searchspace.cost import cost  # noqa: E402
 from searchspace.groups import IDENTITY, Group  # noqa: E402
 from trainers.actions import act, act_on_fields  # noqa: E402
-from trainers.equivariance import equivariance_error  # noqa: E402
-from trainers.fold import scoring  # noqa: E402
-from trainers.measurement import measure  # noqa: E402
-from trainers.networks import build, channels_last  # noqa: E402
+from trainers.instruments.equivariance import equivariance_error  # noqa: E402
+from trainers.networks.fold import scoring  # noqa: E402
+from trainers.instruments.measure import measure  # noqa: E402
+from trainers.networks.networks import build, channels_last  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
 
 PADDED = "{size}px: {f}k3@{group}, {f}k3 max2/2, {f}k3, {f}k3, {f}k3, {f}k3, {f}k4p0"                      # of Edixhoven et al.
@@ -57,7 +57,7 @@ def networks(size: int, group: Group) -> tuple[torch.nn.Module, torch.nn.Module]
 
 
 def relative(after, expected, reference) -> float:
-    """The relative error as `trainers.equivariance` defines it."""
+    """The relative error as `trainers.instruments.equivariance` defines it."""
     return float(((after - expected).square().mean() / (2 * reference.var(0).mean())).sqrt())
 
 

@@ -34,11 +34,11 @@ def worker(text: str, batch: int, root: str) -> dict[str, float]:
     """Resident memory, MB, after each step of a worker's life, and its peak."""
     found = {"python": memory("VmRSS")}
     from searchspace.architecture import Architecture
-    from studies.worker import run_trial        # noqa: F401  what a worker imports
-    from trainers.datasets import load
+    from studies.workers.worker import run_trial        # noqa: F401  what a worker imports
+    from trainers.data.datasets import load
     from trainers.process import tune_process
     from trainers.settings import Augment, Data, Symmetry, Training
-    from trainers.train import Config, train
+    from trainers.training.train import Config, train
 
     tune_process(threads=1)
     found["imports"] = memory("VmRSS")

@@ -39,10 +39,10 @@ class Stopped(Exception):
 def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, epochs) -> None:
     """Trains one trial after the other until told to stop, and counts finished epochs."""
     from searchspace.architecture import Architecture
-    from trainers.datasets import load
+    from trainers.data.datasets import load
     from trainers.process import tune_process
     from trainers.settings import Data, Symmetry, Training
-    from trainers.train import Config, train
+    from trainers.training.train import Config, train
 
     tune_process(way[1])
     data = Data(name="mnist", root=arguments.root, train=arguments.images, validation=arguments.validation)
@@ -106,7 +106,7 @@ def _watch(busy: list[float], until: float) -> None:
 def main() -> None:
     from bench_step import hardware
 
-    from studies.executors import available_cpus
+    from studies.workers.executors import available_cpus
 
     cores = available_cpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -37,7 +37,7 @@ def one(architecture: str, options: dict, data: dict, epochs: int, seed: int) ->
     from searchspace.architecture import Architecture
     from trainers.process import tune_process
     from trainers.settings import Data, Symmetry, Training
-    from trainers.train import Config, train
+    from trainers.training.train import Config, train
 
     tune_process(1)
     config = Config(Data(**data, seed=seed), Training(epochs=epochs, batch_size=64, learning_rate=0.01, **options), Symmetry(group="C4"), seed=seed)

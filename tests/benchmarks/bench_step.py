@@ -28,21 +28,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
+from support.escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
 from torch import nn  # noqa: E402
 
 from searchspace.architecture import Architecture  # noqa: E402
-from trainers import bases, fourier  # noqa: E402
+from trainers.networks import bases  # noqa: E402
+from trainers.networks.kernels import fourier  # noqa: E402
 from trainers.actions import act  # noqa: E402
-from trainers.capture import WARM_UP, Steps  # noqa: E402
-from trainers.datasets import normaliser  # noqa: E402
+from trainers.training.cuda_graph import WARM_UP, Steps  # noqa: E402
+from trainers.data.datasets import normaliser  # noqa: E402
 from trainers.devices import wait  # noqa: E402
-from trainers.losses import usable_elements  # noqa: E402
-from trainers.networks import build, channels_last  # noqa: E402
+from trainers.training.losses import usable_elements  # noqa: E402
+from trainers.networks.networks import build, channels_last  # noqa: E402
 from trainers.precision import fast_bfloat16  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
 from trainers.settings import Data, Symmetry, Training  # noqa: E402
-from trainers.train import Config, training_loss  # noqa: E402
+from trainers.training.train import Config, training_loss  # noqa: E402
 
 CLASSES = 10
 FIELDS = {"C4": 10, "D4": 7, "C8": 7, "D8": 4}       # 40, 56, 56 and 64 channels
@@ -150,7 +151,7 @@ def variants(network: str, group: str, device: str) -> dict[str, tuple[nn.Module
 
 
 def stepper(module: nn.Module, reduced: bool, images, labels, graph: bool = False):
-    """A function that makes one training step and waits for it, with `graph` replayed from a CUDA graph as `trainers.train` does."""
+    """A function that makes one training step and waits for it, with `graph` replayed from a CUDA graph as `trainers.training.train` does."""
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
     def step(pixels, classes):
@@ -177,7 +178,7 @@ def stepper(module: nn.Module, reduced: bool, images, labels, graph: bool = Fals
 
 
 def loss_stepper(network: str, group: str, kind: str, images, labels):
-    """A training step of the basis network with an equivariance loss of `kind`, or none, as `trainers.train` makes it."""
+    """A training step of the basis network with an equivariance loss of `kind`, or none, as `trainers.training.train` makes it."""
     shape = Architecture.parse(f"{architecture(network, group, 'basis')}" + ("" if kind == "none" else f" loss={kind}:1"))
     module = build(shape, channels=images.shape[1], classes=CLASSES).to(images.device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)

@@ -30,20 +30,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from bench_step import architecture, hardware, parity  # noqa: E402
-from escnn_reference import EscnnNetwork  # noqa: E402
+from support.escnn_reference import EscnnNetwork  # noqa: E402
 from torch.utils.data import DataLoader, Subset  # noqa: E402
 from torchvision import datasets, transforms  # noqa: E402
 from torchvision.transforms import functional as TF  # noqa: E402
 
 from searchspace.groups import IDENTITY  # noqa: E402
 from trainers.actions import act, act_on_fields  # noqa: E402
-from trainers.datasets import load, normalise  # noqa: E402
-from trainers.evaluate import evaluate  # noqa: E402
-from trainers.fold import scoring  # noqa: E402
-from trainers.measures import predict  # noqa: E402
+from trainers.data.datasets import load, normalise  # noqa: E402
+from trainers.training.evaluate import evaluate  # noqa: E402
+from trainers.networks.fold import scoring  # noqa: E402
+from trainers.instruments.accuracy import predict  # noqa: E402
 from trainers.process import tune_process  # noqa: E402
 from trainers.settings import Augment, Data, Symmetry, Training  # noqa: E402
-from trainers.train import Config, save, start, train_epoch  # noqa: E402
+from trainers.training.train import Config, save, start, train_epoch  # noqa: E402
 
 BATCH, ANGLES = 128, range(0, 360, 45)
 NORMAL = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]

@@ -1,0 +1,97 @@
+"""Progress of a running study on stderr: a live table with bars on a terminal, one plain line an event otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from studies.search.driver import SearchDriver
+from studies.workers.executors import Event
+from studies.output import note, percent
+from studies.terminal import is_terminal, lasting, one_line, plain, styled
+
+RECENT = 6              # trials shown after they ended
+BAR = 18                # characters
+
+
+class Progress:
+    """Listens to an executor and shows what happens; a context manager. `quiet` shows nothing."""
+
+    def __init__(self, driver: SearchDriver, *, quiet: bool = False) -> None:
+        self._driver, self._study, self._quiet = driver, driver.study, quiet
+        self._began = time.monotonic()
+        self._running: dict[int, dict[str, Any]] = {}
+        self._ended: list[dict[str, Any]] = []
+        self._counts: Counter[str] = Counter()
+        self._live = None
+
+    def __enter__(self) -> "Progress":
+        if not self._quiet and is_terminal(sys.stderr):
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=styled(sys.stderr, forgiving=True)), refresh_per_second=4, get_renderable=self._table)
+            self._live.start()      # puts streams of its own in place of stdout and stderr until it stops; what is printed meanwhile is plain too
+            sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "warning":
+            return self._warn(event.reason or "")
+        row = self._running.setdefault(event.number, {"number": event.number, "epoch": 0, "scores": None, "outcome": ""})
+        row["epoch"] = max(row["epoch"], event.epoch)
+        if event.kind == "rung":
+            row["scores"] = event.scores
+        if event.kind == "ended":
+            row["outcome"], row["reason"] = event.outcome, event.reason
+            self._counts[event.outcome or ""] += 1
+            self._ended = [*self._ended, self._running.pop(event.number)][-RECENT:]
+        if self._live is None and not self._quiet:
+            line = self._line(event)
+            if line:
+                note(f"[{time.monotonic() - self._began:6.1f} s] {one_line(line)}")
+
+    def _warn(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(plain(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True)
+        else:
+            note(f"warning: {text}")
+
+    def _line(self, event: Event) -> str:
+        """One event in words; epochs between rungs are passed over."""
+        if event.kind == "rung" and event.scores is not None:
+            return (f"trial {event.number}: epoch {event.epoch} of {self._study.training.epochs}, accuracy {percent(event.scores.get('accuracy'))} %, "
+                    f"symmetry accuracy {percent(event.scores.get('symmetry_accuracy'))} %: {event.outcome}")
+        if event.kind == "ended":
+            done = f"{self._driver.finished} of {self._study.search.trials} done"
+            return f"trial {event.number}: {event.outcome}{' (' + event.reason + ')' if event.reason else ''}; {done}, hypervolume {self._driver.volume:.4f}"
+        return f"trial {event.number}: started" if event.kind == "started" else ""
+
+    def _table(self) -> Any:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        done, asked = self._driver.finished, self._study.search.trials
+        title = (f"{bar(done, asked)} {done} of {asked} trials, {time.monotonic() - self._began:.0f} s, hypervolume {self._driver.volume:.4f}; "
+                 + ", ".join(f"{count} {name}" for name, count in self._counts.items()))
+        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("trial", "epochs", "accuracy %", "symmetry %", "state"):
+            table.add_column(name, justify="right" if name.endswith("%") or name == "trial" else "left")
+        for row in [*self._ended, *self._running.values()]:
+            scores, epochs = row["scores"] or {}, self._study.training.epochs
+            table.add_row(str(row["number"]), f"{bar(row['epoch'], epochs)} {row['epoch']}/{epochs}", percent(scores.get("accuracy")),
+                          percent(scores.get("symmetry_accuracy")), Text(one_line(row["outcome"] or "running")))
+        return table
+
+
+def bar(done: int, total: int) -> str:
+    """A progress bar of a fixed width."""
+    full = min(BAR, BAR * done // max(1, total))
+    return "█" * full + "░" * (BAR - full)

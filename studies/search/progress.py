@@ -1,0 +1,44 @@
+"""What a study has come to: how many trials have ended, the front's hypervolume, when it last grew, and failures in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from studies.errors import TooManyFailuresError
+from studies.pareto import front_volume, pareto
+
+FAILURES_IN_A_ROW = 5
+
+
+class Tally:
+    """The count of a study's ended trials, taken in the order in which they ended."""
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self._objectives = tuple(objectives)
+        self._front: list[tuple[float, ...]] = []
+        self._moved = 0                     # trials ended when the front last grew
+        self._failures = 0                  # in a row
+        self.ended = 0                      # complete, pruned or failed
+        self.volume = 0.0                   # of the front, 0 to 1
+
+    def count(self, values: Sequence[float] | None) -> None:
+        """Counts a trial that has ended; `values` are its objectives if it is complete and breaks no constraint."""
+        self.ended += 1
+        if values is None:
+            return
+        self._front.append(tuple(values))
+        volume = front_volume(self._front, self._objectives)
+        self._front = pareto(self._front, self._objectives, lambda value: value)
+        if volume > self.volume + 1e-12:
+            self.volume, self._moved = volume, self.ended
+
+    @property
+    def standstill(self) -> int:
+        """For how many ended trials the front has not moved; 0 while there is no front."""
+        return self.ended - self._moved if self._front else 0
+
+    def judge(self, failed: bool, reason: str | None) -> None:
+        """Counts failures in a row. Raises TooManyFailuresError at the fifth, with its reason."""
+        self._failures = self._failures + 1 if failed else 0
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise TooManyFailuresError(f"{self._failures} trials in a row failed, so the study stops; the last error was: {reason}")

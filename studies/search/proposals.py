@@ -1,0 +1,78 @@
+"""What is known about a proposed architecture before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from searchspace.architecture import Architecture
+from searchspace.canonical import canonical
+from searchspace.cost import cost
+from searchspace.exactness import verdict
+from searchspace.groups import Group
+from searchspace.space import Proposal
+from studies.config import Study
+from studies.journal.reader import recorded_rungs
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What a trial's attributes say about its architecture."""
+
+    family: str
+    group: str              # of the last stage
+    params: int
+    macs: int               # per image
+    exact: bool             # the logits are invariant under every element of the study's symmetry group
+    surviving: list[str]    # the elements of that group under which the logits are invariant
+    input_size: list[int]   # height and width, pixels
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The plain facts, and how they stand against the study's constraints."""
+
+    plain: Plain
+    excess: dict[str, float]    # by constraint, as a share of the limit; negative is within
+    broken: str                 # why it cannot be trained; empty if it can
+
+
+def facts(architecture: Architecture, study: Study, channels: int, classes: int) -> Facts:
+    """What is known about `architecture` in a study whose images have `channels` and `classes`."""
+    spent = cost(architecture, channels, classes)
+    declared = Group.parse(study.symmetry.group)
+    invariant = verdict(architecture, declared).invariant
+    plain = Plain(architecture.family, str(architecture.group), spent.params, spent.macs, len(invariant) == declared.order,
+                  [element.name for element in invariant], list(architecture.size))
+    limits = {name: limit for name, limit in study.constraints.limits().items() if name in ("params", "macs")}
+    excess = {name: getattr(plain, name) / limit - 1 for name, limit in limits.items()}
+    broken = "; ".join(f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}"
+                       for name, limit in limits.items() if excess[name] > 0)
+    return Facts(plain, excess, broken)
+
+
+def proposed(trial: Any, study: Study, channels: int, classes: int) -> Proposal:
+    """What an Optuna trial proposes: the architecture that it was enqueued with, or one drawn from the study's space."""
+    known = trial.user_attrs.get("enqueued")
+    if known is not None:
+        return Proposal(Architecture.parse(known))
+    return study.space.sample(trial, channels=channels, classes=classes, declared=Group.parse(study.symmetry.group))
+
+
+def attributes_of(proposal: Proposal, known: Facts, key: str, repeat: int, seed: int) -> dict[str, Any]:
+    """What the journal says about a proposal. The architecture comes last: with it, the proposal is complete."""
+    return {**asdict(known.plain), **({"constraints": known.excess} if known.excess else {}), "canonical": key,
+            "learning_rate": proposal.learning_rate, "seed": seed + repeat, "repeat": repeat, "architecture": str(proposal.architecture)}
+
+
+def continued(number: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the journal says of a trial that continues the stopped trial `number`, of which it says `attributes`."""
+    rungs = {f"rung {epoch}": {**rung, "decision": "continue"} for epoch, rung in recorded_rungs(attributes).items()}
+    return {**{name: value for name, value in attributes.items() if name != "attempts"}, **rungs, "continues": number}
+
+
+def key_of(proposal: Proposal) -> str:
+    """The same text for proposals that would train the same network in the same way."""
+    rate = "" if proposal.learning_rate is None else f" learning_rate={proposal.learning_rate:.6g}"
+    return f"{canonical(proposal.architecture)}{rate}"

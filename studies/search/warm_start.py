@@ -1,0 +1,66 @@
+"""What a study starts from: known architectures to try first, or the results of an earlier study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from searchspace.architecture import Architecture
+from studies.config import Study, differences
+from studies.errors import StudyError
+from studies.journal.directory import read_study
+from studies.journal.reader import read_trials
+
+
+def read_architectures(path: str | Path) -> list[str]:
+    """The architectures in a text file, one a line; empty lines and those that begin with # are passed over.
+
+    Raises StudyError that names the line of the first one that cannot be parsed.
+    """
+    found = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            try:
+                found.append(str(Architecture.parse(text)))
+            except ValueError as error:
+                raise StudyError(f"{path}, line {number}: {error}") from None
+    return found
+
+
+def enqueue_architectures(optuna_study: Any, architectures: Sequence[str]) -> None:
+    """Puts architectures in front of what the sampler will propose."""
+    for text in architectures:
+        optuna_study.enqueue_trial({}, user_attrs={"enqueued": str(Architecture.parse(text))})
+
+
+def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
+    """Shows the completed trials of an earlier study to the sampler, and returns how many they are.
+
+    They never reach the front: they were trained under other settings. Raises StudyError if the spaces or the objectives
+    differ, since parameters then mean something else.
+    """
+    import optuna
+
+    from studies.journal.reader import JOURNAL
+    from studies.journal.storage import open_storage
+
+    earlier = read_study(directory)
+    unlike = [d for d in differences(earlier, study) if d.startswith(("space", "objectives"))]
+    if unlike:
+        raise StudyError(f"{directory} cannot warm this study up: its {'; '.join(unlike)}; enqueue its best architectures instead")
+    if not (directory / JOURNAL).is_file():
+        return 0
+    complete = {record.number for record in read_trials(directory) if record.state == "complete"}
+    storage, backend = open_storage(directory / JOURNAL)
+    try:
+        trials = optuna.load_study(study_name=None, storage=storage).trials
+    finally:
+        backend.close()
+    for trial in trials:
+        if trial.number in complete:
+            optuna_study.add_trial(optuna.trial.create_trial(
+                values=trial.values, params=trial.params, distributions=trial.distributions,
+                user_attrs={"warm_start": trial.number, "architecture": trial.user_attrs.get("architecture")}))
+    return len(complete)

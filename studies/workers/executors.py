@@ -1,0 +1,295 @@
+"""Carrying out a study: what every executor shares, and the one that runs trials in this process, one after the other.
+
+An executor asks the driver for work, lets a trainable do it, passes on what that reports, and tells how it ended. It holds to:
+- every assignment that is handed out ends in exactly one `finish`, or the study is left as a killed driver leaves it;
+- the first SIGINT or SIGTERM lets running trials finish their epoch and puts them back, the second ends the process at once;
+- a trainable that raises fails its trial (`ScoresError` and others), one that runs out of memory is tried once more with half the
+  batch, and one that runs out of disk ends the study without failing the trial.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal, Union
+
+from studies.search.assignments import Assignment, Decision, Leave, Outcome, Trainable
+from studies.config import Resources
+from studies.search.driver import SearchDriver
+from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
+
+DEFAULT_TRAINABLE = "studies.workers.worker:run_trial"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show: a trial started, finished an epoch, was compared at a rung, or ended; or a warning, of no trial."""
+
+    kind: Literal["started", "epoch", "rung", "ended", "warning"]
+    number: int
+    epoch: int = 0
+    scores: Mapping[str, Any] | None = None     # at a rung
+    outcome: str | None = None                  # of an ended trial; at a rung, the decision
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a run ended: trials, patience, exhausted, timeout, or the name of a signal; and the exit status that says so."""
+
+    reason: str
+    exit_status: int = 0
+
+
+Listener = Callable[[Event], None]
+TrainableName = Union[Trainable, str, None]
+"""What carries out an assignment: a function, `module:function`, or None for training and measuring."""
+
+
+def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
+    """Runs the study to its end, or until it is interrupted, and returns why it ended.
+
+    None as `trainable` trains and measures (`studies.workers.worker:run_trial`). Trials run in this process where the study asks for
+    one worker, else on Ray. Raises StudyError when the study cannot go on.
+    """
+    if not on_ray(driver.study.resources):
+        return run_in_process(driver, trainable, listener)
+    from studies.workers.ray_executor import run_on_ray
+
+    return run_on_ray(driver, trainable, listener)
+
+
+def on_ray(resources: Resources) -> bool:
+    """Whether a study runs on Ray: if it asks for it, names a cluster, or has more than one worker."""
+    alone = resources.workers == 1 or (resources.workers == "auto" and available_cpus() < 2 * max(1, resources.cpus_per_trial))
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    return resources.executor == "ray" or resources.executor == "auto" and bool(address or not alone)
+
+
+def require_cluster(resources: Resources) -> None:
+    """Raises StudyError if a study is to run on a Ray cluster that does not answer, or does not let this process in."""
+    if on_ray(resources):
+        from studies.workers.cluster import address_of, require_answer
+
+        address = address_of(resources)
+        if address is not None:
+            require_answer(address)
+
+
+def available_cpus() -> int:
+    """How many cores this process may use: what its affinity and its container leave it."""
+    from joblib import cpu_count
+
+    return cpu_count()
+
+
+def run_in_process(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
+    """Runs the study here, one trial at a time: for debugging, for one device, and for machines without Ray. See `run`."""
+    with listening(driver, listener) as show, Interruption(driver.study.search.timeout) as interruption:
+        while not interruption.requested:
+            assignment = driver.next()
+            if assignment is None:
+                return Ending(driver.ended or "trials")
+            show(Event("started", assignment.number))
+            report = _DirectReport(driver, assignment, interruption, show)
+            error: BaseException | None = None
+            try:
+                resolve(trainable)(driver.study, assignment, report)
+            except (Exception, Leave) as raised:
+                error = raised
+            settle(driver, assignment.number, report.stopped, Failure.of(error), show)
+    return interruption.ending()
+
+
+def resolve(trainable: TrainableName) -> Trainable:
+    """The function that carries out an assignment. Raises what importing it raises."""
+    if callable(trainable):
+        return trainable
+    module, _, name = (trainable or DEFAULT_TRAINABLE).partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Listener]:
+    """The listener and the loggers that the study's file switches on, as one listener."""
+    show = unfailing(listener or silent)
+    asked = driver.study.loggers
+    if not (asked.tensorboard or asked.mlflow is not None or asked.wandb is not None):
+        yield show
+        return
+    from studies.workers.loggers import TuneLoggers
+
+    loggers = TuneLoggers(driver)
+
+    def warn(why: str) -> None:
+        show(Event("warning", -1, reason=f"the loggers failed ({why}) and log nothing more; the study goes on"))
+
+    log = unfailing(loggers, warn)
+
+    def both(event: Event) -> None:
+        show(event)
+        log(event)
+
+    try:
+        yield both
+    finally:
+        unfailing(lambda event: loggers.close(), warn)(Event("warning", -1))
+
+
+def unfailing(listener: Listener, tell: Callable[[str], None] = lambda why: None) -> Listener:
+    """A listener that touches no trial: after its first exception, which `tell` is told of in one line, it listens no more."""
+    failed = False
+
+    def listen(event: Event) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            listener(event)
+        except Exception as error:
+            failed = True
+            tell(f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200])
+
+    return listen
+
+
+def silent(event: Event) -> None:
+    """A listener that shows nothing."""
+
+
+class _DirectReport:
+    """A worker's report to a driver in the same process."""
+
+    def __init__(self, driver: SearchDriver, assignment: Assignment, interruption: "Interruption", show: Listener) -> None:
+        self._driver, self._number, self._interruption, self._show = driver, assignment.number, interruption, show
+        self.stopped = False
+        self._heard = time.monotonic()
+
+    def __call__(self, scores: Mapping[str, Any]) -> Decision:
+        decision = self._driver.report(self._number, scores["epoch"], scores)
+        self.stopped = self.stopped or decision == "stop"
+        self._show(Event("rung", self._number, scores["epoch"], scores, decision))
+        return decision
+
+    def heartbeat(self, epoch: int) -> None:
+        """Tells the epoch, and leaves if the study is being stopped."""
+        self._show(Event("epoch", self._number, epoch))
+        limit, now = self._driver.study.resources.trial_timeout, time.monotonic()
+        if limit is not None and now - self._heard > limit:
+            raise TimeoutError(f"epoch {epoch} took {now - self._heard:.0f} s, and resources.trial_timeout is {limit:g} s")
+        self._heard = now
+        if self._interruption.requested:
+            raise Leave
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a trainable ended other than by returning, in plain values that travel between processes."""
+
+    kind: Literal["left", "failed", "out_of_memory", "no_space", "study"]
+    reason: str     # one line
+    detail: str     # the traceback
+
+    @classmethod
+    def of(cls, error: BaseException | None) -> "Failure | None":
+        """The failure that an exception means; None for None."""
+        if error is None:
+            return None
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:500]
+        detail = "".join(traceback.format_exception(error))
+        return cls(_kind(error), reason, detail)
+
+
+def _kind(error: BaseException) -> Literal["left", "failed", "out_of_memory", "no_space", "study"]:
+    if isinstance(error, Leave):
+        return "left"
+    if isinstance(error, StudyError):
+        return "study"
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in NO_SPACE or "No space left on device" in str(chain):
+            return "no_space"
+        # torch.OutOfMemoryError by name: this module does not import torch
+        if isinstance(chain, MemoryError) or type(chain).__name__ == "OutOfMemoryError" or "out of memory" in str(chain).lower():
+            return "out_of_memory"
+        chain = chain.__cause__
+    return "failed"
+
+
+def settle(driver: SearchDriver, number: int, stopped: bool, failure: Failure | None, show: Listener) -> None:
+    """Tells the driver how a trial ended. Raises StudyError if that ends the study too."""
+    outcome: Outcome = "pruned" if stopped else "complete"
+    if failure is not None:
+        outcome = {"left": "interrupted", "no_space": "interrupted", "study": "interrupted",
+                   "out_of_memory": "out_of_memory", "failed": "failed"}[failure.kind]      # type: ignore[assignment]
+    reason = failure.reason if failure else None
+    try:
+        driver.finish(number, outcome, reason, failure.detail if failure else None)
+    finally:
+        show(Event("ended", number, outcome=outcome, reason=reason))
+    if failure is not None and failure.kind == "no_space":
+        raise StudyError(f"no space is left on the device for trial {number} ({reason}); nothing earlier is lost: free some space, "
+                         f"then `equisearch resume {driver.directory}`")
+    if failure is not None and failure.kind == "study":
+        raise StudyError(failure.reason.partition(": ")[2])
+
+
+class Interruption:
+    """Notices SIGINT, SIGTERM and the end of the time allowed, for the duration of a `with` block.
+
+    The first signal sets `requested`; the second ends the process at once, as signals do by default. In a thread other than
+    the main one, only the time is watched.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._signal: signal.Signals | None = None
+        self._raising = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._notice) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            os._exit(128 + number)
+        self._signal = signal.Signals(number)
+        if self._raising:
+            raise self.error("what is finished is kept")
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within the block, the first signal raises `error` wherever the process is."""
+        self._raising = True
+        try:
+            yield
+        finally:
+            self._raising = False
+
+    def error(self, kept: str) -> InterruptedStudyError:
+        """What ends a command that was interrupted; `kept` says what remains of its work."""
+        assert self._signal is not None
+        return InterruptedStudyError(f"interrupted ({self._signal.name}): {kept}; the same command goes on", self._signal)
+
+    @property
+    def requested(self) -> bool:
+        """True once running trials should finish their epoch and leave."""
+        return self._signal is not None or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    def ending(self) -> Ending:
+        """Why it was requested."""
+        return Ending("timeout") if self._signal is None else Ending(self._signal.name, 128 + self._signal)

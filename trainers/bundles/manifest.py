@@ -1,0 +1,203 @@
+"""The manifest of a bundle (bundle.json), read as what it is: text from somewhere, of which nothing is believed before it is checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Mapping, Optional
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from searchspace.architecture import Architecture
+from searchspace.groups import Element, Group
+from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED
+
+FORMAT_VERSION = 1
+MOST_PIXELS = 2**26         # values in all probe images together: 256 MB of float32
+PLAIN_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)     # a file in the bundle's own folder
+IMPORTED = (".py", ".pyc", ".pyd", ".so", ".pth")    # what Python loads from the folder of a script, in place of torch or numpy
+
+Name = Annotated[str, Field(min_length=1, max_length=10_000)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Pixels = Annotated[int, Field(ge=1, le=2**14)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class Hashed(_Part):
+    """A file as it was written."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0, le=2**50)]
+
+
+class Input(_Part):
+    """The images that the bundle takes."""
+
+    channels: Pixels
+    height: Pixels
+    width: Pixels
+
+
+class Format(_Part):
+    """One format that lies in the bundle."""
+
+    files: tuple[Name, ...]
+    max_difference: float = 0.0
+    tolerance: float = 0.0
+    accuracy: float = 0.0
+
+
+class Row(_Part):
+    """One declared element: do the logits stay the same under it."""
+
+    element: Name
+    exact: bool
+    lost: Optional[str] = None
+    relative_change: Optional[dict[str, float]] = None
+
+
+class Probe(_Part):
+    """The logits [image, class] on `images` random images at the export."""
+
+    images: Count
+    logits: tuple[tuple[float, ...], ...]
+
+
+class Normalisation(_Part):
+    """Of the images, for every channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    inside: bool = True
+
+
+class Content(_Part):
+    """What `standalone.Model` is built from."""
+
+    network: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: Name
+    classes: tuple[str, ...]
+
+
+class Manifest(_Part):
+    """What an export says of its bundle. Keys with a default were never needed to check or to run one."""
+
+    format_version: Annotated[int, Field(ge=1)]
+    architecture: Name
+    declared: Name
+    input: Input
+    formats: dict[str, Format]
+    refused: dict[str, str]
+    elements: tuple[Row, ...]
+    probe: Probe
+    content: Content
+    files: dict[str, Hashed]
+    classes: tuple[str, ...]
+    origin: dict[str, Any] = {}
+    family: str = ""
+    group: str = "C1"
+    output: dict[str, Any] = {}
+    normalisation: Optional[Normalisation] = Field(default_factory=lambda: None)
+    data: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    scores: dict[str, Optional[float]] = {}
+    intervals: dict[str, dict[str, float]] = {}
+    exactness: dict[str, Any] = {}
+    cost: dict[str, int] = {}
+    versions: dict[str, str] = {}
+    written: str = ""
+    compared_images: Count = 1
+    moved_images: Count = 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Manifest":
+        given, layout = self.input, Architecture.parse(self.architecture)
+        if (given.height, given.width) != tuple(layout.size):
+            raise ValueError(f"input: {given.height}x{given.width} pixels, but the architecture takes {layout.size[0]}x{layout.size[1]}")
+        if self.probe.images * given.channels * given.height * given.width > MOST_PIXELS:
+            raise ValueError(f"probe: more than {MOST_PIXELS} values")
+        rows, classes = self.probe.logits, len(self.classes)
+        if len(rows) != self.probe.images or not classes or any(len(row) != classes for row in rows):
+            raise ValueError(f"probe: the logits are not those of {self.probe.images} images and {classes} classes")
+        declared = [str(element) for element in Group.parse(self.declared).elements[1:]]
+        if [str(Element.parse(row.element)) for row in self.elements] != declared:
+            raise ValueError(f"elements: not those of the declared group {self.declared}")
+        if foreign := (self.formats.keys() | self.refused.keys()) - FORMATS.keys():
+            raise ValueError(f"formats: {shown(foreign)} is unknown")
+        if unusual := [name for name in self.files if not PLAIN_NAME.fullmatch(name)]:
+            raise ValueError(f"files: {shown(unusual)} is not the name of a file in the bundle's folder")
+        return self
+
+    @property
+    def claimed(self) -> list[Element]:
+        """The elements under which the logits stay the same."""
+        return [Element.parse(row.element) for row in self.elements if row.exact]
+
+    @property
+    def plain_content(self) -> dict[str, Any]:
+        """The plain values that `standalone.Model` is built from, as an export writes them."""
+        return json.loads(self.content.model_dump_json())
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`. Raises ValueError, in one sentence, if there is none, or a damaged or later one."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a bundle: it has no {MANIFEST}; `equisearch export DIR TRIAL` writes bundles")
+    text = path.read_bytes()
+    if (version := _version(text)) > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, this program knows up to {FORMAT_VERSION}; install a later equisearch")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        said = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+    except (ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        said = str(error) or type(error).__name__
+    raise ValueError(f"{path} is damaged: it is not what an export writes ({shown([said])}); export the trial again")
+
+
+def _version(text: bytes) -> int:
+    class Version(_Part):
+        format_version: Annotated[int, Field(ge=1, le=10**6)]
+
+    try:
+        return Version.model_validate_json(text).format_version
+    except ValidationError:
+        return 0        # damaged: `read` says how
+
+
+def gaps(manifest: Manifest) -> list[str]:
+    """What a whole manifest says and this one does not, a phrase each."""
+    found = [f"{MANIFEST} says nothing of the format {name}, neither that it is there nor why not"
+             for name in FORMATS if name not in manifest.formats and name not in manifest.refused]
+    found += [f"{MANIFEST} has no format {name}, which every export writes" for name in REQUIRED if name in manifest.refused]
+    for name, entry in manifest.formats.items():
+        if entry.files != FORMATS[name]:
+            found.append(f"{MANIFEST} lists {shown(entry.files) or 'no file'} for the format {name}, which consists of {shown(FORMATS[name])}")
+    for name in (CARD, *(file for form in manifest.formats for file in FORMATS[form])):
+        if name not in manifest.files:
+            found.append(f"{name} is not among the files that {MANIFEST} lists, so nothing says whether it has changed")
+    return found
+
+
+def strangers(manifest: Manifest, folder: Path) -> tuple[list[str], list[str]]:
+    """(what Python would load from the folder, other entries): names that the manifest does not know, sorted."""
+    known = {*manifest.files, MANIFEST, *(file for form in manifest.formats for file in FORMATS[form])}
+    entries = sorted((path for path in folder.iterdir() if path.name not in known), key=lambda path: path.name)
+    loaded = [path.name for path in entries
+              if path.suffix.lower() in IMPORTED or path.is_dir() and path.name != "__pycache__"]
+    return loaded, [path.name for path in entries if path.name not in loaded]
+
+
+def shown(names: "Mapping[str, Any] | tuple[str, ...] | list[str] | set[str]", most: int = 5) -> str:
+    """The names in one line that a terminal can print, long ones and long lists cut."""
+    clean = ["".join(c if c.isprintable() else "?" for c in name)[:200] for name in sorted(names)]
+    return ", ".join(clean[:most]) + (f" and {len(clean) - most} more" if len(clean) > most else "")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
-
-from studies.search.halving import Point, dominates, fronts
 
 Objective = Literal["accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency"]
 Direction = Literal["maximize", "minimize"]
@@ -23,6 +22,7 @@ DIRECTIONS: dict[str, Direction] = {
 # The worst cost that still counts, as a power of ten; a hypervolume needs a reference that never moves.
 WORST_EXPONENT = {"params": 10, "macs": 14, "latency": 7}
 
+Point = tuple[float, ...]
 T = TypeVar("T")
 
 
@@ -112,3 +112,56 @@ def knee(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> int | 
     if not values:
         return None
     return max(range(len(values)), key=lambda i: math.prod(goodness(values[i], objectives)))
+
+
+def fronts(points: Sequence[Point]) -> list[list[Point]]:
+    """The points in non-dominated fronts, best first; equal points share a front. All coordinates are maximised.
+
+    Points are visited in descending lexicographic order, so that a point can only be dominated by earlier ones; it joins
+    the first front that does not dominate it, found by bisection (efficient non-dominated sort, Zhang et al. 2015). With
+    one or two coordinates the latest member of a front dominates whenever any member does, which gives n log n.
+    """
+    found: list[list[Point]] = []
+    latest: list[float] = []            # minus the last coordinate of each front's latest member: ascending, with one or two coordinates
+    ordered = sorted(points, reverse=True)
+    simple = not ordered or len(ordered[0]) <= 2
+    before, place = None, 0
+    for point in ordered:
+        if point != before:
+            place = bisect_right(latest, -point[-1]) if simple else bisect_left(found, True, key=lambda front: not _dominated(front, point))
+        if place == len(found):
+            found.append([])
+            latest.append(0.0)
+        found[place].append(point)
+        before, latest[place] = point, -point[-1]
+    return found
+
+
+def _dominated(front: Sequence[Point], point: Point) -> bool:
+    """True if a member of the front dominates `point`, which comes after all of them in descending order."""
+    return any(dominates(other, point) for other in reversed(front))
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """True if `a` is at least as good as `b` everywhere and better somewhere. All coordinates are maximised."""
+    return tuple(a) != tuple(b) and all(x >= y for x, y in zip(a, b))
+
+
+def crowding(front: Sequence[Point]) -> dict[Point, float]:
+    """Room around each point of one front: the sum over coordinates of the gap between its neighbours, as a share of the range.
+
+    The extremes of every coordinate get infinity. Equal points count once, so the result does not depend on their order.
+    """
+    unique = set(front)
+    room = dict.fromkeys(unique, 0.0)
+    for axis in range(len(front[0])):
+        values = sorted({point[axis] for point in unique})
+        span = values[-1] - values[0]
+        place = {value: i for i, value in enumerate(values)}
+        for point in unique:
+            i = place[point[axis]]
+            if i in (0, len(values) - 1):
+                room[point] = float("inf")
+            else:
+                room[point] += (values[i + 1] - values[i - 1]) / span
+    return room

@@ -64,6 +64,33 @@ def test_a_room_holds_at_most_sixteen_modules():
     assert not {str(room): len(paths) for room, paths in rooms().items() if len(paths) > 16}
 
 
+# A room may import those before it in its package, what lies beside the rooms, and other packages as the layers allow.
+ORDER = {"trainers": ("data", "networks", "instruments", "training", "bundles"),
+         "studies": ("journal", "samplers", "search", "workers", "results", "replays", "cli")}
+
+
+def modules_imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_edges_between_rooms_point_downwards(package):
+    order, upward = ORDER[package], []
+    assert {room.parts[1] for room in rooms() if room.parts[0] == package and len(room.parts) > 1} == set(order)
+    for room, paths in rooms().items():
+        if room.parts[0] == package:
+            mine = order.index(room.parts[1]) if len(room.parts) > 1 else -1        # -1: beside the rooms, below them all
+            for path in paths:
+                theirs = [name.split(".") for name in modules_imported(path)]
+                upward += [(str(path.relative_to(ROOT)), ".".join(name)) for name in theirs
+                           if name[0] == package and len(name) > 2 and name[1] in order and order.index(name[1]) > mine]
+    assert not upward
+
+
 def tracked():
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
     if listed.returncode:

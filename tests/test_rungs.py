@@ -7,7 +7,8 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
-from studies.search.halving import crowding, dominates, fronts, keep, survivors
+from studies.pareto import crowding, dominates, fronts
+from studies.search.halving import keep, survivors
 
 coordinate = st.integers(0, 6).map(float)
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from studies.errors import DamagedError
 
 JOURNAL = "optuna.journal"
+Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]     # how a worker leaves a trial
 State = Literal["running", "waiting", "complete", "pruned", "failed", "refused", "earlier"]
 
 # optuna's codes of operations and of trial states, part of its file format

@@ -12,9 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from studies.search.assignments import Outcome
 from studies.errors import NO_SPACE, StudyError
-from studies.journal.reader import JOURNAL, Record, drop_torn_line, read_journal
+from studies.journal.reader import JOURNAL, Outcome, Record, drop_torn_line, read_journal
 
 Result = TypeVar("Result")
 

@@ -93,7 +93,7 @@ class _Job:
 
 def _record_one(job: _Job) -> list[dict[str, Any]]:
     """The scores after each epoch of one training."""
-    from studies.results.retrain import prepare_process
+    from studies.workers.processes import prepare_process
     from trainers.training.train import Config, train
 
     prepare_process(job.study)

@@ -13,12 +13,11 @@ from studies.results import front_plot as scatter, tables as views
 from studies.config import Study, dump
 from studies.errors import StudyError
 from studies.journal.directory import VERSIONS, write_whole
-from studies.pareto import front_volume, signed
+from studies.pareto import dominates, front_volume, signed
 from studies.journal.reader import Record
 from studies.markup import Html, html, joined
 from studies.output import Column, is_number, percent
 from studies.results.retrain import Spread, summarised, tested_results
-from studies.search.halving import dominates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

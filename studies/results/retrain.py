@@ -53,6 +53,8 @@ class Spread:
 
 def run_job(job: Job) -> dict[str, Any]:
     """The result of one training on the test split: scores, accuracy per declared element and by angle. Reads it if it is there."""
+    from studies.workers.processes import prepare_process
+
     prepare_process(job.study)
     directory = Path(job.directory)
     path = directory / RESULT
@@ -190,14 +192,3 @@ def default_workers(study: Study) -> int:
     from studies.workers.cluster import TRIALS_PER_CARD
 
     return min(count, TRIALS_PER_CARD * torch.cuda.device_count() or count)
-
-
-def prepare_process(study: Study) -> None:
-    """Makes this process, a worker of `run_each` or none, ready to train: threads, memory, and its card where there are some."""
-    from studies.workers.processes import slot
-    from trainers.devices import take_card
-    from trainers.process import tune_process
-
-    tune_process(max(1, int(study.resources.cpus_per_trial)))
-    if study.trial_training.device != "cpu":
-        take_card(*slot())

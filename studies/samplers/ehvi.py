@@ -22,10 +22,9 @@ from searchspace.groups import Group
 from studies.samplers.tpe import informative
 from studies.config import Study
 from studies.samplers.evolution import SubgroupEvolution
-from studies.pareto import goodness, non_dominated
+from studies.pareto import Point, goodness, non_dominated
 from studies.journal.reader import recorded_rungs
 from studies.samplers.planned import as_key, draw
-from studies.search.halving import Point
 from studies.samplers.initial_design import Traits, traits, traits_of_text
 from studies.samplers.gp import Array, Surrogate
 

@@ -15,7 +15,6 @@ from studies.errors import ScoresError, StudyError
 from studies.journal.directory import TRIALS
 
 Decision = Literal["continue", "stop"]
-Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]
 
 RUNG_SCORES = ("accuracy", "symmetry_accuracy")     # what rungs compare: costs are known before training
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studies.search.assignments import Assignment, Decision, Outcome, assignment_of, checked, compared, with_folder
+from studies.search.assignments import Assignment, Decision, assignment_of, checked, compared, with_folder
 from studies.config import Study
 from studies.errors import ScoresError, StudyError
 from studies.journal.directory import create_directory, open_directory
-from studies.journal.reader import Record, recorded_rungs
+from studies.journal.reader import Outcome, Record, recorded_rungs
 from studies.journal.writer import Before, open_ledger, writing
 from studies.journal.lock import StudyLock
 from studies.search.proposals import attributes_of, continued, facts, key_of, proposed

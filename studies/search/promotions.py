@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from studies.search.halving import Point, survivors
+from studies.pareto import Point
+from studies.search.halving import survivors
 
 
 class Standings:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal, Union
 
-from studies.search.assignments import Assignment, Decision, Leave, Outcome, Trainable
+from studies.search.assignments import Assignment, Decision, Leave, Trainable
 from studies.config import Resources
 from studies.search.driver import SearchDriver
 from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
+from studies.journal.reader import Outcome
 
 DEFAULT_TRAINABLE = "studies.workers.worker:run_trial"
 

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, TypeVar
 
+from studies.config import Study
 from studies.errors import InterruptedStudyError, StudyError
 from studies.workers.executors import Interruption
 
@@ -176,3 +177,13 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def prepare_process(study: Study) -> None:
+    """Makes this process, a worker of `run_each` or none, ready to train: threads, memory, and its card where there are some."""
+    from trainers.devices import take_card
+    from trainers.process import tune_process
+
+    tune_process(max(1, int(study.resources.cpus_per_trial)))
+    if study.trial_training.device != "cpu":
+        take_card(*slot())

@@ -1,10 +1,12 @@
-"""The central value: an `Architecture` says which network is built, fully explicit, immutable and with a text form.
+"""The central value: an `Architecture` says which network is built, fully explicit, immutable and
+with a text form.
 
     >>> a = Architecture.parse("28px: 10k3@C4, 10k3 max2/2, 10k4p0 loss=layerwise:0.1")
     >>> str(a.group), a.sizes, Architecture.parse(str(a)) == a
     ('C4', ((28, 28), (14, 14), (11, 11)), True)
 
-The text form is described in `searchspace.grammar`; sizes and remainders come from `searchspace.geometry`.
+The text form is described in `searchspace.grammar`; sizes and remainders come from
+`searchspace.geometry`.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Optional, get_args
+from typing import Literal, get_args
 
 from searchspace.geometry import Layer, layers_of
 from searchspace.groups import TRIVIAL, Group
 
-SubsamplingKind = Literal["max", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop"]
+SubsamplingKind = Literal[
+    "max", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop"
+]
 ResizeMode = Literal["bilinear", "bicubic", "nearest"]
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
 Head = Literal["group_max", "group_mean", "none"]
@@ -25,10 +29,13 @@ Filters = Literal["free", "basis"]
 LossKind = Literal["none", "layerwise", "latent", "label"]
 
 SUBSAMPLING_KINDS, RESIZE_MODES, PADDING_MODES, HEADS, FILTERS, LOSS_KINDS = map(
-    get_args, (SubsamplingKind, ResizeMode, PaddingMode, Head, Filters, LossKind))
-MOST_PIXELS = 16384     # of an axis of the input: positions are looked at one by one where remainders do not decide
+    get_args, (SubsamplingKind, ResizeMode, PaddingMode, Head, Filters, LossKind)
+)
+# of an axis of the input: positions are looked at one by one where remainders do not decide
+MOST_PIXELS = 16384
 MOST_REPEATS = 1000
-BLUR_KERNEL = 5     # pixels: escnn's PointwiseAvgPoolAntialiased at its usual sigma of 0.66, 2 * round(3 sigma) + 1
+# pixels: escnn's PointwiseAvgPoolAntialiased at its usual sigma of 0.66, 2 * round(3 sigma) + 1
+BLUR_KERNEL = 5
 
 
 def _choice(value: str, choices: tuple[str, ...], what: str) -> None:
@@ -36,7 +43,7 @@ def _choice(value: str, choices: tuple[str, ...], what: str) -> None:
         raise ValueError(f"{what} is '{value}'; choose one of {', '.join(choices)}")
 
 
-def _at_least(value: Optional[int], least: int, what: str) -> None:
+def _at_least(value: int | None, least: int, what: str) -> None:
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{what} is {value}; it must be a whole number of at least {least}")
 
@@ -45,19 +52,19 @@ def _at_least(value: Optional[int], least: int, what: str) -> None:
 class Subsampling:
     """What changes the resolution after a stage (or of the input), on both axes alike.
 
-    `max`, `avg` and `conv` (a strided convolution with norm and ReLU) slide a window; `blur` averages a Gaussian of 5
-    pixels and `blurmax` takes the maximum of 3 pixels first; `adaptive` and `adaptivemax` pool to `output` pixels, or to a
-    `stride`-th of the size, rounded up; `resize` interpolates to `output` pixels; `crop` cuts, or pads with zeros,
-    centrally to `output` pixels.
+    `max`, `avg` and `conv` (a strided convolution with norm and ReLU) slide a window; `blur`
+    averages a Gaussian of 5 pixels and `blurmax` takes the maximum of 3 pixels first; `adaptive`
+    and `adaptivemax` pool to `output` pixels, or to a `stride`-th of the size, rounded up; `resize`
+    interpolates to `output` pixels; `crop` cuts, or pads with zeros, centrally to `output` pixels.
     """
 
     kind: SubsamplingKind
-    kernel: int = 1                     # pixels
+    kernel: int = 1  # pixels
     stride: int = 1
-    padding: tuple[int, int] = (0, 0)   # pixels before and after
-    ceil: bool = False                  # round the output size up
-    output: Optional[int] = None        # pixels
-    mode: ResizeMode = "bilinear"       # of resize
+    padding: tuple[int, int] = (0, 0)  # pixels before and after
+    ceil: bool = False  # round the output size up
+    output: int | None = None  # pixels
+    mode: ResizeMode = "bilinear"  # of resize
 
     def __post_init__(self) -> None:
         _choice(self.kind, SUBSAMPLING_KINDS, "a subsampling's kind")
@@ -69,8 +76,10 @@ class Subsampling:
         if self.kind in ("resize", "crop") and self.output is None:
             raise ValueError(f"{self.kind} needs its output size in pixels, such as {self.kind}29")
         if min(self.padding) < 0 or max(self.padding) > self.kernel // 2:
-            raise ValueError(f"{self.kind}{self.kernel} has padding {self.padding[0]}:{self.padding[1]}; "
-                             f"it must be 0 to half of the kernel, {self.kernel // 2}")
+            raise ValueError(
+                f"{self.kind}{self.kernel} has padding {self.padding[0]}:{self.padding[1]}; "
+                f"it must be 0 to half of the kernel, {self.kernel // 2}"
+            )
         if self.ceil and self.kind not in ("max", "avg"):
             raise ValueError(f"{self.kind} cannot round its size up; only max and avg can")
 
@@ -82,19 +91,20 @@ class Subsampling:
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the network: a convolution, several, or residual blocks, then optionally one subsampling.
+    """One part of the network: a convolution, several, or residual blocks, then optionally one
+    subsampling.
 
-    Every convolution is followed by batch norm over fields and ReLU. With `residual`, each of the `repeats` is a block
-    of two convolutions and a skip connection, which is a 1x1 convolution where stride, fields or group change. Only the
-    first convolution has the stride.
+    Every convolution is followed by batch norm over fields and ReLU. With `residual`, each of the
+    `repeats` is a block of two convolutions and a skip connection, which is a 1x1 convolution where
+    stride, fields or group change. Only the first convolution has the stride.
     """
 
-    fields: int                             # channels = fields x order of the group
-    kernel: int                             # pixels
+    fields: int  # channels = fields x order of the group
+    kernel: int  # pixels
     stride: int
-    padding: tuple[int, int]                # pixels before and after
-    group: Group                            # a subgroup of the previous stage's
-    subsampling: Optional[Subsampling] = None
+    padding: tuple[int, int]  # pixels before and after
+    group: Group  # a subgroup of the previous stage's
+    subsampling: Subsampling | None = None
     dilation: int = 1
     padding_mode: PaddingMode = "zeros"
     repeats: int = 1
@@ -102,22 +112,52 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name in ("fields", "kernel", "stride", "dilation", "repeats"):
-            _at_least(getattr(self, name), 1, f"a stage's number of {name}" if name in ("fields", "repeats") else f"a stage's {name}")
+            _at_least(
+                getattr(self, name),
+                1,
+                f"a stage's number of {name}"
+                if name in ("fields", "repeats")
+                else f"a stage's {name}",
+            )
         if self.repeats > MOST_REPEATS:
-            raise ValueError(f"a stage has {self.repeats} repeats; it must have at most {MOST_REPEATS}; write several stages for more")
+            raise ValueError(
+                f"a stage has {self.repeats} repeats; it must have at most {MOST_REPEATS}; "
+                "write several stages for more"
+            )
         _choice(self.padding_mode, PADDING_MODES, "padding mode")
         if min(self.padding) < 0:
-            raise ValueError(f"a stage has padding {self.padding[0]}:{self.padding[1]}; it must not be negative")
-        if self.residual and 2 * self.padding[0] != self.reach or self.residual and self.padding[0] != self.padding[1]:
-            raise ValueError(f"a residual stage has kernel {self.kernel} and padding {self.padding[0]}:{self.padding[1]}, so that its "
-                             "branches differ in size; take an odd kernel and the default padding")
+            raise ValueError(
+                f"a stage has padding {self.padding[0]}:{self.padding[1]}; it must not be negative"
+            )
+        if (self.residual and 2 * self.padding[0] != self.reach) or (
+            self.residual and self.padding[0] != self.padding[1]
+        ):
+            raise ValueError(
+                f"a residual stage has kernel {self.kernel} and padding "
+                f"{self.padding[0]}:{self.padding[1]}, so that its "
+                "branches differ in size; take an odd kernel and the default padding"
+            )
 
     def __hash__(self) -> int:
-        """Computed once: enumerations look stages up by the million. Not kept in pickles, since hashes of strings are a process's own."""
+        """Computed once: enumerations look stages up by the million. Not kept in pickles, since
+        hashes of strings are a process's own.
+        """
         known = self.__dict__.get("_hash")
         if known is None:
-            known = self.__dict__["_hash"] = hash((self.fields, self.kernel, self.stride, self.padding, self.group, self.subsampling, self.dilation,
-                                                   self.padding_mode, self.repeats, self.residual))
+            known = self.__dict__["_hash"] = hash(
+                (
+                    self.fields,
+                    self.kernel,
+                    self.stride,
+                    self.padding,
+                    self.group,
+                    self.subsampling,
+                    self.dilation,
+                    self.padding_mode,
+                    self.repeats,
+                    self.residual,
+                )
+            )
         return known
 
     def __getstate__(self) -> dict:
@@ -136,7 +176,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Loss:
-    """The equivariance loss added to the cross entropy, `weight` times; its group is the declared symmetry of the study."""
+    """The equivariance loss added to the cross entropy, `weight` times; its group is the declared
+    symmetry of the study.
+    """
 
     kind: LossKind = "none"
     weight: float = 0.0
@@ -144,7 +186,10 @@ class Loss:
     def __post_init__(self) -> None:
         _choice(self.kind, LOSS_KINDS, "the equivariance loss")
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"the weight of the equivariance loss is {self.weight}; it must be finite and not negative")
+            raise ValueError(
+                f"the weight of the equivariance loss is {self.weight}; it must be finite and "
+                "not negative"
+            )
         if (self.kind == "none") != (self.weight == 0):
             object.__setattr__(self, "kind", "none")
             object.__setattr__(self, "weight", 0.0)
@@ -157,10 +202,11 @@ NO_LOSS = Loss()
 class Architecture:
     """The full description of one network, without its weights.
 
-    `size` is (height, width) in pixels; `entry` an optional resize or crop of the input; `head` how the |G| channels of a
-    field become one feature after the spatial mean (`none`: they stay apart, and the logits are not invariant); `filters`
-    the parametrisation: `free` kernels that the elements transform (quarter turns and flips, any kernel size) or escnn's
-    band-limited `basis` (any group). Raises ValueError where no such network can be built.
+    `size` is (height, width) in pixels; `entry` an optional resize or crop of the input; `head` how
+    the |G| channels of a field become one feature after the spatial mean (`none`: they stay apart,
+    and the logits are not invariant); `filters` the parametrisation: `free` kernels that the
+    elements transform (quarter turns and flips, any kernel size) or escnn's band-limited `basis`
+    (any group). Raises ValueError where no such network can be built.
     """
 
     size: tuple[int, int]
@@ -168,8 +214,9 @@ class Architecture:
     head: Head = "group_max"
     filters: Filters = "free"
     loss: Loss = NO_LOSS
-    entry: Optional[Subsampling] = None
-    layers: tuple[Layer, ...] = field(init=False, compare=False)     # all that have a window, in order, with sizes and remainders
+    entry: Subsampling | None = None
+    # all that have a window, in order, with sizes and remainders
+    layers: tuple[Layer, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         _choice(self.head, HEADS, "head")
@@ -177,13 +224,19 @@ class Architecture:
         for name, pixels in zip(("height", "width"), self.size):
             _at_least(pixels, 1, f"the input's {name}")
             if pixels > MOST_PIXELS:
-                raise ValueError(f"the input's {name} is {pixels} pixels; it must be at most {MOST_PIXELS}; cut or resize larger images")
+                raise ValueError(
+                    f"the input's {name} is {pixels} pixels; it must be at most {MOST_PIXELS}; "
+                    "cut or resize larger images"
+                )
         if not self.stages:
             raise ValueError("an architecture needs at least one stage, such as 10k3")
         if self.entry is not None and self.entry.kind not in ("resize", "crop"):
-            raise ValueError(f"the input can be changed by resize or crop, not by {self.entry.kind}")
+            raise ValueError(
+                f"the input can be changed by resize or crop, not by {self.entry.kind}"
+            )
         self._check_groups()
-        self.__dict__["layers"] = layers_of(self.size, self.entry, self.stages)     # raises ValueError where a layer does not fit
+        # raises ValueError where a layer does not fit
+        self.__dict__["layers"] = layers_of(self.size, self.entry, self.stages)
 
     def _check_groups(self) -> None:
         previous = self.stages[0].group
@@ -193,20 +246,33 @@ class Architecture:
             if group is not checked:
                 self._check_group(number, group, previous)
                 previous = checked = group
-            if self.filters == "basis" and (stage.kernel == 2 or step is not None and step.kind == "conv" and step.kernel == 2):
-                raise ValueError(f"stage {number} has kernel 2, for which the band-limited basis is empty; use filters=free or kernel 3")
+            if self.filters == "basis" and (
+                stage.kernel == 2 or (step is not None and step.kind == "conv" and step.kernel == 2)
+            ):
+                raise ValueError(
+                    f"stage {number} has kernel 2, for which the band-limited basis is empty; "
+                    "use filters=free or kernel 3"
+                )
 
     def _check_group(self, number: int, group: Group, previous: Group) -> None:
         if not group <= previous:
-            raise ValueError(f"stage {number} has group {group}, which is no subgroup of stage {number - 1}'s {previous}; "
-                             f"choose one of {', '.join(map(str, previous.subgroups()))}")
+            raise ValueError(
+                f"stage {number} has group {group}, which is no subgroup of stage "
+                f"{number - 1}'s {previous}; "
+                f"choose one of {', '.join(map(str, previous.subgroups()))}"
+            )
         if self.filters == "free" and not group.on_grid:
-            raise ValueError(f"stage {number} has group {group}, which free filters cannot express on a pixel grid; "
-                             "use filters=basis, or one of C1, C2, C4, D1, D2, D4")
+            raise ValueError(
+                f"stage {number} has group {group}, which free filters cannot express on a "
+                "pixel grid; "
+                "use filters=basis, or one of C1, C2, C4, D1, D2, D4"
+            )
 
     @classmethod
-    def parse(cls, text: str) -> "Architecture":
-        """The architecture that `text` describes (`searchspace.grammar`). Raises ValueError that names the part in error."""
+    def parse(cls, text: str) -> Architecture:
+        """The architecture that `text` describes (`searchspace.grammar`). Raises ValueError that
+        names the part in error.
+        """
         from searchspace.grammar import parse_architecture
 
         return parse_architecture(text)
@@ -221,7 +287,9 @@ class Architecture:
 
     @property
     def group(self) -> Group:
-        """The group of the last stage: the one under which features are built to be equivariant from end to end."""
+        """The group of the last stage: the one under which features are built to be equivariant
+        from end to end.
+        """
         return self.stages[-1].group
 
     @property
@@ -235,11 +303,13 @@ class Architecture:
         after = {layer.stage: layer.size_out for layer in self.layers if layer.branch == "main"}
         return tuple(after[number] for number in range(1, len(self.stages) + 1))
 
-    def with_size(self, height: int, width: Optional[int] = None) -> "Architecture":
-        """The same architecture for another input size. Raises ValueError if its layout does not fit."""
+    def with_size(self, height: int, width: int | None = None) -> Architecture:
+        """The same architecture for another input size. Raises ValueError if its layout does not
+        fit.
+        """
         return replace(self, size=(height, height if width is None else width))
 
-    def canonical(self) -> "Architecture":
+    def canonical(self) -> Architecture:
         """The simplest architecture that builds the same network (`searchspace.canonical`)."""
         from searchspace.canonical import canonical
 

@@ -1,16 +1,19 @@
-"""A verdict drawn for the terminal: sizes along the network, where the grid shifts, and which elements are left after each stage."""
+"""A verdict drawn for the terminal: sizes along the network, where the grid shifts, and which
+elements are left after each stage.
+"""
 
 from __future__ import annotations
 
-from typing import Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from searchspace.exactness import AXES, Verdict, shift_text
 from searchspace.geometry import Layer
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, isomorphic_name, largest_subgroup
 
-BAR = 16            # cells of the longest bar
-MOST_LABEL = 34     # cells of a stage's text
+BAR = 16  # cells of the longest bar
+MOST_LABEL = 34  # cells of a stage's text
 BLOCKS = {True: "#", False: "█"}
 FOLD = {True: ":", False: "⋮"}
 SHIFT = {True: "!", False: "✗"}
@@ -22,34 +25,41 @@ class _Row(NamedTuple):
     group: str
     text: str
     size: tuple[int, int]
-    notes: tuple[str, ...]      # shifted windows
+    notes: tuple[str, ...]  # shifted windows
     left: str
 
-    def like(self, other: "_Row") -> bool:
+    def like(self, other: _Row) -> bool:
         return self[2:] == other[2:] and self.group == other.group
 
 
 def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
-    """`verdict` as lines of at most `width` cells (80 or more), without a final newline. `ascii_only`: no box characters.
+    """`verdict` as lines of at most `width` cells (80 or more), without a final newline.
+    `ascii_only`: no box characters.
 
-    One line per stage, with the output size as a bar; below it, the windows that lie shifted. Equal neighbours are folded.
-    Raises ValueError for a width below 80.
+    One line per stage, with the output size as a bar; below it, the windows that lie shifted. Equal
+    neighbours are folded. Raises ValueError for a width below 80.
     """
     if width < 80:
         raise ValueError(f"a drawing of {width} cells is too narrow; it needs at least 80")
     rows = _folded(list(_rows(verdict)))
     label = min(max(len(row.text) for row in rows), MOST_LABEL)
     longest = max(max(row.size) for row in rows)
-    lines = [f"{'stage':>6}  {'group':5}  {'layers':{label}}  {'size':{BAR + 9}}  left".rstrip(), RULE[ascii_only] * min(width, label + BAR + 38)]
+    lines = [
+        f"{'stage':>6}  {'group':5}  {'layers':{label}}  {'size':{BAR + 9}}  left".rstrip(),
+        RULE[ascii_only] * min(width, label + BAR + 38),
+    ]
     for row in rows:
         if not row.text:
             lines.append(f"{FOLD[ascii_only]:>6}")
             continue
         bar = BLOCKS[ascii_only] * max(1, round(max(row.size) / longest * BAR))
-        text = row.text if len(row.text) <= label else row.text[:label - 3] + "..."
-        lines.append(f"{row.stage:>6}  {row.group:5}  {text:{label}}  {bar + ' ' + _pixels(row.size):{BAR + 9}}  {row.left}".rstrip())
+        text = row.text if len(row.text) <= label else row.text[: label - 3] + "..."
+        lines.append(
+            f"{row.stage:>6}  {row.group:5}  "
+            f"{text:{label}}  {bar + ' ' + _pixels(row.size):{BAR + 9}}  {row.left}".rstrip()
+        )
         lines += [f"{'':15}{SHIFT[ascii_only]} {note}" for note in row.notes]
-    return "\n".join(line if len(line) <= width else line[:width - 3] + "..." for line in lines)
+    return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines)
 
 
 def _rows(verdict: Verdict) -> Iterable[_Row]:
@@ -58,10 +68,25 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
     after_entry = architecture.layers[0].size_out if architecture.entry else architecture.size
     yield _Row("image", "", "-", architecture.size, (), _named(verdict.group.elements, verdict))
     if architecture.entry is not None:
-        yield _Row("entry", "", str(architecture.entry), after_entry, _notes(architecture.layers, 0), _named(left[0], verdict))
-    for number, (stage, size, elements) in enumerate(zip(architecture.stages, architecture.sizes, left[1:]), start=1):
-        yield _Row(str(number), str(stage.group), format_stage(stage, stage.group), size, _notes(architecture.layers, number),
-                   _named(elements, verdict))
+        yield _Row(
+            "entry",
+            "",
+            str(architecture.entry),
+            after_entry,
+            _notes(architecture.layers, 0),
+            _named(left[0], verdict),
+        )
+    for number, (stage, size, elements) in enumerate(
+        zip(architecture.stages, architecture.sizes, left[1:]), start=1
+    ):
+        yield _Row(
+            str(number),
+            str(stage.group),
+            format_stage(stage, stage.group),
+            size,
+            _notes(architecture.layers, number),
+            _named(elements, verdict),
+        )
         group = stage.group
     assert group == architecture.group
 
@@ -81,10 +106,14 @@ def _notes(layers: Iterable[Layer], stage: int) -> tuple[str, ...]:
 
 
 def _named(elements: tuple[Element, ...], verdict: Verdict) -> str:
-    """`C4`, or for a group with a slanted or no regular form its elements; `all` of a large group are its name."""
+    """`C4`, or for a group with a slanted or no regular form its elements; `all` of a large group
+    are its name.
+    """
     name = isomorphic_name(largest_subgroup(elements))
     if len(elements) == verdict.group.order or len(elements) == 1:
-        return str(verdict.group) if len(elements) > 1 or verdict.group.order == 1 else "C1 (nothing)"
+        return (
+            str(verdict.group) if len(elements) > 1 or verdict.group.order == 1 else "C1 (nothing)"
+        )
     text = " ".join(map(str, elements))
     return f"{name}: {text}" if len(text) <= 14 else name
 
@@ -94,7 +123,9 @@ def _pixels(size: tuple[int, int]) -> str:
 
 
 def _folded(rows: list[_Row], shown: int = 2) -> list[_Row]:
-    """The rows, where of more than three equal neighbours only the first and last are kept, with an empty row between them."""
+    """The rows, where of more than three equal neighbours only the first and last are kept, with an
+    empty row between them.
+    """
     found: list[_Row] = []
     start = 0
     while start < len(rows):
@@ -102,6 +133,8 @@ def _folded(rows: list[_Row], shown: int = 2) -> list[_Row]:
         while end < len(rows) and rows[start].like(rows[end]):
             end += 1
         run = rows[start:end]
-        found += run if len(run) <= shown + 1 else [run[0], _Row("", "", "", (0, 0), (), ""), run[-1]]
+        found += (
+            run if len(run) <= shown + 1 else [run[0], _Row("", "", "", (0, 0), (), ""), run[-1]]
+        )
         start = end
     return found

@@ -1,16 +1,18 @@
 """Which elements of a group a network respects exactly, known before it is trained.
 
-An element maps feature maps to feature maps exactly iff every stage's group contains it, it maps the pixel grid onto itself, and
-no window is shifted on an axis that it reads backwards ("Using and Abusing Equivariance", arXiv:2308.11316; tested against
-float64 measurements element by element in `tests/test_exactness_proof.py`). Shifts that undo each other, or that no
-feature sees, break nothing (`searchspace.mirroring`). Whatever is not exact is measured, never claimed.
+An element maps feature maps to feature maps exactly iff every stage's group contains it, it maps
+the pixel grid onto itself, and no window is shifted on an axis that it reads backwards ("Using and
+Abusing Equivariance", arXiv:2308.11316; tested against float64 measurements element by element in
+`tests/test_exactness_proof.py`). Shifts that undo each other, or that no feature sees, break
+nothing (`searchspace.mirroring`). Whatever is not exact is measured, never claimed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Iterable, Literal, Optional
+from functools import cache, cached_property
+from typing import Literal
 
 from searchspace.architecture import Architecture
 from searchspace.geometry import layers_of
@@ -27,11 +29,12 @@ UNSHIFTED = (0, 0)
 class Break:
     """One place where an element stops being exact."""
 
-    reason: Reason              # grid: no pixel permutation; group: not built in from this stage on; shift: a window is shifted
-    stage: int                  # counted from 1; 0 is the entry
-    layer: str                  # such as conv1 or max2/2; empty unless shifted
-    axis: str                   # height or width; empty unless shifted
-    remainder: int              # pixels, or samples of a nearest-neighbour resize; 0 unless shifted
+    # grid: no pixel permutation; group: not built in from this stage on; shift: a window is shifted
+    reason: Reason
+    stage: int  # counted from 1; 0 is the entry
+    layer: str  # such as conv1 or max2/2; empty unless shifted
+    axis: str  # height or width; empty unless shifted
+    remainder: int  # pixels, or samples of a nearest-neighbour resize; 0 unless shifted
 
     def __str__(self) -> str:
         if self.reason == "grid":
@@ -43,14 +46,18 @@ class Break:
 
 
 def shift_text(layer: str, axes: tuple[str, ...], remainder: int) -> str:
-    """How a shifted window is told: `height and width shifted by 1 px`. A nearest-neighbour resize counts samples, not pixels."""
+    """How a shifted window is told: `height and width shifted by 1 px`. A nearest-neighbour resize
+    counts samples, not pixels.
+    """
     if layer.endswith("nearest"):
         return f"{remainder} samples not mirrored in {' and '.join(axes)}"
     return f"{' and '.join(axes)} shifted by {remainder} px"
 
 
 def places(breaks: Iterable[Break]) -> tuple[str, ...]:
-    """`breaks` in words, those of layers that shift alike in one: `stage 3 skip1, conv1: width shifted by 1 px`."""
+    """`breaks` in words, those of layers that shift alike in one: `stage 3 skip1, conv1: width
+    shifted by 1 px`.
+    """
     axes: dict[tuple[int, str, int], list[str]] = {}
     for b in breaks:
         if b.reason != "shift":
@@ -59,7 +66,10 @@ def places(breaks: Iterable[Break]) -> tuple[str, ...]:
     layers: dict[tuple[int, str], list[str]] = {}
     for (stage, layer, remainder), of_layer in axes.items():
         layers.setdefault((stage, shift_text(layer, tuple(of_layer), remainder)), []).append(layer)
-    return tuple(f"{f'stage {stage}' if stage else 'entry'} {', '.join(names)}: {what}" for (stage, what), names in layers.items())
+    return tuple(
+        f"{f'stage {stage}' if stage else 'entry'} {', '.join(names)}: {what}"
+        for (stage, what), names in layers.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -67,17 +77,22 @@ class Verdict:
     """Which elements of `group` survive in an architecture, and where each of the others is lost."""
 
     architecture: Architecture
-    group: Group                        # the group asked about
-    kept: frozenset[Element]            # the quarter turns and flips that the windows leave exact, built in or not
+    group: Group  # the group asked about
+    # the quarter turns and flips that the windows leave exact, built in or not
+    kept: frozenset[Element]
 
     @property
     def surviving(self) -> tuple[Element, ...]:
-        """The elements under which the features are exactly equivariant, in the group's order; always with the identity."""
+        """The elements under which the features are exactly equivariant, in the group's order;
+        always with the identity.
+        """
         return _surviving(self.group, self.architecture.group, self.kept)
 
     @property
     def surviving_group(self) -> str:
-        """The name of the largest group of surviving elements, up to the direction of a mirror axis."""
+        """The name of the largest group of surviving elements, up to the direction of a mirror
+        axis.
+        """
         return isomorphic_name(largest_subgroup(self.surviving))
 
     @property
@@ -87,73 +102,120 @@ class Verdict:
 
     @property
     def grid_exact(self) -> bool:
-        """True if every element of the group that maps the pixel grid onto itself survives: the best a C8 can reach."""
+        """True if every element of the group that maps the pixel grid onto itself survives: the
+        best a C8 can reach.
+        """
         return len(self.surviving) == self.group.grid.order
 
     @property
     def unshifted(self) -> bool:
-        """True if no element that is built in and on the grid is lost: no shifted window is left to repair."""
-        return all(e in self.kept for e in self.group.elements if e.on_grid and e in self.architecture.group)
+        """True if no element that is built in and on the grid is lost: no shifted window is left to
+        repair.
+        """
+        return all(
+            e in self.kept
+            for e in self.group.elements
+            if e.on_grid and e in self.architecture.group
+        )
 
     @cached_property
     def losses(self) -> tuple[tuple[Element, tuple[Break, ...]], ...]:
-        """Every element of the group with the places where it is lost, first place first; no places: it survives.
+        """Every element of the group with the places where it is lost, first place first; no
+        places: it survives.
 
         A shifted window behind which the element is exact again, or still, is no such place.
         """
         return tuple((element, self._places(element)) for element in self.group.elements)
 
     def breaks(self, element: Element) -> tuple[Break, ...]:
-        """Where `element` is lost, first place first; empty if it survives. Raises KeyError outside the group."""
+        """Where `element` is lost, first place first; empty if it survives. Raises KeyError outside
+        the group.
+        """
         return dict(self.losses)[element]
 
     def _places(self, element: Element) -> tuple[Break, ...]:
         stages = self.architecture.stages
         if element not in stages[-1].group:
-            return (Break("group", next(n for n, stage in enumerate(stages, start=1) if element not in stage.group), "", "", 0),)
+            return (
+                Break(
+                    "group",
+                    next(
+                        n for n, stage in enumerate(stages, start=1) if element not in stage.group
+                    ),
+                    "",
+                    "",
+                    0,
+                ),
+            )
         if not element.on_grid:
             return (Break("grid", 1, "", "", 0),)
         if element in self.kept:
             return ()
         exact = exact_after(self.architecture.size, self._reads, element)
-        since = max((n for n, flag in enumerate(exact) if flag and (n or self.architecture.entry)), default=-1)
-        return tuple(Break("shift", layer.stage, layer.name, AXES[axis], layer.remainder[axis]) for layer in self.architecture.layers
-                     for axis in (0, 1) if layer.stage > since and layer.remainder[axis] and element.reversed_axes[axis])
+        since = max(
+            (n for n, flag in enumerate(exact) if flag and (n or self.architecture.entry)),
+            default=-1,
+        )
+        return tuple(
+            Break("shift", layer.stage, layer.name, AXES[axis], layer.remainder[axis])
+            for layer in self.architecture.layers
+            for axis in (0, 1)
+            if layer.stage > since and layer.remainder[axis] and element.reversed_axes[axis]
+        )
 
     @cached_property
     def invariant(self) -> tuple[Element, ...]:
         """The elements that leave the logits exactly unchanged, in the group's order.
 
-        They are the surviving ones, if the head pools over the group; those that only move features whose spatial mean
-        stays (a grid shifted around a circle); and all that are on the grid, built in or not, where kernels might as well
-        have one pixel. A network that sees no pixel is invariant under everything.
+        They are the surviving ones, if the head pools over the group; those that only move features
+        whose spatial mean stays (a grid shifted around a circle); and all that are on the grid,
+        built in or not, where kernels might as well have one pixel. A network that sees no pixel is
+        invariant under everything.
         """
         return tuple(element for element in self.group.elements if self._unchanged(element))
 
     def _unchanged(self, element: Element) -> bool:
         architecture = self.architecture
         size, built = architecture.size, architecture.group
-        if element == IDENTITY or architecture.head != "none" and element in self.kept and element in built:
+        if element == IDENTITY or (
+            architecture.head != "none" and element in self.kept and element in built
+        ):
             return True
-        if not sees_pixels(size, self._reads) and (size[0] == size[1] or not element.on_grid or not element.swaps_axes):
+        if not sees_pixels(size, self._reads) and (
+            size[0] == size[1] or not element.on_grid or not element.swaps_axes
+        ):
             return True
         return element.on_grid and unchanged(size, self._reads, built, architecture.head, element)
 
     @cached_property
     def after_stages(self) -> tuple[tuple[Element, ...], ...]:
-        """The elements that survive in the maps of the entry (of the image, if there is none), then of each stage."""
-        groups = (self.architecture.stages[0].group, *(stage.group for stage in self.architecture.stages))
-        exact = {e: exact_after(self.architecture.size, self._reads, e) for e in self.group.elements if e.on_grid and e in groups[0]}
-        return tuple(tuple(e for e, flags in exact.items() if e in built and flags[n]) for n, built in enumerate(groups))
+        """The elements that survive in the maps of the entry (of the image, if there is none), then
+        of each stage.
+        """
+        groups = (
+            self.architecture.stages[0].group,
+            *(stage.group for stage in self.architecture.stages),
+        )
+        exact = {
+            e: exact_after(self.architecture.size, self._reads, e)
+            for e in self.group.elements
+            if e.on_grid and e in groups[0]
+        }
+        return tuple(
+            tuple(e for e, flags in exact.items() if e in built and flags[n])
+            for n, built in enumerate(groups)
+        )
 
     @property
     def _reads(self) -> Program:
         return program(self.architecture.layers)
 
 
-def verdict(architecture: Architecture, group: Optional[Group] = None) -> Verdict:
+def verdict(architecture: Architecture, group: Group | None = None) -> Verdict:
     """The verdict on `architecture` for every element of `group`; None: the group it is built with."""
-    return Verdict(architecture, architecture.group if group is None else group, _kept(architecture))
+    return Verdict(
+        architecture, architecture.group if group is None else group, _kept(architecture)
+    )
 
 
 def _kept(architecture: Architecture) -> frozenset[Element]:
@@ -162,27 +224,38 @@ def _kept(architecture: Architecture) -> frozenset[Element]:
     return kept_elements(architecture.size, architecture.layers)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _surviving(group: Group, built: Group, kept: frozenset[Element]) -> tuple[Element, ...]:
     return tuple(e for e in group.elements if e in built and e in kept)
 
 
-def exact_sizes(architecture: Architecture, *, within: int = 64, most: int = 4) -> tuple[tuple[int, int], ...]:
-    """Input sizes (height, width) nearby at which every grid element of the network's group survives, nearest first.
+def exact_sizes(
+    architecture: Architecture, *, within: int = 64, most: int = 4
+) -> tuple[tuple[int, int], ...]:
+    """Input sizes (height, width) nearby at which every grid element of the network's group
+    survives, nearest first.
 
-    Sizes at which no window is shifted, and the present one if it is exact at all. At most `most` smaller ones, of a third at least, and `most`
-    larger ones, no further than `within` pixels. Square inputs stay square; of others, each axis moves on its own.
+    Sizes at which no window is shifted, and the present one if it is exact at all. At most `most`
+    smaller ones, of a third at least, and `most` larger ones, no further than `within` pixels.
+    Square inputs stay square; of others, each axis moves on its own.
     """
     height, width = architecture.size
     if height == width:
         found = [(n, n) for n in _around(height, within) if _is_exact(architecture, (n, n))]
         below = [s for s in found if height <= 3 * s[0] < 3 * height][:most]
         above = [s for s in found if s[0] > height][:most]
-        return tuple(sorted(below + [s for s in found if s[0] == height] + above, key=lambda s: (abs(s[0] - height), s[0])))
+        return tuple(
+            sorted(
+                below + [s for s in found if s[0] == height] + above,
+                key=lambda s: (abs(s[0] - height), s[0]),
+            )
+        )
     near = min(within, 8)
     pairs = ((h, w) for h in _around(height, near) for w in _around(width, near))
     found = [pair for pair in pairs if _is_exact(architecture, pair)]
-    return tuple(sorted(found, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), s))[:2 * most])
+    return tuple(
+        sorted(found, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), s))[: 2 * most]
+    )
 
 
 def _around(size: int, within: int) -> list[int]:
@@ -192,7 +265,7 @@ def _around(size: int, within: int) -> list[int]:
 def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
     try:
         layers = layers_of(size, architecture.entry, architecture.stages)
-    except ValueError:          # too small for its layout
+    except ValueError:  # too small for its layout
         return False
     if size == architecture.size:
         return verdict(architecture).grid_exact

@@ -1,35 +1,46 @@
 """The text form of an `Architecture`: what tables, reports, files and the command line speak.
 
-    architecture :=  size "px" [entry] ":" stage ("," stage)* option*
-    size         :=  29  |  48x64                         height x width, pixels
-    entry        :=  resize29 | resize29nearest | resize29bicubic | crop27
-    stage        :=  conv [subsampling]
-    conv         :=  FIELDS "k" KERNEL, then in any order
-                     sN       stride (1)
-                     pN       padding (kernel//2); pN:M before and after; pNreflect, pNcircular, pNreplicate
-                     dN       dilation (1)
-                     xN       repeats: that many convolutions, or residual blocks (1)
-                     r        residual blocks of two convolutions
-                     @GROUP   where the group changes; it stays until the next change (C1)
-    subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/2p1 | blur/2 | blurmax/2
-                  |  adaptive | adaptive/2 | adaptive14 | adaptivemax14 | resize29 | crop27
-    option       :=  head=group_max | group_mean | none
-                  |  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | none
-                  |  filters=free | basis                 (free, where all groups are of quarter turns and flips)
-                  |  family=plain | steerable             (checked against the groups)
+architecture :=  size "px" [entry] ":" stage ("," stage)* option*
+size         :=  29  |  48x64                         height x width, pixels
+entry        :=  resize29 | resize29nearest | resize29bicubic | crop27
+stage        :=  conv [subsampling]
+conv         :=  FIELDS "k" KERNEL, then in any order
+                 sN       stride (1)
+                 pN       padding (kernel//2); pN:M before and after; pNreflect, pNcircular, pNreplicate
+                 dN       dilation (1)
+                 xN       repeats: that many convolutions, or residual blocks (1)
+                 r        residual blocks of two convolutions
+                 @GROUP   where the group changes; it stays until the next change (C1)
+subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/2p1 | blur/2 |
+blurmax/2
+              |  adaptive | adaptive/2 | adaptive14 | adaptivemax14 | resize29 | crop27
+option       :=  head=group_max | group_mean | none
+              |  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | none
+              |  filters=free | basis                 (free, where all groups are of quarter turns and flips)
+              |  family=plain | steerable             (checked against the groups)
 """
 
 from __future__ import annotations
 
 import re
-from typing import Optional, get_args
+from typing import get_args
 
-from searchspace.architecture import (BLUR_KERNEL, NO_LOSS, Architecture, Loss, LossKind, Stage, Subsampling)
+from searchspace.architecture import (
+    BLUR_KERNEL,
+    NO_LOSS,
+    Architecture,
+    Loss,
+    LossKind,
+    Stage,
+    Subsampling,
+)
 from searchspace.groups import TRIVIAL, Group
 
 _HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?\s*px(?:\s+(\S+))?\s*")
 _CONV = re.compile(r"(\d+)k(\d+)(\S*)")
-_MODIFIER = re.compile(r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)|@([A-Za-z]_?\d+)")
+_MODIFIER = re.compile(
+    r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)|@([A-Za-z]_?\d+)"
+)
 _WINDOW = re.compile(r"(max|avg|conv)(\d+)(?:/(\d+))?(?:p(\d+)(?::(\d+))?)?(ceil)?")
 _BLUR = re.compile(r"(blur|blurmax)/(\d+)")
 _ADAPTIVE = re.compile(r"(adaptive|adaptivemax)(?:/(\d+)|(\d+))?")
@@ -38,7 +49,9 @@ _OPTIONS = ("head", "loss", "filters", "family")
 
 
 def parse_subsampling(text: str) -> Subsampling:
-    """The subsampling that `text` describes, such as `max3/2p1`. Raises ValueError for any other text."""
+    """The subsampling that `text` describes, such as `max3/2p1`. Raises ValueError for any other
+    text.
+    """
     if match := _WINDOW.fullmatch(text):
         kind, kernel, stride, before, after, ceil = match.groups()
         padding = (int(before or 0), int(after or before or 0))
@@ -47,11 +60,20 @@ def parse_subsampling(text: str) -> Subsampling:
         half = BLUR_KERNEL // 2
         return Subsampling(match[1], BLUR_KERNEL, int(match[2]), (half, half))
     if match := _ADAPTIVE.fullmatch(text):
-        return Subsampling(match[1], output=int(match[3])) if match[3] else Subsampling(match[1], stride=int(match[2] or 2))
+        return (
+            Subsampling(match[1], output=int(match[3]))
+            if match[3]
+            else Subsampling(match[1], stride=int(match[2] or 2))
+        )
     if match := _EXACT_SIZE.fullmatch(text):
-        return Subsampling(match[1] or match[4], output=int(match[2] or match[5]), mode=match[3] or "bilinear")
-    raise ValueError(f"'{text}' is no subsampling; write one like max2/2, max3/2p1, avg3/2p1, conv3/2p1, blur/2, adaptive/2, "
-                     "adaptive14, resize29 or crop27")
+        return Subsampling(
+            match[1] or match[4], output=int(match[2] or match[5]), mode=match[3] or "bilinear"
+        )
+    raise ValueError(
+        f"'{text}' is no subsampling; write one like max2/2, max3/2p1, avg3/2p1, conv3/2p1, "
+        "blur/2, adaptive/2, "
+        "adaptive14, resize29 or crop27"
+    )
 
 
 def format_subsampling(step: Subsampling) -> str:
@@ -66,23 +88,40 @@ def format_subsampling(step: Subsampling) -> str:
 
 
 def parse_stage(text: str, group: Group) -> Stage:
-    """The stage that `text` describes, after a stage of `group`. Raises ValueError that names the part in error."""
+    """The stage that `text` describes, after a stage of `group`. Raises ValueError that names the
+    part in error.
+    """
     words = text.split()
     match = _CONV.fullmatch(words[0]) if words else None
     if not match:
-        raise ValueError(f"'{text.strip()}' is no stage; write one like 16k3, 16k5@D4 max3/2p1 or 32k3s2x3r "
-                         "(fields, k kernel, s stride, p padding, d dilation, x repeats, r residual, @GROUP, then the subsampling)")
+        raise ValueError(
+            f"'{text.strip()}' is no stage; write one like 16k3, 16k5@D4 max3/2p1 or 32k3s2x3r "
+            "(fields, k kernel, s stride, p padding, d dilation, x repeats, r residual, @GROUP, "
+            "then the subsampling)"
+        )
     if len(words) > 2:
-        raise ValueError(f"stage '{text.strip()}' has more than one subsampling ({', '.join(words[1:])}); "
-                         "a stage ends with at most one; separate stages by commas and put options last")
+        raise ValueError(
+            f"stage '{text.strip()}' has more than one subsampling ({', '.join(words[1:])}); "
+            "a stage ends with at most one; separate stages by commas and put options last"
+        )
     fields, kernel = int(match[1]), int(match[2])
     values = _modifiers(match[3], text)
     dilation = values.get("d", 1)
     if "padding" not in values:
         values["padding"] = (dilation * (kernel // 2),) * 2
     subsampling = parse_subsampling(words[1]) if len(words) == 2 else None
-    return Stage(fields, kernel, values.get("s", 1), values["padding"], values.get("group", group), subsampling, dilation,
-                 values.get("mode", "zeros"), values.get("x", 1), values.get("r", False))
+    return Stage(
+        fields,
+        kernel,
+        values.get("s", 1),
+        values["padding"],
+        values.get("group", group),
+        subsampling,
+        dilation,
+        values.get("mode", "zeros"),
+        values.get("x", 1),
+        values.get("r", False),
+    )
 
 
 def _modifiers(text: str, stage: str) -> dict:
@@ -90,8 +129,11 @@ def _modifiers(text: str, stage: str) -> dict:
     while position < len(text):
         match = _MODIFIER.match(text, position)
         if not match:
-            raise ValueError(f"'{text[position:]}' in stage '{stage.strip()}' says nothing known; after the kernel may follow "
-                             "sN (stride), pN (padding), dN (dilation), xN (repeats), r (residual) and @GROUP")
+            raise ValueError(
+                f"'{text[position:]}' in stage '{stage.strip()}' says nothing known; after the "
+                "kernel may follow "
+                "sN (stride), pN (padding), dN (dilation), xN (repeats), r (residual) and @GROUP"
+            )
         before, after, mode, letter, number, residual, group = match.groups()
         if before is not None:
             found = {"padding": (int(before), int(after or before)), "mode": mode or "zeros"}
@@ -101,7 +143,9 @@ def _modifiers(text: str, stage: str) -> dict:
             found = {"r": True} if residual else {"group": Group.parse(group)}
         twice = values.keys() & found.keys()
         if twice:
-            raise ValueError(f"stage '{stage.strip()}' says {match[0]!r} after it was already given; say it once")
+            raise ValueError(
+                f"stage '{stage.strip()}' says {match[0]!r} after it was already given; say it once"
+            )
         values.update(found)
         position = match.end()
     return values
@@ -112,14 +156,20 @@ def format_stage(stage: Stage, group: Group) -> str:
     default = (stage.dilation * (stage.kernel // 2),) * 2
     mode = stage.padding_mode if stage.padding_mode != "zeros" else ""
     padding = _format_padding(stage.padding, None if mode else default) + mode
-    parts = [f"{stage.fields}k{stage.kernel}", f"s{stage.stride}" if stage.stride != 1 else "", padding,
-             f"d{stage.dilation}" if stage.dilation != 1 else "", f"x{stage.repeats}" if stage.repeats != 1 else "",
-             "r" if stage.residual else "", f"@{stage.group}" if stage.group != group else "",
-             f" {stage.subsampling}" if stage.subsampling else ""]
+    parts = [
+        f"{stage.fields}k{stage.kernel}",
+        f"s{stage.stride}" if stage.stride != 1 else "",
+        padding,
+        f"d{stage.dilation}" if stage.dilation != 1 else "",
+        f"x{stage.repeats}" if stage.repeats != 1 else "",
+        "r" if stage.residual else "",
+        f"@{stage.group}" if stage.group != group else "",
+        f" {stage.subsampling}" if stage.subsampling else "",
+    ]
     return "".join(parts)
 
 
-def _format_padding(padding: tuple[int, int], default: Optional[tuple[int, int]]) -> str:
+def _format_padding(padding: tuple[int, int], default: tuple[int, int] | None) -> str:
     if padding == default:
         return ""
     return f"p{padding[0]}" if padding[0] == padding[1] else f"p{padding[0]}:{padding[1]}"
@@ -130,27 +180,47 @@ def parse_architecture(text: str) -> Architecture:
     header, colon, body = text.partition(":")
     match = _HEADER.fullmatch(header)
     if colon and not match and len(words := header.split()) > 2 and _HEADER.fullmatch(words[0]):
-        raise ValueError(f"the input is changed by {' and '.join(words[1:])}, but one step is all that can stand before the colon; "
-                         "leave one out, or put a step behind a stage")
+        raise ValueError(
+            f"the input is changed by {' and '.join(words[1:])}, but one step is all that can "
+            "stand before the colon; "
+            "leave one out, or put a step behind a stage"
+        )
     if not colon or not match:
-        raise ValueError(f"'{text.strip()[:60]}' is no architecture; write the input size, a colon and the stages, "
-                         "such as '28px: 10k3@C4, 10k3 max2/2, 10k4p0 head=group_max'")
+        raise ValueError(
+            f"'{text.strip()[:60]}' is no architecture; write the input size, a colon and the "
+            "stages, "
+            "such as '28px: 10k3@C4, 10k3 max2/2, 10k4p0 head=group_max'"
+        )
     size = (int(match[1]), int(match[2] or match[1]))
     entry = parse_subsampling(match[3]) if match[3] else None
     stages, options = parse_stages(body)
     unknown = options.keys() - set(_OPTIONS)
     if unknown:
-        raise ValueError(f"there is no option '{sorted(unknown)[0]}'; the options are {', '.join(_OPTIONS)}")
+        raise ValueError(
+            f"there is no option '{min(unknown)}'; the options are {', '.join(_OPTIONS)}"
+        )
     on_grid = all(stage.group.on_grid for stage in stages)
-    architecture = Architecture(size, stages, options.get("head", "group_max"),
-                                options.get("filters", "free" if on_grid else "basis"),
-                                parse_loss(options["loss"]) if "loss" in options else NO_LOSS, entry)
+    architecture = Architecture(
+        size,
+        stages,
+        options.get("head", "group_max"),
+        options.get("filters", "free" if on_grid else "basis"),
+        parse_loss(options["loss"]) if "loss" in options else NO_LOSS,
+        entry,
+    )
     family = options.get("family", architecture.family)
     if family not in ("plain", "steerable"):
         raise ValueError(f"family is '{family}'; choose plain or steerable")
     if family != architecture.family:
-        remedy = f"drop '@{stages[0].group}'" if family == "plain" else "give the first stage a group, such as @C4"
-        raise ValueError(f"family is {family}, but the first stage has group {stages[0].group}; {remedy}, or say family={architecture.family}")
+        remedy = (
+            f"drop '@{stages[0].group}'"
+            if family == "plain"
+            else "give the first stage a group, such as @C4"
+        )
+        raise ValueError(
+            f"family is {family}, but the first stage has group {stages[0].group}; {remedy}, or "
+            f"say family={architecture.family}"
+        )
     return architecture
 
 
@@ -183,12 +253,18 @@ def parse_loss(text: str) -> Loss:
     if kind == "none" and not weight:
         return NO_LOSS
     if kind not in get_args(LossKind):
-        raise ValueError(f"loss is '{text}'; write a kind ({', '.join(get_args(LossKind))}) and a weight, such as layerwise:0.1")
+        raise ValueError(
+            f"loss is '{text}'; write a kind ({', '.join(get_args(LossKind))}) and a weight, "
+            "such as layerwise:0.1"
+        )
     try:
         return Loss(kind, float(weight))
     except ValueError:
-        raise ValueError(f"loss is '{text}'; write a kind ({', '.join(get_args(LossKind))}) and a finite weight of at least 0, "
-                         "such as layerwise:0.1") from None
+        raise ValueError(
+            f"loss is '{text}'; write a kind ({', '.join(get_args(LossKind))}) and a finite "
+            "weight of at least 0, "
+            "such as layerwise:0.1"
+        ) from None
 
 
 def format_architecture(architecture: Architecture) -> str:
@@ -204,7 +280,9 @@ def format_architecture(architecture: Architecture) -> str:
     options = []
     if architecture.head != "group_max":
         options.append(f"head={architecture.head}")
-    if architecture.filters != ("free" if all(s.group.on_grid for s in architecture.stages) else "basis"):
+    if architecture.filters != (
+        "free" if all(s.group.on_grid for s in architecture.stages) else "basis"
+    ):
         options.append(f"filters={architecture.filters}")
     if architecture.loss.kind != "none":
         options.append(f"loss={architecture.loss.kind}:{architecture.loss.weight!r}")

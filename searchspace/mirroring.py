@@ -1,32 +1,43 @@
-"""Which elements the windows of a network leave exact, decided position by position where remainders alone do not decide.
+"""Which elements the windows of a network leave exact, decided position by position where
+remainders alone do not decide.
 
-A remainder of 0 in every layer is enough, but not needed: a window that covers the whole axis is symmetric wherever it starts,
-and a crop and a pool that each shift the grid may undo each other. The image and the moved image are both followed through
-the network as terms (`searchspace.symbolic`), with every kernel moved for the latter; features are exact iff both give the same
-terms in moved positions. Axes are followed one by one, or together where windows lie in the padding alone: what these show is
-no pixel's on one axis and perhaps on neither.
+A remainder of 0 in every layer is enough, but not needed: a window that covers the whole axis is
+symmetric wherever it starts, and a crop and a pool that each shift the grid may undo each other.
+The image and the moved image are both followed through the network as terms
+(`searchspace.symbolic`), with every kernel moved for the latter; features are exact iff both give
+the same terms in moved positions. Axes are followed one by one, or together where windows lie in
+the padding alone: what these show is no pixel's on one axis and perhaps on neither.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 from searchspace.geometry import CACHED, Layer, Read, Rule, Size, place
 from searchspace.groups import IDENTITY, Element, Group
 from searchspace.symbolic import Program, Terms, image, moved, program
 
 GRID = Group(4, True).elements
-MOST_POSITIONS = 5000                   # of an image both of whose axes are followed at once: a second's work
-FLIP = Element.parse("m")               # reads the width backwards
+# of an image both of whose axes are followed at once: a second's work
+MOST_POSITIONS = 5000
+FLIP = Element.parse("m")  # reads the width backwards
 SLIDING = ("conv", "max", "avg", "blur", "blurmax")
 # What is left if mirroring the (height, width) is exact.
-BY_AXES = {(height, width): frozenset(e for e in GRID if (height or not e.reversed_axes[0]) and (width or not e.reversed_axes[1]))
-           for height in (False, True) for width in (False, True)}
+BY_AXES = {
+    (height, width): frozenset(
+        e for e in GRID if (height or not e.reversed_axes[0]) and (width or not e.reversed_axes[1])
+    )
+    for height in (False, True)
+    for width in (False, True)
+}
 
 
 def kept_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element]:
-    """The elements (quarter turns and flips) that the windows of a network leave exact in its last maps, if all are built in."""
+    """The elements (quarter turns and flips) that the windows of a network leave exact in its last
+    maps, if all are built in.
+    """
     main = [layer for layer in layers if layer.read is not None]
     height = _kept_axis(main, 0)
     width = height if size[0] == size[1] else _kept_axis(main, 1)
@@ -37,7 +48,9 @@ def kept_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element]:
 
 
 def exact_after(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
-    """Whether the windows leave `element` exact in the maps of the entry (or the image), then in those of each stage."""
+    """Whether the windows leave `element` exact in the maps of the entry (or the image), then in
+    those of each stage.
+    """
     axes = _alone(reads, size[0]), _alone(reads, size[1])
     if _must_look_together(size, axes):
         return _together(size, reads, element)
@@ -46,10 +59,12 @@ def exact_after(size: Size, reads: Program, element: Element) -> tuple[bool, ...
 
 
 def unchanged(size: Size, reads: Program, group: Group, head: str, element: Element) -> bool:
-    """Whether moving the image by `element`, which need not be in `group`, leaves the logits exactly unchanged.
+    """Whether moving the image by `element`, which need not be in `group`, leaves the logits
+    exactly unchanged.
 
-    They are if some element of the group exchanges the channels of each field as the move does, up to what no mean shows: an
-    axis of the image that is mirrored alone, one of the kernels, or an exchange of height and width.
+    They are if some element of the group exchanges the channels of each field as the move does, up
+    to what no mean shows: an axis of the image that is mirrored alone, one of the kernels, or an
+    exchange of height and width.
     """
     axes = _alone(reads, size[0]), _alone(reads, size[1])
     if _must_look_together(size, axes):
@@ -57,7 +72,9 @@ def unchanged(size: Size, reads: Program, group: Group, head: str, element: Elem
 
     def shows(exchange: Element) -> bool:
         for axis, mirrors, exchanges in zip(axes, element.reversed_axes, exchange.reversed_axes):
-            if (mirrors or exchanges) and not (axis.means if mirrors and exchanges else axis.stays if mirrors else axis.blind):
+            if (mirrors or exchanges) and not (
+                axis.means if mirrors and exchanges else axis.stays if mirrors else axis.blind
+            ):
                 return True
         return element.swaps_axes != exchange.swaps_axes and not _transposable(size, reads)
 
@@ -72,16 +89,20 @@ def sees_pixels(size: Size, reads: Program) -> bool:
 class _Axis(NamedTuple):
     """What mirroring one axis of the image does, looked at alone."""
 
-    stages: tuple[bool, ...]    # after the entry and after each stage: True if it mirrors the maps, with every kernel mirrored
-    means: bool                 # True if that leaves the mean over the last maps as it is
-    stays: bool                 # True if mirroring the image alone does
-    blind: bool                 # True if mirroring the kernels alone does
-    pixels: bool                # True if any pixel reaches the last maps
-    constants: bool             # True if windows lie in the padding alone: then axes cannot be looked at alone
+    # after the entry and after each stage: True if it mirrors the maps, with every kernel mirrored
+    stages: tuple[bool, ...]
+    means: bool  # True if that leaves the mean over the last maps as it is
+    stays: bool  # True if mirroring the image alone does
+    blind: bool  # True if mirroring the kernels alone does
+    pixels: bool  # True if any pixel reaches the last maps
+    # True if windows lie in the padding alone: then axes cannot be looked at alone
+    constants: bool
 
 
 def _must_look_together(size: Size, axes: tuple[_Axis, _Axis]) -> bool:
-    """Whether windows lie in the padding alone, on a map small enough: of larger ones what each axis says is true, if not everything."""
+    """Whether windows lie in the padding alone, on a map small enough: of larger ones what each
+    axis says is true, if not everything.
+    """
     return any(axis.constants for axis in axes) and size[0] * size[1] <= MOST_POSITIONS
 
 
@@ -98,8 +119,14 @@ def _alone(reads: Program, size: int) -> _Axis:
         number += len(stage)
         flags.append(mirrored == moved(upright, FLIP))
     total, of_mirrored, of_same = map(terms.total, (upright, mirrored, same))
-    return _Axis(tuple(flags), total == of_mirrored, total == of_same, of_mirrored == of_same,
-                 terms.sees_pixels(upright), terms.constants)
+    return _Axis(
+        tuple(flags),
+        total == of_mirrored,
+        total == of_same,
+        of_mirrored == of_same,
+        terms.sees_pixels(upright),
+        terms.constants,
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -109,14 +136,19 @@ def _together(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
     turned = moved(upright, element)
     flags, number = [], 0
     for stage in reads:
-        upright, turned = terms.follow(stage, upright, IDENTITY, number), terms.follow(stage, turned, element, number)
+        upright, turned = (
+            terms.follow(stage, upright, IDENTITY, number),
+            terms.follow(stage, turned, element, number),
+        )
         number += len(stage)
         flags.append(turned == moved(upright, element))
     return tuple(flags)
 
 
 @lru_cache(maxsize=4096)
-def _unchanged_together(size: Size, reads: Program, group: Group, head: str, element: Element) -> bool:
+def _unchanged_together(
+    size: Size, reads: Program, group: Group, head: str, element: Element
+) -> bool:
     flat = [read for stage in reads for read in stage]
     terms = Terms(size[0] * size[1])
 
@@ -148,12 +180,18 @@ def _transposable(size: Size, reads: Program) -> bool:
     """Whether transposing the image leaves the mean of every channel as it is."""
     flat = tuple(read for stage in reads for read in stage)
     sizes = [(down, across) for down, across in zip(_sizes(flat, size[0]), _sizes(flat, size[1]))]
-    apart = True                            # whether different positions have different terms
+    apart = True  # whether different positions have different terms
     for read, around in zip(flat, sizes):
         rule = read.rule
         if rule.kind == "conv" and rule.kernel > 1:
-            if apart and min(around) > rule.kernel and max(rule.padding) <= rule.kernel - 2 and rule.dilation == 1:
-                return False                # every window shows two pixels on both axes: a transposed kernel makes a difference
+            if (
+                apart
+                and min(around) > rule.kernel
+                and max(rule.padding) <= rule.kernel - 2
+                and rule.dilation == 1
+            ):
+                # every window shows two pixels on both axes: a transposed kernel makes a difference
+                return False
             return size[0] * size[1] <= MOST_POSITIONS and _transposable_together(size, flat)
         smooth = rule.mode in ("bilinear", "bicubic") and (rule.output or 0) <= 2 * min(around)
         apart &= smooth or all(_own(rule, pixels) for pixels in around)
@@ -164,14 +202,18 @@ def _transposable(size: Size, reads: Program) -> bool:
 def _transposable_together(size: Size, flat: tuple[Read, ...]) -> bool:
     terms = Terms(size[0] * size[1])
     transposed = tuple(zip(*image(*size)))
-    return terms.total(terms.follow(flat, image(*size))) == terms.total(terms.follow(flat, transposed))
+    return terms.total(terms.follow(flat, image(*size))) == terms.total(
+        terms.follow(flat, transposed)
+    )
 
 
-def _kept_axis(main: Sequence[Layer], axis: int) -> Optional[bool]:
-    """Whether the windows mirror an axis exactly, from the layers between the first and the last shifted one; None: undecided.
+def _kept_axis(main: Sequence[Layer], axis: int) -> bool | None:
+    """Whether the windows mirror an axis exactly, from the layers between the first and the last
+    shifted one; None: undecided.
 
-    Before them every position is its own and mirrors; behind them convolutions without gaps show every position that does not.
-    A skip connection is shifted with the first convolution of its block.
+    Before them every position is its own and mirrors; behind them convolutions without gaps show
+    every position that does not. A skip connection is shifted with the first convolution of its
+    block.
     """
     shifted = [n for n, layer in enumerate(main) if layer.remainder[axis]]
     if not shifted:
@@ -181,20 +223,22 @@ def _kept_axis(main: Sequence[Layer], axis: int) -> Optional[bool]:
     last += main[last].read.opening
     if not all(_own(layer.read.rule, layer.size_in[axis]) for layer in main[:first]):
         return None
-    if not all(_shows_all(layer.read.rule) for layer in main[last + 1:]):
+    if not all(_shows_all(layer.read.rule) for layer in main[last + 1 :]):
         last = len(main) - 1
-    between = main[first:last + 1]
+    between = main[first : last + 1]
     if _begins_elsewhere(between, axis):
         return False
     return _kept_between(tuple(layer.read for layer in between), between[0].size_in[axis])
 
 
 def _own(rule: Rule, size: int) -> bool:
-    """True if every position of the output depends on pixels, and no two on the same ones in the same way."""
+    """True if every position of the output depends on pixels, and no two on the same ones in the
+    same way.
+    """
     if rule.kind == "conv" and rule.mode == "zeros":
         return rule.dilation == 1 and max(rule.padding) < rule.kernel
     if rule.mode == "circular" and (place(rule, size)[0] - 1) * rule.stride >= size:
-        return False        # once around: the last window is the first one again
+        return False  # once around: the last window is the first one again
     if rule.kind in SLIDING:
         return rule.dilation == 1 and max(rule.padding) < rule.kernel < size
     return rule.kind in ("adaptive", "adaptivemax")
@@ -206,19 +250,24 @@ def _shows_all(rule: Rule) -> bool:
 
 
 def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
-    """True if what the last position depends on does not begin where its mirror image does; False says nothing.
+    """True if what the last position depends on does not begin where its mirror image does; False
+    says nothing.
 
-    Followed back window by window from the begin of the last one and from the end of the first one, as long as none is cut off.
+    Followed back window by window from the begin of the last one and from the end of the first one,
+    as long as none is cut off.
     """
     begin, end = main[-1].size_out[axis] - 1, 0
     for layer in reversed(main):
         rule, size = layer.read.rule, layer.size_in[axis]
         if rule.kind in SLIDING:
-            wider = rule.kind == "blurmax"              # by the maximum of three in front
+            wider = rule.kind == "blurmax"  # by the maximum of three in front
             begin = begin * rule.stride - rule.padding[0] - wider
             end = end * rule.stride - rule.padding[0] + rule.dilation * (rule.kernel - 1) + wider
         elif rule.kind in ("adaptive", "adaptivemax"):
-            begin, end = begin * size // layer.size_out[axis], -(-(end + 1) * size // layer.size_out[axis]) - 1
+            begin, end = (
+                begin * size // layer.size_out[axis],
+                -(-(end + 1) * size // layer.size_out[axis]) - 1,
+            )
         else:
             return False
         if not (0 <= begin < size and 0 <= end < size):
@@ -227,7 +276,7 @@ def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
 
 
 @lru_cache(maxsize=CACHED)
-def _kept_between(flat: tuple[Read, ...], size: int) -> Optional[bool]:
+def _kept_between(flat: tuple[Read, ...], size: int) -> bool | None:
     terms = Terms(size)
     upright = image(1, size)
     mirrored = terms.follow(flat, moved(upright, FLIP), FLIP, flat=True)

@@ -1,14 +1,16 @@
-"""What to change so that an architecture becomes exact, or on purpose ceases to be: nearby sizes and layouts with their price.
+"""What to change so that an architecture becomes exact, or on purpose ceases to be: nearby sizes
+and layouts with their price.
 
-Every proposal is judged by `verdict` before it is returned. Only shifts can be repaired: an element that is off the pixel grid
-or not built into the group stays what it is.
+Every proposal is judged by `verdict` before it is returned. Only shifts can be repaired: an element
+that is off the pixel grid or not built into the group stays what it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Iterable, Iterator, Literal, Optional
+from functools import cache
+from typing import Literal
 
 from searchspace.architecture import BLUR_KERNEL, Architecture, Stage, Subsampling
 from searchspace.cost import cost
@@ -17,26 +19,29 @@ from searchspace.grammar import format_stage
 from searchspace.groups import Element, Group, isomorphic_name, largest_subgroup
 
 Kind = Literal["size", "entry", "layout"]
-BEAM = 10           # partly repaired layouts kept after each stage
-MOST_CHANGES = 12   # stages changed in one proposal
+BEAM = 10  # partly repaired layouts kept after each stage
+MOST_CHANGES = 12  # stages changed in one proposal
 
 
 @dataclass(frozen=True)
 class Proposal:
     """One neighbour of an architecture, with what it changes, keeps and costs."""
 
-    kind: Kind                          # size: other images; entry: the images resized or cropped first; layout: at the same size
+    # size: other images; entry: the images resized or cropped first; layout: at the same size
+    kind: Kind
     architecture: Architecture
-    changes: tuple[str, ...]            # such as "stage 2: max2/2 -> max3/2"
-    surviving: tuple[Element, ...]      # of the group asked about
-    gained: tuple[Element, ...]         # exact here, not before
-    freed: tuple[Element, ...]          # exact before, not here
-    macs: int                           # of one image
-    macs_change: float                  # relative: 0.1 is a tenth more
+    changes: tuple[str, ...]  # such as "stage 2: max2/2 -> max3/2"
+    surviving: tuple[Element, ...]  # of the group asked about
+    gained: tuple[Element, ...]  # exact here, not before
+    freed: tuple[Element, ...]  # exact before, not here
+    macs: int  # of one image
+    macs_change: float  # relative: 0.1 is a tenth more
 
     @property
     def surviving_group(self) -> str:
-        """The name of the largest group of surviving elements, up to the direction of a mirror axis."""
+        """The name of the largest group of surviving elements, up to the direction of a mirror
+        axis.
+        """
         return isomorphic_name(largest_subgroup(self.surviving))
 
     def __str__(self) -> str:
@@ -44,9 +49,16 @@ class Proposal:
         return f"{'; '.join(self.changes)}  ({work}, keeps {self.surviving_group})"
 
 
-def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
-                 most: int = 2) -> tuple[Proposal, ...]:
-    """Exact sizes next to the present one, at most `most` on each side, nearest first: as other images, then as resized or cropped ones.
+def repair_sizes(
+    architecture: Architecture,
+    group: Group | None = None,
+    *,
+    channels: int = 1,
+    classes: int = 10,
+    most: int = 2,
+) -> tuple[Proposal, ...]:
+    """Exact sizes next to the present one, at most `most` on each side, nearest first: as other
+    images, then as resized or cropped ones.
 
     Empty if nothing is shifted. `group`: whose elements count; None: all that are built in.
     """
@@ -54,8 +66,17 @@ def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, c
     if before.unshifted:
         return ()
     sizes = exact_sizes(architecture, most=most)
-    found = [_proposal("size", before, architecture.with_size(*size), (f"{_px(architecture.size)} -> {_px(size)}",), channels, classes)
-             for size in sizes]
+    found = [
+        _proposal(
+            "size",
+            before,
+            architecture.with_size(*size),
+            (f"{_px(architecture.size)} -> {_px(size)}",),
+            channels,
+            classes,
+        )
+        for size in sizes
+    ]
     inner = replace(architecture, entry=None)
     for height, width in exact_sizes(_moved(inner, architecture), most=most):
         if height != width:
@@ -64,16 +85,27 @@ def repair_sizes(architecture: Architecture, group: Optional[Group] = None, *, c
             entry = Subsampling(kind, output=height)
             changed = _try(inner, entry=entry)
             if changed is not None and entry != architecture.entry:
-                found.append(_proposal("entry", before, changed, _changes(architecture, changed), channels, classes))
+                found.append(
+                    _proposal(
+                        "entry", before, changed, _changes(architecture, changed), channels, classes
+                    )
+                )
     return tuple(p for p in found if p is not None and verdict(p.architecture, group).unshifted)
 
 
-def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
-                   most: int = 5) -> tuple[Proposal, ...]:
-    """Exact layouts at the same size, those of nearly the same MACs first, then those of few changes; at most `most`.
+def repair_layouts(
+    architecture: Architecture,
+    group: Group | None = None,
+    *,
+    channels: int = 1,
+    classes: int = 10,
+    most: int = 5,
+) -> tuple[Proposal, ...]:
+    """Exact layouts at the same size, those of nearly the same MACs first, then those of few
+    changes; at most `most`.
 
-    The first shifted stage is replaced by each of its alternatives, then the next, keeping the cheapest few at each step.
-    Empty if nothing is shifted, or if no layout nearby is exact.
+    The first shifted stage is replaced by each of its alternatives, then the next, keeping the
+    cheapest few at each step. Empty if nothing is shifted, or if no layout nearby is exact.
     """
     before = verdict(architecture, group)
     if before.unshifted:
@@ -81,9 +113,16 @@ def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *,
     macs = cost(architecture, channels, classes).macs
 
     def price(candidate: Architecture) -> tuple[int, int, int, float]:
-        """Nearly the same work first, in steps of a quarter; then few stages changed, few kinds of steps, and the work itself."""
+        """Nearly the same work first, in steps of a quarter; then few stages changed, few kinds of
+        steps, and the work itself.
+        """
         work = abs(cost(candidate, channels, classes).macs / macs - 1)
-        return round(4 * work), len(_changes(architecture, candidate)), len({str(stage.subsampling) for stage in candidate.stages}), work
+        return (
+            round(4 * work),
+            len(_changes(architecture, candidate)),
+            len({str(stage.subsampling) for stage in candidate.stages}),
+            work,
+        )
 
     partial, done, seen = [architecture], [], {architecture}
     for _ in range(MOST_CHANGES):
@@ -104,60 +143,123 @@ def repair_layouts(architecture: Architecture, group: Optional[Group] = None, *,
         if len(done) >= most or not grown:
             break
         partial = sorted(grown, key=price)[:BEAM]
-    found = (_proposal("layout", before, candidate, _changes(architecture, candidate), channels, classes)
-             for candidate in sorted(done, key=price)[:most])
+    found = (
+        _proposal("layout", before, candidate, _changes(architecture, candidate), channels, classes)
+        for candidate in sorted(done, key=price)[:most]
+    )
     return tuple(p for p in found if verdict(p.architecture, group).unshifted)
 
 
-def breakings(architecture: Architecture, group: Optional[Group] = None, *, channels: int = 1, classes: int = 10,
-              most: int = 6) -> tuple[Proposal, ...]:
-    """Sizes and layouts nearby that break an exact network on purpose, each with the elements that it frees; at most `most`.
+def breakings(
+    architecture: Architecture,
+    group: Group | None = None,
+    *,
+    channels: int = 1,
+    classes: int = 10,
+    most: int = 6,
+) -> tuple[Proposal, ...]:
+    """Sizes and layouts nearby that break an exact network on purpose, each with the elements that
+    it frees; at most `most`.
 
-    The sizes of one pixel more and less come first, then layouts, those that leave a larger group and cost nearly the same first.
-    Images that are no longer square are offered where the elements that stay are a group, such as one mirror of two.
-    Empty if nothing survives but the identity.
+    The sizes of one pixel more and less come first, then layouts, those that leave a larger group
+    and cost nearly the same first. Images that are no longer square are offered where the elements
+    that stay are a group, such as one mirror of two. Empty if nothing survives but the identity.
     """
     before = verdict(architecture, group)
     height, width = architecture.size
     found = []
-    for size in ((height + 1, width + 1), (height - 1, width - 1), (height, width + 1), (height + 1, width)):
+    for size in (
+        (height + 1, width + 1),
+        (height - 1, width - 1),
+        (height, width + 1),
+        (height + 1, width),
+    ):
         changed = _try(architecture, size=size) if min(size) > 0 else None
         if changed is not None:
-            found.append(_proposal("size", before, changed, (f"{_px(architecture.size)} -> {_px(size)}",), channels, classes))
-    sizes = [p for p in found if p.freed and (p.architecture.size[0] - height == p.architecture.size[1] - width
-                                              or 1 < len(p.surviving) == len(largest_subgroup(p.surviving)))]
+            found.append(
+                _proposal(
+                    "size",
+                    before,
+                    changed,
+                    (f"{_px(architecture.size)} -> {_px(size)}",),
+                    channels,
+                    classes,
+                )
+            )
+    sizes = [
+        p
+        for p in found
+        if p.freed
+        and (
+            p.architecture.size[0] - height == p.architecture.size[1] - width
+            or 1 < len(p.surviving) == len(largest_subgroup(p.surviving))
+        )
+    ]
     layouts = []
     for number, stage in enumerate(architecture.stages, start=1):
         if stage.subsampling is not None or stage.stride > 1:
-            proposals = (_proposal("layout", before, changed, _changes(architecture, changed), channels, classes)
-                         for changed in _alternatives(architecture, number))
+            proposals = (
+                _proposal(
+                    "layout", before, changed, _changes(architecture, changed), channels, classes
+                )
+                for changed in _alternatives(architecture, number)
+            )
             layouts += [p for p in proposals if p.freed]
     layouts.sort(key=lambda p: (-len(p.surviving), len(p.changes), abs(p.macs_change)))
-    return tuple(sizes[:most - 2] + layouts)[:most]
+    return tuple(sizes[: most - 2] + layouts)[:most]
 
 
 def _px(size: tuple[int, int]) -> str:
     return f"{size[0]} px" if size[0] == size[1] else f"{size[0]}x{size[1]} px"
 
 
-def _proposal(kind: Kind, before: Verdict, changed: Architecture, changes: tuple[str, ...], channels: int, classes: int) -> Proposal:
+def _proposal(
+    kind: Kind,
+    before: Verdict,
+    changed: Architecture,
+    changes: tuple[str, ...],
+    channels: int,
+    classes: int,
+) -> Proposal:
     surviving = verdict(changed, before.group).surviving
-    was, now = cost(before.architecture, channels, classes).macs, cost(changed, channels, classes).macs
-    return Proposal(kind, changed, changes, surviving, tuple(e for e in surviving if e not in before.surviving),
-                    tuple(e for e in before.surviving if e not in surviving), now, now / was - 1)
+    was, now = (
+        cost(before.architecture, channels, classes).macs,
+        cost(changed, channels, classes).macs,
+    )
+    return Proposal(
+        kind,
+        changed,
+        changes,
+        surviving,
+        tuple(e for e in surviving if e not in before.surviving),
+        tuple(e for e in before.surviving if e not in surviving),
+        now,
+        now / was - 1,
+    )
 
 
-def _first_shift(architecture: Architecture, group: Optional[Group]) -> Optional[int]:
-    """The stage (0: the entry) whose window is the first to lie shifted on an axis that an element of `group` reads backwards; or None."""
-    asked = [e for e in (group or architecture.group).elements if e.on_grid and e in architecture.group]
+def _first_shift(architecture: Architecture, group: Group | None) -> int | None:
+    """The stage (0: the entry) whose window is the first to lie shifted on an axis that an element
+    of `group` reads backwards; or None.
+    """
+    asked = [
+        e for e in (group or architecture.group).elements if e.on_grid and e in architecture.group
+    ]
     axes = [axis for axis in (0, 1) if any(e.reversed_axes[axis] for e in asked)]
-    return next((layer.stage for layer in architecture.layers if any(layer.remainder[axis] for axis in axes)), None)
+    return next(
+        (
+            layer.stage
+            for layer in architecture.layers
+            if any(layer.remainder[axis] for axis in axes)
+        ),
+        None,
+    )
 
 
-def _try(architecture: Architecture, **changes: object) -> Optional[Architecture]:
+def _try(architecture: Architecture, **changes: object) -> Architecture | None:
     try:
-        return replace(architecture, **changes)     # type: ignore[arg-type]
-    except ValueError:                              # does not fit, or cannot be built
+        return replace(architecture, **changes)  # type: ignore[arg-type]
+    except ValueError:  # does not fit, or cannot be built
         return None
 
 
@@ -168,29 +270,47 @@ def _moved(inner: Architecture, architecture: Architecture) -> Architecture:
 
 
 def _alternatives(architecture: Architecture, number: int) -> Iterator[Architecture]:
-    """Everything that stage `number`, or the entry (0), could be instead, with nearly the same sizes."""
+    """Everything that stage `number`, or the entry (0), could be instead, with nearly the same
+    sizes.
+    """
     if number == 0:
         assert architecture.entry is not None
-        yield from filter(None, (_try(architecture, entry=entry) for entry in _other_steps(architecture.entry)))
+        yield from filter(
+            None, (_try(architecture, entry=entry) for entry in _other_steps(architecture.entry))
+        )
         return
     stages = architecture.stages
     for before, stage in _other_stages(stages, number):
-        changed = _try(architecture, stages=stages[:max(number - 2, 0)] + before + (stage,) + stages[number:])
-        if changed is not None and all(abs(a - b) <= 1 for a, b in zip(changed.sizes[number - 1], architecture.sizes[number - 1])):
+        changed = _try(
+            architecture, stages=stages[: max(number - 2, 0)] + before + (stage,) + stages[number:]
+        )
+        if changed is not None and all(
+            abs(a - b) <= 1
+            for a, b in zip(changed.sizes[number - 1], architecture.sizes[number - 1])
+        ):
             yield changed
 
 
 def _changes(old: Architecture, new: Architecture) -> tuple[str, ...]:
     """What differs, as `stage 2: 10k3 max2/2 -> 10k3 max3/2`."""
-    entry = (f"entry: {old.entry or 'none'} -> {new.entry or 'none'}",) if old.entry != new.entry else ()
-    return entry + tuple(f"stage {n}: {format_stage(a, a.group)} -> {format_stage(b, b.group)}"
-                         for n, (a, b) in enumerate(zip(old.stages, new.stages), start=1) if a != b)
+    entry = (
+        (f"entry: {old.entry or 'none'} -> {new.entry or 'none'}",)
+        if old.entry != new.entry
+        else ()
+    )
+    return entry + tuple(
+        f"stage {n}: {format_stage(a, a.group)} -> {format_stage(b, b.group)}"
+        for n, (a, b) in enumerate(zip(old.stages, new.stages), start=1)
+        if a != b
+    )
 
 
-def _other_stages(stages: tuple[Stage, ...], number: int) -> Iterator[tuple[tuple[Stage, ...], Stage]]:
+def _other_stages(
+    stages: tuple[Stage, ...], number: int
+) -> Iterator[tuple[tuple[Stage, ...], Stage]]:
     """(the stage before, or nothing; the stage) in every other form."""
     stage, step = stages[number - 1], stages[number - 1].subsampling
-    before = stages[max(number - 2, 0):number - 1]
+    before = stages[max(number - 2, 0) : number - 1]
     if step is not None:
         for other in _other_steps(step):
             yield before, replace(stage, subsampling=other)
@@ -206,20 +326,31 @@ def _other_stages(stages: tuple[Stage, ...], number: int) -> Iterator[tuple[tupl
         for pad in (stage.padding[0] - 1, stage.padding[0] + 1):
             if 0 <= pad <= stage.reach:
                 yield before, replace(stage, padding=(pad, pad))
-    if step is None:                                    # the stride moves into a pool behind the stage
+    # the stride moves into a pool behind the stage
+    if step is None:
         for other in _pools(stage.stride):
             yield before, replace(stage, stride=1, subsampling=other)
-    if before and before[0].subsampling is None:        # or into one in front of it, which costs no more than the stride
+    # or into one in front of it, which costs no more than the stride
+    if before and before[0].subsampling is None:
         for other in _pools(stage.stride):
             yield (replace(before[0], subsampling=other),), replace(stage, stride=1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pools(stride: int) -> tuple[Subsampling, ...]:
     odd = stride + 1 if stride % 2 == 0 else stride
-    return tuple(dict.fromkeys((Subsampling("avg", stride, stride), Subsampling("avg", odd, stride, ((odd - 1) // 2,) * 2),
-                                Subsampling("max", stride, stride), Subsampling("max", odd, stride),
-                                Subsampling("adaptive", stride=stride), _blur("blur", stride))))
+    return tuple(
+        dict.fromkeys(
+            (
+                Subsampling("avg", stride, stride),
+                Subsampling("avg", odd, stride, ((odd - 1) // 2,) * 2),
+                Subsampling("max", stride, stride),
+                Subsampling("max", odd, stride),
+                Subsampling("adaptive", stride=stride),
+                _blur("blur", stride),
+            )
+        )
+    )
 
 
 def _blur(kind: Literal["blur", "blurmax"], stride: int) -> Subsampling:
@@ -230,23 +361,38 @@ def _other_steps(step: Subsampling) -> Iterable[Subsampling]:
     return (other for other in _steps_beside(step) if other != step)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _steps_beside(step: Subsampling) -> tuple[Subsampling, ...]:
     """Steps of the same kind with another window, then the nearest in spirit of other kinds."""
     if step.kind == "resize":
         return tuple(replace(step, mode=mode) for mode in ("bilinear", "bicubic", "nearest"))
     if step.kind == "crop":
-        return (*(replace(step, output=step.output + d) for d in (-1, 1) if step.output + d > 0), Subsampling("resize", output=step.output))
+        return (
+            *(replace(step, output=step.output + d) for d in (-1, 1) if step.output + d > 0),
+            Subsampling("resize", output=step.output),
+        )
     found = []
     maximum = step.kind in ("max", "blurmax", "adaptivemax")
     if step.kind in ("max", "avg", "conv"):
-        for kernel in sorted({step.kernel, step.kernel - 1, step.kernel + 1, step.stride, step.stride + 1}):
-            found += [Subsampling(step.kind, kernel, step.stride, (pad, pad)) for pad in {0, kernel // 2} if kernel >= max(step.stride, 2)]
+        for kernel in sorted(
+            {step.kernel, step.kernel - 1, step.kernel + 1, step.stride, step.stride + 1}
+        ):
+            found += [
+                Subsampling(step.kind, kernel, step.stride, (pad, pad))
+                for pad in {0, kernel // 2}
+                if kernel >= max(step.stride, 2)
+            ]
     elif step.stride > 1:
-        found += [Subsampling("max" if maximum else "avg", kernel, step.stride, (pad, pad))
-                  for kernel in (step.stride, step.stride + 1) for pad in {0, (kernel - 1) // 2}]
+        found += [
+            Subsampling("max" if maximum else "avg", kernel, step.stride, (pad, pad))
+            for kernel in (step.stride, step.stride + 1)
+            for pad in {0, (kernel - 1) // 2}
+        ]
     if step.stride > 1:
-        found += [Subsampling("adaptivemax" if maximum else "adaptive", stride=step.stride), _blur("blurmax" if maximum else "blur", step.stride)]
+        found += [
+            Subsampling("adaptivemax" if maximum else "adaptive", stride=step.stride),
+            _blur("blurmax" if maximum else "blur", step.stride),
+        ]
     if step.stride > 1 and step.kind != "conv":
         found.append(Subsampling("conv", 3, step.stride, (1, 1)))
     if step.kind == "conv":

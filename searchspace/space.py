@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Optional, Protocol, Union
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -14,7 +15,7 @@ from searchspace.grammar import parse_stages, parse_subsampling
 from searchspace.groups import TRIVIAL, Group
 from searchspace.widths import Match, widened
 
-SLOT = "*"      # where a backbone takes its subsampling from the layout
+SLOT = "*"  # where a backbone takes its subsampling from the layout
 
 
 class Trial(Protocol):
@@ -32,10 +33,12 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Proposal:
-    """One point of a search space: what is built, and how fast it learns (None: as the study's training says)."""
+    """One point of a search space: what is built, and how fast it learns (None: as the study's
+    training says).
+    """
 
     architecture: Architecture
-    learning_rate: Optional[float] = None
+    learning_rate: float | None = None
 
 
 class _Section(BaseModel):
@@ -50,9 +53,11 @@ class Sizes(_Section):
     step: int = Field(1, ge=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Sizes":
+    def _ordered(self) -> Sizes:
         if self.low > self.high:
-            raise ValueError(f"low is {self.low} and high is {self.high}; low must not be above high")
+            raise ValueError(
+                f"low is {self.low} and high is {self.high}; low must not be above high"
+            )
         return self
 
     @property
@@ -69,16 +74,20 @@ class Interval(_Section):
     log: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Interval":
+    def _ordered(self) -> Interval:
         if self.low > self.high:
-            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must not be above high")
+            raise ValueError(
+                f"low is {self.low:g} and high is {self.high:g}; low must not be above high"
+            )
         return self
 
 
 class Restrict(_Section):
-    """Equivariance relaxed in the deeper stages: from the stage behind `after` on, the group is one of `to`."""
+    """Equivariance relaxed in the deeper stages: from the stage behind `after` on, the group is one
+    of `to`.
+    """
 
-    after: tuple[Union[Literal["none"], int], ...] = ("none",)
+    after: tuple[Literal["none"] | int, ...] = ("none",)
     to: tuple[str, ...] = ("C1",)
 
     @field_validator("to", mode="before")
@@ -91,8 +100,13 @@ class Restrict(_Section):
     def _stages(cls, value: Any) -> Any:
         stages = _listed(value)
         for stage in stages:
-            if stage != "none" and (isinstance(stage, bool) or not isinstance(stage, int) or stage < 1):
-                raise ValueError(f"'{stage}' is no stage to restrict after; write none or a stage's number, 1 or more")
+            if stage != "none" and (
+                isinstance(stage, bool) or not isinstance(stage, int) or stage < 1
+            ):
+                raise ValueError(
+                    f"'{stage}' is no stage to restrict after; write none or a stage's number, "
+                    "1 or more"
+                )
         return stages
 
 
@@ -100,7 +114,7 @@ class LossSpace(_Section):
     """Kinds of equivariance loss, and the weights of those that are not none."""
 
     kind: tuple[LossKind, ...] = ("none",)
-    weight: Union[float, Interval] = Interval(low=0.01, high=10, log=True)
+    weight: float | Interval = Interval(low=0.01, high=10, log=True)
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -109,10 +123,13 @@ class LossSpace(_Section):
 
 
 class Width(_Section):
-    """How wide networks are made, so that comparisons are fair: fields are scaled until params, MACs or fields match."""
+    """How wide networks are made, so that comparisons are fair: fields are scaled until params,
+    MACs or fields match.
+    """
 
     match: Match
-    to: int = Field(ge=1)       # trained parameters | multiply-accumulates per image | fields of the first stage
+    # trained parameters | multiply-accumulates per image | fields of the first stage
+    to: int = Field(ge=1)
 
 
 def _listed(value: Any) -> Any:
@@ -134,23 +151,41 @@ DEFAULT_BACKBONE = "10k3, 10k3 *, 10k3, 10k3, 10k3, 10k3, 10k3"
 class SearchSpace(_Section):
     """Every architecture that a study may try. A value in place of a list fixes that choice."""
 
-    backbone: Texts = (DEFAULT_BACKBONE,)       # stages in text form; * marks where the layout's subsampling goes
-    family: Annotated[tuple[Literal["steerable", "plain"], ...], BeforeValidator(_listed)] = ("steerable", "plain")
-    group: Annotated[tuple[str, ...], BeforeValidator(_group_names), Field(min_length=1)] = ("C1", "C2", "C4", "D1", "D4")
+    # stages in text form; * marks where the layout's subsampling goes
+    backbone: Texts = (DEFAULT_BACKBONE,)
+    family: Annotated[tuple[Literal["steerable", "plain"], ...], BeforeValidator(_listed)] = (
+        "steerable",
+        "plain",
+    )
+    group: Annotated[tuple[str, ...], BeforeValidator(_group_names), Field(min_length=1)] = (
+        "C1",
+        "C2",
+        "C4",
+        "D1",
+        "D4",
+    )
     restrict: Restrict = Restrict()
-    input_size: Union[Sizes, tuple[int, ...]] = (28,)
-    layout: Texts = ("max2/2",)                 # one subsampling for all marks, or one for each, separated by |
+    input_size: Sizes | tuple[int, ...] = (28,)
+    # one subsampling for all marks, or one for each, separated by |
+    layout: Texts = ("max2/2",)
     head: Annotated[tuple[Head, ...], BeforeValidator(_listed)] = ("group_max",)
     filters: Annotated[tuple[Filters, ...], BeforeValidator(_listed)] = ("free",)
     equivariance_loss: LossSpace = LossSpace()
-    learning_rate: Union[None, float, Interval] = None
-    width: Optional[Width] = None
-    size_by: Literal["exactness", "pixels"] = "exactness"   # first whether windows fit the group exactly, then which size; or the size alone
+    learning_rate: float | Interval | None = None
+    width: Width | None = None
+    # first whether windows fit the group exactly, then which size; or the size alone
+    size_by: Literal["exactness", "pixels"] = "exactness"
 
     @field_validator("input_size", mode="before")
     @classmethod
     def _sizes(cls, value: Any) -> Any:
-        return tuple(sorted(set(value))) if isinstance(value, (list, tuple)) else (value,) if isinstance(value, int) else value
+        return (
+            tuple(sorted(set(value)))
+            if isinstance(value, (list, tuple))
+            else (value,)
+            if isinstance(value, int)
+            else value
+        )
 
     @property
     def pixels(self) -> tuple[int, ...]:
@@ -159,44 +194,76 @@ class SearchSpace(_Section):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The groups of steerable networks, without the trivial one where plain networks are in the space."""
+        """The groups of steerable networks, without the trivial one where plain networks are in the
+        space.
+        """
         groups = tuple(Group.parse(name) for name in self.group)
         return tuple(g for g in groups if g != TRIVIAL) if "plain" in self.family else groups
 
     @model_validator(mode="after")
-    def _something_fits(self) -> "SearchSpace":
+    def _something_fits(self) -> SearchSpace:
         for text in self.layout:
             for step in text.split("|"):
                 parse_subsampling(step.strip())
         groups = self.groups if "steerable" in self.family else ()
         if "steerable" in self.family and not groups:
-            raise ValueError("family is steerable, but group names no group beside C1; add one, such as C4, or drop steerable")
+            raise ValueError(
+                "family is steerable, but group names no group beside C1; add one, such as C4, "
+                "or drop steerable"
+            )
         stages = min(len(_backbone_stages(backbone, self.layout[0])) for backbone in self.backbone)
         for after in self.restrict.after:
             if after != "none" and after >= stages:
-                raise ValueError(f"restrict after stage {after}, but the backbone has {stages} stages; choose 1 to {stages - 1}, or none")
+                raise ValueError(
+                    f"restrict after stage {after}, but the backbone has {stages} stages; "
+                    f"choose 1 to {stages - 1}, or none"
+                )
         for name in self.restrict.to if set(self.restrict.after) != {"none"} else ():
             if groups and not any(Group.parse(name) < group for group in groups):
-                raise ValueError(f"restrict to {name}, which is no proper subgroup of any group of the space "
-                                 f"({', '.join(map(str, groups))}); choose one of "
-                                 f"{', '.join(sorted({str(s) for g in groups for s in g.subgroups()[:-1]}))}")
+                raise ValueError(
+                    f"restrict to {name}, which is no proper subgroup of any group of the space "
+                    f"({', '.join(map(str, groups))}); choose one of "
+                    f"{', '.join(sorted({str(s) for g in groups for s in g.subgroups()[:-1]}))}"
+                )
         for group in groups:
             if not group.on_grid and "basis" not in self.filters:
-                raise ValueError(f"group {group} needs filters: [basis] (or [free, basis]); free filters know quarter turns and flips only")
-        fitting = [(b, layout) for b in self.backbone for layout in self.layout if self._fitting_sizes(b, layout)]
+                raise ValueError(
+                    f"group {group} needs filters: [basis] (or [free, basis]); free filters "
+                    "know quarter turns and flips only"
+                )
+        fitting = [
+            (b, layout)
+            for b in self.backbone
+            for layout in self.layout
+            if self._fitting_sizes(b, layout)
+        ]
         if not fitting:
-            raise ValueError(f"no architecture of the space fits: {self._misfit(self.backbone[0], self.layout[0], self.pixels[-1])}")
+            raise ValueError(
+                "no architecture of the space fits: "
+                f"{self._misfit(self.backbone[0], self.layout[0], self.pixels[-1])}"
+            )
         return self
 
-    def sample(self, trial: Trial, *, channels: int = 1, classes: int = 10, declared: Optional[Group] = None) -> Proposal:
+    def sample(
+        self,
+        trial: Trial,
+        *,
+        channels: int = 1,
+        classes: int = 10,
+        declared: Group | None = None,
+    ) -> Proposal:
         """One proposal, drawn from `trial`. What does not matter for it is not asked.
 
-        `channels` and `classes` of the data decide what a width is; `declared` is the group under which the model will be
-        used: a network exact under it has no equivariance loss to weigh.
+        `channels` and `classes` of the data decide what a width is; `declared` is the group under
+        which the model will be used: a network exact under it has no equivariance loss to weigh.
         """
         group = self._sample_group(trial)
         after, to = self._sample_restriction(trial, group)
-        fitting = [b for b in self.backbone if any(self._fitting_sizes(b, layout) for layout in self.layout)]
+        fitting = [
+            b
+            for b in self.backbone
+            if any(self._fitting_sizes(b, layout) for layout in self.layout)
+        ]
         backbone = _choose(trial, "backbone", fitting)
         layouts = [layout for layout in self.layout if self._fitting_sizes(backbone, layout)]
         layout = _choose(trial, "layout" if len(fitting) == 1 else f"layout/{backbone}", layouts)
@@ -221,25 +288,38 @@ class SearchSpace(_Section):
         return Group.parse(_choose(trial, "group", [str(group) for group in self.groups]))
 
     def _sample_size(self, trial: Trial, stages: tuple[Stage, ...], sizes: tuple[int, ...]) -> int:
-        """A size in two questions: is the layout exact at it, which splits the sizes, and which of those.
+        """A size in two questions: is the layout exact at it, which splits the sizes, and which of
+        those.
 
-        One pixel decides exactness, so a sampler that sees pixels has to learn that 26, 28 and 30 belong together, for
-        each layout anew, and random proposals hardly ever meet an exact network.
+        One pixel decides exactness, so a sampler that sees pixels has to learn that 26, 28 and 30
+        belong together, for each layout anew, and random proposals hardly ever meet an exact
+        network.
         """
         if self.size_by == "exactness" and stages[-1].group != TRIVIAL:
             exact = _exact_sizes(stages, sizes)
             if exact and len(exact) < len(sizes):
-                sizes = exact if trial.suggest_categorical("exact", [True, False]) else tuple(n for n in sizes if n not in exact)
+                sizes = (
+                    exact
+                    if trial.suggest_categorical("exact", [True, False])
+                    else tuple(n for n in sizes if n not in exact)
+                )
         if len(sizes) == 1:
             return sizes[0]
-        steps = {after - before for before, after in zip(sizes, sizes[1:])}
+        steps = {after - before for before, after in itertools.pairwise(sizes)}
         step = steps.pop() if len(steps) == 1 else None
-        name = "input_size" if sizes == self.pixels else f"input_size/{sizes[0]}-{sizes[-1]}" + (f"/{step}" if step != 1 else "")
+        name = (
+            "input_size"
+            if sizes == self.pixels
+            else f"input_size/{sizes[0]}-{sizes[-1]}" + (f"/{step}" if step != 1 else "")
+        )
         if step is None:
-            return trial.suggest_categorical(name if sizes == self.pixels else f"input_size/{','.join(map(str, sizes))}", list(sizes))
+            return trial.suggest_categorical(
+                name if sizes == self.pixels else f"input_size/{','.join(map(str, sizes))}",
+                list(sizes),
+            )
         return trial.suggest_int(name, sizes[0], sizes[-1], step=step)
 
-    def _sample_restriction(self, trial: Trial, group: Group) -> tuple[Optional[int], Group]:
+    def _sample_restriction(self, trial: Trial, group: Group) -> tuple[int | None, Group]:
         targets = [name for name in self.restrict.to if Group.parse(name) < group]
         if not targets:
             return None, group
@@ -253,14 +333,22 @@ class SearchSpace(_Section):
             return "basis"
         return _choose(trial, "filters", self.filters) if group != TRIVIAL else "free"
 
-    def _sample_loss(self, trial: Trial, architecture: Architecture, declared: Optional[Group]) -> Loss:
-        if declared is not None and architecture.head != "none" and verdict(architecture, declared).exact:
+    def _sample_loss(
+        self, trial: Trial, architecture: Architecture, declared: Group | None
+    ) -> Loss:
+        if (
+            declared is not None
+            and architecture.head != "none"
+            and verdict(architecture, declared).exact
+        ):
             return Loss()
         kind = _choose(trial, "equivariance_loss", self.equivariance_loss.kind)
         if kind == "none":
             return Loss()
         weight = self.equivariance_loss.weight
-        return Loss(kind, _real(trial, "loss_weight", weight) if isinstance(weight, Interval) else weight)
+        return Loss(
+            kind, _real(trial, "loss_weight", weight) if isinstance(weight, Interval) else weight
+        )
 
     def _fitting_sizes(self, backbone: str, layout: str) -> tuple[int, ...]:
         return tuple(n for n in self.pixels if _fits(backbone, layout, n) is None)
@@ -285,31 +373,47 @@ def _real(trial: Trial, name: str, interval: Interval) -> float:
 
 @lru_cache(maxsize=4096)
 def _backbone_stages(backbone: str, layout: str) -> tuple[Stage, ...]:
-    """The stages of `backbone` with the layout's steps in place of its marks. Raises ValueError if they do not match."""
+    """The stages of `backbone` with the layout's steps in place of its marks. Raises ValueError if
+    they do not match.
+    """
     steps = [step.strip() for step in layout.split("|")]
     marks = backbone.count(SLOT)
-    if marks == 0 and len(steps) > 1 or marks and len(steps) not in (1, marks):
-        raise ValueError(f"layout '{layout}' has {len(steps)} steps, but backbone '{backbone}' has {marks} marks ({SLOT}); "
-                         "write one step for all, or one for each mark")
+    if (marks == 0 and len(steps) > 1) or (marks and len(steps) not in (1, marks)):
+        raise ValueError(
+            f"layout '{layout}' has {len(steps)} steps, but backbone '{backbone}' has {marks} "
+            f"marks ({SLOT}); "
+            "write one step for all, or one for each mark"
+        )
     pieces = backbone.split(SLOT)
-    text = pieces[0] + "".join(steps[min(n, len(steps) - 1)] + piece for n, piece in enumerate(pieces[1:]))
+    text = pieces[0] + "".join(
+        steps[min(n, len(steps) - 1)] + piece for n, piece in enumerate(pieces[1:])
+    )
     stages, options = parse_stages(text)
     if options:
-        raise ValueError(f"backbone '{backbone}' has options ({', '.join(options)}); they are choices of the space: head, filters, equivariance_loss")
+        raise ValueError(
+            f"backbone '{backbone}' has options ({', '.join(options)}); they are choices of the "
+            "space: head, filters, equivariance_loss"
+        )
     if any(stage.group != TRIVIAL for stage in stages):
-        raise ValueError(f"backbone '{backbone}' names groups; they are choices of the space: group, restrict")
+        raise ValueError(
+            f"backbone '{backbone}' names groups; they are choices of the space: group, restrict"
+        )
     return stages
 
 
 @lru_cache(maxsize=4096)
-def _constrained(backbone: str, layout: str, group: Group, after: Optional[int], to: Group) -> tuple[Stage, ...]:
+def _constrained(
+    backbone: str, layout: str, group: Group, after: int | None, to: Group
+) -> tuple[Stage, ...]:
     """The stages under `group`, and those behind stage `after` under `to`."""
-    return tuple(replace(stage, group=to if after and number > after else group)
-                 for number, stage in enumerate(_backbone_stages(backbone, layout), start=1))
+    return tuple(
+        replace(stage, group=to if after and number > after else group)
+        for number, stage in enumerate(_backbone_stages(backbone, layout), start=1)
+    )
 
 
 @lru_cache(maxsize=65536)
-def _fits(backbone: str, layout: str, size: int) -> Optional[str]:
+def _fits(backbone: str, layout: str, size: int) -> str | None:
     """None if the layout fits an input of `size` pixels, else the reason why not."""
     stages = _backbone_stages(backbone, layout)
     try:
@@ -321,6 +425,10 @@ def _fits(backbone: str, layout: str, size: int) -> Optional[str]:
 
 @lru_cache(maxsize=4096)
 def _exact_sizes(stages: tuple[Stage, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The sizes at which every element of the stages' group that maps the pixel grid onto itself survives."""
+    """The sizes at which every element of the stages' group that maps the pixel grid onto itself
+    survives.
+    """
     filters: Filters = "free" if all(stage.group.on_grid for stage in stages) else "basis"
-    return tuple(n for n in sizes if verdict(Architecture((n, n), stages, filters=filters)).grid_exact)
+    return tuple(
+        n for n in sizes if verdict(Architecture((n, n), stages, filters=filters)).grid_exact
+    )

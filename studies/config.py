@@ -1,7 +1,7 @@
 """The study file: one YAML file is the whole experiment, validated into the immutable `Study`.
 
-`load` reads a file or a preset; every problem becomes one `StudyFileError` that names file, line and key, what came, and what
-is allowed. Nothing here imports torch, optuna or ray.
+`load` reads a file or a preset; every problem becomes one `StudyFileError` that names file, line
+and key, what came, and what is allowed. Nothing here imports torch, optuna or ray.
 """
 
 from __future__ import annotations
@@ -12,10 +12,17 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from searchspace.space import Interval, SearchSpace
 from studies.errors import StudyFileError
@@ -32,7 +39,10 @@ def _seconds(value: Any) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
         if not match:
-            raise ValueError(f"'{value}' is no duration; write seconds, or a number with s, m, h or d such as 90m")
+            raise ValueError(
+                f"'{value}' is no duration; write seconds, or a number with s, m, h or d such "
+                "as 90m"
+            )
         return float(match[1]) * UNITS[match[2] or "s"]
     return value
 
@@ -55,12 +65,14 @@ def _architectures(value: Any) -> Any:
 
 
 class Constraints(Settings):
-    """Upper bounds. What surely breaks one is refused before it trains; what breaks one afterwards is never on the front."""
+    """Upper bounds. What surely breaks one is refused before it trains; what breaks one afterwards
+    is never on the front.
+    """
 
-    params: Optional[int] = Field(None, ge=1)
-    macs: Optional[int] = Field(None, ge=1)            # multiply-accumulates per image
-    latency: Optional[float] = Field(None, gt=0)       # milliseconds per image
-    memory: Optional[float] = Field(None, gt=0)        # megabytes, the peak of the training
+    params: int | None = Field(None, ge=1)
+    macs: int | None = Field(None, ge=1)  # multiply-accumulates per image
+    latency: float | None = Field(None, gt=0)  # milliseconds per image
+    memory: float | None = Field(None, gt=0)  # megabytes, the peak of the training
 
     def limits(self) -> dict[str, float]:
         """The bounds that are set, by name."""
@@ -70,71 +82,113 @@ class Constraints(Settings):
 class Search(Settings):
     """How architectures are proposed, compared and stopped."""
 
-    sampler: Literal["ehvi", "evolution", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "qmc"] = "ehvi"
-    trials: int = Field(60, ge=1)                      # that end: completed, stopped at a rung, or failed
-    rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)   # epochs at which trials are compared; those before the last epoch count
-    eta: float = Field(2, gt=1)                        # about 1/eta of the trials go on at each rung
-    second_chances: bool = True                        # a stopped trial goes on, as a new one, when it would be kept among those that came later
+    sampler: Literal[
+        "ehvi", "evolution", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "qmc"
+    ] = "ehvi"
+    # that end: completed, stopped at a rung, or failed
+    trials: int = Field(60, ge=1)
+    # epochs at which trials are compared; those before the last epoch count
+    rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)
+    # about 1/eta of the trials go on at each rung
+    eta: float = Field(2, gt=1)
+    # a stopped trial goes on, as a new one, when it would be kept among those that came later
+    second_chances: bool = True
     seed: int = Field(0, ge=0)
-    first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()     # tried before anything is proposed: known ones, controls
-    startup: Optional[int] = Field(None, ge=0)         # proposals before the sampler learns; None: the sampler's usual number
-    start: Literal["spread", "random"] = "spread"      # those are spread over degrees of equivariance, or random
-    repeats: int = Field(2, ge=1)                      # trainings of one architecture, each with its own seed; 1: none is repeated
-    retries: int = Field(3, ge=0)                      # continuations of a trial whose worker died twice at the same rung
-    patience: Optional[int] = Field(None, ge=1)        # stop when the front has not moved for that many trials
-    timeout: Optional[Seconds] = None                  # stop after that long; `resume` goes on
+    # tried before anything is proposed: known ones, controls
+    first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()
+    # proposals before the sampler learns; None: the sampler's usual number
+    startup: int | None = Field(None, ge=0)
+    # those are spread over degrees of equivariance, or random
+    start: Literal["spread", "random"] = "spread"
+    # trainings of one architecture, each with its own seed; 1: none is repeated
+    repeats: int = Field(2, ge=1)
+    # continuations of a trial whose worker died twice at the same rung
+    retries: int = Field(3, ge=0)
+    # stop when the front has not moved for that many trials
+    patience: int | None = Field(None, ge=1)
+    timeout: Seconds | None = None  # stop after that long; `resume` goes on
 
     @model_validator(mode="after")
-    def _increasing(self) -> "Search":
+    def _increasing(self) -> Search:
         if any(a >= b for a, b in zip(self.rungs, self.rungs[1:])):
-            raise ValueError(f"rungs are {list(self.rungs)}; they must increase, for example [2, 6, 18]")
+            raise ValueError(
+                f"rungs are {list(self.rungs)}; they must increase, for example [2, 6, 18]"
+            )
         return self
 
 
 def _cards(value: Any) -> Any:
     """`auto` or a number; said in one sentence, where a union would name its first part only."""
-    if value == "auto" or isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+    if value == "auto" or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    ):
         return value
-    raise ValueError(f"{value!r} came; it must be auto, 0, a share of one card such as 0.25, or a number of cards")
+    raise ValueError(
+        f"{value!r} came; it must be auto, 0, a share of one card such as 0.25, or a number of "
+        "cards"
+    )
 
 
 class Resources(Settings):
     """Where and on what trials run."""
 
-    executor: Literal["auto", "in_process", "ray"] = "auto"       # auto: in process for one worker without an address, else Ray
-    workers: Union[Literal["auto"], Annotated[int, Field(ge=1)]] = "auto"   # trials at the same time; auto: as many as fit
+    # auto: in process for one worker without an address, else Ray
+    executor: Literal["auto", "in_process", "ray"] = "auto"
+    # trials at the same time; auto: as many as fit
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     cpus_per_trial: float = Field(1, ge=0)
-    # Of cards, may be a fraction; 0: trials train on CPUs; auto: where there are cards, as much as lets every core train, an eighth at least
-    gpus_per_trial: Annotated[Union[Literal["auto"], Annotated[float, Field(ge=0)]], BeforeValidator(_cards)] = "auto"
-    memory_per_trial: float = Field(1.2, ge=0)         # GB; with `workers: auto` no machine gets more trials than its memory holds
-    custom: dict[str, float] = {}                      # custom Ray resources of a trial
-    address: Optional[str] = None                      # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
-    runtime_env: dict[str, Any] = {}                   # Ray's, for clusters whose nodes lack the package
-    trial_timeout: Optional[Seconds] = None            # a worker silent for that long (no epoch finished) is replaced
+    # Of cards, may be a fraction; 0: trials train on CPUs; auto: where there are cards, as much as
+    # lets every core train, an eighth at least
+    gpus_per_trial: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_cards)
+    ] = "auto"
+    # GB; with `workers: auto` no machine gets more trials than its memory holds
+    memory_per_trial: float = Field(1.2, ge=0)
+    custom: dict[str, float] = {}  # custom Ray resources of a trial
+    # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
+    address: str | None = None
+    # Ray's, for clusters whose nodes lack the package
+    runtime_env: dict[str, Any] = {}
+    # a worker silent for that long (no epoch finished) is replaced
+    trial_timeout: Seconds | None = None
 
     @model_validator(mode="after")
-    def _whole_cards(self) -> "Resources":
-        if self.gpus_per_trial != "auto" and self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
-            raise ValueError(f"gpus_per_trial is {self.gpus_per_trial:g}; a trial takes a share of one card, up to 1, or whole cards")
+    def _whole_cards(self) -> Resources:
+        if (
+            self.gpus_per_trial != "auto"
+            and self.gpus_per_trial > 1
+            and self.gpus_per_trial != int(self.gpus_per_trial)
+        ):
+            raise ValueError(
+                f"gpus_per_trial is {self.gpus_per_trial:g}; a trial takes a share of one card, "
+                "up to 1, or whole cards"
+            )
         return self
 
 
 class Loggers(Settings):
     """Ray Tune's loggers, on top of the study's own records."""
 
-    tensorboard: bool = False                          # under DIR/tensorboard
-    mlflow: Optional[dict[str, Any]] = None            # arguments of ray.air.integrations.mlflow.MLflowLoggerCallback
-    wandb: Optional[dict[str, Any]] = None             # arguments of ray.air.integrations.wandb.WandbLoggerCallback
+    tensorboard: bool = False  # under DIR/tensorboard
+    # arguments of ray.air.integrations.mlflow.MLflowLoggerCallback
+    mlflow: dict[str, Any] | None = None
+    # arguments of ray.air.integrations.wandb.WandbLoggerCallback
+    wandb: dict[str, Any] | None = None
 
 
 class Study(Settings):
-    """One experiment: data, training, symmetry, the space, what is compared, how it is searched, and on what it runs."""
+    """One experiment: data, training, symmetry, the space, what is compared, how it is searched,
+    and on what it runs.
+    """
 
     data: Data
     training: Training = Training()
     symmetry: Symmetry = Symmetry()
     space: SearchSpace = SearchSpace()
-    objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct)] = ("accuracy", "symmetry_accuracy")
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        "accuracy",
+        "symmetry_accuracy",
+    )
     constraints: Constraints = Constraints()
     search: Search = Search()
     resources: Resources = Resources()
@@ -142,24 +196,41 @@ class Study(Settings):
 
     @property
     def trial_training(self) -> Training:
-        """The training as trials run it: on the CPU where they are given no card and the device is left open."""
+        """The training as trials run it: on the CPU where they are given no card and the device is
+        left open.
+        """
         on_cpu = self.training.device == "auto" and self.resources.gpus_per_trial == 0
         return self.training.model_copy(update={"device": "cpu"}) if on_cpu else self.training
 
     @model_validator(mode="after")
-    def _enumerable(self) -> "Study":
-        ranges = {"learning_rate": self.space.learning_rate, "equivariance_loss.weight": self.space.equivariance_loss.weight}
+    def _enumerable(self) -> Study:
+        ranges = {
+            "learning_rate": self.space.learning_rate,
+            "equivariance_loss.weight": self.space.equivariance_loss.weight,
+        }
         for name, choice in ranges.items():
             unused = name != "learning_rate" and set(self.space.equivariance_loss.kind) == {"none"}
-            if self.search.sampler == "grid" and isinstance(choice, Interval) and choice.low < choice.high and not unused:
-                raise ValueError(f"the grid sampler tries every choice, but space.{name} is a range ({choice.low:g} to {choice.high:g}); "
-                                 "fix it to one number, or take another sampler")
+            if (
+                self.search.sampler == "grid"
+                and isinstance(choice, Interval)
+                and choice.low < choice.high
+                and not unused
+            ):
+                raise ValueError(
+                    f"the grid sampler tries every choice, but space.{name} is a range "
+                    f"({choice.low:g} to {choice.high:g}); "
+                    "fix it to one number, or take another sampler"
+                )
         return self
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """The epochs at which a trial reports: the rungs below the number of epochs, and the last epoch."""
-        return tuple(r for r in self.search.rungs if r < self.training.epochs) + (self.training.epochs,)
+        """The epochs at which a trial reports: the rungs below the number of epochs, and the last
+        epoch.
+        """
+        return tuple(r for r in self.search.rungs if r < self.training.epochs) + (
+            self.training.epochs,
+        )
 
 
 def presets() -> dict[str, Path]:
@@ -170,38 +241,54 @@ def presets() -> dict[str, Path]:
 def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Study:
     """The validated study of a file or of a preset's name.
 
-    `overrides` are dotted keys such as `{"search.trials": 5}`; None values are left out. Relative data paths are taken
-    from the working directory, or else from the file's own folder, and become absolute. Raises StudyFileError.
+    `overrides` are dotted keys such as `{"search.trials": 5}`; None values are left out. Relative
+    data paths are taken from the working directory, or else from the file's own folder, and become
+    absolute. Raises StudyFileError.
     """
     path = Path(source)
     if not path.is_file():
         known = presets()
         if str(source) not in known:
-            raise StudyFileError(f"there is no study file '{source}' and no preset of that name; "
-                                 f"presets are {', '.join(known) or 'not installed'}")
+            raise StudyFileError(
+                f"there is no study file '{source}' and no preset of that name; "
+                f"presets are {', '.join(known) or 'not installed'}"
+            )
         path = known[str(source)]
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise StudyFileError(f"{path} is no text file in UTF-8 ({error.reason} at byte {error.start}); "
-                             "a study file is YAML") from None
+        raise StudyFileError(
+            f"{path} is no text file in UTF-8 ({error.reason} at byte {error.start}); "
+            "a study file is YAML"
+        ) from None
     return parse(text, name=str(path), beside=path.parent, overrides=overrides)
 
 
-def parse(text: str, *, name: str = "study", beside: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
+def parse(
+    text: str,
+    *,
+    name: str = "study",
+    beside: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Study:
     """The validated study in a YAML text; `name` stands in messages. Raises StudyFileError.
 
-    With `beside`, the folder of the text's file, data paths become absolute; without, they stay as they are.
+    With `beside`, the folder of the text's file, data paths become absolute; without, they stay as
+    they are.
     """
     try:
         content = yaml.load(text, Loader=StudyLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise StudyFileError(f"{name}{place}: this is no valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise StudyFileError(
+            f"{name}{place}: this is no valid YAML: {getattr(error, 'problem', None) or error}"
+        ) from None
     if not isinstance(content, dict):
-        raise StudyFileError(f"{name}: a study file is a mapping with the keys {', '.join(Study.model_fields)}; "
-                             f"{'it is empty' if content is None else f'this is a {type(content).__name__}'}")
+        raise StudyFileError(
+            f"{name}: a study file is a mapping with the keys {', '.join(Study.model_fields)}; "
+            f"{'it is empty' if content is None else f'this is a {type(content).__name__}'}"
+        )
     for key, value in (overrides or {}).items():
         if value is not None:
             _override(content, key, value, name)
@@ -210,7 +297,14 @@ def parse(text: str, *, name: str = "study", beside: Path | None = None, overrid
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise StudyFileError(explain(error, text, name, [key for key, value in (overrides or {}).items() if value is not None])) from None
+        raise StudyFileError(
+            explain(
+                error,
+                text,
+                name,
+                [key for key, value in (overrides or {}).items() if value is not None],
+            )
+        ) from None
 
 
 def _override(content: dict, key: str, value: Any, name: str) -> None:
@@ -225,18 +319,26 @@ def _override(content: dict, key: str, value: Any, name: str) -> None:
 
 
 def _make_absolute(data: dict[str, Any], beside: Path) -> None:
-    """Workers may run elsewhere, and a study be resumed from elsewhere: their data must not depend on the working directory."""
+    """Workers may run elsewhere, and a study be resumed from elsewhere: their data must not depend
+    on the working directory.
+    """
     if "name" in data:
         data.setdefault("root", "data")
     for key in ("root", "folder"):
         if isinstance(data.get(key), str):
             path = Path(data[key]).expanduser()
-            data[key] = str((beside / path if not path.exists() and (beside / path).exists() else path).resolve())
+            data[key] = str(
+                (
+                    beside / path if not path.exists() and (beside / path).exists() else path
+                ).resolve()
+            )
 
 
 def dump(study: Study) -> str:
     """The study as YAML with every value written out; `parse` gives the same study back."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(
+        study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def schema() -> dict[str, Any]:
@@ -247,17 +349,27 @@ def schema() -> dict[str, Any]:
 def differences(old: Study, new: Study) -> list[str]:
     """What differs between two studies, one `key: old -> new` each."""
     a, b = (_flat(study.model_dump(mode="json")) for study in (old, new))
-    return [f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+    return [
+        f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
+        for key in dict.fromkeys([*a, *b])
+        if a.get(key) != b.get(key)
+    ]
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}" if path else str(key)).items()}
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in _flat(inner, f"{path}.{key}" if path else str(key)).items()
+        }
     return {path: value}
 
 
 def explain(error: ValidationError, text: str, name: str, overridden: Sequence[str] = ()) -> str:
-    """One line per mistake: file, line, key, what came and what is allowed; keys that were set over the file have no line in it."""
+    """One line per mistake: file, line, key, what came and what is allowed; keys that were set over
+    the file have no line in it.
+    """
     lines = {}
     for problem in error.errors(include_url=False):
         path = _keys(problem["loc"])
@@ -271,12 +383,18 @@ def explain(error: ValidationError, text: str, name: str, overridden: Sequence[s
 
 
 def _keys(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The path of keys in the file: pydantic also names the members of unions and validators, which are no keys."""
+    """The path of keys in the file: pydantic also names the members of unions and validators, which
+    are no keys.
+    """
     keys: list[int | str] = []
     model: Any = Study
     for part in loc:
         fields = _fields(model)
-        if fields is not None and part not in fields and (re.search(r"[\[\]()\-]", str(part)) or part in _member_names(model)):
+        if (
+            fields is not None
+            and part not in fields
+            and (re.search(r"[\[\]()\-]", str(part)) or part in _member_names(model))
+        ):
             continue
         if fields is None and isinstance(part, str) and not _is_mapping(model):
             continue
@@ -304,7 +422,9 @@ def _member_names(model: Any) -> set[str]:
 
 def _fields(model: Any) -> dict[str, Any] | None:
     models = _models(model)
-    return {name: field for m in models for name, field in m.model_fields.items()} if models else None
+    return (
+        {name: field for m in models for name, field in m.model_fields.items()} if models else None
+    )
 
 
 def _is_mapping(model: Any) -> bool:
@@ -325,13 +445,21 @@ def _complaint(problem: Mapping[str, Any], path: tuple[int | str, ...]) -> str:
     if kind == "extra_forbidden":
         allowed = list(_allowed(path[:-1]))
         close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
-        return f"unknown key '{path[-1]}'" + (f" (did you mean '{close[0]}'?)" if close else "") + f"; allowed are {', '.join(allowed)}"
+        return (
+            f"unknown key '{path[-1]}'"
+            + (f" (did you mean '{close[0]}'?)" if close else "")
+            + f"; allowed are {', '.join(allowed)}"
+        )
     if kind == "missing":
         return "this key is missing; it has no default"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return message
-    shown = repr(value) if not isinstance(value, (dict, list)) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    shown = (
+        repr(value)
+        if not isinstance(value, (dict, list))
+        else f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    )
     return f"{shown} came; {message[0].lower()}{message[1:]}"
 
 

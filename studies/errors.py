@@ -1,10 +1,13 @@
-"""The errors a user meets: one or two clear lines and the exit status of the command that ends with them."""
+"""The errors a user meets: one or two clear lines and the exit status of the command that ends with
+them.
+"""
 
 from __future__ import annotations
 
 import errno
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)    # a full disk, a quota, a limit on file sizes
+# a full disk, a quota, a limit on file sizes
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StudyError(Exception):
@@ -14,7 +17,9 @@ class StudyError(Exception):
 
 
 class StudyFileError(StudyError, ValueError):
-    """A study file cannot be used; the message names the file, the line and the key, and what is allowed there."""
+    """A study file cannot be used; the message names the file, the line and the key, and what is
+    allowed there.
+    """
 
 
 class LockedError(StudyError):
@@ -30,7 +35,9 @@ class ExistsError(StudyError):
 
 
 class UntrustedError(StudyError):
-    """A study directory that this user did not write would run programs; the message names what does, and `--trust`."""
+    """A study directory that this user did not write would run programs; the message names what
+    does, and `--trust`.
+    """
 
 
 class DamagedError(StudyError, ValueError):
@@ -52,4 +59,6 @@ class InterruptedStudyError(StudyError):
 
 
 class ScoresError(ValueError):
-    """A trial reported scores that cannot be compared (missing or not finite); this trial fails, the study goes on."""
+    """A trial reported scores that cannot be compared (missing or not finite); this trial fails,
+    the study goes on.
+    """

@@ -14,8 +14,14 @@ class Html(str):
 
 
 def html(template: str, *values: Any) -> Html:
-    """The template, a literal of the program, with `{}` for each value; values that are no `Html` are escaped."""
-    return Html(template.format(*(value if isinstance(value, Html) else Html(escape(plain(value))) for value in values)))
+    """The template, a literal of the program, with `{}` for each value; values that are no `Html`
+    are escaped.
+    """
+    return Html(
+        template.format(
+            *(value if isinstance(value, Html) else Html(escape(plain(value))) for value in values)
+        )
+    )
 
 
 def joined(parts: Iterable[Any], between: str = "\n") -> Html:

@@ -13,8 +13,10 @@ from typing import Any
 
 from studies.terminal import is_terminal, lasting, one_line, shown, styled
 
-PIPE_WIDTH = 240        # columns of a table that is written to a file or pipe: wide enough to keep architectures on one line
-PROSE_WIDTH = 100       # columns where no terminal says how many
+# columns of a table that is written to a file or pipe: wide enough to keep architectures on one
+# line
+PIPE_WIDTH = 240
+PROSE_WIDTH = 100  # columns where no terminal says how many
 
 
 class Format(str, Enum):
@@ -38,8 +40,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_rows(rows: Sequence[dict[str, Any]], form: Format, columns: Sequence[Column], cells: Sequence[Sequence[str]], empty: str = "") -> None:
-    """Prints `rows` as JSON or CSV, or `cells` under `columns` as a table; `empty` says why there are none, on stderr."""
+def print_rows(
+    rows: Sequence[dict[str, Any]],
+    form: Format,
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[str]],
+    empty: str = "",
+) -> None:
+    """Prints `rows` as JSON or CSV, or `cells` under `columns` as a table; `empty` says why there
+    are none, on stderr.
+    """
     if form is Format.json:
         print_json(list(rows))
     elif form is Format.csv:
@@ -64,12 +74,18 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             found.update(_flat(value, f"{prefix}{name}."))
         else:
-            found[prefix + name] = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            found[prefix + name] = (
+                " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            )
     return found
 
 
-def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None = None) -> None:
-    """Prints a table that fits the terminal, or one wide enough for everything into a pipe; `width` columns if given."""
+def print_table(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None = None
+) -> None:
+    """Prints a table that fits the terminal, or one wide enough for everything into a pipe; `width`
+    columns if given.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -77,7 +93,12 @@ def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], width
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=column.right)
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=column.right,
+        )
     for row in cells:
         table.add_row(*(Text(shown(one_line(cell), sys.stdout)) for cell in row))
     stream = styled(sys.stdout)
@@ -93,7 +114,9 @@ def print_lines(lines: Sequence[str]) -> None:
 
 
 def reading_width() -> int:
-    """Columns for prose: COLUMNS, else those of the terminal on stdout, stderr or stdin, else 100; 40 at least."""
+    """Columns for prose: COLUMNS, else those of the terminal on stdout, stderr or stdin, else 100;
+    40 at least.
+    """
     asked = os.environ.get("COLUMNS", "")
     if asked.isdigit() and int(asked):
         return max(40, int(asked))
@@ -106,14 +129,18 @@ def reading_width() -> int:
 
 
 def note(message: str) -> None:
-    """Prints a message for the person, not the program: to stderr. Raises nothing where that is gone."""
+    """Prints a message for the person, not the program: to stderr. Raises nothing where that is
+    gone.
+    """
     stream = lasting(sys.stderr)
     stream.write(f"{message}\n")
     stream.flush()
 
 
 def formatted(value: Any, form: str) -> str:
-    """The number in a format such as `.3g`; what is no number, from a file that was edited, is shown as it is."""
+    """The number in a format such as `.3g`; what is no number, from a file that was edited, is
+    shown as it is.
+    """
     return format(value, form) if is_number(value) else str(value)
 
 
@@ -122,12 +149,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def percent(share: "float | None") -> str:
-    """A share in 0..1 as per cent with two digits; `-` for None. What is no number is shown as it is."""
+def percent(share: float | None) -> str:
+    """A share in 0..1 as per cent with two digits; `-` for None. What is no number is shown as it
+    is.
+    """
     return "-" if share is None else f"{100 * share:.2f}" if is_number(share) else str(share)
 
 
-def short(number: "float | None") -> str:
+def short(number: float | None) -> str:
     """A count such as 24.7k or 26.0M; `-` for None. What is no number is shown as it is."""
     if not is_number(number):
         return "-" if number is None else str(number)

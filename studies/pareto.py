@@ -1,4 +1,6 @@
-"""The Pareto front of a study, its hypervolume and its knee. Nothing here imports optuna, ray or numpy."""
+"""The Pareto front of a study, its hypervolume and its knee. Nothing here imports optuna, ray or
+numpy.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,23 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
-Objective = Literal["accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency"]
+Objective = Literal[
+    "accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency"
+]
 Direction = Literal["maximize", "minimize"]
 
 DIRECTIONS: dict[str, Direction] = {
-    "accuracy": "maximize",             # share of validation images, 0 to 1
-    "symmetry_accuracy": "maximize",    # the same, mean over transformations that training has not seen
-    "equivariance_error": "minimize",   # of the logits; 0 is exact
+    "accuracy": "maximize",  # share of validation images, 0 to 1
+    # the same, mean over transformations that training has not seen
+    "symmetry_accuracy": "maximize",
+    "equivariance_error": "minimize",  # of the logits; 0 is exact
     "params": "minimize",
-    "macs": "minimize",                 # multiply-accumulates per image
-    "latency": "minimize",              # milliseconds per image
+    "macs": "minimize",  # multiply-accumulates per image
+    "latency": "minimize",  # milliseconds per image
 }
 
-# The worst cost that still counts, as a power of ten; a hypervolume needs a reference that never moves.
+# The worst cost that still counts, as a power of ten; a hypervolume needs a reference that never
+# moves.
 WORST_EXPONENT = {"params": 10, "macs": 14, "latency": 7}
 
 Point = tuple[float, ...]
@@ -28,14 +34,17 @@ T = TypeVar("T")
 
 def signed(values: Sequence[float], objectives: Sequence[str]) -> Point:
     """The values with minimised objectives negated, so that more is better everywhere."""
-    return tuple(v if DIRECTIONS[name] == "maximize" else -v for v, name in zip(values, objectives, strict=True))
+    return tuple(
+        v if DIRECTIONS[name] == "maximize" else -v
+        for v, name in zip(values, objectives, strict=True)
+    )
 
 
 def goodness(values: Sequence[float], objectives: Sequence[str]) -> Point:
     """The values mapped monotonically to 0 (worst) to 1 (best), the same way in every study.
 
-    Accuracies stay, an equivariance error e becomes 1 / (1 + e), and costs count by their decimal logarithm: 1 parameter
-    is 1, 10^10 or more are 0.
+    Accuracies stay, an equivariance error e becomes 1 / (1 + e), and costs count by their decimal
+    logarithm: 1 parameter is 1, 10^10 or more are 0.
     """
     return tuple(_goodness(value, name) for value, name in zip(values, objectives, strict=True))
 
@@ -48,8 +57,12 @@ def _goodness(value: float, name: str) -> float:
     return min(1.0, max(0.0, value))
 
 
-def pareto(items: Sequence[T], objectives: Sequence[str], values: Callable[[T], Sequence[float]]) -> list[T]:
-    """The items that no other item dominates, best first objective first; items with equal values are all kept."""
+def pareto(
+    items: Sequence[T], objectives: Sequence[str], values: Callable[[T], Sequence[float]]
+) -> list[T]:
+    """The items that no other item dominates, best first objective first; items with equal values
+    are all kept.
+    """
     points = [signed(values(item), objectives) for item in items]
     if not points:
         return []
@@ -61,16 +74,18 @@ def pareto(items: Sequence[T], objectives: Sequence[str], values: Callable[[T], 
 def non_dominated(points: Sequence[Point]) -> set[Point]:
     """The points that no other point dominates; all coordinates are maximised."""
     front: list[Point] = []
-    for point in sorted(set(points), reverse=True):       # only earlier points can dominate
+    for point in sorted(set(points), reverse=True):  # only earlier points can dominate
         if not any(dominates(other, point) for other in front):
             front.append(point)
     return set(front)
 
 
 def hypervolume(points: Sequence[Sequence[float]]) -> float:
-    """The volume that the points dominate above the origin; each coordinate is a `goodness`, 0 to 1.
+    """The volume that the points dominate above the origin; each coordinate is a `goodness`, 0 to
+    1.
 
-    Exact, by slicing along the last coordinate: two objectives cost n log n, each further one a factor of n.
+    Exact, by slicing along the last coordinate: two objectives cost n log n, each further one a
+    factor of n.
     """
     return _volume([tuple(point) for point in points if min(point, default=0) > 0])
 
@@ -82,7 +97,7 @@ def _volume(points: list[Point]) -> float:
         return max(points)[0]
     volume = 0.0
     ordered = sorted(points, key=lambda point: -point[-1])
-    if len(points[0]) == 2:                               # a staircase
+    if len(points[0]) == 2:  # a staircase
         width = 0.0
         for i, (x, y) in enumerate(ordered):
             width = max(width, x)
@@ -98,7 +113,9 @@ def _volume(points: list[Point]) -> float:
 
 
 def front_volume(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> float:
-    """Hypervolume of trials with these objective values, 0 to 1, with a reference that is the same in every study."""
+    """Hypervolume of trials with these objective values, 0 to 1, with a reference that is the same
+    in every study.
+    """
     points = {goodness(value, objectives) for value in values}
     return hypervolume(list(non_dominated(list(points)))) if points else 0.0
 
@@ -106,8 +123,9 @@ def front_volume(values: Sequence[Sequence[float]], objectives: Sequence[str]) -
 def knee(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> int | None:
     """Index of the front member with the best compromise, or None for an empty front.
 
-    The one that alone has the largest hypervolume, the product of its goodness in every objective. Scaling each objective to
-    the front instead makes all members of a front of two equal: 98 % and 23 % would be as good as 94 % and 94 %.
+    The one that alone has the largest hypervolume, the product of its goodness in every objective.
+    Scaling each objective to the front instead makes all members of a front of two equal: 98 % and
+    23 % would be as good as 94 % and 94 %.
     """
     if not values:
         return None
@@ -115,20 +133,28 @@ def knee(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> int | 
 
 
 def fronts(points: Sequence[Point]) -> list[list[Point]]:
-    """The points in non-dominated fronts, best first; equal points share a front. All coordinates are maximised.
+    """The points in non-dominated fronts, best first; equal points share a front. All coordinates
+    are maximised.
 
-    Points are visited in descending lexicographic order, so that a point can only be dominated by earlier ones; it joins
-    the first front that does not dominate it, found by bisection (efficient non-dominated sort, Zhang et al. 2015). With
-    one or two coordinates the latest member of a front dominates whenever any member does, which gives n log n.
+    Points are visited in descending lexicographic order, so that a point can only be dominated by
+    earlier ones; it joins the first front that does not dominate it, found by bisection (efficient
+    non-dominated sort, Zhang et al. 2015). With one or two coordinates the latest member of a front
+    dominates whenever any member does, which gives n log n.
     """
     found: list[list[Point]] = []
-    latest: list[float] = []            # minus the last coordinate of each front's latest member: ascending, with one or two coordinates
+    # minus the last coordinate of each front's latest member: ascending, with one or two
+    # coordinates
+    latest: list[float] = []
     ordered = sorted(points, reverse=True)
     simple = not ordered or len(ordered[0]) <= 2
     before, place = None, 0
     for point in ordered:
         if point != before:
-            place = bisect_right(latest, -point[-1]) if simple else bisect_left(found, True, key=lambda front: not _dominated(front, point))
+            place = (
+                bisect_right(latest, -point[-1])
+                if simple
+                else bisect_left(found, True, key=lambda front: not _dominated(front, point))
+            )
         if place == len(found):
             found.append([])
             latest.append(0.0)
@@ -138,19 +164,25 @@ def fronts(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _dominated(front: Sequence[Point], point: Point) -> bool:
-    """True if a member of the front dominates `point`, which comes after all of them in descending order."""
+    """True if a member of the front dominates `point`, which comes after all of them in descending
+    order.
+    """
     return any(dominates(other, point) for other in reversed(front))
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """True if `a` is at least as good as `b` everywhere and better somewhere. All coordinates are maximised."""
+    """True if `a` is at least as good as `b` everywhere and better somewhere. All coordinates are
+    maximised.
+    """
     return tuple(a) != tuple(b) and all(x >= y for x, y in zip(a, b))
 
 
 def crowding(front: Sequence[Point]) -> dict[Point, float]:
-    """Room around each point of one front: the sum over coordinates of the gap between its neighbours, as a share of the range.
+    """Room around each point of one front: the sum over coordinates of the gap between its
+    neighbours, as a share of the range.
 
-    The extremes of every coordinate get infinity. Equal points count once, so the result does not depend on their order.
+    The extremes of every coordinate get infinity. Equal points count once, so the result does not
+    depend on their order.
     """
     unique = set(front)
     room = dict.fromkeys(unique, 0.0)

@@ -1,6 +1,8 @@
-"""What reaches a terminal or pipe: no control characters from files, characters that it can show, and no error where it is gone.
+"""What reaches a terminal or pipe: no control characters from files, characters that it can show,
+and no error where it is gone.
 
-`guarded` puts this between the whole program and its streams, so that every print, warning and traceback passes through it.
+`guarded` puts this between the whole program and its streams, so that every print, warning and
+traceback passes through it.
 """
 
 from __future__ import annotations
@@ -17,13 +19,34 @@ from typing import Any
 # C0 but newline and tab, DEL, C1, marks and overrides of direction, line and paragraph separators
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _BREAKS = re.compile("[\n\t]")
-LOOKALIKE = "equisearch.lookalike"      # name of an error handler for encoders
-_SIMILAR = {"█": "#", "░": ".", "─": "-", "│": "|", "⋮": ":", "✗": "!", "±": "+-", "°": " deg", "×": "x", "→": "->", "…": "...", "–": "-", "—": "-",
-            "‘": "'", "’": "'", "“": '"', "”": '"', "≤": "<=", "≥": ">="}
+LOOKALIKE = "equisearch.lookalike"  # name of an error handler for encoders
+_SIMILAR = {
+    "█": "#",
+    "░": ".",
+    "─": "-",
+    "│": "|",
+    "⋮": ":",
+    "✗": "!",
+    "±": "+-",
+    "°": " deg",
+    "×": "x",
+    "→": "->",
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "≤": "<=",
+    "≥": ">=",
+}
 
 
 def plain(text: Any) -> str:
-    """The text with control characters spelled out (`\\x1b`), which a terminal would obey; newlines and tabs stay."""
+    """The text with control characters spelled out (`\\x1b`), which a terminal would obey; newlines
+    and tabs stay.
+    """
     return _CONTROL.sub(_spelled, str(text))
 
 
@@ -33,7 +56,9 @@ def one_line(text: Any) -> str:
 
 
 def shown(text: str, stream: Any) -> str:
-    """The text in characters that `stream` can encode, for laying it out: others give way to similar ones."""
+    """The text in characters that `stream` can encode, for laying it out: others give way to
+    similar ones.
+    """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, LOOKALIKE).decode(encoding)
 
@@ -47,9 +72,11 @@ def is_terminal(stream: Any) -> bool:
 
 
 class Lasting:
-    """A text stream that raises nothing when its reader is gone or it is closed: from then on it writes nowhere.
+    """A text stream that raises nothing when its reader is gone or it is closed: from then on it
+    writes nowhere.
 
-    With `forgiving`, no OSError ends a write: for messages. Without, a full disk still does: results must not be lost silently.
+    With `forgiving`, no OSError ends a write: for messages. Without, a full disk still does:
+    results must not be lost silently.
     """
 
     def __init__(self, stream: Any, *, forgiving: bool) -> None:
@@ -57,7 +84,7 @@ class Lasting:
 
     def write(self, text: str) -> int:
         """Writes the text, or nothing; returns its length."""
-        if not isinstance(text, str):       # by which libraries tell streams of bytes
+        if not isinstance(text, str):  # by which libraries tell streams of bytes
             raise TypeError(f"this stream takes text, got {type(text).__name__}")
         self._attempt(lambda: self._encoded(text))
         return len(text)
@@ -90,14 +117,20 @@ class Lasting:
         try:
             action()
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) and not self._forgiving:
+            if (
+                isinstance(error, OSError)
+                and not isinstance(error, BrokenPipeError)
+                and not self._forgiving
+            ):
                 raise
             self._gone = True
             _discard(self._stream)
 
 
 class Plain(Lasting):
-    """The same, and control characters are spelled out. Rich, which lays out with some of its own, writes past that."""
+    """The same, and control characters are spelled out. Rich, which lays out with some of its own,
+    writes past that.
+    """
 
     def __init__(self, stream: Any, *, forgiving: bool) -> None:
         super().__init__(stream, forgiving=forgiving)
@@ -120,7 +153,9 @@ def lasting(stream: Any) -> Any:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Within the block, stdout and stderr are `Plain`; closed ones write nowhere. They are flushed at the end."""
+    """Within the block, stdout and stderr are `Plain`; closed ones write nowhere. They are flushed
+    at the end.
+    """
     _open_descriptors()
     before = sys.stdout, sys.stderr
     for name in ("stdout", "stderr"):
@@ -141,7 +176,9 @@ def guarded() -> Iterator[None]:
 
 
 def _open_descriptors() -> None:
-    """Gives 0, 1 and 2 to nothing where they are closed, or the next file that is opened, a journal, would be printed into."""
+    """Gives 0, 1 and 2 to nothing where they are closed, or the next file that is opened, a
+    journal, would be printed into.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -150,7 +187,9 @@ def _open_descriptors() -> None:
 
 
 def _discard(stream: Any) -> None:
-    """What the stream still holds, and what else writes to its descriptor, goes nowhere: the interpreter flushes it at its end."""
+    """What the stream still holds, and what else writes to its descriptor, goes nowhere: the
+    interpreter flushes it at its end.
+    """
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -161,7 +200,7 @@ def _discard(stream: Any) -> None:
         pass
 
 
-def _spelled(found: "re.Match[str]") -> str:
+def _spelled(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
@@ -170,7 +209,7 @@ def _similar(error: UnicodeError) -> tuple[str, int]:
     """Replaces characters that an encoding lacks by similar ones in ASCII, else by question marks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(_ascii(c) for c in error.object[error.start:error.end]), error.end
+    return "".join(_ascii(c) for c in error.object[error.start : error.end]), error.end
 
 
 def _ascii(character: str) -> str:

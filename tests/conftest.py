@@ -1,13 +1,16 @@
-"""What every test shares: one thread a process (more lose 3 to 5 times beside other processes), and where the large data lies."""
+"""What every test shares: one thread a process (more lose 3 to 5 times beside other processes), and
+where the large data lies.
+"""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")     # before ray is: under `uv run` it would build an environment for every worker
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+# before ray is: under `uv run` it would build an environment for every worker
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -16,7 +19,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def mnist_root() -> Path:
     """The folder that holds MNIST/raw; skips where it is missing."""
     if not (SHARED / "MNIST" / "raw").is_dir():
-        pytest.skip(f"MNIST is not in {SHARED}: put its four files under MNIST/raw there to run this test")
+        pytest.skip(
+            f"MNIST is not in {SHARED}: put its four files under MNIST/raw there to run this test"
+        )
     return SHARED
 
 
@@ -24,7 +29,10 @@ def mnist_root() -> Path:
 def cifar_folder() -> Path:
     """A small CIFAR-10 as an image folder; skips where it is missing."""
     if not (SHARED / "cifar10_small").is_dir():
-        pytest.skip(f"cifar10_small is not in {SHARED}: put an image folder with train/ and test/ there to run this test")
+        pytest.skip(
+            f"cifar10_small is not in {SHARED}: put an image folder with train/ and test/ there "
+            "to run this test"
+        )
     return SHARED / "cifar10_small"
 
 
@@ -37,7 +45,12 @@ def state(tmp_path_factory):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--proof-seeds", default="10:40", metavar="FROM:TO", help="random networks of the slow exactness proof, 250 a seed")
+    parser.addoption(
+        "--proof-seeds",
+        default="10:40",
+        metavar="FROM:TO",
+        help="random networks of the slow exactness proof, 250 a seed",
+    )
 
 
 def pytest_generate_tests(metafunc):

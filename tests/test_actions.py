@@ -22,7 +22,7 @@ def moved_by_hand(images, element):
         point = complex(column - centre, centre - row)
         if element.mirror:
             point = complex(-point.real, point.imag)
-        point *= 1j ** element.quarter_turns
+        point *= 1j**element.quarter_turns
         out[..., round(centre - point.imag), round(point.real + centre)] = images[..., row, column]
     return out
 
@@ -45,7 +45,10 @@ def test_fields_follow_the_product_too(name):
     maps = torch.rand(1, 2 * group.order, 4, 4, dtype=torch.float64)
     grid = group.grid.elements
     for a, b in itertools.product(grid, grid):
-        assert torch.equal(act_on_fields(act_on_fields(maps, b, group), a, group), act_on_fields(maps, a @ b, group))
+        assert torch.equal(
+            act_on_fields(act_on_fields(maps, b, group), a, group),
+            act_on_fields(maps, a @ b, group),
+        )
 
 
 def test_a_value_at_h_moves_to_the_product():
@@ -53,33 +56,56 @@ def test_a_value_at_h_moves_to_the_product():
     for g, h in itertools.product(group.elements, group.elements):
         maps = torch.zeros(1, group.order, 1, 1)
         maps[0, group.index(h)] = 1
-        assert act_on_fields(maps, g, group)[0, :, 0, 0].argmax() == group.index(g @ h) == permutation(group, g)[group.index(h)]
+        assert (
+            act_on_fields(maps, g, group)[0, :, 0, 0].argmax()
+            == group.index(g @ h)
+            == permutation(group, g)[group.index(h)]
+        )
 
 
-@pytest.mark.parametrize("name,size", [("C4", (5, 5)), ("D4", (4, 4)), ("D2", (4, 6)), ("C4", (4, 6)), ("C8", (3, 3)), ("D1", (6, 4))])
+@pytest.mark.parametrize(
+    "name,size",
+    [
+        ("C4", (5, 5)),
+        ("D4", (4, 4)),
+        ("D2", (4, 6)),
+        ("C4", (4, 6)),
+        ("C8", (3, 3)),
+        ("D1", (6, 4)),
+    ],
+)
 def test_one_gather_moves_fields_and_pixels(name, size):
     group, maps = Group.parse(name), torch.rand(2, 2 * Group.parse(name).order, *size)
     rows = maps.permute(0, 2, 3, 1)
     for element in group.grid.elements:
         moved = rows.flatten(1)[:, gathers(element, group, *maps.shape[1:]).long()]
-        assert torch.equal(moved, act_on_fields(maps, element, group).permute(0, 2, 3, 1).flatten(1))
+        assert torch.equal(
+            moved, act_on_fields(maps, element, group).permute(0, 2, 3, 1).flatten(1)
+        )
         moved = rows.flatten(1, 2)[:, gathers(element, None, *maps.shape[1:]).long()]
         assert torch.equal(moved, act(maps, element).permute(0, 2, 3, 1).flatten(1, 2))
 
 
 def test_other_angles_rotate_counter_clockwise():
     images = torch.zeros(1, 1, 33, 33, dtype=torch.float64)
-    images[0, 0, 16, 26:29] = 1                                      # to the right of the centre
-    turned = act(images, Element(Fraction(1, 8)))                    # 45 degrees: up and to the right
+    images[0, 0, 16, 26:29] = 1  # to the right of the centre
+    # 45 degrees: up and to the right
+    turned = act(images, Element(Fraction(1, 8)))
     row, column = divmod(int(turned.flatten().argmax()), 33)
-    assert 16 - row == pytest.approx(column - 16, abs=1) and column - 16 == pytest.approx(11 / 2 ** 0.5, abs=1)
+    assert 16 - row == pytest.approx(column - 16, abs=1) and column - 16 == pytest.approx(
+        11 / 2**0.5, abs=1
+    )
 
 
 @pytest.mark.parametrize("size", [(24, 24), (20, 28)])
 def test_interpolated_half_turns_agree_with_exact_ones(size):
     ramp = torch.linspace(0, 1, size[0] * size[1], dtype=torch.float64).reshape(1, 1, *size)
     half = act(act(ramp, Element(Fraction(1, 8))), Element(Fraction(3, 8)))
-    inside = (..., slice(size[0] // 2 - 4, size[0] // 2 + 4), slice(size[1] // 2 - 4, size[1] // 2 + 4))
+    inside = (
+        ...,
+        slice(size[0] // 2 - 4, size[0] // 2 + 4),
+        slice(size[1] // 2 - 4, size[1] // 2 + 4),
+    )
     assert torch.allclose(half[inside], act(ramp, Element(Fraction(1, 2)))[inside], atol=1e-9)
 
 
@@ -94,23 +120,39 @@ def test_interpolated_rotation_undoes_itself_with_mirrors():
 @pytest.mark.parametrize("name", ["r10", "r100", "mr35", "r45", "mr300", "r190"])
 @pytest.mark.parametrize("size", [(12, 12), (11, 11), (10, 14)])
 def test_interpolated_angles_and_index_moves_compose_bit_for_bit(name, size):
-    """What lets measurements share results between angles that differ by a quarter turn: no pixel differs, not even by rounding."""
+    """What lets measurements share results between angles that differ by a quarter turn: no pixel
+    differs, not even by rounding.
+    """
     images, element = torch.rand(3, 2, *size), Element.parse(name)
     for k in GRID:
         if size[0] == size[1] or not k.swaps_axes:
             assert torch.equal(act(images, k @ element), act(act(images, element), k))
             exact, rest = parts(k @ element, size[0] == size[1])
-            assert exact @ rest == k @ element and exact.on_grid and not rest.mirror and 0 < rest.turn < (Fraction(1, 4) if size[0] == size[1] else Fraction(1, 2))
+            assert (
+                exact @ rest == k @ element
+                and exact.on_grid
+                and not rest.mirror
+                and 0 < rest.turn < (Fraction(1, 4) if size[0] == size[1] else Fraction(1, 2))
+            )
 
 
 def test_interpolation_takes_the_four_pixels_around_each_point():
     images = torch.rand(2, 1, 9, 9, dtype=torch.float64)
     angle = math.radians(130)
-    for (row, column) in itertools.product(range(9), repeat=2):
+    for row, column in itertools.product(range(9), repeat=2):
         point = complex(column - 4, 4 - row) * complex(math.cos(-angle), math.sin(-angle))
         y, x = 4 - point.imag, point.real + 4
-        expected = sum(images[:, 0, i, j] * (1 - abs(y - i)) * (1 - abs(x - j)) for i in range(9) for j in range(9) if abs(y - i) < 1 and abs(x - j) < 1)
-        assert torch.allclose(act(images, Element.parse("r130"))[:, 0, row, column], torch.as_tensor(expected, dtype=torch.float64).expand(2), atol=1e-12)
+        expected = sum(
+            images[:, 0, i, j] * (1 - abs(y - i)) * (1 - abs(x - j))
+            for i in range(9)
+            for j in range(9)
+            if abs(y - i) < 1 and abs(x - j) < 1
+        )
+        assert torch.allclose(
+            act(images, Element.parse("r130"))[:, 0, row, column],
+            torch.as_tensor(expected, dtype=torch.float64).expand(2),
+            atol=1e-12,
+        )
 
 
 def test_interpolated_images_can_be_trained_on_after_they_were_measured():

@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from support.architectures import ANY, random_architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchspace.architecture import Architecture, Loss
 from searchspace.cost import basis_size, cost
 from searchspace.published import PUBLISHED
+from support.architectures import ANY, random_architecture
 
 P4CNN = "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
 
@@ -19,7 +19,11 @@ P4CNN = "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
 def test_text_form_parses_back(seed):
     architecture = random_architecture(random.Random(seed), ANY)
     again = Architecture.parse(str(architecture))
-    assert again == architecture and hash(again) == hash(architecture) and str(again) == str(architecture)
+    assert (
+        again == architecture
+        and hash(again) == hash(architecture)
+        and str(again) == str(architecture)
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -33,32 +37,52 @@ def test_canonical_form_is_stable_and_costs_the_same(seed):
         assert cost(simple) == cost(architecture)
 
 
-@pytest.mark.parametrize("one,other", [
-    ("28px: 4k3x3 max2/2", "28px: 4k3, 4k3, 4k3 max2/2"),
-    ("28px: 4k3, 4k3s2x3r", "28px: 4k3, 4k3s2r, 4k3r, 4k3r"),
-    ("28px: 4k3@C4 adaptive/2", "28px: 4k3@C4 avg2/2"),
-    ("28px: 4k3@C4 loss=layerwise:0", "28px: 4k3@C4"),
-    ("28px: 4k3 head=group_max", "28px: 4k3 head=none"),
-    ("28px resize28: 4k1d2", "28px: 4k1"),
-    ("28px: 4k3 max2/2ceil", "28px: 4k3 max2/2"),
-    ("28px: 4k3p0reflect", "28px: 4k3p0"),
-    ("28px: 10k3p1 max2/2p0", "28px: 10k3 max2/2"),
-])
+@pytest.mark.parametrize(
+    "one,other",
+    [
+        ("28px: 4k3x3 max2/2", "28px: 4k3, 4k3, 4k3 max2/2"),
+        ("28px: 4k3, 4k3s2x3r", "28px: 4k3, 4k3s2r, 4k3r, 4k3r"),
+        ("28px: 4k3@C4 adaptive/2", "28px: 4k3@C4 avg2/2"),
+        ("28px: 4k3@C4 loss=layerwise:0", "28px: 4k3@C4"),
+        ("28px: 4k3 head=group_max", "28px: 4k3 head=none"),
+        ("28px resize28: 4k1d2", "28px: 4k1"),
+        ("28px: 4k3 max2/2ceil", "28px: 4k3 max2/2"),
+        ("28px: 4k3p0reflect", "28px: 4k3p0"),
+        ("28px: 10k3p1 max2/2p0", "28px: 10k3 max2/2"),
+    ],
+)
 def test_equal_architectures_are_recognised(one, other):
     assert Architecture.parse(one).canonical() == Architecture.parse(other).canonical()
 
 
 def test_different_architectures_stay_different():
-    texts = ["28px: 4k3@C4", "28px: 4k3@C2", "29px: 4k3@C4", "28px: 4k3@C4 head=none", "28px: 4k3@C4 filters=basis", "28px: 4k3@C4 loss=1",
-             "28px: 4k3@C4 max2/2", "28px: 4k3@C4 avg2/2", "29px: 4k3@C4 max2/2ceil", "29px: 4k3@C4 max2/2", "28px: 4k3x2 loss=1", "28px: 4k3, 4k3 loss=1"]
+    texts = [
+        "28px: 4k3@C4",
+        "28px: 4k3@C2",
+        "29px: 4k3@C4",
+        "28px: 4k3@C4 head=none",
+        "28px: 4k3@C4 filters=basis",
+        "28px: 4k3@C4 loss=1",
+        "28px: 4k3@C4 max2/2",
+        "28px: 4k3@C4 avg2/2",
+        "29px: 4k3@C4 max2/2ceil",
+        "29px: 4k3@C4 max2/2",
+        "28px: 4k3x2 loss=1",
+        "28px: 4k3, 4k3 loss=1",
+    ]
     assert len({Architecture.parse(text).canonical() for text in texts}) == len(texts)
 
 
 def test_the_published_example():
     architecture = Architecture.parse(P4CNN)
-    assert str(architecture) == P4CNN and architecture.family == "steerable" and str(architecture.group) == "C4"
+    assert (
+        str(architecture) == P4CNN
+        and architecture.family == "steerable"
+        and str(architecture.group) == "C4"
+    )
     assert [size[0] for size in architecture.sizes] == [28, 14, 14, 14, 14, 14, 11]
-    # 24,990 in the paper: three input channels (+180) and a bias in each convolution (+70), which batch norm makes idle.
+    # 24,990 in the paper: three input channels (+180) and a bias in each convolution (+70), which
+    # batch norm makes idle.
     assert cost(architecture).params + 180 + 70 == 24_990
 
 
@@ -73,28 +97,59 @@ def test_residual_stage_has_two_convolutions_a_block_and_one_projection():
 
 def test_options_and_their_defaults():
     architecture = Architecture.parse("29px: 16k5@D4 max3/2p1, 32k5 max3/2p1, 64k3@C4 loss=0.1")
-    assert architecture.loss == Loss("layerwise", 0.1) and architecture.head == "group_max" and architecture.filters == "free"
+    assert (
+        architecture.loss == Loss("layerwise", 0.1)
+        and architecture.head == "group_max"
+        and architecture.filters == "free"
+    )
     assert [str(stage.group) for stage in architecture.stages] == ["D4", "D4", "C4"]
     assert Architecture.parse("28px: 4k3@C8").filters == "basis"
     assert Architecture.parse("28px: 20k3 family=plain loss=layerwise:0.1").family == "plain"
 
 
 def test_text_is_forgiving_about_spaces_and_the_order_of_modifiers():
-    assert Architecture.parse("28px:4k3s2p0@C4  max2/2,8k3") == Architecture.parse(" 28x28px: 4k3@C4p0s2 max2/2 ,  8k3 ")
+    assert Architecture.parse("28px:4k3s2p0@C4  max2/2,8k3") == Architecture.parse(
+        " 28x28px: 4k3@C4p0s2 max2/2 ,  8k3 "
+    )
 
 
-@pytest.mark.parametrize("text,says", [
-    ("28: 3k3", "input size"), ("", "input size"), ("28px:", "no stage"), ("28px: 3k3q", "'q'"), ("28px: 3x3", "no stage"),
-    ("28px: 10k3@C4, 10k3@D4", "no subgroup of stage 1's C4"), ("28px: 10k3@E4", "no group"), ("0px: 3k3", "height"),
-    ("28px: 10k3@C8 filters=free", "filters=basis"), ("8px: 10k3p0 max2/2, 10k5p0", "larger input"), ("28px: 10k3@C4 family=plain", "family"),
-    ("28px: 10k3 family=steerable", "family"), ("28px: 10k3 max9/2p5", "half of the kernel"), ("28px: 10k4r", "odd kernel"),
-    ("28px: 10k3 loss=foo:1", "layerwise"), ("28px: 10k3 loss=layerwise:nan", "finite"), ("28px: 10k3 loss=-1", "finite"),
-    ("28px: 10k3 foo=1", "options are"), ("28px: 10k3 head=max", "group_max"), ("28px: 10k3 max2/2 max2/2", "more than one"),
-    ("28px: 2k2@C4 filters=basis", "empty"), ("28px: 0k3", "at least 1"), ("28px: 3k0", "at least 1"), ("28px: 3k3s0", "at least 1"),
-    ("28px: 3k3s2s2", "say it once"), ("28px: 3k3 foo2", "subsampling"), ("28px: 3k3 resize", "resize29"), ("4px: 3k9p4reflect", "reflect"),
-    ("28px max2/2: 3k3", "resize or crop"), ("7px: 3k3 adaptive9", "fewer"), ("28px: 3k3 head=none head=none", "twice"),
-    ("28px: 3k3p1:-2", "nothing known"),
-])
+@pytest.mark.parametrize(
+    "text,says",
+    [
+        ("28: 3k3", "input size"),
+        ("", "input size"),
+        ("28px:", "no stage"),
+        ("28px: 3k3q", "'q'"),
+        ("28px: 3x3", "no stage"),
+        ("28px: 10k3@C4, 10k3@D4", "no subgroup of stage 1's C4"),
+        ("28px: 10k3@E4", "no group"),
+        ("0px: 3k3", "height"),
+        ("28px: 10k3@C8 filters=free", "filters=basis"),
+        ("8px: 10k3p0 max2/2, 10k5p0", "larger input"),
+        ("28px: 10k3@C4 family=plain", "family"),
+        ("28px: 10k3 family=steerable", "family"),
+        ("28px: 10k3 max9/2p5", "half of the kernel"),
+        ("28px: 10k4r", "odd kernel"),
+        ("28px: 10k3 loss=foo:1", "layerwise"),
+        ("28px: 10k3 loss=layerwise:nan", "finite"),
+        ("28px: 10k3 loss=-1", "finite"),
+        ("28px: 10k3 foo=1", "options are"),
+        ("28px: 10k3 head=max", "group_max"),
+        ("28px: 10k3 max2/2 max2/2", "more than one"),
+        ("28px: 2k2@C4 filters=basis", "empty"),
+        ("28px: 0k3", "at least 1"),
+        ("28px: 3k0", "at least 1"),
+        ("28px: 3k3s0", "at least 1"),
+        ("28px: 3k3s2s2", "say it once"),
+        ("28px: 3k3 foo2", "subsampling"),
+        ("28px: 3k3 resize", "resize29"),
+        ("4px: 3k9p4reflect", "reflect"),
+        ("28px max2/2: 3k3", "resize or crop"),
+        ("7px: 3k3 adaptive9", "fewer"),
+        ("28px: 3k3 head=none head=none", "twice"),
+        ("28px: 3k3p1:-2", "nothing known"),
+    ],
+)
 def test_bad_text_gets_one_clear_message(text, says):
     with pytest.raises(ValueError, match=says) as error:
         Architecture.parse(text)
@@ -102,12 +157,17 @@ def test_bad_text_gets_one_clear_message(text, says):
 
 
 def test_basis_sizes_are_those_of_escnn():
-    assert [basis_size(k) for k in (1, 2, 3, 4, 5, 6, 7, 9)] == [1, 0, 6, 5, 11, 12, 18, 31]    # escnn 1.0.11, any group
+    # escnn 1.0.11, any group
+    assert [basis_size(k) for k in (1, 2, 3, 4, 5, 6, 7, 9)] == [1, 0, 6, 5, 11, 12, 18, 31]
 
 
 def test_macs_of_a_single_convolution_by_hand():
     price = cost(Architecture.parse("9x7px: 2k3p0@C4"), channels=3, classes=5)
-    assert price.macs == 8 * 3 * 9 * 7 * 5 + 2 * 5 and price.params == 2 * 27 + 4 + 15 and price.expanded_params == 8 * 27 + 8 + 15
+    assert (
+        price.macs == 8 * 3 * 9 * 7 * 5 + 2 * 5
+        and price.params == 2 * 27 + 4 + 15
+        and price.expanded_params == 8 * 27 + 8 + 15
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -115,8 +175,18 @@ def test_published_networks_parse_and_print_as_written(name):
     assert str(PUBLISHED[name].architecture) == PUBLISHED[name].text
 
 
-@pytest.mark.parametrize("name,millions", [("resnet44-z2", 2.64), ("all-cnn", 1.37), ("all-cnn-p4", 1.37), ("all-cnn-p4m", 1.22),
-                                           ("resnet26-z2", 7.24), ("resnet26-p4m", 7.17), ("equinas", 0.89)])
+@pytest.mark.parametrize(
+    "name,millions",
+    [
+        ("resnet44-z2", 2.64),
+        ("all-cnn", 1.37),
+        ("all-cnn-p4", 1.37),
+        ("all-cnn-p4m", 1.22),
+        ("resnet26-z2", 7.24),
+        ("resnet26-p4m", 7.17),
+        ("equinas", 0.89),
+    ],
+)
 def test_published_widths_give_the_published_parameters(name, millions):
     network = PUBLISHED[name]
     params = cost(network.architecture, network.channels, network.classes).params

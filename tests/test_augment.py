@@ -14,7 +14,9 @@ def images(count=200, channels=2, height=11, width=11, seed=0):
 
 
 def drawn(pixels, group="C4", seed=0, **augment):
-    return transform(pixels, Augment(**augment), Group.parse(group), torch.Generator().manual_seed(seed))
+    return transform(
+        pixels, Augment(**augment), Group.parse(group), torch.Generator().manual_seed(seed)
+    )
 
 
 def names(elements):
@@ -31,7 +33,9 @@ def test_rotation_has_the_direction_of_act(degrees, size):
 
 def test_rotation_of_non_square_images_does_not_shear():
     pixels = images(4, 1, 11, 17)
-    assert (rotate(pixels, torch.full((4,), 45.0)) - act(pixels, Element.parse("r45"))).abs().max() < 1e-5
+    assert (
+        rotate(pixels, torch.full((4,), 45.0)) - act(pixels, Element.parse("r45"))
+    ).abs().max() < 1e-5
 
 
 def test_every_image_has_its_own_angle():
@@ -39,7 +43,7 @@ def test_every_image_has_its_own_angle():
     angles = torch.tensor([0.0, 10, 100, 200, 300])
     together = rotate(pixels, angles)
     for i in range(5):
-        assert torch.equal(together[i:i + 1], rotate(pixels[:1], angles[i:i + 1]))
+        assert torch.equal(together[i : i + 1], rotate(pixels[:1], angles[i : i + 1]))
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
@@ -50,14 +54,17 @@ def test_group_rotation_draws_every_element_equally_and_nothing_else(name):
     result = drawn(pixels, name, rotation="group")
     moved = torch.stack([act(pixels, element) for element in group.elements])
     tolerance = 0 if group.on_grid else 1e-5
-    same = ((moved - result).abs().flatten(2).amax(2) <= tolerance)
+    same = (moved - result).abs().flatten(2).amax(2) <= tolerance
     assert (same.sum(0) == 1).all()
-    assert same.sum(1).min() > 30                           # of 60 expected
+    assert same.sum(1).min() > 30  # of 60 expected
 
 
 def test_quarter_turns_are_exact_index_moves():
     pixels = images()
-    assert torch.equal(drawn(pixels, "D4", rotation="group").flatten(1).sort(1).values, pixels.flatten(1).sort(1).values)
+    assert torch.equal(
+        drawn(pixels, "D4", rotation="group").flatten(1).sort(1).values,
+        pixels.flatten(1).sort(1).values,
+    )
 
 
 def test_group_rotation_of_non_square_images_keeps_the_size():
@@ -84,7 +91,7 @@ def spot(count):
 def test_uniform_angles_are_uniform():
     angles = angle_of(drawn(spot(4000), rotation="uniform"))
     counts = torch.histc(angles, 8, 0, 360)
-    assert counts.min() > 430 and counts.max() < 570        # 500 expected, standard deviation 21
+    assert counts.min() > 430 and counts.max() < 570  # 500 expected, standard deviation 21
 
 
 def test_normal_angles_have_their_mean_and_deviation():
@@ -99,14 +106,21 @@ def test_mirroring_is_half_of_the_time_and_before_the_rotation():
     flipped = (drawn(pixels, mirror=True) == pixels.flip(-1)).flatten(1).all(1)
     assert (same ^ flipped).all() and 160 < flipped.sum() < 240
     result = drawn(pixels, rotation=Normal(normal=(90, 0)), mirror=True)
-    moved = [(result - act(pixels, Element.parse(name))).abs().flatten(1).amax(1) < 1e-5 for name in ("r90", "mr90")]
+    moved = [
+        (result - act(pixels, Element.parse(name))).abs().flatten(1).amax(1) < 1e-5
+        for name in ("r90", "mr90")
+    ]
     assert (moved[0] ^ moved[1]).all()
 
 
 def test_shift_moves_whole_pixels_and_fills_with_zero():
     pixels = images(3)
     result = shift(pixels, torch.tensor([2, 0, -1]), torch.tensor([-1, 0, 3]), 3)
-    assert torch.equal(result[0, :, 2:, :-1], pixels[0, :, :-2, 1:]) and not result[0, :, :2].any() and not result[0, :, :, -1:].any()
+    assert (
+        torch.equal(result[0, :, 2:, :-1], pixels[0, :, :-2, 1:])
+        and not result[0, :, :2].any()
+        and not result[0, :, :, -1:].any()
+    )
     assert torch.equal(result[1], pixels[1])
     assert torch.equal(result[2, :, :-1, 3:], pixels[2, :, 1:, :-3])
 
@@ -114,11 +128,19 @@ def test_shift_moves_whole_pixels_and_fills_with_zero():
 def test_random_shifts_reach_every_offset():
     pixels = torch.zeros(600, 1, 9, 9)
     pixels[:, :, 4, 4] = 1
-    assert (drawn(pixels, shift=2).sum((0, 1)) > 0).nonzero().tolist() == [[i, j] for i in range(2, 7) for j in range(2, 7)]
+    assert (drawn(pixels, shift=2).sum((0, 1)) > 0).nonzero().tolist() == [
+        [i, j] for i in range(2, 7) for j in range(2, 7)
+    ]
 
 
-@pytest.mark.parametrize("augment", [{"rotation": "uniform"}, {"rotation": "group", "shift": 2, "mirror": True},
-                                     {"rotation": Normal(normal=(0, 10))}])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {"rotation": "uniform"},
+        {"rotation": "group", "shift": 2, "mirror": True},
+        {"rotation": Normal(normal=(0, 10))},
+    ],
+)
 def test_the_generator_decides_alone(augment):
     pixels = images()
     before = torch.random.get_rng_state()
@@ -126,7 +148,7 @@ def test_the_generator_decides_alone(augment):
     assert torch.equal(first, drawn(pixels, "D8", seed=3, **augment))
     assert not torch.equal(first, drawn(pixels, "D8", seed=4, **augment))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(images(), pixels)                    # the input is left as it was
+    assert torch.equal(images(), pixels)  # the input is left as it was
 
 
 def test_no_augmentation_returns_the_images_and_draws_nothing():
@@ -136,20 +158,23 @@ def test_no_augmentation_returns_the_images_and_draws_nothing():
     assert torch.equal(generator.get_state(), state)
 
 
-@pytest.mark.parametrize("group,augment,expected", [
-    ("C4", {}, ["e"]),
-    ("D4", {"mirror": True}, ["e", "m"]),
-    ("C4", {"mirror": True}, ["e"]),
-    ("D4", {"rotation": "group"}, ["e", "r90", "r180", "r270", "m", "mr90", "mr180", "mr270"]),
-    ("D4", {"rotation": "uniform"}, ["e", "r90", "r180", "r270"]),
-    ("D1", {"rotation": "uniform", "mirror": True}, ["e", "m"]),
-    ("C4", {"rotation": Normal(normal=(45, 20))}, []),
-    ("C8", {"rotation": Normal(normal=(45, 20))}, ["r45"]),
-    ("C4", {"rotation": Normal(normal=(45, 40))}, ["e", "r90"]),
-    ("C4", {"rotation": Normal(normal=(-10, 50))}, ["e", "r90", "r270"]),
-    ("C8", {"rotation": Normal(normal=(0, 0))}, ["e"]),
-    ("C4", {"shift": 3}, ["e"]),
-])
+@pytest.mark.parametrize(
+    "group,augment,expected",
+    [
+        ("C4", {}, ["e"]),
+        ("D4", {"mirror": True}, ["e", "m"]),
+        ("C4", {"mirror": True}, ["e"]),
+        ("D4", {"rotation": "group"}, ["e", "r90", "r180", "r270", "m", "mr90", "mr180", "mr270"]),
+        ("D4", {"rotation": "uniform"}, ["e", "r90", "r180", "r270"]),
+        ("D1", {"rotation": "uniform", "mirror": True}, ["e", "m"]),
+        ("C4", {"rotation": Normal(normal=(45, 20))}, []),
+        ("C8", {"rotation": Normal(normal=(45, 20))}, ["r45"]),
+        ("C4", {"rotation": Normal(normal=(45, 40))}, ["e", "r90"]),
+        ("C4", {"rotation": Normal(normal=(-10, 50))}, ["e", "r90", "r270"]),
+        ("C8", {"rotation": Normal(normal=(0, 0))}, ["e"]),
+        ("C4", {"shift": 3}, ["e"]),
+    ],
+)
 def test_orientations_seen_in_training(group, augment, expected):
     assert names(seen(Augment(**augment), Group.parse(group))) == expected
 
@@ -158,4 +183,6 @@ def test_orientations_seen_in_training(group, augment, expected):
 def test_a_gpu_draws_the_same():
     pixels = images()
     for augment in ({"rotation": "group", "shift": 2, "mirror": True}, {"rotation": "uniform"}):
-        assert (drawn(pixels.cuda(), "D8", **augment).cpu() - drawn(pixels, "D8", **augment)).abs().max() < 1e-4
+        assert (
+            drawn(pixels.cuda(), "D8", **augment).cpu() - drawn(pixels, "D8", **augment)
+        ).abs().max() < 1e-4

@@ -1,4 +1,6 @@
-"""Steps replayed from a CUDA graph, with a stand-in for the graph on a pretended GPU: the same training, or none of it."""
+"""Steps replayed from a CUDA graph, with a stand-in for the graph on a pretended GPU: the same
+training, or none of it.
+"""
 
 import inspect
 import tempfile
@@ -8,28 +10,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.mock_gpu import device, elsewhere, pretended
 
 from searchspace.architecture import Architecture
+from support.mock_gpu import device, elsewhere, pretended
+from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training import train as training_module
 from trainers.training.cuda_graph import WARM_UP, Captured, Steps
-from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training.train import CHECKPOINT, Config, start, train
 
-DIGITS = Data(name="digits", train=110, validation=40)      # 5 full batches of 20 and one of 10
+DIGITS = Data(name="digits", train=110, validation=40)  # 5 full batches of 20 and one of 10
 TEXT = "12px: 4k3@C4, 4k3r max2/2, 4k3 loss={}"
 
 
 class StandIn:
-    """What a CUDA graph does, by running the function again on its own arguments; like one, it bears nothing that passes to or from the CPU."""
+    """What a CUDA graph does, by running the function again on its own arguments; like one, it
+    bears nothing that passes to or from the CPU.
+    """
 
     replays = 0
 
     def __init__(self, crossings, function, *arguments):
-        self.crossings, self.function, self.own = crossings, function, tuple(argument.clone() for argument in arguments)
+        self.crossings, self.function, self.own = (
+            crossings,
+            function,
+            tuple(argument.clone() for argument in arguments),
+        )
         self.optimizer = inspect.getclosurevars(function).nonlocals["optimizer"]
         self.rate = self.optimizer.param_groups[0]["lr"]
-        assert isinstance(self.rate, torch.Tensor) and self.optimizer.param_groups[0].get("capturable", True)
+        assert isinstance(self.rate, torch.Tensor) and self.optimizer.param_groups[0].get(
+            "capturable", True
+        )
 
     def __call__(self, *arguments):
         for own, given in zip(self.own, arguments, strict=True):
@@ -40,7 +50,9 @@ class StandIn:
         before = len(self.crossings)
         result = self.function(*self.own)
         if self.crossings[before:]:
-            raise RuntimeError(f"not permitted when a stream is capturing: {self.crossings[before:]}")
+            raise RuntimeError(
+                f"not permitted when a stream is capturing: {self.crossings[before:]}"
+            )
         return result
 
 
@@ -57,26 +69,47 @@ class Slow(StandIn):
 
 
 def config(**training):
-    defaults = dict(epochs=2, batch_size=20, precision="float32", augment=Augment(shift=1), equivariance_batch=0.4)
+    defaults = {
+        "epochs": 2,
+        "batch_size": 20,
+        "precision": "float32",
+        "augment": Augment(shift=1),
+        "equivariance_batch": 0.4,
+    }
     return Config(DIGITS, Training(**{**defaults, **training}), Symmetry(group="C4"), seed=3)
 
 
 def trained(text, settings, kind=None):
-    """(the weights after a training on the pretended device, how often the stand-in was replayed, whether its log warned)."""
+    """(the weights after a training on the pretended device, how often the stand-in was replayed,
+    whether its log warned).
+    """
     StandIn.replays = 0
     messages = []
-    with pytest.MonkeyPatch.context() as patched, pretended() as crossings, tempfile.TemporaryDirectory() as folder:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        pretended() as crossings,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         patched.setattr(training_module, "pick_device", lambda name: device())
-        patched.setattr("trainers.training.cuda_graph.log.warning", lambda message, *values: messages.append(message % values))
-        if kind in (StandIn, Wrong):        # which take as long as the step that they repeat
+        patched.setattr(
+            "trainers.training.cuda_graph.log.warning",
+            lambda message, *values: messages.append(message % values),
+        )
+        if kind in (StandIn, Wrong):  # which take as long as the step that they repeat
             patched.setattr("trainers.training.cuda_graph.FASTER", 1e9)
         if kind is not None:
-            patched.setattr(training_module, "Steps", partial(Steps, captured=partial(kind, crossings)))
+            patched.setattr(
+                training_module, "Steps", partial(Steps, captured=partial(kind, crossings))
+            )
         train(Architecture.parse(text), settings, Path(folder), settings.training.epochs)
         saved = torch.load(Path(folder) / CHECKPOINT, weights_only=False)
         for group in saved["optimizer"]["param_groups"]:
             assert isinstance(group["lr"], float) and not group.get("capturable", False)
-        return {name: value.near.detach() for name, value in saved["network"].items()}, StandIn.replays, messages
+        return (
+            {name: value.near.detach() for name, value in saved["network"].items()},
+            StandIn.replays,
+            messages,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +131,15 @@ def same(first, second):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_replayed_steps_train_as_others_do(process, optimizer):
     text = TEXT.format("none")
-    expected, none, _ = process.submit(trained, text, config(cuda_graphs=False, optimizer=optimizer)).result()
-    weights, replays, messages = process.submit(trained, text, config(optimizer=optimizer), StandIn).result()
+    expected, none, _ = process.submit(
+        trained, text, config(cuda_graphs=False, optimizer=optimizer)
+    ).result()
+    weights, replays, messages = process.submit(
+        trained, text, config(optimizer=optimizer), StandIn
+    ).result()
     assert same(weights, expected) and not messages
-    assert none == 0 and replays == 2 + 2 * 5 - WARM_UP        # two that prove it; then every full batch of both epochs
+    # two that prove it; then every full batch of both epochs
+    assert none == 0 and replays == 2 + 2 * 5 - WARM_UP
 
 
 @pytest.mark.parametrize("loss", ["layerwise:1", "latent:1", "label:1"])
@@ -111,28 +149,52 @@ def test_a_step_with_an_equivariance_loss_can_be_captured(process, loss):
 
 
 def test_no_graph_is_made_where_an_element_would_never_be_drawn(process):
-    assert process.submit(trained, TEXT.format("label:1"), config(equivariance_batch=0.1), StandIn).result()[1] == 0     # 2 images, 3 elements
+    # 2 images, 3 elements
+    assert (
+        process.submit(
+            trained, TEXT.format("label:1"), config(equivariance_batch=0.1), StandIn
+        ).result()[1]
+        == 0
+    )
 
 
 @pytest.mark.parametrize("kind, reason", [(Wrong, "differs from a step"), (Slow, None), (None, "")])
 def test_a_graph_that_is_wrong_or_slow_or_refused_changes_nothing(process, plain, kind, reason):
-    weights, replays, messages = process.submit(trained, TEXT.format("none"), config(), kind).result()      # None: CUDA's own, refused here
+    # None: CUDA's own, refused here
+    weights, replays, messages = process.submit(
+        trained, TEXT.format("none"), config(), kind
+    ).result()
     assert same(weights, plain) and replays == (0 if kind is None else 2)
     assert len(messages) == (reason is not None) and all(reason in message for message in messages)
 
 
 def test_on_the_cpu_nothing_is_captured(tmp_path):
-    state = start(Architecture.parse(TEXT.format("none")), config(device="cpu"), tmp_path, training_module.load(DIGITS, (12, 12)))
-    training_module.train_epoch(state, Architecture.parse(TEXT.format("none")), config(device="cpu"), training_module.load(DIGITS, (12, 12)))
+    state = start(
+        Architecture.parse(TEXT.format("none")),
+        config(device="cpu"),
+        tmp_path,
+        training_module.load(DIGITS, (12, 12)),
+    )
+    training_module.train_epoch(
+        state,
+        Architecture.parse(TEXT.format("none")),
+        config(device="cpu"),
+        training_module.load(DIGITS, (12, 12)),
+    )
     assert not state.steps.captured
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cuda_graph_trains_as_single_kernels_do(tmp_path):
-    architecture, folders = Architecture.parse(TEXT.format("none")), (tmp_path / "graph", tmp_path / "single")
+    architecture, folders = (
+        Architecture.parse(TEXT.format("none")),
+        (tmp_path / "graph", tmp_path / "single"),
+    )
     for folder, graphs in zip(folders, (True, False)):
         train(architecture, config(device="cuda", cuda_graphs=graphs), folder, 2)
-    first, second = (torch.load(folder / CHECKPOINT, weights_only=True)["network"] for folder in folders)
+    first, second = (
+        torch.load(folder / CHECKPOINT, weights_only=True)["network"] for folder in folders
+    )
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-4) for name in first)
     captured = Captured(lambda values: values * 2, torch.ones(3, device="cuda"))
     assert captured(torch.full((3,), 4.0, device="cuda")).tolist() == [8, 8, 8]

@@ -1,61 +1,83 @@
-"""How trials share cards: as many as cores can feed, each told its share, and none where the study says so."""
+"""How trials share cards: as many as cores can feed, each told its share, and none where the study
+says so.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
-from support import trivial
 from pydantic import ValidationError
 
-from studies.workers.cluster import cards_of_trial
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.workers.executors import Ending, run_in_process
 from studies.journal.reader import read_trials
+from studies.results.retrain import default_workers
+from studies.search.driver import SearchDriver
+from studies.workers.cluster import cards_of_trial
+from studies.workers.executors import Ending, run_in_process
 from studies.workers.local_ray import local_ray
 from studies.workers.processes import run_each, slot
 from studies.workers.ray_executor import run_on_ray
-from studies.results.retrain import default_workers
+from support import trivial
 from trainers import devices
 
 ONE_OF_16 = {"CPU": 16.0, "GPU": 1.0}
 
 
-@pytest.mark.parametrize("nodes, overrides, expected", [
-    ([{"CPU": 2.0}], {}, 0),
-    ([ONE_OF_16], {}, 0.125),                                       # eight, though there are cores for sixteen
-    ([{"CPU": 4.0, "GPU": 1.0}], {}, 0.25),
-    ([{"CPU": 16.0, "GPU": 3.0}], {}, 0.1875),
-    ([{"CPU": 3.0, "GPU": 1.0}], {}, 0.3333),                       # three of which fit on one
-    ([{"CPU": 4.0, "GPU": 8.0}], {}, 1),
-    ([ONE_OF_16, {"CPU": 64.0}, {"CPU": 2.0, "GPU": 1.0}], {}, 0.125),
-    ([ONE_OF_16], {"resources__cpus_per_trial": 8}, 0.5),
-    ([ONE_OF_16], {"resources__cpus_per_trial": 0}, 0.125),
-    ([ONE_OF_16], {"training__device": "cpu"}, 0),
-    ([ONE_OF_16], {"resources__gpus_per_trial": 0}, 0),
-    ([ONE_OF_16], {"resources__gpus_per_trial": 0.7}, 0.7),
-    ([{"CPU": 2.0}], {"resources__gpus_per_trial": 1}, 1),          # which no node has, as is said then
-])
+@pytest.mark.parametrize(
+    "nodes, overrides, expected",
+    [
+        ([{"CPU": 2.0}], {}, 0),
+        # eight, though there are cores for sixteen
+        ([ONE_OF_16], {}, 0.125),
+        ([{"CPU": 4.0, "GPU": 1.0}], {}, 0.25),
+        ([{"CPU": 16.0, "GPU": 3.0}], {}, 0.1875),
+        ([{"CPU": 3.0, "GPU": 1.0}], {}, 0.3333),  # three of which fit on one
+        ([{"CPU": 4.0, "GPU": 8.0}], {}, 1),
+        ([ONE_OF_16, {"CPU": 64.0}, {"CPU": 2.0, "GPU": 1.0}], {}, 0.125),
+        ([ONE_OF_16], {"resources__cpus_per_trial": 8}, 0.5),
+        ([ONE_OF_16], {"resources__cpus_per_trial": 0}, 0.125),
+        ([ONE_OF_16], {"training__device": "cpu"}, 0),
+        ([ONE_OF_16], {"resources__gpus_per_trial": 0}, 0),
+        ([ONE_OF_16], {"resources__gpus_per_trial": 0.7}, 0.7),
+        # which no node has, as is said then
+        ([{"CPU": 2.0}], {"resources__gpus_per_trial": 1}, 1),
+    ],
+)
 def test_the_share_of_a_card(nodes, overrides, expected):
     assert cards_of_trial(trivial.study(**overrides), nodes) == expected
 
 
-@pytest.mark.parametrize("value, why", [(1.5, "a share of one card, up to 1, or whole cards"), ("lots", "it must be auto, 0, a share"), (-1, "it must be auto, 0"),
-                                        (True, "it must be auto, 0")])
+@pytest.mark.parametrize(
+    "value, why",
+    [
+        (1.5, "a share of one card, up to 1, or whole cards"),
+        ("lots", "it must be auto, 0, a share"),
+        (-1, "it must be auto, 0"),
+        (True, "it must be auto, 0"),
+    ],
+)
 def test_what_is_no_share_of_a_card_is_refused(value, why):
     with pytest.raises((ValidationError, StudyError), match=why):
         trivial.study(resources__gpus_per_trial=value)
 
 
-@pytest.mark.parametrize("overrides, device", [
-    ({}, "auto"), ({"resources__gpus_per_trial": 0}, "cpu"), ({"resources__gpus_per_trial": 0.5}, "auto"),
-    ({"resources__gpus_per_trial": 0, "training__device": "cuda"}, "cuda")])
+@pytest.mark.parametrize(
+    "overrides, device",
+    [
+        ({}, "auto"),
+        ({"resources__gpus_per_trial": 0}, "cpu"),
+        ({"resources__gpus_per_trial": 0.5}, "auto"),
+        ({"resources__gpus_per_trial": 0, "training__device": "cuda"}, "cuda"),
+    ],
+)
 def test_without_a_card_trials_train_on_the_cpu(overrides, device):
     assert trivial.study(**overrides).trial_training.device == device
 
 
 def notes_cards(study, assignment, report):
-    (Path(assignment.directory) / "cards").write_text(f"{study.resources.gpus_per_trial} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+    (Path(assignment.directory) / "cards").write_text(
+        f"{study.resources.gpus_per_trial} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+    )
     trivial.trainable(study, assignment, report)
 
 
@@ -72,8 +94,13 @@ def test_workers_share_the_card_that_is_there(tmp_path, with_a_card, monkeypatch
     with SearchDriver.create(tmp_path / "study", study) as driver:
         assert run_on_ray(driver, notes_cards) == Ending("trials")
         done = read_trials(driver.directory)
-    assert {(tmp_path / "study" / "trials" / f"{record.number:05d}" / "cards").read_text() for record in done} == {"0.25 0"}
-    with SearchDriver.create(tmp_path / "other", trivial.study(resources__gpus_per_trial=2, search__trials=1)) as driver:
+    assert {
+        (tmp_path / "study" / "trials" / f"{record.number:05d}" / "cards").read_text()
+        for record in done
+    } == {"0.25 0"}
+    with SearchDriver.create(
+        tmp_path / "other", trivial.study(resources__gpus_per_trial=2, search__trials=1)
+    ) as driver:
         with pytest.raises(StudyError, match="a trial needs 1 CPU, 2 GPU, and no node has that"):
             run_on_ray(driver, notes_cards)
 
@@ -84,25 +111,44 @@ def test_a_trial_in_this_process_has_all_cards(tmp_path):
     assert (tmp_path / "study" / "trials" / "00000" / "cards").read_text().startswith("auto ")
 
 
-@pytest.mark.parametrize("number, workers, visible, cards, expected, share", [
-    (0, 1, None, 2, None, None), (3, 8, None, 0, None, None),           # alone; no card
-    (0, 3, None, 2, "0", 0.5), (1, 3, None, 2, "1", None), (2, 3, None, 2, "0", 0.5),
-    (5, 6, "4,GPU-7", 2, "GPU-7", 1 / 3)])
-def test_processes_spread_over_the_cards(monkeypatch, number, workers, visible, cards, expected, share):
+@pytest.mark.parametrize(
+    "number, workers, visible, cards, expected, share",
+    [
+        (0, 1, None, 2, None, None),
+        (3, 8, None, 0, None, None),  # alone; no card
+        (0, 3, None, 2, "0", 0.5),
+        (1, 3, None, 2, "1", None),
+        (2, 3, None, 2, "0", 0.5),
+        (5, 6, "4,GPU-7", 2, "GPU-7", 1 / 3),
+    ],
+)
+def test_processes_spread_over_the_cards(
+    monkeypatch, number, workers, visible, cards, expected, share
+):
     limits = []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")       # which is then put back as it was
+    # which is then put back as it was
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(devices, "limit_memory", limits.append)
     devices.take_card.cache_clear()
-    for _ in range(2):      # a worker does several jobs
+    for _ in range(2):  # a worker does several jobs
         devices.take_card(number, workers)
     devices.take_card.cache_clear()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == (expected or visible or "")
     assert limits == ([] if expected is None else [share or 1.0])
 
 
-@pytest.mark.parametrize("cards, overrides, expected", [(0, {}, 64), (2, {}, 16), (16, {}, 64), (2, {"resources__cpus_per_trial": 8}, 8),
-                                                        (2, {"resources__gpus_per_trial": 0}, 64), (2, {"training__device": "cpu"}, 64)])
+@pytest.mark.parametrize(
+    "cards, overrides, expected",
+    [
+        (0, {}, 64),
+        (2, {}, 16),
+        (16, {}, 64),
+        (2, {"resources__cpus_per_trial": 8}, 8),
+        (2, {"resources__gpus_per_trial": 0}, 64),
+        (2, {"training__device": "cpu"}, 64),
+    ],
+)
 def test_trainings_outside_a_search_share_cards_as_well(monkeypatch, cards, overrides, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: cards)

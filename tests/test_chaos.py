@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -10,10 +11,10 @@ import subprocess
 import time
 
 import pytest
-from support import trivial
 from test_faults import finish, start, undisturbed
 
 from studies.journal.reader import JOURNAL, read_trials
+from support import trivial
 
 TRIALS, FAULTS, SEED = 400, 50, 0
 OPTIONS = {"search__trials": TRIALS, "search__retries": 50, "search__rungs": [1, 3]}
@@ -21,8 +22,14 @@ OPTIONS = {"search__trials": TRIALS, "search__retries": 50, "search__rungs": [1,
 
 def trainers(path) -> list[int]:
     """The processes that train the study's running trials."""
-    folders = [path / "trials" / f"{r.number:05d}" for r in read_trials(path) if r.state == "running"]
-    return [int(folder.joinpath("pid").read_text() or 0) for folder in folders if folder.joinpath("pid").exists()]
+    folders = [
+        path / "trials" / f"{r.number:05d}" for r in read_trials(path) if r.state == "running"
+    ]
+    return [
+        int(folder.joinpath("pid").read_text() or 0)
+        for folder in folders
+        if folder.joinpath("pid").exists()
+    ]
 
 
 def end(process: subprocess.Popen, *signals: signal.Signals) -> None:
@@ -34,10 +41,8 @@ def end(process: subprocess.Popen, *signals: signal.Signals) -> None:
 
 def kill_a_worker(path, process: subprocess.Popen) -> None:
     for pid in trainers(path)[:1]:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     time.sleep(0.3)
     end(process, signal.SIGKILL)
 
@@ -64,7 +69,9 @@ def leave_a_lock(path, process: subprocess.Popen) -> None:
 
 def start_a_second(path, process: subprocess.Popen) -> None:
     second = subprocess.run([*process.args], capture_output=True, text=True, timeout=60)
-    assert second.returncode == 3 and f"pid {process.pid}" in second.stderr or process.poll() is not None
+    assert (
+        second.returncode == 3 and f"pid {process.pid}" in second.stderr
+    ) or process.poll() is not None
     end(process, signal.SIGKILL)
 
 
@@ -95,13 +102,18 @@ def test_fifty_faults_lose_nothing_double_nothing_and_leave_no_zombie(tmp_path, 
         count[name] += 1
     assert finish(path, **options) == 0
     result = trivial.audit(path, TRIALS)
-    print(f"\n{FAULTS} faults ({', '.join(f'{n} {name}' for name, n in count.items())}) over {TRIALS} trials: "
-          f"lost {result['lost']}, doubled {result['doubled']}, zombies {result['zombies']}, failed {result['failed']}, "
-          f"epochs repeated {result['repeated']}")
+    print(
+        f"\n{FAULTS} faults ({', '.join(f'{n} {name}' for name, n in count.items())}) over "
+        f"{TRIALS} trials: "
+        f"lost {result['lost']}, doubled {result['doubled']}, zombies {result['zombies']}, "
+        f"failed {result['failed']}, "
+        f"epochs repeated {result['repeated']}"
+    )
     assert (result["lost"], result["doubled"], result["zombies"], result["failed"]) == (0, 0, 0, 0)
-    assert result["repeated"] <= FAULTS + FAULTS // 10      # two workers on Ray
+    assert result["repeated"] <= FAULTS + FAULTS // 10  # two workers on Ray
     continued = sum("continues" in record.attributes for record in read_trials(path))
     assert continued > TRIALS // 20 if second_chances else continued == 0
-    if not second_chances:          # two Ray workers come to rungs in another order, so that other trials get a second chance
+    # two Ray workers come to rungs in another order, so that other trials get a second chance
+    if not second_chances:
         expected = undisturbed(tmp_path / "undisturbed", **options)
         assert set(trivial.ended(path)) == set(expected)

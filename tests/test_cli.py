@@ -1,4 +1,6 @@
-"""The command line as a user meets it: results on stdout, progress on stderr, exit statuses, and clear refusals."""
+"""The command line as a user meets it: results on stdout, progress on stderr, exit statuses, and
+clear refusals.
+"""
 
 import csv
 import io
@@ -13,9 +15,29 @@ import pytest
 
 from studies.cli import main as cli
 
-SMALL = ["--set", "data.train=200", "--set", "data.validation=80", "--epochs", "2", "--trials", "3", "--workers", "1", "--quiet",
-         "--set", "space.input_size=12", "--set", "space.backbone=4k3, 4k3 *, 4k3", "--set", "space.width=null", "--set", "space.restrict={}",
-         "--set", "search.first=[]"]
+SMALL = [
+    "--set",
+    "data.train=200",
+    "--set",
+    "data.validation=80",
+    "--epochs",
+    "2",
+    "--trials",
+    "3",
+    "--workers",
+    "1",
+    "--quiet",
+    "--set",
+    "space.input_size=12",
+    "--set",
+    "space.backbone=4k3, 4k3 *, 4k3",
+    "--set",
+    "space.width=null",
+    "--set",
+    "space.restrict={}",
+    "--set",
+    "search.first=[]",
+]
 
 
 class Result:
@@ -30,6 +52,7 @@ class Result:
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a command in this process, as the console script does."""
+
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["equisearch", *map(str, words)])
         capsys.readouterr()
@@ -40,6 +63,7 @@ def run(monkeypatch, capsys):
             status = ended.code or 0
         out, err = capsys.readouterr()
         return Result(status, out, err)
+
     return call
 
 
@@ -47,8 +71,12 @@ def run(monkeypatch, capsys):
 def study(tmp_path_factory):
     """A finished small study on digits, made by the command line itself."""
     directory = tmp_path_factory.mktemp("cli") / "study"
-    done = subprocess.run([sys.executable, "-m", "studies.cli", "start", "quickstart", str(directory), *SMALL], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "studies.cli", "start", "quickstart", str(directory), *SMALL],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.returncode == 0, done.stderr
     assert "front:" in done.stdout and "equisearch export" in done.stderr
     return directory
@@ -57,25 +85,41 @@ def study(tmp_path_factory):
 def test_reading_commands_print_stable_json(run, study):
     status = run("status", study, "--format", "json").json
     assert {"trials", "front_size", "hypervolume"} <= status.keys()
-    assert {"complete", "pruned", "failed", "running"} <= status["trials"].keys() and sum(status["trials"].values()) == 3
+    assert {"complete", "pruned", "failed", "running"} <= status["trials"].keys() and sum(
+        status["trials"].values()
+    ) == 3
     front = run("front", study, "--format", "json").json
     assert len(front) == status["front_size"] > 0
     for row in front:
-        assert {"trial", "architecture", "values", "params", "macs", "exact"} <= row.keys() and {"accuracy", "symmetry_accuracy"} <= row["values"].keys()
+        assert {"trial", "architecture", "values", "params", "macs", "exact"} <= row.keys() and {
+            "accuracy",
+            "symmetry_accuracy",
+        } <= row["values"].keys()
     shown = run("show", study, front[0]["trial"], "--format", "json").json
     assert shown["architecture"] == front[0]["architecture"] and shown["rungs"]
 
 
 def test_the_front_is_drawn_under_its_table_and_as_a_figure(run, study, tmp_path):
     done = run("front", study, "--figure", tmp_path / "front.svg")
-    assert "symmetry accuracy, % (up) by accuracy, % (right)" in done.out and "*" in done.out and (tmp_path / "front.svg").stat().st_size > 1000
+    assert (
+        "symmetry accuracy, % (up) by accuracy, % (right)" in done.out
+        and "*" in done.out
+        and (tmp_path / "front.svg").stat().st_size > 1000
+    )
     refused = run("front", study, "--figure", tmp_path / "front.bmp")
-    assert refused.status == 1 and "end its name in .png, .svg or .pdf" in refused.err and "Traceback" not in refused.err
+    assert (
+        refused.status == 1
+        and "end its name in .png, .svg or .pdf" in refused.err
+        and "Traceback" not in refused.err
+    )
 
 
 def test_trials_load_as_csv(run, study):
     rows = list(csv.DictReader(io.StringIO(run("trials", study, "--format", "csv").out)))
-    assert len(rows) == 3 and {"trial", "state", "architecture", "values.accuracy", "params"} <= rows[0].keys()
+    assert (
+        len(rows) == 3
+        and {"trial", "state", "architecture", "values.accuracy", "params"} <= rows[0].keys()
+    )
     assert all(0 <= float(row["scores.accuracy"]) <= 1 for row in rows)
 
 
@@ -93,38 +137,101 @@ def test_show_draws_the_exactness_of_the_trial(run, study):
 
 
 def test_train_prints_scores_and_accuracy_by_angle(run):
-    found = run("train", "quickstart", "12px: 4k3@C4, 4k3 max2/2, 4k3", "--epochs", 2, "--set", "data.train=200", "--set", "data.validation=80",
-                "--quiet", "--format", "json")
+    found = run(
+        "train",
+        "quickstart",
+        "12px: 4k3@C4, 4k3 max2/2, 4k3",
+        "--epochs",
+        2,
+        "--set",
+        "data.train=200",
+        "--set",
+        "data.validation=80",
+        "--quiet",
+        "--format",
+        "json",
+    )
     value = found.json
-    assert {"scores", "accuracy_by_angle", "seconds", "epochs"} <= value.keys() and value["epochs"] == 2
+    assert {"scores", "accuracy_by_angle", "seconds", "epochs"} <= value.keys() and value[
+        "epochs"
+    ] == 2
     angles = value["accuracy_by_angle"]
-    assert len(angles) == 36 and angles["0"] == angles["90"] == angles["180"] == angles["270"] == value["scores"]["accuracy"]
+    assert (
+        len(angles) == 36
+        and angles["0"]
+        == angles["90"]
+        == angles["180"]
+        == angles["270"]
+        == value["scores"]["accuracy"]
+    )
 
 
 def test_train_goes_on_from_its_directory(run, tmp_path):
-    words = ["train", "quickstart", "12px: 4k3, 4k3", "--set", "data.train=200", "--set", "data.validation=80", "--out", tmp_path / "one", "--epochs", 2]
+    words = [
+        "train",
+        "quickstart",
+        "12px: 4k3, 4k3",
+        "--set",
+        "data.train=200",
+        "--set",
+        "data.validation=80",
+        "--out",
+        tmp_path / "one",
+        "--epochs",
+        2,
+    ]
     first = run(*words)
     again = run(*words)
-    assert "epoch 2 of 2" in first.err and "epoch" not in again.err and first.out.splitlines()[2] == again.out.splitlines()[2]
+    assert (
+        "epoch 2 of 2" in first.err
+        and "epoch" not in again.err
+        and first.out.splitlines()[2] == again.out.splitlines()[2]
+    )
 
 
 def test_presets_are_listed_and_printed(run):
     listed = run("presets", "--format", "json").json
-    assert {"quickstart", "mnist", "folder"} <= {row["name"] for row in listed} and all(row["about"] for row in listed)
+    assert {"quickstart", "mnist", "folder"} <= {row["name"] for row in listed} and all(
+        row["about"] for row in listed
+    )
     assert "backbone" in run("presets", "quickstart").out and run("presets", "nothing").status == 1
     assert "properties" in run("presets", "--schema").json
 
 
-@pytest.mark.parametrize("words,status,says", [
-    (["status", "nowhere"], 1, "holds no study"), (["front", "nowhere"], 1, "holds no study"), (["resume", "nowhere"], 1, "holds no study"),
-    (["start", "nothing.yaml", "x"], 1, "no study file 'nothing.yaml'"), (["train", "quickstart", "12: 3"], 1, "no architecture"),
-    (["train", "quickstart", "12px: 4k3@E4"], 1, "no group"), (["start", "quickstart", "x", "--trials", "0"], 2, "--trials"), (["nonsense"], 2, "nonsense"),
-    (["start", "quickstart", "x", "--set", "search.sampler=foo"], 1, "tpe"), (["start", "quickstart", "x", "--set", "foo"], 2, "KEY=VALUE"),
-    (["start", "quickstart", "x", "--set", "space.grup=C4"], 1, "group"), (["start", "quickstart", "x", "--workers", "none"], 2, "auto"),
-    (["start", "quickstart", "x", "--set", "data={folder: nowhere}"], 1, "nowhere"), (["train", "quickstart", "3px: 4k5p0"], 1, "larger input"),
-    (["start", "quickstart", "x", "--set", "data.train=99999"], 1, "99"), (["start", "quickstart", "x", "--set", "data.name=mnst"], 1, "mnist"),
-    (["start", "quickstart", "x", "--set", "space.layout=max2/2", "--set", "space.input_size=2"], 1, "fits"),
-])
+@pytest.mark.parametrize(
+    "words,status,says",
+    [
+        (["status", "nowhere"], 1, "holds no study"),
+        (["front", "nowhere"], 1, "holds no study"),
+        (["resume", "nowhere"], 1, "holds no study"),
+        (["start", "nothing.yaml", "x"], 1, "no study file 'nothing.yaml'"),
+        (["train", "quickstart", "12: 3"], 1, "no architecture"),
+        (["train", "quickstart", "12px: 4k3@E4"], 1, "no group"),
+        (["start", "quickstart", "x", "--trials", "0"], 2, "--trials"),
+        (["nonsense"], 2, "nonsense"),
+        (["start", "quickstart", "x", "--set", "search.sampler=foo"], 1, "tpe"),
+        (["start", "quickstart", "x", "--set", "foo"], 2, "KEY=VALUE"),
+        (["start", "quickstart", "x", "--set", "space.grup=C4"], 1, "group"),
+        (["start", "quickstart", "x", "--workers", "none"], 2, "auto"),
+        (["start", "quickstart", "x", "--set", "data={folder: nowhere}"], 1, "nowhere"),
+        (["train", "quickstart", "3px: 4k5p0"], 1, "larger input"),
+        (["start", "quickstart", "x", "--set", "data.train=99999"], 1, "99"),
+        (["start", "quickstart", "x", "--set", "data.name=mnst"], 1, "mnist"),
+        (
+            [
+                "start",
+                "quickstart",
+                "x",
+                "--set",
+                "space.layout=max2/2",
+                "--set",
+                "space.input_size=2",
+            ],
+            1,
+            "fits",
+        ),
+    ],
+)
 def test_bad_input_gets_one_clear_message(run, tmp_path, monkeypatch, words, status, says):
     monkeypatch.chdir(tmp_path)
     found = run(*words)
@@ -144,7 +251,10 @@ def test_resume_takes_more_trials_but_no_other_study(run, study):
     refused = run("resume", study, "--set", "training.batch_size=32", "--quiet")
     assert refused.status == 1 and "training.batch_size: 64 -> 32" in refused.err
     more = run("resume", study, "--trials", 4, "--quiet")
-    assert more.status == 0 and sum(run("status", study, "--format", "json").json["trials"].values()) == 4
+    assert (
+        more.status == 0
+        and sum(run("status", study, "--format", "json").json["trials"].values()) == 4
+    )
 
 
 def test_debug_shows_the_traceback(run):
@@ -152,15 +262,37 @@ def test_debug_shows_the_traceback(run):
 
 
 def test_commands_that_only_read_import_nothing_heavy(study):
-    code = ("import sys; sys.argv = ['equisearch', 'front', sys.argv[1]]\nfrom studies import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
-            "print(sorted(m for m in ('torch', 'optuna', 'ray', 'escnn', 'numpy') if m in sys.modules), file=sys.stderr)")
-    done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, cwd=Path(__file__).parents[1], env={**os.environ})
+    code = (
+        "import sys; sys.argv = ['equisearch', 'front', sys.argv[1]]\nfrom studies import "
+        "cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+        "print(sorted(m for m in ('torch', 'optuna', 'ray', 'escnn', 'numpy') if m in "
+        "sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(study)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ},
+    )
     assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
 
 
 def test_every_command_has_help(run):
     names = re.findall(r"^ {2}(\w+) ", run("--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert {"start", "resume", "status", "trials", "front", "show", "export", "check", "train", "presets", "doctor"} <= set(names)
+    assert {
+        "start",
+        "resume",
+        "status",
+        "trials",
+        "front",
+        "show",
+        "export",
+        "check",
+        "train",
+        "presets",
+        "doctor",
+    } <= set(names)
     for name in names:
         found = run(name, "--help")
         assert found.status == 0 and len(found.out.splitlines()) > 5, name
@@ -174,12 +306,18 @@ def test_the_dashboard_serves_the_study_on_this_machine(study):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "studies.cli", "dashboard", str(study), "--port", str(port)], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "studies.cli", "dashboard", str(study), "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    )
     try:
         for _ in range(120):
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/api/studies", timeout=5
+                ) as answer:
                     found = json.load(answer)
                 break
             except OSError:
@@ -194,14 +332,42 @@ def test_the_dashboard_serves_the_study_on_this_machine(study):
 def test_measure_takes_a_trial_and_any_model(run, study, tmp_path, monkeypatch):
     best = run("front", study, "--format", "json").json[0]["trial"]
     figure = tmp_path / "curve.png"
-    found = run("measure", f"{study}:{best}", "--images", 60, "--format", "json", "--figure", figure).json
-    assert {"symmetry_accuracy", "accuracy_by_angle", "equivariance_error", "lie_derivative", "layerwise"} <= found.keys() and figure.stat().st_size > 1000
+    found = run(
+        "measure", f"{study}:{best}", "--images", 60, "--format", "json", "--figure", figure
+    ).json
+    assert {
+        "symmetry_accuracy",
+        "accuracy_by_angle",
+        "equivariance_error",
+        "lie_derivative",
+        "layerwise",
+    } <= found.keys() and figure.stat().st_size > 1000
     assert len(found["accuracy_by_angle"]["degrees"]) == 36
-    (tmp_path / "mine.py").write_text("import torch\n\ndef model():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n")
-    mine = run("measure", f"{tmp_path / 'mine.py'}:model", "--data", "quickstart", "--images", 60, "--group", "C4", "--format", "json").json
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\ndef model():\n    torch.manual_seed(0)\n    return "
+        "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    mine = run(
+        "measure",
+        f"{tmp_path / 'mine.py'}:model",
+        "--data",
+        "quickstart",
+        "--images",
+        60,
+        "--group",
+        "C4",
+        "--format",
+        "json",
+    ).json
     assert mine["group"] == "C4" and mine["equivariance_error"]["logits"]["mean"] > 0.1
-    assert run("measure", f"{tmp_path / 'mine.py'}:model").status == 1 and "--data" in run("measure", f"{tmp_path / 'mine.py'}:model").err
-    assert "no bundle" in run("measure", str(tmp_path)).err and "trials 0 to" in run("measure", f"{study}:99").err
+    assert (
+        run("measure", f"{tmp_path / 'mine.py'}:model").status == 1
+        and "--data" in run("measure", f"{tmp_path / 'mine.py'}:model").err
+    )
+    assert (
+        "no bundle" in run("measure", str(tmp_path)).err
+        and "trials 0 to" in run("measure", f"{study}:99").err
+    )
 
 
 def test_probe_answers_for_the_embedded_digits(run):
@@ -211,16 +377,21 @@ def test_probe_answers_for_the_embedded_digits(run):
 
 @pytest.mark.parametrize("name", ["quickstart", "mnist", "folder"])
 def test_presets_begin_with_both_ends_of_the_trade_off(name):
+    import yaml
+
     from searchspace.architecture import Architecture
     from searchspace.exactness import verdict
     from searchspace.groups import Group
     from studies.config import presets
-    import yaml
 
     content = yaml.safe_load(presets()[name].read_text())
     declared = Group.parse(content["symmetry"]["group"])
     exact, plain = (Architecture.parse(text) for text in content["search"]["first"])
-    assert verdict(exact, declared).exact and len(verdict(exact, declared).invariant) == declared.order and plain.family == "plain"
+    assert (
+        verdict(exact, declared).exact
+        and len(verdict(exact, declared).invariant) == declared.order
+        and plain.family == "plain"
+    )
 
 
 def test_the_first_architectures_are_checked(run, tmp_path):
@@ -228,11 +399,21 @@ def test_the_first_architectures_are_checked(run, tmp_path):
     assert found.status == 1 and "no group" in found.err
 
 
-@pytest.mark.parametrize("words,said", [
-    (["check"], "error: Missing argument 'ARCHITECTURE' (see `equisearch check --help`)\n"),
-    (["chek"], "error: No such command 'chek'. Did you mean 'check'? (see `equisearch --help`)\n"),
-    (["check", "28px: 10k3", "--format", "xml"], "error: Invalid value for '--format': 'xml' is not one of 'table', 'json', 'csv' "
-     "(see `equisearch check --help`)\n")])
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["check"], "error: Missing argument 'ARCHITECTURE' (see `equisearch check --help`)\n"),
+        (
+            ["chek"],
+            "error: No such command 'chek'. Did you mean 'check'? (see `equisearch --help`)\n",
+        ),
+        (
+            ["check", "28px: 10k3", "--format", "xml"],
+            "error: Invalid value for '--format': 'xml' is not one of 'table', 'json', 'csv' "
+            "(see `equisearch check --help`)\n",
+        ),
+    ],
+)
 def test_wrong_words_get_one_line_and_status_2(run, words, said):
     result = run(*words)
     assert (result.status, result.out, result.err) == (2, "", said)

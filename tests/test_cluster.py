@@ -1,4 +1,6 @@
-"""A Ray cluster as a user meets it: addresses, tokens, nodes without this program, data given by a relative path."""
+"""A Ray cluster as a user meets it: addresses, tokens, nodes without this program, data given by a
+relative path.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import trivial
 
-from studies.workers import cluster
 from studies.config import Resources, parse
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
 from studies.journal.reader import read_trials
+from studies.search.driver import SearchDriver
+from studies.workers import cluster
 from studies.workers.ray_executor import run_on_ray
+from support import trivial
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -30,11 +32,19 @@ RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 def equisearch(folder, *arguments, **environment):
     """The command as a user runs it, in `folder`; Ray's variables are those given."""
     own = {name: value for name, value in os.environ.items() if name not in RAY}
-    return subprocess.run([sys.executable, "-m", "studies.cli", *map(str, arguments)], cwd=folder, text=True, capture_output=True, timeout=300,
-                          env={**own, "HOME": str(folder), "PYTHONPATH": str(ROOT), **environment})
+    return subprocess.run(
+        [sys.executable, "-m", "studies.cli", *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**own, "HOME": str(folder), "PYTHONPATH": str(ROOT), **environment},
+    )
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "127.0.0.1", "host:port"])
+@pytest.mark.parametrize(
+    "address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "127.0.0.1", "host:port"]
+)
 def test_what_is_no_address_of_a_head_is_refused(address):
     with pytest.raises(StudyError, match=f"'{address}' is no address.*HOST:PORT"):
         cluster.address_of(Resources(address=address))
@@ -42,7 +52,10 @@ def test_what_is_no_address_of_a_head_is_refused(address):
 
 def test_the_address_comes_from_the_study_or_the_environment(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert cluster.address_of(Resources()) == "10.0.0.1:6379" and cluster.address_of(Resources(address="head:7000")) == "head:7000"
+    assert (
+        cluster.address_of(Resources()) == "10.0.0.1:6379"
+        and cluster.address_of(Resources(address="head:7000")) == "head:7000"
+    )
     assert cluster.address_of(Resources(address="local")) is None
     monkeypatch.delenv("RAY_ADDRESS")
     assert cluster.address_of(Resources()) is None
@@ -50,27 +63,46 @@ def test_the_address_comes_from_the_study_or_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("by", ["option", "variable"])
 def test_where_nobody_listens_the_command_ends_before_anything_is_created(tmp_path, by):
-    with socket.socket() as held:           # bound, and not listening
+    with socket.socket() as held:  # bound, and not listening
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
-        given = {"arguments": ["--ray-address", address], "variables": {}} if by == "option" else {"arguments": [], "variables": {"RAY_ADDRESS": address}}
-        done = equisearch(tmp_path, "start", "quickstart", "runs", *given["arguments"], **given["variables"])
+        given = (
+            {"arguments": ["--ray-address", address], "variables": {}}
+            if by == "option"
+            else {"arguments": [], "variables": {"RAY_ADDRESS": address}}
+        )
+        done = equisearch(
+            tmp_path, "start", "quickstart", "runs", *given["arguments"], **given["variables"]
+        )
     assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "runs").exists()
-    assert done.stderr.splitlines() == [f"error: no Ray cluster is at {address} (Connection refused); `ray start --head --port={address[10:]}` "
-                                        "starts one on that host"]
+    assert done.stderr.splitlines() == [
+        f"error: no Ray cluster is at {address} (Connection refused); `ray start --head "
+        f"--port={address[10:]}` "
+        "starts one on that host"
+    ]
 
 
 def test_what_listens_and_is_no_ray_is_named_in_time(monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        with pytest.raises(StudyError, match="something listens at .* has not answered as a Ray cluster does within 4 s"):
+        with pytest.raises(
+            StudyError,
+            match="something listens at .* has not answered as a Ray cluster does within 4 s",
+        ):
             cluster.require_answer(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_code_is_shipped_beside_what_the_study_asks_for():
-    shipped = cluster.shipped(Resources(runtime_env={"pip": ["einops"], "py_modules": ["mine"], "env_vars": {"A": "1"}}))
+    shipped = cluster.shipped(
+        Resources(runtime_env={"pip": ["einops"], "py_modules": ["mine"], "env_vars": {"A": "1"}})
+    )
     assert shipped["pip"] == ["einops"] and shipped["env_vars"] == {"A": "1"}
-    assert [Path(path).name for path in shipped["py_modules"]] == ["searchspace", "trainers", "studies", "mine"]
+    assert [Path(path).name for path in shipped["py_modules"]] == [
+        "searchspace",
+        "trainers",
+        "studies",
+        "mine",
+    ]
 
 
 def test_what_a_worker_cannot_see_is_said(tmp_path):
@@ -80,7 +112,9 @@ def test_what_a_worker_cannot_see_is_said(tmp_path):
     assert f"does not see the data in {tmp_path / 'images'}" in cluster.unseen(study, str(tmp_path))
     (tmp_path / "images").mkdir()
     assert cluster.unseen(study, str(tmp_path)) is None
-    assert "data.root" in cluster.unseen(parse(f"data: {{name: mnist, root: {tmp_path / 'absent'}}}"), str(tmp_path))
+    assert "data.root" in cluster.unseen(
+        parse(f"data: {{name: mnist, root: {tmp_path / 'absent'}}}"), str(tmp_path)
+    )
     assert cluster.unseen(parse("data: {name: digits, root: absent}"), str(tmp_path)) is None
 
 
@@ -93,7 +127,8 @@ def test_a_study_whose_workers_see_no_data_ends_with_that(tmp_path):
     assert not any(record.state == "failed" for record in read_trials(tmp_path / "study"))
 
 
-# ---- nodes as processes of their own, without this program ----------------------------------------------------------
+# ---- nodes as processes of their own, without this program
+# ----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +138,20 @@ def bare_python(tmp_path_factory):
     venv.create(folder, symlinks=True)
     there = next(folder.glob("lib/python*/site-packages"))
     for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if path.suffix != ".pth" and not path.name.startswith("equisearch") and path.name not in ("searchspace", "trainers", "studies", "__pycache__"):
-            if not (there / path.name).exists():
-                (there / path.name).symlink_to(path)
+        if (
+            path.suffix != ".pth"
+            and not path.name.startswith("equisearch")
+            and path.name not in ("searchspace", "trainers", "studies", "__pycache__")
+        ) and not (there / path.name).exists():
+            (there / path.name).symlink_to(path)
     python = folder / "bin" / "python"
-    assert subprocess.run([python, "-c", "import ray, torch, studies"], capture_output=True, text=True, cwd=folder).stderr.strip().endswith("'studies'")
+    assert (
+        subprocess.run(
+            [python, "-c", "import ray, torch, studies"], capture_output=True, text=True, cwd=folder
+        )
+        .stderr.strip()
+        .endswith("'studies'")
+    )
     return python
 
 
@@ -120,14 +164,34 @@ def free_port() -> int:
 def node(python, folder, *arguments, **environment):
     """A Ray node in a process of its own, ended with all it started."""
     folder.mkdir(exist_ok=True)
-    own = {name: value for name, value in os.environ.items() if name not in RAY and name != "PYTHONPATH"}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in RAY and name != "PYTHONPATH"
+    }
     log = (folder / "log").open("w")
-    process = subprocess.Popen([python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
-                                "--object-store-memory=134217728", *arguments], cwd=folder, stdout=log, stderr=log, env={**own, **environment})
+    process = subprocess.Popen(
+        [
+            python,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--object-store-memory=134217728",
+            *arguments,
+        ],
+        cwd=folder,
+        stdout=log,
+        stderr=log,
+        env={**own, **environment},
+    )
     try:
         deadline = time.monotonic() + 120
         while "will now block forever" not in (folder / "log").read_text():
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            assert process.poll() is None and time.monotonic() < deadline, (
+                folder / "log"
+            ).read_text()
             time.sleep(0.2)
         yield process
     finally:
@@ -149,28 +213,71 @@ def images(tmp_path):
             pixels = rng.integers(level - 50, level + 50, (12, 12), dtype=numpy.uint8)
             Image.fromarray(pixels).save(tmp_path / "mine" / "images" / name / f"{number}.png")
     (tmp_path / "mine" / "study.yaml").write_text(
-        "data: {folder: images}\ntraining: {epochs: 2, batch_size: 16}\nspace: {backbone: '2k3 *, 2k3', input_size: [12, 13]}\n"
-        "search: {trials: 3, rungs: [1], sampler: random}\nresources: {custom: {special: 1}}\n")
+        "data: {folder: images}\ntraining: {epochs: 2, batch_size: 16}\nspace: {backbone: '2k3 "
+        "*, 2k3', input_size: [12, 13]}\n"
+        "search: {trials: 3, rungs: [1], sampler: random}\nresources: {custom: {special: 1}}\n"
+    )
     return tmp_path / "mine"
 
 
 @pytest.mark.slow
 def test_a_cluster_without_the_program_runs_a_study_with_a_token(tmp_path, bare_python, images):
-    """Nodes in another directory that cannot import the program; data by a relative path; a custom resource on the second node alone."""
+    """Nodes in another directory that cannot import the program; data by a relative path; a custom
+    resource on the second node alone.
+    """
     port, token = free_port(), tmp_path / "token"
     token.write_text("0123456789abcdef0123456789abcdef")
     asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     address = f"127.0.0.1:{port}"
     # Ray's sockets need a short path
-    with tempfile.TemporaryDirectory(prefix="ray") as short, \
-            node(bare_python, tmp_path / "n1", "--head", "--include-dashboard=false", f"--port={port}", "--num-cpus=1", f"--temp-dir={short}", HOME=str(tmp_path), **asked), \
-            node(bare_python, tmp_path / "n2", f"--address={address}", "--num-cpus=2", '--resources={"special": 2}', HOME=str(tmp_path), **asked):
-        for refused in ({}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32}):
-            done = equisearch(images, "start", "study.yaml", "out", "--ray-address", address, **refused)
-            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "its token is missing or wrong here" in done.stderr, done.stderr
+    with (
+        tempfile.TemporaryDirectory(prefix="ray") as short,
+        node(
+            bare_python,
+            tmp_path / "n1",
+            "--head",
+            "--include-dashboard=false",
+            f"--port={port}",
+            "--num-cpus=1",
+            f"--temp-dir={short}",
+            HOME=str(tmp_path),
+            **asked,
+        ),
+        node(
+            bare_python,
+            tmp_path / "n2",
+            f"--address={address}",
+            "--num-cpus=2",
+            '--resources={"special": 2}',
+            HOME=str(tmp_path),
+            **asked,
+        ),
+    ):
+        for refused in (
+            {},
+            {"RAY_AUTH_MODE": "token"},
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32},
+        ):
+            done = equisearch(
+                images, "start", "study.yaml", "out", "--ray-address", address, **refused
+            )
+            assert (
+                done.returncode == 1
+                and len(done.stderr.splitlines()) == 1
+                and "its token is missing or wrong here" in done.stderr
+            ), done.stderr
         done = equisearch(images, "start", "study.yaml", "out", "--ray-address", address, **asked)
         assert done.returncode == 0, done.stderr
-        done = equisearch(images, "resume", "out", "--trials", 5, RAY_ADDRESS=address, RAY_AUTH_TOKEN=token.read_text())     # the mode follows
+        # the mode follows
+        done = equisearch(
+            images,
+            "resume",
+            "out",
+            "--trials",
+            5,
+            RAY_ADDRESS=address,
+            RAY_AUTH_TOKEN=token.read_text(),
+        )
         assert done.returncode == 0, done.stderr
     records = [record for record in read_trials(images / "out") if record.state != "refused"]
     assert [record.state for record in records].count("complete") >= 1 and len(records) == 5

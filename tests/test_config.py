@@ -1,15 +1,17 @@
-"""What a study file may say, and that every mistake in it is named with its file, line, key and remedy."""
+"""What a study file may say, and that every mistake in it is named with its file, line, key and
+remedy.
+"""
 
 from __future__ import annotations
 
 import textwrap
 
 import pytest
-from support import trivial
 import yaml
 
 from studies.config import Study, differences, dump, load, parse, presets, schema
 from studies.errors import StudyFileError
+from support import trivial
 
 
 def complaint(text: str) -> str:
@@ -25,7 +27,9 @@ def test_the_smallest_study_is_one_line():
 
 
 def test_a_dumped_study_parses_back():
-    study = trivial.study(search__timeout="2h", constraints__params=25000, loggers__tensorboard=True)
+    study = trivial.study(
+        search__timeout="2h", constraints__params=25000, loggers__tensorboard=True
+    )
     assert parse(dump(study)) == study
     assert study.search.timeout == 7200 and study.constraints.params == 25000
 
@@ -37,12 +41,18 @@ def test_unknown_key_is_named_with_line_and_suggestion():
           trials: 5
           sampelr: tpe
         """)
-    assert message.startswith("my.yaml, line 4, search.sampelr: unknown key 'sampelr' (did you mean 'sampler'?); allowed are sampler, trials,")
+    assert message.startswith(
+        "my.yaml, line 4, search.sampelr: unknown key 'sampelr' (did you mean 'sampler'?); "
+        "allowed are sampler, trials,"
+    )
 
 
 def test_unknown_section_lists_the_sections():
     message = complaint("data: {name: digits}\nspaces: {}\n")
-    assert "line 2, spaces: unknown key 'spaces' (did you mean 'space'?); allowed are data, training, symmetry, space, objectives" in message
+    assert (
+        "line 2, spaces: unknown key 'spaces' (did you mean 'space'?); allowed are data, "
+        "training, symmetry, space, objectives" in message
+    )
 
 
 def test_every_mistake_is_one_line():
@@ -53,39 +63,57 @@ def test_every_mistake_is_one_line():
 
 
 def test_missing_data_is_named():
-    assert complaint("search: {trials: 3}") == "my.yaml, data: this key is missing; it has no default"
+    assert (
+        complaint("search: {trials: 3}") == "my.yaml, data: this key is missing; it has no default"
+    )
 
 
 def test_unknown_group_says_what_groups_are():
-    assert "space.group" in (message := complaint("data: {name: digits}\nspace: {group: [C4, Q4]}\n")) and "Q4" in message
+    assert (
+        "space.group" in (message := complaint("data: {name: digits}\nspace: {group: [C4, Q4]}\n"))
+        and "Q4" in message
+    )
 
 
 def test_a_restriction_that_is_no_subgroup_names_the_subgroups():
-    message = complaint("data: {name: digits}\nspace:\n  group: C4\n  restrict: {after: 2, to: D1}\n")
+    message = complaint(
+        "data: {name: digits}\nspace:\n  group: C4\n  restrict: {after: 2, to: D1}\n"
+    )
     assert "line 2, space: restrict to D1" in message and "C1, C2" in message
 
 
 def test_a_space_in_which_nothing_fits():
-    assert "no architecture of the space fits" in complaint("data: {name: digits}\nspace: {input_size: 3, layout: max2/2, backbone: '8k3 *, 8k3 *, 8k3 *'}\n")
+    assert "no architecture of the space fits" in complaint(
+        "data: {name: digits}\nspace: {input_size: 3, layout: max2/2, backbone: '8k3 *, 8k3 *, "
+        "8k3 *'}\n"
+    )
 
 
-@pytest.mark.parametrize("wrong,expected", [
-    ("training: {batch_size: many}", "training.batch_size: 'many' came; input should be a valid integer"),
-    ("objectives: [accuracy, speed]", "objectives.1: 'speed' came; input should be 'accuracy'"),
-    ("objectives: [accuracy, accuracy]", "each may be named once"),
-    ("search: {rungs: [6, 2]}", "they must increase"),
-    ("search: {timeout: soon}", "'soon' is no duration"),
-    ("resources: {workers: 0}", "resources.workers"),
-    ("search: 7", "search: 7 came; input should be a valid dictionary"),
-    ("constraints: {params: .nan}", "constraints.params"),
-])
+@pytest.mark.parametrize(
+    "wrong,expected",
+    [
+        (
+            "training: {batch_size: many}",
+            "training.batch_size: 'many' came; input should be a valid integer",
+        ),
+        ("objectives: [accuracy, speed]", "objectives.1: 'speed' came; input should be 'accuracy'"),
+        ("objectives: [accuracy, accuracy]", "each may be named once"),
+        ("search: {rungs: [6, 2]}", "they must increase"),
+        ("search: {timeout: soon}", "'soon' is no duration"),
+        ("resources: {workers: 0}", "resources.workers"),
+        ("search: 7", "search: 7 came; input should be a valid dictionary"),
+        ("constraints: {params: .nan}", "constraints.params"),
+    ],
+)
 def test_wrong_values_are_named(wrong, expected):
     message = complaint("data: {name: digits}\n" + wrong)
     assert expected in message and message.startswith("my.yaml, line 2")
 
 
 def test_a_key_given_twice_is_an_error():
-    assert "line 3: this is no valid YAML: the key 'search' is given twice" in complaint("data: {name: digits}\nsearch: {}\nsearch: {}\n")
+    assert "line 3: this is no valid YAML: the key 'search' is given twice" in complaint(
+        "data: {name: digits}\nsearch: {}\nsearch: {}\n"
+    )
 
 
 def test_no_yaml_and_no_mapping():
@@ -100,17 +128,25 @@ def test_a_binary_file_is_named(tmp_path):
 
 
 def test_no_such_file_lists_the_presets():
-    with pytest.raises(StudyFileError, match="there is no study file 'absent' and no preset of that name"):
+    with pytest.raises(
+        StudyFileError, match="there is no study file 'absent' and no preset of that name"
+    ):
         load("absent")
 
 
 def test_numbers_may_be_written_as_everybody_does():
-    study = parse("data: {name: digits}\ntraining: {learning_rate: 1e-3, weight_decay: 0}\nconstraints: {macs: 5e6}\n")
+    study = parse(
+        "data: {name: digits}\ntraining: {learning_rate: 1e-3, weight_decay: 0}\nconstraints: "
+        "{macs: 5e6}\n"
+    )
     assert study.training.learning_rate == 0.001 and study.constraints.macs == 5_000_000
 
 
 def test_the_grid_sampler_refuses_ranges():
-    message = complaint("data: {name: digits}\nspace: {learning_rate: {low: 0.001, high: 0.1}}\nsearch: {sampler: grid}\n")
+    message = complaint(
+        "data: {name: digits}\nspace: {learning_rate: {low: 0.001, high: 0.1}}\nsearch: "
+        "{sampler: grid}\n"
+    )
     assert "the grid sampler tries every choice, but space.learning_rate is a range" in message
 
 
@@ -129,7 +165,10 @@ def test_paths_are_found_beside_the_file_and_become_absolute(tmp_path, monkeypat
 
 
 def test_differences_are_named():
-    assert differences(trivial.study(), trivial.study(search__seed=4, training__epochs=3)) == ["training.epochs: 9 -> 3", "search.seed: 0 -> 4"]
+    assert differences(trivial.study(), trivial.study(search__seed=4, training__epochs=3)) == [
+        "training.epochs: 9 -> 3",
+        "search.seed: 0 -> 4",
+    ]
     assert differences(trivial.study(), trivial.study()) == []
 
 
@@ -148,4 +187,6 @@ def test_a_mistake_in_what_is_set_over_a_file_is_not_looked_for_in_the_file():
     with pytest.raises(StudyFileError) as caught:
         parse(text, name="mine.yaml", overrides={"search.trials": "many", "training.epochs": None})
     said = sorted(str(caught.value).splitlines())
-    assert said[0].startswith("mine.yaml, line 3, space.input_size: 3.5 came") and said[1].startswith("search.trials, set over mine.yaml: 'many' came")
+    assert said[0].startswith("mine.yaml, line 3, space.input_size: 3.5 came") and said[
+        1
+    ].startswith("search.trials, set over mine.yaml: 'many' came")

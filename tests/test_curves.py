@@ -1,9 +1,12 @@
 import pytest
 
-from trainers.instruments.angle_plot import draw, save_figure, sparkline
 from trainers.instruments.accuracy import AngleCurve, proportion
+from trainers.instruments.angle_plot import draw, save_figure, sparkline
 
-CURVE = AngleCurve(tuple(range(0, 360, 10)), tuple(proportion(1.0 if d in (0, 90, 180, 270) else 0.5, 100) for d in range(0, 360, 10)))
+CURVE = AngleCurve(
+    tuple(range(0, 360, 10)),
+    tuple(proportion(1.0 if d in (0, 90, 180, 270) else 0.5, 100) for d in range(0, 360, 10)),
+)
 
 
 def test_the_drawing_is_high_where_the_accuracy_is():
@@ -12,7 +15,7 @@ def test_the_drawing_is_high_where_the_accuracy_is():
     assert [n // 2 for n, c in enumerate(top) if c == "█"][::2] == [0, 9, 18, 27]
     assert second.count("█") == 72 and lines[0].startswith(" 100") and "degrees" in lines[-1]
     ticks = lines[-1]
-    assert all(ticks[6 + 2 * d // 10:].startswith(str(d)) for d in (0, 90, 180, 270))
+    assert all(ticks[6 + 2 * d // 10 :].startswith(str(d)) for d in (0, 90, 180, 270))
 
 
 def test_the_drawing_needs_no_unicode():

@@ -10,16 +10,17 @@ import torch
 from PIL import Image
 
 from trainers import cache
-
 from trainers.data import pools
 from trainers.data.datasets import batch, load, normalise
 from trainers.data.fitting import fit_images
-from trainers.settings import Data
 from trainers.data.splitting import take
+from trainers.settings import Data
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="MNIST is not in ../shared/data")
-cifar_small = pytest.mark.skipif(not (SHARED / "cifar10_small").is_dir(), reason="cifar10_small is not in ../shared/data")
+cifar_small = pytest.mark.skipif(
+    not (SHARED / "cifar10_small").is_dir(), reason="cifar10_small is not in ../shared/data"
+)
 DIGITS = Data(name="digits")
 
 
@@ -33,6 +34,7 @@ def noise(*shape, seed=0):
 
 
 # digits, splits and what training reads of them
+
 
 def test_digits_are_all_there_once_and_stratified():
     splits = load(DIGITS)
@@ -65,10 +67,12 @@ def test_mean_and_std_are_of_the_training_pixels_only():
 def test_batch_and_normalise_give_zero_mean_and_unit_deviation():
     splits = load(DIGITS)
     pixels, labels = batch(splits.train, torch.arange(len(splits.train)))
-    assert pixels.dtype == torch.float32 and 0 <= pixels.min() and pixels.max() == 1
+    assert pixels.dtype == torch.float32 and pixels.min() >= 0 and pixels.max() == 1
     normal = normalise(pixels, splits.mean, splits.std)
     assert abs(normal.mean()) < 1e-5 and abs(normal.std() - 1) < 1e-3
-    assert torch.equal(normalise(pixels.rot90(1, (2, 3)), splits.mean, splits.std), normal.rot90(1, (2, 3)))
+    assert torch.equal(
+        normalise(pixels.rot90(1, (2, 3)), splits.mean, splits.std), normal.rot90(1, (2, 3))
+    )
     assert torch.equal(labels, splits.train.labels)
 
 
@@ -83,8 +87,9 @@ def test_stratified_samples_have_the_asked_size_and_every_class(total):
     chosen = take(labels, total, (0,))
     counts = np.bincount(labels[chosen], minlength=10)
     assert len(set(chosen.tolist())) == total and counts.min() >= 1
-    assert (np.diff(labels[chosen]) < 0).any()              # not class by class
-    assert np.abs(counts - total * np.bincount(labels) / 200).max() < 7     # the rare classes' minimum of one is paid by the first
+    assert (np.diff(labels[chosen]) < 0).any()  # not class by class
+    # the rare classes' minimum of one is paid by the first
+    assert np.abs(counts - total * np.bincount(labels) / 200).max() < 7
 
 
 def test_stratified_samples_leave_what_is_to_be_kept():
@@ -94,15 +99,23 @@ def test_stratified_samples_leave_what_is_to_be_kept():
 
 # sizes
 
+
 def test_resize_is_antialiased_and_commutes_with_turns_and_mirrors():
     images = torch.from_numpy(noise(20, 3, 32, 28))
     small = fit_images(images, (13, 12), "resize")
-    expected = torch.nn.functional.interpolate(images.double(), size=(13, 12), mode="bilinear", antialias=True)
+    expected = torch.nn.functional.interpolate(
+        images.double(), size=(13, 12), mode="bilinear", antialias=True
+    )
     assert small.dtype == torch.uint8 and (small.double() - expected).abs().max() <= 0.5 + 1e-3
-    assert small.double().std() < 0.6 * torch.nn.functional.interpolate(images.double(), size=(13, 12), mode="bilinear").std()
+    assert (
+        small.double().std()
+        < 0.6
+        * torch.nn.functional.interpolate(images.double(), size=(13, 12), mode="bilinear").std()
+    )
     for move in (lambda x: x.rot90(1, (2, 3)), lambda x: x.flip(-1)):
         size = tuple(move(small).shape[-2:])
-        assert (fit_images(move(images), size, "resize").int() - move(small).int()).abs().max() <= 1      # rounding of ties
+        # rounding of ties
+        assert (fit_images(move(images), size, "resize").int() - move(small).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", [(28, 28), (30, 32), (20, 24), (20, 30)])
@@ -128,9 +141,13 @@ def test_the_study_decides_between_resize_and_pad():
 
 # the cache
 
+
 def count_renders(monkeypatch):
     calls = []
-    monkeypatch.setattr("trainers.data.datasets.render", lambda *arguments: calls.append(1) or pools.render(*arguments))
+    monkeypatch.setattr(
+        "trainers.data.datasets.render",
+        lambda *arguments: calls.append(1) or pools.render(*arguments),
+    )
     return calls
 
 
@@ -140,11 +157,23 @@ def test_the_second_load_decodes_nothing_and_gives_the_same(monkeypatch):
     decoded = len(calls)
     again = load(DIGITS, (9, 9))
     assert decoded > 0 and len(calls) == decoded
-    assert torch.equal(first.train.pixels, again.train.pixels) and first.mean == again.mean and first.counts == again.counts
+    assert (
+        torch.equal(first.train.pixels, again.train.pixels)
+        and first.mean == again.mean
+        and first.counts == again.counts
+    )
 
 
-@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, path.stat().st_size - 1), lambda path: os.truncate(path, 5000),
-                                    lambda path: os.truncate(path, 0), lambda path: path.unlink(), lambda path: path.write_bytes(b"?" * 9000)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        lambda path: os.truncate(path, 5000),
+        lambda path: os.truncate(path, 0),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"?" * 9000),
+    ],
+)
 def test_a_torn_or_deleted_cache_file_is_built_again(damage, monkeypatch):
     first = load(DIGITS)
     expected = first.train.pixels.clone()
@@ -153,7 +182,7 @@ def test_a_torn_or_deleted_cache_file_is_built_again(damage, monkeypatch):
     calls = count_renders(monkeypatch)
     damage(path)
     assert torch.equal(load(DIGITS).train.pixels, expected) and calls
-    assert np.load(path).shape[0] == 1150 + 288           # an ordinary .npy file
+    assert np.load(path).shape[0] == 1150 + 288  # an ordinary .npy file
 
 
 def test_writing_to_loaded_images_changes_nothing_for_others():
@@ -161,11 +190,23 @@ def test_writing_to_loaded_images_changes_nothing_for_others():
     assert load(DIGITS).train.pixels.any()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"train": 100}, {"validation": 100}, {"fit": "pad"}, {"color": True}, {"test": 9}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"train": 100},
+        {"validation": 100},
+        {"fit": "pad"},
+        {"color": True},
+        {"test": 9},
+    ],
+)
 def test_every_setting_that_matters_has_its_own_cache_file(change):
     before = load(DIGITS, (9, 9))
     after = load(Data(name="digits", **change), (9, 9))
-    assert before.train.pixels.shape != after.train.pixels.shape or not torch.equal(before.train.pixels, after.train.pixels)
+    assert before.train.pixels.shape != after.train.pixels.shape or not torch.equal(
+        before.train.pixels, after.train.pixels
+    )
 
 
 def test_an_unwritable_cache_is_a_warning_only(tmp_path, monkeypatch):
@@ -186,7 +227,8 @@ def test_a_full_disk_is_a_warning_only(monkeypatch):
 
 
 def test_beyond_the_limit_what_was_unused_for_longest_is_deleted(monkeypatch):
-    monkeypatch.setenv("EQUISEARCH_CACHE_GB", "0.0003")         # two arrays of 12 pixels take 415 kB
+    # two arrays of 12 pixels take 415 kB
+    monkeypatch.setenv("EQUISEARCH_CACHE_GB", "0.0003")
     hour, paths = 3600, []
     for number, age in enumerate((0, 40 * hour, 30 * hour)):
         load(Data(name="digits", seed=number), (12, 12))
@@ -198,7 +240,8 @@ def test_beyond_the_limit_what_was_unused_for_longest_is_deleted(monkeypatch):
     os.utime(left, (0, 0))
     cache.prune()
     assert [path.exists() for path in paths] == [True, False, False] and not left.exists()
-    load(Data(name="digits", seed=1), (12, 12))                 # beyond the limit again, but both are in use
+    # beyond the limit again, but both are in use
+    load(Data(name="digits", seed=1), (12, 12))
     assert len(list(cache.directory().glob("*.npy"))) == 2
 
 
@@ -212,7 +255,9 @@ def test_reading_counts_as_use():
 
 def test_a_limit_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setenv("EQUISEARCH_CACHE_GB", "much")
-    with pytest.raises(ValueError, match="EQUISEARCH_CACHE_GB is 'much'; it must be a number of GB above 0"):
+    with pytest.raises(
+        ValueError, match="EQUISEARCH_CACHE_GB is 'much'; it must be a number of GB above 0"
+    ):
         load(DIGITS)
 
 
@@ -252,11 +297,14 @@ def test_an_error_while_building_leaves_no_file():
 
 # sets by name: MNIST and what is made from it
 
+
 @mnist
 def test_mnist_splits():
     splits = load(Data(name="mnist", root=SHARED, train=800, validation=200))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (800, 200, 10000)
-    assert splits.mean[0] == pytest.approx(0.1307, abs=0.005) and splits.std[0] == pytest.approx(0.3081, abs=0.005)
+    assert splits.mean[0] == pytest.approx(0.1307, abs=0.005) and splits.std[0] == pytest.approx(
+        0.3081, abs=0.005
+    )
     exchanged = load(Data(name="mnist_t10k", root=SHARED))
     assert (len(exchanged.train), len(exchanged.validation)) == (8000, 2000)
     in_test = set(map(bytes, splits.test().pixels.flatten(1).numpy()))
@@ -268,20 +316,26 @@ def test_mnist_splits():
 def test_rotated_mnist_is_mnist_turned_by_uniform_angles():
     splits = load(Data(name="rotated_mnist", root=SHARED))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (10000, 2000, 50000)
+
     # Upright ones are taller than wide; turned uniformly they are as wide as tall on average.
     def elongation(part):
         pixels = part.pixels[part.labels == 1].float()
         grid = torch.arange(28.0) - 13.5
-        spread = [(pixels.sum(axis) * grid ** 2).sum() for axis in ((0, 1, 3), (0, 1, 2))]
+        spread = [(pixels.sum(axis) * grid**2).sum() for axis in ((0, 1, 3), (0, 1, 2))]
         return (spread[0] / spread[1]).item()
 
     upright = load(Data(name="mnist", root=SHARED, train=10000))
     assert elongation(upright.train) > 2.5 and elongation(splits.train) == pytest.approx(1, abs=0.1)
-    assert torch.equal(load(Data(name="rotated_mnist", root=SHARED)).test().pixels[:100], splits.test().pixels[:100])
+    assert torch.equal(
+        load(Data(name="rotated_mnist", root=SHARED)).test().pixels[:100],
+        splits.test().pixels[:100],
+    )
 
 
 @mnist
-@pytest.mark.parametrize("name,undo", [("mnist6_180", lambda x: x.flip(-1, -2)), ("mnist6_m", lambda x: x.flip(-1))])
+@pytest.mark.parametrize(
+    "name,undo", [("mnist6_180", lambda x: x.flip(-1, -2)), ("mnist6_m", lambda x: x.flip(-1))]
+)
 def test_moved_sixes_are_sixes_of_mnist_each_in_one_class(name, undo):
     splits = load(Data(name=name, root=SHARED))
     sixes = load(Data(name="mnist", root=SHARED)).test()
@@ -289,7 +343,9 @@ def test_moved_sixes_are_sixes_of_mnist_each_in_one_class(name, undo):
     test = splits.test()
     assert len(test) == len(sixes) == 958 and test.labels.bincount().tolist() == [479, 479]
     undone = torch.where(test.labels.view(-1, 1, 1, 1) == 1, undo(test.pixels), test.pixels)
-    assert sorted(map(bytes, undone.flatten(1).numpy())) == sorted(map(bytes, sixes.flatten(1).numpy()))
+    assert sorted(map(bytes, undone.flatten(1).numpy())) == sorted(
+        map(bytes, sixes.flatten(1).numpy())
+    )
     assert splits.counts == {"6": (2367, 592), splits.classes[1]: (2367, 592)}
 
 
@@ -298,13 +354,21 @@ def test_a_real_folder():
     splits = load(Data(folder=SHARED / "cifar10_small"))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (2400, 600, 1000)
     assert splits.channels == 3 and splits.size == (32, 32) and "airplane" in splits.classes
-    path = sorted((SHARED / "cifar10_small" / "test" / "airplane").iterdir())[0]
-    assert any(np.array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), pixels) for pixels in splits.test().pixels.numpy())
+    path = min((SHARED / "cifar10_small" / "test" / "airplane").iterdir())
+    assert any(
+        np.array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), pixels)
+        for pixels in splits.test().pixels.numpy()
+    )
 
 
 @mnist
 def test_more_images_than_there_are():
-    with pytest.raises(ValueError, match="asks for 59000 training and 2000 validation images, but only 60000 .*lower `train:`"):
+    with pytest.raises(
+        ValueError,
+        match="asks for 59000 training and 2000 validation images, but only 60000 .*lower `train:`",
+    ):
         load(Data(name="mnist", root=SHARED, train=59000, validation=2000))
-    with pytest.raises(ValueError, match="asks for 10001 images of the test split, which has 10000"):
+    with pytest.raises(
+        ValueError, match="asks for 10001 images of the test split, which has 10000"
+    ):
         load(Data(name="mnist", root=SHARED, test=10001)).test()

@@ -10,14 +10,20 @@ from searchspace.published import PUBLISHED
 
 
 def drawn(text: str, group: str = "", **choices) -> list[str]:
-    return draw(verdict(Architecture.parse(text), Group.parse(group) if group else None), **choices).splitlines()
+    return draw(
+        verdict(Architecture.parse(text), Group.parse(group) if group else None), **choices
+    ).splitlines()
 
 
 def test_a_broken_layer_is_named_where_it_shifts_and_what_is_left_stands_behind_its_stage():
     lines = drawn("29px: 10k3@D4, 10k3 max2/2, 10k3")
     shifted = next(n for n, line in enumerate(lines) if "✗" in line)
     assert "max2/2: height and width shifted by 1 px (29 px in)" in lines[shifted]
-    assert lines[shifted - 1].endswith("D1: e mr90") and lines[shifted - 2].endswith("D4") and lines[-1].endswith("D1: e mr90")
+    assert (
+        lines[shifted - 1].endswith("D1: e mr90")
+        and lines[shifted - 2].endswith("D4")
+        and lines[-1].endswith("D1: e mr90")
+    )
     assert not any("✗" in line for line in drawn("28px: 10k3@D4, 10k3 max2/2, 10k3"))
 
 
@@ -28,7 +34,9 @@ def test_the_axis_that_shifts_is_named():
 
 def test_a_nearest_neighbour_resize_counts_samples_not_pixels():
     (note,) = [line for line in drawn("56px resize57nearest: 4k3@D4 max3/2") if "✗" in line]
-    assert "55 samples not mirrored in height and width (56 px in)" in note and "shifted" not in note
+    assert (
+        "55 samples not mirrored in height and width (56 px in)" in note and "shifted" not in note
+    )
 
 
 def test_bars_follow_the_sizes():
@@ -46,13 +54,19 @@ def test_every_published_network_fits_the_terminal(name, ascii_only):
 
 def test_equal_neighbours_are_folded():
     lines = drawn("64px: " + ", ".join(["8k3@C4"] + ["8k3"] * 30))
-    assert len(lines) == 6 and any(line.strip() == "⋮" for line in lines) and lines[-1].split()[0] == "31"
+    assert (
+        len(lines) == 6
+        and any(line.strip() == "⋮" for line in lines)
+        and lines[-1].split()[0] == "31"
+    )
     assert len(drawn("64px: 8k3@C4, 8k3 max2/2, 8k3, 8k3 max2/2")) == 7
 
 
 def test_groups_that_are_given_up_show():
     lines = drawn("28px: 4k3@D4, 4k3@C4, 4k3@C1", "D4")
-    assert [line.split()[-1] for line in lines[2:5]] == ["D4", "D4", "C4"] and lines[-1].endswith("C1 (nothing)")
+    assert [line.split()[-1] for line in lines[2:5]] == ["D4", "D4", "C4"] and lines[-1].endswith(
+        "C1 (nothing)"
+    )
 
 
 def test_a_narrow_terminal_is_refused():

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-from support import trivial
 
-from studies.search.driver import SearchDriver
 from studies.errors import ExistsError, LockedError, ScoresError, StudyError
-from studies.workers.executors import Ending, run_in_process
-from studies.journal.reader import read_journal, read_trials
 from studies.journal.lock import holder
+from studies.journal.reader import read_journal, read_trials
+from studies.search.driver import SearchDriver
 from studies.search.warm_start import read_architectures
+from studies.workers.executors import Ending, run_in_process
+from support import trivial
 
 
 @pytest.fixture
@@ -25,21 +25,29 @@ def path(tmp_path):
 
 
 def create(path, enqueue=(), warm_start=None, **overrides):
-    return SearchDriver.create(path, trivial.study(**overrides), enqueue=enqueue, warm_start=warm_start)
+    return SearchDriver.create(
+        path, trivial.study(**overrides), enqueue=enqueue, warm_start=warm_start
+    )
 
 
 def complete(driver, **scores):
     """Hands out a trial and reports the same scores at all its rungs; returns its number."""
     assignment = driver.next()
     for epoch in driver.study.rungs:
-        driver.report(assignment.number, epoch, {"epoch": epoch, "accuracy": 0.5, "symmetry_accuracy": 0.5, **scores})
+        driver.report(
+            assignment.number,
+            epoch,
+            {"epoch": epoch, "accuracy": 0.5, "symmetry_accuracy": 0.5, **scores},
+        )
     driver.finish(assignment.number, "complete")
     return assignment.number
 
 
 def test_a_directory_that_holds_a_study_is_refused(path):
     create(path).close()
-    with pytest.raises(ExistsError, match="already holds a study; go on with `equisearch resume") as caught:
+    with pytest.raises(
+        ExistsError, match="already holds a study; go on with `equisearch resume"
+    ) as caught:
         create(path)
     assert caught.value.exit_status == 3
 
@@ -76,21 +84,43 @@ def test_everything_a_trial_is_stands_in_the_journal_and_its_folder(path):
     with create(path) as driver:
         number = complete(driver, loss=0.25)
     record = read_trials(path, parameters=True)[number]
-    assert record.state == "complete" and record.values == (0.5, 0.5) and record.scores["loss"] == 0.25
-    assert {"family", "group", "params", "macs", "exact", "surviving", "seed", "architecture"} <= set(record.attributes)
-    assert record.parameters["layout"] in ("max2/2", "max3/2", "avg3/2p1") and isinstance(record.parameters.get("input_size", 25), int)
-    assert (path / "trials" / "00000" / "architecture.txt").read_text().strip() == record.architecture
+    assert (
+        record.state == "complete" and record.values == (0.5, 0.5) and record.scores["loss"] == 0.25
+    )
+    assert {
+        "family",
+        "group",
+        "params",
+        "macs",
+        "exact",
+        "surviving",
+        "seed",
+        "architecture",
+    } <= set(record.attributes)
+    assert record.parameters["layout"] in ("max2/2", "max3/2", "avg3/2p1") and isinstance(
+        record.parameters.get("input_size", 25), int
+    )
+    assert (
+        path / "trials" / "00000" / "architecture.txt"
+    ).read_text().strip() == record.architecture
 
 
 def test_optuna_reads_the_journal_as_we_do(path):
     with create(path, search__sampler="tpe") as driver:
         run_in_process(driver, trivial.trainable)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path / "optuna.journal")))
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(path / "optuna.journal"))
+    )
     theirs = optuna.load_study(study_name="equisearch", storage=storage).trials
     ours = read_trials(path, parameters=True)
     assert len(theirs) == len(ours) == 12
     for a, b in zip(theirs, ours):
-        assert (a.number, a.state.name.lower(), a.params, a.user_attrs) == (b.number, b.state.replace("failed", "fail"), b.parameters, b.attributes)
+        assert (a.number, a.state.name.lower(), a.params, a.user_attrs) == (
+            b.number,
+            b.state.replace("failed", "fail"),
+            b.parameters,
+            b.attributes,
+        )
         assert (a.values and tuple(a.values)) == b.values
 
 
@@ -118,21 +148,26 @@ def test_a_rung_asked_again_answers_the_same(path):
         scores = {"epoch": 1, "accuracy": 0.1, "symmetry_accuracy": 0.1}
         assert driver.report(late, 1, scores) == "stop"
         assert driver.report(late, 1, {**scores, "accuracy": 1.0}) == "stop"
-        assert driver.report(late, 2, scores) == "continue"         # no rung
-        assert driver.report(99, 1, scores) == "stop"               # nobody's
+        assert driver.report(late, 2, scores) == "continue"  # no rung
+        assert driver.report(99, 1, scores) == "stop"  # nobody's
 
 
-@pytest.mark.parametrize("wrong,message", [
-    ({"accuracy": float("nan")}, "accuracy is nan at epoch 1"),
-    ({"accuracy": None}, "need accuracy; None came"),
-    ({"symmetry_accuracy": float("inf")}, "symmetry_accuracy is inf"),
-    ({"loss": float("nan")}, "loss is nan"),
-])
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        ({"accuracy": float("nan")}, "accuracy is nan at epoch 1"),
+        ({"accuracy": None}, "need accuracy; None came"),
+        ({"symmetry_accuracy": float("inf")}, "symmetry_accuracy is inf"),
+        ({"loss": float("nan")}, "loss is nan"),
+    ],
+)
 def test_scores_that_cannot_be_compared_are_refused(path, wrong, message):
     with create(path) as driver:
         number = driver.next().number
         with pytest.raises(ScoresError, match=message):
-            driver.report(number, 1, {"epoch": 1, "accuracy": 0.5, "symmetry_accuracy": 0.5, **wrong})
+            driver.report(
+                number, 1, {"epoch": 1, "accuracy": 0.5, "symmetry_accuracy": 0.5, **wrong}
+            )
 
 
 def test_an_objective_that_was_not_measured_fails_the_trial(path):
@@ -153,7 +188,9 @@ def test_what_cannot_fit_is_refused_before_it_trains(path):
         run_in_process(driver, trivial.trainable)
     records = read_trials(path)
     refused = [r for r in records if r.state == "refused"]
-    assert refused and all("params exceed the limit of 15,000" in r.reason and not r.feasible for r in refused)
+    assert refused and all(
+        "params exceed the limit of 15,000" in r.reason and not r.feasible for r in refused
+    )
     assert all(r.attributes["params"] <= 15_000 for r in records if r.state != "refused")
     assert sum(r.state != "refused" for r in records) == 8
     assert not any((path / "trials" / f"{r.number:05d}").exists() for r in refused)
@@ -161,7 +198,10 @@ def test_what_cannot_fit_is_refused_before_it_trains(path):
 
 def test_a_study_in_which_nothing_fits_says_why(path):
     with create(path, constraints__params=10) as driver:
-        with pytest.raises(StudyError, match="no architecture of the space can be trained.*params exceed the limit of 10"):
+        with pytest.raises(
+            StudyError,
+            match="no architecture of the space can be trained.*params exceed the limit of 10",
+        ):
             driver.next()
 
 
@@ -174,20 +214,34 @@ def test_what_breaks_a_limit_when_measured_never_reaches_the_front(path):
     assert not read_trials(path)[number].feasible
 
 
-SMALL = {"space__input_size": 28, "space__layout": ["max2/2"], "space__group": ["C4"], "space__equivariance_loss": {"kind": "none"}}
+SMALL = {
+    "space__input_size": 28,
+    "space__layout": ["max2/2"],
+    "space__group": ["C4"],
+    "space__equivariance_loss": {"kind": "none"},
+}
 
 
 def test_a_repeat_gets_another_seed_and_then_is_not_run(path):
     with create(path, **SMALL, search__repeats=2, search__trials=50) as driver:
         assert run_in_process(driver, trivial.trainable) == Ending("exhausted")
     trained = [r for r in read_trials(path) if r.state != "refused"]
-    assert sorted((r.attributes["family"], r.attributes["seed"]) for r in trained) == [("plain", 0), ("plain", 1), ("steerable", 0), ("steerable", 1)]
-    assert any("trained 2 times already" in r.reason for r in read_trials(path) if r.state == "refused")
+    assert sorted((r.attributes["family"], r.attributes["seed"]) for r in trained) == [
+        ("plain", 0),
+        ("plain", 1),
+        ("steerable", 0),
+        ("steerable", 1),
+    ]
+    assert any(
+        "trained 2 times already" in r.reason for r in read_trials(path) if r.state == "refused"
+    )
 
 
 def test_the_grid_tries_every_choice_once(path):
     overrides = {**SMALL, "space__layout": ["max2/2", "max3/2", "avg3/2p1"]}
-    with create(path, **overrides, search__sampler="grid", search__repeats=1, search__trials=50) as driver:
+    with create(
+        path, **overrides, search__sampler="grid", search__repeats=1, search__trials=50
+    ) as driver:
         assert run_in_process(driver, trivial.trainable) == Ending("exhausted")
     assert len({r.architecture for r in read_trials(path)}) == len(read_trials(path)) == 6
 
@@ -201,7 +255,7 @@ def test_stops_when_the_front_has_not_moved(path):
                 break
             driver.finish(driver.running[0], "pruned")
         assert driver.next() is None and driver.ended == "patience"
-    with SearchDriver.open(path) as driver:         # the same from what is in the journal
+    with SearchDriver.open(path) as driver:  # the same from what is in the journal
         assert driver.next() is None and driver.ended == "patience"
 
 
@@ -214,7 +268,9 @@ def test_the_volume_of_an_opened_study_is_the_same(path):
 
 
 def test_known_architectures_come_first(path, tmp_path):
-    (tmp_path / "known.txt").write_text("# the paper's\n28px: 10k3@C4, 10k3 max2/2, 10k3\n\n29px: 8k3@C2, 8k3 max3/2\n")
+    (tmp_path / "known.txt").write_text(
+        "# the paper's\n28px: 10k3@C4, 10k3 max2/2, 10k3\n\n29px: 8k3@C2, 8k3 max3/2\n"
+    )
     known = read_architectures(tmp_path / "known.txt")
     with create(path, enqueue=known) as driver:
         assert [driver.next().architecture for _ in range(2)] == known
@@ -228,7 +284,9 @@ def test_an_earlier_study_teaches_the_sampler_but_stays_off_the_front(path, tmp_
     with create(tmp_path / "earlier", search__trials=20) as driver:
         run_in_process(driver, trivial.trainable)
     done = sum(r.state == "complete" for r in read_trials(tmp_path / "earlier"))
-    with create(path, warm_start=tmp_path / "earlier", search__sampler="tpe", search__startup=2) as driver:
+    with create(
+        path, warm_start=tmp_path / "earlier", search__sampler="tpe", search__startup=2
+    ) as driver:
         assert driver.volume == 0 and driver.finished == 0
         run_in_process(driver, trivial.trainable)
         assert driver.finished == 12

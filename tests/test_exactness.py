@@ -1,4 +1,6 @@
-"""Verdicts on layouts whose exactness is published or measured elsewhere, and where each element is lost."""
+"""Verdicts on layouts whose exactness is published or measured elsewhere, and where each element is
+lost.
+"""
 
 import pytest
 
@@ -10,15 +12,38 @@ from searchspace.published import PUBLISHED
 P4 = "{}px: 10k3@C4, 10k3 {}, 10k3, 10k3, 10k3, 10k3, 10k4p0"
 
 
-@pytest.mark.parametrize("size,layout,exact", [(28, "max2/2", True), (29, "max2/2", False), (27, "max2/2", False), (28, "max3/2", False),
-                                               (29, "max3/2", True), (29, "avg3/2p1", True), (28, "conv3/2p1", False), (29, "blur/2", True),
-                                               (28, "blur/2", False), (28, "adaptive14", True), (29, "adaptive/2", True)])
+@pytest.mark.parametrize(
+    "size,layout,exact",
+    [
+        (28, "max2/2", True),
+        (29, "max2/2", False),
+        (27, "max2/2", False),
+        (28, "max3/2", False),
+        (29, "max3/2", True),
+        (29, "avg3/2p1", True),
+        (28, "conv3/2p1", False),
+        (29, "blur/2", True),
+        (28, "blur/2", False),
+        (28, "adaptive14", True),
+        (29, "adaptive/2", True),
+    ],
+)
 def test_published_layouts(size, layout, exact):
     assert verdict(Architecture.parse(P4.format(size, layout))).exact == exact
 
 
-@pytest.mark.parametrize("name,exact", [("p4cnn", True), ("p4cnn-valid", True), ("equinas", False), ("resnet18-p4", False), ("resnet44-p4m", False),
-                                        ("all-cnn-p4", False), ("wrn28-10-c4", False)])
+@pytest.mark.parametrize(
+    "name,exact",
+    [
+        ("p4cnn", True),
+        ("p4cnn-valid", True),
+        ("equinas", False),
+        ("resnet18-p4", False),
+        ("resnet44-p4m", False),
+        ("all-cnn-p4", False),
+        ("wrn28-10-c4", False),
+    ],
+)
 def test_published_networks_at_their_usual_size(name, exact):
     found = verdict(PUBLISHED[name].architecture)
     assert found.exact == exact
@@ -30,22 +55,39 @@ def test_published_networks_at_their_usual_size(name, exact):
 def test_exact_sizes_of_deep_networks():
     assert {s for s, _ in exact_sizes(PUBLISHED["equinas"].architecture)} >= {25, 33}
     assert {s for s, _ in exact_sizes(PUBLISHED["wrn28-10-d4"].architecture)} >= {29, 33, 37}
-    torchvision = Architecture.parse(PUBLISHED["resnet18-torchvision"].text.replace("64k7s2", "64k7s2@C4"))
+    torchvision = Architecture.parse(
+        PUBLISHED["resnet18-torchvision"].text.replace("64k7s2", "64k7s2@C4")
+    )
     assert {s for s, _ in exact_sizes(torchvision)} >= {193, 225, 257}
-    assert {s for s, _ in exact_sizes(PUBLISHED["e2sfcnn"].architecture)} >= {24, 28, 32} and not verdict(PUBLISHED["e2sfcnn"].architecture).exact
-    assert verdict(PUBLISHED["e2sfcnn"].architecture).grid_exact and verdict(PUBLISHED["e2sfcnn"].architecture).surviving_group == "C4"
+    assert {s for s, _ in exact_sizes(PUBLISHED["e2sfcnn"].architecture)} >= {
+        24,
+        28,
+        32,
+    } and not verdict(PUBLISHED["e2sfcnn"].architecture).exact
+    assert (
+        verdict(PUBLISHED["e2sfcnn"].architecture).grid_exact
+        and verdict(PUBLISHED["e2sfcnn"].architecture).surviving_group == "C4"
+    )
 
 
 def test_a_broken_square_layout_keeps_the_transposition():
     found = verdict(Architecture.parse("29px: 10k3@D4, 10k3 max2/2"))
     assert [str(e) for e in found.surviving] == ["e", "mr90"] and found.surviving_group == "D1"
     breaks = found.breaks(Element.parse("r180"))
-    assert {(b.stage, b.layer, b.axis, b.remainder) for b in breaks} == {(2, "max2/2", "height", 1), (2, "max2/2", "width", 1)}
+    assert {(b.stage, b.layer, b.axis, b.remainder) for b in breaks} == {
+        (2, "max2/2", "height", 1),
+        (2, "max2/2", "width", 1),
+    }
 
 
 def test_axes_are_told_apart():
-    """A mirror needs its own axis only; a quarter turn of a non-square image reads one axis backwards."""
-    assert verdict(Architecture.parse("29x28px: 4k3@D1 max2/2")).exact and not verdict(Architecture.parse("28x29px: 4k3@D1 max2/2")).exact
+    """A mirror needs its own axis only; a quarter turn of a non-square image reads one axis
+    backwards.
+    """
+    assert (
+        verdict(Architecture.parse("29x28px: 4k3@D1 max2/2")).exact
+        and not verdict(Architecture.parse("28x29px: 4k3@D1 max2/2")).exact
+    )
     found = verdict(Architecture.parse("30x33px: 4k3s2@D4"))
     assert [str(e) for e in found.surviving] == ["e", "r90", "m", "mr90"]
 
@@ -59,12 +101,18 @@ def test_off_grid_elements_are_never_claimed():
 def test_a_declared_group_names_where_it_is_given_up():
     found = verdict(Architecture.parse("28px: 4k3@D4, 4k3@C4 max2/2, 4k3@C2"), Group.parse("D4"))
     assert found.surviving_group == "C2"
-    assert found.breaks(Element.parse("m"))[0].stage == 2 and found.breaks(Element.parse("r90"))[0].stage == 3
+    assert (
+        found.breaks(Element.parse("m"))[0].stage == 2
+        and found.breaks(Element.parse("r90"))[0].stage == 3
+    )
     assert found.breaks(Element.parse("m"))[0].reason == "group"
 
 
 def test_features_and_logits_are_told_apart():
-    pooled, apart = (verdict(Architecture.parse(f"28px: 4k3@C4 max2/2 head={head}")) for head in ("group_max", "none"))
+    pooled, apart = (
+        verdict(Architecture.parse(f"28px: 4k3@C4 max2/2 head={head}"))
+        for head in ("group_max", "none")
+    )
     assert pooled.exact and apart.exact
     assert len(pooled.invariant) == 4 and [str(e) for e in apart.invariant] == ["e"]
 
@@ -73,11 +121,18 @@ def test_the_logits_of_elements_that_are_not_built_in_stay_only_where_kernels_mi
     d4 = Group.parse("D4")
     assert len(verdict(Architecture.parse("8px: 2k1 head=none"), d4).invariant) == 8
     assert [str(e) for e in verdict(Architecture.parse("8px: 2k3"), d4).invariant] == ["e"]
-    assert [str(e) for e in verdict(Architecture.parse("8px: 2k3@C4"), d4).invariant] == ["e", "r90", "r180", "r270"]
+    assert [str(e) for e in verdict(Architecture.parse("8px: 2k3@C4"), d4).invariant] == [
+        "e",
+        "r90",
+        "r180",
+        "r270",
+    ]
 
 
 def test_a_shift_that_is_undone_is_no_place_where_anything_is_lost():
-    """The crop drops a pixel on one side and the pool one on the other; the second pool is what breaks."""
+    """The crop drops a pixel on one side and the pool one on the other; the second pool is what
+    breaks.
+    """
     found = verdict(Architecture.parse("11px crop10: 3k3p0@D4 max3/2, 3k3 max2/2"))
     stages = {b.stage for element in found.group.elements for b in found.breaks(element)}
     assert not found.exact and 0 not in stages and 1 not in stages

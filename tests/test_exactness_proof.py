@@ -1,31 +1,36 @@
-"""The verdict against measurement: every published network and thousands of random ones, element by element, in float64.
+"""The verdict against measurement: every published network and thousands of random ones, element by
+element, in float64.
 
-An element survives in a stage iff moving the image moves the stage's maps to 1e-10 of their size, and it leaves the logits
-invariant iff they stay to 1e-10, on three dense random images and untrained weights. That an element is lost takes one pair of
-weights and images that shows it, so that several draws are made: a pixel that a maximum ignores need not be the largest. The later
-ones bend every activation (softplus in place of ReLU): units that are open, or shut, on all images hide what they see.
-Claims and measurements are equal for every quarter turn and flip, also those that the network is not built with (logits
-only: features have no action of them). Of other elements nothing is claimed, and most networks lose them.
+An element survives in a stage iff moving the image moves the stage's maps to 1e-10 of their size,
+and it leaves the logits invariant iff they stay to 1e-10, on three dense random images and
+untrained weights. That an element is lost takes one pair of weights and images that shows it, so
+that several draws are made: a pixel that a maximum ignores need not be the largest. The later ones
+bend every activation (softplus in place of ReLU): units that are open, or shut, on all images hide
+what they see. Claims and measurements are equal for every quarter turn and flip, also those that
+the network is not built with (logits only: features have no action of them). Of other elements
+nothing is claimed, and most networks lose them.
 
 `--proof-seeds 40:80` asks new random networks, 250 for each seed.
 """
 
 import math
 import random
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import AbstractSet, Iterator, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from support.architectures import ANY, ODD, odd_architecture, random_architecture
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import IDENTITY, Element, Group
 from searchspace.published import PUBLISHED
+from support.architectures import ANY, ODD, odd_architecture, random_architecture
 from trainers.actions import act, act_on_fields
 from trainers.networks.networks import Network, build
 from trainers.networks.normalization import FieldNorm
@@ -38,7 +43,9 @@ GRID = Group.parse("D4")
 
 
 class Survivors(NamedTuple):
-    """The elements that survive in the maps after each stage, and those that leave the logits as they are."""
+    """The elements that survive in the maps after each stage, and those that leave the logits as
+    they are.
+    """
 
     stages: tuple[AbstractSet[Element], ...]
     logits: AbstractSet[Element]
@@ -46,9 +53,11 @@ class Survivors(NamedTuple):
 
 @torch.no_grad()
 def network(architecture: Architecture, seed: int) -> Network:
-    """An untrained float64 network whose norms have the statistics of random images, and scale and shift every field differently.
+    """An untrained float64 network whose norms have the statistics of random images, and scale and
+    shift every field differently.
 
-    So half of the ReLUs are open: a network whose ReLUs are all open is linear, and one with dead ones is constant.
+    So half of the ReLUs are open: a network whose ReLUs are all open is linear, and one with dead
+    ones is constant.
     """
     made = build(architecture, channels=CHANNELS, classes=3, seed=seed).double().eval()
     generator = torch.Generator().manual_seed(seed)
@@ -57,11 +66,14 @@ def network(architecture: Architecture, seed: int) -> Network:
         values = inputs[0].unflatten(1, (norm.fields, norm.order)).transpose(0, 1).flatten(1)
         norm.running_mean.copy_(values.mean(1))
         variance = values.var(1)
-        norm.running_var.copy_(torch.where(variance < 1e-12, 1.0, variance.clamp_min(1e-2)))    # rounding errors are not contrast
+        # rounding errors are not contrast
+        norm.running_var.copy_(torch.where(variance < 1e-12, 1.0, variance.clamp_min(1e-2)))
         norm.weight.uniform_(0.5, 2.0, generator=generator)
         norm.bias.uniform_(-0.3, 0.8, generator=generator)
 
-    hooks = [m.register_forward_pre_hook(calibrate) for m in made.modules() if isinstance(m, FieldNorm)]
+    hooks = [
+        m.register_forward_pre_hook(calibrate) for m in made.modules() if isinstance(m, FieldNorm)
+    ]
     made(torch.randn((4, CHANNELS, *architecture.size), generator=generator, dtype=torch.float64))
     for hook in hooks:
         hook.remove()
@@ -72,12 +84,16 @@ def asked(architecture: Architecture) -> list[Element]:
     """All elements of the network's first group, and all quarter turns and flips, but the identity."""
     own = architecture.stages[0].group
     off_grid = () if own.on_grid or sees_its_centre_alone(architecture) else own.elements
-    return [e for e in dict.fromkeys((*own.grid.elements, *off_grid, *GRID.elements)) if e != IDENTITY]
+    return [
+        e for e in dict.fromkeys((*own.grid.elements, *off_grid, *GRID.elements)) if e != IDENTITY
+    ]
 
 
 @torch.no_grad()
 def sees_its_centre_alone(architecture: Architecture) -> bool:
-    """True if no pixel but the one about which images turn reaches the last maps: they survive every rotation by accident."""
+    """True if no pixel but the one about which images turn reaches the last maps: they survive
+    every rotation by accident.
+    """
     made = network(architecture, 0)
     images = torch.randn((IMAGES, CHANNELS, *architecture.size), dtype=torch.float64)
     centre = torch.zeros(architecture.size, dtype=torch.bool)
@@ -88,12 +104,18 @@ def sees_its_centre_alone(architecture: Architecture) -> bool:
 
 
 @torch.no_grad()
-def errors(architecture: Architecture, elements: list[Element], seed: int) -> dict[Element, tuple[list[float], float]]:
-    """The relative errors of the maps after each stage whose group has the element, and of the logits."""
+def errors(
+    architecture: Architecture, elements: list[Element], seed: int
+) -> dict[Element, tuple[list[float], float]]:
+    """The relative errors of the maps after each stage whose group has the element, and of the
+    logits.
+    """
     height, width = architecture.size
     upright = network(architecture, seed)
     generator = torch.Generator().manual_seed(1000 + seed)
-    images = torch.randn((IMAGES, CHANNELS, height, width), generator=generator, dtype=torch.float64)
+    images = torch.randn(
+        (IMAGES, CHANNELS, height, width), generator=generator, dtype=torch.float64
+    )
     turning = [e for e in elements if height != width and e.on_grid and e.swaps_axes]
     logits, stages = upright.forward_with_stages(images)
     found = {}
@@ -101,21 +123,31 @@ def errors(architecture: Architecture, elements: list[Element], seed: int) -> di
         if not chosen:
             continue
         taking = upright
-        if chosen is turning:       # the same weights on images with exchanged axes
-            taking = build(architecture.with_size(width, height), channels=CHANNELS, classes=3).double().eval()
+        if chosen is turning:  # the same weights on images with exchanged axes
+            taking = (
+                build(architecture.with_size(width, height), channels=CHANNELS, classes=3)
+                .double()
+                .eval()
+            )
             taking.load_state_dict(upright.state_dict())
-        moved_logits, moved_stages = taking.forward_with_stages(torch.cat([act(images, e) for e in chosen]))
+        moved_logits, moved_stages = taking.forward_with_stages(
+            torch.cat([act(images, e) for e in chosen])
+        )
         for number, element in enumerate(chosen):
             rows = slice(IMAGES * number, IMAGES * (number + 1))
-            of_stages = [difference(after[rows], act_on_fields(before, element, stage.group))
-                         for before, after, stage in zip(stages, moved_stages, architecture.stages) if element in stage.group]
+            of_stages = [
+                difference(after[rows], act_on_fields(before, element, stage.group))
+                for before, after, stage in zip(stages, moved_stages, architecture.stages)
+                if element in stage.group
+            ]
             found[element] = of_stages, difference(moved_logits[rows], logits)
     return found
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     assert found.shape == expected.shape
-    size = max(float(found.abs().max()), float(expected.abs().max()), 0.01)     # the norms' outputs have size 1; less is little but rounding
+    # the norms' outputs have size 1; less is little but rounding
+    size = max(float(found.abs().max()), float(expected.abs().max()), 0.01)
     return float((found - expected).abs().max()) / size
 
 
@@ -124,10 +156,17 @@ def claimed(architecture: Architecture, elements: list[Element]) -> Survivors:
     found = [verdict(architecture, group) for group in (GRID, architecture.stages[0].group)]
     for one in found:
         assert set(one.surviving) == set(one.after_stages[-1]), str(architecture)
-        assert [e for e, breaks in one.losses if not breaks] == list(one.surviving), str(architecture)
-    stages = tuple(frozenset(elements).union(more) for elements, more in zip(*(one.after_stages[1:] for one in found)))
+        assert [e for e, breaks in one.losses if not breaks] == list(one.surviving), str(
+            architecture
+        )
+    stages = tuple(
+        frozenset(elements).union(more)
+        for elements, more in zip(*(one.after_stages[1:] for one in found))
+    )
     known = {IDENTITY, *elements}
-    return Survivors(tuple(stage & known for stage in stages), known & {*found[0].invariant, *found[1].invariant})
+    return Survivors(
+        tuple(stage & known for stage in stages), known & {*found[0].invariant, *found[1].invariant}
+    )
 
 
 def bent(values: torch.Tensor, inplace: bool = False) -> torch.Tensor:
@@ -145,10 +184,13 @@ def measured(architecture: Architecture, elements: list[Element], claims: Surviv
             assert all(map(math.isfinite, (*of_stages, of_logits)))
             if of_logits > THRESHOLD:
                 invariant.discard(element)
-            for survivors, error in zip(kept, of_stages):       # the first stages have the larger groups
+            # the first stages have the larger groups
+            for survivors, error in zip(kept, of_stages):
                 if error > THRESHOLD:
                     survivors.discard(element)
-        if invariant <= claims.logits and all(survivors <= claim for survivors, claim in zip(kept, claims.stages)):
+        if invariant <= claims.logits and all(
+            survivors <= claim for survivors, claim in zip(kept, claims.stages)
+        ):
             break
     return Survivors(tuple(kept), invariant)
 
@@ -160,8 +202,11 @@ def disagreement(architecture: Architecture) -> str:
     seen = measured(architecture, elements, claims)
     names = [f"stage {n}" for n in range(1, len(seen.stages) + 1)] + ["logits"]
     pairs = zip(names, (*claims.stages, claims.logits), (*seen.stages, seen.logits))
-    return "".join(f"\n  {architecture}\n    {what}: verdict {_text(claim)}, measured {_text(survivors)}"
-                   for what, claim, survivors in pairs if claim != survivors)
+    return "".join(
+        f"\n  {architecture}\n    {what}: verdict {_text(claim)}, measured {_text(survivors)}"
+        for what, claim, survivors in pairs
+        if claim != survivors
+    )
 
 
 def _text(elements: AbstractSet[Element]) -> str:
@@ -169,16 +214,25 @@ def _text(elements: AbstractSet[Element]) -> str:
 
 
 def narrow(architecture: Architecture) -> Architecture:
-    """The same layout with as few fields as keep different widths different: exactness does not depend on width."""
+    """The same layout with as few fields as keep different widths different: exactness does not
+    depend on width.
+    """
     widths = sorted({stage.fields for stage in architecture.stages})
-    return replace(architecture, stages=tuple(replace(s, fields=1 + widths.index(s.fields)) for s in architecture.stages))
+    return replace(
+        architecture,
+        stages=tuple(replace(s, fields=1 + widths.index(s.fields)) for s in architecture.stages),
+    )
 
 
 def near(name: str, group: str = "") -> list[Architecture]:
-    """A published network at its size and up to two pixels beside it, narrow; C1 can be exchanged for `group`."""
+    """A published network at its size and up to two pixels beside it, narrow; C1 can be exchanged
+    for `group`.
+    """
     made = narrow(PUBLISHED[name].architecture)
     if group:
-        made = replace(made, stages=tuple(replace(s, group=Group.parse(group)) for s in made.stages))
+        made = replace(
+            made, stages=tuple(replace(s, group=Group.parse(group)) for s in made.stages)
+        )
     return list(_that_fit(made))
 
 
@@ -186,14 +240,15 @@ def _that_fit(made: Architecture) -> Iterator[Architecture]:
     for step in (-2, -1, 0, 1, 2):
         try:
             yield made.with_size(made.size[0] + step)
-        except ValueError:          # the unpadded networks need 28 px
+        except ValueError:  # the unpadded networks need 28 px
             assert step < 0
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_published_networks_around_their_size(name):
     plain = PUBLISHED[name].architecture.family == "plain"
-    for architecture in near(name, "C4" if plain else ""):      # a plain network has no element to lose: its layout has
+    # a plain network has no element to lose: its layout has
+    for architecture in near(name, "C4" if plain else ""):
         assert not disagreement(architecture)
 
 
@@ -220,26 +275,42 @@ def test_odd_architectures():
 
 @pytest.mark.slow
 def test_thousands_of_random_architectures(proof_seed):
-    found = sample(random_architecture, proof_seed, 100) + sample(random_architecture, proof_seed, 30, square=0.0)
+    found = sample(random_architecture, proof_seed, 100) + sample(
+        random_architecture, proof_seed, 30, square=0.0
+    )
     found += sample(random_architecture, proof_seed, 20, groups=ANY)
-    found += sample(odd_architecture, proof_seed, 60) + sample(odd_architecture, proof_seed, 40, groups=ODD)
+    found += sample(odd_architecture, proof_seed, 60) + sample(
+        odd_architecture, proof_seed, 40, groups=ODD
+    )
     assert not found
 
 
 SHIFTS_THAT_DO_NOT_BREAK = [
-    "11px crop10: 3k3p0@D4 max3/2, 3k3p0",        # the crop drops a pixel on one side, the pool one on the other
-    "6px resize12nearest: 3k1s2@D4",            # every pixel lies there twice, and every other one is read
-    "2px: 3k1@D4 max3/2p0:1",                   # one window that covers the whole map wherever it starts
+    # the crop drops a pixel on one side, the pool one on the other
+    "11px crop10: 3k3p0@D4 max3/2, 3k3p0",
+    # every pixel lies there twice, and every other one is read
+    "6px resize12nearest: 3k1s2@D4",
+    # one window that covers the whole map wherever it starts
+    "2px: 3k1@D4 max3/2p0:1",
     "3px: 3k3@C4 max5p2:1",
 ]
-MEANS_THAT_DO_NOT_CHANGE = ["8px: 3k3p2:0circular@C4", "7px: 2k3@D4, 3k5p1:3circular",     # the grid moves around a circle
-                            "7px: 3k3@C4 avg2/2p1", "7px: 3k1@C4 avg2/2p1 head=none"]    # every pixel counts once, in whichever window
+# the grid moves around a circle
+MEANS_THAT_DO_NOT_CHANGE = [
+    "8px: 3k3p2:0circular@C4",
+    "7px: 2k3@D4, 3k5p1:3circular",
+    # every pixel counts once, in whichever window
+    "7px: 3k3@C4 avg2/2p1",
+    "7px: 3k1@C4 avg2/2p1 head=none",
+]
 
 
 @pytest.mark.parametrize("text", SHIFTS_THAT_DO_NOT_BREAK)
 def test_shifts_that_do_not_break(text):
     architecture = Architecture.parse(text)
-    assert any(layer.remainder != (0, 0) for layer in architecture.layers) and verdict(architecture).exact
+    assert (
+        any(layer.remainder != (0, 0) for layer in architecture.layers)
+        and verdict(architecture).exact
+    )
     assert not disagreement(architecture)
 
 
@@ -251,36 +322,103 @@ def test_means_that_do_not_change(text):
     assert not disagreement(architecture)
 
 
-@pytest.mark.parametrize("text", [
-    f"{size}px: 2k3@D4 {step}, 2k3" for size in (11, 12) for step in (
-        "max3/2p1", "max3/2p0:1", "avg3/2p1:0ceil", "max2/3ceil", "avg3/2ceil", "avg4/3p1:2", "conv3/2p0:1", "blur/2", "blur/3", "blurmax/2", "adaptive/5",
-        "adaptive5", "adaptivemax5", "adaptivemax/5", "resize7", "resize17bicubic", "resize17", "resize5nearest", "resize24nearest",
-        "crop7", "crop8", "crop15", "crop16")] + [
-    "11x12px: 2k3s2p1:2reflect@D4", "12px: 2k3s2p2circulard2@D4", "12px: 2k4p1:2replicate@D4", "13px: 2k5s3p4reflectd2@C4 max2/2",
-    "12px: 2k3s2r@D4, 3k3s3x2r", "13px: 2k3s2r@D4, 2k3x2r, 3k3", "12px resize13nearest: 2k3@D4", "12px crop13: 2k3@D4 adaptive1",
-    "12px: 2k3@D4, 2k3@C4 max3/2, 2k3@C2", "12px: 2k3@C4 max2/2 head=none", "13px: 2k3@C4 max2/2 head=group_mean filters=basis"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{size}px: 2k3@D4 {step}, 2k3"
+        for size in (11, 12)
+        for step in (
+            "max3/2p1",
+            "max3/2p0:1",
+            "avg3/2p1:0ceil",
+            "max2/3ceil",
+            "avg3/2ceil",
+            "avg4/3p1:2",
+            "conv3/2p0:1",
+            "blur/2",
+            "blur/3",
+            "blurmax/2",
+            "adaptive/5",
+            "adaptive5",
+            "adaptivemax5",
+            "adaptivemax/5",
+            "resize7",
+            "resize17bicubic",
+            "resize17",
+            "resize5nearest",
+            "resize24nearest",
+            "crop7",
+            "crop8",
+            "crop15",
+            "crop16",
+        )
+    ]
+    + [
+        "11x12px: 2k3s2p1:2reflect@D4",
+        "12px: 2k3s2p2circulard2@D4",
+        "12px: 2k4p1:2replicate@D4",
+        "13px: 2k5s3p4reflectd2@C4 max2/2",
+        "12px: 2k3s2r@D4, 3k3s3x2r",
+        "13px: 2k3s2r@D4, 2k3x2r, 3k3",
+        "12px resize13nearest: 2k3@D4",
+        "12px crop13: 2k3@D4 adaptive1",
+        "12px: 2k3@D4, 2k3@C4 max3/2, 2k3@C2",
+        "12px: 2k3@C4 max2/2 head=none",
+        "13px: 2k3@C4 max2/2 head=group_mean filters=basis",
+    ],
+)
 def test_every_kind_of_layer(text):
     assert not disagreement(Architecture.parse(text))
 
 
 def test_the_measurement_sees_a_broken_network():
-    """An instrument that cannot fail proves nothing: one shifted window shows in features and logits, far above the threshold."""
+    """An instrument that cannot fail proves nothing: one shifted window shows in features and
+    logits, far above the threshold.
+    """
     broken = Architecture.parse("29px: 2k3@C4 max2/2, 2k3")
-    assert all(min(*of_stages[1:], of_logits) > 1e-4 for element, (of_stages, of_logits) in errors(broken, asked(broken), 0).items() if not element.mirror)
-    assert all(max(*of_stages, of_logits) < 1e-12 for element, (of_stages, of_logits) in errors(broken.with_size(28), asked(broken), 0).items() if not element.mirror)
+    assert all(
+        min(*of_stages[1:], of_logits) > 1e-4
+        for element, (of_stages, of_logits) in errors(broken, asked(broken), 0).items()
+        if not element.mirror
+    )
+    assert all(
+        max(*of_stages, of_logits) < 1e-12
+        for element, (of_stages, of_logits) in errors(
+            broken.with_size(28), asked(broken), 0
+        ).items()
+        if not element.mirror
+    )
 
 
-@pytest.mark.parametrize("text", [
-    "15x13px: 3k1@D4 resize5, 2k2p2x2 conv3/2p1:0 head=group_mean",         # the broken windows see padding alone
-    "1x3px: 2k1s2p1:0x3@D4 max5/1p0:2ceil, 3k3p3 head=none",                # no window sees a pixel, on one axis
-    "15x20px: 2k3s3@D8 blurmax/2, 2k3s2p0circular, 2k1s3p1 head=group_mean",    # a constant
-    "2px: 3k1s2x3@D4 crop3, 1k5p2circularx3 head=none",                     # transposing changes nothing, mirroring does
-    "29px: 1k1s3p1:0d5@C2, 3k3s5d5r, 2k7 conv1/1, 3k3p2:0circular head=none", "1px: 2k1@D2 resize20nearest, 1k2p0d3, 2k1s5 head=none",
-    "1px: 2k2p0:1@D4", "8px: 2k1@C4 adaptive1, 3k2p1:0", "2px: 2k3p1circular@D4 head=none", "1x8px: 2k3@D4 head=none", "8px: 2k1 head=none",
-    "6px: 3k5s3p2:0reflect@C4, 3k1s3p0circularr",                           # reflected windows do not see that kernels are mirrored
-    "3x2px: 3k1@D1, 1k1 avg2/7p1, 1k1p1circularx2, 1k3s2p1circularr head=none",     # every position shows the same pixel
-    "22x16px: 3k1s3@C4, 1k4s3p2circular max3/3p1:0 head=group_mean",        # the last window is the first one again
-    "4px: 3k1@D2 resize11bicubic",                                          # weights that decimal rounding tears apart
-    "3x1px: 1k1p0:1circular@D4, 2k3p1circular@D1", "1px: 2k3@C8 head=none", "9px: 2k1@C8 crop1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        # the broken windows see padding alone
+        "15x13px: 3k1@D4 resize5, 2k2p2x2 conv3/2p1:0 head=group_mean",
+        # no window sees a pixel, on one axis
+        "1x3px: 2k1s2p1:0x3@D4 max5/1p0:2ceil, 3k3p3 head=none",
+        "15x20px: 2k3s3@D8 blurmax/2, 2k3s2p0circular, 2k1s3p1 head=group_mean",  # a constant
+        # transposing changes nothing, mirroring does
+        "2px: 3k1s2x3@D4 crop3, 1k5p2circularx3 head=none",
+        "29px: 1k1s3p1:0d5@C2, 3k3s5d5r, 2k7 conv1/1, 3k3p2:0circular head=none",
+        "1px: 2k1@D2 resize20nearest, 1k2p0d3, 2k1s5 head=none",
+        "1px: 2k2p0:1@D4",
+        "8px: 2k1@C4 adaptive1, 3k2p1:0",
+        "2px: 2k3p1circular@D4 head=none",
+        "1x8px: 2k3@D4 head=none",
+        "8px: 2k1 head=none",
+        # reflected windows do not see that kernels are mirrored
+        "6px: 3k5s3p2:0reflect@C4, 3k1s3p0circularr",
+        # every position shows the same pixel
+        "3x2px: 3k1@D1, 1k1 avg2/7p1, 1k1p1circularx2, 1k3s2p1circularr head=none",
+        # the last window is the first one again
+        "22x16px: 3k1s3@C4, 1k4s3p2circular max3/3p1:0 head=group_mean",
+        # weights that decimal rounding tears apart
+        "4px: 3k1@D2 resize11bicubic",
+        "3x1px: 1k1p0:1circular@D4, 2k3p1circular@D1",
+        "1px: 2k3@C8 head=none",
+        "9px: 2k1@C8 crop1",
+    ],
+)
 def test_edges_where_axes_cannot_be_looked_at_alone_or_no_pixel_is_seen(text):
     assert not disagreement(Architecture.parse(text))

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import trivial
 
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError, TooManyFailuresError
-from studies.workers.executors import Ending, run, run_in_process
 from studies.journal.reader import read_trials
+from studies.search.driver import SearchDriver
+from studies.workers.executors import Ending, run, run_in_process
 from studies.workers.ray_executor import run_on_ray
+from support import trivial
 
 
 def raises(error, study, assignment, report):
@@ -76,7 +76,11 @@ class Contract:
         self.execute(begin(), trivial.trainable)
         for record in read_trials(tmp_path / "study"):
             if record.state == "pruned":
-                epochs = (tmp_path / "study" / "trials" / f"{record.number:05d}" / "epochs.txt").read_text().split()
+                epochs = (
+                    (tmp_path / "study" / "trials" / f"{record.number:05d}" / "epochs.txt")
+                    .read_text()
+                    .split()
+                )
                 assert int(epochs[-1]) == max(record.rungs) < 9
 
     def test_events_tell_the_whole_story(self, begin):
@@ -86,7 +90,11 @@ class Contract:
         ended = {e.number: e.outcome for e in events if e.kind == "ended"}
         assert sorted(started) == sorted(ended) and len(ended) == 3
         for number in ended:
-            assert [e.kind for e in events if e.number == number][:3] == ["started", "epoch", "rung"]
+            assert [e.kind for e in events if e.number == number][:3] == [
+                "started",
+                "epoch",
+                "rung",
+            ]
 
     def test_nan_fails_its_trial_and_the_study_goes_on(self, begin, tmp_path):
         self.execute(begin(search__trials=4), nan_at_first)
@@ -96,7 +104,9 @@ class Contract:
         assert "ScoresError" in (tmp_path / "study" / "trials" / "00000" / "error.txt").read_text()
 
     def test_five_failures_in_a_row_end_the_study_with_the_last_error(self, begin, tmp_path):
-        with pytest.raises(TooManyFailuresError, match="5 trials in a row failed.*ValueError: boom") as caught:
+        with pytest.raises(
+            TooManyFailuresError, match="5 trials in a row failed.*ValueError: boom"
+        ) as caught:
             self.execute(begin(resources__workers=1), partial(raises, ValueError("boom")))
         assert caught.value.exit_status == 4
         assert [r.state for r in read_trials(tmp_path / "study")][:5] == ["failed"] * 5
@@ -106,7 +116,9 @@ class Contract:
             self.execute(begin(), "studies.absent:run_trial")
 
     def test_a_trial_without_last_scores_fails(self, begin, tmp_path):
-        with pytest.raises(TooManyFailuresError, match="ended without scores for the last epoch, 9"):
+        with pytest.raises(
+            TooManyFailuresError, match="ended without scores for the last epoch, 9"
+        ):
             self.execute(begin(), silent)
 
     def test_no_space_for_a_checkpoint_loses_nothing(self, begin, tmp_path):
@@ -114,7 +126,7 @@ class Contract:
         with pytest.raises(StudyError, match="no space is left.*equisearch resume"):
             self.execute(driver, partial(raises_once, OSError(28, "No space left on device")))
         driver.close()
-        for _ in range(2):                      # the disk fills up again for each of the others
+        for _ in range(2):  # the disk fills up again for each of the others
             with SearchDriver.open(tmp_path / "study") as driver, pytest.raises(StudyError):
                 self.execute(driver, partial(raises_once, OSError(28, "No space left on device")))
         with SearchDriver.open(tmp_path / "study") as driver:
@@ -126,9 +138,19 @@ class Contract:
         self.execute(begin(search__trials=4), notes_batches)
         records = {r.number: r for r in read_trials(tmp_path / "study") if r.state != "refused"}
         assert records[0].state in ("complete", "pruned")
-        assert (tmp_path / "study" / "trials" / "00000" / "divisors").read_text().split() == ["1", "2"]
-        assert records[1].state == "pruned" and not records[1].feasible and "even with half the batch" in records[1].reason
-        assert (tmp_path / "study" / "trials" / "00001" / "divisors").read_text().split() == ["1", "2"]
+        assert (tmp_path / "study" / "trials" / "00000" / "divisors").read_text().split() == [
+            "1",
+            "2",
+        ]
+        assert (
+            records[1].state == "pruned"
+            and not records[1].feasible
+            and "even with half the batch" in records[1].reason
+        )
+        assert (tmp_path / "study" / "trials" / "00001" / "divisors").read_text().split() == [
+            "1",
+            "2",
+        ]
 
     def test_time_is_up(self, begin, tmp_path, monkeypatch):
         driver = begin(search__timeout=0.2)
@@ -170,16 +192,26 @@ class TestOnRay(Contract):
 
 
 def test_a_study_for_one_worker_runs_in_this_process(tmp_path):
-    with SearchDriver.create(tmp_path / "study", trivial.study(resources__workers=1, search__trials=2)) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(resources__workers=1, search__trials=2)
+    ) as driver:
         pids = set()
-        run(driver, lambda study, assignment, report: (pids.add(os.getpid()), trivial.trainable(study, assignment, report)))
+        run(
+            driver,
+            lambda study, assignment, report: (
+                pids.add(os.getpid()),
+                trivial.trainable(study, assignment, report),
+            ),
+        )
     assert pids == {os.getpid()}
 
 
 @pytest.mark.usefixtures("connected")
 def test_a_trial_that_fits_no_node_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("studies.workers.ray_executor.PATIENCE_FOR_NODES", 0)
-    with SearchDriver.create(tmp_path / "study", trivial.study(resources__cpus_per_trial=64)) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(resources__cpus_per_trial=64)
+    ) as driver:
         with pytest.raises(StudyError, match="a trial needs 64 CPU, and no node has that"):
             run_on_ray(driver, trivial.trainable)
 
@@ -191,10 +223,14 @@ def test_workers_are_as_many_as_memory_holds_and_at_least_one(tmp_path, memory, 
 
     def watch(event):
         nonlocal most
-        {"started": running.add, "ended": running.discard}.get(event.kind, lambda number: None)(event.number)
+        {"started": running.add, "ended": running.discard}.get(event.kind, lambda number: None)(
+            event.number
+        )
         most = max(most, len(running))
 
-    study = trivial.study(resources__workers="auto", resources__memory_per_trial=memory, search__trials=8)
+    study = trivial.study(
+        resources__workers="auto", resources__memory_per_trial=memory, search__trials=8
+    )
     with SearchDriver.create(tmp_path / "study", study) as driver:
         assert run_on_ray(driver, slow, watch) == Ending("trials")
     assert most == at_once

@@ -1,4 +1,6 @@
-"""What a user of an exported network relies on: every file is the trained network, runs without this program, and nothing is half-written."""
+"""What a user of an exported network relies on: every file is the trained network, runs without
+this program, and nothing is half-written.
+"""
 
 import ast
 import copy
@@ -12,30 +14,43 @@ import pytest
 import torch
 from PIL import Image
 
+from searchspace.architecture import Architecture
+from searchspace.groups import Group
 from support.architectures import random_architecture
 from support.bundles import bundle, copied, manifest_of, subject  # noqa: F401  (fixtures)
 from support.isolation import OURS, accuracies, run_alone
-from searchspace.architecture import Architecture
-from searchspace.groups import Group
-from trainers.bundles import formats as files
 from trainers.bundles import export as exporting
-from trainers.bundles.formats import CARD, FORMATS, Refused, content_of, logits, model_of, runner, source, write
-from trainers.bundles.model_card import card
-from trainers.data.datasets import load
+from trainers.bundles import formats as files
 from trainers.bundles.export import Subject, export
-from trainers.data.fitting import fit_images
-from trainers.networks.networks import build
-from trainers.data.pools import _recolor
-from trainers.settings import Augment, Symmetry, Training
+from trainers.bundles.formats import (
+    CARD,
+    FORMATS,
+    Refused,
+    content_of,
+    logits,
+    model_of,
+    runner,
+    source,
+    write,
+)
 from trainers.bundles.model import Model
+from trainers.bundles.model_card import card
 from trainers.bundles.symmetry_check import changes, movable, parity_tolerance, probe_images
-from trainers.training.train import Config, start, train
 from trainers.bundles.verify import verify
+from trainers.data.datasets import load
+from trainers.data.fitting import fit_images
+from trainers.data.pools import _recolor
+from trainers.networks.networks import build
+from trainers.settings import Augment, Symmetry, Training
+from trainers.training.train import Config, start, train
 
 EVERY_LAYER = (
-    "17px: 2k3@D4 max3/2p1, 2k3p1reflect avg3/2p1:0, 2k3d2p2circular, 2k3r adaptivemax/2, 2k2p0 head=group_max",
-    "15x18px resize20: 2k3@C4 max2/2ceil, 2k3p1replicate blur/2, 3k3@C2 conv3/2p1, 2k1 resize7, 2k3 adaptive3 head=group_mean",
-    "12px: 2k3@C4 resize16bicubic, 2k3 blurmax/2, 2k3s2r crop6, 2k3 resize9nearest, 2k3 avg2/2ceil, 2k3 adaptivemax2 head=none filters=basis",
+    "17px: 2k3@D4 max3/2p1, 2k3p1reflect avg3/2p1:0, 2k3d2p2circular, 2k3r adaptivemax/2, 2k2p0 "
+    "head=group_max",
+    "15x18px resize20: 2k3@C4 max2/2ceil, 2k3p1replicate blur/2, 3k3@C2 conv3/2p1, 2k1 resize7, "
+    "2k3 adaptive3 head=group_mean",
+    "12px: 2k3@C4 resize16bicubic, 2k3 blurmax/2, 2k3s2r crop6, 2k3 resize9nearest, 2k3 "
+    "avg2/2ceil, 2k3 adaptivemax2 head=none filters=basis",
 )
 
 
@@ -48,7 +63,7 @@ def test_every_format_gives_the_logits_of_the_trained_network(subject, bundle):
     for name in FORMATS:
         run = runner(bundle, name)
         for part in (images[:1], images[:7], images):
-            assert (logits(run, part, batch=1000) - expected[:len(part)]).abs().max() < 1e-5, name
+            assert (logits(run, part, batch=1000) - expected[: len(part)]).abs().max() < 1e-5, name
 
 
 def test_strangers_scripts_get_the_reported_accuracy(subject, bundle, tmp_path):
@@ -63,24 +78,40 @@ def test_guard_sees_a_forbidden_import(tmp_path):
 
 
 def test_snippets_of_the_card_run(subject, copied):
-    Image.fromarray(subject.splits.validation.pixels[0, 0].numpy()).resize((40, 30)).save(copied / "image.png")
+    Image.fromarray(subject.splits.validation.pixels[0, 0].numpy()).resize((40, 30)).save(
+        copied / "image.png"
+    )
     blocks = re.findall(r"```python\n(.*?)```", (copied / CARD).read_text(), re.DOTALL)
     assert len(blocks) == 3
-    with_torch = blocks[0] + blocks[1] + "print(tuple(logits.shape))"       # the first block prints the class and its share
-    label, share, *shape = run_alone(with_torch, copied, forbidden=OURS + ("onnxruntime", "safetensors")).split()
+    # the first block prints the class and its share
+    with_torch = blocks[0] + blocks[1] + "print(tuple(logits.shape))"
+    label, share, *shape = run_alone(
+        with_torch, copied, forbidden=OURS + ("onnxruntime", "safetensors")
+    ).split()
     assert label in "0123456789" and 0.1 <= float(share) <= 1 and shape == ["(8,", "10)"]
-    assert run_alone(blocks[2] + "print(logits.shape)", copied, forbidden=OURS + ("torch",)) == "(8, 10)"
+    assert (
+        run_alone(blocks[2] + "print(logits.shape)", copied, forbidden=OURS + ("torch",))
+        == "(8, 10)"
+    )
 
 
 def test_texts_of_the_data_become_no_markup_of_the_card(bundle):
     evil = "`x` | [a](http://b) <script>\n# head\x1b\n"
     manifest = manifest_of(bundle)
-    manifest["data"]["data"], manifest["origin"]["study"], manifest["classes"] = evil, evil, ["a``b", evil]
+    manifest["data"]["data"], manifest["origin"]["study"], manifest["classes"] = (
+        evil,
+        evil,
+        ["a``b", evil],
+    )
     manifest["training"]["seen"], manifest["refused"] = [evil], {"onnx": evil}
     manifest["elements"][0]["lost"] = evil
     text = card(manifest)
     assert "\n# head" not in text and "\x1b" not in text and "``` a``b ```" in text
-    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", re.sub(r"\\.", "", re.sub("```python.*?```", "", text, flags=re.DOTALL)))
+    outside = re.sub(
+        r"(`+)(?!`).*?(?<!`)\1(?!`)",
+        "",
+        re.sub(r"\\.", "", re.sub("```python.*?```", "", text, flags=re.DOTALL)),
+    )
     assert "<script" not in outside and "](" not in outside
     rows = [line for line in re.sub(r"\\\|", "", text).splitlines() if line.startswith("| `")]
     assert len({row.count("|") for row in rows}) == 1 and len(rows) == len(manifest["elements"])
@@ -88,17 +119,33 @@ def test_texts_of_the_data_become_no_markup_of_the_card(bundle):
 
 def test_card_and_manifest_say_what_was_reported(subject, bundle):
     card, manifest = (bundle / CARD).read_text(), manifest_of(bundle)
-    assert manifest["scores"] == subject.scores and manifest["architecture"] == str(subject.network.architecture)
-    assert f"{100 * subject.scores['accuracy']:.2f} %" in card and "On 101 validation images" in card
+    assert manifest["scores"] == subject.scores and manifest["architecture"] == str(
+        subject.network.architecture
+    )
+    assert (
+        f"{100 * subject.scores['accuracy']:.2f} %" in card and "On 101 validation images" in card
+    )
     assert [row["exact"] for row in manifest["elements"]] == [True] * 7
     for row in manifest["elements"]:
-        assert set(row["relative_change"]) == set(FORMATS) and max(row["relative_change"].values()) < 1e-3
+        assert (
+            set(row["relative_change"]) == set(FORMATS)
+            and max(row["relative_change"].values()) < 1e-3
+        )
 
 
 def test_model_source_imports_torch_only(bundle):
     tree = ast.parse((bundle / "model.py").read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)} == {"os", "torch", "torch.nn.functional"} | {"torch"}
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)} == {
+        "os",
+        "torch",
+        "torch.nn.functional",
+    } | {"torch"}
     assert (bundle / "model.py").read_text() == source()
 
 
@@ -128,13 +175,17 @@ def test_every_kind_of_layer_is_exported_in_every_format(text, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
 def test_random_architectures_are_exported_in_every_format(seed, tmp_path):
-    architecture = random_architecture(random.Random(500 + seed), groups=("C1", "C2", "C4", "D1", "D4", "C8", "D8"))
+    architecture = random_architecture(
+        random.Random(500 + seed), groups=("C1", "C2", "C4", "D1", "D4", "C8", "D8")
+    )
     for name, difference in differences(architecture, 1 + 2 * (seed % 2), seed, tmp_path).items():
         assert difference < 1e-5, (name, str(architecture))
 
 
 def differences(architecture, channels, seed, folder):
-    """The largest difference of each format from the network, relative to its largest logit, with statistics as after training."""
+    """The largest difference of each format from the network, relative to its largest logit, with
+    statistics as after training.
+    """
     network = build(architecture, channels=channels, classes=4, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(3):
@@ -161,17 +212,23 @@ def spoiled(name, monkeypatch):
             model = copy.deepcopy(model)
             model.network.head.linear.weight.data[0, 0] += 0.01
         honest(model, content, folder, wanted)
+
     monkeypatch.setattr(exporting, "write", writer)
 
 
 def test_plain_torch_that_differs_is_not_exported(subject, tmp_path, monkeypatch):
     spoiled("torch", monkeypatch)
-    with pytest.raises(ValueError, match="nothing was exported: torch differs from the trained network: its logits by up to"):
+    with pytest.raises(
+        ValueError,
+        match="nothing was exported: torch differs from the trained network: its logits by up to",
+    ):
         export(subject, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_format_that_differs_is_left_out_and_the_bundle_says_so(subject, tmp_path, monkeypatch):
+def test_another_format_that_differs_is_left_out_and_the_bundle_says_so(
+    subject, tmp_path, monkeypatch
+):
     spoiled("torch.export", monkeypatch)
     folder = export(subject, tmp_path / "bundle")
     assert not (folder / "model.pt2").exists() and (folder / "model.pt").exists()
@@ -183,9 +240,13 @@ def test_another_format_that_differs_is_left_out_and_the_bundle_says_so(subject,
 def test_an_exporter_that_fails_names_format_and_reason(subject, tmp_path, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("no translation of this operation")
+
     monkeypatch.setattr(torch.onnx, "export", broken)
     content = content_of(subject.network, (0.0,), (1.0,), "resize", tuple("0123456789"))
-    with pytest.raises(Refused, match="onnx cannot hold this network: RuntimeError: no translation of this operation"):
+    with pytest.raises(
+        Refused,
+        match="onnx cannot hold this network: RuntimeError: no translation of this operation",
+    ):
         write(model_of(subject.network, content), content, tmp_path, "onnx")
 
 
@@ -197,8 +258,16 @@ def test_exporters_are_silent(subject, tmp_path, capfd, recwarn):
 
 
 def test_a_network_that_does_not_give_its_reported_accuracy_is_not_exported(subject, tmp_path):
-    other = Subject(subject.network, subject.splits, subject.config, {**subject.scores, "accuracy": subject.scores["accuracy"] - 0.05}, {})
-    with pytest.raises(ValueError, match="nothing was exported: the checkpoint has accuracy .* have changed since"):
+    other = Subject(
+        subject.network,
+        subject.splits,
+        subject.config,
+        {**subject.scores, "accuracy": subject.scores["accuracy"] - 0.05},
+        {},
+    )
+    with pytest.raises(
+        ValueError, match="nothing was exported: the checkpoint has accuracy .* have changed since"
+    ):
         export(other, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
@@ -208,12 +277,16 @@ def test_claimed_symmetry_that_does_not_hold_is_not_exported(subject, tmp_path, 
 
     def lopsided(network, content):
         model = honest(network, content)
-        model.network.stages[0][0].convolutions[0].weight.data[:, :, 0, 0] += 1e-5       # within parity, beyond rounding
+        # within parity, beyond rounding
+        model.network.stages[0][0].convolutions[0].weight.data[:, :, 0, 0] += 1e-5
         return model
+
     monkeypatch.setattr(exporting, "model_of", lopsided)
     monkeypatch.setattr("trainers.bundles.symmetry_check.OF_SPREAD", 1e-6)
     monkeypatch.setattr("trainers.bundles.symmetry_check.OF_PEAK", 0.0)
-    with pytest.raises(ValueError, match="torch is less symmetric than the architecture: r90 changes its logits by"):
+    with pytest.raises(
+        ValueError, match="torch is less symmetric than the architecture: r90 changes its logits by"
+    ):
         export(subject, tmp_path / "bundle")
 
 
@@ -221,8 +294,16 @@ def test_only_a_bundle_of_the_same_training_is_replaced(subject, copied, tmp_pat
     monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
     (copied / "__pycache__").mkdir()
     assert export(subject, copied) == copied and not (copied / "model.onnx").exists()
-    other = Subject(subject.network, subject.splits, subject.config, subject.scores, {"study": "digits", "trial": 4})
-    with pytest.raises(ValueError, match="holds another bundle \\(study digits, trial 3\\).*--force"):
+    other = Subject(
+        subject.network,
+        subject.splits,
+        subject.config,
+        subject.scores,
+        {"study": "digits", "trial": 4},
+    )
+    with pytest.raises(
+        ValueError, match="holds another bundle \\(study digits, trial 3\\).*--force"
+    ):
         export(other, copied)
     export(other, copied, force=True)
     assert manifest_of(copied)["origin"]["trial"] == 4
@@ -241,6 +322,7 @@ def test_a_full_disk_leaves_the_earlier_bundle(subject, copied, monkeypatch):
     def full(model, content, folder, name):
         (folder / "model.pt").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(exporting, "write", full)
     with pytest.raises(OSError, match="could not be written .*No space left.*still there"):
         export(subject, copied)
@@ -270,7 +352,13 @@ def test_no_format_ends_the_process_on_a_full_disk(tmp_path):
     """torch's own writers do: they end it from C++ when a file cannot grow."""
     pytest.importorskip("resource", reason="limits of file sizes are set as on Unix")
     here = files.Path(files.__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=here, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-500:]
     assert done.stdout.splitlines() == [f"{name} File too large" for name in FORMATS]
 
@@ -278,14 +366,32 @@ def test_no_format_ends_the_process_on_a_full_disk(tmp_path):
 @pytest.mark.parametrize("fit", ["resize", "pad"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_prepare_does_what_training_does(fit, channels):
-    network = {"channels": channels, "size": [13, 16], "stages": [], "entry": None,
-               "head": {"kind": "none", "order": 1, "features": channels, "classes": 2}}
-    model = Model({"network": network, "mean": [0.0] * channels, "std": [1.0] * channels, "fit": fit, "classes": ["a", "b"]})
+    network = {
+        "channels": channels,
+        "size": [13, 16],
+        "stages": [],
+        "entry": None,
+        "head": {"kind": "none", "order": 1, "features": channels, "classes": 2},
+    }
+    model = Model(
+        {
+            "network": network,
+            "mean": [0.0] * channels,
+            "std": [1.0] * channels,
+            "fit": fit,
+            "classes": ["a", "b"],
+        }
+    )
     generator = torch.Generator().manual_seed(0)
     for size in ((13, 16), (20, 27), (8, 9), (7, 30), (14, 15), (28, 28)):
         for given in (1, 3):
-            pixels = torch.randint(0, 256, (4, given, *size), generator=generator, dtype=torch.uint8)
-            assert torch.equal(model.prepare(pixels), fit_images(_recolor(pixels, channels), (13, 16), fit).float() / 255)
+            pixels = torch.randint(
+                0, 256, (4, given, *size), generator=generator, dtype=torch.uint8
+            )
+            assert torch.equal(
+                model.prepare(pixels),
+                fit_images(_recolor(pixels, channels), (13, 16), fit).float() / 255,
+            )
 
 
 def test_model_refuses_other_images_with_a_remedy(bundle):
@@ -308,19 +414,28 @@ def test_instrument_sees_a_corner_and_accepts_a_mean():
 
 
 def test_parity_is_absolute_for_usual_logits():
-    assert parity_tolerance(torch.tensor([[3.0, -9.0]])) == 1e-4 and parity_tolerance(torch.tensor([[1000.0]])) == pytest.approx(1e-2)
+    assert parity_tolerance(torch.tensor([[3.0, -9.0]])) == 1e-4 and parity_tolerance(
+        torch.tensor([[1000.0]])
+    ) == pytest.approx(1e-2)
 
 
 def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
     architecture = Architecture.parse("16px: 3k3@C4 max3/2p1, 3k3")
-    config = Config(subject.config.data, Training(epochs=1, batch_size=32, augment=Augment(mirror=True)), Symmetry(group="D8"), seed=1)
+    config = Config(
+        subject.config.data,
+        Training(epochs=1, batch_size=32, augment=Augment(mirror=True)),
+        Symmetry(group="D8"),
+        seed=1,
+    )
     splits = load(config.data, architecture.size)
     scores = train(architecture, config, tmp_path / "training", 1, splits=splits)
     network = start(architecture, config, tmp_path / "training", splits).network
     folder = export(Subject(network, splits, config, scores.as_dict(), {}), tmp_path / "bundle")
     rows = {row["element"]: row for row in manifest_of(folder)["elements"]}
     assert len(rows) == 15 and not any(row["exact"] for row in rows.values())
-    assert "shifted by 1 px" in rows["r90"]["lost"] and rows["r90"]["relative_change"]["torch"] > 1e-2
+    assert (
+        "shifted by 1 px" in rows["r90"]["lost"] and rows["r90"]["relative_change"]["torch"] > 1e-2
+    )
     assert "not built in" in rows["m"]["lost"] and rows["r45"]["relative_change"] is None
     assert "`e`, `m`" in (folder / CARD).read_text()

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from support.isolation import accuracies
 from searchspace.architecture import Architecture
 from studies import config
-from studies.search.driver import SearchDriver
 from studies.errors import ExistsError, StudyError
-from studies.workers.executors import run_in_process
 from studies.results.export_trial import export_trial, verify_bundle
 from studies.results.tables import open_study
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from support.isolation import accuracies
 from trainers.bundles.formats import FORMATS, MANIFEST
 
 STUDY = """
@@ -29,7 +29,9 @@ search: {sampler: random, trials: 1, rungs: [], seed: 1}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Digits as PNG files of 8 x 8 pixels, in a folder per class; the colour tells the class, so that little training suffices."""
+    """Digits as PNG files of 8 x 8 pixels, in a folder per class; the colour tells the class, so
+    that little training suffices.
+    """
     from sklearn.datasets import load_digits
 
     digits, top = load_digits(), tmp_path_factory.mktemp("data")
@@ -39,7 +41,9 @@ def images(tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         grey = Image.fromarray((digits.images[number] * 15).astype("uint8"))
         dark = grey.point(lambda value: value // 4)
-        Image.merge("RGB", [grey if channel == label else dark for channel in range(3)]).save(folder / f"{number}.png")
+        Image.merge("RGB", [grey if channel == label else dark for channel in range(3)]).save(
+            folder / f"{number}.png"
+        )
     return top
 
 
@@ -47,7 +51,9 @@ def images(tmp_path_factory):
 def studied(images, tmp_path_factory):
     """A study with one complete trial."""
     directory = tmp_path_factory.mktemp("runs") / "study"
-    with SearchDriver.create(directory, config.parse(STUDY, beside=images), channels=3, classes=3) as driver:
+    with SearchDriver.create(
+        directory, config.parse(STUDY, beside=images), channels=3, classes=3
+    ) as driver:
         run_in_process(driver)
     return directory
 
@@ -69,7 +75,11 @@ def test_trial_is_exported_under_the_study_with_every_format(studied, exported):
     assert set(manifest["formats"]) == set(FORMATS) and manifest["refused"] == {}
     record = open_study(studied)[1][0]
     assert manifest["scores"] == record.scores and manifest["architecture"] == record.architecture
-    assert manifest["origin"]["trial"] == 0 and manifest["classes"] == ["class0", "class1", "class2"]
+    assert manifest["origin"]["trial"] == 0 and manifest["classes"] == [
+        "class0",
+        "class1",
+        "class2",
+    ]
     assert verify_bundle(exported).good
 
 
@@ -80,10 +90,18 @@ def test_strangers_scripts_get_the_accuracy_in_the_journal(studied, exported, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset, channels", [("mnist", 1), ("folder", 3)])
-def test_a_search_on_real_images_ends_in_files_with_the_reported_accuracy(preset, channels, request, tmp_path):
-    data = {"data.root": str(request.getfixturevalue("mnist_root"))} if preset == "mnist" else {
-        "data.folder": str(request.getfixturevalue("cifar_folder")), "data.validation": 500}
-    settings = config.load(preset, {**data, "data.train": 2000, "search.trials": 1, "search.rungs": [], "training.epochs": 2})
+def test_a_search_on_real_images_ends_in_files_with_the_reported_accuracy(
+    preset, channels, request, tmp_path
+):
+    data = (
+        {"data.root": str(request.getfixturevalue("mnist_root"))}
+        if preset == "mnist"
+        else {"data.folder": str(request.getfixturevalue("cifar_folder")), "data.validation": 500}
+    )
+    settings = config.load(
+        preset,
+        {**data, "data.train": 2000, "search.trials": 1, "search.rungs": [], "training.epochs": 2},
+    )
     with SearchDriver.create(tmp_path / "study", settings, channels=channels, classes=10) as driver:
         run_in_process(driver)
     bundle = export_trial(tmp_path / "study", 0)
@@ -92,12 +110,16 @@ def test_a_search_on_real_images_ends_in_files_with_the_reported_accuracy(preset
 
 
 def check_accuracy(directory, bundle, folder):
-    """Asserts that scripts without this program get the accuracy that the journal reports, from every format."""
+    """Asserts that scripts without this program get the accuracy that the journal reports, from
+    every format.
+    """
     from trainers.data.datasets import load
 
     settings, records = open_study(directory)
     validation = load(settings.data, Architecture.parse(records[0].architecture).size).validation
-    assert accuracies(bundle, validation.pixels, validation.labels, folder) == pytest.approx([records[0].scores["accuracy"]] * 3, abs=1e-12)
+    assert accuracies(bundle, validation.pixels, validation.labels, folder) == pytest.approx(
+        [records[0].scores["accuracy"]] * 3, abs=1e-12
+    )
 
 
 def test_another_place_and_replacing(study, exported, tmp_path, monkeypatch):
@@ -128,14 +150,19 @@ def test_only_complete_trials(study, code, state):
         if line["op_code"] == 6 and line["state"] == 1:
             line["state"] = code
     journal.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
-    with pytest.raises(StudyError, match=f"trial 0 is {state}.*; only complete trials are exported: there is none yet"):
+    with pytest.raises(
+        StudyError,
+        match=f"trial 0 is {state}.*; only complete trials are exported: there is none yet",
+    ):
         export_trial(study, 0)
 
 
 def test_trial_without_checkpoint(study):
     for path in (study / "trials" / "00000").glob("*.pt"):
         path.unlink()
-    with pytest.raises(StudyError, match="trial 0 has no checkpoint in .*00000; it was moved or deleted"):
+    with pytest.raises(
+        StudyError, match="trial 0 has no checkpoint in .*00000; it was moved or deleted"
+    ):
         export_trial(study, 0)
 
 
@@ -154,15 +181,22 @@ def test_data_that_are_gone(study):
 
 
 def test_data_that_have_changed(study, images, tmp_path):
-    """Two folders exchange their names: other labels and another accuracy, so a card would not be true."""
+    """Two folders exchange their names: other labels and another accuracy, so a card would not be
+    true.
+    """
     first, second, aside = (images / "images" / name for name in ("class0", "class1", "aside"))
 
     def exchange():
         for source, target in ((first, aside), (second, first), (aside, second)):
             source.rename(target)
+
     exchange()
     try:
-        with pytest.raises(StudyError, match="trial 0: nothing was exported: the checkpoint has accuracy .* have changed since"):
+        with pytest.raises(
+            StudyError,
+            match="trial 0: nothing was exported: the checkpoint has accuracy .* have changed "
+            "since",
+        ):
             export_trial(study, 0, tmp_path / "out")
     finally:
         exchange()
@@ -182,4 +216,8 @@ def test_verification_fails_on_a_changed_weight(exported, tmp_path):
     next(iter(saved["state"].values())).flatten()[0] += 1
     torch.save(saved, spoiled / "model.pt")
     report = verify_bundle(spoiled)
-    assert not report.good and "model.pt has changed" in report.text() and report.as_dict()["good"] is False
+    assert (
+        not report.good
+        and "model.pt has changed" in report.text()
+        and report.as_dict()["good"] is False
+    )

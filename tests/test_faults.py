@@ -1,4 +1,6 @@
-"""Faults, each of which counts every trial afterwards: none lost, none doubled, no zombie, and an undisturbed study's result."""
+"""Faults, each of which counts every trial afterwards: none lost, none doubled, no zombie, and an
+undisturbed study's result.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import trivial
 
-from studies.search.assignments import Leave
 from studies.config import parse
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.workers.executors import Interruption, _DirectReport, run_in_process
 from studies.journal.reader import JOURNAL, read_trials
+from studies.search.assignments import Leave
+from studies.search.driver import SearchDriver
+from studies.workers.executors import Interruption, _DirectReport, run_in_process
 from studies.workers.worker import run_trial
+from support import trivial
 
 DRIVE = Path(__file__).parent / "support" / "drive.py"
 
@@ -31,8 +33,14 @@ DRIVE = Path(__file__).parent / "support" / "drive.py"
 def start(path, executor="in_process", epoch_seconds=0.004, **overrides) -> subprocess.Popen:
     """A process that drives the study at `path`; returns once a trial has started."""
     pairs = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    process = subprocess.Popen([sys.executable, str(DRIVE), str(path), executor, *pairs], text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "EPOCH_SECONDS": str(epoch_seconds)})
+    process = subprocess.Popen(
+        [sys.executable, str(DRIVE), str(path), executor, *pairs],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "EPOCH_SECONDS": str(epoch_seconds)},
+    )
     assert process.stdout.readline() == "driving\n", process.stderr.read()
     return process
 
@@ -52,7 +60,9 @@ def undisturbed(path, **overrides):
 
 def assert_whole(path, trials=12, repeated=0):
     count = trivial.audit(path, trials)
-    assert (count["lost"], count["doubled"], count["zombies"], count["failed"]) == (0, 0, 0, 0), count
+    assert (count["lost"], count["doubled"], count["zombies"], count["failed"]) == (0, 0, 0, 0), (
+        count
+    )
     assert count["repeated"] <= repeated
 
 
@@ -104,13 +114,18 @@ def test_a_torn_last_line_is_dropped_and_kept_aside(tmp_path):
     for torn in (b'{"op_code":6,"trial_id":3,"sta', b'{"op_code":6,"trial_id"\n'):
         (path / JOURNAL).write_bytes(whole + torn)
         with SearchDriver.open(path) as driver:
-            assert "torn" in driver.warnings[0] and (path / driver.warnings[0].split()[-1]).read_bytes() == torn
+            assert (
+                "torn" in driver.warnings[0]
+                and (path / driver.warnings[0].split()[-1]).read_bytes() == torn
+            )
             assert driver.finished == 6
         assert (path / JOURNAL).read_bytes() == whole and trivial.ended(path) == before
 
 
 def test_a_journal_cut_anywhere_in_its_last_trial_goes_on_to_the_same_end(tmp_path):
-    """As if the power had failed between any two records; within a proposal, which is one write, another one may follow."""
+    """As if the power had failed between any two records; within a proposal, which is one write,
+    another one may follow.
+    """
     path = tmp_path / "study"
     expected = undisturbed(path, search__trials=3)
     lines = (path / JOURNAL).read_bytes().splitlines(keepends=True)
@@ -148,7 +163,9 @@ def test_no_space_for_the_journal_loses_nothing(tmp_path):
         ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5000, old[1]))
         try:
-            with pytest.raises(StudyError, match="no space is left.*nothing earlier is lost.*equisearch resume"):
+            with pytest.raises(
+                StudyError, match="no space is left.*nothing earlier is lost.*equisearch resume"
+            ):
                 run_in_process(driver, trivial.trainable)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -167,7 +184,8 @@ def test_a_trial_that_kills_its_driver_is_given_up_after_some_attempts(tmp_path)
     for _ in range(3):
         driver = SearchDriver.open(path)
         assert driver.next().number == 0
-        driver.close()                          # without a word about trial 0, like a killed process
+        # without a word about trial 0, like a killed process
+        driver.close()
     with SearchDriver.open(path) as driver:
         assert driver.finished == 1 and driver.next().number == 1
     record = read_trials(path)[0]
@@ -188,9 +206,11 @@ def test_progress_between_attempts_starts_the_count_again(tmp_path):
 
 def test_the_clock_may_jump(tmp_path, monkeypatch):
     """Times of day are written, never compared."""
-    hours = iter(range(0, -10**6, -3600))
+    hours = iter(range(0, -(10**6), -3600))
     monkeypatch.setattr(time, "time", lambda: 1e9 + next(hours))
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__timeout=60, resources__trial_timeout=60)) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(search__timeout=60, resources__trial_timeout=60)
+    ) as driver:
         assert run_in_process(driver, trivial.trainable).reason == "trials"
     assert_whole(tmp_path / "study")
 
@@ -225,23 +245,37 @@ def test_a_torn_checkpoint_goes_back_to_the_one_before_and_changes_no_result(tmp
     with SearchDriver.create(tmp_path / "torn", parse(REAL)) as driver:
         assignment = driver.next()
         with pytest.raises(Leave):
-            leave_after(2, driver.study, assignment, _DirectReport(driver, assignment, Interruption(None), lambda event: None))
+            leave_after(
+                2,
+                driver.study,
+                assignment,
+                _DirectReport(driver, assignment, Interruption(None), lambda event: None),
+            )
         driver.finish(0, "interrupted")
     checkpoint = tmp_path / "torn" / "trials" / "00000" / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     epochs = []
     with SearchDriver.open(tmp_path / "torn") as driver:
-        run_in_process(driver, listener=lambda event: epochs.append((event.number, event.epoch)) if event.kind == "epoch" else None)
-    assert [epoch for number, epoch in epochs if number == 0] == [2, 3]        # one epoch is repeated
+        run_in_process(
+            driver,
+            listener=lambda event: (
+                epochs.append((event.number, event.epoch)) if event.kind == "epoch" else None
+            ),
+        )
+    # one epoch is repeated
+    assert [epoch for number, epoch in epochs if number == 0] == [2, 3]
 
     def results(name):
         return {r.number: (r.state, r.values, r.architecture) for r in read_trials(tmp_path / name)}
+
     assert results("torn") == results("undisturbed")
 
 
 def short_of_memory(study, assignment, report):
-    """The first step of trial 0 does not fit on the card, whatever its batch; that of trial 1 fits with half of it."""
-    if assignment.number == 0 or assignment.number == 1 and assignment.batch_divisor == 1:
+    """The first step of trial 0 does not fit on the card, whatever its batch; that of trial 1 fits
+    with half of it.
+    """
+    if assignment.number == 0 or (assignment.number == 1 and assignment.batch_divisor == 1):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     run_trial(study, assignment, report)
 
@@ -250,5 +284,14 @@ def test_a_card_without_memory_gets_half_the_batch_then_gives_up_the_trial_alone
     with SearchDriver.create(tmp_path / "study", parse(REAL)) as driver:
         run_in_process(driver, short_of_memory)
     first, second = read_trials(tmp_path / "study")
-    assert first.state == "pruned" and not first.feasible and "even with half the batch: OutOfMemoryError" in first.reason
-    assert second.state in ("complete", "pruned") and second.feasible and second.attributes["batch_divisor"] == 2 and second.rungs
+    assert (
+        first.state == "pruned"
+        and not first.feasible
+        and "even with half the batch: OutOfMemoryError" in first.reason
+    )
+    assert (
+        second.state in ("complete", "pruned")
+        and second.feasible
+        and second.attributes["batch_divisor"] == 2
+        and second.rungs
+    )

@@ -20,7 +20,9 @@ def noise(shape=(12, 10, 3), seed=0):
 
 
 def fill(folder, classes=("cat", "dog"), count=10, shape=(12, 10, 3), suffix=".png"):
-    """One folder per class with `count` images; their first pixel is the class's number times 50 plus the image's."""
+    """One folder per class with `count` images; their first pixel is the class's number times 50
+    plus the image's.
+    """
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for i in range(count):
@@ -38,7 +40,10 @@ def test_one_folder_is_split_by_seed_into_three_disjoint_stratified_parts(tmp_pa
     splits = load(Data(folder=fill(tmp_path / "pets", count=25)))
     test = splits.test()
     assert (len(splits.train), len(splits.validation), len(test)) == (32, 8, 10)
-    assert splits.counts == {"cat": (16, 4), "dog": (16, 4)} and test.labels.bincount().tolist() == [5, 5]
+    assert splits.counts == {
+        "cat": (16, 4),
+        "dog": (16, 4),
+    } and test.labels.bincount().tolist() == [5, 5]
     seen = first_pixels(splits.train) + first_pixels(splits.validation) + first_pixels(test)
     assert sorted(seen) == [*range(25), *range(50, 75)]
     for part in (splits.train, splits.validation, test):
@@ -58,7 +63,9 @@ def test_split_depends_on_the_seed_only(tmp_path):
 
 def test_a_larger_training_set_hardly_changes_the_validation_set(tmp_path):
     folder = fill(tmp_path / "pets", count=25)
-    small, large = (load(Data(folder=folder, train=train, validation=8, test=10)) for train in (10, 20))
+    small, large = (
+        load(Data(folder=folder, train=train, validation=8, test=10)) for train in (10, 20)
+    )
     assert first_pixels(small.validation) == first_pixels(large.validation)
     assert set(first_pixels(small.train)) < set(first_pixels(large.train))
 
@@ -76,7 +83,12 @@ def test_folders_that_are_already_split_are_kept(tmp_path, name):
 def test_validation_is_taken_from_train_where_there_is_no_folder_for_it_and_test_is_none(tmp_path):
     fill(tmp_path / "pets" / "train", count=10)
     splits = load(Data(folder=tmp_path / "pets"))
-    assert (len(splits.train), len(splits.validation), splits.has_test, splits.test()) == (16, 4, False, None)
+    assert (len(splits.train), len(splits.validation), splits.has_test, splits.test()) == (
+        16,
+        4,
+        False,
+        None,
+    )
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -94,13 +106,20 @@ def test_test_images_are_not_decoded_before_they_are_asked_for(tmp_path):
         splits.test()
 
 
-@pytest.mark.parametrize("mode,channels", [("L", 1), ("1", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)])
+@pytest.mark.parametrize(
+    "mode,channels",
+    [("L", 1), ("1", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)],
+)
 def test_grey_or_colour_is_detected_and_can_be_forced(tmp_path, mode, channels):
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(4):
             image = Image.fromarray(noise(seed=i))
-            image = Image.fromarray(noise((12, 10), i).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+            image = (
+                Image.fromarray(noise((12, 10), i).astype(np.uint16) * 257)
+                if mode == "I;16"
+                else image.convert(mode)
+            )
             image.save(tmp_path / "set" / name / f"{i}.{'tif' if mode == 'CMYK' else 'png'}")
     assert load(Data(folder=tmp_path / "set")).channels == channels
     assert load(Data(folder=tmp_path / "set", color=True)).channels == 3
@@ -111,7 +130,9 @@ def test_a_palette_of_greys_is_grey(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(noise((12, 10), i)).convert("P").save(tmp_path / "set" / name / f"{i}.png")
+            Image.fromarray(noise((12, 10), i)).convert("P").save(
+                tmp_path / "set" / name / f"{i}.png"
+            )
     assert load(Data(folder=tmp_path / "set")).channels == 1
 
 
@@ -130,15 +151,17 @@ def test_floating_point_grey_is_scaled_and_refused_outside_its_range(tmp_path):
 
 
 def test_transparent_pixels_are_black(tmp_path):
-    Image.fromarray(np.array([[[200, 100, 50, 255], [200, 100, 50, 0]]], dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[[200, 100, 50, 255], [200, 100, 50, 0]]], dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
     assert decode(tmp_path / "a.png", 3)[:, 0].T.tolist() == [[200, 100, 50], [0, 0, 0]]
 
 
 def test_exif_orientation_is_applied_before_the_size_is_chosen(tmp_path):
     pixels = np.zeros((4, 6, 3), dtype=np.uint8)
-    pixels[0, 0] = 255                                    # upper left as stored
+    pixels[0, 0] = 255  # upper left as stored
     image = Image.fromarray(pixels)
-    image.getexif()[0x0112] = 6                           # to be turned clockwise by a quarter
+    image.getexif()[0x0112] = 6  # to be turned clockwise by a quarter
     exif = image.getexif()
     image.save(tmp_path / "a.png", exif=exif)
     upright = decode(tmp_path / "a.png", 3)
@@ -169,13 +192,27 @@ def test_corrupt_images_are_named_and_counted_and_loading_goes_on(tmp_path):
         splits = load(Data(folder=folder))
         test = splits.test()
     names = [*splits.skipped, *test.skipped]
-    assert len(names) == 1 and names[0].startswith(str(folder / "cat" / "007.png")) and "007.png" in str(caught[0].message)
-    for part, before in ((splits.train, whole.train), (splits.validation, whole.validation), (test, whole.test())):
-        keep = [i for i, (pixel, label) in enumerate(zip(first_pixels(before), before.labels.tolist())) if (pixel, label) != (7, 0)]
-        assert torch.equal(part.pixels, before.pixels[keep]) and torch.equal(part.labels, before.labels[keep])
+    assert (
+        len(names) == 1
+        and names[0].startswith(str(folder / "cat" / "007.png"))
+        and "007.png" in str(caught[0].message)
+    )
+    for part, before in (
+        (splits.train, whole.train),
+        (splits.validation, whole.validation),
+        (test, whole.test()),
+    ):
+        keep = [
+            i
+            for i, (pixel, label) in enumerate(zip(first_pixels(before), before.labels.tolist()))
+            if (pixel, label) != (7, 0)
+        ]
+        assert torch.equal(part.pixels, before.pixels[keep]) and torch.equal(
+            part.labels, before.labels[keep]
+        )
         parts += len(part)
     assert parts == 199
-    with pytest.warns(UserWarning, match="007.png"):      # from the cache, the warning comes again
+    with pytest.warns(UserWarning, match="007.png"):  # from the cache, the warning comes again
         load(Data(folder=folder)).test()
 
 
@@ -183,7 +220,10 @@ def test_more_than_one_percent_corrupt_is_an_error_that_names_them(tmp_path):
     folder = fill(tmp_path / "pets", count=20)
     for i in range(4):
         (folder / "cat" / f"{i:03d}.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"of 32 images cannot be read, more than 1%; the first are: .*pets/cat/00\d.png"):
+    with pytest.raises(
+        ValueError,
+        match=r"of 32 images cannot be read, more than 1%; the first are: .*pets/cat/00\d.png",
+    ):
         load(Data(folder=folder))
 
 
@@ -192,7 +232,9 @@ def test_a_changed_image_is_decoded_again(tmp_path):
     before = load(Data(folder=folder))
     for path in folder.rglob("*.png"):
         Image.fromarray(np.full((12, 10, 3), 77, dtype=np.uint8)).save(path)
-    assert (load(Data(folder=folder)).train.pixels == 77).all() and not (before.train.pixels == 77).all()
+    assert (load(Data(folder=folder)).train.pixels == 77).all() and not (
+        before.train.pixels == 77
+    ).all()
 
 
 def small(folder):
@@ -229,19 +271,48 @@ def without_images(folder):
     return Data(folder=folder)
 
 
-@pytest.mark.parametrize("make,message", [
-    (lambda folder: Data(folder=folder), r"data folder .*/pets does not exist .* it must hold one sub-folder of images per class"),
-    (lambda folder: (folder.write_text(""), Data(folder=folder))[1], "is not a folder"),
-    (without_classes, "holds 0 sub-folders; it must hold one sub-folder of images per class"),
-    (without_images, r"holds no image in its 2 sub-folders \(looked for .jpg .*at least two classes"),
-    (small, r"class 'dog' \(1\) in .*/pets has fewer than 2 images; it cannot be split .*; add images or remove"),
-    (lambda folder: Data(folder=fill(folder), train=17), "asks for 17 training and 3 validation images, but only 16 .*after the test"),
-    (lambda folder: Data(folder=fill(folder), validation=40), "asks for some training and 40 validation images, but only 16"),
-    (lambda folder: Data(folder=fill(folder), test=40), "asks for 40 test images, but of 20 images in 2 classes at most 16"),
-    (lambda folder: Data(folder=fill(folder / "train").parent, train=17), "asks for 17 training and 4 validation images, but only 20"),
-    (differing, r"different classes: owl only in train/; rat only in validation/; give both the same"),
-    (empty_class, r"class 'owl' \(0\) in .*train has fewer than 1 image"),
-])
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (
+            lambda folder: Data(folder=folder),
+            r"data folder .*/pets does not exist .* it must hold one sub-folder of images per "
+            r"class",
+        ),
+        (lambda folder: (folder.write_text(""), Data(folder=folder))[1], "is not a folder"),
+        (without_classes, "holds 0 sub-folders; it must hold one sub-folder of images per class"),
+        (
+            without_images,
+            r"holds no image in its 2 sub-folders \(looked for .jpg .*at least two classes",
+        ),
+        (
+            small,
+            r"class 'dog' \(1\) in .*/pets has fewer than 2 images; it cannot be split .*; add "
+            r"images or remove",
+        ),
+        (
+            lambda folder: Data(folder=fill(folder), train=17),
+            "asks for 17 training and 3 validation images, but only 16 .*after the test",
+        ),
+        (
+            lambda folder: Data(folder=fill(folder), validation=40),
+            "asks for some training and 40 validation images, but only 16",
+        ),
+        (
+            lambda folder: Data(folder=fill(folder), test=40),
+            "asks for 40 test images, but of 20 images in 2 classes at most 16",
+        ),
+        (
+            lambda folder: Data(folder=fill(folder / "train").parent, train=17),
+            "asks for 17 training and 4 validation images, but only 20",
+        ),
+        (
+            differing,
+            r"different classes: owl only in train/; rat only in validation/; give both the same",
+        ),
+        (empty_class, r"class 'owl' \(0\) in .*train has fewer than 1 image"),
+    ],
+)
 def test_bad_folders_are_refused_with_one_clear_message(tmp_path, make, message):
     data = make(tmp_path / "pets")
     with pytest.raises(ValueError, match=message):
@@ -251,7 +322,10 @@ def test_bad_folders_are_refused_with_one_clear_message(tmp_path, make, message)
 def test_too_many_of_a_folder_of_its_own(tmp_path):
     fill(tmp_path / "pets" / "train")
     fill(tmp_path / "pets" / "validation", count=3)
-    with pytest.raises(ValueError, match="asks for 7 images of the validation split, which has 6; lower `validation:`"):
+    with pytest.raises(
+        ValueError,
+        match="asks for 7 images of the validation split, which has 6; lower `validation:`",
+    ):
         load(Data(folder=tmp_path / "pets", validation=7))
 
 
@@ -261,7 +335,11 @@ def test_small_classes_have_an_image_in_every_part(tmp_path):
     for i in range(4):
         Image.fromarray(noise(seed=i)).save(folder / "dog" / f"{i}.png")
     splits = load(Data(folder=folder))
-    assert splits.counts["dog"][0] >= 1 and splits.counts["dog"][1] >= 1 and (splits.test().labels == 1).sum() >= 1
+    assert (
+        splits.counts["dog"][0] >= 1
+        and splits.counts["dog"][1] >= 1
+        and (splits.test().labels == 1).sum() >= 1
+    )
 
 
 def test_hidden_files_and_other_files_are_left_out(tmp_path):
@@ -272,4 +350,7 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         splits = load(Data(folder=folder))
-    assert splits.classes == ("cat", "dog") and len(splits.train) + len(splits.validation) + len(splits.test()) == 20
+    assert (
+        splits.classes == ("cat", "dog")
+        and len(splits.train) + len(splits.validation) + len(splits.test()) == 20
+    )

@@ -1,4 +1,6 @@
-"""Convolutions in the Fourier basis of the group: torch's values and gradients, used where they may be, and given up without harm."""
+"""Convolutions in the Fourier basis of the group: torch's values and gradients, used where they may
+be, and given up without harm.
+"""
 
 import copy
 import logging
@@ -16,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from studies.cli import doctor
-from trainers.networks.kernels import compiled, fourier
 from trainers.actions import act
 from trainers.networks.filters import Parametrisation, arrange, expand, restricted_order
 from trainers.networks.fold import fold, scoring
+from trainers.networks.kernels import compiled, fourier
 from trainers.networks.networks import build
 from trainers.networks.normalization import FieldNorm
 
@@ -49,44 +51,93 @@ def relative(a, b):
 
 
 def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=torch.channels_last)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def weight_of(parameters, group, source, kernel, fields_out):
-    """An equivariant weight from fields of `source` to fields of `group`, as `Convolution.weight` makes it."""
-    parametrisation = Parametrisation("free" if group.on_grid else "basis", group, kernel, lifting=False)
+    """An equivariant weight from fields of `source` to fields of `group`, as `Convolution.weight`
+    makes it.
+    """
+    parametrisation = Parametrisation(
+        "free" if group.on_grid else "basis", group, kernel, lifting=False
+    )
     weight = arrange(expand(parameters, parametrisation, parametrisation.constants()), fields_out)
     if source == group:
         return weight
-    channels = torch.arange(weight.shape[1] // source.order)[:, None] * source.order + torch.tensor(restricted_order(source, group))
+    channels = torch.arange(weight.shape[1] // source.order)[:, None] * source.order + torch.tensor(
+        restricted_order(source, group)
+    )
     return weight.index_select(1, torch.argsort(channels.flatten()))
 
 
-# (fields in, fields out, kernel, images, height, width, stride, padding, dilation): 1 to 88 channels
-WINDOWS = [(3, 4, 5, 3, 23, 40, 2, 4, 2), (1, 1, 3, 2, 7, 5, 1, 1, 1), (3, 2, 5, 3, 9, 12, 1, 2, 1), (2, 5, 4, 2, 11, 11, 2, 1, 1), (7, 3, 1, 2, 6, 6, 1, 0, 1), (2, 3, 3, 1, 20, 20, 1, 2, 2),
-           (2, 3, 3, 3, 30, 33, 2, 1, 1), (2, 2, 3, 2, 12, 12, 3, 0, 1), (1, 2, 3, 1, 5, 5, 1, 0, 2), (5, 11, 3, 2, 34, 19, 1, 1, 1), (2, 2, 3, 1, 8, 8, 1, 4, 1),
-           (2, 1, 7, 2, 40, 21, 1, 3, 1)]
+# (fields in, fields out, kernel, images, height, width, stride, padding, dilation): 1 to 88
+# channels
+WINDOWS = [
+    (3, 4, 5, 3, 23, 40, 2, 4, 2),
+    (1, 1, 3, 2, 7, 5, 1, 1, 1),
+    (3, 2, 5, 3, 9, 12, 1, 2, 1),
+    (2, 5, 4, 2, 11, 11, 2, 1, 1),
+    (7, 3, 1, 2, 6, 6, 1, 0, 1),
+    (2, 3, 3, 1, 20, 20, 1, 2, 2),
+    (2, 3, 3, 3, 30, 33, 2, 1, 1),
+    (2, 2, 3, 2, 12, 12, 3, 0, 1),
+    (1, 2, 3, 1, 5, 5, 1, 0, 2),
+    (5, 11, 3, 2, 34, 19, 1, 1, 1),
+    (2, 2, 3, 1, 8, 8, 1, 4, 1),
+    (2, 1, 7, 2, 40, 21, 1, 3, 1),
+]
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.parametrize("groups", ["C1", "C2", "D1", "D2", "C4", "D4", "C8", "D8", "D6", "C3", "C4 of C8", "D4 of D8", "C4 of D4", "D2 of D4", "C2 of C8"])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "C1",
+        "C2",
+        "D1",
+        "D2",
+        "C4",
+        "D4",
+        "C8",
+        "D8",
+        "D6",
+        "C3",
+        "C4 of C8",
+        "D4 of D8",
+        "C4 of D4",
+        "D2 of D4",
+        "C2 of C8",
+    ],
+)
 def test_values_and_gradients_are_those_of_torchs_convolution(groups, window):
     group, _, source = groups.partition(" of ")
     group, source = Group.parse(group), Group.parse(source or group)
     fields_in, fields_out, kernel, images, height, width, stride, padding, dilation = window
     fields_in *= source.order // group.order
-    parametrisation = Parametrisation("free" if group.on_grid else "basis", group, kernel, lifting=False)
-    parameters = torch.randn(fields_in * fields_out, parametrisation.size, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    parametrisation = Parametrisation(
+        "free" if group.on_grid else "basis", group, kernel, lifting=False
+    )
+    parameters = torch.randn(
+        fields_in * fields_out,
+        parametrisation.size,
+        generator=torch.Generator().manual_seed(1),
+        requires_grad=True,
+    )
     maps = random(images, fields_in * group.order, height, width).requires_grad_()
     weight = weight_of(parameters, group, source, kernel, fields_out)
     expected = F.conv2d(maps, weight, stride=stride, padding=padding, dilation=dilation)
     direction = random(*expected.shape, seed=2)
-    direction = direction if stride == 1 else direction.contiguous()       # in either layout
+    direction = direction if stride == 1 else direction.contiguous()  # in either layout
     shared = fourier.Transform(group, source, maps.shape[1], len(weight), kernel)
     found = fourier.convolve(maps, weight, shared, stride, padding, dilation)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert relative(found, expected) < 5e-6
-    gradients = [torch.autograd.grad(out, (maps, parameters), direction, retain_graph=True) for out in (found, expected)]
+    gradients = [
+        torch.autograd.grad(out, (maps, parameters), direction, retain_graph=True)
+        for out in (found, expected)
+    ]
     for mine, theirs in zip(*gradients):
         assert relative(mine, theirs) < 2e-5
 
@@ -95,7 +146,12 @@ def network(text, seed=0):
     return build(Architecture.parse(text), channels=1, classes=4, seed=seed)
 
 
-NETWORKS = ["28px: 3k3p0@C4, 5k3p0 max2/2, 4k3, 3k3s2", "25px: 2k3@D4, 2k3x2r, 4k3s2x2r", "29px: 3k5@C8, 2k3 conv3/2p1, 4k3@C4", "27px: 2k3@D8 max3/2, 3k3d2@D4"]
+NETWORKS = [
+    "28px: 3k3p0@C4, 5k3p0 max2/2, 4k3, 3k3s2",
+    "25px: 2k3@D4, 2k3x2r, 4k3s2x2r",
+    "29px: 3k5@C8, 2k3 conv3/2p1, 4k3@C4",
+    "27px: 2k3@D8 max3/2, 3k3d2@D4",
+]
 
 
 def gradients_and_logits(text, images, dtype=torch.float32):
@@ -107,10 +163,16 @@ def gradients_and_logits(text, images, dtype=torch.float32):
 
 @pytest.mark.parametrize("text", NETWORKS)
 def test_a_network_trains_and_evaluates_as_in_double_precision(text, monkeypatch):
-    """One value in millions falls on the other side of ReLU by rounding, and moves gradients by 1e-3; of four batches some have none."""
+    """One value in millions falls on the other side of ReLU by rounding, and moves gradients by
+    1e-3; of four batches some have none.
+    """
     monkeypatch.setattr(fourier, "LEAST_CHANNELS", 0)
     calls, original, code = [], fourier.convolve, fourier.library
-    monkeypatch.setattr(fourier, "convolve", lambda maps, *rest: calls.append(maps.requires_grad) or original(maps, *rest))
+    monkeypatch.setattr(
+        fourier,
+        "convolve",
+        lambda maps, *rest: calls.append(maps.requires_grad) or original(maps, *rest),
+    )
     errors = []
     for seed in range(4):
         images = random(24, 1, *Architecture.parse(text).size, seed=seed)
@@ -132,12 +194,14 @@ def test_a_network_is_scored_by_what_it_folds_to(text, monkeypatch):
     model, calls, original = network(text), [], fourier.convolve
     monkeypatch.setattr(fourier, "convolve", lambda *a, **k: calls.append(k) or original(*a, **k))
     images = random(24, 1, *Architecture.parse(text).size)
-    model(images)       # moves the norms
+    model(images)  # moves the norms
     for norm in (module for module in model.modules() if isinstance(module, FieldNorm)):
         torch.nn.init.uniform_(norm.bias, -1, 1)
         torch.nn.init.uniform_(norm.weight, -1, 2)
     calls.clear()
-    (logits, maps), (expected, expected_maps) = (made.forward_with_stages(images) for made in (scoring(model), fold(model)))
+    (logits, maps), (expected, expected_maps) = (
+        made.forward_with_stages(images) for made in (scoring(model), fold(model))
+    )
     assert calls and all(call["bias"] is not None for call in calls)
     assert relative(logits, expected) < 1e-5
     for mine, theirs in zip(maps, expected_maps):
@@ -155,7 +219,9 @@ def test_an_exact_network_stays_exact():
 
 def test_training_is_repeatable_and_independent_of_threads():
     shared = fourier.Transform(Group(4), Group(4), 12, 20, 3)
-    weight = weight_of(torch.randn(15, 36, generator=torch.Generator().manual_seed(0)), Group(4), Group(4), 3, 5).requires_grad_()
+    weight = weight_of(
+        torch.randn(15, 36, generator=torch.Generator().manual_seed(0)), Group(4), Group(4), 3, 5
+    ).requires_grad_()
     maps, results, threads = random(9, 12, 14, 14), [], torch.get_num_threads()
     try:
         for number in (1, 1, 4, 4, 8):
@@ -182,23 +248,33 @@ def test_values_that_are_not_finite_stay_where_they_belong():
 
 
 def suits(maps, weight, **window):
-    return fourier.suits(Group(4), maps, weight, **{"stride": 1, "padding": 1, "dilation": 1, **window})
+    return fourier.suits(
+        Group(4), maps, weight, **{"stride": 1, "padding": 1, "dilation": 1, **window}
+    )
 
 
 def test_what_it_is_used_for():
     maps, weight = random(32, 24, 20, 20), random(24, 24, 3, 3)
     assert suits(maps, weight) and suits(random(128, 24, 20, 20), weight, stride=2)
     assert fourier.suits(Group(2), maps, weight, 1, 1, 1), "torch computes 32 channels"
-    assert not fourier.suits(Group(2), random(32, 32, 20, 20), random(32, 32, 3, 3), 1, 1, 1), "too few products saved"
-    assert not fourier.suits(Group(3), maps, weight, 1, 1, 1), "no element but the identity moves pixels to pixels"
+    assert not fourier.suits(Group(2), random(32, 32, 20, 20), random(32, 32, 3, 3), 1, 1, 1), (
+        "too few products saved"
+    )
+    assert not fourier.suits(Group(3), maps, weight, 1, 1, 1), (
+        "no element but the identity moves pixels to pixels"
+    )
     assert not suits(maps, weight, stride=3)
     assert not suits(maps, random(24, 24, 1, 1)), "nothing to save"
     assert not suits(random(32, 16, 20, 20), random(24, 16, 3, 3)), "too few channels"
     assert suits(maps[:1], weight), "one image as many"
     assert not suits(random(512, 24, 4, 4), weight), "maps too small"
-    assert not suits(maps.double(), weight.double()) and not suits(maps.bfloat16(), weight.bfloat16())
+    assert not suits(maps.double(), weight.double()) and not suits(
+        maps.bfloat16(), weight.bfloat16()
+    )
     assert not suits(maps.to("meta"), weight.to("meta"))
-    assert not suits(random(512, 24, 8, 8), random(24, 24, 9, 9), padding=0), "torch says what is wrong with such a window"
+    assert not suits(random(512, 24, 8, 8), random(24, 24, 9, 9), padding=0), (
+        "torch says what is wrong with such a window"
+    )
 
 
 def test_it_is_not_used_where_something_looks_inside(monkeypatch):
@@ -212,7 +288,9 @@ def test_it_is_not_used_where_something_looks_inside(monkeypatch):
         assert suits(maps, weight), "another thread may take the derivative"
         assert not suits(forward_ad.make_dual(maps, maps), weight)
     torch.func.vmap(lambda image: seen.append(suits(maps, weight)) or image)(maps)
-    torch.jit.trace(lambda image: (seen.append(suits(maps, weight)), image * 2)[1], maps, check_trace=False)
+    torch.jit.trace(
+        lambda image: (seen.append(suits(maps, weight)), image * 2)[1], maps, check_trace=False
+    )
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not suits(maps, weight)
@@ -238,7 +316,9 @@ def test_a_lack_of_memory_is_an_error_of_its_own(monkeypatch):
     monkeypatch.setattr(fourier, "library", lambda: Lacking)
     shared = fourier.Transform(Group(4), Group(4), 8, 8, 3)
     with pytest.raises(MemoryError, match="convolution"):
-        fourier.convolve(random(2, 8, 9, 9), weight_of(torch.ones(4, 36), Group(4), Group(4), 3, 2), shared, 1, 1)
+        fourier.convolve(
+            random(2, 8, 9, 9), weight_of(torch.ones(4, 36), Group(4), Group(4), 3, 2), shared, 1, 1
+        )
 
 
 def reason(caplog):
@@ -300,12 +380,15 @@ def test_code_that_computes_something_else_is_not_used(fresh, monkeypatch, caplo
 
 
 def test_the_file_is_made_once_and_again_where_it_is_missing_or_torn(fresh):
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:      # a process keeps what it has opened
+    # a process keeps what it has opened
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+
         def made():
             assert pool.apply(_load, (str(fresh.parent),))
             (file,) = fresh.glob("*.so")
             assert not list(fresh.glob("*.tmp"))
             return file
+
         file = made()
         size, first = file.stat().st_size, file.stat().st_mtime_ns
         assert made().stat().st_mtime_ns == first
@@ -330,7 +413,7 @@ def _load(cache):
 
 def test_processes_that_start_at_once_compile_once(fresh, monkeypatch, tmp_path):
     script, calls = tmp_path / "counting", tmp_path / "calls"
-    script.write_text(f"#!/bin/sh\necho called >> {calls}\nexec {compiled.compiler()[0]} \"$@\"\n")
+    script.write_text(f'#!/bin/sh\necho called >> {calls}\nexec {compiled.compiler()[0]} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
     with multiprocessing.get_context("spawn").Pool(3) as pool:

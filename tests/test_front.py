@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from studies.pareto import front_volume, goodness, hypervolume, knee, pareto, signed
 
@@ -19,7 +20,9 @@ share = st.integers(0, 5).map(lambda n: n / 5)
 @given(st.lists(st.tuples(share, share), max_size=30))
 def test_front_of_two_objectives_is_what_nobody_dominates(values):
     front = pareto(values, TWO, lambda v: v)
-    expected = [v for v in values if not any(w != v and w[0] >= v[0] and w[1] >= v[1] for w in values)]
+    expected = [
+        v for v in values if not any(w != v and w[0] >= v[0] and w[1] >= v[1] for w in values)
+    ]
     assert sorted(front) == sorted(expected)
     assert front == sorted(front, reverse=True)
 
@@ -28,7 +31,11 @@ def test_front_of_two_objectives_is_what_nobody_dominates(values):
 def test_front_with_mixed_directions_is_the_front_of_flipped_signs(values):
     front = pareto(values, MIXED, lambda v: v)
     flipped = [signed(v, MIXED) for v in values]
-    expected = [v for v, f in zip(values, flipped) if not any(g != f and all(a >= b for a, b in zip(g, f)) for g in flipped)]
+    expected = [
+        v
+        for v, f in zip(values, flipped)
+        if not any(g != f and all(a >= b for a, b in zip(g, f)) for g in flipped)
+    ]
     assert sorted(front) == sorted(expected)
 
 
@@ -38,20 +45,31 @@ def test_front_with_mixed_directions_is_the_front_of_flipped_signs(values):
 def test_hypervolume_equals_the_number_of_dominated_cells(dimension, data):
     steps = 4
     corners = data.draw(st.lists(st.tuples(*[st.integers(0, steps)] * dimension), max_size=7))
-    cells = sum(any(all(c < p for c, p in zip(cell, corner)) for corner in corners)
-                for cell in itertools.product(range(steps), repeat=dimension))
+    cells = sum(
+        any(all(c < p for c, p in zip(cell, corner)) for corner in corners)
+        for cell in itertools.product(range(steps), repeat=dimension)
+    )
     volume = hypervolume([tuple(c / steps for c in corner) for corner in corners])
-    assert volume == pytest.approx(cells / steps ** dimension)
+    assert volume == pytest.approx(cells / steps**dimension)
 
 
-@given(st.lists(st.tuples(share, st.integers(1, 10**9)), max_size=20), st.tuples(share, st.integers(1, 10**9)))
+@given(
+    st.lists(st.tuples(share, st.integers(1, 10**9)), max_size=20),
+    st.tuples(share, st.integers(1, 10**9)),
+)
 def test_volume_never_shrinks_with_another_trial(values, another):
     names = ("accuracy", "params")
     assert front_volume([*values, another], names) >= front_volume(values, names) - 1e-12
 
 
 def test_goodness_is_monotone_and_between_zero_and_one():
-    for name, better, worse in (("accuracy", 0.9, 0.8), ("params", 1e3, 1e6), ("macs", 1, 1e9), ("latency", 0.5, 20), ("equivariance_error", 0, 3)):
+    for name, better, worse in (
+        ("accuracy", 0.9, 0.8),
+        ("params", 1e3, 1e6),
+        ("macs", 1, 1e9),
+        ("latency", 0.5, 20),
+        ("equivariance_error", 0, 3),
+    ):
         assert 1 >= goodness([better], [name])[0] > goodness([worse], [name])[0] >= 0
 
 
@@ -65,4 +83,9 @@ def test_knee_is_the_bulge_of_the_front():
 
 def test_looking_at_a_study_imports_nothing_heavy():
     code = "import studies.pareto, studies.journal.reader, studies.config, sys; print([m for m in ('torch','optuna','ray','numpy','escnn') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

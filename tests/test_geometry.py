@@ -1,4 +1,6 @@
-"""Sizes and remainders against brute force: torch's own output sizes, and windows that are listed and mirrored."""
+"""Sizes and remainders against brute force: torch's own output sizes, and windows that are listed
+and mirrored.
+"""
 
 from itertools import product
 
@@ -8,7 +10,9 @@ from searchspace.architecture import Architecture
 from searchspace.geometry import nearest_remainder, output_size, remainder
 
 
-@pytest.mark.parametrize("kernel,stride,dilation", list(product((1, 2, 3, 4, 5), (1, 2, 3, 4), (1, 2))))
+@pytest.mark.parametrize(
+    "kernel,stride,dilation", list(product((1, 2, 3, 4, 5), (1, 2, 3, 4), (1, 2)))
+)
 def test_remainder_is_zero_exactly_when_windows_are_symmetric(kernel, stride, dilation):
     for size, before, after in product(range(5, 24), range(3), range(3)):
         windows = output_size(size, kernel, stride, (before, after), dilation)
@@ -17,9 +21,14 @@ def test_remainder_is_zero_exactly_when_windows_are_symmetric(kernel, stride, di
         reach = dilation * (kernel - 1)
         starts = [i * stride - before for i in range(windows)]
         mirrored = sorted(size - 1 - reach - start for start in starts)
-        assert (remainder(size, kernel, stride, (before, after), dilation) == 0) == (starts == mirrored), (size, before, after)
+        assert (remainder(size, kernel, stride, (before, after), dilation) == 0) == (
+            starts == mirrored
+        ), (size, before, after)
         if before == after:
-            assert remainder(size, kernel, stride, (before, after), dilation) == (size + 2 * before - reach - 1) % stride
+            assert (
+                remainder(size, kernel, stride, (before, after), dilation)
+                == (size + 2 * before - reach - 1) % stride
+            )
 
 
 def test_output_sizes_are_those_of_torch():
@@ -29,21 +38,34 @@ def test_output_sizes_are_those_of_torch():
             continue
         image = torch.zeros(1, 1, size, size)
         for ceil in (False, True):
-            pooled = torch.nn.functional.max_pool2d(image, kernel, stride, padding, ceil_mode=ceil).shape[-1]
+            pooled = torch.nn.functional.max_pool2d(
+                image, kernel, stride, padding, ceil_mode=ceil
+            ).shape[-1]
             assert pooled == output_size(size, kernel, stride, (padding, padding), ceil=ceil)
 
 
 def test_nearest_resize_is_exact_only_where_its_samples_are():
-    assert nearest_remainder(28, 56) == 0 and nearest_remainder(28, 29) > 0 and nearest_remainder(28, 14) > 0
+    assert (
+        nearest_remainder(28, 56) == 0
+        and nearest_remainder(28, 29) > 0
+        and nearest_remainder(28, 14) > 0
+    )
     for size, output in product(range(2, 12), range(2, 24)):
         samples = [i * size // output for i in range(output)]
-        assert (nearest_remainder(size, output) == 0) == (samples == [size - 1 - s for s in reversed(samples)])
+        assert (nearest_remainder(size, output) == 0) == (
+            samples == [size - 1 - s for s in reversed(samples)]
+        )
 
 
-@pytest.mark.parametrize("text,sizes", [
-    ("28px: 4k3 max2/2, 4k3 max3/2p1, 4k3p0", (14, 7, 5)), ("29px: 4k3 adaptive/2, 4k3 adaptive7, 4k3 crop9", (15, 7, 9)),
-    ("28px resize33: 4k3s2, 4k3 blur/2, 4k3 blurmax/2", (17, 9, 5)), ("29px: 4k3 max2/2ceil, 4k3 conv3/2p1", (15, 8)),
-    ("28px: 4k4, 4k5d2p0", (29, 21)),
-])
+@pytest.mark.parametrize(
+    "text,sizes",
+    [
+        ("28px: 4k3 max2/2, 4k3 max3/2p1, 4k3p0", (14, 7, 5)),
+        ("29px: 4k3 adaptive/2, 4k3 adaptive7, 4k3 crop9", (15, 7, 9)),
+        ("28px resize33: 4k3s2, 4k3 blur/2, 4k3 blurmax/2", (17, 9, 5)),
+        ("29px: 4k3 max2/2ceil, 4k3 conv3/2p1", (15, 8)),
+        ("28px: 4k4, 4k5d2p0", (29, 21)),
+    ],
+)
 def test_sizes_along_the_network(text, sizes):
     assert tuple(size[0] for size in Architecture.parse(text).sizes) == sizes

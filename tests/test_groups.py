@@ -1,4 +1,6 @@
-"""Groups as data: the lattice, the products and the action on axes, checked against permutations of real pixels."""
+"""Groups as data: the lattice, the products and the action on axes, checked against permutations of
+real pixels.
+"""
 
 import itertools
 
@@ -52,7 +54,10 @@ def test_subgroups_are_the_subsets_that_the_order_names():
     assert not Group.parse("C4") >= Group.parse("D1")
 
 
-@pytest.mark.parametrize("name,grid", [("C8", "C4"), ("D8", "D4"), ("C6", "C2"), ("D3", "D1"), ("C4", "C4"), ("C5", "C1")])
+@pytest.mark.parametrize(
+    "name,grid",
+    [("C8", "C4"), ("D8", "D4"), ("C6", "C2"), ("D3", "D1"), ("C4", "C4"), ("C5", "C1")],
+)
 def test_grid_subgroup_holds_the_elements_that_permute_pixels(name, grid):
     group = Group.parse(name)
     assert str(group.grid) == grid
@@ -75,7 +80,9 @@ def test_names_parse_back():
 
 def test_largest_subgroup_of_survivors():
     parse = [Element.parse(name) for name in ("e", "mr90")]
-    assert largest_subgroup(parse) == tuple(parse) and isomorphic_name(largest_subgroup(parse)) == "D1"
+    assert (
+        largest_subgroup(parse) == tuple(parse) and isomorphic_name(largest_subgroup(parse)) == "D1"
+    )
     assert isomorphic_name(largest_subgroup(map(Element.parse, ("e", "r90", "m", "mr90")))) == "D1"
     assert largest_subgroup(map(Element.parse, ("e", "r90"))) == (IDENTITY,)
     assert largest_subgroup(Group.parse("D4").elements) == Group.parse("D4").elements

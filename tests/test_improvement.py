@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy
 import optuna
 import pytest
-from support import trivial
 from hypothesis import given
 from hypothesis import strategies as st
 
 from searchspace.groups import Group
 from studies.pareto import hypervolume
 from studies.samplers.ehvi import ExpectedImprovement, added, boxes
-from studies.samplers.planned import as_key
 from studies.samplers.factory import make_sampler
+from studies.samplers.planned import as_key
+from support import trivial
 
 SPACE = {"space__equivariance_loss": {"kind": ["none", "layerwise"], "weight": 0.1}}
 coordinate = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
@@ -43,12 +43,17 @@ class Trials:
 
     def __init__(self, study):
         self.study, self.declared = study, Group.parse(study.symmetry.group)
-        self.optuna = optuna.create_study(directions=["maximize"] * len(study.objectives), sampler=optuna.samplers.RandomSampler(seed=0))
+        self.optuna = optuna.create_study(
+            directions=["maximize"] * len(study.objectives),
+            sampler=optuna.samplers.RandomSampler(seed=0),
+        )
 
     def add(self, fixed, values=None, state=None, **attributes):
         self.optuna.enqueue_trial(fixed)
         trial = self.optuna.ask()
-        trial.set_user_attr("architecture", str(self.study.space.sample(trial, declared=self.declared).architecture))
+        trial.set_user_attr(
+            "architecture", str(self.study.space.sample(trial, declared=self.declared).architecture)
+        )
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
         if values is not None or state is not None:
@@ -79,35 +84,69 @@ def test_proposes_more_of_what_was_better(best):
     assert groups_planned(trials).count(best) >= 6
 
 
-@pytest.mark.parametrize("ended", [{"values": [0.5, 0.5]}, {"state": optuna.trial.TrialState.PRUNED, "refused": True}])
+@pytest.mark.parametrize(
+    "ended", [{"values": [0.5, 0.5]}, {"state": optuna.trial.TrialState.PRUNED, "refused": True}]
+)
 def test_what_is_like_trials_that_broke_a_constraint_is_avoided(ended):
-    """Trained and found too slow, or refused before training as too large: in both cases D4 is not worth a try."""
+    """Trained and found too slow, or refused before training as too large: in both cases D4 is not
+    worth a try.
+    """
     trials = Trials(study_of())
     for layout in ("max2/2", "avg3/2p1", "max3/2"):
-        trials.add({"family": "steerable", "group": "D4", "layout": layout}, **ended, constraints={"macs": 0.5})
-        trials.add({"family": "steerable", "group": "C2", "layout": layout}, [0.3, 0.3], constraints={"macs": -0.7})
-        trials.add({"family": "steerable", "group": "C4", "layout": layout}, [0.4, 0.4], constraints={"macs": -0.5})
+        trials.add(
+            {"family": "steerable", "group": "D4", "layout": layout},
+            **ended,
+            constraints={"macs": 0.5},
+        )
+        trials.add(
+            {"family": "steerable", "group": "C2", "layout": layout},
+            [0.3, 0.3],
+            constraints={"macs": -0.7},
+        )
+        trials.add(
+            {"family": "steerable", "group": "C4", "layout": layout},
+            [0.4, 0.4],
+            constraints={"macs": -0.5},
+        )
     planner, shown = ExpectedImprovement(trials.study), trials.optuna.get_trials(deepcopy=False)
     candidates = [known for known, _ in planner._candidates(shown, numpy.random.default_rng(0))]
     chance = planner._feasibility(shown, candidates, numpy.random.default_rng(1))
-    d4, others = ([c for c, known in zip(chance, candidates) if (known.traits[0][1] == "D4") == wanted] for wanted in (True, False))
+    d4, others = (
+        [c for c, known in zip(chance, candidates) if (known.traits[0][1] == "D4") == wanted]
+        for wanted in (True, False)
+    )
     assert numpy.median(d4) < 0.5 < numpy.median(others)
     assert groups_planned(trials).count("D4") <= 2
     assert all(seen.on_front == (seen.known.traits[0][1] != "D4") for seen in planner._seen(shown))
 
 
 def early(value, decision):
-    return {f"rung {study_of().rungs[0]}": {"scores": {"accuracy": value, "symmetry_accuracy": value}, "decision": decision}}
+    return {
+        f"rung {study_of().rungs[0]}": {
+            "scores": {"accuracy": value, "symmetry_accuracy": value},
+            "decision": decision,
+        }
+    }
 
 
 def worth_of_d4(early_score):
-    """Nothing of D4 was trained to the end, but three of its trainings were stopped with this score at the first rung."""
+    """Nothing of D4 was trained to the end, but three of its trainings were stopped with this score
+    at the first rung.
+    """
     trials = Trials(study_of())
     for n, layout in enumerate(("max2/2", "avg3/2p1", "max3/2")):
         for m, group in enumerate(("C2", "C4")):
             score = 0.3 + 0.1 * n + 0.15 * m
-            trials.add({"family": "steerable", "group": group, "layout": layout}, [score, score], **early(score - 0.2, "continue"))
-        trials.add({"family": "steerable", "group": "D4", "layout": layout}, state=optuna.trial.TrialState.PRUNED, **early(early_score, "stop"))
+            trials.add(
+                {"family": "steerable", "group": group, "layout": layout},
+                [score, score],
+                **early(score - 0.2, "continue"),
+            )
+        trials.add(
+            {"family": "steerable", "group": "D4", "layout": layout},
+            state=optuna.trial.TrialState.PRUNED,
+            **early(early_score, "stop"),
+        )
     planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng
     candidates = [known for known, _ in planner._candidates(trials.optuna.trials, rng(0))]
     worth = planner._improvement(planner._seen(trials.optuna.trials), [], candidates, rng(1))
@@ -131,14 +170,24 @@ def test_what_is_like_a_trial_that_runs_is_worth_less():
     trials = Trials(study_of())
     for n, group in enumerate(("C2", "C4", "D4")):
         for m, layout in enumerate(("max2/2", "avg3/2p1")):
-            trials.add({"family": "steerable", "group": group, "layout": layout}, [0.4 + 0.1 * n, 0.4 + 0.2 * m])
+            trials.add(
+                {"family": "steerable", "group": group, "layout": layout},
+                [0.4 + 0.1 * n, 0.4 + 0.2 * m],
+            )
     planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng
-    seen, candidates = planner._seen(trials.optuna.trials), [known for known, _ in planner._candidates(trials.optuna.trials, rng(0))]
+    seen, candidates = (
+        planner._seen(trials.optuna.trials),
+        [known for known, _ in planner._candidates(trials.optuna.trials, rng(0))],
+    )
     before = planner._improvement(seen, [], candidates, rng(1))
     best = int(before.argmax())
     after = planner._improvement(seen, [candidates[best]], candidates, rng(1))
     assert after[best] < 0.7 * before[best]
-    unlike = [i for i, known in enumerate(candidates) if known.traits[0][0] == "plain" and candidates[best].traits[0][0] != "plain"]
+    unlike = [
+        i
+        for i, known in enumerate(candidates)
+        if known.traits[0][0] == "plain" and candidates[best].traits[0][0] != "plain"
+    ]
     assert unlike and numpy.median(after[unlike] / before[unlike]) > after[best] / before[best]
 
 
@@ -147,7 +196,13 @@ def test_trials_that_run_are_taken_into_account(monkeypatch):
     group_decides(trials)
     trials.add({"family": "steerable", "group": "C4"})
     improvement = ExpectedImprovement._improvement
-    monkeypatch.setattr(ExpectedImprovement, "_improvement", lambda self, seen, pending, *others: taken.append(len(pending)) or improvement(self, seen, pending, *others))
+    monkeypatch.setattr(
+        ExpectedImprovement,
+        "_improvement",
+        lambda self, seen, pending, *others: (
+            taken.append(len(pending)) or improvement(self, seen, pending, *others)
+        ),
+    )
     trials.planned()
     assert taken == [1]
 
@@ -168,12 +223,18 @@ def test_without_scores_it_draws_at_random():
 
 
 def test_earlier_studies_teach_but_are_not_on_the_front():
-    """An earlier trial as good as can be would leave nothing to improve: every candidate would be worth nothing."""
+    """An earlier trial as good as can be would leave nothing to improve: every candidate would be
+    worth nothing.
+    """
     trials = Trials(study_of())
     for group in ("C2", "C4", "D4"):
         value = 1.0 if group == "C2" else 0.3
         for layout in ("max2/2", "avg3/2p1"):
-            trials.add({"family": "steerable", "group": group, "layout": layout}, [value, value], warm_start=0)
+            trials.add(
+                {"family": "steerable", "group": group, "layout": layout},
+                [value, value],
+                warm_start=0,
+            )
     assert groups_planned(trials).count("C2") >= 5
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import trivial
 
-from studies.search.driver import SearchDriver
 from studies.errors import DamagedError
-from studies.workers.executors import run_in_process
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal, read_trials
 from studies.journal.repair import repair
 from studies.journal.storage import SingleWriterJournal
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from support import trivial
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +27,18 @@ def test_ten_thousand_trials_are_read_whole(study, tmp_path):
     lines = (study / JOURNAL).read_text().splitlines()
     with (tmp_path / JOURNAL).open("w") as file:
         for copy in range(200):
-            for line in lines if copy == 0 else (line for line in lines if '"op_code":0,' not in line):
+            for line in (
+                lines if copy == 0 else (line for line in lines if '"op_code":0,' not in line)
+            ):
                 entry = json.loads(line)
                 if "trial_id" in entry:
                     entry["trial_id"] += 50 * copy
                 file.write(json.dumps(entry, separators=(",", ":")) + "\n")
     records = read_trials(tmp_path)
     assert len(records) == 10_000 and records[9_999].architecture == records[49].architecture
-    assert [r.order for r in sorted((r for r in records if r.order is not None), key=lambda r: r.order)] == list(range(10_000))
+    assert [
+        r.order for r in sorted((r for r in records if r.order is not None), key=lambda r: r.order)
+    ] == list(range(10_000))
 
 
 def test_parameters_only_if_asked_for(study):
@@ -66,7 +70,7 @@ def test_records_of_others_are_seen_and_kept(tmp_path):
     with ours.transaction():
         ours.append_logs([{"op_code": 8, "n": 3}])
         assert sorted(log["n"] for log in ours.read_logs(0)) == [1, 2, 3]
-        assert len((tmp_path / "j").read_text().splitlines()) == 2      # held back
+        assert len((tmp_path / "j").read_text().splitlines()) == 2  # held back
     assert [log["n"] for log in ours.read_logs(3)] == []
     ours.close()
     assert [json.loads(line)["n"] for line in (tmp_path / "j").open()] == [1, 2, 3]
@@ -78,10 +82,12 @@ def test_a_line_damaged_inside_an_attribute_is_named_when_its_trial_is_asked(tmp
     journal = tmp_path / "study" / JOURNAL
     content = journal.read_bytes()
     begin = content.index(b'"params":', content.index(b'"trial_id":1,"user_attr"'))
-    journal.write_bytes(content[:begin] + b"\x00" * 8 + content[begin + 8:])
+    journal.write_bytes(content[:begin] + b"\x00" * 8 + content[begin + 8 :])
     records = read_trials(tmp_path / "study")
     assert records[0].attributes["params"] > 0 and [record.state for record in records]
-    with pytest.raises(DamagedError, match="what the journal says of trial 1 is damaged.*equisearch repair"):
+    with pytest.raises(
+        DamagedError, match="what the journal says of trial 1 is damaged.*equisearch repair"
+    ):
         records[1].attributes
     with pytest.raises(DamagedError, match="trial 1"):
         SearchDriver.open(tmp_path / "study")

@@ -6,22 +6,35 @@ import torch.nn.functional as functional
 
 from searchspace.architecture import Architecture
 from searchspace.groups import IDENTITY, Element, Group
-from trainers.networks.kernels import compiled, maxima
 from trainers.actions import act, act_on_fields
-from trainers.training.losses import draw, equivariance_loss, move, pooled, usable_elements
+from trainers.networks.kernels import compiled, maxima
 from trainers.networks.kernels.maxima import block_maxima
 from trainers.networks.networks import build
+from trainers.training.losses import draw, equivariance_loss, move, pooled, usable_elements
 
 C4, D4 = Group.parse("C4"), Group.parse("D4")
 
 
 def pair(text, group, kind="label", images=24, seed=0):
     network = build(Architecture.parse(text), channels=1, classes=5, seed=seed).double().eval()
-    pixels = torch.rand(images, 1, *network.architecture.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    parts = draw(usable_elements(group, network.architecture.size), images, torch.Generator().manual_seed(seed))
-    logits, stages = network.forward_with_stages(pixels)
+    pixels = torch.rand(
+        images,
+        1,
+        *network.architecture.size,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    parts = draw(
+        usable_elements(group, network.architecture.size),
+        images,
+        torch.Generator().manual_seed(seed),
+    )
+    _logits, stages = network.forward_with_stages(pixels)
     moved_logits, moved_stages = network.forward_with_stages(move(pixels, parts))
-    stages, moved_stages = (tuple(block_maxima(maps, pooled(kind, group)) for maps in found) for found in (stages, moved_stages))
+    stages, moved_stages = (
+        tuple(block_maxima(maps, pooled(kind, group)) for maps in found)
+        for found in (stages, moved_stages)
+    )
     return parts, stages, moved_stages, moved_logits, torch.zeros(images, dtype=torch.int64)
 
 
@@ -29,20 +42,29 @@ def pair(text, group, kind="label", images=24, seed=0):
 @pytest.mark.parametrize("group", ["C4", "D4", "C2", "D1"])
 def test_zero_for_an_exact_network_and_not_for_a_broken_or_plain_one(kind, group):
     declared = Group.parse(group)
-    exact = equivariance_loss(kind, declared, *pair(f"12px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind))
-    broken = equivariance_loss(kind, declared, *pair(f"13px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind))
-    plain = equivariance_loss(kind, declared, *pair("12px: 12k3, 12k3 max2/2, 12k3", declared, kind))
+    exact = equivariance_loss(
+        kind, declared, *pair(f"12px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind)
+    )
+    broken = equivariance_loss(
+        kind, declared, *pair(f"13px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind)
+    )
+    plain = equivariance_loss(
+        kind, declared, *pair("12px: 12k3, 12k3 max2/2, 12k3", declared, kind)
+    )
     assert exact < 1e-12 and broken > 1e-7 and plain > 1e-7
 
 
 def test_layerwise_is_the_sum_of_mean_squared_differences_of_pooled_maps():
-    parts, stages, moved, logits, labels = pair("12px: 8k3, 8k3 max2/2", C4)
+    parts, stages, moved, _logits, _labels = pair("12px: 8k3, 8k3 max2/2", C4)
     expected = 0.0
     for before, after in zip(stages, moved):
         total = 0.0
         for element, where in parts:
             for x, y in zip(before[where], after[where]):
-                highest = [m.reshape(2, 4, *m.shape[1:]).amax(1, keepdim=False)[None].float() for m in (x, y)]
+                highest = [
+                    m.reshape(2, 4, *m.shape[1:]).amax(1, keepdim=False)[None].float()
+                    for m in (x, y)
+                ]
                 total += (highest[0] - act(highest[1], element.inverse)).square().mean().item()
         expected += total / 24
     measured = equivariance_loss("layerwise", C4, *pair("12px: 8k3, 8k3 max2/2", C4, "layerwise"))
@@ -52,13 +74,18 @@ def test_layerwise_is_the_sum_of_mean_squared_differences_of_pooled_maps():
 def test_a_last_block_of_fewer_channels_is_one_by_itself():
     maps = torch.randn(2, 11, 3, 3)
     found = block_maxima(maps, 4)
-    assert torch.equal(found, torch.stack([maps[:, :4].amax(1), maps[:, 4:8].amax(1), maps[:, 8:].amax(1)], 1))
-    assert torch.equal(block_maxima(maps, 1), maps) and torch.equal(block_maxima(maps[:, :3], 4), maps[:, :3].amax(1, keepdim=True))
+    assert torch.equal(
+        found, torch.stack([maps[:, :4].amax(1), maps[:, 4:8].amax(1), maps[:, 8:].amax(1)], 1)
+    )
+    assert torch.equal(block_maxima(maps, 1), maps) and torch.equal(
+        block_maxima(maps[:, :3], 4), maps[:, :3].amax(1, keepdim=True)
+    )
 
 
 @pytest.mark.parametrize("block", [2, 3, 4, 6, 8, 16, 24])
 def test_compiled_maxima_and_their_places_are_torchs(block, monkeypatch):
-    maps = functional.relu(torch.randn(3, 48, 5, 7, generator=torch.Generator().manual_seed(0)))     # with ties at zero
+    # with ties at zero
+    maps = functional.relu(torch.randn(3, 48, 5, 7, generator=torch.Generator().manual_seed(0)))
     maps = maps.contiguous(memory_format=torch.channels_last)
     assert (maxima.library() is None) == (compiled.compiler() is None)
     found = maxima._over_blocks(maps, block)
@@ -76,7 +103,9 @@ def test_training_takes_compiled_maxima(monkeypatch):
 
     calls, images = [], torch.rand(6, 1, 9, 9)
     monkeypatch.setattr(maxima, "library", Counting)
-    build(Architecture.parse("9px: 8k3, 8k3"), channels=1, classes=5).forward_with_parts(images, slice(0, 2), slice(4, 6), block=4)
+    build(Architecture.parse("9px: 8k3, 8k3"), channels=1, classes=5).forward_with_parts(
+        images, slice(0, 2), slice(4, 6), block=4
+    )
     assert [arguments[:2] for arguments in calls] == [(4, 2 * 81 * 2)] * 4
 
 
@@ -85,28 +114,43 @@ def test_training_takes_compiled_maxima(monkeypatch):
 def test_the_gradient_of_parts_equals_that_of_slices_of_all_maps(block, dtype):
     parts, gradients = (slice(0, 2), slice(4, 6)), []
     for direct in (True, False):
-        network = build(Architecture.parse("9px: 6k3, 7k3 max3/2, 8k3"), channels=1, classes=5).to(dtype)
-        images = torch.rand(6, 1, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+        network = build(Architecture.parse("9px: 6k3, 7k3 max3/2, 8k3"), channels=1, classes=5).to(
+            dtype
+        )
+        images = torch.rand(
+            6, 1, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        ).to(dtype)
         if direct:
             logits, stages = network.forward_with_stages(images)
             stages = [tuple(block_maxima(maps[part], block) for part in parts) for maps in stages]
         else:
             logits, stages = network.forward_with_parts(images, *parts, block=block)
-        (logits.square().sum() + sum((before - 2 * after).square().sum() for before, after in stages)).backward()
+        (
+            logits.square().sum()
+            + sum((before - 2 * after).square().sum() for before, after in stages)
+        ).backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     rounding = 1e-10 if dtype == torch.float64 else 1e-4
-    assert all(torch.allclose(a, b, rtol=rounding, atol=rounding * float(b.abs().max())) for a, b in zip(*gradients))
+    assert all(
+        torch.allclose(a, b, rtol=rounding, atol=rounding * float(b.abs().max()))
+        for a, b in zip(*gradients)
+    )
 
 
 def test_latent_moves_fields_as_the_regular_representation_does():
-    parts, stages, moved, logits, labels = pair("12px: 12k3, 11k3", D4)        # one whole field of D4, 3 channels left over
+    # one whole field of D4, 3 channels left over
+    parts, stages, moved, logits, labels = pair("12px: 12k3, 11k3", D4)
     total = 0.0
     for element, where in parts:
         before, after = stages[-1][where].float(), moved[-1][where].float()
         fields = act_on_fields(before[:, :8], element, D4).mean((-2, -1))
         rest = before[:, 8:].mean((-2, -1))
-        total += (torch.cat([fields, rest], 1) - after.mean((-2, -1))).square().mean().item() * len(before)
-    assert equivariance_loss("latent", D4, parts, stages, moved, logits, labels).item() == pytest.approx(total / 24, rel=1e-5)
+        total += (torch.cat([fields, rest], 1) - after.mean((-2, -1))).square().mean().item() * len(
+            before
+        )
+    assert equivariance_loss(
+        "latent", D4, parts, stages, moved, logits, labels
+    ).item() == pytest.approx(total / 24, rel=1e-5)
 
 
 def test_label_is_the_cross_entropy_of_the_moved_images():
@@ -119,7 +163,11 @@ def test_label_is_the_cross_entropy_of_the_moved_images():
 def test_every_image_draws_an_element_and_shares_are_equal(count):
     parts = draw(usable_elements(D4, (9, 9)), count, torch.Generator().manual_seed(count))
     sizes = [where.stop - where.start for _, where in parts]
-    assert sum(sizes) == count and max(sizes) - min(sizes) <= 1 and len({e for e, _ in parts}) == min(7, count)
+    assert (
+        sum(sizes) == count
+        and max(sizes) - min(sizes) <= 1
+        and len({e for e, _ in parts}) == min(7, count)
+    )
     assert all(element != IDENTITY for element, _ in parts)
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from test_layerwise import network
+from test_merging import spread
 
-from support.bundles import rehash, untrained
 from searchspace.groups import Group
 from studies.errors import StudyError
 from studies.results.measure_trial import find_subject
-from test_layerwise import network
-from test_merging import spread
+from support.bundles import rehash, untrained
 from trainers.instruments.measure import measure
 
 
@@ -16,17 +16,35 @@ def bundle(folder, text):
     return find_subject(str(untrained(folder, text, spread(network(text)))))
 
 
-@pytest.mark.parametrize("text,exact", [("16px: 3k3@C4 max2/2, 3k3@C2", True), ("17px: 3k3@C4 max2/2, 3k3@C2", False)])
+@pytest.mark.parametrize(
+    "text,exact", [("16px: 3k3@C4 max2/2, 3k3@C2", True), ("17px: 3k3@C4 max2/2, 3k3@C2", False)]
+)
 def test_the_stages_of_a_bundle_are_measured_as_the_fields_that_they_are(tmp_path, text, exact):
     subject = bundle(tmp_path, text)
     assert subject.fields == {"stage 1": Group.parse("C4"), "stage 2": Group.parse("C2")}
     images = torch.rand(64, 1, *subject.size, generator=torch.Generator().manual_seed(0))
-    found = measure(subject.model, images, torch.zeros(64), Group.parse("C2"), step=90, normalise=subject.normalise, fields=subject.fields)
-    assert all((stage.worst < 1e-4) == exact for stage in found.error.stages) and (found.error.logits.worst < 1e-3) == exact
+    found = measure(
+        subject.model,
+        images,
+        torch.zeros(64),
+        Group.parse("C2"),
+        step=90,
+        normalise=subject.normalise,
+        fields=subject.fields,
+    )
+    assert (
+        all((stage.worst < 1e-4) == exact for stage in found.error.stages)
+        and (found.error.logits.worst < 1e-3) == exact
+    )
 
 
 def test_code_in_a_bundle_is_executed_only_when_told_to(tmp_path):
-    folder, marker = untrained(tmp_path, "16px: 3k3@C4 max2/2, 3k3@C2", spread(network("16px: 3k3@C4 max2/2, 3k3@C2"))), tmp_path / "executed"
+    folder, marker = (
+        untrained(
+            tmp_path, "16px: 3k3@C4 max2/2, 3k3@C2", spread(network("16px: 3k3@C4 max2/2, 3k3@C2"))
+        ),
+        tmp_path / "executed",
+    )
     source = folder / "model.py"
     source.write_text(source.read_text() + f"\nopen({str(marker)!r}, 'w')\n")
     with pytest.raises(ValueError, match="model.py has changed since the export"):

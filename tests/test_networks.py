@@ -1,4 +1,6 @@
-"""Networks: equal to escnn's, exactly equivariant where the layout is, with the parameters that were promised."""
+"""Networks: equal to escnn's, exactly equivariant where the layout is, with the parameters that
+were promised.
+"""
 
 import copy
 import pickle
@@ -29,10 +31,15 @@ def trained(architecture, seed=0, channels=2):
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for convolution in network.convolutions:
-            for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.3, 0.3), ("running_mean", -0.2, 0.2), ("running_var", 0.5, 1.5)):
+            for name, low, high in (
+                ("weight", 0.5, 1.5),
+                ("bias", -0.3, 0.3),
+                ("running_mean", -0.2, 0.2),
+                ("running_var", 0.5, 1.5),
+            ):
                 value = getattr(convolution.norm, name)
                 value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
-            convolution.norm.weight[1::2] *= -1      # a maximum does not commute with these
+            convolution.norm.weight[1::2] *= -1  # a maximum does not commute with these
     return network
 
 
@@ -50,20 +57,33 @@ def raw_bases(monkeypatch):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("text", [P4CNN.format(g) for g in ("C4", "D4", "C8", "D8")] + [RESIDUAL.format("C4"), RESIDUAL.format("D4"),
-    "12px: 2k3@D1 avg3/2p1, 2k5p2reflect head=none filters=basis", "12px: 2k3@C2 blur/2, 2k3 blurmax/2 filters=basis",
-    "12px: 2k3@D2 conv3/2p1, 2k3s2p1circular filters=basis", "12px: 3k3@C1, 3k5 filters=basis",
-    "13px: 3k3s2@C4 max3/2p1, 4k3 max2/2ceil filters=basis", "13px: 2k3@D4 blur/2, 2k3r filters=basis"])
-@pytest.mark.parametrize("channels", [1, 2])    # of a grey image, the first convolution is computed otherwise
+@pytest.mark.parametrize(
+    "text",
+    [P4CNN.format(g) for g in ("C4", "D4", "C8", "D8")]
+    + [
+        RESIDUAL.format("C4"),
+        RESIDUAL.format("D4"),
+        "12px: 2k3@D1 avg3/2p1, 2k5p2reflect head=none filters=basis",
+        "12px: 2k3@C2 blur/2, 2k3 blurmax/2 filters=basis",
+        "12px: 2k3@D2 conv3/2p1, 2k3s2p1circular filters=basis",
+        "12px: 3k3@C1, 3k5 filters=basis",
+        "13px: 3k3s2@C4 max3/2p1, 4k3 max2/2ceil filters=basis",
+        "13px: 2k3@D4 blur/2, 2k3r filters=basis",
+    ],
+)
+# of a grey image, the first convolution is computed otherwise
+@pytest.mark.parametrize("channels", [1, 2])
 def test_equals_escnn(text, training, channels, raw_bases):
-    """With unmodified escnn modules of the same weights: outputs, feature maps, running statistics and gradients to 1e-10."""
+    """With unmodified escnn modules of the same weights: outputs, feature maps, running statistics
+    and gradients to 1e-10.
+    """
     from support.escnn_reference import EscnnNetwork, copy_to_escnn
 
     architecture = Architecture.parse(text)
     network = trained(architecture, channels=channels).train(training)
     reference = EscnnNetwork(architecture, channels, 5).double()
     copy_to_escnn(network, reference)
-    reference.train(training)       # escnn expands its filters when it goes to eval
+    reference.train(training)  # escnn expands its filters when it goes to eval
     x = images(architecture, channels)
     mine, my_maps = network.forward_with_stages(x)
     theirs, their_maps = reference.forward_with_stages(x)
@@ -84,29 +104,45 @@ def test_equals_escnn(text, training, channels, raw_bases):
     assert relative(network.linear.weight.grad, reference.linear.weight.grad) < 1e-10
 
 
-@pytest.mark.parametrize("text", ["12px: 2k3@D4, 3k3@C4 max2/2, 3k3@C2, 2k3@C1 filters=basis", "12px: 2k3@D8, 2k3@C8 max2/2, 2k3@C4 filters=basis",
-                                  "12px: 2k3@D4 max2/2, 2k3@D1, 2k4@C1 filters=basis"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "12px: 2k3@D4, 3k3@C4 max2/2, 3k3@C2, 2k3@C1 filters=basis",
+        "12px: 2k3@D8, 2k3@C8 max2/2, 2k3@C4 filters=basis",
+        "12px: 2k3@D4 max2/2, 2k3@D1, 2k4@C1 filters=basis",
+    ],
+)
 def test_restriction_equals_escnn(text):
-    """Through RestrictionModule, whose basis spans the same filters in another order and is sampled anew, to 1e-6."""
+    """Through RestrictionModule, whose basis spans the same filters in another order and is sampled
+    anew, to 1e-6.
+    """
     from support.escnn_reference import EscnnNetwork, block_basis, copy_to_escnn
 
     architecture = Architecture.parse(text)
     network, reference = trained(architecture), EscnnNetwork(architecture, 2, 5).double()
     with torch.no_grad():
-        for (convolution, _), ours, weight in zip(reference.parts(), network.convolutions, network.weights(), strict=True):
+        for (convolution, _), ours, weight in zip(
+            reference.parts(), network.convolutions, network.weights(), strict=True
+        ):
             basis = block_basis(convolution)
-            size, out, into = basis.shape[:3]
-            pairs = weight.unflatten(0, (-1, out)).unflatten(2, (-1, into)).transpose(1, 2).flatten(0, 1).flatten(1)
+            _size, out, into = basis.shape[:3]
+            pairs = (
+                weight.unflatten(0, (-1, out))
+                .unflatten(2, (-1, into))
+                .transpose(1, 2)
+                .flatten(0, 1)
+                .flatten(1)
+            )
             found = torch.linalg.lstsq(basis.flatten(1).T, pairs.T).solution
             assert relative(found.T @ basis.flatten(1), pairs) < 1e-6
             assert found.numel() == ours.filters.numel() == convolution.weights.numel()
             convolution.weights.copy_(found.T.flatten())
             ours.filters = torch.nn.Parameter(convolution.weights.view_as(ours.filters).clone())
-        copy_to_escnn(network, reference)     # the norms and the linear layer
+        copy_to_escnn(network, reference)  # the norms and the linear layer
     network = trained(architecture)
     x = images(architecture)
-    mine, my_maps = network.forward_with_stages(x)
-    theirs, their_maps = reference.forward_with_stages(x)
+    mine, _my_maps = network.forward_with_stages(x)
+    theirs, _their_maps = reference.forward_with_stages(x)
     assert relative(mine, theirs) < 1e-6
     mine.square().sum().backward()
     theirs.square().sum().backward()
@@ -115,13 +151,23 @@ def test_restriction_equals_escnn(text):
         assert relative(ours.norm.weight.grad, norm.weight.grad) < 1e-5
 
 
-EXACT = ["28px: 3k3@{} max2/2, 2k3 head={}", "28px: 2k2p0@{} avg3/2p1, 3k4p0 head={}", "29px: 2k3s2@{}, 2k3x2r, 3k3s2r head={}",
-         "29px: 2k3@{} conv3/2p1, 2k3d2 blur/2, 2k3p1circular adaptive2 head={}", "16px resize21: 2k3@{} blurmax/2, 2k3p2reflect adaptivemax/2 head={}"]
+EXACT = [
+    "28px: 3k3@{} max2/2, 2k3 head={}",
+    "28px: 2k2p0@{} avg3/2p1, 3k4p0 head={}",
+    "29px: 2k3s2@{}, 2k3x2r, 3k3s2r head={}",
+    "29px: 2k3@{} conv3/2p1, 2k3d2 blur/2, 2k3p1circular adaptive2 head={}",
+    "16px resize21: 2k3@{} blurmax/2, 2k3p2reflect adaptivemax/2 head={}",
+]
 
 
-@pytest.mark.parametrize("filters,groups", [("free", ["C2", "C4", "D1", "D2", "D4"]), ("basis", ["C4", "D4", "C8", "D8"])])
+@pytest.mark.parametrize(
+    "filters,groups",
+    [("free", ["C2", "C4", "D1", "D2", "D4"]), ("basis", ["C4", "D4", "C8", "D8"])],
+)
 def test_exact_layouts_are_equivariant(filters, groups):
-    """Every stage follows every element of the grid in float64 to 1e-10, in training and in evaluation; logits do not move."""
+    """Every stage follows every element of the grid in float64 to 1e-10, in training and in
+    evaluation; logits do not move.
+    """
     for text, name in ((t, g) for t in EXACT for g in groups):
         if filters == "basis":
             text = text.replace("k2p0", "k5p0").replace("28px: 2k5p0@{}", "29px: 2k5p0@{}")
@@ -135,11 +181,25 @@ def test_exact_layouts_are_equivariant(filters, groups):
                 moved_logits, moved_maps = network.forward_with_stages(act(x, element))
                 assert relative(moved_logits, logits) < 1e-10, (str(architecture), element)
                 for a, b in zip(moved_maps, maps, strict=True):
-                    assert relative(a, act_on_fields(b, element, group)) < 1e-10, (str(architecture), element)
+                    assert relative(a, act_on_fields(b, element, group)) < 1e-10, (
+                        str(architecture),
+                        element,
+                    )
 
 
-@pytest.mark.parametrize("text", ["28px: 3k3@C4 max3/2, 3k3", "29px: 3k3@D4 max2/2, 3k3", "28px: 3k3@C4 max2/2, 3k3 head=none", "28px: 3k3s2@D4, 3k3",
-                                  "28px: 3k3@C8 blur/2, 3k3s2", "28px resize29nearest: 3k3@C4", "28px: 3k3p0:1@C4", "28px: 3k3@D4, 3k3@C2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "28px: 3k3@C4 max3/2, 3k3",
+        "29px: 3k3@D4 max2/2, 3k3",
+        "28px: 3k3@C4 max2/2, 3k3 head=none",
+        "28px: 3k3s2@D4, 3k3",
+        "28px: 3k3@C8 blur/2, 3k3s2",
+        "28px resize29nearest: 3k3@C4",
+        "28px: 3k3p0:1@C4",
+        "28px: 3k3@D4, 3k3@C2",
+    ],
+)
 def test_broken_layouts_are_seen(text):
     architecture = Architecture.parse(text)
     network = trained(architecture).eval()
@@ -154,29 +214,64 @@ def test_head_none_still_has_equivariant_features():
     network, x = trained(architecture), images(architecture)
     maps = network.forward_with_stages(x)[1][-1]
     for element in architecture.group.elements:
-        assert relative(network.forward_with_stages(act(x, element))[1][-1], act_on_fields(maps, element, architecture.group)) < 1e-10
+        assert (
+            relative(
+                network.forward_with_stages(act(x, element))[1][-1],
+                act_on_fields(maps, element, architecture.group),
+            )
+            < 1e-10
+        )
 
 
 def random_architecture(generator):
     """A random valid architecture, as text."""
     while True:
         filters = generator.choice(["free", "basis"])
-        chain = generator.choice([["D4", "C4", "C2"], ["D4", "D2", "D1"], ["C4", "C1"], ["D2", "C2"], ["C1"]] + ([["D8", "C8"]] if filters == "basis" else []))
+        chain = generator.choice(
+            [["D4", "C4", "C2"], ["D4", "D2", "D1"], ["C4", "C1"], ["D2", "C2"], ["C1"]]
+            + ([["D8", "C8"]] if filters == "basis" else [])
+        )
         stages = []
         for number in range(generator.randint(1, 4)):
             residual = generator.random() < 0.3
-            kernel = generator.choice([1, 3, 5] if residual or filters == "basis" else [1, 2, 3, 4, 5])
+            kernel = generator.choice(
+                [1, 3, 5] if residual or filters == "basis" else [1, 2, 3, 4, 5]
+            )
             stage = f"{generator.randint(1, 4)}k{kernel}" + generator.choice(["", "", "s2"])
-            stage += f"x{generator.randint(1, 2)}r" if residual else generator.choice(["", "p0", "p1:0", "x2", "d2"])
+            stage += (
+                f"x{generator.randint(1, 2)}r"
+                if residual
+                else generator.choice(["", "p0", "p1:0", "x2", "d2"])
+            )
             if number < len(chain):
                 stage += f"@{chain[number]}"
-            stages.append(stage + generator.choice(["", "", " max2/2", " max3/2p0:1ceil", " avg3/2p1", " conv3/2p1", " blur/2", " blurmax/2",
-                                                    " adaptive", " adaptivemax3", " resize9", " crop11", " max2/2ceil"]))
+            stages.append(
+                stage
+                + generator.choice(
+                    [
+                        "",
+                        "",
+                        " max2/2",
+                        " max3/2p0:1ceil",
+                        " avg3/2p1",
+                        " conv3/2p1",
+                        " blur/2",
+                        " blurmax/2",
+                        " adaptive",
+                        " adaptivemax3",
+                        " resize9",
+                        " crop11",
+                        " max2/2ceil",
+                    ]
+                )
+            )
         size = generator.choice(["21", "24", "19x26"])
         entry = generator.choice(["", "", " resize20bicubic", " crop22"])
         head = generator.choice(["group_max", "group_mean", "none"])
         try:
-            return Architecture.parse(f"{size}px{entry}: {', '.join(stages)} head={head} filters={filters}")
+            return Architecture.parse(
+                f"{size}px{entry}: {', '.join(stages)} head={head} filters={filters}"
+            )
         except ValueError:
             pass
 
@@ -190,23 +285,34 @@ def test_parameters_and_sizes_are_those_promised():
         promised = cost(architecture, channels, classes)
         assert sum(p.numel() for p in network.parameters()) == promised.params, architecture
         with torch.no_grad():
-            logits, maps = network.forward_with_stages(images(architecture, channels, 1, dtype=torch.float32))
+            logits, maps = network.forward_with_stages(
+                images(architecture, channels, 1, dtype=torch.float32)
+            )
         assert tuple(tuple(m.shape[-2:]) for m in maps) == architecture.sizes, architecture
-        assert [m.shape[1] for m in maps] == [s.channels for s in architecture.stages] and logits.shape == (1, classes)
+        assert [m.shape[1] for m in maps] == [
+            s.channels for s in architecture.stages
+        ] and logits.shape == (1, classes)
         assert torch.isfinite(logits).all()
 
 
 def test_stays_in_channels_last_from_an_image_of_one_channel():
     """A map of one channel has both layouts; torch would go on in the slower one."""
-    architecture = Architecture.parse("28px: 3k3@C4, 3k3p1reflect max2/2, 3k3p1circular blur/2, 3k3x2r, 3k3p0:1")
+    architecture = Architecture.parse(
+        "28px: 3k3@C4, 3k3p1reflect max2/2, 3k3p1circular blur/2, 3k3x2r, 3k3p0:1"
+    )
     network = build(architecture, channels=1, classes=3)
     for training in (True, False):
         made = []
-        hooks = [convolution.register_forward_hook(lambda _, inputs, output: made.append(output)) for convolution in network.convolutions]
+        hooks = [
+            convolution.register_forward_hook(lambda _, inputs, output: made.append(output))
+            for convolution in network.convolutions
+        ]
         network.train(training)(images(architecture, channels=1, dtype=torch.float32))
         assert len(made) == len(network.convolutions)
         for maps in made:
-            assert maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+            assert (
+                maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+            )
         for hook in hooks:
             hook.remove()
     assert channels_last(torch.zeros(2, 1, 4, 5)).stride() == (20, 1, 5, 1)
@@ -224,7 +330,9 @@ def test_seeds_decide_alone():
         assert not torch.equal(a, c) or a.std() == 0
 
 
-@pytest.mark.parametrize("text", [P4CNN.format("C4"), RESIDUAL.format("C8"), "12px: 3k3@D4 conv3/2p1, 3k2@C4"])
+@pytest.mark.parametrize(
+    "text", [P4CNN.format("C4"), RESIDUAL.format("C8"), "12px: 3k3@D4 conv3/2p1, 3k2@C4"]
+)
 def test_pickles_and_copies_also_after_evaluation(text):
     architecture = Architecture.parse(text)
     network, x = trained(architecture), images(architecture)
@@ -239,7 +347,10 @@ def test_pickles_and_copies_also_after_evaluation(text):
 
 def test_no_graph_breaks():
     architecture = Architecture.parse("12px: 3k3@D4 max2/2, 3k3r, 3k3@C4 blur/2")
-    network, x = build(architecture, channels=2, classes=3), images(architecture, dtype=torch.float32)
+    network, x = (
+        build(architecture, channels=2, classes=3),
+        images(architecture, dtype=torch.float32),
+    )
     compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x), network(x), atol=1e-5)
 
@@ -247,7 +358,10 @@ def test_no_graph_breaks():
 @pytest.mark.parametrize("filters", ["free", "basis"])
 def test_bfloat16_keeps_filters_statistics_and_logits_in_float32(filters):
     architecture = Architecture.parse(f"28px: 4k3@C4 max2/2, 4k3x2r filters={filters}")
-    network, x = build(architecture, channels=1, classes=3), images(architecture, 1, 32, dtype=torch.float32)
+    network, x = (
+        build(architecture, channels=1, classes=3),
+        images(architecture, 1, 32, dtype=torch.float32),
+    )
     exact = copy.deepcopy(network)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, maps = network.forward_with_stages(x)
@@ -260,7 +374,12 @@ def test_bfloat16_keeps_filters_statistics_and_logits_in_float32(filters):
     assert relative(logits, expected) < 0.03
     for a, b in zip(network.convolutions, exact.convolutions):
         assert relative(a.norm.running_var, b.norm.running_var) < 0.01
-        assert torch.nn.functional.cosine_similarity(a.filters.grad.flatten(), b.filters.grad.flatten(), dim=0) > 0.98
+        assert (
+            torch.nn.functional.cosine_similarity(
+                a.filters.grad.flatten(), b.filters.grad.flatten(), dim=0
+            )
+            > 0.98
+        )
 
 
 def test_equals_plain_torch_without_a_group():
@@ -270,9 +389,18 @@ def test_equals_plain_torch_without_a_group():
     architecture = Architecture.parse("14px: 5k3 max2/2, 4k3p0")
     network = trained(architecture)
     a, b = network.convolutions
-    plain = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2),
-                          nn.Conv2d(5, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          nn.Linear(4, 5)).double()
+    plain = nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(5, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    ).double()
     with torch.no_grad():
         for mine, conv, norm in ((a, plain[0], plain[1]), (b, plain[4], plain[5])):
             conv.weight.copy_(mine.filters.view_as(conv.weight))

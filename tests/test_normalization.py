@@ -1,4 +1,6 @@
-"""Batch norm over fields: torch's own on the fields, its gradient, and float32 statistics of bfloat16 maps."""
+"""Batch norm over fields: torch's own on the fields, its gradient, and float32 statistics of
+bfloat16 maps.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from trainers.networks.normalization import MOMENTUM, FieldNorm, Pooling, estima
 
 def maps(order, fields=3, batch=4, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(batch, fields * order, 5, 6, generator=generator, dtype=dtype) * 2 + torch.arange(fields * order).view(1, -1, 1, 1)
+    values = torch.randn(
+        batch, fields * order, 5, 6, generator=generator, dtype=dtype
+    ) * 2 + torch.arange(fields * order).view(1, -1, 1, 1)
     return values.contiguous(memory_format=torch.channels_last)
 
 
@@ -35,10 +39,14 @@ def test_is_batch_norm_of_the_fields(order, relu, layout):
         expected = expected.relu() if relu else expected
         found = mine(x)
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
-        assert torch.allclose(mine.running_mean, theirs.running_mean) and torch.allclose(mine.running_var, theirs.running_var)
+        assert torch.allclose(mine.running_mean, theirs.running_mean) and torch.allclose(
+            mine.running_var, theirs.running_var
+        )
         weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
         mine_grads = torch.autograd.grad((found * weights).sum(), [x, mine.weight, mine.bias])
-        their_grads = torch.autograd.grad((expected * weights).sum(), [x, theirs.weight, theirs.bias])
+        their_grads = torch.autograd.grad(
+            (expected * weights).sum(), [x, theirs.weight, theirs.bias]
+        )
         for a, b in zip(mine_grads, their_grads):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-11)
 
@@ -53,31 +61,54 @@ def test_a_skip_connection_is_added_before_relu(layout):
         kept = skip.detach().clone()
         found, expected = norm(x, skip), (other(x) + skip).relu()
         assert torch.allclose(found, expected) and torch.equal(skip, kept)
-        for a, b in zip(*(torch.autograd.grad(f.square().sum(), [x, skip, n.weight, n.bias]) for f, n in ((found, norm), (expected, other)))):
+        for a, b in zip(
+            *(
+                torch.autograd.grad(f.square().sum(), [x, skip, n.weight, n.bias])
+                for f, n in ((found, norm), (expected, other))
+            )
+        ):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("order", [1, 4])
-@pytest.mark.parametrize("pool", [Pooling(2, 2, 0, 1, False), Pooling(3, 2, 1, 1, True), Pooling(2, 1, 0, 1, False)])
+@pytest.mark.parametrize(
+    "pool", [Pooling(2, 2, 0, 1, False), Pooling(3, 2, 1, 1, True), Pooling(2, 1, 0, 1, False)]
+)
 def test_pooling_before_the_norm_is_pooling_after_it(pool, order, layout):
     """Also for fields of negative scale, whose smallest value is the one that counts."""
     norm, other = randomised(FieldNorm(3, order, False)), randomised(FieldNorm(3, order, False))
     assert (norm.weight < 0).any() and (norm.weight > 0).any()
     x = maps(order).contiguous(memory_format=layout).requires_grad_()
     signs = norm.signs()
-    found = norm.pooled((x.unflatten(1, (3, order)) * signs.view(-1, 1, 1, 1)).flatten(1, 2).contiguous(memory_format=layout), signs, pool)
+    found = norm.pooled(
+        (x.unflatten(1, (3, order)) * signs.view(-1, 1, 1, 1))
+        .flatten(1, 2)
+        .contiguous(memory_format=layout),
+        signs,
+        pool,
+    )
     expected = torch.nn.functional.max_pool2d(other(x), *pool).relu()
     assert torch.allclose(found, expected)
-    assert torch.allclose(norm.running_mean, other.running_mean) and torch.allclose(norm.running_var, other.running_var)
-    for a, b in zip(*(torch.autograd.grad(f.square().sum(), [x, n.weight, n.bias]) for f, n in ((found, norm), (expected, other)))):
+    assert torch.allclose(norm.running_mean, other.running_mean) and torch.allclose(
+        norm.running_var, other.running_var
+    )
+    for a, b in zip(
+        *(
+            torch.autograd.grad(f.square().sum(), [x, n.weight, n.bias])
+            for f, n in ((found, norm), (expected, other))
+        )
+    ):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_gradient_by_differences():
     norm = randomised(FieldNorm(3, 2, True))
     x = maps(2, batch=2)[..., :2, :3].requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, w, b: torch.func.functional_call(norm, {"weight": w, "bias": b}, (x,)), (x, norm.weight, norm.bias))
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: torch.func.functional_call(norm, {"weight": w, "bias": b}, (x,)),
+        (x, norm.weight, norm.bias),
+    )
 
 
 def test_statistics_of_bfloat16_maps_are_float32():
@@ -99,23 +130,35 @@ def test_one_value_has_no_variance():
 
 def test_statistics_are_those_of_the_present_weights_on_given_batches():
     torch.manual_seed(0)
-    network = build(Architecture.parse("12px: 4k3@C4, 4k3 max2/2, 4k3x2r, 4k3"), channels=1, classes=3, seed=1)
+    network = build(
+        Architecture.parse("12px: 4k3@C4, 4k3 max2/2, 4k3x2r, 4k3"), channels=1, classes=3, seed=1
+    )
     batches = [torch.rand(32, 1, 12, 12) for _ in range(3)]
     with torch.no_grad():
-        for images in batches:                          # running averages: still half of where they began
+        # running averages: still half of where they began
+        for images in batches:
             network.train()(images)
     before = network.eval()(batches[0])
     estimate_statistics(network, batches)
-    assert network.training and all(m.momentum == MOMENTUM for m in network.modules() if isinstance(m, FieldNorm))
+    assert network.training and all(
+        m.momentum == MOMENTUM for m in network.modules() if isinstance(m, FieldNorm)
+    )
     with torch.no_grad():
         expected, settled = network.train()(batches[0]), network.eval()(batches[0])
         assert (settled - expected).abs().max() < 0.2 * (before - expected).abs().max()
         means = []
-        for images in batches:                          # of the first layer: the mean over batches, exactly
+        # of the first layer: the mean over batches, exactly
+        for images in batches:
             estimate_statistics(network, [images])
-            means.append(next(m for m in network.modules() if isinstance(m, FieldNorm)).running_mean.clone())
+            means.append(
+                next(m for m in network.modules() if isinstance(m, FieldNorm)).running_mean.clone()
+            )
         estimate_statistics(network, batches)
-    assert torch.allclose(next(m for m in network.modules() if isinstance(m, FieldNorm)).running_mean, torch.stack(means).mean(0), atol=1e-6)
+    assert torch.allclose(
+        next(m for m in network.modules() if isinstance(m, FieldNorm)).running_mean,
+        torch.stack(means).mean(0),
+        atol=1e-6,
+    )
 
 
 def test_momentum_comes_back_after_a_failure():

@@ -1,7 +1,8 @@
 """A study, its journal, a retrained result and a bundle that version 0.1.0 wrote still open.
 
-`assets/study` was searched, and `assets/bundle` exported, before the code moved into sub-packages; `assets/trials.json` and
-`assets/front.json` are what `equisearch trials` and `equisearch front` printed then. Of the checkpoints those of two trials are kept.
+`assets/study` was searched, and `assets/bundle` exported, before the code moved into sub-packages;
+`assets/trials.json` and `assets/front.json` are what `equisearch trials` and `equisearch front`
+printed then. Of the checkpoints those of two trials are kept.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.isolation import accuracies
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +23,14 @@ ASSETS = Path(__file__).parent / "assets"
 def equisearch(*words):
     """What a command prints; fails the test if the command fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "studies.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "studies.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -34,7 +43,10 @@ def study(tmp_path):
 
 @pytest.mark.parametrize("command", ["trials", "front"])
 def test_an_old_journal_reads_as_it_did(study, command):
-    now, then = json.loads(equisearch(command, study, "--format", "json")), json.loads((ASSETS / f"{command}.json").read_text())
+    now, then = (
+        json.loads(equisearch(command, study, "--format", "json")),
+        json.loads((ASSETS / f"{command}.json").read_text()),
+    )
     assert [{key: row[key] for key in old} for row, old in zip(now, then, strict=True)] == then
 
 
@@ -50,7 +62,8 @@ def test_an_old_trial_can_be_exported_and_reported(study, tmp_path):
     equisearch("export", study, 7, "--out", tmp_path / "bundle")
     assert json.loads(equisearch("verify", tmp_path / "bundle", "--format", "json"))["good"]
     equisearch("report", study)
-    assert "47.6" in (study / "report.html").read_text()        # the test accuracy of the retrained trial 9
+    # the test accuracy of the retrained trial 9
+    assert "47.6" in (study / "report.html").read_text()
 
 
 def test_an_old_bundle_verifies_and_runs_with_torch_alone(tmp_path):

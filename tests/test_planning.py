@@ -1,21 +1,28 @@
-"""Proposals planned whole: drafts follow plans and never leave the space; what was tried is not proposed again."""
+"""Proposals planned whole: drafts follow plans and never leave the space; what was tried is not
+proposed again.
+"""
 
 from __future__ import annotations
 
 import numpy
 import pytest
-from support import trivial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchspace.groups import Group
-from studies.search.driver import SearchDriver
-from studies.workers.executors import run_in_process
 from studies.journal.reader import read_trials
 from studies.samplers.planned import Draft, as_key, draw
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from support import trivial
 
-SMALL = {"space__input_size": [28, 29], "space__layout": ["max2/2", "max3/2"], "space__family": ["steerable"], "space__group": ["C4", "D4"],
-         "space__equivariance_loss": {"kind": ["none"]}}
+SMALL = {
+    "space__input_size": [28, 29],
+    "space__layout": ["max2/2", "max3/2"],
+    "space__family": ["steerable"],
+    "space__group": ["C4", "D4"],
+    "space__equivariance_loss": {"kind": ["none"]},
+}
 
 
 def rng(seed=0):
@@ -32,17 +39,34 @@ def test_a_draft_follows_its_plan_where_the_space_allows_it():
 def test_a_draft_takes_a_choice_from_another_condition():
     draft = Draft({"input_size/25-33/2": 29}, rng())
     assert draft.suggest_int("input_size/25-29", 25, 29) == 29
-    assert Draft({"input_size/25-33/2": 33}, rng()).suggest_int("input_size/26-32/2", 26, 32, step=2) in (26, 28, 30, 32)
+    assert Draft({"input_size/25-33/2": 33}, rng()).suggest_int(
+        "input_size/26-32/2", 26, 32, step=2
+    ) in (26, 28, 30, 32)
 
 
-@given(st.integers(0, 10_000), st.floats(0.001, 100), st.integers(20, 40), st.sampled_from(["C1", "C4", "D4", "C17", ""]))
+@given(
+    st.integers(0, 10_000),
+    st.floats(0.001, 100),
+    st.integers(20, 40),
+    st.sampled_from(["C1", "C4", "D4", "C17", ""]),
+)
 @settings(max_examples=60, deadline=None)
 def test_a_draft_never_leaves_the_space(seed, weight, size, group):
     study = trivial.study()
-    draft, architecture = draw(study, {"loss_weight": weight, "input_size": size, "group": group, "layout": "max9/9"}, rng(seed))
-    again = study.space.sample(Draft(draft.params, rng(seed + 1)), declared=Group.parse(study.symmetry.group)).architecture
+    draft, architecture = draw(
+        study,
+        {"loss_weight": weight, "input_size": size, "group": group, "layout": "max9/9"},
+        rng(seed),
+    )
+    again = study.space.sample(
+        Draft(draft.params, rng(seed + 1)), declared=Group.parse(study.symmetry.group)
+    ).architecture
     assert architecture.size[0] in study.space.pixels
-    assert str(again).split(":")[0] == str(architecture).split(":")[0] and again.loss == architecture.loss and again.group == architecture.group
+    assert (
+        str(again).split(":")[0] == str(architecture).split(":")[0]
+        and again.loss == architecture.loss
+        and again.group == architecture.group
+    )
     if "loss_weight" in draft.params:
         assert 0.01 <= draft.params["loss_weight"] <= 10
 
@@ -53,11 +77,19 @@ def test_params_are_equal_whatever_their_order():
 
 @pytest.mark.parametrize("sampler", ["tpe", "evolution", "ehvi"])
 def test_a_small_space_is_searched_whole_without_repeats(tmp_path, sampler):
-    options = {**SMALL, "search__sampler": sampler, "search__repeats": 1, "search__trials": 8, "search__startup": 2, "search__rungs": []}
+    options = {
+        **SMALL,
+        "search__sampler": sampler,
+        "search__repeats": 1,
+        "search__trials": 8,
+        "search__startup": 2,
+        "search__rungs": [],
+    }
     with SearchDriver.create(tmp_path / "study", trivial.study(**options)) as driver:
         run_in_process(driver, trivial.trainable)
     records = read_trials(tmp_path / "study")
     complete = {r.architecture for r in records if r.state == "complete"}
-    assert len(complete) == 8                                   # 2 groups, 2 layouts, 2 sizes
+    assert len(complete) == 8  # 2 groups, 2 layouts, 2 sizes
     refused = sum(r.state == "refused" for r in records)
-    assert refused == 0 if sampler != "tpe" else refused <= 8     # TPE repeats itself, and a neighbour follows at once
+    # TPE repeats itself, and a neighbour follows at once
+    assert refused == 0 if sampler != "tpe" else refused <= 8

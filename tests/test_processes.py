@@ -1,4 +1,6 @@
-"""Jobs in processes of their own: stopped by signals, left by a killed parent, and dying themselves."""
+"""Jobs in processes of their own: stopped by signals, left by a killed parent, and dying
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,14 @@ HERE = Path(__file__).parent
 
 
 def square(number):
-    return number ** 2, os.getpid()
+    return number**2, os.getpid()
 
 
 def refuse_odd(number):
     if number % 2:
         raise ValueError(f"{number} is odd")
-    time.sleep(number / 10)     # so that the process of an odd one has started before the rest is done
+    # so that the process of an odd one has started before the rest is done
+    time.sleep(number / 10)
     return number
 
 
@@ -34,7 +37,9 @@ def die(number):
 
 
 def linger(job):
-    """The first job is done at once; the others leave a mark, and take a minute in a temporary folder."""
+    """The first job is done at once; the others leave a mark, and take a minute in a temporary
+    folder.
+    """
     folder, number = job
     if number == 0:
         return 0
@@ -58,14 +63,22 @@ def main(name: str, folder: str, workers: int) -> None:
     def told(index, result):
         Path(folder, f"{index}.told").touch()
 
-    cli.app = lambda **options: run_each(globals()[name], [(folder, number) for number in range(6)], workers, told)
+    cli.app = lambda **options: run_each(
+        globals()[name], [(folder, number) for number in range(6)], workers, told
+    )
     cli.main()
 
 
 def start(folder, workers=2, name="linger") -> subprocess.Popen:
     """The six jobs in a process of their own; returns once as many as there are workers linger."""
     code = f"import test_processes; test_processes.main({name!r}, {str(folder)!r}, {workers})"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, text=True, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=HERE,
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while len(list(folder.glob("*.mark"))) < workers:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
@@ -78,7 +91,9 @@ def gone(folder) -> bool:
     pids = [int(mark.stem.partition("-")[2]) for mark in folder.glob("*.mark")]
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
-        if not any(alive(pid) for pid in pids) and not [path for path in folder.iterdir() if path.is_dir()]:
+        if not any(alive(pid) for pid in pids) and not [
+            path for path in folder.iterdir() if path.is_dir()
+        ]:
             return True
         time.sleep(0.05)
     return False
@@ -94,7 +109,9 @@ def alive(pid: int) -> bool:
 def test_results_come_in_order_from_several_processes():
     told = []
     found = run_each(square, range(7), 2, lambda index, result: told.append(index))
-    assert [value for value, _ in found] == [number ** 2 for number in range(7)] and sorted(told) == list(range(7))
+    assert [value for value, _ in found] == [number**2 for number in range(7)] and sorted(
+        told
+    ) == list(range(7))
     assert os.getpid() not in {pid for _, pid in found} and len({pid for _, pid in found}) == 2
     assert {pid for _, pid in run_each(square, range(3), 1)} == {os.getpid()}
     assert run_each(square, [], 2) == []
@@ -117,11 +134,20 @@ def test_a_worker_that_dies_is_named():
 def test_one_signal_keeps_what_is_finished_and_ends_the_rest(tmp_path, workers, number):
     process = start(tmp_path, workers)
     began = time.monotonic()
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)     # Ctrl-C reaches everybody
+    # Ctrl-C reaches everybody
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     error = process.communicate(timeout=30)[1]
     assert process.returncode == 128 + number and time.monotonic() - began < 20
-    assert error.count("\n") == 1 and error.startswith(f"interrupted ({number.name}): ") and "the same command goes on" in error, error
-    assert gone(tmp_path) and (tmp_path / "0.told").exists() and len(list(tmp_path.glob("*.mark"))) == workers
+    assert (
+        error.count("\n") == 1
+        and error.startswith(f"interrupted ({number.name}): ")
+        and "the same command goes on" in error
+    ), error
+    assert (
+        gone(tmp_path)
+        and (tmp_path / "0.told").exists()
+        and len(list(tmp_path.glob("*.mark"))) == workers
+    )
 
 
 def test_two_signals_end_at_once_whatever_the_jobs_do(tmp_path):

@@ -10,19 +10,21 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import trivial
 from test_faults import assert_whole, finish, start
 
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.workers.executors import Ending
 from studies.journal.reader import read_trials
+from studies.search.driver import SearchDriver
+from studies.workers.executors import Ending
 from studies.workers.local_ray import guarded
 from studies.workers.ray_executor import run_on_ray
+from support import trivial
 
 
 def once(mark: str, fault, study, assignment, report):
-    """The fault in the middle of the third epoch of trial 1, the first time; else a trivial training."""
+    """The fault in the middle of the third epoch of trial 1, the first time; else a trivial
+    training.
+    """
 
     class Report:
         def __call__(self, scores):
@@ -46,11 +48,19 @@ def hang():
 
 
 @pytest.mark.usefixtures("connected")
-@pytest.mark.parametrize("fault,said,timeout", [(kill_me, "the worker died", 120), (hang, "the worker was silent for", 15)])
-def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(tmp_path, fault, said, timeout):
+@pytest.mark.parametrize(
+    "fault,said,timeout",
+    [(kill_me, "the worker died", 120), (hang, "the worker was silent for", 15)],
+)
+def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(
+    tmp_path, fault, said, timeout
+):
     events = []
     # every trial is kept at its rungs, so that trial 1 surely gets to its third epoch
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=4, search__rungs=[], resources__trial_timeout=timeout)) as driver:
+    with SearchDriver.create(
+        tmp_path / "study",
+        trivial.study(search__trials=4, search__rungs=[], resources__trial_timeout=timeout),
+    ) as driver:
         run_on_ray(driver, partial(once, str(tmp_path / "mark"), fault), events.append)
     assert_whole(tmp_path / "study", trials=4, repeated=1)
     lost = [e for e in events if e.outcome == "lost"]
@@ -69,7 +79,9 @@ def die_after(mark: str):
 def test_a_worker_that_dies_while_the_driver_finds_nothing_left_to_do(tmp_path):
     """What was found out before its trial came back must not end the study."""
     asked = tmp_path / "asked"
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=2, search__rungs=[])) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(search__trials=2, search__rungs=[])
+    ) as driver:
         following = driver.next
 
         def slow():
@@ -80,21 +92,34 @@ def test_a_worker_that_dies_while_the_driver_finds_nothing_left_to_do(tmp_path):
             return assignment
 
         driver.next = slow
-        assert run_on_ray(driver, partial(once, str(tmp_path / "mark"), partial(die_after, str(asked)))) == Ending("trials")
+        assert run_on_ray(
+            driver, partial(once, str(tmp_path / "mark"), partial(die_after, str(asked)))
+        ) == Ending("trials")
     assert_whole(tmp_path / "study", trials=2, repeated=1)
 
 
-GROUPS = (("/sys/fs/cgroup/memory", {"memory.limit_in_bytes": 100 * 2**20, "memory.swappiness": 0}, "memory.oom_control"),     # versions 1 and 2
-          ("/sys/fs/cgroup", {"memory.max": 100 * 2**20, "memory.swap.max": 0}, "memory.events"))
+# versions 1 and 2
+GROUPS = (
+    (
+        "/sys/fs/cgroup/memory",
+        {"memory.limit_in_bytes": 100 * 2**20, "memory.swappiness": 0},
+        "memory.oom_control",
+    ),
+    ("/sys/fs/cgroup", {"memory.max": 100 * 2**20, "memory.swap.max": 0}, "memory.events"),
+)
 
 
 @pytest.fixture
 def memory_group():
-    """A control group of the kernel with 100 MB and no swap: its file for processes, and how many the kernel has ended in it.
+    """A control group of the kernel with 100 MB and no swap: its file for processes, and how many
+    the kernel has ended in it.
 
-    Making one takes Linux and the right to: where either is missing, the kernel cannot be asked, and only the tests with signals speak.
+    Making one takes Linux and the right to: where either is missing, the kernel cannot be asked,
+    and only the tests with signals speak.
     """
-    root, limits, events = next((found for found in GROUPS if Path(found[0], "cgroup.procs").exists()), GROUPS[1])
+    root, limits, events = next(
+        (found for found in GROUPS if Path(found[0], "cgroup.procs").exists()), GROUPS[1]
+    )
     group = Path(root, f"equisearch-test-{os.getpid()}")
     try:
         group.mkdir()
@@ -109,43 +134,63 @@ def memory_group():
         if group.exists():
             group.rmdir()
         pytest.skip(f"no control group for memory can be made here: {error}")
-    yield group / "cgroup.procs", lambda: int((group / events).read_text().rpartition("oom_kill ")[2].split()[0])
+    yield (
+        group / "cgroup.procs",
+        lambda: int((group / events).read_text().rpartition("oom_kill ")[2].split()[0]),
+    )
     for _ in range(50):
         try:
             return group.rmdir()
-        except OSError:         # what was ended is still being taken apart
+        except OSError:  # what was ended is still being taken apart
             time.sleep(0.1)
 
 
 def take_memory(processes: Path):
     processes.write_text(str(os.getpid()))
     kept = bytearray(2**30)
-    kept[:: 4096] = b"1" * len(kept[:: 4096])
+    kept[::4096] = b"1" * len(kept[::4096])
 
 
 @pytest.mark.usefixtures("connected")
-def test_a_worker_that_the_kernel_ends_for_lack_of_memory_is_replaced_and_its_trial_continued(tmp_path, memory_group):
+def test_a_worker_that_the_kernel_ends_for_lack_of_memory_is_replaced_and_its_trial_continued(
+    tmp_path, memory_group
+):
     processes, ended = memory_group
     events = []
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, search__rungs=[])) as driver:
-        run_on_ray(driver, partial(once, str(tmp_path / "mark"), partial(take_memory, processes)), events.append)
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(search__trials=3, search__rungs=[])
+    ) as driver:
+        run_on_ray(
+            driver,
+            partial(once, str(tmp_path / "mark"), partial(take_memory, processes)),
+            events.append,
+        )
     assert ended() == 1
     assert_whole(tmp_path / "study", trials=3, repeated=1)
-    assert [(e.number, "the worker died" in e.reason) for e in events if e.outcome == "lost"] == [(1, True)]
+    assert [(e.number, "the worker died" in e.reason) for e in events if e.outcome == "lost"] == [
+        (1, True)
+    ]
 
 
 @pytest.mark.usefixtures("connected")
 def test_a_trial_that_always_kills_its_worker_fails_alone(tmp_path):
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, search__retries=1)) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(search__trials=3, search__retries=1)
+    ) as driver:
         run_on_ray(driver, deadly_first)
     records = read_trials(tmp_path / "study")
-    assert records[0].state == "failed" and "died 2 times without getting any further" in records[0].reason
+    assert (
+        records[0].state == "failed"
+        and "died 2 times without getting any further" in records[0].reason
+    )
     assert {r.state for r in records[1:]} <= {"complete", "pruned"} and len(records) == 3
 
 
 @pytest.mark.usefixtures("connected")
 def test_a_last_trial_that_takes_the_last_worker_with_it_ends_the_study(tmp_path):
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=1, search__retries=1, resources__workers=1)) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(search__trials=1, search__retries=1, resources__workers=1)
+    ) as driver:
         assert run_on_ray(driver, deadly_first) == Ending("trials")
     assert [record.state for record in read_trials(tmp_path / "study")] == ["failed"]
 
@@ -167,8 +212,12 @@ def test_a_study_whose_cluster_loses_its_head_ends_and_goes_on_later(tmp_path, m
     monkeypatch.setattr(ray, "nodes", silent_after_the_first_time)
     monkeypatch.setattr(cluster, "PATIENCE", 0.5)
     directory, study = tmp_path / "study", trivial.study(search__trials=6, search__rungs=[])
-    with SearchDriver.create(directory, study) as driver, pytest.raises(StudyError, match="head of the Ray cluster has not answered .* resume"):
-        run_on_ray(driver, partial(once, str(tmp_path / "mark"), kill_me))      # a worker dies, and the head is asked for room
+    with (
+        SearchDriver.create(directory, study) as driver,
+        pytest.raises(StudyError, match="head of the Ray cluster has not answered .* resume"),
+    ):
+        # a worker dies, and the head is asked for room
+        run_on_ray(driver, partial(once, str(tmp_path / "mark"), kill_me))
     monkeypatch.setattr(ray, "nodes", nodes)
     with SearchDriver.open(directory) as driver:
         assert run_on_ray(driver, trivial.trainable) == Ending("trials")
@@ -187,19 +236,30 @@ def test_a_worker_that_ray_ends_for_lack_of_memory_gets_half_the_batch(tmp_path,
 
     from studies.workers import ray_executor
 
-    assert ray_executor._short_of_memory(OutOfMemoryError("Task was killed due to the node running low on memory."))
-    assert not ray_executor._short_of_memory(RuntimeError("The actor is dead because its worker process has died."))
-    monkeypatch.setattr(ray_executor, "_short_of_memory", lambda error: True)      # Ray's own monitor looks at the whole machine
+    assert ray_executor._short_of_memory(
+        OutOfMemoryError("Task was killed due to the node running low on memory.")
+    )
+    assert not ray_executor._short_of_memory(
+        RuntimeError("The actor is dead because its worker process has died.")
+    )
+    # Ray's own monitor looks at the whole machine
+    monkeypatch.setattr(ray_executor, "_short_of_memory", lambda error: True)
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3)) as driver:
         run_on_ray(driver, deadly_with_whole_batches)
     records = read_trials(tmp_path / "study")
-    assert records[0].attributes["batch_divisor"] == 2 and records[0].state in ("complete", "pruned")
-    assert not records[1].feasible and "even with half the batch: its node ran low on memory" in records[1].reason
+    assert records[0].attributes["batch_divisor"] == 2 and records[0].state in (
+        "complete",
+        "pruned",
+    )
+    assert (
+        not records[1].feasible
+        and "even with half the batch: its node ran low on memory" in records[1].reason
+    )
     assert records[2].state in ("complete", "pruned") and len(records) == 3
 
 
 def deadly_with_whole_batches(study, assignment, report):
-    if assignment.number == 1 or assignment.number == 0 and assignment.batch_divisor == 1:
+    if assignment.number == 1 or (assignment.number == 0 and assignment.batch_divisor == 1):
         kill_me()
     trivial.trainable(study, assignment, report)
 
@@ -212,14 +272,14 @@ def test_a_driver_on_ray_killed_three_times(tmp_path):
         process.kill()
         process.wait()
     assert finish(tmp_path / "study", "ray") == 0
-    assert_whole(tmp_path / "study", repeated=6)        # two workers, three kills
+    assert_whole(tmp_path / "study", repeated=6)  # two workers, three kills
 
 
 @pytest.mark.slow
 def test_one_signal_on_ray_lets_workers_finish_their_epoch(tmp_path):
     process = start(tmp_path / "study", "ray", epoch_seconds=0.05)
     time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)       # as Ctrl-C on a terminal does: everybody gets it
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C on a terminal does: everybody gets it
     out, err = process.communicate(timeout=60)
     assert (out.split()[-1], err, process.returncode) == ("SIGINT", "", 130)
     assert finish(tmp_path / "study", "ray") == 0

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from studies.workers import cluster, local_ray
-
 from studies.cli import doctor
 from studies.config import Resources
 from studies.errors import StudyError
+from studies.workers import cluster, local_ray
 
-MINE = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}      # of a cluster that asks for none, and of one that does
+# of a cluster that asks for none, and of one that does
+MINE = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 @pytest.fixture(scope="module")
 def started():
-    """Ray as a study starts it, where ray is imported already and the environment turns tokens off: its address, token and folder."""
+    """Ray as a study starts it, where ray is imported already and the environment turns tokens off:
+    its address, token and folder.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in MINE.items():
             patch.setenv(name, value)
@@ -46,7 +48,9 @@ def joins(address: str, patch: pytest.MonkeyPatch, **variables: str) -> None:
     cluster.require_answer.__wrapped__(address)
 
 
-@pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_MODE": "disabled"}, MINE, {"RAY_AUTH_TOKEN": "f" * 64}])
+@pytest.mark.parametrize(
+    "variables", [{}, {"RAY_AUTH_MODE": "disabled"}, MINE, {"RAY_AUTH_TOKEN": "f" * 64}]
+)
 def test_a_process_without_the_token_cannot_join(started, monkeypatch, tmp_path, variables):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(StudyError, match="does not let this process in"):
@@ -63,8 +67,12 @@ def test_the_token_is_new_and_in_no_file_or_command_line(started):
     assert len(token) == 64 and token != MINE["RAY_AUTH_TOKEN"]
     import psutil
 
-    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
-    assert any("raylet" in command for command in commands) and not any(token in command for command in commands)
+    commands = [
+        " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)
+    ]
+    assert any("raylet" in command for command in commands) and not any(
+        token in command for command in commands
+    )
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 10 and not any(token.encode() in path.read_bytes() for path in files)
 
@@ -75,23 +83,37 @@ def test_ray_listens_on_the_loopback_interface_alone_and_its_files_are_private(s
     listeners = local_ray.listeners()
     assert int(address.split(":")[1]) in {port for _, port in listeners}
     found = doctor._reachable(listeners, local_ray.refuses_strangers(address))
-    assert (found.level, "on the loopback interface alone" in found.found, "a token is required" in found.found) == ("ok", True, True)
+    assert (
+        found.level,
+        "on the loopback interface alone" in found.found,
+        "a token is required" in found.found,
+    ) == ("ok", True, True)
     assert any(parent.stat().st_mode & 0o077 == 0 for parent in folder.parents)
 
 
-@pytest.mark.parametrize("address, closed, level, said", [
-    ("::", True, "note", "on every interface"), ("10.1.2.3", True, "note", "on 10.1.2.3"), ("::", False, "bad", "NO token is required"),
-    ("::ffff:127.0.0.1", False, "bad", "NO token is required")])
+@pytest.mark.parametrize(
+    "address, closed, level, said",
+    [
+        ("::", True, "note", "on every interface"),
+        ("10.1.2.3", True, "note", "on 10.1.2.3"),
+        ("::", False, "bad", "NO token is required"),
+        ("::ffff:127.0.0.1", False, "bad", "NO token is required"),
+    ],
+)
 def test_doctor_tells_an_open_ray(address, closed, level, said):
     found = doctor._reachable([(address, 7)], closed)
-    assert found.level == level and said in found.found and "ports 7 " in found.found and found.remedy
+    assert (
+        found.level == level and said in found.found and "ports 7 " in found.found and found.remedy
+    )
 
 
 def test_a_ray_that_takes_no_token_is_refused_before_it_starts(monkeypatch):
     import ray._raylet
 
     before = dict(os.environ)
-    monkeypatch.setattr(ray._raylet, "get_authentication_mode", lambda: ray._raylet.AuthenticationMode.DISABLED)
+    monkeypatch.setattr(
+        ray._raylet, "get_authentication_mode", lambda: ray._raylet.AuthenticationMode.DISABLED
+    )
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("an open Ray was started"))
     if ray.is_initialized():
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -102,13 +124,25 @@ def test_a_ray_that_takes_no_token_is_refused_before_it_starts(monkeypatch):
 
 
 def test_under_uv_run_ray_starts_even_where_it_was_imported_before(tmp_path):
-    """Ray looks for a process `uv run` above it: then it would upload the working directory and start workers through uv."""
-    code = ("import ray; from studies.workers.cluster import connected; from studies.config import Resources\n"
-            "with connected(Resources(address='local', workers=1)):\n"
-            "    print(ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60), ray.get_runtime_context().runtime_env)")
+    """Ray looks for a process `uv run` above it: then it would upload the working directory and
+    start workers through uv.
+    """
+    code = (
+        "import ray; from studies.workers.cluster import connected; from studies.config import "
+        "Resources\n"
+        "with connected(Resources(address='local', workers=1)):\n"
+        "    print(ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60), "
+        "ray.get_runtime_context().runtime_env)"
+    )
     (tmp_path / "uv").symlink_to("/bin/sh")
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     (tmp_path / "run").write_text('"$@"; exit $?\n')
-    done = subprocess.run([tmp_path / "uv", "run", sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=120,
-                          env={**own, "PYTHONPATH": str(Path(__file__).resolve().parents[1])})
+    done = subprocess.run(
+        [tmp_path / "uv", "run", sys.executable, "-c", code],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={**own, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+    )
     assert done.returncode == 0 and done.stdout.split() == ["42", "{}"], done.stderr

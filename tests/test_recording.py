@@ -1,4 +1,6 @@
-"""Recorded tables and searches replayed on them: enumeration, the file, going on, and costs counted right."""
+"""Recorded tables and searches replayed on them: enumeration, the file, going on, and costs counted
+right.
+"""
 
 import errno
 import hashlib
@@ -31,35 +33,96 @@ def made_up(text=TEXT):
     for proposal in enumerate_space(study, 1, 10):
         digest = hashlib.sha256(str(proposal.architecture).encode()).digest()
         final = (0.5 + digest[0] / 520, 0.5 + digest[1] / 520)
-        entries.append(Entry(str(proposal.architecture), proposal.learning_rate, key_of(proposal), 1, 1,
-                             tuple((final[0] * share, final[1] * share) for share in (0.5, 0.8, 1.0))))
+        entries.append(
+            Entry(
+                str(proposal.architecture),
+                proposal.learning_rate,
+                key_of(proposal),
+                1,
+                1,
+                tuple((final[0] * share, final[1] * share) for share in (0.5, 0.8, 1.0)),
+            )
+        )
     return Table(study, 1, 10, {}, tuple(entries))
 
 
 def test_every_architecture_is_enumerated_once():
     proposals = list(enumerate_space(parse(TEXT), 1, 10))
     texts = {str(p.architecture) for p in proposals}
-    # 8 plain (2 sizes x 2 layouts x 2 losses); of 4 steerable layouts 2 are exact and have no loss to choose
+    # 8 plain (2 sizes x 2 layouts x 2 losses); of 4 steerable layouts 2 are exact and have no loss
+    # to choose
     assert len(texts) == len(proposals) == 8 + 2 + 2 * 2
     with pytest.raises(StudyError, match="finite"):
-        list(enumerate_space(parse(TEXT + "\n", overrides={"space.learning_rate": {"low": 0.001, "high": 0.1}}), 1, 10))
+        list(
+            enumerate_space(
+                parse(TEXT + "\n", overrides={"space.learning_rate": {"low": 0.001, "high": 0.1}}),
+                1,
+                10,
+            )
+        )
 
 
 def test_a_table_is_recorded_written_and_gone_on_with(tmp_path):
-    study = parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]}})
+    study = parse(
+        TEXT,
+        overrides={
+            "space.group": ["C4"],
+            "space.family": ["steerable"],
+            "space.equivariance_loss": {"kind": ["none"]},
+        },
+    )
     path = tmp_path / "table.json.gz"
     table = record(study, path, channels=1, classes=10, workers=1)
-    assert len(table.entries) == 4 and all(len(entry.epochs) == 3 for entry in table.entries) and read_table(path) == table
+    assert (
+        len(table.entries) == 4
+        and all(len(entry.epochs) == 3 for entry in table.entries)
+        and read_table(path) == table
+    )
     seen = []
-    again = record(study, path, channels=1, classes=10, workers=1, on_entry=lambda *row: seen.append(row))
+    again = record(
+        study, path, channels=1, classes=10, workers=1, on_entry=lambda *row: seen.append(row)
+    )
     assert again.entries == table.entries and not seen
-    renewed = record(parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]},
-                                            "search.rungs": [2]}), path, channels=1, classes=10, workers=1)
-    assert read_table(path) == renewed and renewed.study.search.rungs == (2,) and renewed.entries == table.entries
-    narrower = parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]},
-                                      "space.input_size": [9], "space.layout": ["max2/2", "avg2/2"]})
-    fewer = record(narrower, path, channels=1, classes=10, workers=1, on_entry=lambda *row: seen.append(row[:2]))
-    assert len(fewer.entries) == 2 and seen == [(2, 2)]     # what the narrower space does not hold is neither kept nor counted
+    renewed = record(
+        parse(
+            TEXT,
+            overrides={
+                "space.group": ["C4"],
+                "space.family": ["steerable"],
+                "space.equivariance_loss": {"kind": ["none"]},
+                "search.rungs": [2],
+            },
+        ),
+        path,
+        channels=1,
+        classes=10,
+        workers=1,
+    )
+    assert (
+        read_table(path) == renewed
+        and renewed.study.search.rungs == (2,)
+        and renewed.entries == table.entries
+    )
+    narrower = parse(
+        TEXT,
+        overrides={
+            "space.group": ["C4"],
+            "space.family": ["steerable"],
+            "space.equivariance_loss": {"kind": ["none"]},
+            "space.input_size": [9],
+            "space.layout": ["max2/2", "avg2/2"],
+        },
+    )
+    fewer = record(
+        narrower,
+        path,
+        channels=1,
+        classes=10,
+        workers=1,
+        on_entry=lambda *row: seen.append(row[:2]),
+    )
+    # what the narrower space does not hold is neither kept nor counted
+    assert len(fewer.entries) == 2 and seen == [(2, 2)]
     other = parse(TEXT, overrides={"training.epochs": 2})
     with pytest.raises(StudyError, match="another study"):
         record(other, path, channels=1, classes=10, workers=1)
@@ -78,9 +141,25 @@ def test_costs_are_counted(tmp_path):
     assert read_table(tmp_path / "t.gz") == table
     plain = replay(table, Method("random", optuna="random"), 3)
     assert plain.reached == 3 and all(epochs % 3 == 0 for epochs in plain.epochs)
-    everything = replay(table, Method("ours", changes={"search.rungs": [], "search.sampler": "random", "search.repeats": 1}), 3, share=1.0)
-    assert all(epochs % 3 == 0 and epochs <= 3 * len(table.entries) for epochs in everything.epochs) and everything.reached == 3
-    stopped = replay(table, Method("ours", changes={"search.rungs": [1], "search.sampler": "random", "search.repeats": 1}), 3)
+    everything = replay(
+        table,
+        Method(
+            "ours", changes={"search.rungs": [], "search.sampler": "random", "search.repeats": 1}
+        ),
+        3,
+        share=1.0,
+    )
+    assert (
+        all(epochs % 3 == 0 and epochs <= 3 * len(table.entries) for epochs in everything.epochs)
+        and everything.reached == 3
+    )
+    stopped = replay(
+        table,
+        Method(
+            "ours", changes={"search.rungs": [1], "search.sampler": "random", "search.repeats": 1}
+        ),
+        3,
+    )
     assert min(stopped.epochs) >= 3 and any(epochs % 3 for epochs in stopped.epochs)
     impossible = replay(table, Method("random", optuna="random"), 2, share=1.1)
     assert impossible.reached == 0 and set(impossible.epochs) == {3 * len(table.entries)}
@@ -88,33 +167,83 @@ def test_costs_are_counted(tmp_path):
 
 def test_the_methods_compare_ours_with_plain_optuna_and_with_its_parts_left_out():
     names = [method.name for method in methods(made_up())]
-    assert names[:4] == ["Optuna random", "Optuna TPE", "Optuna NSGA-II", "ours"] and any("without rungs" in name for name in names)
+    assert names[:4] == ["Optuna random", "Optuna TPE", "Optuna NSGA-II", "ours"] and any(
+        "without rungs" in name for name in names
+    )
     assert 0 < full_volume(made_up()) < 1
 
 
 @pytest.mark.slow
 def test_an_interrupted_recording_keeps_what_is_finished_and_goes_on(tmp_path):
     """As a user: Ctrl-C once, then the same command again."""
-    (tmp_path / "study.yaml").write_text(TEXT.replace("group: [C1, C4]", "family: [plain]").replace("[8, 9]", "[8, 9, 10]").replace("[none, label]", "[none]"))
-    command = [sys.executable, "-m", "studies.cli", "record", "study.yaml", "table.gz", "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+    (tmp_path / "study.yaml").write_text(
+        TEXT.replace("group: [C1, C4]", "family: [plain]")
+        .replace("[8, 9]", "[8, 9, 10]")
+        .replace("[none, label]", "[none]")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "studies.cli",
+        "record",
+        "study.yaml",
+        "table.gz",
+        "--workers",
+        "2",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "TMPDIR": str(tmp_path),
+    }
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
     lines = [process.stderr.readline()]
     while not lines[-1].startswith("1 of 6"):
         assert lines[-1], lines
         lines.append(process.stderr.readline())
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and out == "" and err.splitlines()[-1].startswith("interrupted (SIGINT): "), err
+    assert (
+        process.returncode == 130
+        and out == ""
+        and err.splitlines()[-1].startswith("interrupted (SIGINT): ")
+    ), err
     kept = len(read_table(tmp_path / "table.gz").entries)
-    assert 1 <= kept < 6 and not any(line.startswith(f"{kept + 1} of 6") for line in err.splitlines()) and "Warning" not in err
-    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith("tmp")]
-    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=environment, timeout=120)
-    assert done.returncode == 0 and done.stderr.count(" of 6: ") == 6 - kept and len(read_table(tmp_path / "table.gz").entries) == 6
+    assert (
+        1 <= kept < 6
+        and not any(line.startswith(f"{kept + 1} of 6") for line in err.splitlines())
+        and "Warning" not in err
+    )
+    assert not [
+        path for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith("tmp")
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, text=True, capture_output=True, env=environment, timeout=120
+    )
+    assert (
+        done.returncode == 0
+        and done.stderr.count(" of 6: ") == 6 - kept
+        and len(read_table(tmp_path / "table.gz").entries) == 6
+    )
 
 
 def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
-    study = parse(TEXT, overrides={"space.group": ["C4"], "space.family": ["steerable"], "space.equivariance_loss": {"kind": ["none"]}})
+    study = parse(
+        TEXT,
+        overrides={
+            "space.group": ["C4"],
+            "space.family": ["steerable"],
+            "space.equivariance_loss": {"kind": ["none"]},
+        },
+    )
     path, written = tmp_path / "table.gz", []
     write = Path.write_bytes
 
@@ -126,9 +255,24 @@ def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
         return write(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", full_the_third_time)
-    with pytest.raises(StudyError, match="could not be written to .*: No space left on device; what it held before is kept"):
+    with pytest.raises(
+        StudyError,
+        match="could not be written to .*: No space left on device; what it held before is kept",
+    ):
         record(study, path, channels=1, classes=10, workers=1)
     assert len(read_table(path).entries) == 2 and list(tmp_path.iterdir()) == [path]
     trained = []
-    assert len(record(study, path, channels=1, classes=10, workers=1, on_entry=lambda *entry: trained.append(entry)).entries) == 4
+    assert (
+        len(
+            record(
+                study,
+                path,
+                channels=1,
+                classes=10,
+                workers=1,
+                on_entry=lambda *entry: trained.append(entry),
+            ).entries
+        )
+        == 4
+    )
     assert len(trained) == 2

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from studies.errors import LockedError, StudyError
-from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.lock import StudyLock
+from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.repair import repair
 
 
@@ -27,7 +27,7 @@ def test_a_whole_study_is_left_alone(directory):
     assert repair(directory) == [] and (directory / JOURNAL).read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [b"{\"op_code\": 6, \"tri", b"\x00\x00\x00\n", b"[]\n", b"{}\n"])
+@pytest.mark.parametrize("damage", [b'{"op_code": 6, "tri', b"\x00\x00\x00\n", b"[]\n", b"{}\n"])
 def test_the_journal_is_cut_before_the_damage(directory, damage):
     lines = (directory / JOURNAL).read_bytes().splitlines(keepends=True)
     (directory / JOURNAL).write_bytes(b"".join(lines[:6]) + damage + b"".join(lines[6:]))
@@ -45,7 +45,9 @@ def test_leftovers_are_removed_and_whole_files_are_not(directory):
         (trial / name).write_bytes(b"x")
     (directory / f"{JOURNAL}.lock").write_bytes(b"")
     assert len(repair(directory)) == 2
-    assert [path.name for path in trial.iterdir()] == ["checkpoint.pt"] and not (directory / f"{JOURNAL}.lock").exists()
+    assert [path.name for path in trial.iterdir()] == ["checkpoint.pt"] and not (
+        directory / f"{JOURNAL}.lock"
+    ).exists()
 
 
 def test_a_driven_study_is_refused(directory):

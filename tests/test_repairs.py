@@ -1,4 +1,6 @@
-"""Proposals are exact (or broken) as they claim, by the verdict and by the windows themselves, and say what they cost."""
+"""Proposals are exact (or broken) as they claim, by the verdict and by the windows themselves, and
+say what they cost.
+"""
 
 import pytest
 
@@ -24,7 +26,10 @@ def test_both_remedies_of_the_published_experiment_are_found():
     assert any(str(p.architecture.entry) == "resize28" for p in sizes)
     layouts = repair_layouts(P4)
     assert "stage 2: 10k3 max2/2 -> 10k3 max3/2" in [c for p in layouts for c in p.changes]
-    assert {str(p.architecture.stages[1].subsampling) for p in layouts} & {"adaptivemax/2", "max3/2p1"}
+    assert {str(p.architecture.stages[1].subsampling) for p in layouts} & {
+        "adaptivemax/2",
+        "max3/2p1",
+    }
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -44,7 +49,9 @@ def test_every_broken_published_network_can_be_repaired(name):
 
 def test_a_residual_network_is_repaired_by_pools_that_take_over_the_strides():
     best = repair_layouts(steerable("wrn28-10-d4"))[0]
-    assert best.architecture.sizes[-1] in ((8, 8), (7, 7)) and all(stage.stride == 1 for stage in best.architecture.stages)
+    assert best.architecture.sizes[-1] in ((8, 8), (7, 7)) and all(
+        stage.stride == 1 for stage in best.architecture.stages
+    )
     assert abs(best.macs_change) < 0.25
 
 
@@ -58,11 +65,13 @@ def test_torchvisions_resnet_can_be_repaired_at_its_size():
 def test_nothing_is_proposed_where_nothing_is_shifted():
     exact = P4.with_size(28)
     assert repair_sizes(exact) == repair_layouts(exact) == ()
-    assert repair_layouts(exact, Group.parse("D4")) == ()           # the mirror is not built in: no layout brings it back
+    # the mirror is not built in: no layout brings it back
+    assert repair_layouts(exact, Group.parse("D4")) == ()
 
 
 def test_a_declared_group_asks_for_its_axes_only():
-    mirrored = Architecture.parse("29x28px: 4k3@D4 max2/2")         # the width is exact, the height is shifted
+    # the width is exact, the height is shifted
+    mirrored = Architecture.parse("29x28px: 4k3@D4 max2/2")
     assert repair_layouts(mirrored, Group.parse("D1")) == ()
     assert repair_layouts(mirrored, Group.parse("C4"))
 
@@ -72,31 +81,51 @@ def test_an_exact_network_can_be_broken_on_purpose():
     found = breakings(exact)
     assert {p.kind for p in found} == {"size", "layout"}
     for proposal in found:
-        assert proposal.freed == tuple(e for e in exact.group.elements if e not in verdict(proposal.architecture).surviving)
+        assert proposal.freed == tuple(
+            e for e in exact.group.elements if e not in verdict(proposal.architecture).surviving
+        )
     assert ["e", "mr90"] in [[str(e) for e in p.surviving] for p in found]
 
 
 def test_only_layouts_that_somebody_would_use_are_proposed():
-    """No pool of one pixel, no window smaller than its stride, and no image that is squeezed for no group's sake."""
-    for text in ("28px: 4k3@D4, 4k3 max2/2, 4k3s2", "28px: 4k3@C4, 4k3 avg3/2p1, 4k3 conv3/2p1", "27px: 4k3s3@D4, 4k3 max3/3"):
+    """No pool of one pixel, no window smaller than its stride, and no image that is squeezed for no
+    group's sake.
+    """
+    for text in (
+        "28px: 4k3@D4, 4k3 max2/2, 4k3s2",
+        "28px: 4k3@C4, 4k3 avg3/2p1, 4k3 conv3/2p1",
+        "27px: 4k3s3@D4, 4k3 max3/3",
+    ):
         architecture = Architecture.parse(text)
         for proposal in (*breakings(architecture, most=20), *repair_layouts(architecture, most=20)):
             assert proposal.architecture.size[0] == proposal.architecture.size[1]
             for stage in proposal.architecture.stages:
                 step = stage.subsampling
-                assert step is None or step.kind not in ("max", "avg", "conv") or step.kernel >= max(step.stride, 2)
+                assert (
+                    step is None
+                    or step.kind not in ("max", "avg", "conv")
+                    or step.kernel >= max(step.stride, 2)
+                )
                 assert stage.kernel >= stage.stride
 
 
 def test_one_axis_is_broken_where_a_mirror_is_left():
-    found = {p.architecture.size: p for p in breakings(Architecture.parse("28px: 4k3@D2, 4k3 max2/2"))}
+    found = {
+        p.architecture.size: p for p in breakings(Architecture.parse("28px: 4k3@D2, 4k3 max2/2"))
+    }
     assert list(found)[:2] == [(29, 29), (27, 27)]
-    assert [str(e) for e in found[28, 29].surviving] == ["e", "mr180"] and [str(e) for e in found[28, 29].freed] == ["r180", "m"]
+    assert [str(e) for e in found[28, 29].surviving] == ["e", "mr180"] and [
+        str(e) for e in found[28, 29].freed
+    ] == ["r180", "m"]
 
 
 def test_residual_strides_are_replaced_at_nearly_the_same_work():
     best = repair_layouts(steerable("resnet18-p4m"))[0]
-    assert abs(best.macs_change) < 0.05 and best.changes[-1] == "stage 5: 184k3s2x2r -> 184k3x2r" and len(best.changes) == 4
+    assert (
+        abs(best.macs_change) < 0.05
+        and best.changes[-1] == "stage 5: 184k3s2x2r -> 184k3x2r"
+        and len(best.changes) == 4
+    )
 
 
 def test_a_plain_network_has_nothing_to_break():

@@ -1,19 +1,21 @@
-"""The page about a study: it says what the commands say, holds everything it shows, and is written even when little is there."""
+"""The page about a study: it says what the commands say, holds everything it shows, and is written
+even when little is there.
+"""
 
 import json
 import re
 import shutil
 
 import pytest
-from support import trivial
 
 from searchspace.architecture import Architecture
-from studies.results import tables as views
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.workers.executors import run_in_process
 from studies.markup import html, joined
+from studies.results import tables as views
 from studies.results.report import FACETS, _growth, _natural, write_report
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from support import trivial
 
 
 def fails_at_times(study, assignment, report):
@@ -50,17 +52,25 @@ def test_scores_are_compared_over_all_complete_trials(study):
     page = write_report(study).read_text(encoding="utf-8")
     complete = [r for r in views.open_study(study)[1] if r.state == "complete"]
     for section in re.findall(r"<h3>By .*?</table>", page, flags=re.DOTALL):
-        counts = [int(row.split("<td class=right>")[1].split("<")[0]) for row in section.split("<tr>")[2:]]
+        counts = [
+            int(row.split("<td class=right>")[1].split("<")[0]) for row in section.split("<tr>")[2:]
+        ]
         assert sum(counts) == len(complete) and len(counts) > 1
     assert "<h3>By group of the stages</h3>" in page
-    assert FACETS["group of the stages"](Architecture.parse("12px: 4k3@D4, 4k3, 4k3@C2")) == "D4 to C2"
+    assert (
+        FACETS["group of the stages"](Architecture.parse("12px: 4k3@D4, 4k3, 4k3@C2")) == "D4 to C2"
+    )
 
 
 def test_the_front_grows_to_its_hypervolume(study):
     opened = views.open_study(study)
     line = _growth(*opened).axes[0].lines[0]
     volumes = list(line.get_ydata())
-    assert volumes == sorted(volumes) and volumes[-1] == pytest.approx(views.status(study)["hypervolume"]) and volumes[0] < volumes[-1]
+    assert (
+        volumes == sorted(volumes)
+        and volumes[-1] == pytest.approx(views.status(study)["hypervolume"])
+        and volumes[0] < volumes[-1]
+    )
     assert len(volumes) == sum(r.order is not None for r in opened[1])
 
 
@@ -68,12 +78,32 @@ def test_test_scores_of_what_was_retrained_are_shown_with_n_and_spread(study):
     for seed, accuracy in ((1, 0.9), (2, 0.8)):
         folder = study / "retrained" / "00003" / f"epochs9-seed{seed}"
         folder.mkdir(parents=True)
-        test = {"accuracy": accuracy, "symmetry_accuracy": 0.5, "symmetry_accuracy_worst": 0.4, "equivariance_error": 0.1, "params": 1, "macs": 2}
-        (folder / "result.json").write_text(json.dumps({
-            "name": "trial 3", "architecture": "12px: 4k3@C4", "seed": seed, "epochs": 9, "num_test": 77, "test": test,
-            "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.5, "270": 0.5}, "accuracy_by_angle": {"0": 0.9, "90": 0.5}}))
+        test = {
+            "accuracy": accuracy,
+            "symmetry_accuracy": 0.5,
+            "symmetry_accuracy_worst": 0.4,
+            "equivariance_error": 0.1,
+            "params": 1,
+            "macs": 2,
+        }
+        (folder / "result.json").write_text(
+            json.dumps(
+                {
+                    "name": "trial 3",
+                    "architecture": "12px: 4k3@C4",
+                    "seed": seed,
+                    "epochs": 9,
+                    "num_test": 77,
+                    "test": test,
+                    "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.5, "270": 0.5},
+                    "accuracy_by_angle": {"0": 0.9, "90": 0.5},
+                }
+            )
+        )
     text = text_of(write_report(study).read_text(encoding="utf-8"))
-    assert "Test scores after 9 epochs" in text and "85.00 ± 7.07" in text and "77 test images" in text
+    assert (
+        "Test scores after 9 epochs" in text and "85.00 ± 7.07" in text and "77 test images" in text
+    )
 
 
 EVIL = "</pre><script>x</script><b a='\"'>&amp;\x1b"
@@ -82,15 +112,34 @@ EVIL = "</pre><script>x</script><b a='\"'>&amp;\x1b"
 def retrained(directory, **changes):
     folder = directory / "retrained" / "00003" / "epochs9-seed1"
     folder.mkdir(parents=True, exist_ok=True)
-    test = {"accuracy": 0.5, "symmetry_accuracy": 0.5, "symmetry_accuracy_worst": 0.4, "equivariance_error": 0.1, "params": 1, "macs": 2}
-    result = {"name": "trial 3", "architecture": "12px: 4k3@C4", "seed": 1, "epochs": 9, "num_test": 77, "test": test,
-              "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.5, "270": 0.5}, "accuracy_by_angle": {"0": 0.9, "90": 0.5}}
-    (folder / "result.json").write_text(json.dumps({**result, **changes, "test": {**test, **changes.get("test", {})}}))
+    test = {
+        "accuracy": 0.5,
+        "symmetry_accuracy": 0.5,
+        "symmetry_accuracy_worst": 0.4,
+        "equivariance_error": 0.1,
+        "params": 1,
+        "macs": 2,
+    }
+    result = {
+        "name": "trial 3",
+        "architecture": "12px: 4k3@C4",
+        "seed": 1,
+        "epochs": 9,
+        "num_test": 77,
+        "test": test,
+        "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.5, "270": 0.5},
+        "accuracy_by_angle": {"0": 0.9, "90": 0.5},
+    }
+    (folder / "result.json").write_text(
+        json.dumps({**result, **changes, "test": {**test, **changes.get("test", {})}})
+    )
 
 
 @pytest.fixture
 def hostile(study, tmp_path):
-    """A copy of the study with markup in its name, and in every text and number of its trials' attributes that can be shown."""
+    """A copy of the study with markup in its name, and in every text and number of its trials'
+    attributes that can be shown.
+    """
     directory = tmp_path / "<script>x"
     shutil.copytree(study, directory)
     shutil.rmtree(directory / "retrained", ignore_errors=True)
@@ -107,16 +156,39 @@ def hostile(study, tmp_path):
     return directory
 
 
-@pytest.mark.parametrize("changes", [{"num_test": EVIL}, {"name": EVIL}, {"architecture": EVIL}, {"seed": EVIL}, {"test": {"params": EVIL, "macs": EVIL}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_test": EVIL},
+        {"name": EVIL},
+        {"architecture": EVIL},
+        {"seed": EVIL},
+        {"test": {"params": EVIL, "macs": EVIL}},
+    ],
+)
 def test_no_value_of_a_study_becomes_markup(hostile, changes):
     retrained(hostile, **changes)
     page = write_report(hostile).read_text(encoding="utf-8")
-    assert "<script" not in page and "<b a" not in page and "\x1b" not in page and page.count("&lt;script&gt;x") > 5
+    assert (
+        "<script" not in page
+        and "<b a" not in page
+        and "\x1b" not in page
+        and page.count("&lt;script&gt;x") > 5
+    )
     for tag in ("pre", "table", "details", "h2", "p", "td"):
         assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
 
 
-@pytest.mark.parametrize("changes", [{"epochs": EVIL}, {"test": {"accuracy": EVIL}}, {"quarter_turns": {"0": EVIL}}, {"accuracy_by_angle": EVIL}, {"name": [1]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": EVIL},
+        {"test": {"accuracy": EVIL}},
+        {"quarter_turns": {"0": EVIL}},
+        {"accuracy_by_angle": EVIL},
+        {"name": [1]},
+    ],
+)
 def test_a_result_whose_numbers_are_none_is_named(hostile, changes):
     retrained(hostile, **changes)
     with pytest.raises(StudyError, match="result.json holds no result of a training .*; delete it"):
@@ -126,18 +198,27 @@ def test_a_result_whose_numbers_are_none_is_named(hostile, changes):
 def test_what_is_no_html_is_escaped_wherever_it_is_put():
     inner = html("<i>{}</i>", EVIL)
     page = html("<p>{}{}</p>", inner, joined([inner, EVIL, 3], "<br>"))
-    assert "<script" not in page and page.count("<i>") == 2 and page.count("&lt;script&gt;") == 3 and page.endswith("<br>3</p>")
+    assert (
+        "<script" not in page
+        and page.count("<i>") == 2
+        and page.count("&lt;script&gt;") == 3
+        and page.endswith("<br>3</p>")
+    )
 
 
 def test_a_study_without_a_result_has_a_page_too(tmp_path):
     with SearchDriver.create(tmp_path / "study", trivial.study()):
         pass
-    assert "No trial is complete yet." in write_report(tmp_path / "study", tmp_path / "deep" / "page.html").read_text(encoding="utf-8")
+    assert "No trial is complete yet." in write_report(
+        tmp_path / "study", tmp_path / "deep" / "page.html"
+    ).read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_written_or_read_is_said(tmp_path, study):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match="the page cannot be written to .*give another place with --out"):
+    with pytest.raises(
+        StudyError, match="the page cannot be written to .*give another place with --out"
+    ):
         write_report(study, tmp_path / "file" / "page.html")
     with pytest.raises(StudyError, match="holds no study"):
         write_report(tmp_path)

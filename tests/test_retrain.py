@@ -1,12 +1,14 @@
-"""Retraining: n seeds with spread, the test split, results that are kept; and the published experiment's table."""
+"""Retraining: n seeds with spread, the test split, results that are kept; and the published
+experiment's table.
+"""
 
 import json
 
 import pytest
 
-from studies.results import reproduce
 from studies.config import parse
 from studies.errors import StudyError
+from studies.results import reproduce
 from studies.results.retrain import RESULT, Job, Spread, run_jobs, summarised
 
 STUDY = """
@@ -18,17 +20,30 @@ symmetry: {group: C4, angles: 90}
 
 def jobs(folder, seeds=(1, 2)):
     study = parse(STUDY)
-    return [Job(name, study, text, seed, None, str(folder / name / str(seed)))
-            for seed in seeds for name, text in (("exact", "12px: 4k3@C4, 4k3 max2/2, 4k3"), ("plain", "12px: 8k3, 8k3 max2/2, 8k3"))]
+    return [
+        Job(name, study, text, seed, None, str(folder / name / str(seed)))
+        for seed in seeds
+        for name, text in (
+            ("exact", "12px: 4k3@C4, 4k3 max2/2, 4k3"),
+            ("plain", "12px: 8k3, 8k3 max2/2, 8k3"),
+        )
+    ]
 
 
 def test_results_carry_n_and_spread_and_come_from_the_test_split(tmp_path):
     told = []
-    rows = {row["name"]: row for row in summarised(run_jobs(jobs(tmp_path), 1, lambda done, result: told.append(done)))}
+    rows = {
+        row["name"]: row
+        for row in summarised(run_jobs(jobs(tmp_path), 1, lambda done, result: told.append(done)))
+    }
     assert told == [1, 2, 3, 4] and rows["exact"]["n"] == 2 and rows["exact"]["num_test"] == 90
     exact, plain = rows["exact"], rows["plain"]
-    assert [exact[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)] == [exact["accuracy"].mean] * 4
-    assert plain["quarter_turn_mean"].mean == pytest.approx(sum(plain[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)) / 4)
+    assert [exact[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)] == [
+        exact["accuracy"].mean
+    ] * 4
+    assert plain["quarter_turn_mean"].mean == pytest.approx(
+        sum(plain[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)) / 4
+    )
     assert set(exact["by_angle"]) == {"0", "90", "180", "270"}
 
 
@@ -48,7 +63,9 @@ def test_processes_give_the_same_results(tmp_path):
 
 
 def test_spread_is_the_sample_standard_deviation():
-    assert Spread.of([0.9, 1.0]) == Spread(pytest.approx(0.95), pytest.approx(0.0707107, rel=1e-5), 2)
+    assert Spread.of([0.9, 1.0]) == Spread(
+        pytest.approx(0.95), pytest.approx(0.0707107, rel=1e-5), 2
+    )
     assert Spread.of([0.5]) == Spread(0.5, 0.0, 1) and "±" not in Spread.of([0.5]).percent()
 
 
@@ -60,9 +77,13 @@ def test_data_without_a_test_split_is_refused(tmp_path):
         for name in ("a", "b"):
             (tmp_path / "images" / split / name).mkdir(parents=True)
             for number in range(6):
-                pixels = numpy.random.default_rng(number).integers(0, 255, (12, 12), dtype=numpy.uint8)
+                pixels = numpy.random.default_rng(number).integers(
+                    0, 255, (12, 12), dtype=numpy.uint8
+                )
                 Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number}.png")
-    study = parse(f"data: {{folder: {tmp_path / 'images'}}}\ntraining: {{epochs: 1, batch_size: 4}}\n")
+    study = parse(
+        f"data: {{folder: {tmp_path / 'images'}}}\ntraining: {{epochs: 1, batch_size: 4}}\n"
+    )
     with pytest.raises(ValueError, match="test split"):
         run_jobs([Job("x", study, "12px: 4k3", 1, None, str(tmp_path / "out"))], 1)
 
@@ -70,29 +91,59 @@ def test_data_without_a_test_split_is_refused(tmp_path):
 def row(name, turns, upright_only=False):
     accuracies = [Spread(value, 0.0, 3) for value in turns]
     mean = Spread(sum(turns) / 4, 0.0, 3)
-    return {"name": name, "n": 3, **{f"turn_{turn}": value for turn, value in zip((0, 90, 180, 270), accuracies)}, "quarter_turn_mean": mean,
-            "angle_mean": mean, "angle_worst": mean}
+    return {
+        "name": name,
+        "n": 3,
+        **{f"turn_{turn}": value for turn, value in zip((0, 90, 180, 270), accuracies)},
+        "quarter_turn_mean": mean,
+        "angle_mean": mean,
+        "angle_worst": mean,
+    }
 
 
 def test_claims_of_the_paper_can_fail():
-    published = [row("P4 28 px", (0.9769,) * 4), row("P4 27 px", (0.9852, 0.7865, 0.5023, 0.8281)), row("P4 29 px", (0.9842, 0.8013, 0.5111, 0.8159)),
-                 row("Z2 28 px", (0.9847, 0.179, 0.4474, 0.1725))]
-    assert len(reproduce.claims("upright", published)) == 5 and all(claim.holds for claim in reproduce.claims("upright", published))
-    broken = [row("P4 28 px", (0.97, 0.96, 0.97, 0.97)), row("P4 27 px", (0.96,) * 4), row("P4 29 px", (0.5,) * 4), published[3]]
+    published = [
+        row("P4 28 px", (0.9769,) * 4),
+        row("P4 27 px", (0.9852, 0.7865, 0.5023, 0.8281)),
+        row("P4 29 px", (0.9842, 0.8013, 0.5111, 0.8159)),
+        row("Z2 28 px", (0.9847, 0.179, 0.4474, 0.1725)),
+    ]
+    assert len(reproduce.claims("upright", published)) == 5 and all(
+        claim.holds for claim in reproduce.claims("upright", published)
+    )
+    broken = [
+        row("P4 28 px", (0.97, 0.96, 0.97, 0.97)),
+        row("P4 27 px", (0.96,) * 4),
+        row("P4 29 px", (0.5,) * 4),
+        published[3],
+    ]
     assert not any(claim.holds for claim in reproduce.claims("upright", broken))
-    assert reproduce.claims("upright", published[:2]) == [] == reproduce.claims("uniform", published)
+    assert (
+        reproduce.claims("upright", published[:2]) == [] == reproduce.claims("uniform", published)
+    )
 
 
 def test_the_table_puts_published_figures_beside():
     columns, cells = reproduce.compared("upright", [row("P4 28 px", (0.9769,) * 4)])
-    assert len(cells) == 2 and cells[1][0].strip() == "published" and "97.69" in cells[1][2] and len(columns) == len(cells[0]) == len(cells[1])
+    assert (
+        len(cells) == 2
+        and cells[1][0].strip() == "published"
+        and "97.69" in cells[1][2]
+        and len(columns) == len(cells[0]) == len(cells[1])
+    )
 
 
 @pytest.mark.parametrize("shift", reproduce.SHIFTS)
 def test_studies_of_the_reproduction_are_those_of_the_paper(shift, mnist_root):
     study = reproduce.study_of(shift, root=str(mnist_root), epochs=50, test=None)
     training = study.training
-    assert (training.batch_size, training.learning_rate, training.weight_decay, training.schedule, training.epochs) == (256, 0.01, 1e-5, "step", 50)
+    assert (
+        training.batch_size,
+        training.learning_rate,
+        training.weight_decay,
+        training.schedule,
+        training.epochs,
+    ) == (256, 0.01, 1e-5, "step", 50)
     assert (study.data.name, study.data.train, study.data.validation) == ("mnist_t10k", 8000, 2000)
     with pytest.raises(StudyError, match="upright"):
         reproduce.study_of("sideways", root=".", epochs=1, test=None)
@@ -100,6 +151,11 @@ def test_studies_of_the_reproduction_are_those_of_the_paper(shift, mnist_root):
 
 @pytest.mark.slow
 def test_the_upright_pattern_shows_in_a_short_run(tmp_path, mnist_root):
-    results = run_jobs(reproduce.jobs("upright", tmp_path, root=str(mnist_root), epochs=8, seeds=1, test=2500, batch=32), 2)
+    results = run_jobs(
+        reproduce.jobs(
+            "upright", tmp_path, root=str(mnist_root), epochs=8, seeds=1, test=2500, batch=32
+        ),
+        2,
+    )
     claims = reproduce.claims("upright", summarised(results))
     assert all(claim.holds for claim in claims), claims

@@ -1,4 +1,6 @@
-"""Rules that matter are tests: layering, light imports, docstrings, and a README that tells the truth."""
+"""Rules that matter are tests: layering, light imports, docstrings, and a README that tells the
+truth.
+"""
 
 import ast
 import re
@@ -11,8 +13,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("searchspace", "trainers", "studies")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-FORBIDDEN = {"searchspace": {"torch", "torchvision", "escnn", "optuna", "ray", "trainers", "studies"}, "trainers": {"optuna", "ray", "studies"}, "studies": set()}
-TOP = {"pyproject.toml", "searchspace", "trainers", "tests", "studies", "README.md", "LICENSE", "CHANGELOG.md"}
+FORBIDDEN = {
+    "searchspace": {"torch", "torchvision", "escnn", "optuna", "ray", "trainers", "studies"},
+    "trainers": {"optuna", "ray", "studies"},
+    "studies": set(),
+}
+TOP = {
+    "pyproject.toml",
+    "searchspace",
+    "trainers",
+    "tests",
+    "studies",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+}
 
 
 def imported(tree):
@@ -29,14 +44,28 @@ def test_imports_point_downwards(path):
     assert not set(imported(ast.parse(path.read_text()))) & FORBIDDEN[package]
 
 
-@pytest.mark.parametrize("module", ["searchspace.space", "searchspace.exactness", "studies.config", "studies.cli.main", "studies.results.tables", "trainers.settings"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "searchspace.space",
+        "searchspace.exactness",
+        "studies.config",
+        "studies.cli.main",
+        "studies.results.tables",
+        "trainers.settings",
+    ],
+)
 def test_light_modules_import_nothing_heavy(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'torchvision', 'escnn', 'optuna', 'ray') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_public_names_have_docstrings(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "the module says what it is for"
@@ -46,8 +75,14 @@ def test_public_names_have_docstrings(path):
             if not ast.get_docstring(node):
                 missing.append(node.name)
             if isinstance(node, ast.ClassDef):
-                missing += [f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef) and not ast.get_docstring(inner)
-                            and not inner.name.startswith("_") and inner.name not in ("forward", "extra_repr")]
+                missing += [
+                    f"{node.name}.{inner.name}"
+                    for inner in node.body
+                    if isinstance(inner, ast.FunctionDef)
+                    and not ast.get_docstring(inner)
+                    and not inner.name.startswith("_")
+                    and inner.name not in ("forward", "extra_repr")
+                ]
     assert not missing
 
 
@@ -64,9 +99,12 @@ def test_a_room_holds_at_most_sixteen_modules():
     assert not {str(room): len(paths) for room, paths in rooms().items() if len(paths) > 16}
 
 
-# A room may import those before it in its package, what lies beside the rooms, and other packages as the layers allow.
-ORDER = {"trainers": ("data", "networks", "instruments", "training", "bundles"),
-         "studies": ("journal", "samplers", "search", "workers", "results", "replays", "cli")}
+# A room may import those before it in its package, what lies beside the rooms, and other packages
+# as the layers allow.
+ORDER = {
+    "trainers": ("data", "networks", "instruments", "training", "bundles"),
+    "studies": ("journal", "samplers", "search", "workers", "results", "replays", "cli"),
+}
 
 
 def modules_imported(path):
@@ -80,14 +118,23 @@ def modules_imported(path):
 @pytest.mark.parametrize("package", ORDER)
 def test_edges_between_rooms_point_downwards(package):
     order, upward = ORDER[package], []
-    assert {room.parts[1] for room in rooms() if room.parts[0] == package and len(room.parts) > 1} == set(order)
+    assert {
+        room.parts[1] for room in rooms() if room.parts[0] == package and len(room.parts) > 1
+    } == set(order)
     for room, paths in rooms().items():
         if room.parts[0] == package:
-            mine = order.index(room.parts[1]) if len(room.parts) > 1 else -1        # -1: beside the rooms, below them all
+            # -1: beside the rooms, below them all
+            mine = order.index(room.parts[1]) if len(room.parts) > 1 else -1
             for path in paths:
                 theirs = [name.split(".") for name in modules_imported(path)]
-                upward += [(str(path.relative_to(ROOT)), ".".join(name)) for name in theirs
-                           if name[0] == package and len(name) > 2 and name[1] in order and order.index(name[1]) > mine]
+                upward += [
+                    (str(path.relative_to(ROOT)), ".".join(name))
+                    for name in theirs
+                    if name[0] == package
+                    and len(name) > 2
+                    and name[1] in order
+                    and order.index(name[1]) > mine
+                ]
     assert not upward
 
 
@@ -103,9 +150,14 @@ def test_the_top_level_is_what_was_agreed():
 
 
 def test_nothing_names_a_host_or_a_path_of_one_machine():
-    pattern = re.compile(r"(^|[^A-Za-z0-9_.-])/(work|farm|root|home/[a-z]+)/|pypi\.org|pythonhosted")
+    pattern = re.compile(
+        r"(^|[^A-Za-z0-9_.-])/(work|farm|root|home/[a-z]+)/|pypi\.org|pythonhosted"
+    )
     for name in tracked():
-        if name.endswith((".py", ".md", ".toml", ".yaml", ".yml")) and name != "tests/test_rules.py":
+        if (
+            name.endswith((".py", ".md", ".toml", ".yaml", ".yml"))
+            and name != "tests/test_rules.py"
+        ):
             hits = [line for line in (ROOT / name).read_text().splitlines() if pattern.search(line)]
             assert not hits, (name, hits[:3])
 
@@ -119,12 +171,20 @@ def commands():
 def test_every_command_stands_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     assert not [name for name in commands() if f"`equisearch {name}" not in readme]
-    written = set(re.findall(r"equisearch ([a-z]+)\b", readme)) - {"searches", "says", "is", "command", "writes"}
+    written = set(re.findall(r"equisearch ([a-z]+)\b", readme)) - {
+        "searches",
+        "says",
+        "is",
+        "command",
+        "writes",
+    }
     assert written <= set(commands()), written - set(commands())
 
 
 def test_the_folders_of_the_readme_are_the_folders():
-    tree = (ROOT / "README.md").read_text().partition("## File tree")[2].partition("## Vocabulary")[0]
+    tree = (
+        (ROOT / "README.md").read_text().partition("## File tree")[2].partition("## Vocabulary")[0]
+    )
     there = {path.parent.name for path in MODULES if path.parent.name not in PACKAGES}
     assert there - set(re.findall(r"\b(\w+)/", tree)) <= {"kernels"}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from studies.pareto import crowding, dominates, fronts
 from studies.search.halving import keep, survivors
@@ -20,7 +21,9 @@ def points(dimension: int, least: int = 0):
 def brute_force_fronts(items):
     left, found = list(items), []
     while left:
-        best = [p for p in left if not any(all(a >= b for a, b in zip(q, p)) and q != p for q in left)]
+        best = [
+            p for p in left if not any(all(a >= b for a, b in zip(q, p)) and q != p for q in left)
+        ]
         found.append(sorted(best, reverse=True))
         left = [p for p in left if p not in best]
     return found
@@ -45,7 +48,9 @@ def test_keep_equals_a_brute_force_count(peers, mine, eta):
 @given(st.lists(coordinate, max_size=30), coordinate)
 def test_one_score_is_classic_stopping_halving(peers, mine):
     better = sum(p > mine for p in peers)
-    assert keep((mine,), [(p,) for p in peers], eta=3) == (better == 0 or better < (len(peers) + 1) / 3)
+    assert keep((mine,), [(p,) for p in peers], eta=3) == (
+        better == 0 or better < (len(peers) + 1) / 3
+    )
 
 
 @given(st.lists(coordinate, max_size=30), coordinate)
@@ -114,14 +119,23 @@ def test_survivors_equal_a_brute_force_count(items, eta):
     ranked, kept = brute_force_fronts(items), set()
     for place, front in enumerate(ranked):
         room, above = crowding(front), sum(map(len, ranked[:place]))
-        kept |= {point for point in front if place == 0 or above + sum(room[p] > room[point] for p in front) < len(items) / eta}
-    assert survivors(dict(enumerate(items)), eta=eta) == sorted((n for n, p in enumerate(items) if p in kept),
-                                                                key=lambda n: next(i for i, front in enumerate(ranked) if items[n] in front))
+        kept |= {
+            point
+            for point in front
+            if place == 0 or above + sum(room[p] > room[point] for p in front) < len(items) / eta
+        }
+    assert survivors(dict(enumerate(items)), eta=eta) == sorted(
+        (n for n, p in enumerate(items) if p in kept),
+        key=lambda n: next(i for i, front in enumerate(ranked) if items[n] in front),
+    )
 
 
 @given(points(2))
 def test_survivors_come_best_first(items):
     named = dict(enumerate(items))
     ranked = survivors(named, eta=1.0001)
-    place = {name: next(i for i, front in enumerate(brute_force_fronts(items)) if named[name] in front) for name in named}
+    place = {
+        name: next(i for i, front in enumerate(brute_force_fronts(items)) if named[name] in front)
+        for name in named
+    }
     assert [place[name] for name in ranked] == sorted(place[name] for name in ranked)

@@ -6,17 +6,17 @@ import random
 
 import optuna
 import pytest
-from support import trivial
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from studies.journal.reader import read_trials
+from studies.pareto import pareto
+from studies.samplers.evolution import lattice_neighbours
+from studies.samplers.factory import SAMPLERS, derived_seed, make_sampler
 from studies.samplers.tpe import BEST, NEWEST, informative
 from studies.search.driver import SearchDriver
-from studies.samplers.evolution import lattice_neighbours
 from studies.workers.executors import run_in_process
-from studies.pareto import pareto
-from studies.journal.reader import read_trials
-from studies.samplers.factory import SAMPLERS, derived_seed, make_sampler
+from support import trivial
 
 FINITE = {"space__equivariance_loss": {"kind": ["none", "layerwise"], "weight": 0.1}}
 
@@ -32,19 +32,28 @@ def test_every_sampler_runs_a_study_of_conditional_choices(tmp_path, sampler, re
     records = run(tmp_path / "study", search__sampler=sampler, search__startup=4, **FINITE)
     assert sum(r.state != "refused" for r in records) == 12
     assert len({r.architecture for r in records}) >= 9
-    assert not [w for w in recwarn if "optuna" in str(w.filename) or "Experimental" in w.category.__name__]
+    assert not [
+        w for w in recwarn if "optuna" in str(w.filename) or "Experimental" in w.category.__name__
+    ]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "ehvi", "nsga2", "nsga3", "evolution", "random", "qmc", "grid"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", "ehvi", "nsga2", "nsga3", "evolution", "random", "qmc", "grid"]
+)
 def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path, sampler):
     options = {"search__sampler": sampler, "search__startup": 4, **FINITE}
     run(tmp_path / "whole", **options)
     for trials in (5, 7, 12):
         study = trivial.study(**options, search__trials=trials)
-        driver = SearchDriver.create(tmp_path / "parts", study) if trials == 5 else SearchDriver.open(tmp_path / "parts", study)
+        driver = (
+            SearchDriver.create(tmp_path / "parts", study)
+            if trials == 5
+            else SearchDriver.open(tmp_path / "parts", study)
+        )
         with driver:
             run_in_process(driver, trivial.trainable)
-    if sampler.startswith("nsga"):      # their population grows with the number of trials that were planned
+    # their population grows with the number of trials that were planned
+    if sampler.startswith("nsga"):
         assert len(trivial.ended(tmp_path / "parts")) == len(trivial.ended(tmp_path / "whole"))
     else:
         assert trivial.ended(tmp_path / "parts") == trivial.ended(tmp_path / "whole")
@@ -52,7 +61,14 @@ def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path, sampler
 
 @pytest.mark.parametrize("sampler", ["tpe", "ehvi", "nsga2", "nsga3", "gp", "evolution"])
 def test_samplers_learn_constraints(tmp_path, sampler):
-    records = run(tmp_path / "study", search__sampler=sampler, search__startup=4, search__trials=8, constraints__params=15_000, **FINITE)
+    records = run(
+        tmp_path / "study",
+        search__sampler=sampler,
+        search__startup=4,
+        search__trials=8,
+        constraints__params=15_000,
+        **FINITE,
+    )
     assert all(r.feasible for r in records if r.state == "complete")
     assert any(r.state == "refused" and not r.feasible for r in records)
 
@@ -80,11 +96,20 @@ def test_lattice_neighbours_are_one_edge_away():
 
 
 def children(number=300):
-    """Proposals of the evolutionary sampler from one completed parent, as (parameters, architecture)."""
+    """Proposals of the evolutionary sampler from one completed parent, as (parameters,
+    architecture).
+    """
     study = trivial.study(search__sampler="evolution", search__startup=1)
     space, declared = study.space, Group.parse(study.symmetry.group)
     optuna_study = optuna.create_study(directions=["maximize", "maximize"])
-    fixed = {"family": "steerable", "group": "C4", "exact": False, "layout": "max3/2", "equivariance_loss": "layerwise", "loss_weight": 0.5}
+    fixed = {
+        "family": "steerable",
+        "group": "C4",
+        "exact": False,
+        "layout": "max3/2",
+        "equivariance_loss": "layerwise",
+        "loss_weight": 0.5,
+    }
     optuna_study.enqueue_trial(fixed)
     parent = optuna_study.ask()
     space.sample(parent, declared=declared)
@@ -92,13 +117,20 @@ def children(number=300):
     for seed in range(number):
         optuna_study.sampler = make_sampler(study, 1 + seed)
         trial = optuna_study.ask()
-        yield parent.params, trial.params if (proposal := space.sample(trial, declared=declared)) else {}, proposal.architecture
+        yield (
+            parent.params,
+            trial.params if (proposal := space.sample(trial, declared=declared)) else {},
+            proposal.architecture,
+        )
 
 
 def test_children_are_neighbours_inside_the_space():
     moved, single = {}, 0
     for parent, child, architecture in children():
-        assert Architecture.parse(str(architecture)) == architecture and 25 <= architecture.size[0] <= 33
+        assert (
+            Architecture.parse(str(architecture)) == architecture
+            and 25 <= architecture.size[0] <= 33
+        )
         changed = {name for name in parent if name in child and child[name] != parent[name]}
         single += len(changed) == 1
         for name in changed:
@@ -108,49 +140,92 @@ def test_children_are_neighbours_inside_the_space():
             assert a <= b or b <= a
         for name in changed:
             if name.startswith("input_size"):
-                assert abs(child[name] - parent[name]) <= 4         # two steps of two pixels
-    assert set(moved) >= {"family", "group", "layout", "input_size", "equivariance_loss", "loss_weight"}
+                assert abs(child[name] - parent[name]) <= 4  # two steps of two pixels
+    assert set(moved) >= {
+        "family",
+        "group",
+        "layout",
+        "input_size",
+        "equivariance_loss",
+        "loss_weight",
+    }
     assert moved["group"] == {"C2", "D4"} and single > 150
 
 
 @pytest.mark.parametrize("sampler", ["evolution", "ehvi"])
 def test_what_learns_finds_more_than_chance(tmp_path, sampler):
     """A landscape with one best choice each: neighbours of the best are better than chance."""
+
     def landscape(study, assignment, report):
         a = Architecture.parse(assignment.architecture)
-        value = (a.size[0] - 24) / 9 * 0.5 + 0.25 * (str(a.group) == "D4") + 0.25 * ("avg3" in assignment.architecture)
+        value = (
+            (a.size[0] - 24) / 9 * 0.5
+            + 0.25 * (str(a.group) == "D4")
+            + 0.25 * ("avg3" in assignment.architecture)
+        )
         for epoch in study.rungs:
             if report({"epoch": epoch, "accuracy": value, "symmetry_accuracy": value}) == "stop":
                 return
 
     def best_found(sampler, seed):
         path = tmp_path / f"{sampler}{seed}"
-        options = {"search__sampler": sampler, "search__seed": seed, "search__trials": 30, "search__startup": 8, "search__repeats": 1}
+        options = {
+            "search__sampler": sampler,
+            "search__seed": seed,
+            "search__trials": 30,
+            "search__startup": 8,
+            "search__repeats": 1,
+        }
         with SearchDriver.create(path, trivial.study(**options, **FINITE)) as driver:
             run_in_process(driver, landscape)
             return driver.volume
 
-    assert sum(best_found(sampler, s) for s in range(5)) > sum(best_found("random", s) for s in range(5))
+    assert sum(best_found(sampler, s) for s in range(5)) > sum(
+        best_found("random", s) for s in range(5)
+    )
 
 
 def test_tpe_sees_the_best_and_the_newest_and_all_of_a_small_study():
     def trial(number, state, values=None, excess=-1.0):
-        return optuna.trial.create_trial(state=state, values=values, user_attrs={"number": number, "constraints": {"params": excess}})
+        return optuna.trial.create_trial(
+            state=state,
+            values=values,
+            user_attrs={"number": number, "constraints": {"params": excess}},
+        )
 
     states, rng = optuna.trial.TrialState, random.Random(0)
     trials = []
     for number in range(600):
         kind = number % 3
-        made = trial(number, states.PRUNED) if kind == 0 else trial(number, states.COMPLETE, [rng.random(), rng.random()], excess=1.0 if kind == 1 else -1.0)
+        made = (
+            trial(number, states.PRUNED)
+            if kind == 0
+            else trial(
+                number,
+                states.COMPLETE,
+                [rng.random(), rng.random()],
+                excess=1.0 if kind == 1 else -1.0,
+            )
+        )
         made.number = number
         trials.append(made)
-    running = optuna.trial.FrozenTrial(600, states.RUNNING, None, None, None, {}, {}, {}, {}, {}, 600)
+    running = optuna.trial.FrozenTrial(
+        600, states.RUNNING, None, None, None, {}, {}, {}, {}, {}, 600
+    )
     objectives = ("accuracy", "symmetry_accuracy")
-    assert informative(trials[:BEST + NEWEST], objectives) == trials[:BEST + NEWEST]
+    assert informative(trials[: BEST + NEWEST], objectives) == trials[: BEST + NEWEST]
     shown = informative([*trials, running], objectives)
     numbers = [t.number for t in shown]
-    assert numbers == sorted(numbers) and numbers[-1] == 600 and set(range(600 - NEWEST, 600)) <= set(numbers)
+    assert (
+        numbers == sorted(numbers)
+        and numbers[-1] == 600
+        and set(range(600 - NEWEST, 600)) <= set(numbers)
+    )
     assert len(shown) == BEST + NEWEST + 1
-    older = [t for t in trials[:-NEWEST] if t.state == states.COMPLETE and t.user_attrs["constraints"]["params"] <= 0]
+    older = [
+        t
+        for t in trials[:-NEWEST]
+        if t.state == states.COMPLETE and t.user_attrs["constraints"]["params"] <= 0
+    ]
     front = {t.number for t in pareto(older, objectives, lambda t: t.values)}
     assert front <= set(numbers) and all(trials[n] in older for n in numbers[:BEST])

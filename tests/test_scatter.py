@@ -4,10 +4,10 @@ import errno
 import json
 
 import pytest
-from support import trivial
 
 from studies.journal.reader import Record
 from studies.results.front_plot import Dot, dots, draw, save_figure
+from support import trivial
 
 TWO = ("accuracy", "symmetry_accuracy")
 
@@ -16,7 +16,12 @@ def dot(trial, *values, front=False, knee=False):
     return Dot(trial, values, front, knee, 0.5)
 
 
-FOUND = [dot(0, 90.0, 20.0, front=True), dot(1, 80.0, 60.0, front=True, knee=True), dot(2, 50.0, 40.0), dot(13, 70.0, 100.0, front=True)]
+FOUND = [
+    dot(0, 90.0, 20.0, front=True),
+    dot(1, 80.0, 60.0, front=True, knee=True),
+    dot(2, 50.0, 40.0),
+    dot(13, 70.0, 100.0, front=True),
+]
 
 
 def test_marks_lie_where_their_values_are():
@@ -25,20 +30,30 @@ def test_marks_lie_where_their_values_are():
     start = axis.index("+") + 1
     assert len(axis) == start + 41 and labels.split() == ["50.0", "90.0"]
     assert rows[0].split("|")[0].strip() == "100.0" and rows[-1].split("|")[0].strip() == "20.0"
-    assert rows[0][start + 20:] == "o13" and rows[4][start + 30:] == "*1" and rows[8][start + 40:] == "o0" and rows[6][start:] == "."
-    assert sum(len(row[start:].split()) for row in rows) == 4        # nothing else is drawn
+    assert (
+        rows[0][start + 20 :] == "o13"
+        and rows[4][start + 30 :] == "*1"
+        and rows[8][start + 40 :] == "o0"
+        and rows[6][start:] == "."
+    )
+    assert sum(len(row[start:].split()) for row in rows) == 4  # nothing else is drawn
 
 
 def test_numbers_never_cover_another_mark():
     close = [dot(n, 50.0 + n, 50.0, front=True) for n in range(5)] + [dot(9, 150.0, 90.0)]
     text = "".join(draw(close, TWO, width=50, height=4).splitlines()[1:-2])
-    assert text.count("o") == 3 and text.count(".") - text.count("0.") == 1      # three columns for five neighbours
+    # three columns for five neighbours
+    assert text.count("o") == 3 and text.count(".") - text.count("0.") == 1
 
 
 def test_costs_are_on_logarithmic_axes():
     found = [dot(n, 10.0 * n, float(macs), front=True) for n, macs in enumerate((1e3, 1e4, 1e5))]
-    heading, *rows, axis, _ = draw(found, ("accuracy", "macs"), width=21, height=5).splitlines()
-    assert "less is better of multiply-accumulates" in heading and rows[0].startswith("100.0k |") and rows[-1].strip().startswith("1.0k |")
+    heading, *rows, _axis, _ = draw(found, ("accuracy", "macs"), width=21, height=5).splitlines()
+    assert (
+        "less is better of multiply-accumulates" in heading
+        and rows[0].startswith("100.0k |")
+        and rows[-1].strip().startswith("1.0k |")
+    )
     assert [n for n, row in enumerate(rows) if "o" in row] == [0, 2, 4]
 
 
@@ -48,7 +63,10 @@ def test_where_there_is_nothing_to_draw_nothing_is_drawn(found, objectives):
 
 
 def test_one_trial_and_equal_values_can_be_drawn():
-    for found in ([dot(7, 50.0, 50.0, front=True, knee=True)], [dot(7, 50.0, 50.0, front=True, knee=True), dot(8, 50.0, 50.0, front=True)]):
+    for found in (
+        [dot(7, 50.0, 50.0, front=True, knee=True)],
+        [dot(7, 50.0, 50.0, front=True, knee=True), dot(8, 50.0, 50.0, front=True)],
+    ):
         assert "*7" in draw(found, TWO)
 
 
@@ -59,22 +77,47 @@ def record(number, values, state="complete", surviving=("e",), **attributes):
 
 def test_dots_are_the_complete_trials_and_say_what_the_front_says():
     study = trivial.study(symmetry__group="C4")
-    found = dots(study, [record(0, (0.9, 0.2)), record(1, (0.8, 0.8), surviving=("e", "r90", "r180", "r270")), record(2, (0.7, 0.7), surviving=("e", "r180")),
-                         record(3, None, "pruned"), record(4, None, "failed"), record(5, (0.99, 0.99), constraints={"macs": 2.0})])
+    found = dots(
+        study,
+        [
+            record(0, (0.9, 0.2)),
+            record(1, (0.8, 0.8), surviving=("e", "r90", "r180", "r270")),
+            record(2, (0.7, 0.7), surviving=("e", "r180")),
+            record(3, None, "pruned"),
+            record(4, None, "failed"),
+            record(5, (0.99, 0.99), constraints={"macs": 2.0}),
+        ],
+    )
     assert [(d.trial, d.values, d.front, d.knee, d.surviving) for d in found] == [
-        (0, (90.0, 20.0), True, False, 0.25), (1, (80.0, 80.0), True, True, 1.0), (2, pytest.approx((70.0, 70.0)), False, False, 0.5)]
+        (0, (90.0, 20.0), True, False, 0.25),
+        (1, (80.0, 80.0), True, True, 1.0),
+        (2, pytest.approx((70.0, 70.0)), False, False, 0.5),
+    ]
 
 
-@pytest.mark.parametrize("suffix, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    "suffix, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
 def test_figures_are_written_for_any_number_of_objectives(tmp_path, suffix, start):
     for count in (2, 3, 4):
         names = ("accuracy", "symmetry_accuracy", "macs", "params")[:count]
-        found = [dot(n, *[10.0 * n + k + 1 for k in range(count)], front=n == 1, knee=n == 1) for n in range(3)]
-        assert save_figure(found, names, tmp_path / "deep" / f"{count}.{suffix}").read_bytes().startswith(start)
+        found = [
+            dot(n, *[10.0 * n + k + 1 for k in range(count)], front=n == 1, knee=n == 1)
+            for n in range(3)
+        ]
+        assert (
+            save_figure(found, names, tmp_path / "deep" / f"{count}.{suffix}")
+            .read_bytes()
+            .startswith(start)
+        )
 
 
 def test_figures_that_cannot_be_drawn_are_refused(tmp_path):
-    for found, objectives, name, why in [(FOUND, TWO, "a.bmp", "end its name in"), (FOUND, ("accuracy",), "a.png", "one objective"), ([], TWO, "a.png", "no trial is complete")]:
+    for found, objectives, name, why in [
+        (FOUND, TWO, "a.bmp", "end its name in"),
+        (FOUND, ("accuracy",), "a.png", "one objective"),
+        ([], TWO, "a.png", "no trial is complete"),
+    ]:
         with pytest.raises(ValueError, match=why):
             save_figure(found, objectives, tmp_path / name)
 

@@ -1,4 +1,6 @@
-"""A trial that was stopped goes on when it would be kept among those that came later: once, from where it stood, whatever happens."""
+"""A trial that was stopped goes on when it would be kept among those that came later: once, from
+where it stood, whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,38 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support import trivial
 from test_faults import assert_whole, finish, start
 
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.workers.executors import run_in_process
 from studies.journal.reader import read_trials
-from studies.search.promotions import Standings
 from studies.results.tables import show_lines, trial_rows
+from studies.search.driver import SearchDriver
+from studies.search.promotions import Standings
+from studies.workers.executors import run_in_process
+from support import trivial
 
-POINTS = (0.9, 0.5, 0.4)        # of trials 0, 1 and 2 at the first rung: with eta 2, trial 1 is stopped among two and kept among three
+# of trials 0, 1 and 2 at the first rung: with eta 2, trial 1 is stopped among two and kept among
+# three
+POINTS = (0.9, 0.5, 0.4)
 
 
 def create(path, **overrides):
-    return SearchDriver.create(path, trivial.study(**{"search__rungs": [2], "search__eta": 2, "search__trials": 10, **overrides}))
+    return SearchDriver.create(
+        path,
+        trivial.study(
+            **{"search__rungs": [2], "search__eta": 2, "search__trials": 10, **overrides}
+        ),
+    )
 
 
 def stopped_at_two(driver, score):
-    """Hands out a trial that reaches the rung of epoch 2 with that score, and ends it there or at the end."""
+    """Hands out a trial that reaches the rung of epoch 2 with that score, and ends it there or at
+    the end.
+    """
     assignment = driver.next()
-    Path(assignment.directory, "checkpoint").write_text(json.dumps({"epoch": 2, "of": assignment.number}))
+    Path(assignment.directory, "checkpoint").write_text(
+        json.dumps({"epoch": 2, "of": assignment.number})
+    )
     scores = {"epoch": 2, "accuracy": score, "symmetry_accuracy": score}
     if driver.report(assignment.number, 2, scores) == "stop":
         driver.finish(assignment.number, "pruned")
@@ -43,32 +56,55 @@ def stopped_at_two(driver, score):
 def test_a_stopped_trial_goes_on_from_its_checkpoint_with_its_choices_and_scores(tmp_path):
     with create(tmp_path / "study") as driver:
         first = [stopped_at_two(driver, score) for score in POINTS[:2]][1]
-        assert driver.next().continues is None          # among two, trial 1 would still be stopped
+        assert driver.next().continues is None  # among two, trial 1 would still be stopped
         driver.finish(2, "failed", "no matter")
         stopped_at_two(driver, POINTS[2])
         again = driver.next()
         assert (again.number, again.continues) == (4, 1)
-        assert (again.architecture, again.seed, again.learning_rate) == (first.architecture, first.seed, first.learning_rate)
+        assert (again.architecture, again.seed, again.learning_rate) == (
+            first.architecture,
+            first.seed,
+            first.learning_rate,
+        )
         assert json.loads(Path(again.directory, "checkpoint").read_text()) == {"epoch": 2, "of": 1}
-        assert driver.report(4, 2, {"epoch": 2, "accuracy": 0.0, "symmetry_accuracy": 0.0}) == "continue"       # decided already
+        # decided already
+        assert (
+            driver.report(4, 2, {"epoch": 2, "accuracy": 0.0, "symmetry_accuracy": 0.0})
+            == "continue"
+        )
         driver.report(4, 9, {"epoch": 9, "accuracy": 0.95, "symmetry_accuracy": 0.95})
         driver.finish(4, "complete")
-        assert driver.next().continues is None          # there is no third chance
+        assert driver.next().continues is None  # there is no third chance
     rows, _, cells = trial_rows(tmp_path / "study")
-    assert [row["continues"] for row in rows[:5]] == [None] * 4 + [1] and "[continues trial 1]" in cells[4][-1]
+    assert [row["continues"] for row in rows[:5]] == [None] * 4 + [
+        1
+    ] and "[continues trial 1]" in cells[4][-1]
     records = read_trials(tmp_path / "study", parameters=True)
-    assert "  goes on with the training of trial 1, which had been stopped" in show_lines(tmp_path / "study", rows[4], records[4].rungs)
+    assert "  goes on with the training of trial 1, which had been stopped" in show_lines(
+        tmp_path / "study", rows[4], records[4].rungs
+    )
     assert [r.state for r in records[:5]] == ["complete", "pruned", "failed", "pruned", "complete"]
-    assert records[4].values == (0.95, 0.95) and records[4].attributes["continues"] == 1 and records[4].parameters == records[1].parameters
-    assert records[4].rungs[2]["accuracy"] == POINTS[1] and records[1].attributes["rung 2"]["decision"] == "stop"
+    assert (
+        records[4].values == (0.95, 0.95)
+        and records[4].attributes["continues"] == 1
+        and records[4].parameters == records[1].parameters
+    )
+    assert (
+        records[4].rungs[2]["accuracy"] == POINTS[1]
+        and records[1].attributes["rung 2"]["decision"] == "stop"
+    )
 
 
 def test_without_second_chances_a_stop_is_final(tmp_path):
     with create(tmp_path / "study", search__second_chances=False) as driver:
-        assert [stopped_at_two(driver, score).continues for score in (*POINTS, 0.3, 0.2, 0.1)] == [None] * 6
+        assert [stopped_at_two(driver, score).continues for score in (*POINTS, 0.3, 0.2, 0.1)] == [
+            None
+        ] * 6
 
 
-@pytest.mark.parametrize("moment", ["before it is asked for", "after it was handed out", "after its folder was lost"])
+@pytest.mark.parametrize(
+    "moment", ["before it is asked for", "after it was handed out", "after its folder was lost"]
+)
 def test_a_killed_driver_gives_the_same_chance(tmp_path, moment):
     path = tmp_path / "study"
     driver = create(path)
@@ -77,9 +113,10 @@ def test_a_killed_driver_gives_the_same_chance(tmp_path, moment):
     if moment != "before it is asked for":
         again = driver.next()
         assert again.continues == 1
-        if moment == "after its folder was lost":       # killed between the journal's line and the copy
+        # killed between the journal's line and the copy
+        if moment == "after its folder was lost":
             Path(again.directory).rename(f"{again.directory}.new")
-    driver._ledger.close()          # as a kill leaves it: the trial is running in the journal
+    driver._ledger.close()  # as a kill leaves it: the trial is running in the journal
     driver._lock.close()
     with SearchDriver.open(path) as driver:
         again = driver.next()
@@ -101,12 +138,19 @@ def test_a_disk_that_is_full_when_the_checkpoint_is_copied_loses_nothing(tmp_pat
     with create(tmp_path / "study") as driver:
         for score in POINTS:
             stopped_at_two(driver, score)
-        with monkeypatch.context() as patched, pytest.raises(StudyError, match="00001 could not be copied for trial 3.*No space left.*make room"):
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(
+                StudyError, match="00001 could not be copied for trial 3.*No space left.*make room"
+            ),
+        ):
             patched.setattr(shutil, "copyfile", full)
             driver.next()
     with SearchDriver.open(tmp_path / "study") as driver:
         again = driver.next()
-        assert (again.number, again.continues) == (3, 1) and json.loads(Path(again.directory, "checkpoint").read_text())["of"] == 1
+        assert (again.number, again.continues) == (3, 1) and json.loads(
+            Path(again.directory, "checkpoint").read_text()
+        )["of"] == 1
     assert not list((tmp_path / "study" / "trials").glob("*.new"))
 
 
@@ -114,11 +158,14 @@ def test_a_disk_that_is_full_when_the_checkpoint_is_copied_loses_nothing(tmp_pat
 def test_a_second_chance_is_no_repeat(tmp_path, opened_again):
     same = "28px: 3k3@C4, 3k3 max2/2, 3k3"
     known = ["28px: 2k3@C4, 3k3 max2/2, 3k3", same, "28px: 4k3@C4, 3k3 max2/2, 3k3", same]
-    driver = SearchDriver.create(tmp_path / "study", trivial.study(search__rungs=[2], search__eta=2), enqueue=known)
+    driver = SearchDriver.create(
+        tmp_path / "study", trivial.study(search__rungs=[2], search__eta=2), enqueue=known
+    )
     for score in POINTS:
         stopped_at_two(driver, score)
     again = driver.next()
-    assert (again.number, again.continues, again.architecture) == (4, 1, same)      # 3 waits, with the same architecture
+    # 3 waits, with the same architecture
+    assert (again.number, again.continues, again.architecture) == (4, 1, same)
     driver.report(4, 9, {"epoch": 9, "accuracy": 0.5, "symmetry_accuracy": 0.5})
     driver.finish(4, "complete")
     if opened_again:
@@ -130,13 +177,27 @@ def test_a_second_chance_is_no_repeat(tmp_path, opened_again):
 
 
 def test_a_space_is_not_exhausted_while_what_runs_may_give_a_second_chance(tmp_path):
-    overrides = {"search__sampler": "grid", "space__group": ["C4"], "space__family": ["steerable"], "space__layout": ["max2/2"],
-                 "space__input_size": [26, 28, 30], "space__equivariance_loss": {"kind": ["none"]}, "search__repeats": 1}
+    overrides = {
+        "search__sampler": "grid",
+        "space__group": ["C4"],
+        "space__family": ["steerable"],
+        "space__layout": ["max2/2"],
+        "space__input_size": [26, 28, 30],
+        "space__equivariance_loss": {"kind": ["none"]},
+        "search__repeats": 1,
+    }
     with create(tmp_path / "study", **overrides) as driver:
         stopped_at_two(driver, POINTS[0])
         stopped, running = driver.next(), driver.next()
         for assignment, score in ((stopped, POINTS[1]), (running, POINTS[2])):
-            assert driver.report(assignment.number, 2, {"epoch": 2, "accuracy": score, "symmetry_accuracy": score}) == "stop"
+            assert (
+                driver.report(
+                    assignment.number,
+                    2,
+                    {"epoch": 2, "accuracy": score, "symmetry_accuracy": score},
+                )
+                == "stop"
+            )
             driver.finish(assignment.number, "pruned")
             if assignment is stopped:
                 assert driver.next() is None and driver.ended is None
@@ -150,22 +211,32 @@ def test_a_training_counts_once_at_a_rung_whatever_number_continues_it():
     standings = Standings(eta=2)
     for number, value in enumerate(POINTS):
         standings.enter(2, number, (value,))
-        standings.end(number, "pruned" if number else "complete", {2: {"decision": "stop" if number else "continue"}})
+        standings.end(
+            number,
+            "pruned" if number else "complete",
+            {2: {"decision": "stop" if number else "continue"}},
+        )
     assert standings.second_chance() == 1
     standings.continues(4, 1)
-    standings.enter(2, 4, (POINTS[1],))                 # as the journal tells it when the study is opened again
+    # as the journal tells it when the study is opened again
+    standings.enter(2, 4, (POINTS[1],))
     assert standings.second_chance() is None
-    standings.enter(2, 5, (0.45,))                      # of four (not five), 0.9 and 0.5 are better: not less than 4 / 2
+    # of four (not five), 0.9 and 0.5 are better: not less than 4 / 2
+    standings.enter(2, 5, (0.45,))
     assert not standings.goes_on(2, 5) and standings.goes_on(2, 4) and not standings.goes_on(2, 2)
     standings.enter(6, 4, (0.1,))
     standings.end(4, "pruned", {2: {"decision": "continue"}, 6: {"decision": "stop"}})
-    assert standings.second_chance() == 4               # alone at the next rung, it is kept; its new number is told
+    # alone at the next rung, it is kept; its new number is told
+    assert standings.second_chance() == 4
 
 
 def test_a_study_spends_fewer_epochs_on_a_second_chance(tmp_path):
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=40, search__eta=3)) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(search__trials=40, search__eta=3)
+    ) as driver:
         run_in_process(driver, trivial.trainable)
-    assert_whole(tmp_path / "study", trials=40)         # no epoch twice: what continues begins as a copy
+    # no epoch twice: what continues begins as a copy
+    assert_whole(tmp_path / "study", trials=40)
     assert any("continues" in record.attributes for record in read_trials(tmp_path / "study"))
 
 
@@ -173,7 +244,7 @@ def test_a_study_of_second_chances_killed_three_times_ends_like_an_undisturbed_o
     overrides = {"search.trials": 40}
     with SearchDriver.create(tmp_path / "calm", trivial.study(search__trials=40)) as driver:
         run_in_process(driver, trivial.trainable)
-    for seconds in (0.7, 0.5, 0.6):         # of some three
+    for seconds in (0.7, 0.5, 0.6):  # of some three
         process = start(tmp_path / "study", epoch_seconds=0.02, **overrides)
         time.sleep(seconds)
         process.kill()

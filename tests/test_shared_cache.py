@@ -1,4 +1,6 @@
-"""A cache folder that other users can write to: what they put there is not used, and they cannot make us wait."""
+"""A cache folder that other users can write to: what they put there is not used, and they cannot
+make us wait.
+"""
 
 import ctypes
 import json
@@ -16,14 +18,14 @@ from searchspace.groups import Group
 from studies.cli import doctor
 from studies.errors import StudyError
 from studies.journal.lock import StudyLock, holder
-from trainers.networks import bases
 from trainers import cache
-from trainers.networks.kernels import compiled
 from trainers.data.datasets import load
+from trainers.networks import bases
+from trainers.networks.kernels import compiled
 from trainers.settings import Data
 
 DIGITS = Data(name="digits")
-OTHER = 65534       # a user who is neither this one nor root
+OTHER = 65534  # a user who is neither this one nor root
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="there is no C compiler")
 
@@ -58,12 +60,13 @@ FOREIGN = [pytest.param(give_away, marks=as_root), open_to_all, behind_a_link, w
 
 # images
 
+
 def poison(path):
     """The file with every label 0, as another user would write it."""
     content = path.read_bytes()
-    length = int.from_bytes(content[-len(cache.MARK) - 8:-len(cache.MARK)], "little")
+    length = int.from_bytes(content[-len(cache.MARK) - 8 : -len(cache.MARK)], "little")
     start = len(content) - len(cache.MARK) - 8 - length
-    about = json.loads(content[start:start + length])
+    about = json.loads(content[start : start + length])
     about["content"]["labels"] = [0] * len(about["content"]["labels"])
     text = json.dumps(about).encode()
     path.write_bytes(content[:start] + text + len(text).to_bytes(8, "little") + cache.MARK)
@@ -84,7 +87,7 @@ def test_labels_that_others_could_have_written_are_not_used(folder, caplog, make
     make_foreign(path)
     assert torch.equal(load(DIGITS).train.labels, labels) and labels.any()
     assert caplog.text.count("are not used") == 1 and "EQUISEARCH_CACHE" in caplog.text
-    assert cache.read(path) is not None         # our own file took its place
+    assert cache.read(path) is not None  # our own file took its place
 
 
 def test_one_file_of_ours_under_the_name_of_another_is_not_used(folder):
@@ -98,7 +101,7 @@ def test_one_file_of_ours_under_the_name_of_another_is_not_used(folder):
 
 def test_what_is_read_is_the_file_that_was_checked(folder, monkeypatch):
     labels = load(DIGITS).train.labels
-    [path] = folder.glob("*.npy")
+    [_path] = folder.glob("*.npy")
     checked = cache.open_own
 
     def replaced_after_the_check(path):
@@ -123,7 +126,9 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(folder):
 
 @as_root
 def test_a_name_that_cannot_be_replaced_costs_the_file_only(folder, monkeypatch, caplog):
-    """In a folder like /tmp, others' files stay: what was built is used all the same, and built once."""
+    """In a folder like /tmp, others' files stay: what was built is used all the same, and built
+    once.
+    """
     labels = load(DIGITS).train.labels
     [path] = folder.glob("*.npy")
     poison(path)
@@ -149,7 +154,13 @@ def held():
 
     def hold(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        holders.append(subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        holders.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLD, str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        )
         assert holders[-1].stdout.readline() == b"held\n"
 
     yield hold
@@ -161,7 +172,13 @@ def held():
 def waits(monkeypatch):
     """The seconds that each lock would be waited for; none is."""
     asked, lock = [], cache.FileLock
-    monkeypatch.setattr(cache, "FileLock", lambda name, timeout, **options: asked.append(timeout) or lock(name, timeout=0.0, **options))
+    monkeypatch.setattr(
+        cache,
+        "FileLock",
+        lambda name, timeout, **options: (
+            asked.append(timeout) or lock(name, timeout=0.0, **options)
+        ),
+    )
     return asked
 
 
@@ -208,6 +225,7 @@ def test_others_cannot_open_our_locks(folder):
 
 # compiled code
 
+
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "answer.c"
@@ -232,7 +250,9 @@ def evil_library(tmp_path, name):
 
 @needs_compiler
 @pytest.mark.parametrize("make_foreign", FOREIGN)
-def test_code_that_others_could_have_written_is_not_run(folder, source, tmp_path, caplog, make_foreign):
+def test_code_that_others_could_have_written_is_not_run(
+    folder, source, tmp_path, caplog, make_foreign
+):
     compiled.load(source)
     [path] = libraries(folder)
     os.replace(evil_library(tmp_path, path.name), path)
@@ -243,9 +263,11 @@ def test_code_that_others_could_have_written_is_not_run(folder, source, tmp_path
 
 @needs_compiler
 @pytest.mark.parametrize("descriptors", [compiled.DESCRIPTORS, Path("/nonexistent")])
-def test_the_code_that_runs_is_the_file_that_was_checked(folder, source, tmp_path, monkeypatch, descriptors):
+def test_the_code_that_runs_is_the_file_that_was_checked(
+    folder, source, tmp_path, monkeypatch, descriptors
+):
     compiled.load(source)
-    [path] = libraries(folder)
+    [_path] = libraries(folder)
     own, checked = [], compiled.open_own
 
     def replaced_after_the_check(path):
@@ -260,7 +282,9 @@ def test_the_code_that_runs_is_the_file_that_was_checked(folder, source, tmp_pat
 
 
 @needs_compiler
-def test_what_was_compiled_is_not_taken_from_the_shared_folder(folder, source, tmp_path, monkeypatch):
+def test_what_was_compiled_is_not_taken_from_the_shared_folder(
+    folder, source, tmp_path, monkeypatch
+):
     """Others exchange the file as soon as it has its name."""
     keep = compiled._keep
 
@@ -302,7 +326,12 @@ def test_waiting_for_another_processs_compiler_ends(folder, source, held, monkey
 
 # bases
 
-ARRAYS = {"scalar": np.ones((1, 4, 1, 3, 3)), "scalar_std": np.ones(1), "regular": np.ones((1, 4, 4, 3, 3)), "regular_std": np.ones(1)}
+ARRAYS = {
+    "scalar": np.ones((1, 4, 1, 3, 3)),
+    "scalar_std": np.ones(1),
+    "regular": np.ones((1, 4, 4, 3, 3)),
+    "regular_std": np.ones(1),
+}
 
 
 @pytest.mark.parametrize("make_foreign", FOREIGN)
@@ -323,6 +352,7 @@ def test_a_basis_under_the_name_of_another_is_not_used():
 
 # the folder
 
+
 def test_all_that_is_cached_lies_in_one_folder_and_a_tilde_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("EQUISEARCH_CACHE", "~/mine")
@@ -334,7 +364,7 @@ def test_the_usual_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("EQUISEARCH_CACHE", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")        # to be ignored, by XDG's specification
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by XDG's specification
     assert cache.directory() == tmp_path / ".cache" / "equisearch"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache.directory() == tmp_path / "xdg" / "equisearch"
@@ -342,8 +372,13 @@ def test_the_usual_folder(tmp_path, monkeypatch):
     assert cache.directory() == tmp_path / "Library" / "Caches" / "equisearch"
 
 
-@pytest.mark.parametrize("value, message", [("here/cache", "relative path"), ("~no_such_user_here/cache", "absolute path")])
-def test_a_folder_that_cannot_be_is_done_without(tmp_path, monkeypatch, caplog, source, value, message):
+@pytest.mark.parametrize(
+    "value, message",
+    [("here/cache", "relative path"), ("~no_such_user_here/cache", "absolute path")],
+)
+def test_a_folder_that_cannot_be_is_done_without(
+    tmp_path, monkeypatch, caplog, source, value, message
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EQUISEARCH_CACHE", value)
     with pytest.warns(UserWarning, match=message):
@@ -375,6 +410,7 @@ def test_looking_at_the_folder_writes_through_no_link(tmp_path, folder):
 
 # the lock of a study
 
+
 def test_a_link_in_the_place_of_a_studys_lock_is_refused(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -396,5 +432,8 @@ def test_a_studys_lock_that_only_others_may_write_is_named(tmp_path, monkeypatch
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("studies.journal.lock.os.open", refuse)
-    with pytest.raises(StudyError, match="lock cannot be locked .Permission denied.; it must be a file that you can write"):
+    with pytest.raises(
+        StudyError,
+        match="lock cannot be locked .Permission denied.; it must be a file that you can write",
+    ):
         StudyLock(tmp_path)

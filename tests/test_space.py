@@ -1,5 +1,8 @@
-"""The search space: only valid proposals, choices asked only where they matter, matched widths, clear refusals."""
+"""The search space: only valid proposals, choices asked only where they matter, matched widths,
+clear refusals.
+"""
 
+import itertools
 import random
 
 import pytest
@@ -12,12 +15,21 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.space import SearchSpace
 from searchspace.widths import widened
 
-FULL = dict(
-    family=["steerable", "plain"], group=["C1", "C2", "C4", "D1", "D4", "C8"], restrict={"after": ["none", 2, 3], "to": ["C2", "C1"]},
-    input_size={"low": 25, "high": 33}, layout=["max2/2", "max3/2", "max3/2p1", "avg3/2p1", "conv3/2p1", "blur/2", "adaptive/2"],
-    head=["group_max", "group_mean", "none"], filters=["free", "basis"],
-    equivariance_loss={"kind": ["none", "layerwise", "latent", "label"], "weight": {"low": 0.01, "high": 10, "log": True}},
-    learning_rate={"low": 0.003, "high": 0.03, "log": True}, width={"match": "params", "to": 25_000})
+FULL = {
+    "family": ["steerable", "plain"],
+    "group": ["C1", "C2", "C4", "D1", "D4", "C8"],
+    "restrict": {"after": ["none", 2, 3], "to": ["C2", "C1"]},
+    "input_size": {"low": 25, "high": 33},
+    "layout": ["max2/2", "max3/2", "max3/2p1", "avg3/2p1", "conv3/2p1", "blur/2", "adaptive/2"],
+    "head": ["group_max", "group_mean", "none"],
+    "filters": ["free", "basis"],
+    "equivariance_loss": {
+        "kind": ["none", "layerwise", "latent", "label"],
+        "weight": {"low": 0.01, "high": 10, "log": True},
+    },
+    "learning_rate": {"low": 0.003, "high": 0.03, "log": True},
+    "width": {"match": "params", "to": 25_000},
+}
 
 
 class Dice:
@@ -53,26 +65,48 @@ def test_every_proposal_is_valid_and_asks_only_what_matters():
         assert 0.003 <= proposal.learning_rate <= 0.03
         if verdict(architecture, Group.parse("C4")).exact and architecture.head != "none":
             assert "equivariance_loss" not in params
-        seen.add((architecture.family, str(architecture.group), architecture.head, architecture.loss.kind, architecture.filters))
-    assert {family for family, *_ in seen} == {"plain", "steerable"} and {loss for *_, loss, _ in seen} == {"none", "layerwise", "latent", "label"}
+        seen.add(
+            (
+                architecture.family,
+                str(architecture.group),
+                architecture.head,
+                architecture.loss.kind,
+                architecture.filters,
+            )
+        )
+    assert {family for family, *_ in seen} == {"plain", "steerable"} and {
+        loss for *_, loss, _ in seen
+    } == {"none", "layerwise", "latent", "label"}
     assert {group for _, group, *_ in seen} == {"C1", "C2", "C4", "D1", "D4", "C8"}
 
 
 def test_groups_never_grow_with_depth():
     for proposal, _ in samples(SearchSpace(**FULL), 200):
         groups = [stage.group for stage in proposal.architecture.stages]
-        assert all(later <= earlier for earlier, later in zip(groups, groups[1:]))
+        assert all(later <= earlier for earlier, later in itertools.pairwise(groups))
 
 
-@pytest.mark.parametrize("match,to,tolerance", [("params", 25_000, 0.03), ("params", 100_000, 0.02), ("macs", 60_000_000, 0.06)])
+@pytest.mark.parametrize(
+    "match,to,tolerance",
+    [("params", 25_000, 0.03), ("params", 100_000, 0.02), ("macs", 60_000_000, 0.06)],
+)
 def test_widths_are_matched(match, to, tolerance):
     space = SearchSpace(**{**FULL, "width": {"match": match, "to": to}})
     for proposal, _ in samples(space, 120, channels=3, classes=7):
-        assert getattr(cost(proposal.architecture, 3, 7), match) == pytest.approx(to, rel=tolerance), proposal.architecture
+        assert getattr(cost(proposal.architecture, 3, 7), match) == pytest.approx(
+            to, rel=tolerance
+        ), proposal.architecture
 
 
 def test_matched_fields_count_the_first_stage():
-    space = SearchSpace(**{**FULL, "backbone": "8k3, 8k3 *, 16k3", "width": {"match": "fields", "to": 6}, "restrict": {}})
+    space = SearchSpace(
+        **{
+            **FULL,
+            "backbone": "8k3, 8k3 *, 16k3",
+            "width": {"match": "fields", "to": 6},
+            "restrict": {},
+        }
+    )
     for proposal, _ in samples(space, 20):
         assert [stage.fields for stage in proposal.architecture.stages] == [6, 6, 12]
 
@@ -80,11 +114,21 @@ def test_matched_fields_count_the_first_stage():
 def test_residual_backbones_keep_equal_fields_together():
     architecture = widened(Architecture.parse("33px: 8k3@C4, 8k3x2r, 16k3s2x2r"), "params", 100_000)
     a, b, c = (stage.fields for stage in architecture.stages)
-    assert a == b and abs(c - 2 * a) <= 1 and cost(architecture).params == pytest.approx(100_000, rel=0.25)
+    assert (
+        a == b
+        and abs(c - 2 * a) <= 1
+        and cost(architecture).params == pytest.approx(100_000, rel=0.25)
+    )
 
 
 def test_sizes_that_do_not_fit_are_never_proposed():
-    space = SearchSpace(backbone="4k3 *, 4k3 *, 4k5p0", layout=["max2/2", "max3/2"], input_size={"low": 14, "high": 40}, group=["C4"], family="steerable")
+    space = SearchSpace(
+        backbone="4k3 *, 4k3 *, 4k5p0",
+        layout=["max2/2", "max3/2"],
+        input_size={"low": 14, "high": 40},
+        group=["C4"],
+        family="steerable",
+    )
     smallest = {}
     for proposal, _ in samples(space, 400):
         layout = str(proposal.architecture.stages[0].subsampling)
@@ -93,12 +137,25 @@ def test_sizes_that_do_not_fit_are_never_proposed():
 
 
 def test_exactness_is_asked_before_the_size():
-    """One pixel decides: about half of the steerable proposals are exact, whatever the sizes; asked for pixels alone, few are."""
+    """One pixel decides: about half of the steerable proposals are exact, whatever the sizes; asked
+    for pixels alone, few are.
+    """
+
     def exact_share(space):
-        found = [verdict(p.architecture).grid_exact for p, _ in samples(space, 300) if p.architecture.group != TRIVIAL]
+        found = [
+            verdict(p.architecture).grid_exact
+            for p, _ in samples(space, 300)
+            if p.architecture.group != TRIVIAL
+        ]
         return sum(found) / len(found)
 
-    deep = dict(group=["C4"], family="steerable", input_size={"low": 25, "high": 57}, layout=["max3/2p1"], backbone="4k3 *, 4k3 *, 4k3 *, 4k3")
+    deep = {
+        "group": ["C4"],
+        "family": "steerable",
+        "input_size": {"low": 25, "high": 57},
+        "layout": ["max3/2p1"],
+        "backbone": "4k3 *, 4k3 *, 4k3 *, 4k3",
+    }
     assert 0.4 < exact_share(SearchSpace(**deep)) < 0.6
     assert exact_share(SearchSpace(**deep, size_by="pixels")) < 0.25
     for proposal, params in samples(SearchSpace(**deep), 50):
@@ -108,24 +165,51 @@ def test_exactness_is_asked_before_the_size():
 def test_marks_take_one_step_each_or_all_the_same():
     space = SearchSpace(backbone="4k3 *, 4k3 *, 4k3", layout=["max2/2 | avg3/2p1"], family="plain")
     proposal, params = next(samples(space, 1))
-    assert [str(stage.subsampling) for stage in proposal.architecture.stages] == ["max2/2", "avg3/2p1", "None"] and not params
+    assert [str(stage.subsampling) for stage in proposal.architecture.stages] == [
+        "max2/2",
+        "avg3/2p1",
+        "None",
+    ] and not params
 
 
 def test_one_value_in_place_of_a_list_fixes_a_choice():
-    space = SearchSpace(group="C4", family="steerable", input_size=29, layout="max3/2", head="group_mean", backbone="4k3 *, 4k3")
+    space = SearchSpace(
+        group="C4",
+        family="steerable",
+        input_size=29,
+        layout="max3/2",
+        head="group_mean",
+        backbone="4k3 *, 4k3",
+    )
     proposal, params = next(samples(space, 1))
     assert str(proposal.architecture) == "29px: 4k3@C4 max3/2, 4k3 head=group_mean" and not params
 
 
-@pytest.mark.parametrize("change,says", [
-    ({"grup": ["C4"]}, "grup"), ({"group": ["C5x"]}, "no group 'C5x'"), ({"family": ["steerabel"]}, "steerable"),
-    ({"restrict": {"after": [2], "to": ["D4"]}, "group": ["C4"]}, "no proper subgroup"), ({"restrict": {"after": [9]}}, "7 stages"),
-    ({"restrict": {"after": [0]}}, "no stage to restrict"), ({"layout": ["pool2"]}, "subsampling"), ({"layout": []}, "at least 1"),
-    ({"backbone": "3k3 *, 3k3 *, 3k3 *, 3k5p0", "layout": ["max2/2"], "input_size": [8]}, "no architecture of the space fits"),
-    ({"backbone": "3k3@C4 *"}, "names groups"), ({"backbone": "3k3 * head=none"}, "options"), ({"input_size": {"low": 9, "high": 7}}, "low"),
-    ({"layout": ["max2/2 | max2/2"]}, "marks"), ({"group": ["C8"], "filters": ["free"]}, "basis"), ({"width": {"match": "flops", "to": 3}}, "macs"),
-    ({"learning_rate": {"low": 0, "high": 1}}, "greater than 0"), ({"group": ["C1"], "family": ["steerable", "plain"]}, "beside C1"),
-])
+@pytest.mark.parametrize(
+    "change,says",
+    [
+        ({"grup": ["C4"]}, "grup"),
+        ({"group": ["C5x"]}, "no group 'C5x'"),
+        ({"family": ["steerabel"]}, "steerable"),
+        ({"restrict": {"after": [2], "to": ["D4"]}, "group": ["C4"]}, "no proper subgroup"),
+        ({"restrict": {"after": [9]}}, "7 stages"),
+        ({"restrict": {"after": [0]}}, "no stage to restrict"),
+        ({"layout": ["pool2"]}, "subsampling"),
+        ({"layout": []}, "at least 1"),
+        (
+            {"backbone": "3k3 *, 3k3 *, 3k3 *, 3k5p0", "layout": ["max2/2"], "input_size": [8]},
+            "no architecture of the space fits",
+        ),
+        ({"backbone": "3k3@C4 *"}, "names groups"),
+        ({"backbone": "3k3 * head=none"}, "options"),
+        ({"input_size": {"low": 9, "high": 7}}, "low"),
+        ({"layout": ["max2/2 | max2/2"]}, "marks"),
+        ({"group": ["C8"], "filters": ["free"]}, "basis"),
+        ({"width": {"match": "flops", "to": 3}}, "macs"),
+        ({"learning_rate": {"low": 0, "high": 1}}, "greater than 0"),
+        ({"group": ["C1"], "family": ["steerable", "plain"]}, "beside C1"),
+    ],
+)
 def test_bad_spaces_are_refused_with_the_remedy(change, says):
     with pytest.raises(ValidationError, match=says):
         SearchSpace(**{**FULL, "restrict": {}, **change})

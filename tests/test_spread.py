@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from support import trivial
-
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from studies.search.driver import SearchDriver
 from studies.samplers.initial_design import distance, traits
+from studies.search.driver import SearchDriver
+from support import trivial
 
 D4 = Group.parse("D4")
 
 
 def proposals(path, start, seed, number=6):
     """The first architectures of a study, none of them finished yet."""
-    options = {"search__start": start, "search__seed": seed, "search__startup": 8, "search__sampler": "tpe", "search__rungs": []}
+    options = {
+        "search__start": start,
+        "search__seed": seed,
+        "search__startup": 8,
+        "search__sampler": "tpe",
+        "search__rungs": [],
+    }
     with SearchDriver.create(path, trivial.study(**options)) as driver:
         return [Architecture.parse(driver.next().architecture) for _ in range(number)]
 
@@ -23,7 +28,10 @@ def covered(architectures):
     """Exact steerable, broken steerable and plain: which of them are there."""
     group = Group.parse(trivial.study().symmetry.group)
     shares = [traits(a, group)[3] for a in architectures]
-    return {"plain" if a.family == "plain" else "exact" if share == 1 else "broken" for a, share in zip(architectures, shares)}
+    return {
+        "plain" if a.family == "plain" else "exact" if share == 1 else "broken"
+        for a, share in zip(architectures, shares)
+    }
 
 
 def test_a_spread_start_meets_every_degree_of_equivariance(tmp_path):
@@ -34,15 +42,26 @@ def test_a_spread_start_meets_every_degree_of_equivariance(tmp_path):
 
 def test_a_spread_start_sees_known_architectures_that_come_first(tmp_path):
     study = trivial.study(search__sampler="tpe", search__rungs=[])
-    with SearchDriver.create(tmp_path / "study", study, enqueue=["28px: 10k3@D4, 10k3 max2/2, 10k4p0"]) as driver:
+    with SearchDriver.create(
+        tmp_path / "study", study, enqueue=["28px: 10k3@D4, 10k3 max2/2, 10k4p0"]
+    ) as driver:
         first, second = (Architecture.parse(driver.next().architecture) for _ in range(2))
     assert str(first.group) == "D4" and traits(second, D4)[3] < 0.5
 
 
 def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
-    exact, broken, plain = (traits(Architecture.parse(text), D4) for text in (
-        "28px: 10k3@D4, 10k3 max2/2, 10k4p0", "29px: 10k3@D4, 10k3 max2/2, 10k4p0", "28px: 20k3, 20k3 max2/2, 20k4p0"))
+    exact, broken, plain = (
+        traits(Architecture.parse(text), D4)
+        for text in (
+            "28px: 10k3@D4, 10k3 max2/2, 10k4p0",
+            "29px: 10k3@D4, 10k3 max2/2, 10k4p0",
+            "28px: 20k3, 20k3 max2/2, 20k4p0",
+        )
+    )
     assert distance(exact, exact, 8) == 0
     assert distance(exact, plain, 8) == distance(plain, exact, 8) > distance(exact, broken, 8) > 0.5
-    weighted = [traits(Architecture.parse(f"29px: 10k3@D4, 10k3 max2/2, 10k4p0 loss=layerwise:{w}"), D4) for w in (0.1, 0.2, 5)]
+    weighted = [
+        traits(Architecture.parse(f"29px: 10k3@D4, 10k3 max2/2, 10k4p0 loss=layerwise:{w}"), D4)
+        for w in (0.1, 0.2, 5)
+    ]
     assert 0 < distance(weighted[0], weighted[1], 8) < distance(weighted[0], weighted[2], 8)

@@ -12,8 +12,16 @@ IMAGES = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def plain():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-                         nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(inplace=True)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(inplace=True)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
 
 
 def test_the_stages_of_a_plain_model_are_its_modules_with_weights_that_return_maps():
@@ -22,7 +30,9 @@ def test_the_stages_of_a_plain_model_are_its_modules_with_weights_that_return_ma
 
 
 def test_maps_are_those_of_the_module_despite_in_place_operations_after_it():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     _, (stage,) = run(model, IMAGES)
     assert torch.equal(stage.maps, model[0](IMAGES)) and float(stage.maps.detach().min()) < 0
 
@@ -74,21 +84,41 @@ def test_pixels_are_between_zero_and_one():
         pixels(torch.full((1, 1, 2, 2), float("nan")), lambda x: x)
 
 
-@pytest.mark.parametrize("group,kind", [("C4", "regular"), ("C4", "irrep"), ("D4", "regular"), ("D1", "regular"), ("SO2", "irrep")])
+@pytest.mark.parametrize(
+    "group,kind",
+    [("C4", "regular"), ("C4", "irrep"), ("D4", "regular"), ("D1", "regular"), ("SO2", "irrep")],
+)
 def test_escnn_maps_move_by_their_own_field_type(group, kind, monkeypatch):
     escnn = pytest.importorskip("escnn")
-    # Without this escnn 1.0.11 passes a numpy.matrix to scikit-learn's decomposition, which refuses it.
+    # Without this escnn 1.0.11 passes a numpy.matrix to scikit-learn's decomposition, which refuses
+    # it.
     monkeypatch.setattr("escnn.group._numerical.randomized_svd", None)
-    spaces = {"C4": escnn.gspaces.rot2dOnR2(4), "D4": escnn.gspaces.flipRot2dOnR2(4), "D1": escnn.gspaces.flip2dOnR2(),
-              "SO2": escnn.gspaces.rot2dOnR2(-1)}
+    spaces = {
+        "C4": escnn.gspaces.rot2dOnR2(4),
+        "D4": escnn.gspaces.flipRot2dOnR2(4),
+        "D1": escnn.gspaces.flip2dOnR2(),
+        "SO2": escnn.gspaces.rot2dOnR2(-1),
+    }
     space, measured = spaces[group], Group.parse("C4" if group == "SO2" else group)
     torch.manual_seed(0)
     incoming = escnn.nn.FieldType(space, [space.trivial_repr])
-    model = Wrapped(escnn, incoming, escnn.nn.FieldType(space, 3 * [space.regular_repr if kind == "regular" else space.irrep(1)]))
+    model = Wrapped(
+        escnn,
+        incoming,
+        escnn.nn.FieldType(
+            space, 3 * [space.regular_repr if kind == "regular" else space.irrep(1)]
+        ),
+    )
     error = equivariance_error(model, IMAGES, measured)
     assert [s.stage for s in error.stages] == ["conv"] and error.stages[0].worst < 1e-5
     plain = equivariance_error(model, IMAGES, Group.parse("D8")).stages[0]
-    assert plain.over([e for e in Group.parse("D8").elements if e not in measured and e.on_grid] or plain.elements) > 0.1
+    assert (
+        plain.over(
+            [e for e in Group.parse("D8").elements if e not in measured and e.on_grid]
+            or plain.elements
+        )
+        > 0.1
+    )
 
 
 class Wrapped(nn.Module):

@@ -1,4 +1,6 @@
-"""What a Gaussian process over traits believes, against scikit-learn's and against what was planted."""
+"""What a Gaussian process over traits believes, against scikit-learn's and against what was
+planted.
+"""
 
 from __future__ import annotations
 
@@ -28,22 +30,30 @@ def test_one_setting_is_scikit_learns_gaussian_process(monkeypatch):
     monkeypatch.setattr(surrogate, "LEAST_SPREAD", 0.0)
     rng = numpy.random.default_rng(1)
     x, new, y = rng.random((12, 1)), rng.random((7, 1)), rng.random((12, 1)) * 0.2 + 0.4
-    theirs = GaussianProcessRegressor(Matern(length_scale=0.5, nu=0.5), alpha=0.1, optimizer=None, normalize_y=True).fit(x, y[:, 0])
+    theirs = GaussianProcessRegressor(
+        Matern(length_scale=0.5, nu=0.5), alpha=0.1, optimizer=None, normalize_y=True
+    ).fit(x, y[:, 0])
     mean, deviation = theirs.predict(new, return_std=True)
     ours = made(x, y)
     assert numpy.allclose(ours.mean(apart(x, new), 0)[:, 0], mean, atol=1e-10)
     drawn = ours.sample(apart(x, new), 0, 4000)[:, :, 0]
-    assert numpy.allclose(drawn.std(0), deviation, rtol=0.08) and numpy.allclose(drawn.mean(0), mean, atol=0.01)
+    assert numpy.allclose(drawn.std(0), deviation, rtol=0.08) and numpy.allclose(
+        drawn.mean(0), mean, atol=0.01
+    )
 
 
 def test_settings_that_explain_the_scores_are_believed():
     """Only the first of four traits matters: what is expected follows it, and ignores the others."""
     rng = numpy.random.default_rng(0)
     x = rng.integers(0, 2, (60, 4)).astype(float)
-    y = numpy.stack([0.3 + 0.5 * x[:, 0], 0.8 - 0.5 * x[:, 0]], axis=1) + rng.normal(0, 0.02, (60, 2))
+    y = numpy.stack([0.3 + 0.5 * x[:, 0], 0.8 - 0.5 * x[:, 0]], axis=1) + rng.normal(
+        0, 0.02, (60, 2)
+    )
     ours = made(x, y)
     new = numpy.array([[0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]], float)
-    assert numpy.allclose(ours.mean(apart(x, new), 0), [[0.3, 0.8], [0.3, 0.8], [0.8, 0.3], [0.8, 0.3]], atol=0.06)
+    assert numpy.allclose(
+        ours.mean(apart(x, new), 0), [[0.3, 0.8], [0.3, 0.8], [0.8, 0.3], [0.8, 0.3]], atol=0.06
+    )
     assert numpy.allclose(ours.belief.sum(0), 1)
 
 
@@ -56,11 +66,13 @@ def test_what_was_seen_is_certain_and_the_unlike_is_not():
 
 @pytest.mark.parametrize("informative", [True, False])
 def test_an_early_rung_says_as_much_about_the_end_as_it_did_before(informative):
-    """Trainings alike in all traits, 20 of them seen to the end; of two others only the early scores are known."""
+    """Trainings alike in all traits, 20 of them seen to the end; of two others only the early
+    scores are known.
+    """
     rng = numpy.random.default_rng(2)
     early = rng.random(20)
     late = 0.2 + 0.6 * early if informative else rng.permutation(0.2 + 0.6 * early)
-    x = numpy.arange(22.0)[:, None] * 3      # nearly unrelated by their traits
+    x = numpy.arange(22.0)[:, None] * 3  # nearly unrelated by their traits
     seen = numpy.concatenate([x[:20], x[:20], x[20:]])
     rungs = numpy.array([0] * 20 + [1] * 20 + [0, 0])
     scores = numpy.concatenate([early, late, [0.05, 0.95]])[:, None]

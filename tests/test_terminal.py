@@ -1,4 +1,6 @@
-"""What reaches the terminal: nothing that a file could make it do, whatever its encoding, and no trial ends because it is gone."""
+"""What reaches the terminal: nothing that a file could make it do, whatever its encoding, and no
+trial ends because it is gone.
+"""
 
 import io
 import json
@@ -8,22 +10,46 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import trivial
-
-from studies.cli import main as cli
 
 from studies import terminal
+from studies.cli import main as cli
+from studies.cli.live import Progress
+from studies.journal.reader import JOURNAL, read_trials
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
-from studies.journal.reader import JOURNAL, read_trials
-from studies.cli.live import Progress
+from support import trivial
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;pwn\x07\x9b2J [bold]red[/bold] \u202egnp\x7f\r\nforged: line"
 START = [sys.executable, "-m", "studies.cli", "start", "quickstart"]
-TINY = ["--set", "data.train=60", "--set", "data.validation=40", "--epochs", "1", "--trials", "2", "--workers", "1", "--set", "space.input_size=8",
-        "--set", "space.backbone=2k3, 2k3", "--set", "space.layout=max2/2", "--set", "space.width=null", "--set", "space.restrict={}",
-        "--set", "search.first=[]", "--set", "search.sampler=random", "--set", "space.family=plain"]
+TINY = [
+    "--set",
+    "data.train=60",
+    "--set",
+    "data.validation=40",
+    "--epochs",
+    "1",
+    "--trials",
+    "2",
+    "--workers",
+    "1",
+    "--set",
+    "space.input_size=8",
+    "--set",
+    "space.backbone=2k3, 2k3",
+    "--set",
+    "space.layout=max2/2",
+    "--set",
+    "space.width=null",
+    "--set",
+    "space.restrict={}",
+    "--set",
+    "search.first=[]",
+    "--set",
+    "search.sampler=random",
+    "--set",
+    "space.family=plain",
+]
 
 
 def fails(study, assignment, report):
@@ -36,7 +62,9 @@ def fails(study, assignment, report):
 def hostile(tmp_path_factory):
     """A study whose journal, study file and file names hold control characters and markup."""
     directory = tmp_path_factory.mktemp("x") / "study\x1b[31m[bold]"
-    with SearchDriver.create(directory, trivial.study(search__trials=4, search__rungs=[9])) as driver:
+    with SearchDriver.create(
+        directory, trivial.study(search__trials=4, search__rungs=[9])
+    ) as driver:
         run_in_process(driver, fails)
     journal = directory / JOURNAL
     lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
@@ -47,7 +75,12 @@ def hostile(tmp_path_factory):
                 attributes[name] = HOSTILE
         if "reason" in attributes:
             attributes["reason"] = HOSTILE
-    journal.write_text("".join(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    journal.write_text(
+        "".join(
+            json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n" for line in lines
+        ),
+        encoding="utf-8",
+    )
     (directory / "trials" / "00000" / "file\x1b[2J\x9b").write_text("")
     return directory
 
@@ -55,12 +88,14 @@ def hostile(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a command in this process; returns exit status, stdout and stderr."""
+
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["equisearch", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
         return ended.value.code or 0, *capsys.readouterr()
+
     return call
 
 
@@ -68,8 +103,23 @@ def harmless(text):
     return not any(c in text for c in "\x1b\x07\x9b\x7f\r\u202e")
 
 
-@pytest.mark.parametrize("words", [["trials"], ["trials", "--format", "csv"], ["trials", "--format", "json"], ["front"], ["show", 0], ["show", 1], ["status"],
-                                   ["report"], ["resume", "--trials", 4], ["show", 99], ["retrain", "--trial", 99], ["resume", "--set", f"data.name={HOSTILE}"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trials"],
+        ["trials", "--format", "csv"],
+        ["trials", "--format", "json"],
+        ["front"],
+        ["show", 0],
+        ["show", 1],
+        ["status"],
+        ["report"],
+        ["resume", "--trials", 4],
+        ["show", 99],
+        ["retrain", "--trial", 99],
+        ["resume", "--set", f"data.name={HOSTILE}"],
+    ],
+)
 def test_nothing_in_a_study_reaches_the_terminal_as_a_command(run, hostile, words):
     status, out, err = run(words[0], hostile, *words[1:])
     assert harmless(out + err) and "fault of the program" not in err, err
@@ -79,15 +129,30 @@ def test_nothing_in_a_study_reaches_the_terminal_as_a_command(run, hostile, word
 
 
 def test_warnings_and_tracebacks_are_plain_too(run, hostile, monkeypatch):
-    status, out, err = run("show", hostile, 99, "--debug")
+    _status, _out, err = run("show", hostile, 99, "--debug")
     assert "Traceback" in err and harmless(err)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-@pytest.mark.parametrize("words", [["check", "lenet"], ["check", "28px: 10k3@C4, 10k3 max2/2"], ["show", "DIR", "0"], ["trials", "DIR"], ["front", "DIR"], ["--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "lenet"],
+        ["check", "28px: 10k3@C4, 10k3 max2/2"],
+        ["show", "DIR", "0"],
+        ["trials", "DIR"],
+        ["front", "DIR"],
+        ["--help"],
+    ],
+)
 def test_every_encoding_gets_a_drawing(hostile, encoding, words):
     words = [str(hostile) if word == "DIR" else word for word in words]
-    done = subprocess.run([sys.executable, "-m", "studies.cli", *words], capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding})
+    done = subprocess.run(
+        [sys.executable, "-m", "studies.cli", *words],
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
     text = done.stdout.decode(encoding)
     assert done.returncode == (1 if words == ["check", "lenet"] else 0), done.stderr
     assert b"UnicodeEncodeError" not in done.stderr and (text or done.returncode)
@@ -117,7 +182,14 @@ class Gone(io.StringIO):
         return self.terminal
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ValueError("I/O operation on closed file"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenPipeError(32, "Broken pipe"),
+        ValueError("I/O operation on closed file"),
+        OSError(5, "Input/output error"),
+    ],
+)
 @pytest.mark.parametrize("terminal", [False, True])
 def test_no_trial_fails_because_nobody_listens(tmp_path, monkeypatch, error, terminal):
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=5)) as driver:
@@ -125,7 +197,9 @@ def test_no_trial_fails_because_nobody_listens(tmp_path, monkeypatch, error, ter
             patch.setattr(sys, "stderr", Gone(error, terminal))
             with Progress(driver) as progress:
                 run_in_process(driver, trivial.trainable, progress)
-    states = [record.state for record in read_trials(tmp_path / "study") if record.state != "refused"]
+    states = [
+        record.state for record in read_trials(tmp_path / "study") if record.state != "refused"
+    ]
     assert len(states) == 5 and set(states) <= {"complete", "pruned"}
 
 
@@ -138,7 +212,9 @@ def test_a_listener_that_raises_is_heard_no_more_and_touches_no_trial(tmp_path):
 
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3)) as driver:
         assert run_in_process(driver, trivial.trainable, listener).reason == "trials"
-    assert len(heard) == 1 and not [r for r in read_trials(tmp_path / "study") if r.state == "failed"]
+    assert len(heard) == 1 and not [
+        r for r in read_trials(tmp_path / "study") if r.state == "failed"
+    ]
 
 
 def test_loggers_that_fail_are_told_of_once_and_touch_no_trial(tmp_path, monkeypatch):
@@ -154,22 +230,48 @@ def test_loggers_that_fail_are_told_of_once_and_touch_no_trial(tmp_path, monkeyp
 
     monkeypatch.setattr("studies.workers.loggers.TuneLoggers", Fails)
     told = []
-    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=3, loggers__tensorboard=True)) as driver:
-        run_in_process(driver, trivial.trainable, lambda event: told.append(event.reason) if event.kind == "warning" else None)
+    with SearchDriver.create(
+        tmp_path / "study", trivial.study(search__trials=3, loggers__tensorboard=True)
+    ) as driver:
+        run_in_process(
+            driver,
+            trivial.trainable,
+            lambda event: told.append(event.reason) if event.kind == "warning" else None,
+        )
     assert len(told) == 1 and "ConnectionError: no server" in told[0]
     assert not [r for r in read_trials(tmp_path / "study") if r.state == "failed"]
 
 
-@pytest.mark.parametrize("shell", ["2>&1 | head -n 1", ">&- 2>&-", "2>&-", "2>/dev/full", "</dev/null >&-"])
+@pytest.mark.parametrize(
+    "shell", ["2>&1 | head -n 1", ">&- 2>&-", "2>&-", "2>/dev/full", "</dev/null >&-"]
+)
 def test_a_study_ends_well_where_its_output_goes_nowhere(tmp_path, shell):
     command = " ".join(["'" + word + "'" for word in [*START, str(tmp_path / "study"), *TINY]])
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {shell}"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {shell}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0 and "Error" not in done.stderr, done.stdout + done.stderr
-    states = [record.state for record in read_trials(tmp_path / "study") if record.state != "refused"]
+    states = [
+        record.state for record in read_trials(tmp_path / "study") if record.state != "refused"
+    ]
     assert len(states) == 2 and set(states) <= {"complete", "pruned"}
 
 
 def test_results_that_do_not_fit_on_a_disk_are_an_error(hostile):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "studies.cli", "trials", str(hostile)], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "No space left" in done.stderr and len(done.stderr.splitlines()) == 1
+        done = subprocess.run(
+            [sys.executable, "-m", "studies.cli", "trials", str(hostile)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: ")
+        and "No space left" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )

@@ -1,4 +1,6 @@
-"""Training: stopping anywhere and going on gives the same numbers bit for bit, and what goes wrong is said."""
+"""Training: stopping anywhere and going on gives the same numbers bit for bit, and what goes wrong
+is said.
+"""
 
 import errno
 import math
@@ -9,19 +11,27 @@ import pytest
 import torch
 
 from searchspace.architecture import Architecture
-from trainers.training import train as training_module
 from trainers.data.datasets import load, normalise
 from trainers.networks.fold import fold
 from trainers.settings import Augment, Data, Symmetry, Training
+from trainers.training import train as training_module
 from trainers.training.train import CHECKPOINT, PREVIOUS, Config, Diverged, rate_at, start, train
 
 DIGITS = Data(name="digits", train=300, validation=100)
-TEXTS = ("12px: 4k3@C4, 4k3 max2/2, 4k3 loss=layerwise:0.5", "12px: 4k3@D4, 4k3r, 4k3@C2 avg3/2p1, 4k3 head=none loss=label:0.5",
-         "12px: 6k3, 6k3 max2/2, 6k3 loss=latent:0.5")
+TEXTS = (
+    "12px: 4k3@C4, 4k3 max2/2, 4k3 loss=layerwise:0.5",
+    "12px: 4k3@D4, 4k3r, 4k3@C2 avg3/2p1, 4k3 head=none loss=label:0.5",
+    "12px: 6k3, 6k3 max2/2, 6k3 loss=latent:0.5",
+)
 
 
 def config(epochs=4, **training):
-    defaults = dict(epochs=epochs, batch_size=64, precision="float32", augment=Augment(rotation="uniform", shift=1))
+    defaults = {
+        "epochs": epochs,
+        "batch_size": 64,
+        "precision": "float32",
+        "augment": Augment(rotation="uniform", shift=1),
+    }
     return Config(DIGITS, Training(**{**defaults, **training}), Symmetry(group="C4"), seed=3)
 
 
@@ -29,8 +39,11 @@ def same(a: Path, b: Path) -> bool:
     """True if two checkpoints hold the same weights and optimizer state, bit for bit."""
     first, second = (torch.load(folder / CHECKPOINT, weights_only=True) for folder in (a, b))
     tensors = [(first["network"][key], second["network"][key]) for key in first["network"]]
-    tensors += [(first["optimizer"]["state"][k][name], second["optimizer"]["state"][k][name])
-                for k in first["optimizer"]["state"] for name in first["optimizer"]["state"][k]]
+    tensors += [
+        (first["optimizer"]["state"][k][name], second["optimizer"]["state"][k][name])
+        for k in first["optimizer"]["state"]
+        for name in first["optimizer"]["state"][k]
+    ]
     return all(torch.equal(x, y) for x, y in tensors)
 
 
@@ -42,7 +55,9 @@ def test_stopping_and_going_on_gives_the_same_numbers_bit_for_bit(tmp_path, text
         parts = train(architecture, config(), tmp_path / "parts", until)
     assert same(tmp_path / "whole", tmp_path / "parts")
     drop = ("seconds", "latency")
-    assert {k: v for k, v in whole.as_dict().items() if k not in drop} == {k: v for k, v in parts.as_dict().items() if k not in drop}
+    assert {k: v for k, v in whole.as_dict().items() if k not in drop} == {
+        k: v for k, v in parts.as_dict().items() if k not in drop
+    }
 
 
 def test_a_killed_epoch_is_trained_again_from_the_last_checkpoint(tmp_path):
@@ -64,8 +79,12 @@ def test_the_loss_and_the_accuracy_are_those_of_the_folded_network(tmp_path):
     scores, splits = train(architecture, config(), tmp_path, 1), load(DIGITS, architecture.size)
     network = fold(start(architecture, config(), tmp_path, splits).network)
     logits = network(normalise(splits.validation.pixels.float() / 255, splits.mean, splits.std))
-    assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, splits.validation.labels).item(), rel=1e-4)
-    assert scores.accuracy == pytest.approx((logits.argmax(1) == splits.validation.labels).double().mean().item(), abs=0.005)
+    assert scores.loss == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, splits.validation.labels).item(), rel=1e-4
+    )
+    assert scores.accuracy == pytest.approx(
+        (logits.argmax(1) == splits.validation.labels).double().mean().item(), abs=0.005
+    )
     assert 0 < scores.latency < 1000
 
 
@@ -74,10 +93,16 @@ def test_a_torn_checkpoint_costs_one_epoch(tmp_path):
     train(architecture, config(), tmp_path / "whole", 3)
     train(architecture, config(), tmp_path / "torn", 2)
     torn = (tmp_path / "torn" / CHECKPOINT).read_bytes()
-    (tmp_path / "torn" / CHECKPOINT).write_bytes(torn[:len(torn) // 2])
+    (tmp_path / "torn" / CHECKPOINT).write_bytes(torn[: len(torn) // 2])
     assert (tmp_path / "torn" / PREVIOUS).exists()
     epochs = []
-    train(architecture, config(), tmp_path / "torn", 3, on_epoch=lambda epoch, row: epochs.append(epoch))
+    train(
+        architecture,
+        config(),
+        tmp_path / "torn",
+        3,
+        on_epoch=lambda epoch, row: epochs.append(epoch),
+    )
     assert epochs == [2, 3] and same(tmp_path / "whole", tmp_path / "torn")
 
 
@@ -101,7 +126,12 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
 
 def test_a_diverged_loss_is_told_with_its_remedy(tmp_path):
     with pytest.raises(Diverged, match="lower learning rate"):
-        train(Architecture.parse("12px: 4k3, 4k3"), config(learning_rate=1e30, optimizer="sgd", schedule="constant"), tmp_path, 4)
+        train(
+            Architecture.parse("12px: 4k3, 4k3"),
+            config(learning_rate=1e30, optimizer="sgd", schedule="constant"),
+            tmp_path,
+            4,
+        )
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
@@ -114,15 +144,34 @@ def test_seeds_differ_and_repeat(tmp_path):
     architecture = Architecture.parse(TEXTS[2])
     first = train(architecture, config(), tmp_path / "a", 2)
     second = train(architecture, config(), tmp_path / "b", 2)
-    other = train(architecture, Config(DIGITS, config().training, Symmetry(group="C4"), seed=4), tmp_path / "c", 2)
+    other = train(
+        architecture,
+        Config(DIGITS, config().training, Symmetry(group="C4"), seed=4),
+        tmp_path / "c",
+        2,
+    )
     assert first.loss == second.loss != other.loss
 
 
 def test_half_batches_with_summed_gradients_train_alike(tmp_path):
-    """Without norm statistics in the way (they are of the half batch), two halves give the gradient of the whole."""
+    """Without norm statistics in the way (they are of the half batch), two halves give the gradient
+    of the whole.
+    """
     architecture = Architecture.parse("12px: 8k3@C4, 8k3 max2/2, 8k3")
     whole = train(architecture, config(6, augment=Augment(), learning_rate=0.02), tmp_path / "a", 6)
-    halves = train(architecture, Config(DIGITS, config(6, augment=Augment(), learning_rate=0.02).training, Symmetry(group="C4"), 3, None, 2), tmp_path / "b", 6)
+    halves = train(
+        architecture,
+        Config(
+            DIGITS,
+            config(6, augment=Augment(), learning_rate=0.02).training,
+            Symmetry(group="C4"),
+            3,
+            None,
+            2,
+        ),
+        tmp_path / "b",
+        6,
+    )
     assert abs(whole.accuracy - halves.accuracy) < 0.15 and halves.loss < math.log(10)
 
 
@@ -130,14 +179,21 @@ def test_half_batches_with_summed_gradients_train_alike(tmp_path):
 def test_learning_rates_stay_between_zero_and_the_peak(schedule):
     training = Training(schedule=schedule)
     rates = [rate_at(training, 0.1, step, 100) for step in range(100)]
-    assert all(0 < rate <= 0.1 + 1e-12 for rate in rates) and max(rates) == pytest.approx(0.1, rel=1e-2)
+    assert all(0 < rate <= 0.1 + 1e-12 for rate in rates) and max(rates) == pytest.approx(
+        0.1, rel=1e-2
+    )
     assert rates[-1] < {"onecycle": 1e-3, "cosine": 1e-3, "step": 0.01, "constant": 1}[schedule]
 
 
 def test_an_exact_network_stays_exact_after_training(tmp_path):
     scores = train(Architecture.parse("12px: 4k3@C4, 4k3 max2/2, 4k3"), config(), tmp_path, 4)
-    assert scores.equivariance_error < 1e-5 and scores.accuracy == scores.symmetry_accuracy == scores.symmetry_accuracy_worst
-    broken = train(Architecture.parse("13px: 4k3@C4, 4k3 max2/2, 4k3"), config(), tmp_path / "broken", 4)
+    assert (
+        scores.equivariance_error < 1e-5
+        and scores.accuracy == scores.symmetry_accuracy == scores.symmetry_accuracy_worst
+    )
+    broken = train(
+        Architecture.parse("13px: 4k3@C4, 4k3 max2/2, 4k3"), config(), tmp_path / "broken", 4
+    )
     assert broken.equivariance_error > 1e-3
 
 
@@ -149,23 +205,37 @@ def test_until_epoch_must_lie_in_the_training(tmp_path):
 @pytest.mark.parametrize("divisor", [2, 3])
 def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, monkeypatch, divisor):
     def loss(network, architecture, config, pixels, labels, normal, elements, generator):
-        return torch.nn.functional.cross_entropy(network.eval()(normal(pixels)), labels)      # with statistics that do not depend on the batch
+        # with statistics that do not depend on the batch
+        return torch.nn.functional.cross_entropy(network.eval()(normal(pixels)), labels)
 
     monkeypatch.setattr(training_module, "training_loss", loss)
-    architecture, settings = Architecture.parse("12px: 4k3@C4, 4k3"), config(1, optimizer="sgd", schedule="constant")
+    architecture, settings = (
+        Architecture.parse("12px: 4k3@C4, 4k3"),
+        config(1, optimizer="sgd", schedule="constant"),
+    )
     networks = []
     for parts in (1, divisor):
-        state = start(architecture, replace(settings, batch_divisor=parts), tmp_path, load(DIGITS, (12, 12)))
-        training_module.train_epoch(state, architecture, replace(settings, batch_divisor=parts), load(DIGITS, (12, 12)))
+        state = start(
+            architecture, replace(settings, batch_divisor=parts), tmp_path, load(DIGITS, (12, 12))
+        )
+        training_module.train_epoch(
+            state, architecture, replace(settings, batch_divisor=parts), load(DIGITS, (12, 12))
+        )
         networks.append(state.network)
     for one, other in zip(*(network.parameters() for network in networks)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_statistics_are_taken_when_the_network_is_evaluated_wherever_it_was_stopped(tmp_path, monkeypatch):
+def test_statistics_are_taken_when_the_network_is_evaluated_wherever_it_was_stopped(
+    tmp_path, monkeypatch
+):
     architecture, taken = Architecture.parse(TEXTS[0]), []
     estimate = training_module.estimate_statistics
-    monkeypatch.setattr(training_module, "estimate_statistics", lambda network, batches: (taken.append(1), estimate(network, batches)))
+    monkeypatch.setattr(
+        training_module,
+        "estimate_statistics",
+        lambda network, batches: (taken.append(1), estimate(network, batches)),
+    )
 
     def stop(epoch, row):
         if epoch == 2:
@@ -173,7 +243,7 @@ def test_statistics_are_taken_when_the_network_is_evaluated_wherever_it_was_stop
 
     with pytest.raises(KeyboardInterrupt):
         train(architecture, config(), tmp_path, 4, on_epoch=stop)
-    assert not taken                                    # nothing was evaluated
+    assert not taken  # nothing was evaluated
     stopped = train(architecture, config(), tmp_path, 2)
     assert len(taken) == 1
     straight = train(architecture, config(), tmp_path / "other", 2)

@@ -2,26 +2,35 @@
 
 import copy
 import io
-import json
 import pickle
 import zipfile
 
 import onnx
 import pytest
 import torch
-
-from support.bundles import bundle, copied, manifest_of, rehash, subject, untrained, write_manifest  # noqa: F401  (fixtures)
-from searchspace.architecture import Architecture
 from test_export import EVERY_LAYER
+
+from searchspace.architecture import Architecture
+from support.bundles import bundle, copied, manifest_of, rehash, subject, untrained, write_manifest  # noqa: F401  (fixtures)
 from trainers.bundles.formats import CARD, FORMATS, MANIFEST
-from trainers.networks.networks import build
 from trainers.bundles.verify import load_checked, verify
+from trainers.networks.networks import build
 
 
 def test_verify_accepts_a_bundle(bundle):
     report = verify(bundle, run_code=True)
-    assert report.good and report.not_run == () and report.as_dict()["good"] and "the bundle is sound" in report.text()
-    assert {f.check for f in report.findings} == {"files", "agreement", *FORMATS, *(f"{name} symmetry" for name in FORMATS)}
+    assert (
+        report.good
+        and report.not_run == ()
+        and report.as_dict()["good"]
+        and "the bundle is sound" in report.text()
+    )
+    assert {f.check for f in report.findings} == {
+        "files",
+        "agreement",
+        *FORMATS,
+        *(f"{name} symmetry" for name in FORMATS),
+    }
 
 
 def bad(report):
@@ -44,7 +53,10 @@ def test_verify_sees_a_changed_weight_by_its_logits_and_symmetry(copied):
     corrupt(copied)
     rehash(copied)
     found = bad(verify(copied))
-    assert set(found) == {"torch", "agreement", "torch symmetry"} and "claimed, but broken: r90" in found["torch symmetry"]
+    assert (
+        set(found) == {"torch", "agreement", "torch symmetry"}
+        and "claimed, but broken: r90" in found["torch symmetry"]
+    )
 
 
 def test_verify_sees_what_is_missing_or_torn(copied):
@@ -52,17 +64,30 @@ def test_verify_sees_what_is_missing_or_torn(copied):
     (copied / "model.pt2").write_bytes((copied / "model.pt2").read_bytes()[:-100])
     report = verify(copied)
     assert [f.text for f in report.findings if f.good is False] == [
-        "model.onnx is missing", next(f.text for f in report.findings if f.text.startswith("model.pt2 has changed"))]
+        "model.onnx is missing",
+        next(f.text for f in report.findings if f.text.startswith("model.pt2 has changed")),
+    ]
     rehash_one = manifest_of(copied)
     del rehash_one["files"]["model.onnx"], rehash_one["formats"]["onnx"]
     write_manifest(copied, rehash_one)
     rehash(copied)
     for run_code in (False, True):
         found = bad(verify(copied, run_code=run_code))
-        assert "does not run" in found["torch.export"] and "says nothing of the format onnx" in found["files"]
+        assert (
+            "does not run" in found["torch.export"]
+            and "says nothing of the format onnx" in found["files"]
+        )
 
 
-@pytest.mark.parametrize("text, message", [("{", "damaged"), ("[]", "damaged"), ('{"format_version": 1}', "damaged"), ('{"format_version": 9}', "format 9")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"format_version": 1}', "damaged"),
+        ('{"format_version": 9}', "format 9"),
+    ],
+)
 def test_verify_refuses_what_is_no_bundle(tmp_path, text, message):
     with pytest.raises(ValueError, match="is not a bundle"):
         verify(tmp_path)
@@ -106,7 +131,9 @@ def spoil_program(folder, marker):
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
-            archive.writestr(name, attack.getvalue() if name.endswith("sample_inputs/model.pt") else data)
+            archive.writestr(
+                name, attack.getvalue() if name.endswith("sample_inputs/model.pt") else data
+            )
     rehash(folder)
 
 
@@ -115,7 +142,9 @@ def spoil_weights(folder, marker):
     rehash(folder)
 
 
-@pytest.mark.parametrize("spoil", [spoil_source, spoil_and_rehash, spoil_and_leave_out, spoil_program, spoil_weights])
+@pytest.mark.parametrize(
+    "spoil", [spoil_source, spoil_and_rehash, spoil_and_leave_out, spoil_program, spoil_weights]
+)
 def test_nothing_of_a_bundle_is_executed(spoil, copied, tmp_path):
     marker = tmp_path / "executed"
     spoil(copied, marker)
@@ -130,7 +159,9 @@ def test_nothing_of_a_bundle_is_executed(spoil, copied, tmp_path):
 
 def test_the_attacks_of_these_tests_work(copied, tmp_path):
     """Each marker appears where the file is executed: the test above would see it."""
-    for number, (spoil, name) in enumerate([(spoil_and_rehash, "torch"), (spoil_program, "torch.export")]):
+    for number, (spoil, name) in enumerate(
+        [(spoil_and_rehash, "torch"), (spoil_program, "torch.export")]
+    ):
         marker = tmp_path / f"executed{number}"
         spoil(copied, marker)
         verify(copied, run_code=True)
@@ -139,16 +170,33 @@ def test_the_attacks_of_these_tests_work(copied, tmp_path):
 
 def test_by_default_an_untouched_bundle_is_checked_but_for_the_program(bundle):
     report = verify(bundle)
-    assert report.good and report.not_run == ("torch.export",) and report.as_dict()["not_run"] == ["torch.export"]
-    assert "nothing wrong was found; not run: torch.export (--run-code" in report.text() and "is sound" not in report.text()
+    assert (
+        report.good
+        and report.not_run == ("torch.export",)
+        and report.as_dict()["not_run"] == ["torch.export"]
+    )
+    assert (
+        "nothing wrong was found; not run: torch.export (--run-code" in report.text()
+        and "is sound" not in report.text()
+    )
     checked = {f.check for f in report.findings if f.good}
-    assert {"torch", "safetensors", "onnx", "torch symmetry", "onnx symmetry", "agreement"} <= checked
+    assert {
+        "torch",
+        "safetensors",
+        "onnx",
+        "torch symmetry",
+        "onnx symmetry",
+        "agreement",
+    } <= checked
 
 
 def test_a_source_of_another_version_runs_only_when_told_to(copied):
     (copied / "model.py").write_text((copied / "model.py").read_text() + "\n# of another version\n")
     rehash(copied)
-    assert "not run: model.py is not what" in bad(verify(copied))["torch"] and "--run-code" in verify(copied).text()
+    assert (
+        "not run: model.py is not what" in bad(verify(copied))["torch"]
+        and "--run-code" in verify(copied).text()
+    )
     assert verify(copied, run_code=True).good
 
 
@@ -162,9 +210,14 @@ def changed(manifest, *path, value):
     return manifest
 
 
-@pytest.mark.parametrize("path, value, message", [
-    (("files",), {}, "README.md is not among the files"), (("formats",), {}, "says nothing of the format torch"),
-    (("formats", "onnx", "files"), [], "lists no file for the format onnx")])
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (("files",), {}, "README.md is not among the files"),
+        (("formats",), {}, "says nothing of the format torch"),
+        (("formats", "onnx", "files"), [], "lists no file for the format onnx"),
+    ],
+)
 def test_lists_with_gaps_are_not_sound(copied, path, value, message):
     write_manifest(copied, changed(manifest_of(copied), *path, value=value))
     for run_code in (False, True):
@@ -182,12 +235,24 @@ def test_each_file_must_be_listed(copied, file):
     assert f"{file} is not among the files" in bad(verify(copied))["files"]
 
 
-@pytest.mark.parametrize("path, value", [
-    (("elements",), []), (("probe", "images"), 0), (("probe", "logits"), []), (("probe", "logits", 0), []), (("classes",), []),
-    (("files", "../../elsewhere"), {"sha256": "0" * 64, "bytes": 1}), (("input", "height"), 18), (("formats", "tar"), {"files": ["a"]})])
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (("elements",), []),
+        (("probe", "images"), 0),
+        (("probe", "logits"), []),
+        (("probe", "logits", 0), []),
+        (("classes",), []),
+        (("files", "../../elsewhere"), {"sha256": "0" * 64, "bytes": 1}),
+        (("input", "height"), 18),
+        (("formats", "tar"), {"files": ["a"]}),
+    ],
+)
 def test_lists_that_do_not_fit_are_damage(copied, path, value):
     write_manifest(copied, changed(manifest_of(copied), *path, value=value))
-    with pytest.raises(ValueError, match="is damaged: it is not what an export writes .*export the trial again"):
+    with pytest.raises(
+        ValueError, match="is damaged: it is not what an export writes .*export the trial again"
+    ):
         verify(copied)
 
 
@@ -209,7 +274,10 @@ def test_onnx_weights_in_other_files_are_refused(copied, tmp_path):
     (copied / "model.onnx").write_bytes(model.SerializeToString())
     rehash(copied)
     for run_code in (False, True):
-        assert "weights from another file ('../outside')" in bad(verify(copied, run_code=run_code))["onnx"]
+        assert (
+            "weights from another file ('../outside')"
+            in bad(verify(copied, run_code=run_code))["onnx"]
+        )
 
 
 def test_weights_are_run_by_the_network_of_the_architecture(copied):
@@ -217,7 +285,13 @@ def test_weights_are_run_by_the_network_of_the_architecture(copied):
     manifest["content"]["network"]["stages"][0]["blocks"][0]["convolutions"][0]["out"] = 10**9
     write_manifest(copied, manifest)
     assert "is not what the architecture" in bad(verify(copied))["safetensors"]
-    write_manifest(copied, {**manifest_of(copied), "architecture": manifest["architecture"].replace("4k3@D4", "4000k3@D4")})
+    write_manifest(
+        copied,
+        {
+            **manifest_of(copied),
+            "architecture": manifest["architecture"].replace("4k3@D4", "4000k3@D4"),
+        },
+    )
     assert "more weights than the file holds" in bad(verify(copied))["safetensors"]
 
 
@@ -225,10 +299,29 @@ def test_weights_are_run_by_the_network_of_the_architecture(copied):
 def test_bundles_of_every_kind_of_layer_are_checked_without_their_code(text, tmp_path):
     network = build(Architecture.parse(text), channels=1, classes=5).eval()
     report = verify(untrained(tmp_path, text, network))
-    assert report.good and {f.check for f in report.findings if f.good} >= {"files", "torch", "safetensors", "agreement"}
+    assert report.good and {f.check for f in report.findings if f.good} >= {
+        "files",
+        "torch",
+        "safetensors",
+        "agreement",
+    }
 
 
-ODD = [None, True, -1, 10**400, 1e308, "", "x" * 100_000, "\x00", [], {}, [None], {"a": None}, [[[[]]]]]
+ODD = [
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    "",
+    "x" * 100_000,
+    "\x00",
+    [],
+    {},
+    [None],
+    {"a": None},
+    [[[[]]]],
+]
 
 
 def places(value, path=()):
@@ -245,7 +338,7 @@ def test_a_manifest_with_odd_values_ends_in_one_sentence_or_findings(copied):
     """No value anywhere in a manifest brings another error than ValueError in one line."""
     whole, refused = manifest_of(copied), 0
     for file in {name for names in FORMATS.values() for name in names}:
-        (copied / file).write_bytes(b"")        # without its formats, a check takes milliseconds
+        (copied / file).write_bytes(b"")  # without its formats, a check takes milliseconds
     for path in places(whole):
         for value in ODD:
             write_manifest(copied, changed(whole, *path, value=value))
@@ -253,13 +346,33 @@ def test_a_manifest_with_odd_values_ends_in_one_sentence_or_findings(copied):
                 assert bad(verify(copied)), (path, str(value)[:20])
             except ValueError as error:
                 refused += 1
-                assert "is damaged" in str(error) and "\n" not in str(error) and len(str(error)) < 1000, (path, str(value)[:20])
+                assert (
+                    "is damaged" in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+                ), (path, str(value)[:20])
     assert refused > 500
 
 
-@pytest.mark.parametrize("text", [
-    "[]", "3", "null", '"text"', "", "\xff", "[" * 100_000, '{"a":' * 100_000, "NaN", '{"format_version": NaN}', '{"format_version": 1e999}',
-    '{"format_version": true}', '{"format_version": "1"}', '{"format_version": ' + "9" * 5000 + "}", '{"format_version": 0}', '{"format_version": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "3",
+        "null",
+        '"text"',
+        "",
+        "\xff",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "NaN",
+        '{"format_version": NaN}',
+        '{"format_version": 1e999}',
+        '{"format_version": true}',
+        '{"format_version": "1"}',
+        '{"format_version": ' + "9" * 5000 + "}",
+        '{"format_version": 0}',
+        '{"format_version": []}',
+    ],
+)
 def test_any_other_text_is_a_damaged_manifest(tmp_path, text):
     (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="is damaged"):

@@ -1,17 +1,20 @@
-"""The cache folder, which others may write to, and the decoded images in it, mapped by all workers of a machine.
+"""The cache folder, which others may write to, and the decoded images in it, mapped by all workers
+of a machine.
 
-What another user wrote is not used: a file is opened once, its descriptor is checked (`open_own`), and all that follows reads
-that descriptor, whatever its name stands for by then. Waiting for a lock ends (`acquire`). Where the folder cannot be used,
-callers go on without it and say so once.
+What another user wrote is not used: a file is opened once, its descriptor is checked (`open_own`),
+and all that follows reads that descriptor, whatever its name stands for by then. Waiting for a lock
+ends (`acquire`). Where the folder cannot be used, callers go on without it and say so once.
 
-One file of images holds one array in `.npy` format (`numpy.load` reads it) and, behind it, what belongs to it as JSON, the
-length of that JSON and a mark. The mark is written last and the file appears by `os.replace`, so a file without it is torn and
-is built again. Any file may be deleted at any time: a process that has mapped it keeps its pages. Beyond 20 GB
-(`EQUISEARCH_CACHE_GB`), files that were not used for a day are deleted, those unused for longest first.
+One file of images holds one array in `.npy` format (`numpy.load` reads it) and, behind it, what
+belongs to it as JSON, the length of that JSON and a mark. The mark is written last and the file
+appears by `os.replace`, so a file without it is torn and is built again. Any file may be deleted at
+any time: a process that has mapped it keeps its pages. Beyond 20 GB (`EQUISEARCH_CACHE_GB`), files
+that were not used for a day are deleted, those unused for longest first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -22,24 +25,31 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
 
 log = logging.getLogger(__name__)
 
-LIMIT_GB = 20.0         # of all files together, unless EQUISEARCH_CACHE_GB says otherwise
-UNUSED = 86_400.0       # seconds after which a file counts as unneeded: running studies keep theirs, whatever their size
-WAIT = 900.0            # seconds for another process that decodes the same images; then they are decoded here
+LIMIT_GB = 20.0  # of all files together, unless EQUISEARCH_CACHE_GB says otherwise
+# seconds after which a file counts as unneeded: running studies keep theirs, whatever their size
+UNUSED = 86_400.0
+# seconds for another process that decodes the same images; then they are decoded here
+WAIT = 900.0
 MARK = b"equisearch cache"
-HEADER = 128                                             # bytes; what numpy's format 1.0 pads a small header to
+# bytes; what numpy's format 1.0 pads a small header to
+HEADER = 128
 
-# Fills the array that `allocate(shape)` gives and returns the rows to keep (None: all) and what belongs to it (JSON).
-Build = Callable[[Callable[[tuple[int, ...]], np.ndarray]], "tuple[np.ndarray | None, dict[str, Any]]"]
+# Fills the array that `allocate(shape)` gives and returns the rows to keep (None: all) and what
+# belongs to it (JSON).
+Build = Callable[
+    [Callable[[tuple[int, ...]], np.ndarray]], "tuple[np.ndarray | None, dict[str, Any]]"
+]
 
 
 class UnusableError(OSError):
@@ -47,19 +57,25 @@ class UnusableError(OSError):
 
 
 def directory() -> Path:
-    """The folder of all cached files: `EQUISEARCH_CACHE` (`~` is expanded; unset or empty: the user's cache folder).
+    """The folder of all cached files: `EQUISEARCH_CACHE` (`~` is expanded; unset or empty: the
+    user's cache folder).
 
-    Raises UnusableError, an OSError, where that is not an absolute path or the home folder is unknown.
+    Raises UnusableError, an OSError, where that is not an absolute path or the home folder is
+    unknown.
     """
     chosen = os.environ.get("EQUISEARCH_CACHE")
     try:
         folder = Path(chosen).expanduser() if chosen else _users()
-    except RuntimeError as error:       # no such user, or no home
-        raise UnusableError(f"there is no cache folder ({error}); "
-                            "set EQUISEARCH_CACHE to an absolute path") from None
-    if not folder.is_absolute():        # it would be another folder in every worker's working directory
-        raise UnusableError(f"EQUISEARCH_CACHE is '{chosen}', a relative path; "
-                            "it must be an absolute path or begin with ~")
+    except RuntimeError as error:  # no such user, or no home
+        raise UnusableError(
+            f"there is no cache folder ({error}); set EQUISEARCH_CACHE to an absolute path"
+        ) from None
+    # it would be another folder in every worker's working directory
+    if not folder.is_absolute():
+        raise UnusableError(
+            f"EQUISEARCH_CACHE is '{chosen}', a relative path; "
+            "it must be an absolute path or begin with ~"
+        )
     return folder
 
 
@@ -67,7 +83,11 @@ def _users() -> Path:
     """`equisearch` in the user's cache folder, by the rules of the operating system."""
     home = Path.home()
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "equisearch" / "Cache"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+            / "equisearch"
+            / "Cache"
+        )
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "equisearch"
     named = Path(os.environ.get("XDG_CACHE_HOME") or ".")
@@ -75,38 +95,51 @@ def _users() -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder and those above it that are missing, for this user only (mode 0700). Raises OSError."""
+    """Makes the folder and those above it that are missing, for this user only (mode 0700). Raises
+    OSError.
+    """
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(0o700, exist_ok=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def say_once(message: str) -> None:
     """Logs a warning, the first time in this process."""
     log.warning(message)
 
 
-def open_own(path: Path) -> "BinaryIO | None":
-    """A cached file, open for reading, if only this user or root can have written it; None for any other, which is logged once.
+def open_own(path: Path) -> BinaryIO | None:
+    """A cached file, open for reading, if only this user or root can have written it; None for any
+    other, which is logged once.
 
-    What is checked is the opened file: not a link, a regular file with one name, of this user or root, and not writable by
-    group or others. Nothing that happens to its name afterwards matters to who reads what is returned.
+    What is checked is the opened file: not a link, a regular file with one name, of this user or
+    root, and not writable by group or others. Nothing that happens to its name afterwards matters
+    to who reads what is returned.
     """
-    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    flags = os.O_RDONLY | sum(
+        getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
+    )
     try:
         descriptor = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        reason = "that are symbolic links" if error.errno == errno.ELOOP else f"that cannot be opened ({error.strerror})"
+        reason = (
+            "that are symbolic links"
+            if error.errno == errno.ELOOP
+            else f"that cannot be opened ({error.strerror})"
+        )
     else:
         reason = _distrust(os.fstat(descriptor))
         if not reason:
             return os.fdopen(descriptor, "rb")
         os.close(descriptor)
-    say_once(f"cached files in {path.parent} {reason} are not used; what they should hold is computed again. "
-             "Set EQUISEARCH_CACHE to a folder that only you can write")
+    say_once(
+        f"cached files in {path.parent} {reason} are not used; what they should hold is "
+        "computed again. "
+        "Set EQUISEARCH_CACHE to a folder that only you can write"
+    )
     return None
 
 
@@ -125,13 +158,15 @@ def _foreign(about: os.stat_result) -> bool:
     return hasattr(os, "geteuid") and about.st_uid not in (os.geteuid(), 0)
 
 
-_given_up: set[str] = set()     # locks for which this process has waited in vain
+_given_up: set[str] = set()  # locks for which this process has waited in vain
 
 
 def acquire(path: Path, wait: float) -> FileLock:
-    """The lock beside a cached file, to be released; others cannot open it. Raises OSError if it is not free after `wait` seconds.
+    """The lock beside a cached file, to be released; others cannot open it. Raises OSError if it is
+    not free after `wait` seconds.
 
-    There is no waiting for a lock file of another user, whose result would not be used, nor twice for the same one.
+    There is no waiting for a lock file of another user, whose result would not be used, nor twice
+    for the same one.
     """
     name = f"{path}.lock"
     with suppress(FileNotFoundError):
@@ -143,7 +178,7 @@ def acquire(path: Path, wait: float) -> FileLock:
     except TimeoutError:
         _given_up.add(name)
         raise TimeoutError(f"another process holds {name}") from None
-    except NotImplementedError as error:        # a file system without locks
+    except NotImplementedError as error:  # a file system without locks
         raise OSError(f"{name} cannot be locked: {error}") from None
     _given_up.discard(name)
     return lock
@@ -155,11 +190,12 @@ def key(description: Any) -> str:
 
 
 def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
-    """The uint8 array of that name and what belongs to it, read from the cache or built and put there.
+    """The uint8 array of that name and what belongs to it, read from the cache or built and put
+    there.
 
-    Several processes that ask at once build it once: the others wait, at most `WAIT` seconds. Where the folder cannot be used,
-    or has no space left, the array is built in memory, with a warning. The array is mapped copy-on-write: writing to it changes
-    no file.
+    Several processes that ask at once build it once: the others wait, at most `WAIT` seconds. Where
+    the folder cannot be used, or has no space left, the array is built in memory, with a warning.
+    The array is mapped copy-on-write: writing to it changes no file.
     """
     try:
         path = directory() / f"{name}.npy"
@@ -184,32 +220,40 @@ def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def limit() -> float:
-    """Bytes that the cached arrays may take: those of `EQUISEARCH_CACHE_GB`. Raises ValueError where that is no number above 0."""
+    """Bytes that the cached arrays may take: those of `EQUISEARCH_CACHE_GB`. Raises ValueError
+    where that is no number above 0.
+    """
     asked = os.environ.get("EQUISEARCH_CACHE_GB", str(LIMIT_GB))
     try:
         size = float(asked)
     except ValueError:
         size = 0.0
     if not size > 0:
-        raise ValueError(f"EQUISEARCH_CACHE_GB is '{asked}'; it must be a number of GB above 0, such as {LIMIT_GB:g}")
+        raise ValueError(
+            f"EQUISEARCH_CACHE_GB is '{asked}'; it must be a number of GB above 0, such as "
+            f"{LIMIT_GB:g}"
+        )
     return size * 1e9
 
 
 def prune() -> None:
-    """Deletes unused arrays, those unused for longest first, until all together are within `limit`, and what killed processes left."""
+    """Deletes unused arrays, those unused for longest first, until all together are within `limit`,
+    and what killed processes left.
+    """
     arrays = sorted(_files("*.npy"), key=lambda found: found[1].st_mtime)
     excess, old = sum(about.st_size for _, about in arrays) - limit(), time.time() - UNUSED
     for path, about in [*_files("*.tmp"), *arrays]:
         if about.st_mtime < old and (path.suffix == ".tmp" or excess > 0):
             excess -= about.st_size if path.suffix == ".npy" else 0
-            try:
+            # in use, where such files cannot be deleted; or somebody else's
+            with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-            except OSError:     # in use, where such files cannot be deleted; or somebody else's
-                pass
 
 
-def _files(pattern: str) -> "list[tuple[Path, os.stat_result]]":
-    """The files of the cache and what is known of them; one that another process deletes meanwhile is left out."""
+def _files(pattern: str) -> list[tuple[Path, os.stat_result]]:
+    """The files of the cache and what is known of them; one that another process deletes meanwhile
+    is left out.
+    """
     found = []
     for path in directory().glob(pattern):
         with suppress(OSError):
@@ -217,20 +261,24 @@ def _files(pattern: str) -> "list[tuple[Path, os.stat_result]]":
     return found
 
 
-def read(path: Path) -> "tuple[np.ndarray, dict[str, Any]] | None":
-    """The array in a cache file, mapped, and what belongs to it; None where the file is missing, torn, or not ours (`open_own`)."""
+def read(path: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """The array in a cache file, mapped, and what belongs to it; None where the file is missing,
+    torn, or not ours (`open_own`).
+    """
     file = open_own(path)
     if file is None:
         return None
     with file:
         array = _mapped(file, path.stem)
-        with suppress(OSError):         # root's are read all the same
+        with suppress(OSError):  # root's are read all the same
             os.utime(file.fileno() if os.utime in os.supports_fd else path)
         return array
 
 
-def _mapped(file: BinaryIO, name: str) -> "tuple[np.ndarray, dict[str, Any]] | None":
-    """The array of that name in an open file and what belongs to it; None for a torn file or another array's."""
+def _mapped(file: BinaryIO, name: str) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """The array of that name in an open file and what belongs to it; None for a torn file or
+    another array's.
+    """
     tail = len(MARK) + 8
     try:
         length = os.fstat(file.fileno()).st_size
@@ -261,7 +309,9 @@ class _NotWritten(Exception):
 
 
 def _write(path: Path, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
-    """The array, built in a file that then gets its name; it is mapped from the descriptor, whatever happens to the name."""
+    """The array, built in a file that then gets its name; it is mapped from the descriptor,
+    whatever happens to the name.
+    """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
     except OSError as error:
@@ -282,9 +332,11 @@ def _write(path: Path, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
                 raise RuntimeError(f"the cache file {path} cannot be read back after writing")
             try:
                 os.replace(temporary, path)
-            except OSError as error:        # a name that is another user's
-                say_once(f"decoded images cannot be kept in {path.parent} ({error.strerror}); "
-                         "set EQUISEARCH_CACHE to a folder that only you can write")
+            except OSError as error:  # a name that is another user's
+                say_once(
+                    f"decoded images cannot be kept in {path.parent} ({error.strerror}); "
+                    "set EQUISEARCH_CACHE to a folder that only you can write"
+                )
             return array
         finally:
             with suppress(OSError):
@@ -302,19 +354,30 @@ def _reserve(file: BinaryIO, size: int) -> None:
         raise _NotWritten from error
 
 
-def _finish(file: BinaryIO, name: str, shape: tuple[int, ...], rows: "np.ndarray | None", content: dict[str, Any]) -> None:
-    """Keeps only `rows` of the array in the file, then writes its header, its name and content, and the mark."""
+def _finish(
+    file: BinaryIO,
+    name: str,
+    shape: tuple[int, ...],
+    rows: np.ndarray | None,
+    content: dict[str, Any],
+) -> None:
+    """Keeps only `rows` of the array in the file, then writes its header, its name and content, and
+    the mark.
+    """
     if rows is not None:
         pixels = np.memmap(file, dtype=np.uint8, mode="r+", offset=HEADER, shape=shape)
-        for start in range(0, len(rows), 256):           # rows ascend, so a block never overwrites one still to be read
-            pixels[start:start + 256][:len(rows) - start] = pixels[rows[start:start + 256]]
+        # rows ascend, so a block never overwrites one still to be read
+        for start in range(0, len(rows), 256):
+            pixels[start : start + 256][: len(rows) - start] = pixels[rows[start : start + 256]]
         pixels.flush()
         del pixels
         shape = (len(rows), *shape[1:])
     text = json.dumps({"shape": shape, "name": name, "content": content}).encode()
     try:
         file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
         assert file.tell() == HEADER
         file.seek(HEADER + int(np.prod(shape)))
         file.truncate()
@@ -325,9 +388,13 @@ def _finish(file: BinaryIO, name: str, shape: tuple[int, ...], rows: "np.ndarray
         raise _NotWritten from error
 
 
-def _in_memory(build: Build, reason: "BaseException | None") -> tuple[np.ndarray, dict[str, Any]]:
-    warnings.warn(f"images are decoded in memory, by each worker again, because the cache cannot be used ({reason}); "
-                  "set the environment variable EQUISEARCH_CACHE to a folder of yours with space", stacklevel=4)
+def _in_memory(build: Build, reason: BaseException | None) -> tuple[np.ndarray, dict[str, Any]]:
+    warnings.warn(
+        "images are decoded in memory, by each worker again, because the cache cannot be used "
+        f"({reason}); "
+        "set the environment variable EQUISEARCH_CACHE to a folder of yours with space",
+        stacklevel=4,
+    )
     made: list[np.ndarray] = []
 
     def allocate(shape: tuple[int, ...]) -> np.ndarray:

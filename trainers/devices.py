@@ -1,18 +1,22 @@
-"""Where a training runs: the CPU or a card, what is sent there, and how much of it a worker may take."""
+"""Where a training runs: the CPU or a card, what is sent there, and how much of it a worker may
+take.
+"""
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
-CONTEXT_BYTES = 600 << 20       # of a card's memory that CUDA itself takes for each process, about
+CONTEXT_BYTES = 600 << 20  # of a card's memory that CUDA itself takes for each process, about
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU if there is one. Raises ValueError for one that is not there."""
+    """The device called `name`; `auto` is the first GPU if there is one. Raises ValueError for one
+    that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -20,13 +24,18 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"there is no device '{name}'; write auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name} is not there: this machine shows {torch.cuda.device_count()} GPUs; take device: auto "
-                         "(on Ray, a trial is shown the cards that resources.gpus_per_trial asks for)")
+        raise ValueError(
+            f"device {name} is not there: this machine shows {torch.cuda.device_count()} GPUs; "
+            "take device: auto "
+            "(on Ray, a trial is shown the cards that resources.gpus_per_trial asks for)"
+        )
     return device
 
 
-def send(tensor: Tensor, device: "torch.device | str") -> Tensor:
-    """The tensor on `device`, without waiting for what a GPU still has to do: a plain copy there would."""
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`, without waiting for what a GPU still has to do: a plain copy there
+    would.
+    """
     device = torch.device(device)
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -40,20 +49,25 @@ def wait(device: torch.device) -> None:
 
 
 def limit_memory(share: float) -> None:
-    """Keeps this process to its share of every card it sees, between 0 and 1, so that a large trial fails by itself and not its neighbours.
+    """Keeps this process to its share of every card it sees, between 0 and 1, so that a large trial
+    fails by itself and not its neighbours.
 
-    A share of 0 or of 1 and more (no card, or whole cards) limits nothing. What CUDA needs for the process counts.
+    A share of 0 or of 1 and more (no card, or whole cards) limits nothing. What CUDA needs for the
+    process counts.
     """
     if not 0 < share < 1:
         return
     for number in range(torch.cuda.device_count()):
         total = torch.cuda.get_device_properties(number).total_memory
-        torch.cuda.set_per_process_memory_fraction(max(share / 2, share - CONTEXT_BYTES / total), number)
+        torch.cuda.set_per_process_memory_fraction(
+            max(share / 2, share - CONTEXT_BYTES / total), number
+        )
 
 
-@lru_cache(maxsize=None)       # once in a process
+@cache  # once in a process
 def take_card(number: int, workers: int) -> None:
-    """Gives this process, worker `number` of `workers` on this machine, one of its cards and its share of that card's memory.
+    """Gives this process, worker `number` of `workers` on this machine, one of its cards and its
+    share of that card's memory.
 
     Before CUDA is used. A process that is alone keeps all cards.
     """
@@ -62,4 +76,4 @@ def take_card(number: int, workers: int) -> None:
         return
     names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards)))
     os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % cards]
-    limit_memory(1 / -(-(workers - number % cards) // cards))       # whoever else takes the same
+    limit_memory(1 / -(-(workers - number % cards) // cards))  # whoever else takes the same

@@ -15,12 +15,16 @@ def check_name(path: Path) -> Path:
     """The path as it is. Raises ValueError unless its suffix says png, svg or pdf."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a figure cannot be written as '{path.name}'; end its name in .png, .svg or .pdf")
+        raise ValueError(
+            f"a figure cannot be written as '{path.name}'; end its name in .png, .svg or .pdf"
+        )
     return path
 
 
-def write(figure: "Figure", path: Path) -> Path:
-    """The path of the written figure. Raises OSError, with nothing half written left, where it cannot be written."""
+def write(figure: Figure, path: Path) -> Path:
+    """The path of the written figure. Raises OSError, with nothing half written left, where it
+    cannot be written.
+    """
     path = check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,5 +32,7 @@ def write(figure: "Figure", path: Path) -> Path:
     except OSError as error:
         if path.is_file():
             path.unlink()
-        raise OSError(f"the figure cannot be written to {path}: {error.strerror or error}; give another place") from error
+        raise OSError(
+            f"the figure cannot be written to {path}: {error.strerror or error}; give another place"
+        ) from error
     return path

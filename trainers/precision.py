@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from functools import lru_cache
-from typing import ContextManager, Literal
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as functional
@@ -13,25 +14,27 @@ import torch.nn.functional as functional
 Precision = Literal["float32", "bfloat16"]
 
 
-def resolve(precision: str, device: "torch.device | str") -> Precision:
+def resolve(precision: str, device: torch.device | str) -> Precision:
     """The precision to train in on `device`: `auto` is bfloat16 where that is fast, else float32."""
     if precision == "auto":
         return "bfloat16" if fast_bfloat16(torch.device(device).type) else "float32"
     return precision
 
 
-def autocast(precision: Precision, device: "torch.device | str") -> ContextManager:
+def autocast(precision: Precision, device: torch.device | str) -> AbstractContextManager:
     """The context in which a forward pass computes in `precision`."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
-@lru_cache(maxsize=None)
+@cache
 def fast_bfloat16(device: str = "cpu") -> bool:
-    """True if a convolution on `device` (a type: cpu or cuda) is at least a quarter faster in bfloat16 than in float32.
+    """True if a convolution on `device` (a type: cpu or cuda) is at least a quarter faster in
+    bfloat16 than in float32.
 
-    On a CPU without matrix units for bfloat16 (AMX) it is not; measured where there are some, about 0.1 s, once per process.
+    On a CPU without matrix units for bfloat16 (AMX) it is not; measured where there are some, about
+    0.1 s, once per process.
     """
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8

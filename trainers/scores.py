@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Optional
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one network on validation images. Refuses values that are not finite with ValueError.
+    """The scores of one network on validation images. Refuses values that are not finite with
+    ValueError.
 
-    Accuracies and errors are fractions in 0..1, except the equivariance errors, which are relative to the spread over images
-    (0 exact, 1 as much as another image). "Unseen" are the declared group's elements whose orientation training has not seen;
-    where training has seen all of them, all count.
+    Accuracies and errors are fractions in 0..1, except the equivariance errors, which are relative
+    to the spread over images (0 exact, 1 as much as another image). "Unseen" are the declared
+    group's elements whose orientation training has not seen; where training has seen all of them,
+    all count.
     """
 
-    epoch: int                                              # epochs trained
-    accuracy: float                                         # upright images
-    symmetry_accuracy: float                                # mean over the unseen elements
-    symmetry_accuracy_worst: float                          # the lowest of them
-    symmetry_accuracy_exact: Optional[float]                # mean over unseen quarter turns and flips; None: none declared
-    symmetry_accuracy_interpolated: Optional[float]         # mean over unseen elements off the pixel grid; None: none declared
-    equivariance_error: float                               # of the logits, mean over elements
-    equivariance_error_features: float                      # mean over stages and elements
-    loss: float                                             # validation cross entropy, nats
+    epoch: int  # epochs trained
+    accuracy: float  # upright images
+    symmetry_accuracy: float  # mean over the unseen elements
+    symmetry_accuracy_worst: float  # the lowest of them
+    # mean over unseen quarter turns and flips; None: none declared
+    symmetry_accuracy_exact: float | None
+    # mean over unseen elements off the pixel grid; None: none declared
+    symmetry_accuracy_interpolated: float | None
+    equivariance_error: float  # of the logits, mean over elements
+    equivariance_error_features: float  # mean over stages and elements
+    loss: float  # validation cross entropy, nats
     params: int
-    macs: int                                               # multiply-accumulates per image
-    latency: float                                          # milliseconds per image of a forward in batches of 128, this machine
-    seconds: float                                          # of training and evaluation so far
+    macs: int  # multiply-accumulates per image
+    # milliseconds per image of a forward in batches of 128, this machine
+    latency: float
+    seconds: float  # of training and evaluation so far
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"score {field.name} is {value} at epoch {self.epoch}; scores must be finite: try a lower learning rate")
+                raise ValueError(
+                    f"score {field.name} is {value} at epoch {self.epoch}; scores must be "
+                    "finite: try a lower learning rate"
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, keys in the order of the fields."""

@@ -1,4 +1,5 @@
-"""What one training is told: the `data`, `training` and `symmetry` sections of a study file, as immutable values.
+"""What one training is told: the `data`, `training` and `symmetry` sections of a study file, as
+immutable values.
 
 Nothing here imports torch, so that reading a study file is cheap.
 """
@@ -7,15 +8,28 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from searchspace.groups import Group
 
-# Sets that torchvision knows (read from `root`, downloaded on request) and those made here from scikit-learn or MNIST.
-TORCHVISION = ("mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "cifar100", "svhn", "stl10", "pcam", "eurosat",
-               "gtsrb", "flowers102")
+# Sets that torchvision knows (read from `root`, downloaded on request) and those made here from
+# scikit-learn or MNIST.
+TORCHVISION = (
+    "mnist",
+    "fashion_mnist",
+    "kmnist",
+    "emnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "stl10",
+    "pcam",
+    "eurosat",
+    "gtsrb",
+    "flowers102",
+)
 DERIVED = ("digits", "rotated_mnist", "mnist6_180", "mnist6_m", "mnist_t10k")
 NAMES = DERIVED + TORCHVISION
 
@@ -31,14 +45,18 @@ def _group_name(value: Any) -> str:
 
 
 def _data_name(value: Any) -> Any:
-    """The canonical name of a data set: `FashionMNIST`, `fashion-mnist` and `fashion_mnist` are the same."""
+    """The canonical name of a data set: `FashionMNIST`, `fashion-mnist` and `fashion_mnist` are the
+    same.
+    """
     if not isinstance(value, str):
         return value
     folded = re.sub(r"[^a-z0-9]", "", value.lower())
     for name in NAMES:
         if name.replace("_", "") == folded:
             return name
-    raise ValueError(f"there is no data set '{value}'; choose one of {', '.join(NAMES)}, or give `folder:`")
+    raise ValueError(
+        f"there is no data set '{value}'; choose one of {', '.join(NAMES)}, or give `folder:`"
+    )
 
 
 GroupName = Annotated[str, BeforeValidator(_group_name)]
@@ -48,64 +66,79 @@ GroupName = Annotated[str, BeforeValidator(_group_name)]
 class Data(Settings):
     """Which images: a data set by `name`, or a `folder` with one sub-folder per class."""
 
-    name: Annotated[Optional[str], BeforeValidator(_data_name)] = None
-    folder: Optional[Path] = None
-    root: Path = Path("data")                          # where torchvision's sets lie, or are downloaded to
+    name: Annotated[str | None, BeforeValidator(_data_name)] = None
+    folder: Path | None = None
+    # where torchvision's sets lie, or are downloaded to
+    root: Path = Path("data")
     download: bool = False
-    train: Optional[int] = Field(None, ge=1)           # images; None: all that are left
-    validation: Optional[int] = Field(None, ge=1)      # images taken from the training data; None: a fifth
-    test: Optional[int] = Field(None, ge=1)            # images; None: the whole test split
-    fit: Literal["resize", "pad"] = "resize"           # how the input size is reached: bilinear resize, or padding / cropping
-    color: Optional[bool] = None                       # None: as the images are (grey or colour)
-    seed: int = Field(0, ge=0)                         # of the split, the same for every trial
+    train: int | None = Field(None, ge=1)  # images; None: all that are left
+    # images taken from the training data; None: a fifth
+    validation: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)  # images; None: the whole test split
+    # how the input size is reached: bilinear resize, or padding / cropping
+    fit: Literal["resize", "pad"] = "resize"
+    color: bool | None = None  # None: as the images are (grey or colour)
+    seed: int = Field(0, ge=0)  # of the split, the same for every trial
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Data":
+    def _one_source(self) -> Data:
         if (self.name is None) == (self.folder is None):
-            raise ValueError("data needs either `name:` (a known data set) or `folder:` (a folder with one sub-folder per class)"
-                             + (", not both" if self.name else ""))
+            raise ValueError(
+                "data needs either `name:` (a known data set) or `folder:` (a folder with one "
+                "sub-folder per class)" + (", not both" if self.name else "")
+            )
         return self
 
 
 class Normal(Settings):
     """Rotation angles drawn from a normal distribution."""
 
-    normal: tuple[float, float]                        # mean and standard deviation, degrees
+    normal: tuple[float, float]  # mean and standard deviation, degrees
 
     @model_validator(mode="after")
-    def _positive(self) -> "Normal":
+    def _positive(self) -> Normal:
         if self.normal[1] < 0:
-            raise ValueError(f"rotation has standard deviation {self.normal[1]:g} degrees; it must not be negative")
+            raise ValueError(
+                f"rotation has standard deviation {self.normal[1]:g} degrees; it must not be "
+                "negative"
+            )
         return self
 
 
 class Augment(Settings):
     """Which orientations training sees, drawn anew for each image and epoch."""
 
-    rotation: Union[Literal["none", "group", "uniform"], Normal] = "none"   # group: a random element of `symmetry.group`
-    shift: int = Field(0, ge=0)                        # random translation of at most this many pixels
-    mirror: bool = False                               # random left-right mirroring
+    # group: a random element of `symmetry.group`
+    rotation: Literal["none", "group", "uniform"] | Normal = "none"
+    # random translation of at most this many pixels
+    shift: int = Field(0, ge=0)
+    mirror: bool = False  # random left-right mirroring
 
 
 class Training(Settings):
     """How one architecture is trained."""
 
     epochs: int = Field(18, ge=1)
-    batch_size: int = Field(128, ge=2)                 # images
+    batch_size: int = Field(128, ge=2)  # images
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(0.01, gt=0)           # the peak, where the schedule has one
+    learning_rate: float = Field(0.01, gt=0)  # the peak, where the schedule has one
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     weight_decay: float = Field(1e-5, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)           # of sgd
-    equivariance_batch: float = Field(0.2, gt=0, le=1)     # share of a batch that the equivariance loss is measured on
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
+    # share of a batch that the equivariance loss is measured on
+    equivariance_batch: float = Field(0.2, gt=0, le=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: Augment = Augment()
-    device: str = "auto"                               # auto | cpu | cuda | cuda:1
-    cuda_graphs: bool = True                           # on a GPU, replay steps from a graph where that is right and faster
+    device: str = "auto"  # auto | cpu | cuda | cuda:1
+    # on a GPU, replay steps from a graph where that is right and faster
+    cuda_graphs: bool = True
 
 
 class Symmetry(Settings):
-    """Under which transformations the model will be used: what symmetry generalisation is scored on."""
+    """Under which transformations the model will be used: what symmetry generalisation is scored
+    on.
+    """
 
     group: GroupName = "C4"
-    angles: int = Field(10, ge=1, le=180)              # degrees between the points of the accuracy-by-angle curve
+    # degrees between the points of the accuracy-by-angle curve
+    angles: int = Field(10, ge=1, le=180)

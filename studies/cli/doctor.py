@@ -16,19 +16,47 @@ from typing import Any, Literal
 
 Level = Literal["ok", "note", "bad"]
 LOOPBACK = "the loopback interface alone"
-LIBRARIES = ("torch", "torchvision", "escnn", "numpy", "optuna", "ray", "pyarrow", "onnx", "onnxruntime", "ml_dtypes", "pydantic", "scikit-learn")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "escnn",
+    "numpy",
+    "optuna",
+    "ray",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "ml_dtypes",
+    "pydantic",
+    "scikit-learn",
+)
 
 # (what, code, remedy): imports that are known to break, each tried in a process of its own.
 IMPORTS = (
-    ("torch and torchvision belong together", "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)",
-     "install torch and torchvision in one command, so that they are resolved together"),
-    ("ray.tune imports (pyarrow with numpy)", "import ray.tune", "install 'pyarrow<26' with 'numpy<2': newer pyarrow refuses numpy 1"),
-    ("escnn builds a steerable convolution (lie_learn with numpy)",
-     "import warnings; warnings.filterwarnings('ignore'); from trainers.networks.bases import basis; from searchspace.groups import Group; basis(Group(8), 3, False)",
-     "install 'numpy<2': lie_learn, which escnn needs, is built for numpy 1"),
-    ("onnx imports (ml_dtypes with numpy)", "import onnx, onnxruntime", "install 'ml_dtypes<0.6' with 'numpy<2'"),
+    (
+        "torch and torchvision belong together",
+        "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)",
+        "install torch and torchvision in one command, so that they are resolved together",
+    ),
+    (
+        "ray.tune imports (pyarrow with numpy)",
+        "import ray.tune",
+        "install 'pyarrow<26' with 'numpy<2': newer pyarrow refuses numpy 1",
+    ),
+    (
+        "escnn builds a steerable convolution (lie_learn with numpy)",
+        "import warnings; warnings.filterwarnings('ignore'); from trainers.networks.bases "
+        "import basis; from searchspace.groups import Group; basis(Group(8), 3, False)",
+        "install 'numpy<2': lie_learn, which escnn needs, is built for numpy 1",
+    ),
+    (
+        "onnx imports (ml_dtypes with numpy)",
+        "import onnx, onnxruntime",
+        "install 'ml_dtypes<0.6' with 'numpy<2'",
+    ),
 )
-# As `start` starts Ray, in a process of its own: prints the listeners, and whether a process without the token is refused.
+# As `start` starts Ray, in a process of its own: prints the listeners, and whether a process
+# without the token is refused.
 RAY_TASK = """
 import json, ray
 from studies.workers.cluster import connected
@@ -39,8 +67,11 @@ with connected(Resources(address="local")):
     address = ray.get_runtime_context().gcs_address
     print("\\n" + json.dumps({"listeners": listeners(), "closed": refuses_strangers(address)}))
 """
-RAY_REMEDY = ("look for a firewall on the loopback interface, or a full /tmp and /dev/shm; `resources: {executor: in_process}` works "
-              "without Ray")
+RAY_REMEDY = (
+    "look for a firewall on the loopback interface, or a full /tmp and /dev/shm; `resources: "
+    "{executor: in_process}` works "
+    "without Ray"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +79,7 @@ class Finding:
     """One thing that was looked at."""
 
     what: str
-    level: Level            # ok; note: worth knowing; bad: something will not work
+    level: Level  # ok; note: worth knowing; bad: something will not work
     found: str
     remedy: str = ""
 
@@ -67,25 +98,35 @@ def examine() -> Iterator[Finding]:
     yield from _ray()
 
 
-def as_dict(findings: "list[Finding]") -> dict[str, Any]:
+def as_dict(findings: list[Finding]) -> dict[str, Any]:
     """The findings for JSON, and whether all is well."""
-    return {"healthy": all(f.level != "bad" for f in findings), "findings": [asdict(f) for f in findings]}
+    return {
+        "healthy": all(f.level != "bad" for f in findings),
+        "findings": [asdict(f) for f in findings],
+    }
 
 
 def _python() -> Finding:
     version = platform.python_version()
     good = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    return Finding("Python", "ok" if good else "bad", version, "" if good else "use Python 3.10 to 3.12: escnn's lie_learn has no wheel for others")
+    return Finding(
+        "Python",
+        "ok" if good else "bad",
+        version,
+        "" if good else "use Python 3.10 to 3.12: escnn's lie_learn has no wheel for others",
+    )
 
 
 def _library(name: str) -> Finding:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding(name, "bad", "not installed", f"install {name}, or run through `uv run`, which does")
+        return Finding(
+            name, "bad", "not installed", f"install {name}, or run through `uv run`, which does"
+        )
     limits = {"numpy": (2,), "pyarrow": (26,), "ml_dtypes": (0, 6)}
     limit = limits.get(name)
-    if limit and tuple(int(part) for part in version.split(".")[:len(limit)]) >= limit:
+    if limit and tuple(int(part) for part in version.split(".")[: len(limit)]) >= limit:
         bound = ".".join(map(str, limit))
         return Finding(name, "bad", version, f"install '{name}<{bound}'")
     return Finding(name, "ok", version)
@@ -98,15 +139,25 @@ def _runs(what: str, code: str, remedy: str) -> Finding:
 
 
 def _outcome(code: str) -> tuple[bool, str]:
-    """Runs `code` in a new Python: (True, the last line that it prints) or (False, the last line of its error)."""
+    """Runs `code` in a new Python: (True, the last line that it prints) or (False, the last line of
+    its error).
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     environment.pop("RAY_ADDRESS", None)
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+        )
     except subprocess.TimeoutExpired:
         return False, "no answer within 120 s"
     if done.returncode:
-        return False, (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1].removeprefix("studies.errors.StudyError: ")[:300]
+        return False, (
+            done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        )[-1].removeprefix("studies.errors.StudyError: ")[:300]
     return True, (done.stdout.strip().splitlines() or [""])[-1]
 
 
@@ -126,10 +177,22 @@ def _reachable(listeners: Sequence[Sequence[Any]], closed: bool) -> Finding:
     ports = ", ".join(str(port) for _, port in listeners)
     found = f"on {' and '.join(interfaces)}, TCP ports {ports} in this run; {'a token is' if closed else 'NO token is'} required"
     if not closed:
-        return Finding("Ray listens", "bad", found, "others can run code as you through these ports: reinstall 'ray>=2.52', or run without Ray: "
-                       "`resources: {executor: in_process}`")
+        return Finding(
+            "Ray listens",
+            "bad",
+            found,
+            "others can run code as you through these ports: reinstall 'ray>=2.52', or run "
+            "without Ray: "
+            "`resources: {executor: in_process}`",
+        )
     if interfaces != [LOOPBACK]:
-        return Finding("Ray listens", "note", found, "others reach these ports and are refused without the run's token; a firewall keeps them away")
+        return Finding(
+            "Ray listens",
+            "note",
+            found,
+            "others reach these ports and are refused without the run's token; a firewall keeps "
+            "them away",
+        )
     return Finding("Ray listens", "ok", found)
 
 
@@ -137,7 +200,13 @@ def _interface(address: str) -> str:
     """An address as the interface that it stands for."""
     parsed = ip_address(address)
     parsed = getattr(parsed, "ipv4_mapped", None) or parsed
-    return LOOPBACK if parsed.is_loopback else "every interface" if parsed.is_unspecified else str(parsed)
+    return (
+        LOOPBACK
+        if parsed.is_loopback
+        else "every interface"
+        if parsed.is_unspecified
+        else str(parsed)
+    )
 
 
 def _gpu() -> Finding:
@@ -149,18 +218,35 @@ def _gpu_found() -> Finding:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("GPU", "ok", ", ".join(names), "trials share them, up to eight a card; `resources: {gpus_per_trial: 0.5}` gives each half of one, 0 none")
-    return Finding("GPU", "note", "none that torch sees: trials run on the CPU",
-                   "if there is one, compare `nvidia-smi` with torch.version.cuda and reinstall torch for that driver")
+        return Finding(
+            "GPU",
+            "ok",
+            ", ".join(names),
+            "trials share them, up to eight a card; `resources: {gpus_per_trial: 0.5}` gives "
+            "each half of one, 0 none",
+        )
+    return Finding(
+        "GPU",
+        "note",
+        "none that torch sees: trials run on the CPU",
+        "if there is one, compare `nvidia-smi` with torch.version.cuda and reinstall torch for "
+        "that driver",
+    )
 
 
 def _threads() -> Finding:
     from studies.config import Resources
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     asked = os.environ.get("OMP_NUM_THREADS")
     per_trial = Resources().cpus_per_trial
-    return Finding("cores", "ok", f"{cores}; a trial takes {per_trial:g}" + (f"; OMP_NUM_THREADS={asked}" if asked else ""))
+    return Finding(
+        "cores",
+        "ok",
+        f"{cores}; a trial takes {per_trial:g}" + (f"; OMP_NUM_THREADS={asked}" if asked else ""),
+    )
 
 
 def _convolutions() -> Finding:
@@ -169,8 +255,16 @@ def _convolutions() -> Finding:
 
         code, reason = fourier.status()
         if code is not None:
-            return Finding("convolutions", "ok", "in the Fourier basis of the group where that is faster")
-        return Finding("convolutions", "note", f"torch's: {reason}", "training on a CPU then takes up to twice as long; scores are the same")
+            return Finding(
+                "convolutions", "ok", "in the Fourier basis of the group where that is faster"
+            )
+        return Finding(
+            "convolutions",
+            "note",
+            f"torch's: {reason}",
+            "training on a CPU then takes up to twice as long; scores are the same",
+        )
+
     return _guarded("convolutions", found)
 
 
@@ -183,12 +277,19 @@ def _cache() -> Finding:
         with tempfile.TemporaryFile(dir=directory) as probe:
             probe.write(b"x")
         size = sum(path.stat().st_size for path in directory.glob("*.npy")) / 1e9
-        return Finding("cache directory", "ok", f"{directory}, {size:.1f} of {cache.limit() / 1e9:g} GB of images")
-    return _guarded("cache directory", found, "set EQUISEARCH_CACHE to a directory that can be written")
+        return Finding(
+            "cache directory",
+            "ok",
+            f"{directory}, {size:.1f} of {cache.limit() / 1e9:g} GB of images",
+        )
+
+    return _guarded(
+        "cache directory", found, "set EQUISEARCH_CACHE to a directory that can be written"
+    )
 
 
 def _guarded(what: str, look: Callable[[], Finding], remedy: str = "see the message") -> Finding:
     try:
         return look()
-    except Exception as error:      # whatever is wrong is what a doctor reports
+    except Exception as error:  # whatever is wrong is what a doctor reports
         return Finding(what, "bad", f"{type(error).__name__}: {error}"[:200], remedy)

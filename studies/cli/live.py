@@ -1,4 +1,6 @@
-"""Progress of a running study on stderr: a live table with bars on a terminal, one plain line an event otherwise."""
+"""Progress of a running study on stderr: a live table with bars on a terminal, one plain line an
+event otherwise.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,13 @@ import time
 from collections import Counter
 from typing import Any
 
-from studies.search.driver import SearchDriver
-from studies.workers.executors import Event
 from studies.output import note, percent
+from studies.search.driver import SearchDriver
 from studies.terminal import is_terminal, lasting, one_line, plain, styled
+from studies.workers.executors import Event
 
-RECENT = 6              # trials shown after they ended
-BAR = 18                # characters
+RECENT = 6  # trials shown after they ended
+BAR = 18  # characters
 
 
 class Progress:
@@ -27,13 +29,19 @@ class Progress:
         self._counts: Counter[str] = Counter()
         self._live = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         if not self._quiet and is_terminal(sys.stderr):
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(file=styled(sys.stderr, forgiving=True)), refresh_per_second=4, get_renderable=self._table)
-            self._live.start()      # puts streams of its own in place of stdout and stderr until it stops; what is printed meanwhile is plain too
+            self._live = Live(
+                console=Console(file=styled(sys.stderr, forgiving=True)),
+                refresh_per_second=4,
+                get_renderable=self._table,
+            )
+            # puts streams of its own in place of stdout and stderr until it stops; what is printed
+            # meanwhile is plain too
+            self._live.start()
             sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
         return self
 
@@ -44,7 +52,9 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if event.kind == "warning":
             return self._warn(event.reason or "")
-        row = self._running.setdefault(event.number, {"number": event.number, "epoch": 0, "scores": None, "outcome": ""})
+        row = self._running.setdefault(
+            event.number, {"number": event.number, "epoch": 0, "scores": None, "outcome": ""}
+        )
         row["epoch"] = max(row["epoch"], event.epoch)
         if event.kind == "rung":
             row["scores"] = event.scores
@@ -59,15 +69,21 @@ class Progress:
 
     def _warn(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(plain(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(
+                plain(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True
+            )
         else:
             note(f"warning: {text}")
 
     def _line(self, event: Event) -> str:
         """One event in words; epochs between rungs are passed over."""
         if event.kind == "rung" and event.scores is not None:
-            return (f"trial {event.number}: epoch {event.epoch} of {self._study.training.epochs}, accuracy {percent(event.scores.get('accuracy'))} %, "
-                    f"symmetry accuracy {percent(event.scores.get('symmetry_accuracy'))} %: {event.outcome}")
+            return (
+                f"trial {event.number}: epoch {event.epoch} of {self._study.training.epochs}, "
+                f"accuracy {percent(event.scores.get('accuracy'))} %, "
+                f"symmetry accuracy {percent(event.scores.get('symmetry_accuracy'))} %: "
+                f"{event.outcome}"
+            )
         if event.kind == "ended":
             done = f"{self._driver.finished} of {self._study.search.trials} done"
             return f"trial {event.number}: {event.outcome}{' (' + event.reason + ')' if event.reason else ''}; {done}, hypervolume {self._driver.volume:.4f}"
@@ -79,15 +95,25 @@ class Progress:
         from rich.text import Text
 
         done, asked = self._driver.finished, self._study.search.trials
-        title = (f"{bar(done, asked)} {done} of {asked} trials, {time.monotonic() - self._began:.0f} s, hypervolume {self._driver.volume:.4f}; "
-                 + ", ".join(f"{count} {name}" for name, count in self._counts.items()))
+        title = (
+            f"{bar(done, asked)} {done} of {asked} trials, {time.monotonic() - self._began:.0f} "
+            f"s, hypervolume {self._driver.volume:.4f}; "
+            + ", ".join(f"{count} {name}" for name, count in self._counts.items())
+        )
         table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for name in ("trial", "epochs", "accuracy %", "symmetry %", "state"):
-            table.add_column(name, justify="right" if name.endswith("%") or name == "trial" else "left")
+            table.add_column(
+                name, justify="right" if name.endswith("%") or name == "trial" else "left"
+            )
         for row in [*self._ended, *self._running.values()]:
             scores, epochs = row["scores"] or {}, self._study.training.epochs
-            table.add_row(str(row["number"]), f"{bar(row['epoch'], epochs)} {row['epoch']}/{epochs}", percent(scores.get("accuracy")),
-                          percent(scores.get("symmetry_accuracy")), Text(one_line(row["outcome"] or "running")))
+            table.add_row(
+                str(row["number"]),
+                f"{bar(row['epoch'], epochs)} {row['epoch']}/{epochs}",
+                percent(scores.get("accuracy")),
+                percent(scores.get("symmetry_accuracy")),
+                Text(one_line(row["outcome"] or "running")),
+            )
         return table
 
 

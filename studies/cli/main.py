@@ -1,7 +1,8 @@
-"""The command line: `equisearch COMMAND`. Results go to stdout, progress to stderr, errors are one line and an exit status.
+"""The command line: `equisearch COMMAND`. Results go to stdout, progress to stderr, errors are one
+line and an exit status.
 
-Exit status: 0 fine, 1 our error, 2 usage, 3 locked or exists, 4 too many failures, 130 and 143 signals. What a command needs is
-imported inside it, so that commands that only read answer at once.
+Exit status: 0 fine, 1 our error, 2 usage, 3 locked or exists, 4 too many failures, 130 and 143
+signals. What a command needs is imported inside it, so that commands that only read answer at once.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ def main() -> None:
     """Runs the command line; the console script `equisearch`."""
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")       # one thread a process: more lose 3 to 5 times where processes run side by side
+    # one thread a process: more lose 3 to 5 times where processes run side by side
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with guarded():
         status = _status(debug)
     sys.exit(status)
 
 
-def _status(debug: bool) -> "int | None":
+def _status(debug: bool) -> int | None:
     """Runs the command in sys.argv and returns its exit status; what went wrong is said on stderr."""
     try:
         status = app(prog_name="equisearch", standalone_mode=False)
@@ -37,7 +39,7 @@ def _status(debug: bool) -> "int | None":
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if type(error).__name__ == "Abort":             # what typer makes of a KeyboardInterrupt
+        if type(error).__name__ == "Abort":  # what typer makes of a KeyboardInterrupt
             return 130
         if hasattr(error, "format_message"):
             return _usage(error)
@@ -46,13 +48,22 @@ def _status(debug: bool) -> "int | None":
         from studies.errors import InterruptedStudyError, StudyError
 
         known = isinstance(error, (StudyError, ValueError, OSError))
-        text = str(error) if known and str(error) else f"{type(error).__name__}: {error} (this is a fault of the program; --debug shows where)"
-        print(text if isinstance(error, InterruptedStudyError) else f"error: {text}", file=sys.stderr)
+        text = (
+            str(error)
+            if known and str(error)
+            else f"{type(error).__name__}: {error} (this is a fault of the program; --debug "
+            "shows where)"
+        )
+        print(
+            text if isinstance(error, InterruptedStudyError) else f"error: {text}", file=sys.stderr
+        )
         return error.exit_status if isinstance(error, StudyError) else 1
 
 
 def _usage(error: Any) -> int:
-    """Prints what is wrong with the command's words in one line; without any words, the help. Returns the exit status."""
+    """Prints what is wrong with the command's words in one line; without any words, the help.
+    Returns the exit status.
+    """
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:

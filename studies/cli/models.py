@@ -1,14 +1,27 @@
-"""Commands about networks and data: `check`, `train`, `probe`, `measure`, `retrain`, `reproduce`, `export`, `verify`."""
+"""Commands about networks and data: `check`, `train`, `probe`, `measure`, `retrain`, `reproduce`,
+`export`, `verify`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studies.cli.app import app
-from studies.cli.options import Directory, FormatOption, Quiet, RunCode, Settings, StudyName, Trial, Workers, pairs, resources
+from studies.cli.options import (
+    Directory,
+    FormatOption,
+    Quiet,
+    RunCode,
+    Settings,
+    StudyName,
+    Trial,
+    Workers,
+    pairs,
+    resources,
+)
 from studies.output import Format, note, print_json, print_rows, print_table
 
 if TYPE_CHECKING:
@@ -16,14 +29,39 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def check(architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", help="Its text form, or the name of a published network.",
-                                                      show_default=False)],
-          group: Annotated[Optional[str], typer.Option(help="The group it will be used under; else its own.", show_default=False)] = None,
-          size: Annotated[Optional[int], typer.Option(min=1, help="Another input size, pixels.", show_default=False)] = None,
-          channels: Annotated[Optional[int], typer.Option(min=1, help="Of the images; else 1, or those of the published network.", show_default=False)] = None,
-          classes: Annotated[Optional[int], typer.Option(min=1, help="Else 10, or those of the published network.", show_default=False)] = None,
-          format: FormatOption = Format.table) -> None:
-    """Says before any training which symmetries an architecture keeps exactly, where it loses the others, and what repairs it."""
+def check(
+    architecture: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARCHITECTURE",
+            help="Its text form, or the name of a published network.",
+            show_default=False,
+        ),
+    ],
+    group: Annotated[
+        str | None,
+        typer.Option(help="The group it will be used under; else its own.", show_default=False),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Another input size, pixels.", show_default=False)
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of the images; else 1, or those of the published network.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Else 10, or those of the published network.", show_default=False),
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Says before any training which symmetries an architecture keeps exactly, where it loses the
+    others, and what repairs it.
+    """
     from studies.results.check import check as examine
 
     found = examine(architecture, group, channels=channels, classes=classes, size=size)
@@ -31,13 +69,33 @@ def check(architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", he
 
 
 @app.command()
-def train(study: StudyName, architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", help="Its text form, or the name of a published network.",
-                                                                         show_default=False)],
-          epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs.", show_default=False)] = None,
-          seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
-          out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Keeps the checkpoint there, and goes on from it.", show_default=False)] = None,
-          settings: Settings = None, quiet: Quiet = False, format: FormatOption = Format.table) -> None:
-    """Trains one architecture under a study's data and training, and prints its scores and its accuracy by angle."""
+def train(
+    study: StudyName,
+    architecture: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARCHITECTURE",
+            help="Its text form, or the name of a published network.",
+            show_default=False,
+        ),
+    ],
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keeps the checkpoint there, and goes on from it.",
+            show_default=False,
+        ),
+    ] = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    format: FormatOption = Format.table,
+) -> None:
+    """Trains one architecture under a study's data and training, and prints its scores and its
+    accuracy by angle.
+    """
     from studies import config
     from studies.results.check import named
     from studies.results.train_one import train_lines, train_one
@@ -47,17 +105,29 @@ def train(study: StudyName, architecture: Annotated[str, typer.Argument(metavar=
 
     def show(epoch: int, row: dict) -> None:
         if not quiet:
-            note(f"epoch {epoch} of {total}: training loss {row['train_loss']:.4f}, {row['seconds']:.1f} s")
+            note(
+                f"epoch {epoch} of {total}: training loss {row['train_loss']:.4f}, "
+                f"{row['seconds']:.1f} s"
+            )
 
     result = train_one(chosen, named(architecture), seed=seed, out=out, on_epoch=show)
     print_json(result) if format is Format.json else print("\n".join(train_lines(result)))
 
 
 @app.command()
-def probe(study: StudyName, images: Annotated[int, typer.Option(min=40, help="Images that are looked at.")] = 2000,
-          seed: Annotated[int, typer.Option(min=0)] = 0, group: Annotated[Optional[str], typer.Option(help="Instead of the study's.", show_default=False)] = None,
-          settings: Settings = None, format: FormatOption = Format.table) -> None:
-    """Says how symmetric the data is: which elements keep inputs and labels, and what to declare, before any search."""
+def probe(
+    study: StudyName,
+    images: Annotated[int, typer.Option(min=40, help="Images that are looked at.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    group: Annotated[
+        str | None, typer.Option(help="Instead of the study's.", show_default=False)
+    ] = None,
+    settings: Settings = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Says how symmetric the data is: which elements keep inputs and labels, and what to declare,
+    before any search.
+    """
     from searchspace.groups import Group
     from studies import config
     from trainers.instruments.probe import probe as examine
@@ -65,84 +135,209 @@ def probe(study: StudyName, images: Annotated[int, typer.Option(min=40, help="Im
 
     chosen = config.load(study, pairs(settings))
     tune_process()
-    found = examine(chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed)
+    found = examine(
+        chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed
+    )
     print_json(found.as_dict()) if format is Format.json else print(found.text())
 
 
 @app.command()
-def measure(model: Annotated[str, typer.Argument(metavar="BUNDLE|DIR:TRIAL|MODULE:FUNCTION", help="What is measured; a function returns the model.",
-                                                 show_default=False)],
-            data: Annotated[Optional[str], typer.Option(metavar="STUDY", help="Whose validation images; a trial's own by default.", show_default=False)] = None,
-            group: Annotated[Optional[str], typer.Option(help="Under which the model will be used; else the study's.", show_default=False)] = None,
-            images: Annotated[int, typer.Option(min=2, help="At most.")] = 2000,
-            figure: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False)] = None,
-            run_code: RunCode = False, settings: Settings = None, format: FormatOption = Format.table) -> None:
-    """Measures a model's symmetry with every instrument: accuracy by element and angle, equivariance error, Lie derivatives, matching."""
+def measure(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE|DIR:TRIAL|MODULE:FUNCTION",
+            help="What is measured; a function returns the model.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STUDY",
+            help="Whose validation images; a trial's own by default.",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Under which the model will be used; else the study's.", show_default=False
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=2, help="At most.")] = 2000,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False
+        ),
+    ] = None,
+    run_code: RunCode = False,
+    settings: Settings = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Measures a model's symmetry with every instrument: accuracy by element and angle,
+    equivariance error, Lie derivatives, matching.
+    """
     from studies import config
     from studies.results.measure_trial import measure_subject
 
     study = config.load(data, pairs(settings)) if data else None
-    found = measure_subject(model, data=study, group=group, images=images, figure=figure, run_code=run_code)
+    found = measure_subject(
+        model, data=study, group=group, images=images, figure=figure, run_code=run_code
+    )
     print_json(found.as_dict()) if format is Format.json else print(found.text())
 
 
 @app.command()
-def retrain(directory: Directory, seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
-            epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs; else the study's.", show_default=False)] = None,
-            trial: Annotated[Optional[list[int]], typer.Option(help="These trials instead of the front; may be repeated.", show_default=False)] = None,
-            workers: Workers = None, format: FormatOption = Format.table) -> None:
-    """Trains the front again with several seeds and tests it: the only command that reads the test split."""
-    from studies.results import retrain as retraining
+def retrain(
+    directory: Directory,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs; else the study's.", show_default=False)
+    ] = None,
+    trial: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="These trials instead of the front; may be repeated.", show_default=False
+        ),
+    ] = None,
+    workers: Workers = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Trains the front again with several seeds and tests it: the only command that reads the test
+    split.
+    """
     from studies.output import Column, short
+    from studies.results import retrain as retraining
 
     jobs = retraining.front_jobs(directory, seeds=seeds, epochs=epochs, trials=trial)
     rows = _retrained(jobs, workers)
-    columns = [Column("trial"), Column("n", True), Column("test accuracy %", True), Column("symmetry %", True), Column("worst %", True),
-               Column("params", True), Column("MACs", True), Column("architecture")]
-    cells = [[row["name"].split()[1], str(row["n"]), row["accuracy"].percent(), row["symmetry_accuracy"].percent(), row["symmetry_accuracy_worst"].percent(),
-              short(row["params"]), short(row["macs"]), row["architecture"]] for row in rows]
+    columns = [
+        Column("trial"),
+        Column("n", True),
+        Column("test accuracy %", True),
+        Column("symmetry %", True),
+        Column("worst %", True),
+        Column("params", True),
+        Column("MACs", True),
+        Column("architecture"),
+    ]
+    cells = [
+        [
+            row["name"].split()[1],
+            str(row["n"]),
+            row["accuracy"].percent(),
+            row["symmetry_accuracy"].percent(),
+            row["symmetry_accuracy_worst"].percent(),
+            short(row["params"]),
+            short(row["macs"]),
+            row["architecture"],
+        ]
+        for row in rows
+    ]
     print_rows([retraining.plain(row) for row in rows], format, columns, cells)
 
 
 @app.command()
-def reproduce(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the trainings go; calling again goes on.", show_default=False)],
-              shift: Annotated[str, typer.Option(help="What training sees: upright, normal20, normal40 or uniform.")] = "upright",
-              root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
-              epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
-              seeds: Annotated[int, typer.Option(min=1, help="Runs of each model; the paper has 100.")] = 10,
-              batch: Annotated[int, typer.Option(min=8, help="The paper has 256; a short run needs smaller ones to make as many steps.")] = 256,
-              test: Annotated[Optional[int], typer.Option(min=100, help="Test images; else all 60,000.", show_default=False)] = None,
-              workers: Workers = None, format: FormatOption = Format.table) -> None:
-    """Repeats "Using and Abusing Equivariance" on MNIST and prints its table beside the published figures."""
+def reproduce(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Where the trainings go; calling again goes on.", show_default=False
+        ),
+    ],
+    shift: Annotated[
+        str, typer.Option(help="What training sees: upright, normal20, normal40 or uniform.")
+    ] = "upright",
+    root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
+    epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model; the paper has 100.")] = 10,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=8, help="The paper has 256; a short run needs smaller ones to make as many steps."
+        ),
+    ] = 256,
+    test: Annotated[
+        int | None,
+        typer.Option(min=100, help="Test images; else all 60,000.", show_default=False),
+    ] = None,
+    workers: Workers = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Repeats "Using and Abusing Equivariance" on MNIST and prints its table beside the published
+    figures.
+    """
     from studies.results import reproduce as published
     from studies.results import retrain as retraining
 
-    rows = _retrained(published.jobs(shift, directory, root=root, epochs=epochs, seeds=seeds, test=test, batch=batch), workers)
+    rows = _retrained(
+        published.jobs(
+            shift, directory, root=root, epochs=epochs, seeds=seeds, test=test, batch=batch
+        ),
+        workers,
+    )
     claims = published.claims(shift, rows)
     if format is Format.json:
-        return print_json({"shift": shift, "rows": [retraining.plain(row) for row in rows],
-                           "claims": [{"statement": c.statement, "measured": c.measured, "holds": c.holds} for c in claims]})
+        return print_json(
+            {
+                "shift": shift,
+                "rows": [retraining.plain(row) for row in rows],
+                "claims": [
+                    {"statement": c.statement, "measured": c.measured, "holds": c.holds}
+                    for c in claims
+                ],
+            }
+        )
     print_table(*published.compared(shift, rows))
     for claim in claims:
-        print(f"{'holds' if claim.holds else 'DOES NOT HOLD':>13}  {claim.statement}: {claim.measured}")
+        print(
+            f"{'holds' if claim.holds else 'DOES NOT HOLD':>13}  {claim.statement}: "
+            f"{claim.measured}"
+        )
 
 
 @app.command()
-def export(directory: Directory, trial: Trial,
-           out: Annotated[Optional[Path], typer.Option(metavar="BUNDLE", help="The bundle's folder; else DIR/exports/TRIAL.", show_default=False)] = None,
-           force: Annotated[bool, typer.Option("--force", help="Replace another bundle that lies there.")] = False) -> None:
-    """Exports a trained trial: plain torch, torch.export and ONNX files, compared before they are written, with a card."""
+def export(
+    directory: Directory,
+    trial: Trial,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="The bundle's folder; else DIR/exports/TRIAL.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace another bundle that lies there.")
+    ] = False,
+) -> None:
+    """Exports a trained trial: plain torch, torch.export and ONNX files, compared before they are
+    written, with a card.
+    """
     from studies.results.export_trial import export_trial
 
     bundle = export_trial(directory, trial, out, force=force, note=note)
     print(bundle)
-    note(f"compared and written; read {bundle}/README.md, check it any time with `equisearch verify {bundle}`")
+    note(
+        f"compared and written; read {bundle}/README.md, check it any time with `equisearch "
+        f"verify {bundle}`"
+    )
 
 
 @app.command()
-def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)],
-           run_code: RunCode = False, format: FormatOption = Format.table) -> None:
-    """Checks a bundle: files whole, formats agree, symmetry as the card says. Not who made it; its code is not run without --run-code."""
+def verify(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
+    ],
+    run_code: RunCode = False,
+    format: FormatOption = Format.table,
+) -> None:
+    """Checks a bundle: files whole, formats agree, symmetry as the card says. Not who made it; its
+    code is not run without --run-code.
+    """
     from studies.results.export_trial import verify_bundle
 
     report = verify_bundle(bundle, run_code=run_code)
@@ -151,7 +346,7 @@ def verify(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exp
         raise typer.Exit(1)
 
 
-def _retrained(jobs: "list[Job]", workers: "str | None") -> list[dict[str, Any]]:
+def _retrained(jobs: list[Job], workers: str | None) -> list[dict[str, Any]]:
     """The summarised results of retraining jobs, with progress on stderr."""
     from studies.results import retrain as retraining
 
@@ -159,7 +354,10 @@ def _retrained(jobs: "list[Job]", workers: "str | None") -> list[dict[str, Any]]
     count = asked if isinstance(asked, int) else retraining.default_workers(jobs[0].study)
 
     def tell(done: int, result: dict) -> None:
-        note(f"{done} of {len(jobs)}: {result['name']}, seed {result['seed']}: test accuracy {100 * result['test']['accuracy']:.2f} %, "
-             f"symmetry accuracy {100 * result['test']['symmetry_accuracy']:.2f} %")
+        note(
+            f"{done} of {len(jobs)}: {result['name']}, seed {result['seed']}: test accuracy "
+            f"{100 * result['test']['accuracy']:.2f} %, "
+            f"symmetry accuracy {100 * result['test']['symmetry_accuracy']:.2f} %"
+        )
 
     return retraining.summarised(retraining.run_jobs(jobs, min(count, len(jobs)), tell))

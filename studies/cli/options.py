@@ -3,29 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from studies.output import Format
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The study's directory.", show_default=False)]
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of a preset.", show_default=False)]
-Trial = Annotated[int, typer.Argument(metavar="TRIAL", help="The trial's number.", show_default=False)]
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The study's directory.", show_default=False)
+]
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A study file, or the name of a preset.", show_default=False
+    ),
+]
+Trial = Annotated[
+    int, typer.Argument(metavar="TRIAL", help="The trial's number.", show_default=False)
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
-Trials = Annotated[Optional[int], typer.Option(min=1, help="Trials in all.", show_default=False)]
-Workers = Annotated[Optional[str], typer.Option(metavar="N|auto", help="Trials at the same time.", show_default=False)]
-Timeout = Annotated[Optional[str], typer.Option(metavar="TIME", help="Stop after that long, such as 90m; `resume` goes on.", show_default=False)]
-Address = Annotated[Optional[str], typer.Option(metavar="HOST:PORT", help="A Ray cluster; else Ray on this machine.", show_default=False)]
+Trials = Annotated[int | None, typer.Option(min=1, help="Trials in all.", show_default=False)]
+Workers = Annotated[
+    str | None,
+    typer.Option(metavar="N|auto", help="Trials at the same time.", show_default=False),
+]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Stop after that long, such as 90m; `resume` goes on.",
+        show_default=False,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="A Ray cluster; else Ray on this machine.", show_default=False
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Take over what in DIR runs programs (resources.runtime_env and others), whoever wrote it.")]
-Settings = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the study, such as search.sampler=random.",
-                                                       show_default=False)]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Take over what in DIR runs programs (resources.runtime_env and others), whoever "
+        "wrote it.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any key of the study, such as search.sampler=random.",
+        show_default=False,
+    ),
+]
 
-RunCode = Annotated[bool, typer.Option("--run-code", help="Execute the code in the bundle too; only if you trust where it came from.")]
+RunCode = Annotated[
+    bool,
+    typer.Option(
+        "--run-code",
+        help="Execute the code in the bundle too; only if you trust where it came from.",
+    ),
+]
 
 
-def pairs(settings: "list[str] | None") -> dict[str, Any]:
+def pairs(settings: list[str] | None) -> dict[str, Any]:
     """The --set options: dotted keys and values in YAML."""
     import yaml
 
@@ -33,17 +77,24 @@ def pairs(settings: "list[str] | None") -> dict[str, Any]:
     for text in settings or ():
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise typer.BadParameter(f"'{text}' sets nothing; write KEY=VALUE, such as search.sampler=random", param_hint="--set")
+            raise typer.BadParameter(
+                f"'{text}' sets nothing; write KEY=VALUE, such as search.sampler=random",
+                param_hint="--set",
+            )
         try:
             found[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise typer.BadParameter(f"the value in '{text}' is no YAML", param_hint="--set") from None
+            raise typer.BadParameter(
+                f"the value in '{text}' is no YAML", param_hint="--set"
+            ) from None
     return found
 
 
-def resources(workers: "str | None", timeout: "str | None", address: "str | None") -> dict[str, Any]:
+def resources(workers: str | None, timeout: str | None, address: str | None) -> dict[str, Any]:
     """What the options say about workers, time and the cluster, as dotted keys."""
     if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers) > 0):
-        raise typer.BadParameter(f"{workers} is neither auto nor a whole number above 0", param_hint="--workers")
+        raise typer.BadParameter(
+            f"{workers} is neither auto nor a whole number above 0", param_hint="--workers"
+        )
     count = int(workers) if workers and workers.isdigit() else workers
     return {"resources.workers": count, "search.timeout": timeout, "resources.address": address}

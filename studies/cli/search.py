@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studies.cli.app import app
-from studies.cli.options import Address, Directory, FormatOption, Quiet, Settings, StudyName, Timeout, Trial, Trials, Trust, Workers, pairs, resources
+from studies.cli.options import (
+    Address,
+    Directory,
+    FormatOption,
+    Quiet,
+    Settings,
+    StudyName,
+    Timeout,
+    Trial,
+    Trials,
+    Trust,
+    Workers,
+    pairs,
+    resources,
+)
 from studies.output import Format, note, print_json, print_lines, print_rows, print_table
 
 if TYPE_CHECKING:
@@ -19,47 +33,98 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def start(study: StudyName, directory: Directory, trials: Trials = None,
-          epochs: Annotated[Optional[int], typer.Option(min=1, help="Epochs of a full training.", show_default=False)] = None,
-          workers: Workers = None, timeout: Timeout = None, ray_address: Address = None,
-          seed: Annotated[Optional[int], typer.Option(min=0, help="Of the search.", show_default=False)] = None,
-          settings: Settings = None,
-          enqueue: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Architectures to try first, one a line.", show_default=False)] = None,
-          warm_start: Annotated[Optional[Path], typer.Option(metavar="DIR", help="An earlier study to learn from.", show_default=False)] = None,
-          quiet: Quiet = False) -> None:
+def start(
+    study: StudyName,
+    directory: Directory,
+    trials: Trials = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of a full training.", show_default=False)
+    ] = None,
+    workers: Workers = None,
+    timeout: Timeout = None,
+    ray_address: Address = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the search.", show_default=False)
+    ] = None,
+    settings: Settings = None,
+    enqueue: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Architectures to try first, one a line.", show_default=False
+        ),
+    ] = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="An earlier study to learn from.", show_default=False),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
     """Starts the search of STUDY in the new directory DIR, and prints its front."""
     from studies import config
     from studies.errors import ExistsError
-    from studies.workers.executors import require_cluster
     from studies.journal.directory import STUDY
     from studies.search.warm_start import read_architectures
+    from studies.workers.executors import require_cluster
 
-    overrides = {"search.trials": trials, "training.epochs": epochs, "search.seed": seed, **resources(workers, timeout, ray_address), **pairs(settings)}
+    overrides = {
+        "search.trials": trials,
+        "training.epochs": epochs,
+        "search.seed": seed,
+        **resources(workers, timeout, ray_address),
+        **pairs(settings),
+    }
     chosen = config.load(study, overrides)
     if (directory / STUDY).exists():
-        raise ExistsError(f"{directory} already holds a study; go on with `equisearch resume {directory}`, or choose another directory")
-    require_cluster(chosen.resources)       # before anything is created
+        raise ExistsError(
+            f"{directory} already holds a study; go on with `equisearch resume {directory}`, or "
+            "choose another directory"
+        )
+    require_cluster(chosen.resources)  # before anything is created
     first = [*(read_architectures(enqueue) if enqueue else ()), *chosen.search.first]
     channels, classes = look_at_data(chosen)
     from studies.search.driver import SearchDriver
 
-    _drive(lambda: SearchDriver.create(directory, chosen, channels=channels, classes=classes, enqueue=first, warm_start=warm_start), directory, quiet)
+    _drive(
+        lambda: SearchDriver.create(
+            directory,
+            chosen,
+            channels=channels,
+            classes=classes,
+            enqueue=first,
+            warm_start=warm_start,
+        ),
+        directory,
+        quiet,
+    )
 
 
 @app.command()
-def resume(directory: Directory, trials: Trials = None, workers: Workers = None, timeout: Timeout = None, ray_address: Address = None,
-           settings: Settings = None, trust: Trust = False, quiet: Quiet = False) -> None:
+def resume(
+    directory: Directory,
+    trials: Trials = None,
+    workers: Workers = None,
+    timeout: Timeout = None,
+    ray_address: Address = None,
+    settings: Settings = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
     """Goes on with the study in DIR; more trials, another timeout or other resources may be given."""
     from studies import config
-    from studies.search.driver import SearchDriver
     from studies.journal.directory import read_study
     from studies.journal.trust import require
+    from studies.search.driver import SearchDriver
 
-    overrides = {"search.trials": trials, **resources(workers, timeout, ray_address), **pairs(settings)}
+    overrides = {
+        "search.trials": trials,
+        **resources(workers, timeout, ray_address),
+        **pairs(settings),
+    }
     stored = read_study(directory)
     revised = config.parse(config.dump(stored), name="the stored study", overrides=overrides)
     if not trust:
-        require(directory, stored, revised)         # with what `revised` was made from, not with what lies there by then
+        # with what `revised` was made from, not with what lies there by then
+        require(directory, stored, revised)
     _drive(lambda: SearchDriver.open(directory, revised, trusted=True), directory, quiet)
 
 
@@ -84,11 +149,21 @@ def trials(directory: Directory, format: FormatOption = Format.table) -> None:
 
 
 @app.command()
-def front(directory: Directory,
-          figure: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Draws every two objectives: png, svg or pdf.", show_default=False)] = None,
-          format: FormatOption = Format.table) -> None:
-    """Prints the Pareto front of the study in DIR and draws it among all trials; * marks the best compromise."""
-    from studies.results import front_plot as scatter, tables as views
+def front(
+    directory: Directory,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draws every two objectives: png, svg or pdf.", show_default=False
+        ),
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Prints the Pareto front of the study in DIR and draws it among all trials; * marks the best
+    compromise.
+    """
+    from studies.results import front_plot as scatter
+    from studies.results import tables as views
 
     study, records = views.open_study(directory)
     rows, columns, cells = views.front_rows(study, records)
@@ -101,9 +176,18 @@ def front(directory: Directory,
 
 
 @app.command()
-def report(directory: Directory,
-           out: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Where the page goes; else DIR/report.html.", show_default=False)] = None) -> None:
-    """Writes one page about the study in DIR: front, figures, scores by degree of equivariance, test scores, failures."""
+def report(
+    directory: Directory,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where the page goes; else DIR/report.html.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Writes one page about the study in DIR: front, figures, scores by degree of equivariance,
+    test scores, failures.
+    """
     from studies.results.report import write_report
 
     print(write_report(directory, out))
@@ -127,8 +211,13 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
 
 
 @app.command()
-def dashboard(directory: Directory, host: Annotated[str, typer.Option(help="The address to listen on; the default is this machine alone.")] = "127.0.0.1",
-              port: Annotated[int, typer.Option(min=1, max=65535)] = 8080) -> None:
+def dashboard(
+    directory: Directory,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; the default is this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+) -> None:
     """Opens optuna-dashboard on the study in DIR, which may be running; Ctrl-C ends it."""
     from studies.journal.directory import read_study
     from studies.journal.reader import JOURNAL
@@ -140,8 +229,11 @@ def dashboard(directory: Directory, host: Annotated[str, typer.Option(help="The 
 
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
     if not _loopback(host):
-        note(f"warning: whoever reaches {host}:{port} can read and change this study without a password; on a remote machine, leave --host out and "
-             f"forward the port: ssh -L {port}:127.0.0.1:{port} HOST")
+        note(
+            f"warning: whoever reaches {host}:{port} can read and change this study without a "
+            "password; on a remote machine, leave --host out and "
+            f"forward the port: ssh -L {port}:127.0.0.1:{port} HOST"
+        )
     note(f"http://{host}:{port} shows {directory}; Ctrl-C ends it")
     optuna_dashboard.run_server(storage, host=host, port=port)
 
@@ -156,14 +248,16 @@ def _loopback(host: str) -> bool:
 
 @app.command()
 def repair(directory: Directory) -> None:
-    """Puts a damaged study directory back into a state that `resume` takes; keeps a copy of what it cuts."""
+    """Puts a damaged study directory back into a state that `resume` takes; keeps a copy of what it
+    cuts.
+    """
     from studies.journal.repair import repair as mend
 
     done = mend(directory)
     print_lines(done or [f"nothing was wrong with {directory}"])
 
 
-def look_at_data(study: "Study") -> tuple[int, int]:
+def look_at_data(study: Study) -> tuple[int, int]:
     """(channels, classes) of the study's images: bad data is told before anything is created."""
     from trainers.data.datasets import load
 
@@ -171,16 +265,19 @@ def look_at_data(study: "Study") -> tuple[int, int]:
     splits = load(study.data, (size, size))
     for skipped in splits.skipped[:5]:
         note(f"skipped: {skipped}")
-    note(f"data: {len(splits.train.labels)} training and {len(splits.validation.labels)} validation images, "
-         f"{splits.channels} channels, {len(splits.classes)} classes")
+    note(
+        f"data: {len(splits.train.labels)} training and {len(splits.validation.labels)} "
+        "validation images, "
+        f"{splits.channels} channels, {len(splits.classes)} classes"
+    )
     return splits.channels, len(splits.classes)
 
 
-def _drive(opened: "Callable[[], SearchDriver]", directory: Path, quiet: bool) -> None:
+def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> None:
     """Runs a study to its end or interruption, then prints its front and what to type next."""
+    from studies.cli.live import Progress
     from studies.results import tables as views
     from studies.workers.executors import run
-    from studies.cli.live import Progress
 
     with opened() as driver:
         for warning in driver.warnings:
@@ -193,7 +290,10 @@ def _drive(opened: "Callable[[], SearchDriver]", directory: Path, quiet: bool) -
     if rows:
         print_table(columns, cells)
         best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])
-        note(f"next: equisearch show {directory} {best}  |  equisearch export {directory} {best}  |  equisearch resume {directory} --trials N")
+        note(
+            f"next: equisearch show {directory} {best}  |  equisearch export {directory} {best} "
+            f" |  equisearch resume {directory} --trials N"
+        )
     if ending.exit_status:
         note(f"interrupted; go on with: equisearch resume {directory}")
         raise typer.Exit(ending.exit_status)

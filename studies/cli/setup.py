@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,16 @@ from studies.output import Format, note, print_json, print_rows, print_table
 
 
 @app.command()
-def presets(name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help="Prints this preset's file.", show_default=False)] = None,
-            schema: Annotated[bool, typer.Option("--schema", help="Prints the JSON Schema of study files, for editors.")] = False,
-            format: FormatOption = Format.table) -> None:
+def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Prints this preset's file.", show_default=False),
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Prints the JSON Schema of study files, for editors.")
+    ] = False,
+    format: FormatOption = Format.table,
+) -> None:
     """Lists the built-in studies; with a NAME prints that study file, to copy and change."""
     from studies import config
     from studies.errors import StudyError
@@ -28,14 +35,24 @@ def presets(name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help
         if name not in known:
             raise StudyError(f"there is no preset '{name}'; presets are {', '.join(known)}")
         print(known[name].read_text(encoding="utf-8"), end="")
-        return
-    first = {key: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for key, path in known.items()}
-    print_rows([{"name": key, "about": about} for key, about in first.items()], format, [Column("preset"), Column("about")], list(map(list, first.items())))
+        return None
+    first = {
+        key: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for key, path in known.items()
+    }
+    print_rows(
+        [{"name": key, "about": about} for key, about in first.items()],
+        format,
+        [Column("preset"), Column("about")],
+        list(map(list, first.items())),
+    )
 
 
 @app.command()
 def doctor(format: FormatOption = Format.table) -> None:
-    """Examines this installation: versions, pairs that break each other, GPU, a Ray task; where Ray listens; each finding with its remedy."""
+    """Examines this installation: versions, pairs that break each other, GPU, a Ray task; where Ray
+    listens; each finding with its remedy.
+    """
     from studies.cli import doctor as clinic
     from studies.output import Column, reading_width
 
@@ -43,13 +60,27 @@ def doctor(format: FormatOption = Format.table) -> None:
     for finding in clinic.examine():
         findings.append(finding)
         if format is Format.table:
-            note(textwrap.fill(f"{finding.level:>4}  {finding.what}: {finding.found}", width, subsequent_indent=" " * 6))
+            note(
+                textwrap.fill(
+                    f"{finding.level:>4}  {finding.what}: {finding.found}",
+                    width,
+                    subsequent_indent=" " * 6,
+                )
+            )
     if format is Format.json:
         print_json(clinic.as_dict(findings))
     else:
         remedies = [[f.level, f.what, f.found, f.remedy] for f in findings if f.remedy]
         if remedies:
-            print_table([Column("level"), Column("what"), Column("found"), Column("remedy")], remedies, width)
-        print("healthy" if clinic.as_dict(findings)["healthy"] else "not healthy: see the remedies marked bad")
+            print_table(
+                [Column("level"), Column("what"), Column("found"), Column("remedy")],
+                remedies,
+                width,
+            )
+        print(
+            "healthy"
+            if clinic.as_dict(findings)["healthy"]
+            else "not healthy: see the remedies marked bad"
+        )
     if not clinic.as_dict(findings)["healthy"]:
         raise typer.Exit(1)

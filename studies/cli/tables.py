@@ -13,12 +13,25 @@ from studies.output import Column, Format, note, print_json, print_table
 
 
 @app.command()
-def record(study: StudyName, file: Annotated[Path, typer.Argument(metavar="FILE", help="The table, gzipped JSON; recording goes on from it.", show_default=False)],
-           workers: Workers = None, settings: Settings = None) -> None:
-    """Trains every architecture of a finite space and records its scores after each epoch, for `replay`."""
+def record(
+    study: StudyName,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="The table, gzipped JSON; recording goes on from it.",
+            show_default=False,
+        ),
+    ],
+    workers: Workers = None,
+    settings: Settings = None,
+) -> None:
+    """Trains every architecture of a finite space and records its scores after each epoch, for
+    `replay`.
+    """
     from studies import config
-    from studies.replays import record as recording
     from studies.cli.search import look_at_data
+    from studies.replays import record as recording
     from studies.results.retrain import default_workers
 
     chosen = config.load(study, pairs(settings))
@@ -26,18 +39,37 @@ def record(study: StudyName, file: Annotated[Path, typer.Argument(metavar="FILE"
     asked = resources(workers, None, None)["resources.workers"]
 
     def tell(done: int, total: int, entry: recording.Entry) -> None:
-        note(f"{done} of {total}: accuracy {100 * entry.epochs[-1][0]:.1f} %, symmetry accuracy {100 * entry.epochs[-1][1]:.1f} %  {entry.architecture}")
+        note(
+            f"{done} of {total}: accuracy {100 * entry.epochs[-1][0]:.1f} %, symmetry accuracy "
+            f"{100 * entry.epochs[-1][1]:.1f} %  {entry.architecture}"
+        )
 
-    table = recording.record(chosen, file, channels=channels, classes=classes, workers=asked if isinstance(asked, int) else default_workers(chosen),
-                             on_entry=tell)
-    print(f"{file}: {len(table.entries)} architectures, {chosen.training.epochs} epochs each, {file.stat().st_size:,} bytes")
+    table = recording.record(
+        chosen,
+        file,
+        channels=channels,
+        classes=classes,
+        workers=asked if isinstance(asked, int) else default_workers(chosen),
+        on_entry=tell,
+    )
+    print(
+        f"{file}: {len(table.entries)} architectures, {chosen.training.epochs} epochs each, "
+        f"{file.stat().st_size:,} bytes"
+    )
 
 
 @app.command()
-def replay(file: Annotated[Path, typer.Argument(metavar="FILE", help="A table made by `record`.", show_default=False)],
-           seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
-           share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the full hypervolume.")] = 0.95, format: FormatOption = Format.table) -> None:
-    """Searches a recorded table in several ways and prints the epochs each needs for a share of the full hypervolume."""
+def replay(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A table made by `record`.", show_default=False)
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the full hypervolume.")] = 0.95,
+    format: FormatOption = Format.table,
+) -> None:
+    """Searches a recorded table in several ways and prints the epochs each needs for a share of the
+    full hypervolume.
+    """
     from studies.replays import record as recording
     from studies.replays import replay as replaying
 
@@ -48,10 +80,47 @@ def replay(file: Annotated[Path, typer.Argument(metavar="FILE", help="A table ma
         note(f"{rows[-1].name}: median {rows[-1].median:g} epochs")
     best = min(row.median for row in rows[:3])
     if format is Format.json:
-        return print_json({"architectures": len(table.entries), "epochs": table.study.training.epochs, "hypervolume": replaying.full_volume(table),
-                           "share": share, "seeds": seeds, "methods": [{"name": row.name, "median": row.median, "quartiles": list(row.quartiles), "reached": row.reached,
-                                                        "share_of_best_plain": row.median / best, "epochs": list(row.epochs)} for row in rows]})
-    print(f"{len(table.entries)} architectures, {table.study.training.epochs} epochs each; epochs until the front has {100 * share:g} % of the full "
-          f"hypervolume, {replaying.full_volume(table):.4f}; {seeds} seeds")
-    print_table([Column("search"), Column("epochs, median", True), Column("quartiles", True), Column("of the best plain search", True), Column("reached", True)],
-                [[row.name, f"{row.median:g}", "{:g} to {:g}".format(*row.quartiles), f"{row.median / best:.2f}", f"{row.reached} of {seeds}"] for row in rows])
+        return print_json(
+            {
+                "architectures": len(table.entries),
+                "epochs": table.study.training.epochs,
+                "hypervolume": replaying.full_volume(table),
+                "share": share,
+                "seeds": seeds,
+                "methods": [
+                    {
+                        "name": row.name,
+                        "median": row.median,
+                        "quartiles": list(row.quartiles),
+                        "reached": row.reached,
+                        "share_of_best_plain": row.median / best,
+                        "epochs": list(row.epochs),
+                    }
+                    for row in rows
+                ],
+            }
+        )
+    print(
+        f"{len(table.entries)} architectures, {table.study.training.epochs} epochs each; epochs "
+        f"until the front has {100 * share:g} % of the full "
+        f"hypervolume, {replaying.full_volume(table):.4f}; {seeds} seeds"
+    )
+    print_table(
+        [
+            Column("search"),
+            Column("epochs, median", True),
+            Column("quartiles", True),
+            Column("of the best plain search", True),
+            Column("reached", True),
+        ],
+        [
+            [
+                row.name,
+                f"{row.median:g}",
+                "{:g} to {:g}".format(*row.quartiles),
+                f"{row.median / best:.2f}",
+                f"{row.reached} of {seeds}",
+            ]
+            for row in rows
+        ],
+    )

@@ -1,4 +1,6 @@
-"""The files of a study's directory, apart from the journal: the study as started, the versions, the trials' folders."""
+"""The files of a study's directory, apart from the journal: the study as started, the versions, the
+trials' folders.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,28 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from studies.journal import trust
 from studies.config import Study, differences, dump, parse
 from studies.errors import ExistsError, StudyError
+from studies.journal import trust
 from studies.journal.lock import StudyLock
 
 STUDY, VERSIONS, TRIALS = "study.yaml", "versions.json", "trials"
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
-WIDENING = ("search.trials", "search.timeout", "search.patience", "search.retries", "resources.", "loggers.", "training.device", "training.cuda_graphs")
+WIDENING = (
+    "search.trials",
+    "search.timeout",
+    "search.patience",
+    "search.retries",
+    "resources.",
+    "loggers.",
+    "training.device",
+    "training.cuda_graphs",
+)
 
 
 def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLock, list[str]]:
-    """The absolute path of the new study's directory, with its files written, the lock on it, and warnings.
+    """The absolute path of the new study's directory, with its files written, the lock on it, and
+    warnings.
 
     Raises ExistsError if it holds a study already.
     """
@@ -28,7 +40,10 @@ def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLo
     if path.exists() and not path.is_dir():
         raise ExistsError(f"{directory} is a file; give a directory that is new or empty")
     if (path / STUDY).exists():
-        raise ExistsError(f"{directory} already holds a study; go on with `equisearch resume {directory}`, or choose another directory")
+        raise ExistsError(
+            f"{directory} already holds a study; go on with `equisearch resume {directory}`, or "
+            "choose another directory"
+        )
     path.mkdir(parents=True, exist_ok=True)
     lock = StudyLock(path)
     try:
@@ -42,18 +57,25 @@ def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLo
     return path, lock, warnings
 
 
-def open_directory(directory: str | Path, study: Study | None, *, trusted: bool = False) -> tuple[Path, Study, StudyLock, list[str]]:
-    """Path, study, lock and warnings of an existing study; a `study` that widens the stored one replaces it.
+def open_directory(
+    directory: str | Path, study: Study | None, *, trusted: bool = False
+) -> tuple[Path, Study, StudyLock, list[str]]:
+    """Path, study, lock and warnings of an existing study; a `study` that widens the stored one
+    replaces it.
 
-    Raises UntrustedError, unless it is `trusted`, for a study that runs programs and was not written by this user.
+    Raises UntrustedError, unless it is `trusted`, for a study that runs programs and was not
+    written by this user.
     """
     path = Path(directory).absolute()
     stored = read_study(path)
     if study is not None and study != stored:
         refused = [d for d in differences(stored, study) if not d.startswith(WIDENING)]
         if refused:
-            raise StudyError(f"the study has changed since {directory} was started ({'; '.join(refused)}); "
-                             "start it in a new directory, or undo that (trials, timeout, patience and resources may change)")
+            raise StudyError(
+                f"the study has changed since {directory} was started ({'; '.join(refused)}); "
+                "start it in a new directory, or undo that (trials, timeout, patience and "
+                "resources may change)"
+            )
     if not trusted:
         trust.require(path, stored, study)
     lock = StudyLock(path)
@@ -72,7 +94,10 @@ def read_study(directory: str | Path) -> Study:
     """The study of a directory. Raises StudyError if it holds none."""
     path = Path(directory) / STUDY
     if not path.is_file():
-        raise StudyError(f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY {directory}` begins one")
+        raise StudyError(
+            f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY "
+            f"{directory}` begins one"
+        )
     return parse(path.read_text(encoding="utf-8"), name=str(path))
 
 
@@ -102,11 +127,17 @@ def changed_versions(directory: Path) -> list[str]:
     if not path.is_file():
         return []
     before, now = json.loads(path.read_text(encoding="utf-8")), versions()
-    changed = [f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
-               for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = [
+        f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
     if not changed:
         return []
-    return [f"versions have changed since this study was started ({', '.join(changed)}): scores before and after may differ"]
+    return [
+        f"versions have changed since this study was started ({', '.join(changed)}): scores "
+        "before and after may differ"
+    ]
 
 
 def write_whole(path: Path, text: str) -> None:

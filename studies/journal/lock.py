@@ -1,4 +1,6 @@
-"""One writer per study: an advisory lock that the operating system drops with its process, however that ends."""
+"""One writer per study: an advisory lock that the operating system drops with its process, however
+that ends.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from typing import TextIO
 from studies.errors import LockedError, StudyError
 
 LOCK = "lock"
-ATTEMPTS = 5        # 0.2 s: somebody may be looking (`holder`), or a killed driver's last child be ending
+# 0.2 s: somebody may be looking (`holder`), or a killed driver's last child be ending
+ATTEMPTS = 5
 
 
 class NotRegularError(OSError):
@@ -22,7 +25,10 @@ class NotRegularError(OSError):
 
 
 def _open(path: Path, mode: str) -> TextIO:
-    """The lock file, not what a link in its place names (it is truncated), nor a pipe (opening one waits)."""
+    """The lock file, not what a link in its place names (it is truncated), nor a pipe (opening one
+    waits).
+    """
+
     def opener(name: str, flags: int) -> int:
         try:
             descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -34,22 +40,28 @@ def _open(path: Path, mode: str) -> TextIO:
             return descriptor
         os.close(descriptor)
         raise NotRegularError(errno.EINVAL, "not a regular file", name)
+
     return open(path, mode, encoding="utf-8", opener=opener)
 
 
 class StudyLock:
-    """The right to write to a study's directory, held from creation to `close`. The file names the holder.
+    """The right to write to a study's directory, held from creation to `close`. The file names the
+    holder.
 
-    Raises LockedError, with the holder's process id and host, if somebody else holds it, and StudyError if the file is another
-    user's or not a regular file. A file left by a dead process is no obstacle: the lock itself went with the process.
+    Raises LockedError, with the holder's process id and host, if somebody else holds it, and
+    StudyError if the file is another user's or not a regular file. A file left by a dead process is
+    no obstacle: the lock itself went with the process.
     """
 
     def __init__(self, directory: Path) -> None:
         try:
             self._file = _open(directory / LOCK, "a+")
         except (PermissionError, NotRegularError) as error:
-            raise StudyError(f"{directory / LOCK} cannot be locked ({error.strerror}); it must be a file that you can write: "
-                             "use an account that may write to this study, or a copy of its directory") from None
+            raise StudyError(
+                f"{directory / LOCK} cannot be locked ({error.strerror}); it must be a file "
+                "that you can write: "
+                "use an account that may write to this study, or a copy of its directory"
+            ) from None
         for attempt in range(ATTEMPTS):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,7 +72,10 @@ class StudyLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
-            raise LockedError(f"{directory} is being written by another process ({holder}); wait for it, or end it first")
+            raise LockedError(
+                f"{directory} is being written by another process ({holder}); wait for it, or "
+                "end it first"
+            )
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

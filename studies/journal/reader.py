@@ -1,8 +1,10 @@
-"""What a study's journal says, read without optuna: `optuna.journal` is the single truth about trials.
+"""What a study's journal says, read without optuna: `optuna.journal` is the single truth about
+trials.
 
-The file has one JSON object per line, in optuna's `JournalStorage` format, which optuna and optuna-dashboard read as well. Reading
-it here takes no import of optuna, and attributes (most of the 37 MB of 10,000 trials) are parsed for the trials that are asked for
-theirs, so that a command that only looks starts at once.
+The file has one JSON object per line, in optuna's `JournalStorage` format, which optuna and
+optuna-dashboard read as well. Reading it here takes no import of optuna, and attributes (most of
+the 37 MB of 10,000 trials) are parsed for the trials that are asked for theirs, so that a command
+that only looks starts at once.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ from typing import Any, Literal
 from studies.errors import DamagedError
 
 JOURNAL = "optuna.journal"
-Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]     # how a worker leaves a trial
+# how a worker leaves a trial
+Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]
 State = Literal["running", "waiting", "complete", "pruned", "failed", "refused", "earlier"]
 
 # optuna's codes of operations and of trial states, part of its file format
 CREATE_TRIAL, SET_PARAM, SET_STATE = 4, 5, 6
 SET_STUDY_ATTRIBUTE = 2
 STATES: dict[int, State] = {0: "running", 1: "complete", 2: "pruned", 3: "failed", 4: "waiting"}
-PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')     # parameters, and optuna's own notes: more than half of all lines
+# parameters, and optuna's own notes: more than half of all lines
+PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')
 ATTRIBUTE, TRIAL = b'{"op_code":8,', b'"trial_id":'
-NOTHING = b"\n"         # begins no line
+NOTHING = b"\n"  # begins no line
 FINISHED = ("complete", "pruned", "failed", "refused")
 
 
@@ -37,28 +41,36 @@ class Record:
     """One trial as the journal knows it."""
 
     number: int
-    state: State                        # refused: proposed but not trained (cannot fit, or a repeat); earlier: of a warm start
-    values: tuple[float, ...] | None    # the objectives of a complete trial, in the study's order
-    lines: tuple[bytes, ...]            # of the journal, that set attributes
-    order: int | None                   # place among the finished trials, in the order of finishing
-    started: str | None                 # ISO 8601, UTC
+    # refused: proposed but not trained (cannot fit, or a repeat); earlier: of a warm start
+    state: State
+    values: tuple[float, ...] | None  # the objectives of a complete trial, in the study's order
+    lines: tuple[bytes, ...]  # of the journal, that set attributes
+    order: int | None  # place among the finished trials, in the order of finishing
+    started: str | None  # ISO 8601, UTC
     finished: str | None
-    parameters: dict[str, Any] = field(default_factory=dict)    # as sampled; only if asked for
+    parameters: dict[str, Any] = field(default_factory=dict)  # as sampled; only if asked for
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """architecture, params, macs, exact, surviving, seed, "rung 2", ... Raises DamagedError for a line that is no record."""
+        """architecture, params, macs, exact, surviving, seed, "rung 2", ... Raises DamagedError for
+        a line that is no record.
+        """
         found: dict[str, Any] = {}
         try:
             for entry in json.loads(b"[" + b",".join(self.lines) + b"]"):
                 found.update(entry.get("user_attr") or entry.get("user_attrs") or {})
         except (ValueError, AttributeError) as error:
-            raise DamagedError(f"what the journal says of trial {self.number} is damaged ({error}); `equisearch repair` keeps what stands before it") from None
+            raise DamagedError(
+                f"what the journal says of trial {self.number} is damaged ({error}); "
+                "`equisearch repair` keeps what stands before it"
+            ) from None
         return found
 
     @property
     def architecture(self) -> str | None:
-        """The text form of the architecture; None if the trial was interrupted before it was proposed."""
+        """The text form of the architecture; None if the trial was interrupted before it was
+        proposed.
+        """
         return self.attributes.get("architecture")
 
     @property
@@ -69,7 +81,9 @@ class Record:
     @cached_property
     def rungs(self) -> dict[int, dict[str, Any]]:
         """The scores at each epoch at which the trial was compared, ascending."""
-        return {epoch: rung["scores"] for epoch, rung in sorted(recorded_rungs(self.attributes).items())}
+        return {
+            epoch: rung["scores"] for epoch, rung in sorted(recorded_rungs(self.attributes).items())
+        }
 
     @property
     def scores(self) -> dict[str, Any] | None:
@@ -80,7 +94,9 @@ class Record:
     def feasible(self) -> bool:
         """True unless a constraint of the study is broken."""
         constrained = any(b'"constraints"' in line for line in self.lines)
-        return not constrained or all(excess <= 0 for excess in self.attributes.get("constraints", {}).values())
+        return not constrained or all(
+            excess <= 0 for excess in self.attributes.get("constraints", {}).values()
+        )
 
 
 def recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
@@ -91,16 +107,19 @@ def recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
 def read_trials(directory: str | os.PathLike[str], *, parameters: bool = False) -> list[Record]:
     """Every trial of the study in `directory`, in the order of their numbers.
 
-    A torn last line is passed over. Raises FileNotFoundError without a journal, DamagedError for a line in the middle that
-    is no JSON (`equisearch repair` cuts there).
+    A torn last line is passed over. Raises FileNotFoundError without a journal, DamagedError for a
+    line in the middle that is no JSON (`equisearch repair` cuts there).
     """
     return read_journal(directory, parameters=parameters)[1]
 
 
-def read_journal(directory: str | os.PathLike[str], *, parameters: bool = False) -> tuple[dict[str, Any], list[Record]]:
+def read_journal(
+    directory: str | os.PathLike[str], *, parameters: bool = False
+) -> tuple[dict[str, Any], list[Record]]:
     """The study's attributes (channels, classes, ...) and its trials; see `read_trials`."""
     collecting = gc.isenabled()
-    gc.disable()        # nothing of what is read is garbage; a third of the time otherwise (10,000 trials, Python 3.11)
+    # nothing of what is read is garbage; a third of the time otherwise (10,000 trials, Python 3.11)
+    gc.disable()
     try:
         return _replay(Path(directory) / JOURNAL, parameters)
     finally:
@@ -113,7 +132,8 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]
     trials: list[dict[str, Any]] = []
     done = 0
     lines, entries = _entries(path, parameters)
-    same, append = NOTHING, [].append           # how lines begin that set attributes of the last trial, and who takes them
+    # how lines begin that set attributes of the last trial, and who takes them
+    same, append = NOTHING, [].append
     for line in lines:
         if line.startswith(same):
             append(line)
@@ -134,7 +154,7 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]
         elif operation in (SET_PARAM, SET_STATE):
             trial = trials[entry["trial_id"]]
             if trial["order"] is not None:
-                continue                        # as optuna does: a finished trial never changes
+                continue  # as optuna does: a finished trial never changes
             _apply(trial, entry, operation)
             if trial["state"] in FINISHED:
                 trial["order"], done = done, done + 1
@@ -142,19 +162,26 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]
 
 
 def _entries(path: Path, parameters: bool) -> tuple[list[bytes], Iterator[dict[str, Any]]]:
-    """The lines that matter, and what those say that set no attributes; what follows the last newline is torn, and passed over."""
+    """The lines that matter, and what those say that set no attributes; what follows the last
+    newline is torn, and passed over.
+    """
     lines = path.read_bytes().split(b"\n")[:-1]
     skipped = PREFIXES[1:] if parameters else PREFIXES
     kept = [line for line in lines if not line.startswith(skipped)]
     try:
         # one call: half the time of a call per line
-        entries = json.loads(b"[" + b",".join([line for line in kept if not line.startswith(ATTRIBUTE)]) + b"]")
+        entries = json.loads(
+            b"[" + b",".join([line for line in kept if not line.startswith(ATTRIBUTE)]) + b"]"
+        )
         if all(isinstance(entry, dict) and "op_code" in entry for entry in entries):
             return kept, iter(entries)
     except ValueError:
         pass
     number, line = next((n, line) for n, line in enumerate(lines, start=1) if not _is_record(line))
-    raise DamagedError(f"{path}, line {number} is damaged: {line[:60]!r}; `equisearch repair` keeps what stands before it")
+    raise DamagedError(
+        f"{path}, line {number} is damaged: {line[:60]!r}; `equisearch repair` keeps what "
+        "stands before it"
+    )
 
 
 def _trial_of(line: bytes) -> tuple[int, bytes]:
@@ -162,21 +189,33 @@ def _trial_of(line: bytes) -> tuple[int, bytes]:
     start = line.find(TRIAL) + len(TRIAL)
     end = line.find(b",", start)
     try:
-        return int(line[start:end]), line[:end + 1]
+        return int(line[start:end]), line[: end + 1]
     except ValueError:
         return json.loads(line)["trial_id"], NOTHING
 
 
 def _created(line: bytes, entry: dict[str, Any], parameters: bool) -> dict[str, Any]:
-    distributions = entry.get("distributions") or {} if parameters else {}      # of a trial that was made whole
-    return {"state": STATES[entry.get("state", 0)], "values": entry.get("values"), "lines": [line] if entry.get("user_attrs") else [],
-            "order": None, "started": entry.get("datetime_start"), "finished": entry.get("datetime_complete"),
-            "parameters": {name: _external(entry["params"][name], json.loads(text)) for name, text in distributions.items()}}
+    # of a trial that was made whole
+    distributions = entry.get("distributions") or {} if parameters else {}
+    return {
+        "state": STATES[entry.get("state", 0)],
+        "values": entry.get("values"),
+        "lines": [line] if entry.get("user_attrs") else [],
+        "order": None,
+        "started": entry.get("datetime_start"),
+        "finished": entry.get("datetime_complete"),
+        "parameters": {
+            name: _external(entry["params"][name], json.loads(text))
+            for name, text in distributions.items()
+        },
+    }
 
 
 def _apply(trial: dict[str, Any], entry: dict[str, Any], operation: int) -> None:
     if operation == SET_PARAM:
-        trial["parameters"][entry["param_name"]] = _external(entry["param_value_internal"], json.loads(entry["distribution"]))
+        trial["parameters"][entry["param_name"]] = _external(
+            entry["param_value_internal"], json.loads(entry["distribution"])
+        )
     else:
         trial["state"] = STATES[entry["state"]]
         trial["values"] = entry["values"] or trial["values"]
@@ -193,20 +232,40 @@ def _external(value: float, distribution: dict[str, Any]) -> Any:
 def _record(number: int, trial: dict[str, Any]) -> Record:
     state = trial["state"]
     if state in FINISHED:
-        set_by_it = b"".join(trial["lines"])    # texts in it hold no quotation marks that are not escaped
-        state = "refused" if b'"refused"' in set_by_it else "earlier" if b'"warm_start"' in set_by_it else state
+        # texts in it hold no quotation marks that are not escaped
+        set_by_it = b"".join(trial["lines"])
+        state = (
+            "refused"
+            if b'"refused"' in set_by_it
+            else "earlier"
+            if b'"warm_start"' in set_by_it
+            else state
+        )
     values = tuple(trial["values"]) if trial["values"] else None
     if values and not all(isinstance(value, (int, float)) for value in values):
-        raise DamagedError(f"the journal says that the objectives of trial {number} are {list(values)!r}; they must be numbers: "
-                           "restore the file from a copy, or correct that line")
-    return Record(number, state, values, tuple(trial["lines"]), trial["order"], trial["started"], trial["finished"], trial["parameters"])
+        raise DamagedError(
+            f"the journal says that the objectives of trial {number} are {list(values)!r}; they "
+            "must be numbers: "
+            "restore the file from a copy, or correct that line"
+        )
+    return Record(
+        number,
+        state,
+        values,
+        tuple(trial["lines"]),
+        trial["order"],
+        trial["started"],
+        trial["finished"],
+        trial["parameters"],
+    )
 
 
 def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
-    """Cuts a torn last line off the journal, and returns the file that keeps a copy of it; None if nothing is torn.
+    """Cuts a torn last line off the journal, and returns the file that keeps a copy of it; None if
+    nothing is torn.
 
-    A line is torn if the newline is missing or it is no JSON: the machine stopped while it was written, so it was never
-    acted upon. Only the holder of the study's lock may call this.
+    A line is torn if the newline is missing or it is no JSON: the machine stopped while it was
+    written, so it was never acted upon. Only the holder of the study's lock may call this.
     """
     path = Path(directory) / JOURNAL
     if not path.exists() or path.stat().st_size == 0:

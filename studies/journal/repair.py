@@ -1,4 +1,6 @@
-"""`equisearch repair`: puts a damaged study directory back into a state that `resume` takes, and says what it did."""
+"""`equisearch repair`: puts a damaged study directory back into a state that `resume` takes, and
+says what it did.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,16 @@ import os
 from pathlib import Path
 
 from studies.journal.directory import TRIALS, read_study
-from studies.journal.reader import JOURNAL
 from studies.journal.lock import StudyLock
+from studies.journal.reader import JOURNAL
 
 
 def repair(directory: Path) -> list[str]:
     """What was done, one line each; empty if nothing was wrong.
 
-    The journal is cut before its first damaged line (a copy of all that is cut is kept beside it), optuna's stale lock files
-    and half-written files of trials are removed. Raises LockedError if somebody drives the study, StudyError if there is none.
+    The journal is cut before its first damaged line (a copy of all that is cut is kept beside it),
+    optuna's stale lock files and half-written files of trials are removed. Raises LockedError if
+    somebody drives the study, StudyError if there is none.
     """
     read_study(directory)
     lock = StudyLock(directory)
@@ -27,7 +30,10 @@ def repair(directory: Path) -> list[str]:
 
 def _cut_journal(path: Path) -> list[str]:
     if not path.exists():
-        return [f"there is no {path.name}: the study was never started, or the file was moved away; nothing can be done about that here"]
+        return [
+            f"there is no {path.name}: the study was never started, or the file was moved away; "
+            "nothing can be done about that here"
+        ]
     content, position = path.read_bytes(), 0
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         if not line.endswith(b"\n") or not _is_record(line):
@@ -37,7 +43,10 @@ def _cut_journal(path: Path) -> list[str]:
             with path.open("r+b") as file:
                 file.truncate(position)
                 os.fsync(file.fileno())
-            return [f"cut the journal before line {number}; the {len(rest):,} bytes behind are in {copy.name}"]
+            return [
+                f"cut the journal before line {number}; the {len(rest):,} bytes behind are in "
+                f"{copy.name}"
+            ]
         position += len(line)
     return []
 

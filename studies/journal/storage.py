@@ -1,7 +1,9 @@
-"""Optuna's journal storage for a single writer: the same file format, one write per proposal, synced at commit points.
+"""Optuna's journal storage for a single writer: the same file format, one write per proposal,
+synced at commit points.
 
-optuna's own file backend takes a lock file and syncs for each of the about 25 records of a trial, and leaves its lock behind when
-it is killed (the next writer waits 30 s). Here the study's lock (`studies.journal.lock`) already makes the writer unique.
+optuna's own file backend takes a lock file and syncs for each of the about 25 records of a trial,
+and leaves its lock behind when it is killed (the next writer waits 30 s). Here the study's lock
+(`studies.journal.lock`) already makes the writer unique.
 """
 
 from __future__ import annotations
@@ -19,28 +21,34 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
-from studies.pareto import DIRECTIONS
 from studies.journal.reader import SET_STATE
+from studies.pareto import DIRECTIONS
 
-NAME = "equisearch"     # of the optuna study inside the journal
-STALE = 60.0            # seconds; optuna's own writers (a dashboard) hold their lock for milliseconds
+NAME = "equisearch"  # of the optuna study inside the journal
+# seconds; optuna's own writers (a dashboard) hold their lock for milliseconds
+STALE = 60.0
 
 
 class SingleWriterJournal(BaseJournalBackend):
-    """Appends to and reads one journal file. Records survive a killed process at once, and a power cut from each `tell` on."""
+    """Appends to and reads one journal file. Records survive a killed process at once, and a power
+    cut from each `tell` on.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b", buffering=0)
-        self._offset = 0                        # of the file, up to which everything was handed to optuna or written by us
-        self._new: list[bytes] = []             # records that optuna has not read yet
-        self._unwritten: list[bytes] = []       # of the transaction
-        self._owner: int | None = None          # the thread in a transaction
+        # of the file, up to which everything was handed to optuna or written by us
+        self._offset = 0
+        self._new: list[bytes] = []  # records that optuna has not read yet
+        self._unwritten: list[bytes] = []  # of the transaction
+        self._owner: int | None = None  # the thread in a transaction
         self._lock = threading.RLock()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The records that came since the last call, those of others (a dashboard's notes) included.
+        """The records that came since the last call, those of others (a dashboard's notes)
+        included.
 
-        `log_number_from` is what optuna has read, which is what was handed out: nobody else reads through this object.
+        `log_number_from` is what optuna has read, which is what was handed out: nobody else reads
+        through this object.
         """
         with self._lock:
             self._take_in()
@@ -49,8 +57,12 @@ class SingleWriterJournal(BaseJournalBackend):
             yield json.loads(line)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends the records whole or not at all: on a full disk what was begun is cut off again, and OSError raised."""
-        lines = [json.dumps(log, separators=(",", ":"), allow_nan=False).encode() + b"\n" for log in logs]
+        """Appends the records whole or not at all: on a full disk what was begun is cut off again,
+        and OSError raised.
+        """
+        lines = [
+            json.dumps(log, separators=(",", ":"), allow_nan=False).encode() + b"\n" for log in logs
+        ]
         with self._lock:
             self._new += lines
             self._unwritten += lines
@@ -61,9 +73,11 @@ class SingleWriterJournal(BaseJournalBackend):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Holds back this thread's records to write them at once: a killed process leaves a whole proposal, or none.
+        """Holds back this thread's records to write them at once: a killed process leaves a whole
+        proposal, or none.
 
-        If another thread appends meanwhile, what is held back is written before its records: order counts more.
+        If another thread appends meanwhile, what is held back is written before its records: order
+        counts more.
         """
         self._owner = threading.get_ident()
         try:
@@ -101,15 +115,21 @@ class SingleWriterJournal(BaseJournalBackend):
 
 
 def open_storage(path: Path) -> tuple[JournalStorage, SingleWriterJournal]:
-    """Optuna's storage over the journal at `path`, which is created if absent, and the backend to close."""
+    """Optuna's storage over the journal at `path`, which is created if absent, and the backend to
+    close.
+    """
     backend = SingleWriterJournal(path)
     return JournalStorage(backend), backend
 
 
-def open_study(path: Path, objectives: Sequence[str]) -> tuple[optuna.Study, JournalStorage, SingleWriterJournal]:
-    """The optuna study in the journal at `path`, created if absent, with its storage and the backend to close.
+def open_study(
+    path: Path, objectives: Sequence[str]
+) -> tuple[optuna.Study, JournalStorage, SingleWriterJournal]:
+    """The optuna study in the journal at `path`, created if absent, with its storage and the
+    backend to close.
 
-    Only the holder of the study's lock may call this. A lock that another optuna process left behind is removed.
+    Only the holder of the study's lock may call this. A lock that another optuna process left
+    behind is removed.
     """
     stale = path.with_name(path.name + ".lock")
     if stale.is_symlink() and time.time() - stale.lstat().st_mtime > STALE:
@@ -117,5 +137,11 @@ def open_study(path: Path, objectives: Sequence[str]) -> tuple[optuna.Study, Jou
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage, backend = open_storage(path)
     if not any(study.study_name == NAME for study in storage.get_all_studies()):
-        optuna.create_study(storage=storage, study_name=NAME, directions=[DIRECTIONS[name] for name in objectives])
-    return optuna.load_study(study_name=NAME, storage=storage, pruner=optuna.pruners.NopPruner()), storage, backend
+        optuna.create_study(
+            storage=storage, study_name=NAME, directions=[DIRECTIONS[name] for name in objectives]
+        )
+    return (
+        optuna.load_study(study_name=NAME, storage=storage, pruner=optuna.pruners.NopPruner()),
+        storage,
+        backend,
+    )

@@ -1,7 +1,8 @@
 """A study file can run programs: what in it does, and whether this user wrote it on this machine.
 
-`start` signs those parts with a key that lies in the user's own state folder, and puts the signature into the study's directory: a
-directory that its owner moves stays trusted, one that came from elsewhere or was edited does not, until `--trust` says so.
+`start` signs those parts with a key that lies in the user's own state folder, and puts the
+signature into the study's directory: a directory that its owner moves stays trusted, one that came
+from elsewhere or was edited does not, until `--trust` says so.
 """
 
 from __future__ import annotations
@@ -23,29 +24,42 @@ from studies.terminal import one_line
 
 SIGNATURE, KEY = "signature.json", "signing.key"
 KEY_BYTES = 32
-STATE = "EQUISEARCH_STATE"          # the environment variable that names the state folder
-# Keys of a study that start programs, or let another machine or library act in this user's name; and what leaves each out.
-# `address`: a token of this user is shown there, and what the cluster answers is unpickled. Loggers read key files and send results away.
-ACTING = {"resources.runtime_env": "resources.runtime_env={}", "resources.address": "resources.address=local",
-          "loggers.mlflow": "loggers.mlflow={}", "loggers.wandb": "'loggers.wandb={mode: disabled}'"}
-HARMLESS = ("local", "auto")        # addresses: of this machine
+STATE = "EQUISEARCH_STATE"  # the environment variable that names the state folder
+# Keys of a study that start programs, or let another machine or library act in this user's name;
+# and what leaves each out. `address`: a token of this user is shown there, and what the cluster
+# answers is unpickled. Loggers read key files and send results away.
+ACTING = {
+    "resources.runtime_env": "resources.runtime_env={}",
+    "resources.address": "resources.address=local",
+    "loggers.mlflow": "loggers.mlflow={}",
+    "loggers.wandb": "'loggers.wandb={mode: disabled}'",
+}
+HARMLESS = ("local", "auto")  # addresses: of this machine
 Leaves = dict[tuple[str, ...], Any]
 
 
 def state_directory() -> Path:
-    """Where this user's key lies: `EQUISEARCH_STATE`, or `equisearch` in the user's folder for the state of programs."""
+    """Where this user's key lies: `EQUISEARCH_STATE`, or `equisearch` in the user's folder for the
+    state of programs.
+    """
     chosen = os.environ.get(STATE)
     if chosen:
         return Path(chosen).expanduser()
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "equisearch" / "State"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+            / "equisearch"
+            / "State"
+        )
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "equisearch"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "equisearch"
 
 
 def acting(study: Study) -> Leaves:
-    """The values of the study that make programs or other machines act, by their path of keys; empty for most studies."""
+    """The values of the study that make programs or other machines act, by their path of keys;
+    empty for most studies.
+    """
     content = study.model_dump(mode="json")
     found: Leaves = {}
     for key in ACTING:
@@ -57,17 +71,25 @@ def acting(study: Study) -> Leaves:
 
 
 def sign(directory: Path, study: Study) -> list[str]:
-    """Writes down that this user wrote what acts in `study`; returns a warning if that cannot be written, else nothing."""
+    """Writes down that this user wrote what acts in `study`; returns a warning if that cannot be
+    written, else nothing.
+    """
     leaves = acting(study)
     if not leaves:
         return []
     from studies.journal.directory import write_whole
 
     try:
-        write_whole(directory / SIGNATURE, json.dumps({"signature": _signature(_key(create=True), leaves)}) + "\n")
+        write_whole(
+            directory / SIGNATURE,
+            json.dumps({"signature": _signature(_key(create=True), leaves)}) + "\n",
+        )
     except OSError as error:
-        return [f"{_names(leaves)} cannot be signed ({error.strerror or error}): `resume` will need --trust. Set {STATE} to a folder "
-                "that you alone can read and write"]
+        return [
+            f"{_names(leaves)} cannot be signed ({error.strerror or error}): `resume` will need "
+            f"--trust. Set {STATE} to a folder "
+            "that you alone can read and write"
+        ]
     return []
 
 
@@ -80,19 +102,30 @@ def signed(directory: Path, study: Study) -> bool:
         return False
 
 
-def require(directory: Path, stored: Study, asked: "Study | None" = None) -> None:
-    """Raises UntrustedError if `asked` takes what acts over from `stored`, the study in `directory`, and this user has not signed that."""
+def require(directory: Path, stored: Study, asked: Study | None = None) -> None:
+    """Raises UntrustedError if `asked` takes what acts over from `stored`, the study in
+    `directory`, and this user has not signed that.
+    """
     foreign = acting(stored)
     if asked is not None:
         now = acting(asked)
-        foreign = {path: value for path, value in foreign.items() if path in now and now[path] == value}
+        foreign = {
+            path: value for path, value in foreign.items() if path in now and now[path] == value
+        }
     if not foreign or signed(directory, stored):
         return
-    without = " ".join(f"--set {remedy}" for key, remedy in ACTING.items() if any(".".join(path[:2]) == key for path in foreign))
+    without = " ".join(
+        f"--set {remedy}"
+        for key, remedy in ACTING.items()
+        if any(".".join(path[:2]) == key for path in foreign)
+    )
     raise UntrustedError(
-        f"the study in {directory} sets {_names(foreign)}: this can run programs, or show keys and tokens to others, and it was not written by a "
-        "`start` of this user on this machine, or has been edited since. Read its study.yaml; give --trust if you trust whoever wrote it, or "
-        f"go on without: {without}")
+        f"the study in {directory} sets {_names(foreign)}: this can run programs, or show keys "
+        "and tokens to others, and it was not written by a "
+        "`start` of this user on this machine, or has been edited since. Read its study.yaml; "
+        "give --trust if you trust whoever wrote it, or "
+        f"go on without: {without}"
+    )
 
 
 def _names(leaves: Leaves) -> str:
@@ -101,7 +134,11 @@ def _names(leaves: Leaves) -> str:
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Leaves:
     if isinstance(value, dict):
-        return {p: v for key, inner in value.items() for p, v in _leaves(inner, (*path, str(key))).items()}
+        return {
+            p: v
+            for key, inner in value.items()
+            for p, v in _leaves(inner, (*path, str(key))).items()
+        }
     return {} if value is None or value == [] else {path: value}
 
 
@@ -111,7 +148,9 @@ def _signature(key: bytes, leaves: Leaves) -> str:
 
 
 def _key(*, create: bool = False) -> bytes:
-    """This user's key, made where there is none and `create` says so. Raises OSError if there is none that the user alone can read."""
+    """This user's key, made where there is none and `create` says so. Raises OSError if there is
+    none that the user alone can read.
+    """
     path = state_directory() / KEY
     if create and not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

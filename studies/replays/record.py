@@ -1,7 +1,8 @@
-"""A recorded table: every architecture of a finite space trained to the end, with its scores after each epoch.
+"""A recorded table: every architecture of a finite space trained to the end, with its scores after
+each epoch.
 
-With it a search can be replayed in milliseconds a trial, with many seeds, and two ways of searching can be compared on real
-trainings (`studies.replays.replay`). `equisearch record` makes one.
+With it a search can be replayed in milliseconds a trial, with many seeds, and two ways of searching
+can be compared on real trainings (`studies.replays.replay`). `equisearch record` makes one.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ class Entry:
     """One architecture and what each epoch gave."""
 
     architecture: str
-    learning_rate: "float | None"
-    key: str                                    # `studies.search.proposals.key_of`: what proposals are recognised by
+    learning_rate: float | None
+    # `studies.search.proposals.key_of`: what proposals are recognised by
+    key: str
     params: int
     macs: int
-    epochs: tuple[tuple[float, float], ...]     # (accuracy, symmetry accuracy) after each epoch
+    epochs: tuple[tuple[float, float], ...]  # (accuracy, symmetry accuracy) after each epoch
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Table:
 
 
 def enumerate_space(study: Study, channels: int, classes: int) -> Iterator[Proposal]:
-    """Every proposal of the study's space once. Raises StudyError if a choice is a range of real numbers."""
+    """Every proposal of the study's space once. Raises StudyError if a choice is a range of real
+    numbers.
+    """
     import optuna
 
     study = _with_grid(study)
@@ -97,18 +101,34 @@ def _record_one(job: _Job) -> list[dict[str, Any]]:
     from trainers.training.train import Config, train
 
     prepare_process(job.study)
-    config = Config(job.study.data, job.study.trial_training, job.study.symmetry, job.study.search.seed, job.proposal.learning_rate)
+    config = Config(
+        job.study.data,
+        job.study.trial_training,
+        job.study.symmetry,
+        job.study.search.seed,
+        job.proposal.learning_rate,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        return [train(job.proposal.architecture, config, Path(folder), epoch).as_dict()
-                for epoch in range(1, job.study.training.epochs + 1)]
+        return [
+            train(job.proposal.architecture, config, Path(folder), epoch).as_dict()
+            for epoch in range(1, job.study.training.epochs + 1)
+        ]
 
 
-def record(study: Study, path: Path, *, channels: int, classes: int, workers: int,
-           on_entry: Callable[[int, int, Entry], None] = lambda done, total, entry: None) -> Table:
-    """Trains every architecture of the space and writes the table; entries that `path` already holds are kept.
+def record(
+    study: Study,
+    path: Path,
+    *,
+    channels: int,
+    classes: int,
+    workers: int,
+    on_entry: Callable[[int, int, Entry], None] = lambda done, total, entry: None,
+) -> Table:
+    """Trains every architecture of the space and writes the table; entries that `path` already
+    holds are kept.
 
-    The file is written anew after each training, so that a killed or interrupted recording goes on where it ended. Raises StudyError if
-    `path` holds the table of another study.
+    The file is written anew after each training, so that a killed or interrupted recording goes on
+    where it ended. Raises StudyError if `path` holds the table of another study.
     """
     from studies.journal.directory import versions
     from studies.workers.processes import run_each
@@ -117,41 +137,70 @@ def record(study: Study, path: Path, *, channels: int, classes: int, workers: in
     known: dict[str, Entry] = {}
     if path.exists():
         old = read_table(path)
-        if (old.study.data, old.study.training, old.study.symmetry) != (study.data, study.training, study.symmetry):
-            raise StudyError(f"{path} holds a table of another study (data, training or symmetry differ); give another file")
+        if (old.study.data, old.study.training, old.study.symmetry) != (
+            study.data,
+            study.training,
+            study.symmetry,
+        ):
+            raise StudyError(
+                f"{path} holds a table of another study (data, training or symmetry differ); "
+                "give another file"
+            )
         known = old.by_key
     missing = [proposal for proposal in proposals if key_of(proposal) not in known]
     order = [key_of(proposal) for proposal in proposals]
 
     def table() -> Table:
-        return Table(study, channels, classes, versions(), tuple(known[key] for key in order if key in known))
+        return Table(
+            study, channels, classes, versions(), tuple(known[key] for key in order if key in known)
+        )
 
     def keep(index: int, rows: list[dict[str, Any]]) -> None:
         proposal = missing[index]
-        entry = Entry(str(proposal.architecture), proposal.learning_rate, key_of(proposal), rows[-1]["params"], rows[-1]["macs"],
-                      tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows))
+        entry = Entry(
+            str(proposal.architecture),
+            proposal.learning_rate,
+            key_of(proposal),
+            rows[-1]["params"],
+            rows[-1]["macs"],
+            tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows),
+        )
         known[entry.key] = entry
         write_table(table(), path)
         on_entry(sum(key in known for key in order), len(order), entry)
 
     run_each(_record_one, [_Job(study, proposal) for proposal in missing], workers, keep)
-    if path.exists() and read_table(path) != table():       # nothing was missing, but the study's search or space is described anew
+    # nothing was missing, but the study's search or space is described anew
+    if path.exists() and read_table(path) != table():
         write_table(table(), path)
     return table()
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Writes the table as gzipped JSON, in one move. Raises StudyError where it cannot be written; what was there before stays."""
-    content = {"format": FORMAT, "study": dump(table.study), "channels": table.channels, "classes": table.classes, "versions": table.versions,
-               "entries": [asdict(entry) for entry in table.entries]}
+    """Writes the table as gzipped JSON, in one move. Raises StudyError where it cannot be written;
+    what was there before stays.
+    """
+    content = {
+        "format": FORMAT,
+        "study": dump(table.study),
+        "channels": table.channels,
+        "classes": table.classes,
+        "versions": table.versions,
+        "entries": [asdict(entry) for entry in table.entries],
+    }
     temporary = path.with_name(path.name + ".new")
     try:
-        temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
+        temporary.write_bytes(
+            gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
+        )
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StudyError(f"the table could not be written to {path}: {error.strerror or error}; what it held before is kept: "
-                         "make room, then the same command goes on") from error
+        raise StudyError(
+            f"the table could not be written to {path}: {error.strerror or error}; what it held "
+            "before is kept: "
+            "make room, then the same command goes on"
+        ) from error
 
 
 def read_table(path: Path) -> Table:
@@ -160,10 +209,25 @@ def read_table(path: Path) -> Table:
         content = json.loads(gzip.decompress(path.read_bytes()))
         number = content["format"]
     except FileNotFoundError:
-        raise StudyError(f"there is no table '{path}'; `equisearch record STUDY {path}` makes one") from None
+        raise StudyError(
+            f"there is no table '{path}'; `equisearch record STUDY {path}` makes one"
+        ) from None
     except (OSError, EOFError, ValueError, KeyError, TypeError):
-        raise StudyError(f"{path} is no recorded table; `equisearch record STUDY FILE` makes one") from None
+        raise StudyError(
+            f"{path} is no recorded table; `equisearch record STUDY FILE` makes one"
+        ) from None
     if number != FORMAT:
-        raise StudyError(f"{path} has format {number}, and this version reads {FORMAT}; record it again")
-    entries = tuple(Entry(**{**entry, "epochs": tuple(map(tuple, entry["epochs"]))}) for entry in content["entries"])
-    return Table(parse(content["study"], name=str(path)), content["channels"], content["classes"], content["versions"], entries)
+        raise StudyError(
+            f"{path} has format {number}, and this version reads {FORMAT}; record it again"
+        )
+    entries = tuple(
+        Entry(**{**entry, "epochs": tuple(map(tuple, entry["epochs"]))})
+        for entry in content["entries"]
+    )
+    return Table(
+        parse(content["study"], name=str(path)),
+        content["channels"],
+        content["classes"],
+        content["versions"],
+        entries,
+    )

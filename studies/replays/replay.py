@@ -1,7 +1,9 @@
-"""Searches replayed on a recorded table: how many epochs until the front is almost as good as the best there is.
+"""Searches replayed on a recorded table: how many epochs until the front is almost as good as the
+best there is.
 
-The cost of a search is the epochs it trains. Compared are plain Optuna (random, TPE, NSGA-II; every trial trained to the end, a proposal
-that comes again trained again, as Optuna does) and this project's driver, with each of its parts left out once.
+The cost of a search is the epochs it trains. Compared are plain Optuna (random, TPE, NSGA-II; every
+trial trained to the end, a proposal that comes again trained again, as Optuna does) and this
+project's driver, with each of its parts left out once.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from typing import Any
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from searchspace.space import Proposal
-from studies.search.assignments import Assignment
 from studies.config import Study, dump, parse
-from studies.search.driver import SearchDriver
 from studies.pareto import front_volume
-from studies.search.proposals import key_of
 from studies.replays.record import Entry, Table
+from studies.search.assignments import Assignment
+from studies.search.driver import SearchDriver
+from studies.search.proposals import key_of
 
-SHARE = 0.95                # of the whole table's hypervolume
+SHARE = 0.95  # of the whole table's hypervolume
 OBJECTIVES = ("accuracy", "symmetry_accuracy")
 
 
@@ -32,23 +34,39 @@ class Method:
     """One way of searching: plain Optuna with a sampler, or the driver with changes to its study."""
 
     name: str
-    optuna: "str | None" = None         # random, tpe or nsga2: plain Optuna
-    changes: "Mapping[str, Any] | None" = None
+    optuna: str | None = None  # random, tpe or nsga2: plain Optuna
+    changes: Mapping[str, Any] | None = None
 
 
 def methods(table: Table) -> tuple[Method, ...]:
-    """What is compared by default: three plain searches, ours with several samplers, and ours without each of its parts."""
+    """What is compared by default: three plain searches, ours with several samplers, and ours
+    without each of its parts.
+    """
     rungs = [rung for rung in table.study.search.rungs if rung < table.study.training.epochs]
-    ours = {"search.rungs": rungs, "search.sampler": "ehvi", "search.repeats": 1, "search.start": "spread", "space.size_by": "exactness"}
-    return (Method("Optuna random", optuna="random"), Method("Optuna TPE", optuna="tpe"), Method("Optuna NSGA-II", optuna="nsga2"),
-            Method("ours", changes=ours), Method("ours, evolution", changes={**ours, "search.sampler": "evolution"}),
-            Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
-            Method("ours, random", changes={**ours, "search.sampler": "random"}),
-            Method("ours without rungs", changes={**ours, "search.rungs": []}),
-            Method("ours without second chances", changes={**ours, "search.second_chances": False}),
-            Method("ours without spread start", changes={**ours, "search.start": "random"}),
-            Method("ours without exactness", changes={**ours, "search.start": "random", "space.size_by": "pixels"}),
-            Method("ours with repeats", changes={**ours, "search.repeats": 2}))
+    ours = {
+        "search.rungs": rungs,
+        "search.sampler": "ehvi",
+        "search.repeats": 1,
+        "search.start": "spread",
+        "space.size_by": "exactness",
+    }
+    return (
+        Method("Optuna random", optuna="random"),
+        Method("Optuna TPE", optuna="tpe"),
+        Method("Optuna NSGA-II", optuna="nsga2"),
+        Method("ours", changes=ours),
+        Method("ours, evolution", changes={**ours, "search.sampler": "evolution"}),
+        Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
+        Method("ours, random", changes={**ours, "search.sampler": "random"}),
+        Method("ours without rungs", changes={**ours, "search.rungs": []}),
+        Method("ours without second chances", changes={**ours, "search.second_chances": False}),
+        Method("ours without spread start", changes={**ours, "search.start": "random"}),
+        Method(
+            "ours without exactness",
+            changes={**ours, "search.start": "random", "space.size_by": "pixels"},
+        ),
+        Method("ours with repeats", changes={**ours, "search.repeats": 2}),
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +74,8 @@ class Replayed:
     """Epochs that a method needed, over seeds."""
 
     name: str
-    epochs: tuple[int, ...]     # until the share was reached; the whole budget where it never was
-    reached: int                # seeds that reached it
+    epochs: tuple[int, ...]  # until the share was reached; the whole budget where it never was
+    reached: int  # seeds that reached it
 
     @property
     def median(self) -> float:
@@ -79,7 +97,8 @@ def full_volume(table: Table) -> float:
 
 
 def replay(table: Table, method: Method, seeds: int, *, share: float = SHARE) -> Replayed:
-    """Epochs until the front of fully trained trials has `share` of the whole table's hypervolume, for seeds 0, 1, 2 ...
+    """Epochs until the front of fully trained trials has `share` of the whole table's hypervolume,
+    for seeds 0, 1, 2 ...
 
     The budget is that of training the whole table.
     """
@@ -87,13 +106,23 @@ def replay(table: Table, method: Method, seeds: int, *, share: float = SHARE) ->
     budget = len(table.entries) * table.study.training.epochs
     needed = []
     for seed in range(seeds):
-        steps = _optuna_steps(table, method.optuna, seed) if method.optuna else _driver_steps(table, method.changes or {}, seed)
+        steps = (
+            _optuna_steps(table, method.optuna, seed)
+            if method.optuna
+            else _driver_steps(table, method.changes or {}, seed)
+        )
         needed.append(_epochs_until(goal, budget, steps))
-    return Replayed(method.name, tuple(min(n, budget) for n in needed), sum(n <= budget for n in needed))
+    return Replayed(
+        method.name, tuple(min(n, budget) for n in needed), sum(n <= budget for n in needed)
+    )
 
 
-def _epochs_until(goal: float, budget: int, steps: Iterator[tuple[int, "tuple[float, float] | None"]]) -> int:
-    """Sums epochs of (epochs spent, scores if trained to the end) until the front of the scores reaches `goal`."""
+def _epochs_until(
+    goal: float, budget: int, steps: Iterator[tuple[int, tuple[float, float] | None]]
+) -> int:
+    """Sums epochs of (epochs spent, scores if trained to the end) until the front of the scores
+    reaches `goal`.
+    """
     spent, front = 0, []
     for epochs, scores in steps:
         spent += epochs
@@ -106,46 +135,74 @@ def _epochs_until(goal: float, budget: int, steps: Iterator[tuple[int, "tuple[fl
     return budget + 1
 
 
-def _optuna_steps(table: Table, sampler: str, seed: int) -> Iterator[tuple[int, "tuple[float, float] | None"]]:
+def _optuna_steps(
+    table: Table, sampler: str, seed: int
+) -> Iterator[tuple[int, tuple[float, float] | None]]:
     """Plain Optuna, asked for pixels: every trial to the end, what comes again trained again."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    made = {"random": lambda: optuna.samplers.RandomSampler(seed=seed), "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
-            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed)}[sampler]()
+    made = {
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
+    }[sampler]()
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=made)
     space = _changed(table.study, {"space.size_by": "pixels"}).space
     entries, declared = table.by_key, Group.parse(table.study.symmetry.group)
     while True:
         trial = study.ask()
-        proposal = space.sample(trial, channels=table.channels, classes=table.classes, declared=declared)
+        proposal = space.sample(
+            trial, channels=table.channels, classes=table.classes, declared=declared
+        )
         scores = entries[key_of(proposal)].epochs[-1]
         study.tell(trial, scores)
         yield table.study.training.epochs, scores
 
 
-def _driver_steps(table: Table, changes: Mapping[str, Any], seed: int) -> Iterator[tuple[int, "tuple[float, float] | None"]]:
+def _driver_steps(
+    table: Table, changes: Mapping[str, Any], seed: int
+) -> Iterator[tuple[int, tuple[float, float] | None]]:
     """The driver itself, one trial at a time, with scores that are looked up."""
-    study = _changed(table.study, {**changes, "search.seed": seed, "search.trials": len(table.entries) * 2, "resources.executor": "in_process"})
+    study = _changed(
+        table.study,
+        {
+            **changes,
+            "search.seed": seed,
+            "search.trials": len(table.entries) * 2,
+            "resources.executor": "in_process",
+        },
+    )
     entries = table.by_key
-    trained: dict[int, int] = {}        # trial -> epochs
-    with tempfile.TemporaryDirectory() as folder, \
-            SearchDriver.create(Path(folder) / "study", study, channels=table.channels, classes=table.classes) as driver:
+    trained: dict[int, int] = {}  # trial -> epochs
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SearchDriver.create(
+            Path(folder) / "study", study, channels=table.channels, classes=table.classes
+        ) as driver,
+    ):
         while (assignment := driver.next()) is not None:
             entry, decision = _entry(entries, assignment), "continue"
             before = 0 if assignment.continues is None else trained[assignment.continues]
             for rung in study.rungs:
                 accuracy, symmetry = entry.epochs[rung - 1]
-                decision = driver.report(assignment.number, rung, {"accuracy": accuracy, "symmetry_accuracy": symmetry})
+                decision = driver.report(
+                    assignment.number, rung, {"accuracy": accuracy, "symmetry_accuracy": symmetry}
+                )
                 trained[assignment.number] = rung
                 if decision == "stop":
                     break
             driver.finish(assignment.number, "pruned" if decision == "stop" else "complete")
-            yield trained[assignment.number] - before, None if decision == "stop" else entry.epochs[-1]
+            yield (
+                trained[assignment.number] - before,
+                None if decision == "stop" else entry.epochs[-1],
+            )
 
 
 def _entry(entries: Mapping[str, Entry], assignment: Assignment) -> Entry:
-    return entries[key_of(Proposal(Architecture.parse(assignment.architecture), assignment.learning_rate))]
+    return entries[
+        key_of(Proposal(Architecture.parse(assignment.architecture), assignment.learning_rate))
+    ]
 
 
 def _changed(study: Study, changes: Mapping[str, Any]) -> Study:

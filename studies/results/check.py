@@ -1,10 +1,12 @@
-"""What `equisearch check` answers about an architecture before any training: exactness, costs, repairs. Needs no torch."""
+"""What `equisearch check` answers about an architecture before any training: exactness, costs,
+repairs. Needs no torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Optional, Union
+from typing import Any
 
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, cost
@@ -14,7 +16,7 @@ from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
 from searchspace.repairs import Proposal, breakings, repair_layouts, repair_sizes
 
-MOST_PLACES = 3     # of one element's losses that are told
+MOST_PLACES = 3  # of one element's losses that are told
 
 
 @dataclass(frozen=True)
@@ -22,53 +24,91 @@ class Checked:
     """The answer to a check; `text` for people, `as_dict` for programs."""
 
     architecture: Architecture
-    verdict: Verdict                        # for the declared group, else the network's own
+    verdict: Verdict  # for the declared group, else the network's own
     cost: Cost
-    channels: int                           # of the images
+    channels: int  # of the images
     classes: int
     exact_sizes: tuple[tuple[int, int], ...]
-    repairs: tuple[Proposal, ...]           # where it is broken: sizes, then layouts
-    breaking: tuple[Proposal, ...]          # where it is exact: how to break it on purpose
-    published: Optional[Published] = None   # the network it was named after
-    preset: Optional[str] = None            # its name
+    repairs: tuple[Proposal, ...]  # where it is broken: sizes, then layouts
+    breaking: tuple[Proposal, ...]  # where it is exact: how to break it on purpose
+    published: Published | None = None  # the network it was named after
+    preset: str | None = None  # its name
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the keys are stable.
 
-        `exact`: every element of `group` survives in the features. `surviving` is a group's name. Sizes and remainders of square
-        maps are one number, else [height, width].
+        `exact`: every element of `group` survives in the features. `surviving` is a group's name.
+        Sizes and remainders of square maps are one number, else [height, width].
         """
         found, square = self.verdict, self.architecture.size[0] == self.architecture.size[1]
         return {
-            "architecture": str(self.architecture), "preset": self.preset, "family": self.architecture.family, "group": str(found.group),
-            "exact": found.exact, "grid_exact": found.grid_exact, "surviving": found.surviving_group,
-            "surviving_elements": _names(found.surviving), "invariant_elements": _names(found.invariant),
-            "stages": self._stages, "breaks": self._breaks, "exact_sizes": [s[0] if square else list(s) for s in self.exact_sizes],
-            "repairs": [_proposal(p) for p in self.repairs], "breaking": [_proposal(p) for p in self.breaking],
-            "channels": self.channels, "classes": self.classes, "params": self.cost.params,
-            "expanded_params": self.cost.expanded_params, "macs": self.cost.macs,
+            "architecture": str(self.architecture),
+            "preset": self.preset,
+            "family": self.architecture.family,
+            "group": str(found.group),
+            "exact": found.exact,
+            "grid_exact": found.grid_exact,
+            "surviving": found.surviving_group,
+            "surviving_elements": _names(found.surviving),
+            "invariant_elements": _names(found.invariant),
+            "stages": self._stages,
+            "breaks": self._breaks,
+            "exact_sizes": [s[0] if square else list(s) for s in self.exact_sizes],
+            "repairs": [_proposal(p) for p in self.repairs],
+            "breaking": [_proposal(p) for p in self.breaking],
+            "channels": self.channels,
+            "classes": self.classes,
+            "params": self.cost.params,
+            "expanded_params": self.cost.expanded_params,
+            "macs": self.cost.macs,
         }
 
     @property
     def _stages(self) -> list[dict[str, Any]]:
-        groups = [self.architecture.stages[0].group, *(stage.group for stage in self.architecture.stages)]
+        groups = [
+            self.architecture.stages[0].group,
+            *(stage.group for stage in self.architecture.stages),
+        ]
         left = self.verdict.after_stages
-        return [{"stage": layer.stage, "layer": layer.name, "group": str(groups[layer.stage]), "size": _plain(layer.size_out),
-                 "remainder": _plain(layer.remainder), "surviving_elements": _names(left[layer.stage])}
-                for layer in self.architecture.layers]
+        return [
+            {
+                "stage": layer.stage,
+                "layer": layer.name,
+                "group": str(groups[layer.stage]),
+                "size": _plain(layer.size_out),
+                "remainder": _plain(layer.remainder),
+                "surviving_elements": _names(left[layer.stage]),
+            }
+            for layer in self.architecture.layers
+        ]
 
     @property
     def _breaks(self) -> list[dict[str, Any]]:
-        return [{"element": str(element), "reason": b.reason, "stage": b.stage, "layer": b.layer, "axis": b.axis, "remainder": b.remainder}
-                for element, breaks in self.verdict.losses for b in breaks]
+        return [
+            {
+                "element": str(element),
+                "reason": b.reason,
+                "stage": b.stage,
+                "layer": b.layer,
+                "axis": b.axis,
+                "remainder": b.remainder,
+            }
+            for element, breaks in self.verdict.losses
+            for b in breaks
+        ]
 
     def text(self, width: int = 88, ascii_only: bool = False) -> str:
-        """The answer for people, in lines of at most `width` cells (the architecture and the proposals may be longer)."""
+        """The answer for people, in lines of at most `width` cells (the architecture and the
+        proposals may be longer).
+        """
         parts = [self._heading, draw(self.verdict, width, ascii_only), self._answer]
         if self.repairs:
             parts.append("To make it exact:\n" + "\n".join(f"  {p}" for p in self.repairs))
         if self.breaking:
-            parts.append("To break it on purpose:\n" + "\n".join(f"  {p}  frees {' '.join(_names(p.freed))}" for p in self.breaking))
+            parts.append(
+                "To break it on purpose:\n"
+                + "\n".join(f"  {p}  frees {' '.join(_names(p.freed))}" for p in self.breaking)
+            )
         return "\n\n".join(parts)
 
     @property
@@ -77,8 +117,11 @@ class Checked:
         if self.published is not None:
             note = f" ({self.published.note})" if self.published.note else ""
             lines.append(f"{self.preset}: {self.published.source}{note}")
-        lines.append(f"{self.cost.params:,} parameters ({self.cost.expanded_params:,} folded), {self.cost.macs:,} multiply-accumulates "
-                     f"on {self.channels} x {_text(self.architecture.size)} px")
+        lines.append(
+            f"{self.cost.params:,} parameters ({self.cost.expanded_params:,} folded), "
+            f"{self.cost.macs:,} multiply-accumulates "
+            f"on {self.channels} x {_text(self.architecture.size)} px"
+        )
         return "\n".join(lines)
 
     @cached_property
@@ -90,16 +133,35 @@ class Checked:
             lines = [f"Exact under {group}: moving the image moves the features."]
         else:
             kept = " ".join(_names(found.surviving))
-            lines = [f"Not exact under {group}: of {group.order} elements, {len(found.surviving)} survive ({kept}): {found.surviving_group}."]
+            lines = [
+                f"Not exact under {group}: of {group.order} elements, {len(found.surviving)} "
+                f"survive ({kept}): {found.surviving_group}."
+            ]
             lines += [f"  {_several(_names(lost))}: {told}" for told, lost in self._losses.items()]
             if not group <= self.architecture.stages[0].group:
-                lines.append(f"Built in is {self.architecture.stages[0].group}; @{group} in the first stage would build in all of {group}.")
+                lines.append(
+                    f"Built in is {self.architecture.stages[0].group}; @{group} in the first "
+                    f"stage would build in all of {group}."
+                )
         if set(found.invariant) != set(found.surviving):
-            what = "only the identity" if found.invariant == (IDENTITY,) else " ".join(_names(found.invariant))
-            lines.append(f"The logits are invariant under {what}" + (
-                ": the head does not pool over the group." if self.architecture.head == "none" else "."))
+            what = (
+                "only the identity"
+                if found.invariant == (IDENTITY,)
+                else " ".join(_names(found.invariant))
+            )
+            lines.append(
+                f"The logits are invariant under {what}"
+                + (
+                    ": the head does not pool over the group."
+                    if self.architecture.head == "none"
+                    else "."
+                )
+            )
         if self.exact_sizes:
-            lines.append(f"Exact input sizes nearby: {', '.join(_text(size) for size in self.exact_sizes)} px.")
+            lines.append(
+                "Exact input sizes nearby: "
+                f"{', '.join(_text(size) for size in self.exact_sizes)} px."
+            )
         return "\n".join(lines)
 
     @property
@@ -110,7 +172,9 @@ class Checked:
             if not breaks:
                 continue
             where = places(breaks)
-            text = "; ".join(where[:MOST_PLACES]) + (f"; and {len(where) - MOST_PLACES} more" if len(where) > MOST_PLACES else "")
+            text = "; ".join(where[:MOST_PLACES]) + (
+                f"; and {len(where) - MOST_PLACES} more" if len(where) > MOST_PLACES else ""
+            )
             if breaks[0].reason == "grid":
                 text = "off the pixel grid: never exact, measure them"
             elif breaks[0].reason == "group":
@@ -120,35 +184,59 @@ class Checked:
 
     @property
     def _plain_answer(self) -> str:
-        """What a plain network's layout would keep if its filters were steerable: the part that a search can use."""
+        """What a plain network's layout would keep if its filters were steerable: the part that a
+        search can use.
+        """
         from dataclasses import replace
 
         d4 = Group(4, True)
-        steerable = replace(self.architecture, filters="free", stages=tuple(replace(s, group=d4) for s in self.architecture.stages))
+        steerable = replace(
+            self.architecture,
+            filters="free",
+            stages=tuple(replace(s, group=d4) for s in self.architecture.stages),
+        )
         kept = verdict(steerable)
-        layout = f"would keep all of {d4}" if kept.exact else f"would keep {kept.surviving_group} ({' '.join(_names(kept.surviving))}) of {d4}"
-        sizes = f"; all of it at {', '.join(_text(s) for s in exact_sizes(steerable))} px" if not kept.exact else ""
+        layout = (
+            f"would keep all of {d4}"
+            if kept.exact
+            else f"would keep {kept.surviving_group} ({' '.join(_names(kept.surviving))}) of {d4}"
+        )
+        sizes = (
+            f"; all of it at {', '.join(_text(s) for s in exact_sizes(steerable))} px"
+            if not kept.exact
+            else ""
+        )
         return f"No symmetry is built in: the network is plain. With steerable filters its layout {layout}{sizes}."
 
 
 def named(text: str) -> Architecture:
-    """The architecture that `text` describes, or the published network of that name. Raises ValueError that lists the names."""
+    """The architecture that `text` describes, or the published network of that name. Raises
+    ValueError that lists the names.
+    """
     name = text.strip().lower()
     if name in PUBLISHED:
         return PUBLISHED[name].architecture
     if ":" not in text:
-        raise ValueError(f"'{text}' is neither an architecture, such as '28px: 10k3@C4, 10k3 max2/2', "
-                         f"nor a published network; those are {', '.join(PUBLISHED)}")
+        raise ValueError(
+            f"'{text}' is neither an architecture, such as '28px: 10k3@C4, 10k3 max2/2', "
+            f"nor a published network; those are {', '.join(PUBLISHED)}"
+        )
     return Architecture.parse(text)
 
 
-def check(architecture: Union[Architecture, str], group: Union[Group, str, None] = None, channels: Optional[int] = None,
-          classes: Optional[int] = None, size: Optional[int] = None) -> Checked:
+def check(
+    architecture: Architecture | str,
+    group: Group | str | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
+    size: int | None = None,
+) -> Checked:
     """The answer on `architecture`: a value, its text form, or the name of a published network.
 
-    `group` is the deployment group asked about; None: the one it is built with. `size` replaces the input size (pixels). `channels`
-    and `classes` are the published network's where one is named, else 1 and 10. Raises ValueError for a text that is neither an
-    architecture nor a name, and lists the names.
+    `group` is the deployment group asked about; None: the one it is built with. `size` replaces the
+    input size (pixels). `channels` and `classes` are the published network's where one is named,
+    else 1 and 10. Raises ValueError for a text that is neither an architecture nor a name, and
+    lists the names.
     """
     published, preset = None, None
     if isinstance(architecture, str):
@@ -158,21 +246,41 @@ def check(architecture: Union[Architecture, str], group: Union[Group, str, None]
     if size is not None:
         architecture = architecture.with_size(size)
     declared = Group.parse(group) if isinstance(group, str) else group
-    images = {"channels": channels or (published.channels if published else 1), "classes": classes or (published.classes if published else 10)}
+    images = {
+        "channels": channels or (published.channels if published else 1),
+        "classes": classes or (published.classes if published else 10),
+    }
     found = verdict(architecture, declared)
     repairs: dict[Architecture, Proposal] = {}
-    for proposal in repair_sizes(architecture, declared, **images) + repair_layouts(architecture, declared, **images):
+    for proposal in repair_sizes(architecture, declared, **images) + repair_layouts(
+        architecture, declared, **images
+    ):
         repairs.setdefault(proposal.architecture, proposal)
-    return Checked(architecture, found, cost(architecture, **images), **images,
-                   exact_sizes=exact_sizes(architecture) if architecture.group != TRIVIAL else (), repairs=tuple(repairs.values()),
-                   breaking=breakings(architecture, declared, **images) if found.unshifted else (),
-                   published=published, preset=preset if published else None)
+    return Checked(
+        architecture,
+        found,
+        cost(architecture, **images),
+        **images,
+        exact_sizes=exact_sizes(architecture) if architecture.group != TRIVIAL else (),
+        repairs=tuple(repairs.values()),
+        breaking=breakings(architecture, declared, **images) if found.unshifted else (),
+        published=published,
+        preset=preset if published else None,
+    )
 
 
 def _proposal(proposal: Proposal) -> dict[str, Any]:
-    return {"kind": proposal.kind, "architecture": str(proposal.architecture), "changes": list(proposal.changes),
-            "surviving": proposal.surviving_group, "surviving_elements": _names(proposal.surviving), "gained": _names(proposal.gained),
-            "freed": _names(proposal.freed), "macs": proposal.macs, "macs_change": proposal.macs_change}
+    return {
+        "kind": proposal.kind,
+        "architecture": str(proposal.architecture),
+        "changes": list(proposal.changes),
+        "surviving": proposal.surviving_group,
+        "surviving_elements": _names(proposal.surviving),
+        "gained": _names(proposal.gained),
+        "freed": _names(proposal.freed),
+        "macs": proposal.macs,
+        "macs_change": proposal.macs_change,
+    }
 
 
 def _names(elements: tuple[Element, ...]) -> list[str]:
@@ -180,10 +288,14 @@ def _names(elements: tuple[Element, ...]) -> list[str]:
 
 
 def _several(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:4])} and {len(names) - 4} others"
+    return (
+        ", ".join(names)
+        if len(names) <= 8
+        else f"{', '.join(names[:4])} and {len(names) - 4} others"
+    )
 
 
-def _plain(pair: tuple[int, int]) -> Union[int, list[int]]:
+def _plain(pair: tuple[int, int]) -> int | list[int]:
     return pair[0] if pair[0] == pair[1] else list(pair)
 
 

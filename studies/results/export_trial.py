@@ -1,4 +1,6 @@
-"""Export of a trial from its study, and verification of a bundle: the functions behind `equisearch export` and `equisearch verify`."""
+"""Export of a trial from its study, and verification of a bundle: the functions behind `equisearch
+export` and `equisearch verify`.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,39 @@ if TYPE_CHECKING:
 EXPORTS = "exports"
 
 
-def export_trial(directory: "Path | str", number: int, out: "Path | str | None" = None, *, force: bool = False,
-                 note: Callable[[str], None] = lambda text: None) -> Path:
+def export_trial(
+    directory: Path | str,
+    number: int,
+    out: Path | str | None = None,
+    *,
+    force: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Path:
     """The path of the bundle of trial `number`, written to `out` (DIR/exports/00017 unless given).
 
-    An earlier bundle of the same trial is replaced; another one only with `force`. `note` is told what a user should know besides.
-    Raises StudyError for a trial that is unknown or not complete, has no checkpoint, or whose data are missing or have changed.
+    An earlier bundle of the same trial is replaced; another one only with `force`. `note` is told
+    what a user should know besides. Raises StudyError for a trial that is unknown or not complete,
+    has no checkpoint, or whose data are missing or have changed.
     """
     directory = Path(directory).absolute()
     study, records = open_study(directory)
     record = find_trial(records, number, directory)
     if record.state != "complete":
-        raise StudyError(f"trial {number} is {record.state}{f' ({record.reason})' if record.reason else ''}; only complete trials are exported: "
-                         + _complete(records))
+        raise StudyError(
+            f"trial {number} is {record.state}{f' ({record.reason})' if record.reason else ''}; "
+            "only complete trials are exported: " + _complete(records)
+        )
     trained = directory / TRIALS / f"{number:05d}"
     folder = Path(out) if out is not None else directory / EXPORTS / f"{number:05d}"
-    origin = {"study": directory.name, "trial": number, "started": record.started, "seed": record.attributes["seed"],
-              "learning_rate": record.attributes["learning_rate"]}
-    from trainers.bundles.formats import FORMATS
+    origin = {
+        "study": directory.name,
+        "trial": number,
+        "started": record.started,
+        "seed": record.attributes["seed"],
+        "learning_rate": record.attributes["learning_rate"],
+    }
     from trainers.bundles.export import check_place, export
+    from trainers.bundles.formats import FORMATS
 
     try:
         check_place(folder, origin, force)
@@ -54,8 +70,10 @@ def export_trial(directory: "Path | str", number: int, out: "Path | str | None" 
     return bundle
 
 
-def verify_bundle(bundle: "Path | str", *, run_code: bool = False) -> "Report":
-    """What is found in the bundle: `good`, `text()`, `as_dict()`. Its code is executed only with `run_code`. Raises StudyError if there is none."""
+def verify_bundle(bundle: Path | str, *, run_code: bool = False) -> Report:
+    """What is found in the bundle: `good`, `text()`, `as_dict()`. Its code is executed only with
+    `run_code`. Raises StudyError if there is none.
+    """
     from trainers.bundles.verify import verify
 
     try:
@@ -64,30 +82,49 @@ def verify_bundle(bundle: "Path | str", *, run_code: bool = False) -> "Report":
         raise StudyError(str(error)) from None
 
 
-def _complete(records: "list[Record]") -> str:
+def _complete(records: list[Record]) -> str:
     numbers = [str(r.number) for r in records if r.state == "complete"]
-    return f"{', '.join(numbers[:12])}{' ...' if len(numbers) > 12 else ''}" if numbers else "there is none yet"
+    return (
+        f"{', '.join(numbers[:12])}{' ...' if len(numbers) > 12 else ''}"
+        if numbers
+        else "there is none yet"
+    )
 
 
 def _subject(study: Study, record: Record, trained: Path, origin: dict):
     """The trained network of a trial with its data. Raises StudyError where one of them is missing."""
-    from trainers.data.datasets import load
     from trainers.bundles.export import Subject
+    from trainers.data.datasets import load
     from trainers.training.train import CHECKPOINT, PREVIOUS, Config, start
 
     if not any((trained / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
-        raise StudyError(f"trial {record.number} has no checkpoint in {trained}; it was moved or deleted, so train the architecture again: "
-                         "equisearch train STUDY ARCHITECTURE --out DIR")
+        raise StudyError(
+            f"trial {record.number} has no checkpoint in {trained}; it was moved or deleted, so "
+            "train the architecture again: "
+            "equisearch train STUDY ARCHITECTURE --out DIR"
+        )
     architecture = Architecture.parse(record.architecture)
     training = study.training.model_copy(update={"device": "cpu"})
-    config = Config(study.data, training, study.symmetry, record.attributes["seed"], record.attributes["learning_rate"])
+    config = Config(
+        study.data,
+        training,
+        study.symmetry,
+        record.attributes["seed"],
+        record.attributes["learning_rate"],
+    )
     try:
         splits = load(study.data, architecture.size)
         state = start(architecture, config, trained, splits)
-    except (ValueError, RuntimeError) as error:         # torch reports other classes or channels as RuntimeError
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # torch reports other classes or channels as RuntimeError
         raise StudyError(f"trial {record.number} cannot be exported: {error}") from error
     scores = record.scores or {}
     if state.epoch != scores.get("epoch"):
-        raise StudyError(f"the checkpoint of trial {record.number} is of epoch {state.epoch}, the reported scores of epoch {scores.get('epoch')}: "
-                         f"it is torn or of another run ({trained})")
+        raise StudyError(
+            f"the checkpoint of trial {record.number} is of epoch {state.epoch}, the reported "
+            f"scores of epoch {scores.get('epoch')}: "
+            f"it is torn or of another run ({trained})"
+        )
     return Subject(state.network, splits, config, scores, origin)

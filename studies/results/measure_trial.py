@@ -1,4 +1,6 @@
-"""`equisearch measure`: every symmetry instrument on a bundle, on a trial of a study, or on any torch model."""
+"""`equisearch measure`: every symmetry instrument on a bundle, on a trial of a study, or on any
+torch model.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from searchspace.groups import Group
 from studies.config import Study
@@ -22,16 +24,19 @@ class Subject:
     """A model with what it takes to measure it."""
 
     model: Callable[..., Any]
-    size: "tuple[int, int] | None"      # of its images; None: as the data has them
-    study: "Study | None"               # whose data, symmetry and training it belongs to
-    normalise: "Callable[[Any], Any] | None"    # what its images go through first; None: nothing
-    fields: "dict[str, Group] | None" = None    # whose regular fields the channels of its stages are, where the model itself does not say
+    size: tuple[int, int] | None  # of its images; None: as the data has them
+    study: Study | None  # whose data, symmetry and training it belongs to
+    normalise: Callable[[Any], Any] | None  # what its images go through first; None: nothing
+    # whose regular fields the channels of its stages are, where the model itself does not say
+    fields: dict[str, Group] | None = None
 
 
 def find_subject(name: str, *, run_code: bool = False) -> Subject:
-    """The model that `name` means: a bundle's folder, `DIR:TRIAL`, or `module:function`. Raises StudyError or ValueError.
+    """The model that `name` means: a bundle's folder, `DIR:TRIAL`, or `module:function`. Raises
+    StudyError or ValueError.
 
-    Of a bundle nothing is executed unless `run_code`: its weights are given to this program's own network.
+    Of a bundle nothing is executed unless `run_code`: its weights are given to this program's own
+    network.
     """
     from trainers.instruments.measure import load_model
 
@@ -41,8 +46,11 @@ def find_subject(name: str, *, run_code: bool = False) -> Subject:
     if place and last.isdigit():
         return _from_trial(Path(place), int(last))
     if Path(name).exists() or ":" not in name:
-        raise StudyError(f"'{name}' is no bundle (it has no bundle.json); give a bundle's folder, DIR:TRIAL such as runs/quickstart:3, "
-                         "or module:function")
+        raise StudyError(
+            f"'{name}' is no bundle (it has no bundle.json); give a bundle's folder, DIR:TRIAL "
+            "such as runs/quickstart:3, "
+            "or module:function"
+        )
     return Subject(load_model(name), None, None, None)
 
 
@@ -51,8 +59,17 @@ def _from_bundle(folder: Path, run_code: bool) -> Subject:
     from trainers.bundles.verify import load_checked
 
     manifest, model = load_checked(folder, run_code=run_code)
-    fields = {f"stage {number}": stage.group for number, stage in enumerate(Architecture.parse(manifest.architecture).stages, start=1)}
-    return Subject(model.network.eval(), tuple(model.size), None, lambda pixels: (pixels - model.mean) / model.std, fields)
+    fields = {
+        f"stage {number}": stage.group
+        for number, stage in enumerate(Architecture.parse(manifest.architecture).stages, start=1)
+    }
+    return Subject(
+        model.network.eval(),
+        tuple(model.size),
+        None,
+        lambda pixels: (pixels - model.mean) / model.std,
+        fields,
+    )
 
 
 def _from_trial(directory: Path, number: int) -> Subject:
@@ -65,34 +82,58 @@ def _from_trial(directory: Path, number: int) -> Subject:
     record = views.find_trial(records, number, directory)
     folder = directory.absolute() / "trials" / f"{number:05d}"
     if not record.architecture or not (folder / CHECKPOINT).is_file():
-        raise StudyError(f"trial {number} of {directory} has no checkpoint (it is {record.state}); choose one that was trained")
+        raise StudyError(
+            f"trial {number} of {directory} has no checkpoint (it is {record.state}); choose "
+            "one that was trained"
+        )
     architecture = Architecture.parse(record.architecture)
-    config = Config(study.data, study.trial_training, study.symmetry, record.attributes["seed"], record.attributes.get("learning_rate"))
+    config = Config(
+        study.data,
+        study.trial_training,
+        study.symmetry,
+        record.attributes["seed"],
+        record.attributes.get("learning_rate"),
+    )
     splits = load(study.data, architecture.size)
     network = start(architecture, config, folder, splits).network
-    return Subject(network, architecture.size, study, partial(normalise, mean=splits.mean, std=splits.std))
+    return Subject(
+        network, architecture.size, study, partial(normalise, mean=splits.mean, std=splits.std)
+    )
 
 
-def measure_subject(name: str, *, data: "Study | None" = None, group: "str | None" = None, images: int = 2000,
-                    figure: Optional[Path] = None, run_code: bool = False) -> "Measurement":
-    """Every measurement of the model called `name` on the validation images of `data`, at most `images` of them.
+def measure_subject(
+    name: str,
+    *,
+    data: Study | None = None,
+    group: str | None = None,
+    images: int = 2000,
+    figure: Path | None = None,
+    run_code: bool = False,
+) -> Measurement:
+    """Every measurement of the model called `name` on the validation images of `data`, at most
+    `images` of them.
 
-    `data` is needed where the model brings no study; `group` replaces the declared one. `figure` is where the curve of
-    accuracy by angle is drawn (png, svg or pdf). With `run_code` a bundle's own model.py is executed.
+    `data` is needed where the model brings no study; `group` replaces the declared one. `figure` is
+    where the curve of accuracy by angle is drawn (png, svg or pdf). With `run_code` a bundle's own
+    model.py is executed.
     """
     from joblib import cpu_count
 
     from trainers.data.augment import seen
-    from trainers.instruments.angle_plot import save_figure
     from trainers.data.datasets import load
+    from trainers.instruments.angle_plot import save_figure
     from trainers.instruments.measure import check_model, measure
     from trainers.process import tune_process
 
-    tune_process(cpu_count())      # what affinity and container leave; nothing else runs in this process
+    # what affinity and container leave; nothing else runs in this process
+    tune_process(cpu_count())
     subject = find_subject(name, run_code=run_code)
     study = data or subject.study
     if study is None:
-        raise StudyError(f"'{name}' does not say on which images to measure; give a study whose data they are: --data STUDY")
+        raise StudyError(
+            f"'{name}' does not say on which images to measure; give a study whose data they "
+            "are: --data STUDY"
+        )
     splits = load(study.data, subject.size)
     declared = Group.parse(group or study.symmetry.group)
     validation = splits.validation
@@ -100,10 +141,19 @@ def measure_subject(name: str, *, data: "Study | None" = None, group: "str | Non
     step = max(1, len(validation.labels) // images)
     known = seen(study.training.augment, declared)
     with warnings.catch_warnings():
-        # torch's forward-mode differentiation compiles its decompositions with the deprecated torch.jit.script (torch 2.15)
+        # torch's forward-mode differentiation compiles its decompositions with the deprecated
+        # torch.jit.script (torch 2.15)
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)
-        found = measure(subject.model, validation.pixels[::step][:images], validation.labels[::step][:images], declared, seen=known,
-                        normalise=subject.normalise, step=study.symmetry.angles, fields=subject.fields)
+        found = measure(
+            subject.model,
+            validation.pixels[::step][:images],
+            validation.labels[::step][:images],
+            declared,
+            seen=known,
+            normalise=subject.normalise,
+            step=study.symmetry.angles,
+            fields=subject.fields,
+        )
     if figure is not None:
         save_figure({name: found.curve}, figure)
     return found

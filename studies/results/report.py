@@ -1,4 +1,6 @@
-"""One self-contained page about a study: `equisearch report`. Nothing here imports torch, optuna or ray."""
+"""One self-contained page about a study: `equisearch report`. Nothing here imports torch, optuna or
+ray.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchspace.architecture import Architecture
-from studies.results import front_plot as scatter, tables as views
 from studies.config import Study, dump
 from studies.errors import StudyError
 from studies.journal.directory import VERSIONS, write_whole
-from studies.pareto import dominates, front_volume, signed
 from studies.journal.reader import Record
 from studies.markup import Html, html, joined
 from studies.output import Column, is_number, percent
+from studies.pareto import dominates, front_volume, signed
+from studies.results import front_plot as scatter
+from studies.results import tables as views
 from studies.results.retrain import Spread, summarised, tested_results
 
 if TYPE_CHECKING:
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 # What architectures are compared by: degrees of equivariance first.
 FACETS: dict[str, Callable[[Architecture], str]] = {
-    "group of the stages": lambda a: " to ".join(dict.fromkeys(str(stage.group) for stage in a.stages)),
+    "group of the stages": lambda a: " to ".join(
+        dict.fromkeys(str(stage.group) for stage in a.stages)
+    ),
     "equivariance loss": lambda a: a.loss.kind,
     "head": lambda a: a.head,
     "filters": lambda a: a.filters,
@@ -37,11 +42,12 @@ table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: au
 svg { max-width: 100%; height: auto } .note { color: #666 }"""
 
 
-def write_report(directory: Path, out: "Path | None" = None) -> Path:
+def write_report(directory: Path, out: Path | None = None) -> Path:
     """The path of the page about the study in `directory`, DIR/report.html unless `out` says where.
 
-    Its front and trials, the scores by degree of equivariance, the test scores of what was retrained, what failed, and the study file. It holds
-    its figures and refers to nothing. Raises StudyError if there is no study, or the page cannot be written.
+    Its front and trials, the scores by degree of equivariance, the test scores of what was
+    retrained, what failed, and the study file. It holds its figures and refers to nothing. Raises
+    StudyError if there is no study, or the page cannot be written.
     """
     study, records = views.open_study(directory)
     path = Path(out) if out is not None else directory / REPORT
@@ -49,19 +55,38 @@ def write_report(directory: Path, out: "Path | None" = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, _page(directory, study, records))
     except OSError as error:
-        raise StudyError(f"the page cannot be written to {path}: {error.strerror or error}; give another place with --out") from error
+        raise StudyError(
+            f"the page cannot be written to {path}: {error.strerror or error}; give another "
+            "place with --out"
+        ) from error
     return path
 
 
 def _page(directory: Path, study: Study, records: Sequence[Record]) -> str:
-    sections = [*_front(study, records), *_compared(study, records), *_tested(directory), *_ended(records), *_setting(directory, study)]
+    sections = [
+        *_front(study, records),
+        *_compared(study, records),
+        *_tested(directory),
+        *_ended(records),
+        *_setting(directory, study),
+    ]
     finished = max((str(record.finished) for record in records if record.finished), default=None)
     title = f"Study {directory.absolute().name}"
-    lines = [*views.status_lines(views.status(directory)), *([f"last trial finished {finished[:16].replace('T', ' ')} UTC"] if finished else [])]
+    lines = [
+        *views.status_lines(views.status(directory)),
+        *([f"last trial finished {finished[:16].replace('T', ' ')} UTC"] if finished else []),
+    ]
     head = html("<title>{}</title><style>{}</style>", title, Html(STYLE))
-    body = joined([html("<h1>{}</h1>", title), *(html("<p>{}</p>", line) for line in lines), *sections])
-    return html('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">{}</head>\n'
-                "<body>\n{}\n</body></html>\n", head, body)
+    body = joined(
+        [html("<h1>{}</h1>", title), *(html("<p>{}</p>", line) for line in lines), *sections]
+    )
+    return html(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width">{}</head>\n'
+        "<body>\n{}\n</body></html>\n",
+        head,
+        body,
+    )
 
 
 def _front(study: Study, records: Sequence[Record]) -> Iterable[Html]:
@@ -77,7 +102,7 @@ def _front(study: Study, records: Sequence[Record]) -> Iterable[Html]:
     yield _svg(_growth(study, records))
 
 
-def _growth(study: Study, records: Sequence[Record]) -> "Figure":
+def _growth(study: Study, records: Sequence[Record]) -> Figure:
     """A figure of the front's hypervolume over finished trials."""
     from matplotlib.figure import Figure
 
@@ -86,7 +111,9 @@ def _growth(study: Study, records: Sequence[Record]) -> "Figure":
         if record.state == "complete" and record.feasible and record.values:
             point = signed(record.values, study.objectives)
             if point not in front and not any(dominates(other, point) for other in front):
-                front = {other: values for other, values in front.items() if not dominates(point, other)} | {point: record.values}
+                front = {
+                    other: values for other, values in front.items() if not dominates(point, other)
+                } | {point: record.values}
                 volume = front_volume(list(front.values()), study.objectives)
         volumes.append(volume)
     figure = Figure(figsize=(7, 3), layout="constrained")
@@ -99,13 +126,31 @@ def _growth(study: Study, records: Sequence[Record]) -> "Figure":
 
 def _compared(study: Study, records: Sequence[Record]) -> Iterable[Html]:
     """Scores of complete trials by what they are built of."""
-    scored = [(Architecture.parse(r.architecture), r.scores) for r in records if r.state == "complete" and r.feasible and r.architecture and r.scores
-              and all(is_number(r.scores.get(name)) for name in ("accuracy", "symmetry_accuracy"))]
+    scored = [
+        (Architecture.parse(r.architecture), r.scores)
+        for r in records
+        if r.state == "complete"
+        and r.feasible
+        and r.architecture
+        and r.scores
+        and all(is_number(r.scores.get(name)) for name in ("accuracy", "symmetry_accuracy"))
+    ]
     if not scored:
         return
-    yield html("<h2>Complete trials by what they are built of</h2><p class='note'>Validation scores, mean &plusmn; standard deviation over trials. The search chose "
-               "the trials, which differ in more than one choice: differences here suggest, and <code>equisearch retrain</code> with seeds compares.</p>")
-    columns = [Column("choice"), Column("trials", True), Column("accuracy %", True), Column("symmetry %", True), Column("best symmetry %", True), Column("exact", True)]
+    yield html(
+        "<h2>Complete trials by what they are built of</h2><p class='note'>Validation scores, "
+        "mean &plusmn; standard deviation over trials. The search chose "
+        "the trials, which differ in more than one choice: differences here suggest, and "
+        "<code>equisearch retrain</code> with seeds compares.</p>"
+    )
+    columns = [
+        Column("choice"),
+        Column("trials", True),
+        Column("accuracy %", True),
+        Column("symmetry %", True),
+        Column("best symmetry %", True),
+        Column("exact", True),
+    ]
     exact = {r.architecture: bool(r.attributes.get("exact")) for r in records if r.architecture}
     for name, facet in FACETS.items():
         groups: dict[str, list[tuple[Architecture, dict[str, Any]]]] = {}
@@ -116,8 +161,16 @@ def _compared(study: Study, records: Sequence[Record]) -> Iterable[Html]:
         cells = []
         for value, found in sorted(groups.items(), key=lambda pair: _natural(pair[0])):
             symmetry = [scores["symmetry_accuracy"] for _, scores in found]
-            cells.append([value, str(len(found)), Spread.of([scores["accuracy"] for _, scores in found]).percent(), Spread.of(symmetry).percent(),
-                          percent(max(symmetry)), str(sum(exact.get(str(architecture), False) for architecture, _ in found))])
+            cells.append(
+                [
+                    value,
+                    str(len(found)),
+                    Spread.of([scores["accuracy"] for _, scores in found]).percent(),
+                    Spread.of(symmetry).percent(),
+                    percent(max(symmetry)),
+                    str(sum(exact.get(str(architecture), False) for architecture, _ in found)),
+                ]
+            )
         yield html("<h3>By {}</h3>", name)
         yield _table(columns, cells)
 
@@ -129,45 +182,98 @@ def _tested(directory: Path) -> Iterable[Html]:
         by_length.setdefault(result["epochs"], []).append(result)
     for epochs, results in sorted(by_length.items()):
         rows = summarised(results)
-        yield html("<h2>Test scores after {} epochs</h2><p>Trained again by <code>equisearch retrain</code>: mean &plusmn; standard deviation over n seeds, "
-                   "{} test images.</p>", epochs, rows[0]["num_test"])
-        columns = [Column("trial"), Column("n", True), Column("accuracy %", True), Column("symmetry %", True), Column("worst element %", True),
-                   Column("mean over angles %", True), Column("architecture")]
-        yield _table(columns, [[str(row["name"]).removeprefix("trial "), str(row["n"]), *(row[key].percent() for key in (
-            "accuracy", "symmetry_accuracy", "symmetry_accuracy_worst", "angle_mean")), row["architecture"]] for row in rows])
+        yield html(
+            "<h2>Test scores after {} epochs</h2><p>Trained again by <code>equisearch "
+            "retrain</code>: mean &plusmn; standard deviation over n seeds, "
+            "{} test images.</p>",
+            epochs,
+            rows[0]["num_test"],
+        )
+        columns = [
+            Column("trial"),
+            Column("n", True),
+            Column("accuracy %", True),
+            Column("symmetry %", True),
+            Column("worst element %", True),
+            Column("mean over angles %", True),
+            Column("architecture"),
+        ]
+        yield _table(
+            columns,
+            [
+                [
+                    str(row["name"]).removeprefix("trial "),
+                    str(row["n"]),
+                    *(
+                        row[key].percent()
+                        for key in (
+                            "accuracy",
+                            "symmetry_accuracy",
+                            "symmetry_accuracy_worst",
+                            "angle_mean",
+                        )
+                    ),
+                    row["architecture"],
+                ]
+                for row in rows
+            ],
+        )
 
 
 def _ended(records: Sequence[Record]) -> Iterable[Html]:
-    reasons = Counter((r.state, str(r.reason)) for r in records if r.state in ("failed", "refused") and r.reason)
+    reasons = Counter(
+        (r.state, str(r.reason)) for r in records if r.state in ("failed", "refused") and r.reason
+    )
     if reasons:
         yield html("<h2>What did not become a result</h2>")
-        yield _table([Column("trials", True), Column("state"), Column("reason")], [[str(n), state, str(reason)] for (state, reason), n in reasons.most_common()])
+        yield _table(
+            [Column("trials", True), Column("state"), Column("reason")],
+            [[str(n), state, str(reason)] for (state, reason), n in reasons.most_common()],
+        )
 
 
 def _setting(directory: Path, study: Study) -> Iterable[Html]:
     versions = directory / VERSIONS
     yield html("<h2>The study</h2><pre>{}</pre>", dump(study))
     if versions.is_file():
-        yield html("<details><summary>Versions</summary><pre>{}</pre></details>", versions.read_text(encoding="utf-8", errors="replace"))
+        yield html(
+            "<details><summary>Versions</summary><pre>{}</pre></details>",
+            versions.read_text(encoding="utf-8", errors="replace"),
+        )
 
 
 def _table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Html:
     def row(tag: str, texts: Sequence[str]) -> Html:
         right = html("<{0} class=right>", tag), html("<{0}>", tag)
-        return html("<tr>{}</tr>", joined((html("{}{}</{}>", right[not c.right], text, tag) for c, text in zip(columns, texts)), ""))
+        return html(
+            "<tr>{}</tr>",
+            joined(
+                (
+                    html("{}{}</{}>", right[not c.right], text, tag)
+                    for c, text in zip(columns, texts)
+                ),
+                "",
+            ),
+        )
 
-    return html("<table>\n{}\n</table>", joined([row("th", [column.title for column in columns]), *(row("td", line) for line in cells)]))
+    return html(
+        "<table>\n{}\n</table>",
+        joined(
+            [row("th", [column.title for column in columns]), *(row("td", line) for line in cells)]
+        ),
+    )
 
 
-def _svg(figure: "Figure") -> Html:
+def _svg(figure: Figure) -> Html:
     """The figure as an element of the page; matplotlib escapes the texts in it."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "equisearch"}):       # text stays text; equal figures are equal
+    # text stays text; equal figures are equal
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "equisearch"}):
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
-    return Html(text[text.index("<svg"):])
+    return Html(text[text.index("<svg") :])
 
 
 def _natural(text: str) -> tuple:

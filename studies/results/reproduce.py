@@ -1,8 +1,10 @@
-"""Published experiments, repeated: "Using and Abusing Equivariance" (Edixhoven et al. 2023, arXiv:2308.11316) on MNIST.
+"""Published experiments, repeated: "Using and Abusing Equivariance" (Edixhoven et al. 2023,
+arXiv:2308.11316) on MNIST.
 
-8,000 training and 2,000 validation images come from MNIST's t10k file, the test images from its 60,000; P4CNN at 27, 28 and 29 px and
-Z2CNN at 28 px; Adam at 0.01, weight decay 1e-5, halved every fifth of 50 epochs, batches of 256. What differs from the paper: no dropout
-(its rate is not given), one input channel instead of three equal ones, one angle per image instead of one per batch.
+8,000 training and 2,000 validation images come from MNIST's t10k file, the test images from its
+60,000; P4CNN at 27, 28 and 29 px and Z2CNN at 28 px; Adam at 0.01, weight decay 1e-5, halved every
+fifth of 50 epochs, batches of 256. What differs from the paper: no dropout (its rate is not given),
+one input channel instead of three equal ones, one angle per image instead of one per batch.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from studies.errors import StudyError
 from studies.output import Column
 from studies.results.retrain import Job
 
-SHIFTS = {"upright": "none", "normal20": "{normal: [45, 20]}", "normal40": "{normal: [45, 40]}", "uniform": "uniform"}
+SHIFTS = {
+    "upright": "none",
+    "normal20": "{normal: [45, 20]}",
+    "normal40": "{normal: [45, 40]}",
+    "uniform": "uniform",
+}
 MODELS = {
     "P4 28 px": "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0",
     "P4 27 px": "27px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0",
@@ -36,48 +43,112 @@ space: {{backbone: 10k3, layout: max2/2}}
 class Row:
     """Published accuracies in per cent: means over the paper's runs."""
 
-    upright: float              # 0 degrees
+    upright: float  # 0 degrees
     upright_std: float
-    quarter_turn_mean: float    # over 0, 90, 180, 270 degrees
-    angle_mean: float           # over 36 angles
+    quarter_turn_mean: float  # over 0, 90, 180, 270 degrees
+    angle_mean: float  # over 36 angles
     angle_worst: float
     runs: int = 100
 
 
 PUBLISHED: dict[str, dict[str, Row]] = {
-    "upright": {"P4 28 px": Row(97.69, 0.17, 97.69, 87.22, 72.7), "P4 27 px": Row(98.52, 0.26, 77.55, 66.17, 38.1),
-                "P4 29 px": Row(98.42, 0.25, 77.81, 66.29, 38.2), "Z2 28 px": Row(98.47, 0.17, 44.59, 42.79, 15.9)},
+    "upright": {
+        "P4 28 px": Row(97.69, 0.17, 97.69, 87.22, 72.7),
+        "P4 27 px": Row(98.52, 0.26, 77.55, 66.17, 38.1),
+        "P4 29 px": Row(98.42, 0.25, 77.81, 66.29, 38.2),
+        "Z2 28 px": Row(98.47, 0.17, 44.59, 42.79, 15.9),
+    },
 }
 """By training shift and model. The other shifts are run without figures beside them: the paper gives them as plots."""
 
 
-def study_of(shift: str, *, root: str, epochs: int, test: "int | None", batch: int = 256) -> Study:
+def study_of(shift: str, *, root: str, epochs: int, test: int | None, batch: int = 256) -> Study:
     """The study of one training shift. Raises StudyError for a shift that the paper does not have."""
     if shift not in SHIFTS:
         raise StudyError(f"there is no training shift '{shift}'; choose one of {', '.join(SHIFTS)}")
-    text = STUDY.format(root=root, epochs=epochs, batch=batch, rotation=SHIFTS[shift], test=f", test: {test}" if test else "")
+    text = STUDY.format(
+        root=root,
+        epochs=epochs,
+        batch=batch,
+        rotation=SHIFTS[shift],
+        test=f", test: {test}" if test else "",
+    )
     return parse(text, name=f"reproduction '{shift}'")
 
 
-def jobs(shift: str, directory: Path, *, root: str, epochs: int = 50, seeds: int = 10, test: "int | None" = None, batch: int = 256,
-         models: "Sequence[str] | None" = None) -> list[Job]:
-    """Every training of the reproduction, seed by seed, so that an early stop leaves whole comparisons."""
+def jobs(
+    shift: str,
+    directory: Path,
+    *,
+    root: str,
+    epochs: int = 50,
+    seeds: int = 10,
+    test: int | None = None,
+    batch: int = 256,
+    models: Sequence[str] | None = None,
+) -> list[Job]:
+    """Every training of the reproduction, seed by seed, so that an early stop leaves whole
+    comparisons.
+    """
     study = study_of(shift, root=root, epochs=epochs, test=test, batch=batch)
-    return [Job(name, study, MODELS[name], seed, None, str(directory.absolute() / shift / name.replace(" ", "") / f"epochs{epochs}-batch{batch}-seed{seed}"))
-            for seed in range(1, seeds + 1) for name in (models or MODELS)]
+    return [
+        Job(
+            name,
+            study,
+            MODELS[name],
+            seed,
+            None,
+            str(
+                directory.absolute()
+                / shift
+                / name.replace(" ", "")
+                / f"epochs{epochs}-batch{batch}-seed{seed}"
+            ),
+        )
+        for seed in range(1, seeds + 1)
+        for name in (models or MODELS)
+    ]
 
 
 def compared(shift: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Column], list[list[str]]]:
-    """The measured rows (`studies.results.retrain.summarised`) beside the published ones, as a table in per cent."""
-    columns = [Column("model"), Column("n", True), *(Column(title, True) for title in ("0", "90", "180", "270", "C4 mean", "36 angles", "worst angle"))]
+    """The measured rows (`studies.results.retrain.summarised`) beside the published ones, as a
+    table in per cent.
+    """
+    columns = [
+        Column("model"),
+        Column("n", True),
+        *(
+            Column(title, True)
+            for title in ("0", "90", "180", "270", "C4 mean", "36 angles", "worst angle")
+        ),
+    ]
     cells = []
     for row in rows:
-        picks = ("turn_0", "turn_90", "turn_180", "turn_270", "quarter_turn_mean", "angle_mean", "angle_worst")
+        picks = (
+            "turn_0",
+            "turn_90",
+            "turn_180",
+            "turn_270",
+            "quarter_turn_mean",
+            "angle_mean",
+            "angle_worst",
+        )
         cells.append([row["name"], str(row["n"]), *(row[pick].percent() for pick in picks)])
         known = PUBLISHED.get(shift, {}).get(row["name"])
         if known:
-            cells.append(["  published", str(known.runs), f"{known.upright:.2f} ± {known.upright_std:.2f}", "", "", "", f"{known.quarter_turn_mean:.2f}",
-                          f"{known.angle_mean:.2f}", f"{known.angle_worst:.1f}"])
+            cells.append(
+                [
+                    "  published",
+                    str(known.runs),
+                    f"{known.upright:.2f} ± {known.upright_std:.2f}",
+                    "",
+                    "",
+                    "",
+                    f"{known.quarter_turn_mean:.2f}",
+                    f"{known.angle_mean:.2f}",
+                    f"{known.angle_worst:.1f}",
+                ]
+            )
     return columns, cells
 
 
@@ -91,17 +162,33 @@ class Claim:
 
 
 def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    """What the paper says of this shift, held against the rows; only `upright` has statements with figures."""
+    """What the paper says of this shift, held against the rows; only `upright` has statements with
+    figures.
+    """
     by_name = {row["name"]: row for row in rows}
     if shift != "upright" or not set(MODELS) <= by_name.keys():
         return []
     exact = by_name["P4 28 px"]
     turns = [exact[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)]
-    found = [Claim("28 px: the same on every quarter turn", f"spread {100 * (max(turns) - min(turns)):.3f} points", max(turns) == min(turns))]
+    found = [
+        Claim(
+            "28 px: the same on every quarter turn",
+            f"spread {100 * (max(turns) - min(turns)):.3f} points",
+            max(turns) == min(turns),
+        )
+    ]
     for name in ("P4 27 px", "P4 29 px"):
         row = by_name[name]
         better = 100 * (row["turn_0"].mean - exact["turn_0"].mean)
         worse = 100 * (exact["quarter_turn_mean"].mean - row["quarter_turn_mean"].mean)
-        found.append(Claim(f"{name}: better than 28 px upright", f"{better:+.2f} points", better > 0))
-        found.append(Claim(f"{name}: 15 to 25 points worse over quarter turns", f"{worse:.2f} points", 15 <= worse <= 25))
+        found.append(
+            Claim(f"{name}: better than 28 px upright", f"{better:+.2f} points", better > 0)
+        )
+        found.append(
+            Claim(
+                f"{name}: 15 to 25 points worse over quarter turns",
+                f"{worse:.2f} points",
+                15 <= worse <= 25,
+            )
+        )
     return found

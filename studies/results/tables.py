@@ -1,4 +1,6 @@
-"""What reading commands show of a study: `status`, `trials`, `front`, `show`. Nothing here imports torch, optuna or ray."""
+"""What reading commands show of a study: `status`, `trials`, `front`, `show`. Nothing here imports
+torch, optuna or ray.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,25 @@ from typing import Any
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import read_study
-from studies.pareto import front_volume, knee, pareto
-from studies.journal.reader import JOURNAL, Record, read_trials
 from studies.journal.lock import holder
+from studies.journal.reader import JOURNAL, Record, read_trials
 from studies.output import Column, formatted, percent, short
+from studies.pareto import front_volume, knee, pareto
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused")
 COST_OBJECTIVES = ("params", "macs", "latency")
 
 
 def open_study(directory: Path, *, parameters: bool = False) -> tuple[Study, list[Record]]:
-    """The study in `directory` and its trials. Raises StudyError if there is none, or its journal is damaged."""
+    """The study in `directory` and its trials. Raises StudyError if there is none, or its journal
+    is damaged.
+    """
     study = read_study(directory)
     if not (directory / JOURNAL).is_file():
-        raise StudyError(f"{directory} holds a study but no {JOURNAL}: it was never started, or the file was moved away")
+        raise StudyError(
+            f"{directory} holds a study but no {JOURNAL}: it was never started, or the file was "
+            "moved away"
+        )
     try:
         return study, read_trials(directory, parameters=parameters)
     except ValueError as error:
@@ -34,12 +41,17 @@ def find_trial(records: Sequence[Record], number: int, directory: Path) -> Recor
     """Trial `number`. Raises StudyError that says which there are."""
     if not 0 <= number < len(records):
         there = f"it has trials 0 to {len(records) - 1}" if records else "it has no trials yet"
-        raise StudyError(f"there is no trial {number} in {directory}; {there} (`equisearch trials {directory}` lists them)")
+        raise StudyError(
+            f"there is no trial {number} in {directory}; {there} (`equisearch trials "
+            f"{directory}` lists them)"
+        )
     return records[number]
 
 
 def members(study: Study, records: Sequence[Record]) -> list[Record]:
-    """The Pareto front: complete, feasible trials that no other dominates, best first objective first."""
+    """The Pareto front: complete, feasible trials that no other dominates, best first objective
+    first.
+    """
     complete = [r for r in records if r.state == "complete" and r.feasible and r.values]
     return pareto(complete, study.objectives, lambda record: record.values)
 
@@ -49,9 +61,15 @@ def status(directory: Path) -> dict[str, Any]:
     study, records = open_study(directory)
     counts = Counter(record.state for record in records)
     front = members(study, records)
-    return {"directory": str(directory), "trials": {state: counts[state] for state in STATES}, "asked_for": study.search.trials,
-            "front_size": len(front), "hypervolume": front_volume([r.values for r in front], study.objectives),
-            "objectives": list(study.objectives), "driver": holder(directory)}
+    return {
+        "directory": str(directory),
+        "trials": {state: counts[state] for state in STATES},
+        "asked_for": study.search.trials,
+        "front_size": len(front),
+        "hypervolume": front_volume([r.values for r in front], study.objectives),
+        "objectives": list(study.objectives),
+        "driver": holder(directory),
+    }
 
 
 def status_lines(value: dict[str, Any]) -> list[str]:
@@ -60,47 +78,113 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     done = trials["complete"] + trials["pruned"] + trials["failed"]
     states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
     driven = f"driven by {value['driver']}" if value["driver"] else "nobody drives it"
-    return [f"{value['directory']}: {done} of {value['asked_for']} trials done ({states or 'none yet'}); {driven}",
-            f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})"]
+    return [
+        f"{value['directory']}: {done} of {value['asked_for']} trials done "
+        f"({states or 'none yet'}); {driven}",
+        f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, "
+        f"hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})",
+    ]
 
 
 def trial_row(study: Study, record: Record) -> dict[str, Any]:
     """One trial as plain values."""
     facts = record.attributes
     values = dict(zip(study.objectives, record.values)) if record.values else {}
-    return {"trial": record.number, "state": record.state, "architecture": record.architecture, "values": values,
-            "epoch": (record.scores or {}).get("epoch"), "params": facts.get("params"), "macs": facts.get("macs"), "exact": facts.get("exact"),
-            "surviving": facts.get("surviving"), "learning_rate": facts.get("learning_rate"), "seed": facts.get("seed"), "continues": facts.get("continues"),
-            "scores": record.scores, "reason": record.reason, "started": record.started, "finished": record.finished}
+    return {
+        "trial": record.number,
+        "state": record.state,
+        "architecture": record.architecture,
+        "values": values,
+        "epoch": (record.scores or {}).get("epoch"),
+        "params": facts.get("params"),
+        "macs": facts.get("macs"),
+        "exact": facts.get("exact"),
+        "surviving": facts.get("surviving"),
+        "learning_rate": facts.get("learning_rate"),
+        "seed": facts.get("seed"),
+        "continues": facts.get("continues"),
+        "scores": record.scores,
+        "reason": record.reason,
+        "started": record.started,
+        "finished": record.finished,
+    }
 
 
 def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """Every trial as values, and as the cells of a table."""
     study, records = open_study(directory, parameters=True)
     rows = [{**trial_row(study, record), "parameters": record.parameters} for record in records]
-    columns = [Column("trial", True), Column("state"), Column("epoch", True), Column("accuracy %", True), Column("symmetry %", True),
-               Column("params", True), Column("MACs", True), Column("exact"), Column("architecture, or why it failed")]
-    cells = [[str(row["trial"]), row["state"], str(row["epoch"] or "-"), _score(row, "accuracy"), _score(row, "symmetry_accuracy"), short(row["params"]),
-              short(row["macs"]), _yes(row["exact"]), _what(row)] for row in rows]
+    columns = [
+        Column("trial", True),
+        Column("state"),
+        Column("epoch", True),
+        Column("accuracy %", True),
+        Column("symmetry %", True),
+        Column("params", True),
+        Column("MACs", True),
+        Column("exact"),
+        Column("architecture, or why it failed"),
+    ]
+    cells = [
+        [
+            str(row["trial"]),
+            row["state"],
+            str(row["epoch"] or "-"),
+            _score(row, "accuracy"),
+            _score(row, "symmetry_accuracy"),
+            short(row["params"]),
+            short(row["macs"]),
+            _yes(row["exact"]),
+            _what(row),
+        ]
+        for row in rows
+    ]
     return rows, columns, cells
 
 
-def front_rows(study: Study, records: Sequence[Record]) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
+def front_rows(
+    study: Study, records: Sequence[Record]
+) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """The Pareto front as values, and as the cells of a table; the best compromise is marked."""
     front = members(study, records)
     best = knee([record.values for record in front], study.objectives)
-    rows = [{**trial_row(study, record), "knee": place == best} for place, record in enumerate(front)]
-    shown = [name for name in ("accuracy", "symmetry_accuracy", *study.objectives) if name not in COST_OBJECTIVES]
+    rows = [
+        {**trial_row(study, record), "knee": place == best} for place, record in enumerate(front)
+    ]
+    shown = [
+        name
+        for name in ("accuracy", "symmetry_accuracy", *study.objectives)
+        if name not in COST_OBJECTIVES
+    ]
     shown = list(dict.fromkeys(shown))
-    columns = [Column("trial", True), *(Column(_title(name), True) for name in shown), Column("params", True), Column("MACs", True),
-               Column("exact"), Column("architecture")]
-    cells = [[("*" if row["knee"] else "") + str(row["trial"]), *(_score(row, name) for name in shown), short(row["params"]), short(row["macs"]),
-              _yes(row["exact"]), row["architecture"]] for row in rows]
+    columns = [
+        Column("trial", True),
+        *(Column(_title(name), True) for name in shown),
+        Column("params", True),
+        Column("MACs", True),
+        Column("exact"),
+        Column("architecture"),
+    ]
+    cells = [
+        [
+            ("*" if row["knee"] else "") + str(row["trial"]),
+            *(_score(row, name) for name in shown),
+            short(row["params"]),
+            short(row["macs"]),
+            _yes(row["exact"]),
+            row["architecture"],
+        ]
+        for row in rows
+    ]
     return rows, columns, cells
 
 
 def _title(name: str) -> str:
-    return {"accuracy": "accuracy %", "symmetry_accuracy": "symmetry %", "equivariance_error": "equiv. error"}.get(name, name)
+    return {
+        "accuracy": "accuracy %",
+        "symmetry_accuracy": "symmetry %",
+        "equivariance_error": "equiv. error",
+    }.get(name, name)
 
 
 def _score(row: dict[str, Any], name: str) -> str:
@@ -110,27 +194,44 @@ def _score(row: dict[str, Any], name: str) -> str:
     return percent(value) if name.endswith("accuracy") else formatted(value, ".3g")
 
 
-def _yes(value: "bool | None") -> str:
+def _yes(value: bool | None) -> str:
     return "-" if value is None else "yes" if value else "no"
 
 
 def _what(row: dict[str, Any]) -> str:
-    notes = ([f"continues trial {row['continues']}"] if row["continues"] is not None else []) + ([row["reason"]] if row["reason"] else [])
+    notes = ([f"continues trial {row['continues']}"] if row["continues"] is not None else []) + (
+        [row["reason"]] if row["reason"] else []
+    )
     return "  ".join([str(row["architecture"] or ""), *(f"[{note}]" for note in notes)])
 
 
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
     """One trial in full, as text."""
-    lines = [f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""), f"  {row['architecture']}",
-             f"  learning rate {row['learning_rate'] if row['learning_rate'] is not None else 'as the study says'}, seed {row['seed']}",
-             f"  {formatted(row['params'], ',')} parameters, {formatted(row['macs'], ',')} MACs per image" if row["params"] else "  never proposed in full",
-             f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under {' '.join(map(str, row['surviving'] or []))}"]
+    lines = [
+        f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
+        f"  {row['architecture']}",
+        "  learning rate "
+        f"{row['learning_rate'] if row['learning_rate'] is not None else 'as the study says'}, "
+        f"seed {row['seed']}",
+        f"  {formatted(row['params'], ',')} parameters, {formatted(row['macs'], ',')} MACs per "
+        "image"
+        if row["params"]
+        else "  never proposed in full",
+        f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under "
+        f"{' '.join(map(str, row['surviving'] or []))}",
+    ]
     if row["continues"] is not None:
-        lines.append(f"  goes on with the training of trial {row['continues']}, which had been stopped")
+        lines.append(
+            f"  goes on with the training of trial {row['continues']}, which had been stopped"
+        )
     for epoch, scores in rungs.items():
-        lines.append(f"  epoch {epoch}: accuracy {percent(scores.get('accuracy'))} %, symmetry accuracy {percent(scores.get('symmetry_accuracy'))} % "
-                     f"(worst {percent(scores.get('symmetry_accuracy_worst'))} %), equivariance error "
-                     f"{formatted(scores.get('equivariance_error', float('nan')), '.3g')}, {formatted(scores.get('seconds', 0), '.1f')} s")
+        lines.append(
+            f"  epoch {epoch}: accuracy {percent(scores.get('accuracy'))} %, symmetry accuracy "
+            f"{percent(scores.get('symmetry_accuracy'))} % "
+            f"(worst {percent(scores.get('symmetry_accuracy_worst'))} %), equivariance error "
+            f"{formatted(scores.get('equivariance_error', float('nan')), '.3g')}, "
+            f"{formatted(scores.get('seconds', 0), '.1f')} s"
+        )
     folder = directory / "trials" / f"{row['trial']:05d}"
     if folder.is_dir():
         lines.append(f"  files in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")

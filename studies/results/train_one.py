@@ -1,4 +1,6 @@
-"""Training one architecture under a study's data and training, outside a search: `equisearch train`."""
+"""Training one architecture under a study's data and training, outside a search: `equisearch
+train`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,16 @@ from searchspace.architecture import Architecture
 from studies.config import Study
 
 
-def train_one(study: Study, architecture: Architecture, *, seed: int = 0, out: "Path | None" = None,
-              on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None) -> dict[str, Any]:
-    """Scores, accuracy by angle (validation images) and cost of `architecture`, trained for all epochs of the study.
+def train_one(
+    study: Study,
+    architecture: Architecture,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
+) -> dict[str, Any]:
+    """Scores, accuracy by angle (validation images) and cost of `architecture`, trained for all
+    epochs of the study.
 
     `out` keeps the checkpoint, from which the next call goes on; without it nothing is kept.
     """
@@ -28,14 +37,32 @@ def train_one(study: Study, architecture: Architecture, *, seed: int = 0, out: "
     config = Config(study.data, study.trial_training, study.symmetry, seed)
     splits = load(study.data, architecture.size)
     with ExitStack() as stack:
-        directory = out if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        scores = train(architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch)
+        directory = (
+            out if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        )
+        scores = train(
+            architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch
+        )
         network = start(architecture, config, directory, splits).network
-    curve = accuracy_by_angle(network, splits.validation.pixels, splits.validation.labels, step=study.symmetry.angles,
-                              normalise=partial(normalise, mean=splits.mean, std=splits.std))
-    angles = {f"{degrees:g}": accuracy.value for degrees, accuracy in zip(curve.degrees, curve.accuracies)}
-    return {"architecture": str(architecture), "scores": scores.as_dict(), "accuracy_by_angle": angles, "seconds": scores.seconds,
-            "epochs": scores.epoch, "seed": seed, "num_validation": len(splits.validation.labels)}
+    curve = accuracy_by_angle(
+        network,
+        splits.validation.pixels,
+        splits.validation.labels,
+        step=study.symmetry.angles,
+        normalise=partial(normalise, mean=splits.mean, std=splits.std),
+    )
+    angles = {
+        f"{degrees:g}": accuracy.value for degrees, accuracy in zip(curve.degrees, curve.accuracies)
+    }
+    return {
+        "architecture": str(architecture),
+        "scores": scores.as_dict(),
+        "accuracy_by_angle": angles,
+        "seconds": scores.seconds,
+        "epochs": scores.epoch,
+        "seed": seed,
+        "num_validation": len(splits.validation.labels),
+    }
 
 
 def train_lines(result: dict[str, Any]) -> list[str]:
@@ -43,17 +70,26 @@ def train_lines(result: dict[str, Any]) -> list[str]:
     from studies.output import percent
 
     scores, angles = result["scores"], result["accuracy_by_angle"]
-    lines = [result["architecture"],
-             f"  {result['epochs']} epochs in {result['seconds']:.1f} s, seed {result['seed']}, {result['num_validation']} validation images",
-             f"  accuracy {percent(scores['accuracy'])} %; symmetry accuracy {percent(scores['symmetry_accuracy'])} % "
-             f"(worst {percent(scores['symmetry_accuracy_worst'])} %)",
-             f"  equivariance error: logits {scores['equivariance_error']:.3g}, features {scores['equivariance_error_features']:.3g} "
-             "(0 exact, 1 as much as another image)",
-             f"  {scores['params']:,} parameters, {scores['macs']:,} MACs and {scores['latency']:.3g} ms per image",
-             "  accuracy % by angle:"]
+    lines = [
+        result["architecture"],
+        f"  {result['epochs']} epochs in {result['seconds']:.1f} s, seed {result['seed']}, "
+        f"{result['num_validation']} validation images",
+        f"  accuracy {percent(scores['accuracy'])} %; symmetry accuracy "
+        f"{percent(scores['symmetry_accuracy'])} % "
+        f"(worst {percent(scores['symmetry_accuracy_worst'])} %)",
+        f"  equivariance error: logits {scores['equivariance_error']:.3g}, features "
+        f"{scores['equivariance_error_features']:.3g} "
+        "(0 exact, 1 as much as another image)",
+        f"  {scores['params']:,} parameters, {scores['macs']:,} MACs and "
+        f"{scores['latency']:.3g} ms per image",
+        "  accuracy % by angle:",
+    ]
     width = 6
     names = list(angles)
     for begin in range(0, len(names), 12):
-        row = names[begin:begin + 12]
-        lines += ["    " + "".join(f"{name + '°':>{width + 1}}" for name in row), "    " + "".join(f"{100 * angles[name]:>{width + 1}.1f}" for name in row)]
+        row = names[begin : begin + 12]
+        lines += [
+            "    " + "".join(f"{name + '°':>{width + 1}}" for name in row),
+            "    " + "".join(f"{100 * angles[name]:>{width + 1}.1f}" for name in row),
+        ]
     return lines

@@ -1,10 +1,11 @@
 """Evolution that knows subgroups: a child is a good trial with one choice moved to its neighbour.
 
-The parent is one of the better completed trials: a tournament of two over what the front's hypervolume would lose without them, as in
-SMS-EMOA (Beume et al. 2007). A mutation moves one edge in the lattice of the space's groups, one place along a range or a list of sizes
-and stages, or to another layout, head or loss. Values go through the trial's own distributions, so a child never leaves the space: a choice that
-its mutation has brought about (a group's own restriction, a layout's own sizes) is taken from the parent where it still exists there,
-else drawn at random.
+The parent is one of the better completed trials: a tournament of two over what the front's
+hypervolume would lose without them, as in SMS-EMOA (Beume et al. 2007). A mutation moves one edge
+in the lattice of the space's groups, one place along a range or a list of sizes and stages, or to
+another layout, head or loss. Values go through the trial's own distributions, so a child never
+leaves the space: a choice that its mutation has brought about (a group's own restriction, a
+layout's own sizes) is taken from the parent where it still exists there, else drawn at random.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
@@ -22,11 +28,12 @@ from studies.config import Study
 from studies.pareto import goodness, hypervolume, pareto
 from studies.samplers.planned import base_name
 
-PARENTS = 4         # trials that may become parents: the best ones
-ALONE = 0.05        # weight of the volume that a trial dominates alone, beside what the front would lose without it
-CROSSOVER = 0.3     # share of children that take about half of their choices from a second parent
-STEP = 0.15         # of a mutated real number, as a share of its range, standard deviation
-FURTHER = 0.3       # chance of each further mutation
+PARENTS = 4  # trials that may become parents: the best ones
+# weight of the volume that a trial dominates alone, beside what the front would lose without it
+ALONE = 0.05
+CROSSOVER = 0.3  # share of children that take about half of their choices from a second parent
+STEP = 0.15  # of a mutated real number, as a share of its range, standard deviation
+FURTHER = 0.3  # chance of each further mutation
 
 
 class SubgroupEvolution:
@@ -34,28 +41,49 @@ class SubgroupEvolution:
 
     def __init__(self, study: Study) -> None:
         self._objectives = study.objectives
-        self._best: "list[FrozenTrial] | None" = None
+        self._best: list[FrozenTrial] | None = None
 
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
-        """Parameters of the child, of which the draft keeps those that exist in its own part of the space."""
-        if self._best is None:      # one planner is made for each proposal
+        """Parameters of the child, of which the draft keeps those that exist in its own part of the
+        space.
+        """
+        if self._best is None:  # one planner is made for each proposal
             known = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
-            self._best = self._parents([t for t in known if all(x <= 0 for x in t.user_attrs.get("constraints", {}).values())])
+            self._best = self._parents(
+                [
+                    t
+                    for t in known
+                    if all(x <= 0 for x in t.user_attrs.get("constraints", {}).values())
+                ]
+            )
         return Mutation(rng).child(self._best) if self._best else {}
 
     def _parents(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """The best trials: by what the front would lose without them, then by the volume that each has alone."""
+        """The best trials: by what the front would lose without them, then by the volume that each
+        has alone.
+        """
         points = [goodness(trial.values, self._objectives) for trial in trials]
-        front = {goodness(trial.values, self._objectives) for trial in pareto(trials, self._objectives, lambda t: t.values)}
+        front = {
+            goodness(trial.values, self._objectives)
+            for trial in pareto(trials, self._objectives, lambda t: t.values)
+        }
         whole = hypervolume(list(front))
-        worth = [(whole - hypervolume([p for p in front if p != point]) if point in front else 0.0) + ALONE * math.prod(point) for point in points]
+        worth = [
+            (whole - hypervolume([p for p in front if p != point]) if point in front else 0.0)
+            + ALONE * math.prod(point)
+            for point in points
+        ]
         return [trials[i] for i in sorted(range(len(trials)), key=lambda i: -worth[i])[:PARENTS]]
 
 
 class Neighbour:
-    """Plans a neighbour of one proposal, such as one that was refused because it had been tried before."""
+    """Plans a neighbour of one proposal, such as one that was refused because it had been tried
+    before.
+    """
 
-    def __init__(self, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
+    def __init__(
+        self, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+    ) -> None:
         self._params, self._distributions = dict(params), dict(distributions)
 
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
@@ -73,7 +101,9 @@ class Mutation:
         return parents[min(self._rng.integers(len(parents), size=2))]
 
     def child(self, parents: Sequence[FrozenTrial]) -> dict[str, Any]:
-        """Parameters of a child of the better of two parents, or of two crossed, moved to a neighbour."""
+        """Parameters of a child of the better of two parents, or of two crossed, moved to a
+        neighbour.
+        """
         parent = self._choose(parents)
         plan, distributions = dict(parent.params), dict(parent.distributions)
         if self._rng.random() < CROSSOVER:
@@ -83,7 +113,9 @@ class Mutation:
                     plan[name], distributions[name] = other.params[name], other.distributions[name]
         return self.moved(plan, distributions)
 
-    def moved(self, plan: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    def moved(
+        self, plan: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
         """The plan with one choice, sometimes more, moved to a neighbour."""
         plan = dict(plan)
         movable = [name for name in plan if not distributions[name].single()]
@@ -100,16 +132,24 @@ class Mutation:
             return self._near(value, distribution)
         if isinstance(distribution, IntDistribution):
             reach = 1 if self._rng.random() < 0.7 else 2
-            near = [value + sign * step * distribution.step for sign in (-1, 1) for step in range(1, reach + 1)]
-            return int(self._rng.choice([n for n in near if distribution.low <= n <= distribution.high]))
+            near = [
+                value + sign * step * distribution.step
+                for sign in (-1, 1)
+                for step in range(1, reach + 1)
+            ]
+            return int(
+                self._rng.choice([n for n in near if distribution.low <= n <= distribution.high])
+            )
         assert isinstance(distribution, CategoricalDistribution)
         choices = [c for c in distribution.choices if c != value]
         if base_name(name) in ("group", "restrict_to"):
-            choices = lattice_neighbours(str(value), [str(c) for c in distribution.choices]) or choices
+            choices = (
+                lattice_neighbours(str(value), [str(c) for c in distribution.choices]) or choices
+            )
         elif isinstance(value, int) and all(isinstance(c, int) for c in choices):
             ordered = sorted([*choices, value])
             place = ordered.index(value)
-            choices = ordered[max(0, place - 1):place] + ordered[place + 1:place + 2]
+            choices = ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]
         return choices[self._rng.integers(len(choices))]
 
     def _near(self, value: float, distribution: FloatDistribution) -> float:
@@ -117,17 +157,24 @@ class Mutation:
         if distribution.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
         moved = min(high, max(low, value + self._rng.normal() * STEP * (high - low)))
-        return min(distribution.high, max(distribution.low, math.exp(moved) if distribution.log else moved))
+        return min(
+            distribution.high, max(distribution.low, math.exp(moved) if distribution.log else moved)
+        )
 
 
 def lattice_neighbours(group: str, choices: Sequence[str]) -> list[str]:
-    """The choices one edge away from `group` in the subgroup lattice of the choices: no other choice lies strictly between."""
+    """The choices one edge away from `group` in the subgroup lattice of the choices: no other
+    choice lies strictly between.
+    """
     groups = [Group.parse(choice) for choice in choices]
     mine = Group.parse(group)
     found = []
     for other in groups:
         low, high = (other, mine) if other <= mine else (mine, other)
-        if other != mine and low <= high and not any(low <= g <= high and g not in (low, high) for g in groups):
+        if (
+            other != mine
+            and low <= high
+            and not any(low <= g <= high and g not in (low, high) for g in groups)
+        ):
             found.append(str(other))
     return found
-

@@ -1,7 +1,9 @@
-"""Who proposes: optuna's samplers, set up for spaces with conditional choices, several objectives and constraints.
+"""Who proposes: optuna's samplers, set up for spaces with conditional choices, several objectives
+and constraints.
 
-A sampler is made anew for each proposal, seeded from the study's seed and the trial's number: a study that was killed and
-resumed proposes what an undisturbed one would, and never repeats its first suggestions.
+A sampler is made anew for each proposal, seeded from the study's seed and the trial's number: a
+study that was killed and resumed proposes what an undisturbed one would, and never repeats its
+first suggestions.
 """
 
 from __future__ import annotations
@@ -13,31 +15,39 @@ from typing import Any
 import numpy
 import optuna
 
-from studies.samplers.tpe import BoundedTPE
 from studies.config import Study
-from studies.samplers.evolution import Neighbour, SubgroupEvolution
 from studies.samplers.ehvi import ExpectedImprovement
-from studies.samplers.planned import PlannedSampler
+from studies.samplers.evolution import Neighbour, SubgroupEvolution
 from studies.samplers.initial_design import SpreadStart
+from studies.samplers.planned import PlannedSampler
+from studies.samplers.tpe import BoundedTPE
 
-STARTUP = 8             # proposals before a sampler learns, unless the study says
-LEARNING = ("tpe", "ehvi", "gp", "evolution", "nsga2", "nsga3")     # nsga's first generation is its own
+STARTUP = 8  # proposals before a sampler learns, unless the study says
+# nsga's first generation is its own
+LEARNING = ("tpe", "ehvi", "gp", "evolution", "nsga2", "nsga3")
 
 
-def make_sampler(study: Study, number: int, refused: "optuna.trial.Trial | None" = None) -> optuna.samplers.BaseSampler:
+def make_sampler(
+    study: Study, number: int, refused: optuna.trial.Trial | None = None
+) -> optuna.samplers.BaseSampler:
     """The study's sampler for the proposal of trial `number`.
 
-    After the proposal `refused`, a sampler that learns from trials is helped on: it would go on proposing the same again and
-    again, so a neighbour of it that was not tried is proposed instead.
+    After the proposal `refused`, a sampler that learns from trials is helped on: it would go on
+    proposing the same again and again, so a neighbour of it that was not tried is proposed instead.
     """
     seed = derived_seed(study.search.seed, number)
     if study.search.sampler in LEARNING:
-        if number < startup_of(study) and study.search.start == "spread" and not study.search.sampler.startswith("nsga"):
+        if (
+            number < startup_of(study)
+            and study.search.start == "spread"
+            and not study.search.sampler.startswith("nsga")
+        ):
             return PlannedSampler(study, SpreadStart(study), seed)
         if refused is not None and refused.params:
             return PlannedSampler(study, Neighbour(refused.params, refused.distributions), seed)
     with warnings.catch_warnings():
-        # experimental samplers, and arguments that newer versions of optuna no longer need but older ones do
+        # experimental samplers, and arguments that newer versions of optuna no longer need but
+        # older ones do
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)
         return SAMPLERS[study.search.sampler](study, seed)
@@ -70,23 +80,37 @@ def _population(study: Study) -> int:
 
 def _tpe(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return BoundedTPE(
-        study.objectives, n_startup_trials=startup_of(study), multivariate=True, group=True,
-        constant_liar=True, warn_independent_sampling=False, seed=seed, constraints_func=constraints_of(study))
+        study.objectives,
+        n_startup_trials=startup_of(study),
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        warn_independent_sampling=False,
+        seed=seed,
+        constraints_func=constraints_of(study),
+    )
 
 
 def _nsga2(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.NSGAIISampler(population_size=_population(study), seed=seed, constraints_func=constraints_of(study))
+    return optuna.samplers.NSGAIISampler(
+        population_size=_population(study), seed=seed, constraints_func=constraints_of(study)
+    )
 
 
 def _nsga3(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.NSGAIIISampler(population_size=_population(study), seed=seed, constraints_func=constraints_of(study))
+    return optuna.samplers.NSGAIIISampler(
+        population_size=_population(study), seed=seed, constraints_func=constraints_of(study)
+    )
 
 
 def _gp(study: Study, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.GPSampler(
-        seed=seed, n_startup_trials=startup_of(study),
-        independent_sampler=optuna.samplers.RandomSampler(seed), warn_independent_sampling=False,
-        constraints_func=constraints_of(study))
+        seed=seed,
+        n_startup_trials=startup_of(study),
+        independent_sampler=optuna.samplers.RandomSampler(seed),
+        warn_independent_sampling=False,
+        constraints_func=constraints_of(study),
+    )
 
 
 def _random(study: Study, seed: int) -> optuna.samplers.BaseSampler:
@@ -94,18 +118,28 @@ def _random(study: Study, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _qmc(study: Study, seed: int) -> optuna.samplers.BaseSampler:
-    # One sequence for the whole study: its place in it is kept in the journal, so its own seed must not change.
-    return optuna.samplers.QMCSampler(scramble=True, seed=study.search.seed, independent_sampler=optuna.samplers.RandomSampler(seed),
-                                      warn_asynchronous_seeding=False, warn_independent_sampling=False)
+    # One sequence for the whole study: its place in it is kept in the journal, so its own seed must
+    # not change.
+    return optuna.samplers.QMCSampler(
+        scramble=True,
+        seed=study.search.seed,
+        independent_sampler=optuna.samplers.RandomSampler(seed),
+        warn_asynchronous_seeding=False,
+        warn_independent_sampling=False,
+    )
 
 
 class Enumeration(optuna.samplers.BruteForceSampler):
-    """Every combination of choices once, conditional ones included, in a random order; `exhausted` afterwards."""
+    """Every combination of choices once, conditional ones included, in a random order; `exhausted`
+    afterwards.
+    """
 
     exhausted = False
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-        """Notes that nothing is left: optuna would stop a loop of its own, which there is none of here."""
+        """Notes that nothing is left: optuna would stop a loop of its own, which there is none of
+        here.
+        """
         try:
             super().after_trial(study, trial, state, values)
         except RuntimeError:
@@ -125,4 +159,13 @@ def _ehvi(study: Study, seed: int) -> optuna.samplers.BaseSampler:
 
 
 SAMPLERS: dict[str, Callable[[Study, int], optuna.samplers.BaseSampler]] = {
-    "tpe": _tpe, "nsga2": _nsga2, "nsga3": _nsga3, "gp": _gp, "ehvi": _ehvi, "evolution": _evolution, "random": _random, "grid": _grid, "qmc": _qmc}
+    "tpe": _tpe,
+    "nsga2": _nsga2,
+    "nsga3": _nsga3,
+    "gp": _gp,
+    "ehvi": _ehvi,
+    "evolution": _evolution,
+    "random": _random,
+    "grid": _grid,
+    "qmc": _qmc,
+}

@@ -1,8 +1,10 @@
-"""Proposals planned whole: what a sampler needs that looks at architectures instead of single parameters.
+"""Proposals planned whole: what a sampler needs that looks at architectures instead of single
+parameters.
 
-Optuna asks for one parameter after the other and learns only at the end what they make. A draft runs the search space on paper first, in
-less than a millisecond, so that a sampler can compare several whole architectures, with all that is known of them
-without training, and never proposes what was tried before.
+Optuna asks for one parameter after the other and learns only at the end what they make. A draft
+runs the search space on paper first, in less than a millisecond, so that a sampler can compare
+several whole architectures, with all that is known of them without training, and never proposes
+what was tried before.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from studies.config import Study
 
-ATTEMPTS = 40       # drafts until one is new; then a repeat is proposed after all
-_ENDED: WeakKeyDictionary[optuna.Study, dict[int, frozenset]] = WeakKeyDictionary()     # keys of the parameters of ended trials, by number
+ATTEMPTS = 40  # drafts until one is new; then a repeat is proposed after all
+# keys of the parameters of ended trials, by number
+_ENDED: WeakKeyDictionary[optuna.Study, dict[int, frozenset]] = WeakKeyDictionary()
 
 
 class Draft:
-    """A trial on paper: follows a plan where the space allows it, draws the rest, and keeps what was chosen in `params`.
+    """A trial on paper: follows a plan where the space allows it, draws the rest, and keeps what
+    was chosen in `params`.
 
-    A choice that the plan has under another condition (`input_size/25-33/2` for `input_size`) is taken where it exists.
+    A choice that the plan has under another condition (`input_size/25-33/2` for `input_size`) is
+    taken where it exists.
     """
 
     def __init__(self, plan: Mapping[str, Any], rng: numpy.random.Generator) -> None:
@@ -70,7 +75,8 @@ class Planner(Protocol):
 
 
 class PlannedSampler(optuna.samplers.BaseSampler):
-    """Proposes what its planner plans, but nothing that was tried before while there is something new to be found.
+    """Proposes what its planner plans, but nothing that was tried before while there is something
+    new to be found.
 
     Made anew, with its own seed, for every proposal.
     """
@@ -81,15 +87,19 @@ class PlannedSampler(optuna.samplers.BaseSampler):
         self._random = optuna.samplers.RandomSampler(seed)
         self._params: dict[str, Any] = {}
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         """Nothing: choices are made one by one, since which ones there are depends on earlier ones."""
         return {}
 
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         """Nothing; plans the proposal."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
         tried = _tried(study, trials)
-        best: "tuple[int, dict[str, Any]] | None" = None
+        best: tuple[int, dict[str, Any]] | None = None
         for _ in range(ATTEMPTS):
             draft = draw(self._study, self._planner.plan(trials, self._rng), self._rng)[0]
             repeats = tried[as_key(draft.params)]
@@ -101,16 +111,29 @@ class PlannedSampler(optuna.samplers.BaseSampler):
         self._params = best[1]
         return {}
 
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """The planned value; a random one where the space asks for something that the draft did not meet."""
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """The planned value; a random one where the space asks for something that the draft did not
+        meet.
+        """
         value = self._params.get(param_name)
-        if value is not None and (not isinstance(param_distribution, CategoricalDistribution) or value in param_distribution.choices):
+        if value is not None and (
+            not isinstance(param_distribution, CategoricalDistribution)
+            or value in param_distribution.choices
+        ):
             return value
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
 
 def _tried(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Counter[frozenset]:
-    """How often each choice of parameters was proposed; that of an ended trial is made into a key once."""
+    """How often each choice of parameters was proposed; that of an ended trial is made into a key
+    once.
+    """
     known = _ENDED.setdefault(study, {})
     keys = []
     for trial in trials:
@@ -124,8 +147,12 @@ def _tried(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Counter[frozen
     return Counter(keys)
 
 
-def draw(study: Study, plan: Mapping[str, Any], rng: numpy.random.Generator) -> tuple[Draft, Architecture]:
-    """A draft that follows `plan`, and its architecture before widths are matched, which is what takes time."""
+def draw(
+    study: Study, plan: Mapping[str, Any], rng: numpy.random.Generator
+) -> tuple[Draft, Architecture]:
+    """A draft that follows `plan`, and its architecture before widths are matched, which is what
+    takes time.
+    """
     draft = Draft(plan, rng)
     space = study.space.model_copy(update={"width": None})
     return draft, space.sample(draft, declared=Group.parse(study.symmetry.group)).architecture

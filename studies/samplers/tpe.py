@@ -1,4 +1,6 @@
-"""TPE that looks at the best and the newest trials only, so that a proposal takes as long at the thousandth trial as at the 250th."""
+"""TPE that looks at the best and the newest trials only, so that a proposal takes as long at the
+thousandth trial as at the 250th.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.pareto import pareto
 
-BEST, NEWEST = 60, 190      # finished trials that are looked at; of 250, optuna's TPE counts 25 as good, and of more never more
+# finished trials that are looked at; of 250, optuna's TPE counts 25 as good, and of more never more
+BEST, NEWEST = 60, 190
 
 
 class BoundedTPE(optuna.samplers.TPESampler):
-    """Optuna's TPE on the `BEST` complete trials by non-dominated rank, the `NEWEST` finished ones, and all that are running.
+    """Optuna's TPE on the `BEST` complete trials by non-dominated rank, the `NEWEST` finished ones,
+    and all that are running.
 
-    Until so many trials have finished it proposes what TPE does. One is made for each proposal (`studies.samplers.factory.make_sampler`).
+    Until so many trials have finished it proposes what TPE does. One is made for each proposal
+    (`studies.samplers.factory.make_sampler`).
     """
 
     def __init__(self, objectives: Sequence[str], **arguments: Any) -> None:
@@ -27,11 +32,15 @@ class BoundedTPE(optuna.samplers.TPESampler):
         """See optuna."""
         return super().infer_relative_search_space(self._view(study), trial)
 
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
         """See optuna."""
         return super().sample_relative(self._view(study), trial, search_space)
 
-    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+    def sample_independent(
+        self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
         """See optuna."""
         return super().sample_independent(self._view(study), trial, param_name, param_distribution)
 
@@ -42,7 +51,9 @@ class BoundedTPE(optuna.samplers.TPESampler):
 
 
 class _View:
-    """A study of which some finished trials are out of sight. It stays the same for all parameters of a proposal."""
+    """A study of which some finished trials are out of sight. It stays the same for all parameters
+    of a proposal.
+    """
 
     def __init__(self, study: Any, objectives: tuple[str, ...]) -> None:
         self._study = study
@@ -52,19 +63,29 @@ class _View:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
-    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+    def _get_trials(
+        self, deepcopy: bool = True, states: Any = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
         return [trial for trial in self._trials if states is None or trial.state in states]
 
 
-def informative(trials: Sequence[FrozenTrial], objectives: Sequence[str], most: int = BEST, newest: int = NEWEST) -> list[FrozenTrial]:
-    """The trials that a sampler is shown, in the order of their numbers: all, until more than `most` and `newest` have finished; then the
-    `most` best complete ones, the `newest` finished ones and all that run."""
+def informative(
+    trials: Sequence[FrozenTrial], objectives: Sequence[str], most: int = BEST, newest: int = NEWEST
+) -> list[FrozenTrial]:
+    """The trials that a sampler is shown, in the order of their numbers: all, until more than
+    `most` and `newest` have finished; then the `most` best complete ones, the `newest` finished
+    ones and all that run.
+    """
     learned = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(learned) <= most + newest:
         return list(trials)
     shown = {trial.number for trial in learned[-newest:]}
-    left = [trial for trial in learned[:-newest] if trial.state == TrialState.COMPLETE
-            and all(excess <= 0 for excess in trial.user_attrs.get("constraints", {}).values())]
+    left = [
+        trial
+        for trial in learned[:-newest]
+        if trial.state == TrialState.COMPLETE
+        and all(excess <= 0 for excess in trial.user_attrs.get("constraints", {}).values())
+    ]
     best: list[FrozenTrial] = []
     while left and len(best) < most:
         best += pareto(left, objectives, lambda trial: trial.values)

@@ -1,9 +1,10 @@
 """Who goes on at a rung: successive halving of the stopping type, for several scores at once.
 
-A rung is a training length at which trials are compared. The rule is arithmetic on tuples: no clock, storage or randomness.
-With one score it is the stopping variant of ASHA (Li et al., arXiv:1810.05934); with several, trials are ranked by
-non-dominated sorting and then by crowding (Deb et al., NSGA-II, 2002), both over *values*: ranking by position in a sorted
-list, as MO-ASHA implementations do, stops trials that nobody beats.
+A rung is a training length at which trials are compared. The rule is arithmetic on tuples: no
+clock, storage or randomness. With one score it is the stopping variant of ASHA (Li et al.,
+arXiv:1810.05934); with several, trials are ranked by non-dominated sorting and then by crowding
+(Deb et al., NSGA-II, 2002), both over *values*: ranking by position in a sorted list, as MO-ASHA
+implementations do, stops trials that nobody beats.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float = 2) -> bool:
-    """True if fewer than 1/`eta` of everybody at this rung (`peers` and `mine`) are better than `mine`.
+    """True if fewer than 1/`eta` of everybody at this rung (`peers` and `mine`) are better than
+    `mine`.
 
-    All scores are maximised. `peers` are the scores of the other trials that have reached the rung, in any order. Better
-    is: on an earlier non-dominated front, or on the same front with more room around it (`crowding`). A point that nobody
-    dominates is always kept. Raises ValueError for an eta not above 1 or points of unequal length.
+    All scores are maximised. `peers` are the scores of the other trials that have reached the rung,
+    in any order. Better is: on an earlier non-dominated front, or on the same front with more room
+    around it (`crowding`). A point that nobody dominates is always kept. Raises ValueError for an
+    eta not above 1 or points of unequal length.
     """
     if eta <= 1:
         raise ValueError(f"eta is {eta}; it must be above 1 (2 keeps about a half at each rung)")
@@ -34,18 +37,26 @@ def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float 
 
 
 def survivors(points: Mapping[Name, Point], *, eta: float = 2) -> list[Name]:
-    """The names whose points `keep` would keep among all the others: front after front, in the order of `points` within one."""
+    """The names whose points `keep` would keep among all the others: front after front, in the
+    order of `points` within one.
+    """
     limit = len(points) / eta
-    rank: dict[Point, int] = {}         # of the points that are kept: the number of better ones on earlier fronts
+    # of the points that are kept: the number of better ones on earlier fronts
+    rank: dict[Point, int] = {}
     before = 0
     for front in fronts(list(points.values())):
         if before == 0 or before + len(front) <= limit:
             rank.update(dict.fromkeys(front, before))
-        elif before < limit:            # the limit lies within this front: room decides
+        elif before < limit:  # the limit lies within this front: room decides
             room = crowding(front)
-            least = sorted((room[point] for point in front), reverse=True)[math.ceil(limit - before) - 1]
+            least = sorted((room[point] for point in front), reverse=True)[
+                math.ceil(limit - before) - 1
+            ]
             rank.update((point, before) for point in front if room[point] >= least)
         else:
             break
         before += len(front)
-    return sorted((name for name, point in points.items() if point in rank), key=lambda name: rank[points[name]])
+    return sorted(
+        (name for name, point in points.items() if point in rank),
+        key=lambda name: rank[points[name]],
+    )

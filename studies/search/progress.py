@@ -1,4 +1,6 @@
-"""What a study has come to: how many trials have ended, the front's hypervolume, when it last grew, and failures in a row."""
+"""What a study has come to: how many trials have ended, the front's hypervolume, when it last grew,
+and failures in a row.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ class Tally:
     def __init__(self, objectives: Sequence[str]) -> None:
         self._objectives = tuple(objectives)
         self._front: list[tuple[float, ...]] = []
-        self._moved = 0                     # trials ended when the front last grew
-        self._failures = 0                  # in a row
-        self.ended = 0                      # complete, pruned or failed
-        self.volume = 0.0                   # of the front, 0 to 1
+        self._moved = 0  # trials ended when the front last grew
+        self._failures = 0  # in a row
+        self.ended = 0  # complete, pruned or failed
+        self.volume = 0.0  # of the front, 0 to 1
 
     def count(self, values: Sequence[float] | None) -> None:
-        """Counts a trial that has ended; `values` are its objectives if it is complete and breaks no constraint."""
+        """Counts a trial that has ended; `values` are its objectives if it is complete and breaks
+        no constraint.
+        """
         self.ended += 1
         if values is None:
             return
@@ -41,4 +45,7 @@ class Tally:
         """Counts failures in a row. Raises TooManyFailuresError at the fifth, with its reason."""
         self._failures = self._failures + 1 if failed else 0
         if self._failures >= FAILURES_IN_A_ROW:
-            raise TooManyFailuresError(f"{self._failures} trials in a row failed, so the study stops; the last error was: {reason}")
+            raise TooManyFailuresError(
+                f"{self._failures} trials in a row failed, so the study stops; the last error "
+                f"was: {reason}"
+            )

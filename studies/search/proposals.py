@@ -21,12 +21,13 @@ class Plain:
     """What a trial's attributes say about its architecture."""
 
     family: str
-    group: str              # of the last stage
+    group: str  # of the last stage
     params: int
-    macs: int               # per image
-    exact: bool             # the logits are invariant under every element of the study's symmetry group
-    surviving: list[str]    # the elements of that group under which the logits are invariant
-    input_size: list[int]   # height and width, pixels
+    macs: int  # per image
+    # the logits are invariant under every element of the study's symmetry group
+    exact: bool
+    surviving: list[str]  # the elements of that group under which the logits are invariant
+    input_size: list[int]  # height and width, pixels
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Facts:
     """The plain facts, and how they stand against the study's constraints."""
 
     plain: Plain
-    excess: dict[str, float]    # by constraint, as a share of the limit; negative is within
-    broken: str                 # why it cannot be trained; empty if it can
+    excess: dict[str, float]  # by constraint, as a share of the limit; negative is within
+    broken: str  # why it cannot be trained; empty if it can
 
 
 def facts(architecture: Architecture, study: Study, channels: int, classes: int) -> Facts:
@@ -43,33 +44,71 @@ def facts(architecture: Architecture, study: Study, channels: int, classes: int)
     spent = cost(architecture, channels, classes)
     declared = Group.parse(study.symmetry.group)
     invariant = verdict(architecture, declared).invariant
-    plain = Plain(architecture.family, str(architecture.group), spent.params, spent.macs, len(invariant) == declared.order,
-                  [element.name for element in invariant], list(architecture.size))
-    limits = {name: limit for name, limit in study.constraints.limits().items() if name in ("params", "macs")}
+    plain = Plain(
+        architecture.family,
+        str(architecture.group),
+        spent.params,
+        spent.macs,
+        len(invariant) == declared.order,
+        [element.name for element in invariant],
+        list(architecture.size),
+    )
+    limits = {
+        name: limit
+        for name, limit in study.constraints.limits().items()
+        if name in ("params", "macs")
+    }
     excess = {name: getattr(plain, name) / limit - 1 for name, limit in limits.items()}
-    broken = "; ".join(f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}"
-                       for name, limit in limits.items() if excess[name] > 0)
+    broken = "; ".join(
+        f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}"
+        for name, limit in limits.items()
+        if excess[name] > 0
+    )
     return Facts(plain, excess, broken)
 
 
 def proposed(trial: Any, study: Study, channels: int, classes: int) -> Proposal:
-    """What an Optuna trial proposes: the architecture that it was enqueued with, or one drawn from the study's space."""
+    """What an Optuna trial proposes: the architecture that it was enqueued with, or one drawn from
+    the study's space.
+    """
     known = trial.user_attrs.get("enqueued")
     if known is not None:
         return Proposal(Architecture.parse(known))
-    return study.space.sample(trial, channels=channels, classes=classes, declared=Group.parse(study.symmetry.group))
+    return study.space.sample(
+        trial, channels=channels, classes=classes, declared=Group.parse(study.symmetry.group)
+    )
 
 
-def attributes_of(proposal: Proposal, known: Facts, key: str, repeat: int, seed: int) -> dict[str, Any]:
-    """What the journal says about a proposal. The architecture comes last: with it, the proposal is complete."""
-    return {**asdict(known.plain), **({"constraints": known.excess} if known.excess else {}), "canonical": key,
-            "learning_rate": proposal.learning_rate, "seed": seed + repeat, "repeat": repeat, "architecture": str(proposal.architecture)}
+def attributes_of(
+    proposal: Proposal, known: Facts, key: str, repeat: int, seed: int
+) -> dict[str, Any]:
+    """What the journal says about a proposal. The architecture comes last: with it, the proposal is
+    complete.
+    """
+    return {
+        **asdict(known.plain),
+        **({"constraints": known.excess} if known.excess else {}),
+        "canonical": key,
+        "learning_rate": proposal.learning_rate,
+        "seed": seed + repeat,
+        "repeat": repeat,
+        "architecture": str(proposal.architecture),
+    }
 
 
 def continued(number: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the journal says of a trial that continues the stopped trial `number`, of which it says `attributes`."""
-    rungs = {f"rung {epoch}": {**rung, "decision": "continue"} for epoch, rung in recorded_rungs(attributes).items()}
-    return {**{name: value for name, value in attributes.items() if name != "attempts"}, **rungs, "continues": number}
+    """What the journal says of a trial that continues the stopped trial `number`, of which it says
+    `attributes`.
+    """
+    rungs = {
+        f"rung {epoch}": {**rung, "decision": "continue"}
+        for epoch, rung in recorded_rungs(attributes).items()
+    }
+    return {
+        **{name: value for name, value in attributes.items() if name != "attempts"},
+        **rungs,
+        "continues": number,
+    }
 
 
 def key_of(proposal: Proposal) -> str:

@@ -14,7 +14,8 @@ from studies.journal.reader import read_trials
 
 
 def read_architectures(path: str | Path) -> list[str]:
-    """The architectures in a text file, one a line; empty lines and those that begin with # are passed over.
+    """The architectures in a text file, one a line; empty lines and those that begin with # are
+    passed over.
 
     Raises StudyError that names the line of the first one that cannot be parsed.
     """
@@ -38,8 +39,8 @@ def enqueue_architectures(optuna_study: Any, architectures: Sequence[str]) -> No
 def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
     """Shows the completed trials of an earlier study to the sampler, and returns how many they are.
 
-    They never reach the front: they were trained under other settings. Raises StudyError if the spaces or the objectives
-    differ, since parameters then mean something else.
+    They never reach the front: they were trained under other settings. Raises StudyError if the
+    spaces or the objectives differ, since parameters then mean something else.
     """
     import optuna
 
@@ -49,7 +50,10 @@ def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
     earlier = read_study(directory)
     unlike = [d for d in differences(earlier, study) if d.startswith(("space", "objectives"))]
     if unlike:
-        raise StudyError(f"{directory} cannot warm this study up: its {'; '.join(unlike)}; enqueue its best architectures instead")
+        raise StudyError(
+            f"{directory} cannot warm this study up: its {'; '.join(unlike)}; enqueue its best "
+            "architectures instead"
+        )
     if not (directory / JOURNAL).is_file():
         return 0
     complete = {record.number for record in read_trials(directory) if record.state == "complete"}
@@ -60,7 +64,15 @@ def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
         backend.close()
     for trial in trials:
         if trial.number in complete:
-            optuna_study.add_trial(optuna.trial.create_trial(
-                values=trial.values, params=trial.params, distributions=trial.distributions,
-                user_attrs={"warm_start": trial.number, "architecture": trial.user_attrs.get("architecture")}))
+            optuna_study.add_trial(
+                optuna.trial.create_trial(
+                    values=trial.values,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs={
+                        "warm_start": trial.number,
+                        "architecture": trial.user_attrs.get("architecture"),
+                    },
+                )
+            )
     return len(complete)

@@ -1,4 +1,6 @@
-"""Ray, started on this machine alone or connected to as a cluster: addresses, tokens, the workers' code, and what they must see."""
+"""Ray, started on this machine alone or connected to as a cluster: addresses, tokens, the workers'
+code, and what they must see.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,25 @@ from typing import Any
 
 from studies.config import Resources, Study
 from studies.errors import StudyError
-from studies.workers.executors import available_cpus
 from studies.journal.directory import STUDY
+from studies.workers.executors import available_cpus
 from studies.workers.local_ray import ENVIRONMENT, first_line, local_ray, read_environment, settings
 
-PATIENCE = 30.0                 # seconds for a cluster to answer
+PATIENCE = 30.0  # seconds for a cluster to answer
 TRIALS_PER_CARD = 8
-# In a process of its own: Ray tries for ever where something else listens, and what refuses a token is said on stderr alone
+# In a process of its own: Ray tries for ever where something else listens, and what refuses a token
+# is said on stderr alone
 PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
-TOKEN = ("its token is missing or wrong here; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file ~/.ray/auth_token to the cluster's token "
-         "(and RAY_AUTH_MODE, if it is set, to token)")
+TOKEN = (
+    "its token is missing or wrong here; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file "
+    "~/.ray/auth_token to the cluster's token "
+    "(and RAY_AUTH_MODE, if it is set, to token)"
+)
 
 
 def address_of(resources: Resources) -> str | None:
-    """The address of the cluster that a study runs on, from its file or RAY_ADDRESS; None for Ray on this machine alone.
+    """The address of the cluster that a study runs on, from its file or RAY_ADDRESS; None for Ray
+    on this machine alone.
 
     Raises StudyError for an address that is none of a cluster's head.
     """
@@ -41,15 +48,21 @@ def address_of(resources: Resources) -> str | None:
     if address == "local":
         return None
     host, _, port = address.rpartition(":")
-    if "://" in address or address != "auto" and not (host and port.isdigit()):
-        raise StudyError(f"'{address}' is no address of a Ray cluster's head; give HOST:PORT (port 6379 unless `ray start` was told another) on a "
-                         "machine that has joined the cluster, or auto there. Ray Client (ray://) and job addresses (http://) are not supported")
+    if "://" in address or (address != "auto" and not (host and port.isdigit())):
+        raise StudyError(
+            f"'{address}' is no address of a Ray cluster's head; give HOST:PORT (port 6379 "
+            "unless `ray start` was told another) on a "
+            "machine that has joined the cluster, or auto there. Ray Client (ray://) and job "
+            "addresses (http://) are not supported"
+        )
     return address
 
 
 @contextmanager
 def connected(resources: Resources) -> Iterator[str]:
-    """Ray, connected: yields `local`, `cluster`, or `caller` where the caller had connected it. Raises StudyError if it cannot be."""
+    """Ray, connected: yields `local`, `cluster`, or `caller` where the caller had connected it.
+    Raises StudyError if it cannot be.
+    """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield "caller"
         return
@@ -58,24 +71,40 @@ def connected(resources: Resources) -> Iterator[str]:
         with _joined(address, resources):
             yield "cluster"
         return
-    wanted = 0 if resources.workers == "auto" else math.ceil(resources.workers * resources.cpus_per_trial)
-    with local_ray(num_cpus=max(wanted, available_cpus()), resources=_local_custom(resources), runtime_env=resources.runtime_env or None):
+    wanted = (
+        0
+        if resources.workers == "auto"
+        else math.ceil(resources.workers * resources.cpus_per_trial)
+    )
+    with local_ray(
+        num_cpus=max(wanted, available_cpus()),
+        resources=_local_custom(resources),
+        runtime_env=resources.runtime_env or None,
+    ):
         yield "local"
 
 
 @contextmanager
 def _joined(address: str, resources: Resources) -> Iterator[None]:
     """This process as a driver of the cluster at `address`, with the cluster's token."""
-    require_answer(address)         # before Ray reads the environment: the mode is set here
+    require_answer(address)  # before Ray reads the environment: the mode is set here
     with settings():
         import ray
 
         read_environment()
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped(resources))
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=shipped(resources),
+            )
         except Exception as error:
-            raise StudyError(f"the Ray cluster at {address} cannot be used: {first_line(error)}; see `equisearch doctor`, or run in one process "
-                             "with `resources: {executor: in_process}`") from error
+            raise StudyError(
+                f"the Ray cluster at {address} cannot be used: {first_line(error)}; see "
+                "`equisearch doctor`, or run in one process "
+                "with `resources: {executor: in_process}`"
+            ) from error
         try:
             yield
         finally:
@@ -84,11 +113,16 @@ def _joined(address: str, resources: Resources) -> Iterator[None]:
 
 def _has_token() -> bool:
     """Whether this process has a token for clusters where Ray looks for one."""
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")) or (Path.home() / ".ray" / "auth_token").is_file()
+    return (
+        bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
 
 
 def living_nodes(directory: Path) -> list[dict[str, float]]:
-    """The resources of every living node. Raises StudyError where the head is gone: Ray would wait, and end this process after a minute."""
+    """The resources of every living node. Raises StudyError where the head is gone: Ray would wait,
+    and end this process after a minute.
+    """
     import ray
 
     answer: Future = Future()
@@ -103,15 +137,21 @@ def living_nodes(directory: Path) -> list[dict[str, float]]:
     try:
         return [node["Resources"] for node in answer.result(PATIENCE) if node["Alive"]]
     except TimeoutError:
-        raise StudyError(f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished is lost: "
-                         f"`equisearch resume {directory}` goes on when it is back, or elsewhere with --ray-address") from None
+        raise StudyError(
+            f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished "
+            "is lost: "
+            f"`equisearch resume {directory}` goes on when it is back, or elsewhere with "
+            "--ray-address"
+        ) from None
 
 
 def cards_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
-    """How many cards a trial gets: what the study says, or with `auto` the share that lets every core of a node with cards train.
+    """How many cards a trial gets: what the study says, or with `auto` the share that lets every
+    core of a node with cards train.
 
-    An eighth at least, since more trainings at once gain nothing on one card, and one card at most; 0 where no node has any, or the study trains
-    on CPUs. Nodes that differ get the smallest of their shares.
+    An eighth at least, since more trainings at once gain nothing on one card, and one card at most;
+    0 where no node has any, or the study trains on CPUs. Nodes that differ get the smallest of
+    their shares.
     """
     asked = study.resources.gpus_per_trial
     if asked != "auto":
@@ -119,15 +159,29 @@ def cards_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
     if study.training.device == "cpu":
         return 0.0
     wanted = study.resources.cpus_per_trial or 1 / TRIALS_PER_CARD
-    shares = [node["GPU"] / max(1, int(node.get("CPU", 0) / wanted)) for node in nodes if node.get("GPU", 0) >= 1]
-    return min((min(1.0, max(1 / TRIALS_PER_CARD, int(10_000 * share) / 10_000)) for share in shares), default=0.0)     # Ray counts in ten-thousandths
+    shares = [
+        node["GPU"] / max(1, int(node.get("CPU", 0) / wanted))
+        for node in nodes
+        if node.get("GPU", 0) >= 1
+    ]
+    # Ray counts in ten-thousandths
+    return min(
+        (min(1.0, max(1 / TRIALS_PER_CARD, int(10_000 * share) / 10_000)) for share in shares),
+        default=0.0,
+    )
 
 
 def shipped(resources: Resources) -> dict[str, Any]:
-    """The runtime environment of a cluster's workers: this code, whatever their nodes have installed, and what the study asks for."""
+    """The runtime environment of a cluster's workers: this code, whatever their nodes have
+    installed, and what the study asks for.
+    """
     top = Path(__file__).resolve().parents[2]
     ours = [str(top / package) for package in ("searchspace", "trainers", "studies")]
-    return {"excludes": ["__pycache__"], **resources.runtime_env, "py_modules": [*ours, *resources.runtime_env.get("py_modules", ())]}
+    return {
+        "excludes": ["__pycache__"],
+        **resources.runtime_env,
+        "py_modules": [*ours, *resources.runtime_env.get("py_modules", ())],
+    }
 
 
 def unseen(study: Study, directory: str) -> str | None:
@@ -137,19 +191,26 @@ def unseen(study: Study, directory: str) -> str | None:
         return f"the worker on {host} does not see the study in {directory}; the directory must lie where every node finds it under the same path"
     if not os.access(directory, os.W_OK):
         return f"the worker on {host} may not write to {directory}"
-    place = study.data.folder or (study.data.root if study.data.name != "digits" and not study.data.download else None)
+    place = study.data.folder or (
+        study.data.root if study.data.name != "digits" and not study.data.download else None
+    )
     if place is not None and not place.expanduser().exists():
-        return (f"the worker on {host} does not see the data in {place}; "
-                f"every node must find it under the same path (`data.{'folder' if study.data.folder else 'root'}`)")
+        return (
+            f"the worker on {host} does not see the data in {place}; "
+            "every node must find it under the same path "
+            f"(`data.{'folder' if study.data.folder else 'root'}`)"
+        )
     return None
 
 
 @lru_cache
 def require_answer(address: str) -> None:
-    """Raises StudyError, within PATIENCE, unless a Ray cluster answers at `address` and lets this process in.
+    """Raises StudyError, within PATIENCE, unless a Ray cluster answers at `address` and lets this
+    process in.
 
-    A process with a token shows it, unless RAY_AUTH_MODE says otherwise: `ray start` makes one and asks for it, `ray.init` does not send it
-    by itself (ray 2.60), and a cluster without tokens lets in those that have one, too.
+    A process with a token shows it, unless RAY_AUTH_MODE says otherwise: `ray start` makes one and
+    asks for it, `ray.init` does not send it by itself (ray 2.60), and a cluster without tokens lets
+    in those that have one, too.
     """
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -158,13 +219,25 @@ def require_answer(address: str) -> None:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise StudyError(f"no Ray cluster is at {address} ({error.strerror or error}); `ray start --head --port={port}` starts one on that host") from error
+        raise StudyError(
+            f"no Ray cluster is at {address} ({error.strerror or error}); `ray start --head "
+            f"--port={port}` starts one on that host"
+        ) from error
     deadline, said = time.monotonic() + PATIENCE, ""
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([sys.executable, "-c", PROBE, address], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                   env={**ENVIRONMENT, **os.environ})
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROBE, address],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**ENVIRONMENT, **os.environ},
+        )
         try:
-            while process.poll() is None and time.monotonic() < deadline and "InvalidAuthToken" not in said:
+            while (
+                process.poll() is None
+                and time.monotonic() < deadline
+                and "InvalidAuthToken" not in said
+            ):
                 time.sleep(0.1)
                 said = _text(output)
         finally:
@@ -177,9 +250,15 @@ def require_answer(address: str) -> None:
     if "InvalidAuthToken" in said or "AuthenticationError" in said:
         raise StudyError(f"the Ray cluster at {address} does not let this process in: {TOKEN}")
     if status is None:
-        raise StudyError(f"something listens at {address}, and has not answered as a Ray cluster does within {PATIENCE:g} s")
+        raise StudyError(
+            f"something listens at {address}, and has not answered as a Ray cluster does within "
+            f"{PATIENCE:g} s"
+        )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    raise StudyError(f"the Ray cluster at {address} cannot be used: {lines[-1] if lines else f'connecting to it ended with status {status}'}")
+    raise StudyError(
+        f"the Ray cluster at {address} cannot be used: "
+        f"{lines[-1] if lines else f'connecting to it ended with status {status}'}"
+    )
 
 
 def _text(output: Any) -> str:

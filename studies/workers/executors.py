@@ -1,9 +1,14 @@
-"""Carrying out a study: what every executor shares, and the one that runs trials in this process, one after the other.
+"""Carrying out a study: what every executor shares, and the one that runs trials in this process,
+one after the other.
 
-An executor asks the driver for work, lets a trainable do it, passes on what that reports, and tells how it ended. It holds to:
-- every assignment that is handed out ends in exactly one `finish`, or the study is left as a killed driver leaves it;
-- the first SIGINT or SIGTERM lets running trials finish their epoch and puts them back, the second ends the process at once;
-- a trainable that raises fails its trial (`ScoresError` and others), one that runs out of memory is tried once more with half the
+An executor asks the driver for work, lets a trainable do it, passes on what that reports, and tells
+how it ended. It holds to:
+- every assignment that is handed out ends in exactly one `finish`, or the study is left as a killed
+driver leaves it;
+- the first SIGINT or SIGTERM lets running trials finish their epoch and puts them back, the second
+ends the process at once;
+- a trainable that raises fails its trial (`ScoresError` and others), one that runs out of memory is
+tried once more with half the
   batch, and one that runs out of disk ends the study without failing the trial.
 """
 
@@ -19,47 +24,54 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
-from studies.search.assignments import Assignment, Decision, Leave, Trainable
 from studies.config import Resources
-from studies.search.driver import SearchDriver
 from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
 from studies.journal.reader import Outcome
+from studies.search.assignments import Assignment, Decision, Leave, Trainable
+from studies.search.driver import SearchDriver
 
 DEFAULT_TRAINABLE = "studies.workers.worker:run_trial"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: a trial started, finished an epoch, was compared at a rung, or ended; or a warning, of no trial."""
+    """Something to show: a trial started, finished an epoch, was compared at a rung, or ended; or a
+    warning, of no trial.
+    """
 
     kind: Literal["started", "epoch", "rung", "ended", "warning"]
     number: int
     epoch: int = 0
-    scores: Mapping[str, Any] | None = None     # at a rung
-    outcome: str | None = None                  # of an ended trial; at a rung, the decision
+    scores: Mapping[str, Any] | None = None  # at a rung
+    outcome: str | None = None  # of an ended trial; at a rung, the decision
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Why a run ended: trials, patience, exhausted, timeout, or the name of a signal; and the exit status that says so."""
+    """Why a run ended: trials, patience, exhausted, timeout, or the name of a signal; and the exit
+    status that says so.
+    """
 
     reason: str
     exit_status: int = 0
 
 
 Listener = Callable[[Event], None]
-TrainableName = Union[Trainable, str, None]
+TrainableName = Trainable | str | None
 """What carries out an assignment: a function, `module:function`, or None for training and measuring."""
 
 
-def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
+def run(
+    driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None
+) -> Ending:
     """Runs the study to its end, or until it is interrupted, and returns why it ended.
 
-    None as `trainable` trains and measures (`studies.workers.worker:run_trial`). Trials run in this process where the study asks for
-    one worker, else on Ray. Raises StudyError when the study cannot go on.
+    None as `trainable` trains and measures (`studies.workers.worker:run_trial`). Trials run in this
+    process where the study asks for one worker, else on Ray. Raises StudyError when the study
+    cannot go on.
     """
     if not on_ray(driver.study.resources):
         return run_in_process(driver, trainable, listener)
@@ -70,13 +82,19 @@ def run(driver: SearchDriver, trainable: TrainableName = None, listener: Listene
 
 def on_ray(resources: Resources) -> bool:
     """Whether a study runs on Ray: if it asks for it, names a cluster, or has more than one worker."""
-    alone = resources.workers == 1 or (resources.workers == "auto" and available_cpus() < 2 * max(1, resources.cpus_per_trial))
+    alone = resources.workers == 1 or (
+        resources.workers == "auto" and available_cpus() < 2 * max(1, resources.cpus_per_trial)
+    )
     address = resources.address or os.environ.get("RAY_ADDRESS")
-    return resources.executor == "ray" or resources.executor == "auto" and bool(address or not alone)
+    return resources.executor == "ray" or (
+        resources.executor == "auto" and bool(address or not alone)
+    )
 
 
 def require_cluster(resources: Resources) -> None:
-    """Raises StudyError if a study is to run on a Ray cluster that does not answer, or does not let this process in."""
+    """Raises StudyError if a study is to run on a Ray cluster that does not answer, or does not let
+    this process in.
+    """
     if on_ray(resources):
         from studies.workers.cluster import address_of, require_answer
 
@@ -92,9 +110,16 @@ def available_cpus() -> int:
     return cpu_count()
 
 
-def run_in_process(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
-    """Runs the study here, one trial at a time: for debugging, for one device, and for machines without Ray. See `run`."""
-    with listening(driver, listener) as show, Interruption(driver.study.search.timeout) as interruption:
+def run_in_process(
+    driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None
+) -> Ending:
+    """Runs the study here, one trial at a time: for debugging, for one device, and for machines
+    without Ray. See `run`.
+    """
+    with (
+        listening(driver, listener) as show,
+        Interruption(driver.study.search.timeout) as interruption,
+    ):
         while not interruption.requested:
             assignment = driver.next()
             if assignment is None:
@@ -131,7 +156,13 @@ def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Liste
     loggers = TuneLoggers(driver)
 
     def warn(why: str) -> None:
-        show(Event("warning", -1, reason=f"the loggers failed ({why}) and log nothing more; the study goes on"))
+        show(
+            Event(
+                "warning",
+                -1,
+                reason=f"the loggers failed ({why}) and log nothing more; the study goes on",
+            )
+        )
 
     log = unfailing(loggers, warn)
 
@@ -146,7 +177,9 @@ def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Liste
 
 
 def unfailing(listener: Listener, tell: Callable[[str], None] = lambda why: None) -> Listener:
-    """A listener that touches no trial: after its first exception, which `tell` is told of in one line, it listens no more."""
+    """A listener that touches no trial: after its first exception, which `tell` is told of in one
+    line, it listens no more.
+    """
     failed = False
 
     def listen(event: Event) -> None:
@@ -169,8 +202,19 @@ def silent(event: Event) -> None:
 class _DirectReport:
     """A worker's report to a driver in the same process."""
 
-    def __init__(self, driver: SearchDriver, assignment: Assignment, interruption: "Interruption", show: Listener) -> None:
-        self._driver, self._number, self._interruption, self._show = driver, assignment.number, interruption, show
+    def __init__(
+        self,
+        driver: SearchDriver,
+        assignment: Assignment,
+        interruption: Interruption,
+        show: Listener,
+    ) -> None:
+        self._driver, self._number, self._interruption, self._show = (
+            driver,
+            assignment.number,
+            interruption,
+            show,
+        )
         self.stopped = False
         self._heard = time.monotonic()
 
@@ -185,7 +229,10 @@ class _DirectReport:
         self._show(Event("epoch", self._number, epoch))
         limit, now = self._driver.study.resources.trial_timeout, time.monotonic()
         if limit is not None and now - self._heard > limit:
-            raise TimeoutError(f"epoch {epoch} took {now - self._heard:.0f} s, and resources.trial_timeout is {limit:g} s")
+            raise TimeoutError(
+                f"epoch {epoch} took {now - self._heard:.0f} s, and resources.trial_timeout is "
+                f"{limit:g} s"
+            )
         self._heard = now
         if self._interruption.requested:
             raise Leave
@@ -196,15 +243,17 @@ class Failure:
     """How a trainable ended other than by returning, in plain values that travel between processes."""
 
     kind: Literal["left", "failed", "out_of_memory", "no_space", "study"]
-    reason: str     # one line
-    detail: str     # the traceback
+    reason: str  # one line
+    detail: str  # the traceback
 
     @classmethod
-    def of(cls, error: BaseException | None) -> "Failure | None":
+    def of(cls, error: BaseException | None) -> Failure | None:
         """The failure that an exception means; None for None."""
         if error is None:
             return None
-        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:500]
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][
+            :500
+        ]
         detail = "".join(traceback.format_exception(error))
         return cls(_kind(error), reason, detail)
 
@@ -216,29 +265,45 @@ def _kind(error: BaseException) -> Literal["left", "failed", "out_of_memory", "n
         return "study"
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in NO_SPACE or "No space left on device" in str(chain):
+        if (
+            isinstance(chain, OSError) and chain.errno in NO_SPACE
+        ) or "No space left on device" in str(chain):
             return "no_space"
         # torch.OutOfMemoryError by name: this module does not import torch
-        if isinstance(chain, MemoryError) or type(chain).__name__ == "OutOfMemoryError" or "out of memory" in str(chain).lower():
+        if (
+            isinstance(chain, MemoryError)
+            or type(chain).__name__ == "OutOfMemoryError"
+            or "out of memory" in str(chain).lower()
+        ):
             return "out_of_memory"
         chain = chain.__cause__
     return "failed"
 
 
-def settle(driver: SearchDriver, number: int, stopped: bool, failure: Failure | None, show: Listener) -> None:
+def settle(
+    driver: SearchDriver, number: int, stopped: bool, failure: Failure | None, show: Listener
+) -> None:
     """Tells the driver how a trial ended. Raises StudyError if that ends the study too."""
     outcome: Outcome = "pruned" if stopped else "complete"
     if failure is not None:
-        outcome = {"left": "interrupted", "no_space": "interrupted", "study": "interrupted",
-                   "out_of_memory": "out_of_memory", "failed": "failed"}[failure.kind]      # type: ignore[assignment]
+        outcome = {
+            "left": "interrupted",
+            "no_space": "interrupted",
+            "study": "interrupted",
+            "out_of_memory": "out_of_memory",
+            "failed": "failed",
+        }[failure.kind]  # type: ignore[assignment]
     reason = failure.reason if failure else None
     try:
         driver.finish(number, outcome, reason, failure.detail if failure else None)
     finally:
         show(Event("ended", number, outcome=outcome, reason=reason))
     if failure is not None and failure.kind == "no_space":
-        raise StudyError(f"no space is left on the device for trial {number} ({reason}); nothing earlier is lost: free some space, "
-                         f"then `equisearch resume {driver.directory}`")
+        raise StudyError(
+            f"no space is left on the device for trial {number} ({reason}); nothing earlier is "
+            "lost: free some space, "
+            f"then `equisearch resume {driver.directory}`"
+        )
     if failure is not None and failure.kind == "study":
         raise StudyError(failure.reason.partition(": ")[2])
 
@@ -246,8 +311,8 @@ def settle(driver: SearchDriver, number: int, stopped: bool, failure: Failure | 
 class Interruption:
     """Notices SIGINT, SIGTERM and the end of the time allowed, for the duration of a `with` block.
 
-    The first signal sets `requested`; the second ends the process at once, as signals do by default. In a thread other than
-    the main one, only the time is watched.
+    The first signal sets `requested`; the second ends the process at once, as signals do by
+    default. In a thread other than the main one, only the time is watched.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -256,9 +321,11 @@ class Interruption:
         self._raising = False
         self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._notice) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {
+                s: signal.signal(s, self._notice) for s in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -284,13 +351,21 @@ class Interruption:
     def error(self, kept: str) -> InterruptedStudyError:
         """What ends a command that was interrupted; `kept` says what remains of its work."""
         assert self._signal is not None
-        return InterruptedStudyError(f"interrupted ({self._signal.name}): {kept}; the same command goes on", self._signal)
+        return InterruptedStudyError(
+            f"interrupted ({self._signal.name}): {kept}; the same command goes on", self._signal
+        )
 
     @property
     def requested(self) -> bool:
         """True once running trials should finish their epoch and leave."""
-        return self._signal is not None or (self._deadline is not None and time.monotonic() >= self._deadline)
+        return self._signal is not None or (
+            self._deadline is not None and time.monotonic() >= self._deadline
+        )
 
     def ending(self) -> Ending:
         """Why it was requested."""
-        return Ending("timeout") if self._signal is None else Ending(self._signal.name, 128 + self._signal)
+        return (
+            Ending("timeout")
+            if self._signal is None
+            else Ending(self._signal.name, 128 + self._signal)
+        )

@@ -1,7 +1,9 @@
-"""Ray on this machine alone: each start has a token of its own, listens on the loopback interface and keeps its files private.
+"""Ray on this machine alone: each start has a token of its own, listens on the loopback interface
+and keeps its files private.
 
-Ray's servers would listen on every interface, and whoever can join a Ray without a token runs code as its user. Ray reads its settings when
-it is imported; where it already was, they are set in it as well, and put back afterwards.
+Ray's servers would listen on every interface, and whoever can join a Ray without a token runs code
+as its user. Ray reads its settings when it is imported; where it already was, they are set in it as
+well, and put back afterwards.
 """
 
 from __future__ import annotations
@@ -20,15 +22,19 @@ from typing import Any
 
 from studies.errors import StudyError
 
-OBJECT_STORE = 128 * 2**20      # bytes: nothing large passes through it
-LONGEST_FOLDER = 40             # characters: Ray's sockets lie 65 below it, and a socket's path has 107 at most
+OBJECT_STORE = 128 * 2**20  # bytes: nothing large passes through it
+# characters: Ray's sockets lie 65 below it, and a socket's path has 107 at most
+LONGEST_FOLDER = 40
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",      # else Ray warns of a change to come, once per worker
-    # else Ray, under `uv run`, uploads the working directory and starts each worker through uv; `resources.runtime_env` can ask for that
+    # else Ray warns of a change to come, once per worker
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # else Ray, under `uv run`, uploads the working directory and starts each worker through uv;
+    # `resources.runtime_env` can ask for that
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"      # 0: a Ray of one node, on 127.0.0.1, as on macOS
+# 0: a Ray of one node, on 127.0.0.1, as on macOS
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 STRANGER = """
 import sys
 from ray._raylet import GcsClient
@@ -41,12 +47,16 @@ except Exception as error:
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Ray's settings of this program, also in a Ray that is imported already; what the environment sets stays."""
+    """Ray's settings of this program, also in a Ray that is imported already; what the environment
+    sets stays.
+    """
     with _environment({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}):
         from ray._private import ray_constants
 
         before = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
-        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool(
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV", True
+        )
         try:
             yield
         finally:
@@ -55,13 +65,19 @@ def settings() -> Iterator[None]:
 
 @contextmanager
 def guarded() -> Iterator[str]:
-    """A new token for the Ray that is started inside, whatever the environment says of tokens; yields a private folder for Ray's files.
+    """A new token for the Ray that is started inside, whatever the environment says of tokens;
+    yields a private folder for Ray's files.
 
-    Afterwards the environment is as before, and Ray reads it anew. The folder is removed, unless an error leaves its logs of interest.
-    Raises StudyError where Ray takes no token.
+    Afterwards the environment is as before, and Ray reads it anew. The folder is removed, unless an
+    error leaves its logs of interest. Raises StudyError where Ray takes no token.
     """
     token = secrets.token_hex(32)
-    changes = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_AUTH_TOKEN_PATH": None, LOOPBACK: "0"}
+    changes = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_AUTH_TOKEN_PATH": None,
+        LOOPBACK: "0",
+    }
     with settings():
         try:
             with _environment(changes), _on_loopback():
@@ -75,7 +91,8 @@ def guarded() -> Iterator[str]:
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
-    """A Ray on this machine that only this run can join, shut down at the end; `options` are those of `ray.init`.
+    """A Ray on this machine that only this run can join, shut down at the end; `options` are those
+    of `ray.init`.
 
     Raises StudyError, with the place of Ray's logs, if it does not start.
     """
@@ -83,12 +100,24 @@ def local_ray(**options: Any) -> Iterator[None]:
         import ray
 
         try:
-            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, log_to_driver=False,
-                     logging_level=logging.ERROR, _temp_dir=folder, **options)
-        except Exception as error:      # Ray raises bare ones, of a node that starts too slowly for example
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+                **options,
+            )
+        except (
+            Exception
+        ) as error:  # Ray raises bare ones, of a node that starts too slowly for example
             ray.shutdown()
-            raise StudyError(f"Ray on this machine does not start: {first_line(error)}; its logs are in {folder}; see `equisearch doctor`, "
-                             "or run in one process with `resources: {executor: in_process}`") from error
+            raise StudyError(
+                f"Ray on this machine does not start: {first_line(error)}; its logs are in "
+                f"{folder}; see `equisearch doctor`, "
+                "or run in one process with `resources: {executor: in_process}`"
+            ) from error
         try:
             yield
         finally:
@@ -96,7 +125,9 @@ def local_ray(**options: Any) -> Iterator[None]:
 
 
 def read_environment() -> None:
-    """Makes an imported Ray read mode and token from the environment, as it does when it is imported; Ray before 2.52 knows neither."""
+    """Makes an imported Ray read mode and token from the environment, as it does when it is
+    imported; Ray before 2.52 knows neither.
+    """
     try:
         from ray._raylet import AuthenticationTokenLoader, Config
 
@@ -108,31 +139,53 @@ def read_environment() -> None:
 
 def listeners() -> list[tuple[str, int]]:
     """(address, port) of every TCP socket on which this process and those it started listen."""
-    import ray  # noqa: F401  (brings psutil)
     import psutil
+    import ray  # noqa: F401  (brings psutil)
 
     found: set[tuple[str, int]] = set()
     own = psutil.Process()
     for process in (own, *own.children(recursive=True)):
         try:
-            connections = process.net_connections() if hasattr(process, "net_connections") else process.connections()
-        except psutil.Error:            # it has ended
+            connections = (
+                process.net_connections()
+                if hasattr(process, "net_connections")
+                else process.connections()
+            )
+        except psutil.Error:  # it has ended
             continue
-        found |= {(connection.laddr.ip, connection.laddr.port) for connection in connections if connection.status == psutil.CONN_LISTEN}
+        found |= {
+            (connection.laddr.ip, connection.laddr.port)
+            for connection in connections
+            if connection.status == psutil.CONN_LISTEN
+        }
     return sorted(found)
 
 
 def refuses_strangers(address: str) -> bool:
-    """Whether the Ray at `address` refuses a process without its token. Raises StudyError if it answers neither way within 60 s."""
-    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    """Whether the Ray at `address` refuses a process without its token. Raises StudyError if it
+    answers neither way within 60 s.
+    """
+    stranger = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")
+    }
     try:
-        done = subprocess.run([sys.executable, "-c", STRANGER, address], env={**stranger, "RAY_AUTH_MODE": "disabled"}, capture_output=True,
-                              text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", STRANGER, address],
+            env={**stranger, "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     except subprocess.TimeoutExpired:
-        raise StudyError(f"the Ray at {address} does not answer a process without a token within 60 s") from None
+        raise StudyError(
+            f"the Ray at {address} does not answer a process without a token within 60 s"
+        ) from None
     said = done.stderr.strip().splitlines()
     if done.returncode and said[-1:] != ["InvalidAuthToken"]:
-        raise StudyError(f"the Ray at {address} cannot be examined: {said[-1] if said else f'status {done.returncode}'}")
+        raise StudyError(
+            f"the Ray at {address} cannot be examined: "
+            f"{said[-1] if said else f'status {done.returncode}'}"
+        )
     return bool(done.returncode)
 
 
@@ -147,21 +200,35 @@ def _require_token(token: str) -> None:
     import ray
 
     try:
-        from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
+        from ray._raylet import (
+            AuthenticationMode,
+            AuthenticationTokenLoader,
+            get_authentication_mode,
+        )
 
         held = AuthenticationTokenLoader.instance().get_raw_token()
         good = get_authentication_mode() == AuthenticationMode.TOKEN and held == token
     except (ImportError, AttributeError):
         good = False
     if not good:
-        raise StudyError(f"Ray {ray.__version__} does not take a token, and without one others who reach this machine could run code as you; "
-                         "install 'ray>=2.52', or run in one process with `resources: {executor: in_process}`")
+        raise StudyError(
+            f"Ray {ray.__version__} does not take a token, and without one others who reach "
+            "this machine could run code as you; "
+            "install 'ray>=2.52', or run in one process with `resources: {executor: in_process}`"
+        )
 
 
 def _private_folder() -> Path:
-    """A new folder that only this user can enter: Ray lets everybody write to its own. Short, since sockets lie in it."""
+    """A new folder that only this user can enter: Ray lets everybody write to its own. Short, since
+    sockets lie in it.
+    """
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="ray", dir=wanted if len(wanted) + len("/ray12345678/ray") <= LONGEST_FOLDER else "/tmp"))
+    return Path(
+        tempfile.mkdtemp(
+            prefix="ray",
+            dir=wanted if len(wanted) + len("/ray12345678/ray") <= LONGEST_FOLDER else "/tmp",
+        )
+    )
 
 
 @contextmanager

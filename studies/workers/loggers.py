@@ -1,6 +1,8 @@
-"""Ray Tune's loggers on a study of ours: TensorBoard, MLflow and Weights & Biases, switched on in the study file.
+"""Ray Tune's loggers on a study of ours: TensorBoard, MLflow and Weights & Biases, switched on in
+the study file.
 
-The loggers are Ray's own callbacks (`ray.tune.logger`, `ray.air.integrations`); they are told of trials as Tune would tell them.
+The loggers are Ray's own callbacks (`ray.tune.logger`, `ray.air.integrations`); they are told of
+trials as Tune would tell them.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
+from studies.search.driver import SearchDriver
 from studies.workers.executors import Event
 
 
@@ -42,7 +44,8 @@ class LoggedTrial:
 class TuneLoggers:
     """A listener that passes a study's events on to the loggers that its file switches on.
 
-    TensorBoard's files go to `tensorboard/00017/` in the study's directory. Raises StudyError if a logger's package is missing.
+    TensorBoard's files go to `tensorboard/00017/` in the study's directory. Raises StudyError if a
+    logger's package is missing.
     """
 
     def __init__(self, driver: SearchDriver) -> None:
@@ -57,9 +60,17 @@ class TuneLoggers:
             for callback in self._callbacks:
                 callback.log_trial_start(self._trials[event.number])
         elif event.kind == "rung" and event.scores is not None:
-            numbers = {name: value for name, value in event.scores.items() if isinstance(value, (int, float))}
+            numbers = {
+                name: value
+                for name, value in event.scores.items()
+                if isinstance(value, (int, float))
+            }
             for callback in self._callbacks:
-                callback.log_trial_result(event.epoch, self._trials[event.number], {**numbers, "training_iteration": event.epoch})
+                callback.log_trial_result(
+                    event.epoch,
+                    self._trials[event.number],
+                    {**numbers, "training_iteration": event.epoch},
+                )
         elif event.kind == "ended":
             trial = self._trials.pop(event.number)
             for callback in self._callbacks:
@@ -67,11 +78,20 @@ class TuneLoggers:
 
     def _trial(self, number: int) -> LoggedTrial:
         known = self._driver.attributes(number)
-        config = {name: value for name, value in known.items() if isinstance(value, (str, bool, int, float)) and name != "canonical"}
+        config = {
+            name: value
+            for name, value in known.items()
+            if isinstance(value, (str, bool, int, float)) and name != "canonical"
+        }
         directory, asked = self._driver.directory, self._driver.study.loggers
-        trial = LoggedTrial(f"{number:05d}", config, str(directory / ("tensorboard" if asked.tensorboard else "wandb") / f"{number:05d}"), directory.name)
+        trial = LoggedTrial(
+            f"{number:05d}",
+            config,
+            str(directory / ("tensorboard" if asked.tensorboard else "wandb") / f"{number:05d}"),
+            directory.name,
+        )
         if asked.wandb is not None:
-            trial.init_local_path()     # its actor goes there without looking
+            trial.init_local_path()  # its actor goes there without looking
         return trial
 
     def close(self) -> None:
@@ -96,7 +116,9 @@ def _wanted(driver: SearchDriver) -> dict[str, Callable[[], Any]]:
 
 
 def _made(name: str, make: Callable[[], Any]) -> Any:
-    """The callback, set up. Raises StudyError if its package is missing or it refuses its arguments."""
+    """The callback, set up. Raises StudyError if its package is missing or it refuses its
+    arguments.
+    """
     try:
         callback = make()
         callback.setup()
@@ -105,9 +127,12 @@ def _made(name: str, make: Callable[[], Any]) -> Any:
         raise
     except (ImportError, RuntimeError) as error:
         package = {"tensorboard": "tensorboardX"}.get(name, name)
-        raise StudyError(f"loggers.{name} needs the package {package} ({error}); install it (`pip install 'equisearch[loggers]'` installs all), "
-                         f"or switch that logger off") from error
-    except Exception as error:      # of whatever kind the logger's library raises
+        raise StudyError(
+            f"loggers.{name} needs the package {package} ({error}); install it (`pip install "
+            "'equisearch[loggers]'` installs all), "
+            f"or switch that logger off"
+        ) from error
+    except Exception as error:  # of whatever kind the logger's library raises
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise StudyError(f"loggers.{name} cannot be set up: {said[0]}") from error
 
@@ -132,7 +157,8 @@ def _wandb(arguments: dict[str, Any]) -> Any:
     if not ray.is_initialized():
         raise StudyError("loggers.wandb logs through Ray actors; set resources: {executor: ray}")
     if arguments.get("mode") in ("offline", "disabled"):
-        os.environ["WANDB_MODE"] = arguments["mode"]        # the callback asks for a key unless it finds this
+        # the callback asks for a key unless it finds this
+        os.environ["WANDB_MODE"] = arguments["mode"]
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     return WandbLoggerCallback(**arguments)

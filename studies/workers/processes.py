@@ -1,7 +1,8 @@
-"""Jobs in processes of their own that can be stopped: what is finished is told, what is queued never starts, what runs ends.
+"""Jobs in processes of their own that can be stopped: what is finished is told, what is queued
+never starts, what runs ends.
 
-No `ProcessPoolExecutor`: it cannot end a running job, its workers outlive a killed parent until their job is done, and an interruption
-leaves semaphores behind, which Python then complains about.
+No `ProcessPoolExecutor`: it cannot end a running job, its workers outlive a killed parent until
+their job is done, and an interruption leaves semaphores behind, which Python then complains about.
 """
 
 from __future__ import annotations
@@ -19,22 +20,28 @@ from multiprocessing.resource_tracker import ensure_running
 from typing import Any, TypeVar
 
 from studies.config import Study
-from studies.errors import InterruptedStudyError, StudyError
+from studies.errors import StudyError
 from studies.workers.executors import Interruption
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
-POLL = 0.2              # seconds between looks at signals
-GRACE = 10.0            # seconds that a stopped job has to tidy up
+POLL = 0.2  # seconds between looks at signals
+GRACE = 10.0  # seconds that a stopped job has to tidy up
 _slot = (0, 1)
 
 
-def run_each(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int,
-             on_result: Callable[[int, Result], None] = lambda index, result: None) -> list[Result]:
-    """The results of `work` on all jobs, in their order, `workers` at a time, each in a process of its own; one worker runs them here.
+def run_each(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    on_result: Callable[[int, Result], None] = lambda index, result: None,
+) -> list[Result]:
+    """The results of `work` on all jobs, in their order, `workers` at a time, each in a process of
+    its own; one worker runs them here.
 
-    `on_result(index, result)` is called here, in the order of finishing. After the first SIGINT or SIGTERM what is finished is told, the
-    rest is ended, and InterruptedStudyError raised. What a job raises is raised here, once the running ones are done. `work`
-    must be importable, jobs and results be picklable. Workers end when this process does, however it ends.
+    `on_result(index, result)` is called here, in the order of finishing. After the first SIGINT or
+    SIGTERM what is finished is told, the rest is ended, and InterruptedStudyError raised. What a
+    job raises is raised here, once the running ones are done. `work` must be importable, jobs and
+    results be picklable. Workers end when this process does, however it ends.
     """
     with Interruption(None) as interruption:
         if workers == 1:
@@ -47,7 +54,12 @@ def run_each(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int,
         return [pool.results[index] for index in range(len(jobs))]
 
 
-def _run_here(work: Callable[[Job], Result], jobs: Sequence[Job], on_result: Callable[[int, Result], None], interruption: Interruption) -> list[Result]:
+def _run_here(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    on_result: Callable[[int, Result], None],
+    interruption: Interruption,
+) -> list[Result]:
     results: list[Result] = []
     for index, job in enumerate(jobs):
         with interruption.raising():
@@ -61,10 +73,16 @@ def _run_here(work: Callable[[Job], Result], jobs: Sequence[Job], on_result: Cal
 class _Pool:
     """Worker processes, each at the other end of a pipe, and what they have in hand."""
 
-    def __init__(self, work: Callable[[Any], Any], jobs: Sequence[Any], workers: int, on_result: Callable[[int, Any], None]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Any], Any],
+        jobs: Sequence[Any],
+        workers: int,
+        on_result: Callable[[int, Any], None],
+    ) -> None:
         self._queue = list(enumerate(jobs))[::-1]
         self._on_result = on_result
-        self._busy: dict[Connection, int] = {}          # -> index of the job
+        self._busy: dict[Connection, int] = {}  # -> index of the job
         self._processes: dict[Connection, Any] = {}
         self._error: BaseException | None = None
         self.results: dict[int, Any] = {}
@@ -83,11 +101,15 @@ class _Pool:
         while self._busy:
             stopping = interruption.requested
             for connection in wait(list(self._busy), timeout=0 if stopping else POLL):
-                self._receive(connection)       # type: ignore[arg-type]
+                self._receive(connection)  # type: ignore[arg-type]
                 if not stopping:
-                    self._give(connection)      # type: ignore[arg-type]
+                    self._give(connection)  # type: ignore[arg-type]
             if stopping:
-                raise interruption.error(f"{len(self.results)} of {len(self.results) + len(self._queue) + len(self._busy)} are finished and kept")
+                raise interruption.error(
+                    f"{len(self.results)} of "
+                    f"{len(self.results) + len(self._queue) + len(self._busy)} are finished and "
+                    "kept"
+                )
         if self._error is not None:
             raise self._error
 
@@ -104,8 +126,14 @@ class _Pool:
         except EOFError:
             process = self._processes[connection]
             process.join()
-            result, error = None, StudyError(f"a worker process died (exit status {process.exitcode}; -9 is a lack of memory, as a rule); "
-                                             "what is finished is kept: the same command goes on")
+            result, error = (
+                None,
+                StudyError(
+                    f"a worker process died (exit status {process.exitcode}; -9 is a lack of "
+                    "memory, as a rule); "
+                    "what is finished is kept: the same command goes on"
+                ),
+            )
         if error is not None:
             self._error = self._error or error
             return
@@ -113,7 +141,9 @@ class _Pool:
         self._on_result(index, result)
 
     def close(self) -> None:
-        """Ends the workers: idle ones see their pipe close, busy ones are told to tidy up and leave."""
+        """Ends the workers: idle ones see their pipe close, busy ones are told to tidy up and
+        leave.
+        """
         for connection, process in self._processes.items():
             if connection in self._busy:
                 process.terminate()
@@ -133,7 +163,9 @@ def slot() -> tuple[int, int]:
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any], number: tuple[int, int]) -> None:
-    """The life of a worker process: one job after the other, until the pipe closes or the parent is gone."""
+    """The life of a worker process: one job after the other, until the pipe closes or the parent is
+    gone.
+    """
     global _slot
     _slot = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -150,7 +182,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], number: tuple[int
             message = (None, error)
         try:
             connection.send(message)
-        except (TypeError, AttributeError, ValueError) as error:        # what cannot be pickled
+        except (TypeError, AttributeError, ValueError) as error:  # what cannot be pickled
             connection.send((None, RuntimeError(f"{message[1] or error!r}")))
 
 
@@ -170,8 +202,11 @@ def _follow_parent() -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Processes started here never see Ctrl-C on the terminal, which goes to the whole group: this process tells them."""
-    ensure_running()        # multiprocessing's own helper, which unblocks the signal when it is started
+    """Processes started here never see Ctrl-C on the terminal, which goes to the whole group: this
+    process tells them.
+    """
+    # multiprocessing's own helper, which unblocks the signal when it is started
+    ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -180,7 +215,9 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def prepare_process(study: Study) -> None:
-    """Makes this process, a worker of `run_each` or none, ready to train: threads, memory, and its card where there are some."""
+    """Makes this process, a worker of `run_each` or none, ready to train: threads, memory, and its
+    card where there are some.
+    """
     from trainers.devices import take_card
     from trainers.process import tune_process
 

@@ -1,19 +1,23 @@
 """Trials on Ray: a pool of reusable worker actors, driven by the study's own loop.
 
-Why not Ray Tune's `Tuner` with a searcher and a scheduler of ours: measured on 2 cores of a small machine (ray 2.60, November 2026),
-four messages of a trial cost 5 ms here, flat over 1,000 trials, and 28 to 42 ms under Tune with reused actors, where starting and
-ending the experiment added 20 s to 300 trials; Tune writes a second record of every trial beside the journal, which cannot be
-restored after a kill without zombies; and it asks its scheduler after the fact, so that a stopped trial may have trained on.
-Tune's loggers work here all the same (`studies.workers.loggers`).
+Why not Ray Tune's `Tuner` with a searcher and a scheduler of ours: measured on 2 cores of a small
+machine (ray 2.60, November 2026), four messages of a trial cost 5 ms here, flat over 1,000 trials,
+and 28 to 42 ms under Tune with reused actors, where starting and ending the experiment added 20 s
+to 300 trials; Tune writes a second record of every trial beside the journal, which cannot be
+restored after a kill without zombies; and it asks its scheduler after the fact, so that a stopped
+trial may have trained on. Tune's loggers work here all the same (`studies.workers.loggers`).
 
-One exchange is one remote call: the driver sends an assignment or a decision and gets the worker's next message; workers are
-told to leave in the answer to a heartbeat. At 10,000 GPUs, with the constants measured (1,000 trials of three reports: 11 ms a trial
-with everything, 7 to 10 ms of that on the driver's core; memory grows by 8 MB): the driver handles about 800 exchanges a second, so
-10,000 workers may each finish an epoch every 12 s. The sampler saturates first: `ehvi` takes 30 to 60 ms a proposal (a model of 90
-trials at most; 1,000 trials of it cost 74 ms each with everything, 89 the last hundred), which is 11 to 20 new trials a second; TPE
-30 ms at 50 trials and 60 ms at 300, and no more beyond 250 (`studies.samplers.tpe`); random proposals 5 ms at any size, evolutionary
-ones 6 us more for each earlier trial. Then the journal: 4 kB and one sync a trial, opened for driving in 9 s at 10,000 trials. Beyond that: heartbeats every few epochs,
-`sampler: evolution`, and one study per part of the space, each with its own driver.
+One exchange is one remote call: the driver sends an assignment or a decision and gets the worker's
+next message; workers are told to leave in the answer to a heartbeat. At 10,000 GPUs, with the
+constants measured (1,000 trials of three reports: 11 ms a trial with everything, 7 to 10 ms of that
+on the driver's core; memory grows by 8 MB): the driver handles about 800 exchanges a second, so
+10,000 workers may each finish an epoch every 12 s. The sampler saturates first: `ehvi` takes 30 to
+60 ms a proposal (a model of 90 trials at most; 1,000 trials of it cost 74 ms each with everything,
+89 the last hundred), which is 11 to 20 new trials a second; TPE 30 ms at 50 trials and 60 ms at
+300, and no more beyond 250 (`studies.samplers.tpe`); random proposals 5 ms at any size,
+evolutionary ones 6 us more for each earlier trial. Then the journal: 4 kB and one sync a trial,
+opened for driving in 9 s at 10,000 trials. Beyond that: heartbeats every few epochs, `sampler:
+evolution`, and one study per part of the space, each with its own driver.
 """
 
 from __future__ import annotations
@@ -29,23 +33,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from studies.search.assignments import Assignment, Decision, Leave, checked
-from studies.workers.cluster import cards_of_trial, connected, living_nodes, unseen
 from studies.config import Study
-from studies.search.driver import SearchDriver
 from studies.errors import StudyError
-from studies.workers.executors import Ending, Event, Failure, Interruption, Listener, TrainableName, listening, resolve, settle
+from studies.search.assignments import Assignment, Decision, Leave, checked
+from studies.search.driver import SearchDriver
+from studies.workers.cluster import cards_of_trial, connected, living_nodes, unseen
+from studies.workers.executors import (
+    Ending,
+    Event,
+    Failure,
+    Interruption,
+    Listener,
+    TrainableName,
+    listening,
+    resolve,
+    settle,
+)
 
-POLL = 0.5                      # seconds between looks at signals, clocks and new nodes
-STARTS_IN_A_ROW = 3             # workers that die before they are ready
-PATIENCE_FOR_NODES = 60.0      # seconds without any node that fits, on a cluster that may grow
+POLL = 0.5  # seconds between looks at signals, clocks and new nodes
+STARTS_IN_A_ROW = 3  # workers that die before they are ready
+PATIENCE_FOR_NODES = 60.0  # seconds without any node that fits, on a cluster that may grow
 
 
 @dataclass(frozen=True)
 class Ready:
     """A worker has started."""
 
-    unseen: str | None      # what it cannot see of what it needs: it is given no work
+    unseen: str | None  # what it cannot see of what it needs: it is given no work
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,9 @@ class Ended:
 
 
 class Worker:
-    """The actor: the trainable runs in a thread of its own and talks through two queues, so that `exchange` is one call."""
+    """The actor: the trainable runs in a thread of its own and talks through two queues, so that
+    `exchange` is one call.
+    """
 
     def __init__(self, study: Study, trainable: bytes, directory: str, paths: list[str]) -> None:
         self._study, self._trainable, self._directory = study, trainable, directory
@@ -93,9 +109,12 @@ class Worker:
             report = _RemoteReport(self._messages, self._answers)
             failure = None
             try:
-                # Unpickled here, so that a trainable which cannot be imported fails trials, with its reason
+                # Unpickled here, so that a trainable which cannot be imported fails trials, with
+                # its reason
                 resolve(pickle.loads(self._trainable))(self._study, assignment, report)
-            except BaseException as error:      # nothing may end this thread: the driver would wait for ever
+            except (
+                BaseException
+            ) as error:  # nothing may end this thread: the driver would wait for ever
                 failure = Failure.of(error)
             self._messages.put(Ended(report.stopped, failure))
 
@@ -103,7 +122,7 @@ class Worker:
 class _RemoteReport:
     """A worker's report to a driver in another process."""
 
-    def __init__(self, messages: "queue.Queue[Any]", answers: "queue.Queue[Any]") -> None:
+    def __init__(self, messages: queue.Queue[Any], answers: queue.Queue[Any]) -> None:
         self._messages, self._answers = messages, answers
         self.stopped = False
 
@@ -120,14 +139,21 @@ class _RemoteReport:
             raise Leave
 
 
-def run_on_ray(driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None) -> Ending:
-    """Runs the study on Ray workers: on this machine, or on the cluster at `resources.address` or RAY_ADDRESS.
+def run_on_ray(
+    driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None
+) -> Ending:
+    """Runs the study on Ray workers: on this machine, or on the cluster at `resources.address` or
+    RAY_ADDRESS.
 
-    See `studies.workers.executors.run`. A node that joins is used, a worker that dies is replaced and its trial continued from its
-    checkpoint. Ray is started and shut down here unless the caller has started it.
+    See `studies.workers.executors.run`. A node that joins is used, a worker that dies is replaced
+    and its trial continued from its checkpoint. Ray is started and shut down here unless the caller
+    has started it.
     """
-    with connected(driver.study.resources) as started, listening(driver, listener) as show, \
-            Interruption(driver.study.search.timeout) as interruption:
+    with (
+        connected(driver.study.resources) as started,
+        listening(driver, listener) as show,
+        Interruption(driver.study.search.timeout) as interruption,
+    ):
         pool = _Pool(driver, trainable, show, interruption, place=started)
         try:
             return pool.run()
@@ -141,7 +167,8 @@ class _Member:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.ready = False
-        self.blind = False          # it keeps its place on a node where it cannot work, so that no other starts there
+        # it keeps its place on a node where it cannot work, so that no other starts there
+        self.blind = False
         self.assignment: Assignment | None = None
         self.heard = time.monotonic()
 
@@ -149,19 +176,47 @@ class _Member:
 class _Pool:
     """The workers of one run and the loop that serves them, one event after the other."""
 
-    def __init__(self, driver: SearchDriver, trainable: TrainableName, show: Listener, interruption: Interruption, *, place: str) -> None:
+    def __init__(
+        self,
+        driver: SearchDriver,
+        trainable: TrainableName,
+        show: Listener,
+        interruption: Interruption,
+        *,
+        place: str,
+    ) -> None:
         import ray
         from ray import cloudpickle
 
-        self._ray, self._driver, self._show, self._interruption, self._place = ray, driver, show, interruption, place
+        self._ray, self._driver, self._show, self._interruption, self._place = (
+            ray,
+            driver,
+            show,
+            interruption,
+            place,
+        )
         resources = driver.study.resources
         self._memory = self._memory_of_trial()
         self._cards = cards_of_trial(driver.study, living_nodes(driver.directory))
-        # Ray sets OMP_NUM_THREADS to num_cpus before a worker imports anything; a runtime_env would cost 4 s at the start
+        # Ray sets OMP_NUM_THREADS to num_cpus before a worker imports anything; a runtime_env would
+        # cost 4 s at the start
         self._actor = ray.remote(Worker).options(
-            num_cpus=resources.cpus_per_trial, num_gpus=self._cards, memory=self._memory or None,
-            resources=resources.custom or None, max_restarts=0, **({"runtime_env": resources.runtime_env} if resources.runtime_env and place == "caller" else {}))
-        self._study = ray.put(driver.study.model_copy(update={"resources": resources.model_copy(update={"gpus_per_trial": self._cards})}))
+            num_cpus=resources.cpus_per_trial,
+            num_gpus=self._cards,
+            memory=self._memory or None,
+            resources=resources.custom or None,
+            max_restarts=0,
+            **(
+                {"runtime_env": resources.runtime_env}
+                if resources.runtime_env and place == "caller"
+                else {}
+            ),
+        )
+        self._study = ray.put(
+            driver.study.model_copy(
+                update={"resources": resources.model_copy(update={"gpus_per_trial": self._cards})}
+            )
+        )
         self._trainable = cloudpickle.dumps(trainable)
         self._members: set[_Member] = set()
         self._events: queue.Queue[tuple[_Member | None, Future]] = queue.Queue()
@@ -197,38 +252,76 @@ class _Pool:
         return any(member.assignment for member in self._members)
 
     def _grow(self) -> None:
-        """Starts workers while there is room for them; looks at the cluster every few seconds, as nodes come and go."""
-        if time.monotonic() - self._grown < 5 and len(self._members) >= 1 or self._nothing_left:
+        """Starts workers while there is room for them; looks at the cluster every few seconds, as
+        nodes come and go.
+        """
+        if (time.monotonic() - self._grown < 5 and len(self._members) >= 1) or self._nothing_left:
             return
         self._grown = time.monotonic()
         left = self._driver.study.search.trials - self._driver.finished
         wanted = min(self._capacity(), left)
-        if left <= 0 and not self._members:         # the last trial took the last worker with it: nobody is left to ask for work
+        # the last trial took the last worker with it: nobody is left to ask for work
+        if left <= 0 and not self._members:
             self._nothing_left = True
         for _ in range(wanted - len(self._members)):
-            member = _Member(self._actor.remote(self._study, self._trainable, str(self._driver.directory), sys.path))
+            member = _Member(
+                self._actor.remote(
+                    self._study, self._trainable, str(self._driver.directory), sys.path
+                )
+            )
             self._members.add(member)
             self._send(member, None)
 
     def _memory_of_trial(self) -> int:
-        """Bytes that a trial reserves where the number of workers is ours to choose; one trial may run on the smallest machine."""
+        """Bytes that a trial reserves where the number of workers is ours to choose; one trial may
+        run on the smallest machine.
+        """
         resources = self._driver.study.resources
         if resources.workers != "auto":
             return 0
-        return int(min(1e9 * resources.memory_per_trial, max((node.get("memory", 0) for node in living_nodes(self._driver.directory)), default=math.inf)))
+        return int(
+            min(
+                1e9 * resources.memory_per_trial,
+                max(
+                    (node.get("memory", 0) for node in living_nodes(self._driver.directory)),
+                    default=math.inf,
+                ),
+            )
+        )
 
     def _capacity(self) -> int:
         resources = self._driver.study.resources
-        needs = {"CPU": resources.cpus_per_trial, "GPU": self._cards, "memory": self._memory, **resources.custom}
+        needs = {
+            "CPU": resources.cpus_per_trial,
+            "GPU": self._cards,
+            "memory": self._memory,
+            **resources.custom,
+        }
         nodes = living_nodes(self._driver.directory)
         needs = {name: amount for name, amount in needs.items() if amount > 0}
-        fitting = sum(min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()), default=1) for node in nodes)
+        fitting = sum(
+            min(
+                (int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()),
+                default=1,
+            )
+            for node in nodes
+        )
         if fitting:
             self._fits = time.monotonic()
         elif self._place == "local" or time.monotonic() - self._fits > PATIENCE_FOR_NODES:
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if name != "memory")
-            there = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes) or "none"
-            raise StudyError(f"a trial needs {wanted}, and no node has that (nodes: {there}); lower cpus_per_trial, gpus_per_trial or custom")
+            wanted = ", ".join(
+                f"{amount:g} {name}" for name, amount in needs.items() if name != "memory"
+            )
+            there = (
+                ", ".join(
+                    f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes
+                )
+                or "none"
+            )
+            raise StudyError(
+                f"a trial needs {wanted}, and no node has that (nodes: {there}); lower "
+                "cpus_per_trial, gpus_per_trial or custom"
+            )
         return fitting if resources.workers == "auto" else min(fitting, resources.workers)
 
     def _send(self, member: _Member, answer: Any) -> None:
@@ -237,17 +330,26 @@ class _Pool:
         future.add_done_callback(lambda done: self._events.put((member, done)))
 
     def _propose(self) -> None:
-        """Asks for work in a thread of its own, so that a sampler that thinks never keeps workers waiting for answers."""
-        if self._proposing or self._nothing_left or not any(m.ready and m.assignment is None for m in self._members):
+        """Asks for work in a thread of its own, so that a sampler that thinks never keeps workers
+        waiting for answers.
+        """
+        if (
+            self._proposing
+            or self._nothing_left
+            or not any(m.ready and m.assignment is None for m in self._members)
+        ):
             return
         self._proposing, self._came_back = True, False
-        self._proposer.submit(self._driver.next).add_done_callback(lambda done: self._events.put((None, done)))
+        self._proposer.submit(self._driver.next).add_done_callback(
+            lambda done: self._events.put((None, done))
+        )
 
     def _proposed(self, done: Future) -> None:
         self._proposing = False
         assignment = done.result()
         if assignment is None:
-            self._nothing_left = not self._came_back    # until a trial comes back, which one may have done since it was asked for
+            # until a trial comes back, which one may have done since it was asked for
+            self._nothing_left = not self._came_back
             return
         idle = next((m for m in self._members if m.ready and m.assignment is None), None)
         if idle is None or self._interruption.requested:
@@ -291,7 +393,15 @@ class _Pool:
         if member.assignment is not None and _short_of_memory(error):
             number, member.assignment = member.assignment.number, None
             self._comes_back()
-            settle(self._driver, number, False, Failure("out_of_memory", f"its node ran low on memory: {_first_line(error)}", str(error)), self._show)
+            settle(
+                self._driver,
+                number,
+                False,
+                Failure(
+                    "out_of_memory", f"its node ran low on memory: {_first_line(error)}", str(error)
+                ),
+                self._show,
+            )
         self._lost(member, f"the worker died: {_first_line(error)}")
 
     def _comes_back(self) -> None:
@@ -304,7 +414,11 @@ class _Pool:
         for member in list(self._members):
             silence = time.monotonic() - member.heard
             if limit is not None and member.assignment is not None and silence > limit:
-                self._lost(member, f"the worker was silent for {silence:.0f} s (resources.trial_timeout is {limit:g} s)")
+                self._lost(
+                    member,
+                    f"the worker was silent for {silence:.0f} s (resources.trial_timeout is "
+                    f"{limit:g} s)",
+                )
 
     def _lost(self, member: _Member, reason: str) -> None:
         """Replaces a worker; its trial continues elsewhere."""
@@ -320,8 +434,11 @@ class _Pool:
         elif not member.ready and not member.blind:
             self._failed_starts += 1
             if self._failed_starts >= STARTS_IN_A_ROW:
-                raise StudyError(f"Ray workers do not start: {reason}; nodes need this program's requirements installed, "
-                                 "or `resources.runtime_env: {pip: [...]}`")
+                raise StudyError(
+                    f"Ray workers do not start: {reason}; nodes need this program's "
+                    "requirements installed, "
+                    "or `resources.runtime_env: {pip: [...]}`"
+                )
 
     def close(self) -> None:
         """Ends the workers."""
@@ -331,11 +448,15 @@ class _Pool:
 
 
 def _short_of_memory(error: BaseException) -> bool:
-    """Whether Ray ended the worker because its node ran low on memory; what the kernel ends is a death like others."""
+    """Whether Ray ended the worker because its node ran low on memory; what the kernel ends is a
+    death like others.
+    """
     return type(error).__name__ == "OutOfMemoryError" or "low on memory" in str(error)
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # an error in a worker's creation comes with its traceback, which ends with the cause
-    return f"{type(error).__name__}: {lines[-1 if 'creation task' in lines[0] else 0] if lines else ''}"[:300]
+    return f"{type(error).__name__}: {lines[-1 if 'creation task' in lines[0] else 0] if lines else ''}"[
+        :300
+    ]

@@ -1,4 +1,6 @@
-"""What a worker does with an assignment: train rung by rung, report, and keep a readable record in the trial's folder."""
+"""What a worker does with an assignment: train rung by rung, report, and keep a readable record in
+the trial's folder.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ import os
 from pathlib import Path
 
 from searchspace.architecture import Architecture
-from studies.search.assignments import Assignment, Report
 from studies.config import Study
+from studies.search.assignments import Assignment, Report
 from trainers.devices import limit_memory
 from trainers.process import tune_process
 from trainers.scores import Scores
@@ -19,24 +21,41 @@ SCORES = "scores.jsonl"
 
 
 def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
-    """Trains the assigned architecture up to each rung in turn, until the report says stop or the last epoch is done."""
+    """Trains the assigned architecture up to each rung in turn, until the report says stop or the
+    last epoch is done.
+    """
     tune_process(int(study.resources.cpus_per_trial))
     share = study.resources.gpus_per_trial
-    limit_memory(0 if share == "auto" else share)       # alone in this process, with all cards
+    limit_memory(0 if share == "auto" else share)  # alone in this process, with all cards
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / ARCHITECTURE).write_text(assignment.architecture + "\n", encoding="utf-8")
     architecture = Architecture.parse(assignment.architecture)
-    config = Config(study.data, study.trial_training, study.symmetry, assignment.seed, assignment.learning_rate, assignment.batch_divisor)
+    config = Config(
+        study.data,
+        study.trial_training,
+        study.symmetry,
+        assignment.seed,
+        assignment.learning_rate,
+        assignment.batch_divisor,
+    )
     for rung in (r for r in study.rungs if r <= assignment.until_epoch):
-        scores = train(architecture, config, directory, rung, on_epoch=lambda epoch, row: report.heartbeat(epoch))
+        scores = train(
+            architecture,
+            config,
+            directory,
+            rung,
+            on_epoch=lambda epoch, row: report.heartbeat(epoch),
+        )
         _record(directory, scores)
         if report(scores.as_dict()) == "stop":
             return
 
 
 def _record(directory: Path, scores: Scores) -> None:
-    """Writes the scores of an epoch into the trial's own record, in place of what a killed worker wrote of it."""
+    """Writes the scores of an epoch into the trial's own record, in place of what a killed worker
+    wrote of it.
+    """
     path = directory / SCORES
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if _epoch(line) is not None and _epoch(line) < scores.epoch]
@@ -45,7 +64,7 @@ def _record(directory: Path, scores: Scores) -> None:
     os.replace(temporary, path)
 
 
-def _epoch(line: str) -> "int | None":
+def _epoch(line: str) -> int | None:
     """The epoch of a recorded line; None if the line is torn."""
     try:
         return json.loads(line)["epoch"]

@@ -1,12 +1,15 @@
-"""What measuring symmetry costs, as ratios in one interleaved run and as seconds of the whole measurement.
+"""What measuring symmetry costs, as ratios in one interleaved run and as seconds of the whole
+measurement.
 
     python tests/benchmarks/bench_measures.py [--rounds 7] [--images 2000] [--parts layerwise whole] [--json FILE]
     python tests/benchmarks/bench_measures.py --short        # parity in full, few and small timings
 
-Layerwise: the equivariance error of every stage under every element in one batched pass, against forwards of x and of g x for each stage
-and element: of escnn's modules up to the stage and whole, with escnn's own transforms, and of this project's unfolded network. One
-thread, in turn, in reversed order every other round; ratios are medians over rounds with quartiles. Whole: every instrument on a network of
-25,000 parameters, exact and plain, on all cores. No time is printed before all agree on networks with broken layouts.
+Layerwise: the equivariance error of every stage under every element in one batched pass, against
+forwards of x and of g x for each stage and element: of escnn's modules up to the stage and whole,
+with escnn's own transforms, and of this project's unfolded network. One thread, in turn, in
+reversed order every other round; ratios are medians over rounds with quartiles. Whole: every
+instrument on a network of 25,000 parameters, exact and plain, on all cores. No time is printed
+before all agree on networks with broken layouts.
 """
 
 from __future__ import annotations
@@ -23,30 +26,37 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 
-import torch  # noqa: E402
-from bench_step import hardware, measure as in_turn, ratio  # noqa: E402
-from escnn import nn as enn  # noqa: E402
-from support.escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
+import torch
+from bench_step import hardware, ratio
+from bench_step import measure as in_turn
+from escnn import nn as enn
 
-from searchspace.architecture import Architecture  # noqa: E402
-from searchspace.cost import cost  # noqa: E402
-from searchspace.groups import IDENTITY, Group  # noqa: E402
-from trainers.actions import act, act_on_fields  # noqa: E402
-from trainers.instruments.equivariance import equivariance_error  # noqa: E402
-from trainers.networks.fold import scoring  # noqa: E402
-from trainers.instruments.measure import measure  # noqa: E402
-from trainers.networks.networks import build, channels_last  # noqa: E402
-from trainers.process import tune_process  # noqa: E402
+from searchspace.architecture import Architecture
+from searchspace.cost import cost
+from searchspace.groups import IDENTITY, Group
+from support.escnn_reference import EscnnNetwork, copy_to_escnn
+from trainers.actions import act, act_on_fields
+from trainers.instruments.equivariance import equivariance_error
+from trainers.instruments.measure import measure
+from trainers.networks.fold import scoring
+from trainers.networks.networks import build, channels_last
+from trainers.process import tune_process
 
-PADDED = "{size}px: {f}k3@{group}, {f}k3 max2/2, {f}k3, {f}k3, {f}k3, {f}k3, {f}k4p0"                      # of Edixhoven et al.
-UNPADDED = "{size}px: {f}k3p0@{group}, {f}k3p0 max2/2, {f}k3p0, {f}k3p0, {f}k3p0, {f}k3p0, {f}k4p0"       # of Cohen & Welling
-FIELDS = {"C4": 10, "D4": 7}        # 40 and 56 channels
+# of Edixhoven et al.
+PADDED = "{size}px: {f}k3@{group}, {f}k3 max2/2, {f}k3, {f}k3, {f}k3, {f}k3, {f}k4p0"
+# of Cohen & Welling
+UNPADDED = "{size}px: {f}k3p0@{group}, {f}k3p0 max2/2, {f}k3p0, {f}k3p0, {f}k3p0, {f}k3p0, {f}k4p0"
+FIELDS = {"C4": 10, "D4": 7}  # 40 and 56 channels
 C4 = Group.parse("C4")
 
 
 def networks(size: int, group: Group) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The same network, ours and of escnn's modules, with weights and statistics that differ between channels."""
-    shape = Architecture.parse(PADDED.format(size=size, f=FIELDS[str(group)], group=group) + " filters=basis")
+    """The same network, ours and of escnn's modules, with weights and statistics that differ
+    between channels.
+    """
+    shape = Architecture.parse(
+        PADDED.format(size=size, f=FIELDS[str(group)], group=group) + " filters=basis"
+    )
     mine, theirs = build(shape, channels=1, classes=10).eval(), EscnnNetwork(shape, 1, 10)
     generator = torch.Generator().manual_seed(1)
     for convolution in mine.convolutions:
@@ -68,14 +78,22 @@ def escnn_elements(network: EscnnNetwork, images: torch.Tensor, group: Group) ->
     found = {}
     for theirs in network.image_type.gspace.fibergroup.elements:
         moved = incoming.transform(theirs).tensor
-        found |= {ours: theirs for ours in group.elements if ours != IDENTITY and torch.allclose(moved, act(images, ours), atol=1e-3)}
+        found |= {
+            ours: theirs
+            for ours in group.elements
+            if ours != IDENTITY and torch.allclose(moved, act(images, ours), atol=1e-3)
+        }
     assert len(found) == group.order - 1
     return found
 
 
 @torch.no_grad()
-def by_escnn(network: EscnnNetwork, images: torch.Tensor, group: Group, elements: dict, whole: bool) -> dict:
-    """The errors of every stage (0: logits) and element, each from two forwards of its own: whole, or up to the stage."""
+def by_escnn(
+    network: EscnnNetwork, images: torch.Tensor, group: Group, elements: dict, whole: bool
+) -> dict:
+    """The errors of every stage (0: logits) and element, each from two forwards of its own: whole,
+    or up to the stage.
+    """
     errors = {}
     incoming = enn.GeometricTensor(images, network.image_type)
 
@@ -97,7 +115,9 @@ def by_escnn(network: EscnnNetwork, images: torch.Tensor, group: Group, elements
             index = group.index(ours)
             before, after = forward(incoming, stage), forward(incoming.transform(element), stage)
             if stage:
-                errors[stage, index] = relative(after.tensor, before.transform(element).tensor, before.tensor)
+                errors[stage, index] = relative(
+                    after.tensor, before.transform(element).tensor, before.tensor
+                )
             else:
                 errors[stage, index] = relative(after, before, before)
     return errors
@@ -110,16 +130,29 @@ def by_forwards(network, images: torch.Tensor, group: Group) -> dict:
     for stage in range(len(network.stages) + 1):
         for index, element in enumerate(group.elements):
             if element != IDENTITY:
-                before, after = ((logits, *maps)[stage] for logits, maps in map(network.forward_with_stages, (images, act(images, element))))
-                errors[stage, index] = relative(after, act_on_fields(before, element, group) if stage else before, before)
+                before, after = (
+                    (logits, *maps)[stage]
+                    for logits, maps in map(
+                        network.forward_with_stages, (images, act(images, element))
+                    )
+                )
+                errors[stage, index] = relative(
+                    after, act_on_fields(before, element, group) if stage else before, before
+                )
     return errors
 
 
 def batched(network, images: torch.Tensor, group: Group) -> dict:
     """The same as it is measured here: folded, one pass; the time to fold counts."""
     fields = {f"stage {n}": group for n in range(1, len(network.stages) + 1)}
-    found = equivariance_error(scoring(network), images, group, fields=fields, normalise=channels_last)
-    return {(n, group.index(e)): error for n, stage in enumerate((found.logits, *found.stages)) for e, error in zip(stage.elements, stage.relative)}
+    found = equivariance_error(
+        scoring(network), images, group, fields=fields, normalise=channels_last
+    )
+    return {
+        (n, group.index(e)): error
+        for n, stage in enumerate((found.logits, *found.stages))
+        for e, error in zip(stage.elements, stage.relative)
+    }
 
 
 def layerwise(name: str, rounds: int, count: int) -> dict:
@@ -129,38 +162,74 @@ def layerwise(name: str, rounds: int, count: int) -> dict:
         mine, theirs = networks(size, group)
         images = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
         known = escnn_elements(theirs, images[:1], group)
-        variants = {"escnn, whole forwards": lambda: by_escnn(theirs, images, group, known, True),
-                    "escnn, forwards up to the stage": lambda: by_escnn(theirs, images, group, known, False),
-                    "ours unfolded, whole forwards": lambda: by_forwards(mine, images, group), "batched": lambda: batched(mine, images, group)}
+        variants = {
+            "escnn, whole forwards": lambda: by_escnn(theirs, images, group, known, True),
+            "escnn, forwards up to the stage": lambda: by_escnn(
+                theirs, images, group, known, False
+            ),
+            "ours unfolded, whole forwards": lambda: by_forwards(mine, images, group),
+            "batched": lambda: batched(mine, images, group),
+        }
         results = {name: run() for name, run in variants.items()}
         for variant, errors in results.items():
             worst = max(abs(error - results["batched"][key]) for key, error in errors.items())
             broken = max(results["batched"].values())
-            allowed = 1e-4 if variant.startswith("escnn") else 1e-5      # escnn's transforms interpolate, also at quarter turns
-            if errors.keys() != results["batched"].keys() or not worst < allowed or (broken > 0.05) != (size == 27):
-                raise SystemExit(f"at {size} pixels {variant} and the batched pass differ by {worst:.1e} (largest error {broken:.1e}); no time is printed")
+            # escnn's transforms interpolate, also at quarter turns
+            allowed = 1e-4 if variant.startswith("escnn") else 1e-5
+            if (
+                errors.keys() != results["batched"].keys()
+                or not worst < allowed
+                or (broken > 0.05) != (size == 27)
+            ):
+                raise SystemExit(
+                    f"at {size} pixels {variant} and the batched pass differ by {worst:.1e} "
+                    f"(largest error {broken:.1e}); no time is printed"
+                )
     times = in_turn(variants, rounds)
-    ratios = {variant: ratio(times, variant, "batched") for variant in times if variant != "batched"}
+    ratios = {
+        variant: ratio(times, variant, "batched") for variant in times if variant != "batched"
+    }
     seconds = {variant: statistics.median(t[1] for t in found) for variant, found in times.items()}
-    print(f"\nLayerwise equivariance error, {count} images, {mine.architecture}: all agree at 27 (broken) and 28 pixels")
+    print(
+        f"\nLayerwise equivariance error, {count} images, {mine.architecture}: all agree at 27 "
+        "(broken) and 28 pixels"
+    )
     print(f"  {'batched':32} {seconds['batched']:7.3f} processor seconds")
     for variant, found in ratios.items():
-        print(f"  {variant:32} {seconds[variant]:7.3f}   {found['median']:5.1f} times (quartiles {found['low']:.1f} to {found['high']:.1f}; "
-              f"processor time {found['processor']:.1f})")
-    return {"images": count, "rounds": rounds, "processor_seconds": seconds, "times_batched": ratios}
+        print(
+            f"  {variant:32} {seconds[variant]:7.3f}   {found['median']:5.1f} times (quartiles "
+            f"{found['low']:.1f} to {found['high']:.1f}; "
+            f"processor time {found['processor']:.1f})"
+        )
+    return {
+        "images": count,
+        "rounds": rounds,
+        "processor_seconds": seconds,
+        "times_batched": ratios,
+    }
 
 
 def whole(rounds: int, count: int, threads: int) -> dict:
-    """Seconds of every instrument on exact and plain networks of 25,000 parameters, and what the forwards by angle take at this machine's rate."""
+    """Seconds of every instrument on exact and plain networks of 25,000 parameters, and what the
+    forwards by angle take at this machine's rate.
+    """
     results, images = {}, torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(count) % 10
-    shapes = {f"{kind} {layout}": Architecture.parse(text.format(size=28, f=fields, group=group)) for layout, text in (("unpadded", UNPADDED), ("padded", PADDED))
-              for kind, fields, group in (("P4CNN", 10, "C4"), ("Z2CNN", 20, "C1"))}
+    shapes = {
+        f"{kind} {layout}": Architecture.parse(text.format(size=28, f=fields, group=group))
+        for layout, text in (("unpadded", UNPADDED), ("padded", PADDED))
+        for kind, fields, group in (("P4CNN", 10, "C4"), ("Z2CNN", 20, "C1"))
+    }
     for name, shape in shapes.items():
         network, macs = build(shape, channels=1, classes=10).eval(), cost(shape).macs
-        one, all_cores = (measure_once(network, images[:200], labels[:200], n) for n in (1, threads))
+        one, all_cores = (
+            measure_once(network, images[:200], labels[:200], n) for n in (1, threads)
+        )
         if one != all_cores:
-            raise SystemExit(f"the measurement of {name} on {threads} threads differs from that on one; no time is printed")
+            raise SystemExit(
+                f"the measurement of {name} on {threads} threads differs from that on one; no "
+                "time is printed"
+            )
         wall, processor, rate = [], [], []
         for _ in range(rounds):
             began, spent = time.perf_counter(), time.process_time()
@@ -170,17 +239,35 @@ def whole(rounds: int, count: int, threads: int) -> dict:
             rate.append(forward_rate(network, macs))
         forwards = count * (9 if len(found.accuracy.shared) == 4 else 36)
         floor = forwards * macs / statistics.median(rate) / 1e9 / threads
-        results[name] = {"wall_seconds": wall, "processor_seconds": processor, "forwards_by_angle": forwards, "macs": macs,
-                         "gmacs_per_second_and_core": rate, "floor_seconds": floor}
-        print(f"\nAll instruments, {name}, {count} images, C4 and 36 angles, {threads} threads: {statistics.median(wall):.1f} s "
-              f"({min(wall):.1f} to {max(wall):.1f}; processor {statistics.median(processor):.1f})")
-        print(f"  the {forwards} forwards by angle are {forwards * macs / 1e9:.0f} GMAC: {floor:.1f} s at {statistics.median(rate):.1f} GMAC/s a core")
+        results[name] = {
+            "wall_seconds": wall,
+            "processor_seconds": processor,
+            "forwards_by_angle": forwards,
+            "macs": macs,
+            "gmacs_per_second_and_core": rate,
+            "floor_seconds": floor,
+        }
+        print(
+            f"\nAll instruments, {name}, {count} images, C4 and 36 angles, {threads} threads: "
+            f"{statistics.median(wall):.1f} s "
+            f"({min(wall):.1f} to {max(wall):.1f}; processor {statistics.median(processor):.1f})"
+        )
+        print(
+            f"  the {forwards} forwards by angle are {forwards * macs / 1e9:.0f} GMAC: "
+            f"{floor:.1f} s at {statistics.median(rate):.1f} GMAC/s a core"
+        )
     return results
 
 
 def measure_once(network, images, labels, threads: int) -> dict:
     """A measurement as plain values, without its duration."""
-    return {key: value for key, value in measure(network, images, labels, C4, threads=threads, step=30).as_dict().items() if key != "seconds"}
+    return {
+        key: value
+        for key, value in measure(network, images, labels, C4, threads=threads, step=30)
+        .as_dict()
+        .items()
+        if key != "seconds"
+    }
 
 
 @torch.no_grad()
@@ -195,11 +282,15 @@ def forward_rate(network, macs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=2000, help="of the whole measurement")
-    parser.add_argument("--parts", nargs="+", default=["layerwise", "whole"], choices=["layerwise", "whole"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["layerwise", "whole"], choices=["layerwise", "whole"]
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.short:
@@ -209,7 +300,10 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
     results = {}
     if "layerwise" in arguments.parts:
-        results["layerwise"] = {group: layerwise(group, arguments.rounds, 16 if arguments.short else 64) for group in FIELDS}
+        results["layerwise"] = {
+            group: layerwise(group, arguments.rounds, 16 if arguments.short else 64)
+            for group in FIELDS
+        }
     if "whole" in arguments.parts:
         results["whole"] = whole(max(1, arguments.rounds // 3), arguments.images, about["cpus"])
     if arguments.json:

@@ -1,10 +1,12 @@
-"""How many trainings at once: trials per hour for every way of sharing a machine, as a share of the best one found.
+"""How many trainings at once: trials per hour for every way of sharing a machine, as a share of the
+best one found.
 
     python tests/benchmarks/bench_packing.py [--seconds 40] [--repeats 3] [--json FILE]
     python tests/benchmarks/bench_packing.py --device cuda --workers 1 2 4 8      # on one card; its busy share is read from nvidia-smi
 
-Each way starts its workers, lets each train once to warm up, and then counts epochs that all of them finish in the given time, the evaluation at the end
-and checkpoints included; an hour's trials are an hour's epochs over the epochs of a trial. Ways alternate in reversed order every other
+Each way starts its workers, lets each train once to warm up, and then counts epochs that all of
+them finish in the given time, the evaluation at the end and checkpoints included; an hour's trials
+are an hour's epochs over the epochs of a trial. Ways alternate in reversed order every other
 repeat. `auto` is what `workers: auto` takes on this machine, and is measured as one of the ways.
 """
 
@@ -28,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 P4CNN = "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
-EPOCHS = 5                  # of a trial
-Way = tuple[int, int]       # workers, threads of each
+EPOCHS = 5  # of a trial
+Way = tuple[int, int]  # workers, threads of each
 
 
 class Stopped(Exception):
@@ -45,7 +47,9 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
     from trainers.training.train import Config, train
 
     tune_process(way[1])
-    data = Data(name="mnist", root=arguments.root, train=arguments.images, validation=arguments.validation)
+    data = Data(
+        name="mnist", root=arguments.root, train=arguments.images, validation=arguments.validation
+    )
     training = Training(epochs=EPOCHS, batch_size=128, learning_rate=0.01, device=arguments.device)
     architecture = Architecture.parse(arguments.architecture)
     splits = load(data, architecture.size)
@@ -71,10 +75,20 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
 
 
 def epochs_per_second(way: Way, arguments: argparse.Namespace) -> tuple[float, float]:
-    """(epochs a second of all workers together, mean share of the time that the card was busy, 0 without one)."""
+    """(epochs a second of all workers together, mean share of the time that the card was busy, 0
+    without one).
+    """
     context = multiprocessing.get_context("spawn")
-    ready, go, stop, epochs = context.Semaphore(0), context.Event(), context.Event(), context.Value("l", 0)
-    workers = [context.Process(target=worker, args=(way, arguments, seed, ready, go, stop, epochs)) for seed in range(way[0])]
+    ready, go, stop, epochs = (
+        context.Semaphore(0),
+        context.Event(),
+        context.Event(),
+        context.Value("l", 0),
+    )
+    workers = [
+        context.Process(target=worker, args=(way, arguments, seed, ready, go, stop, epochs))
+        for seed in range(way[0])
+    ]
     for process in workers:
         process.start()
     for process in workers:
@@ -97,7 +111,11 @@ def epochs_per_second(way: Way, arguments: argparse.Namespace) -> tuple[float, f
 
 def _watch(busy: list[float], until: float) -> None:
     while time.perf_counter() < until:
-        answer = subprocess.run(["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+        )
         if answer.returncode == 0:
             busy.append(float(answer.stdout.split()[0]))
         time.sleep(0.5)
@@ -109,20 +127,36 @@ def main() -> None:
     from studies.workers.executors import available_cpus
 
     cores = available_cpus()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of counting, for each way and repeat")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=40.0, help="of counting, for each way and repeat"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, max(1, cores // 2), cores, 2 * cores}))
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=sorted({1, max(1, cores // 2), cores, 2 * cores})
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--validation", type=int, default=500)
     parser.add_argument("--architecture", default=P4CNN)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared" / "data", help="where torchvision's MNIST lies")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        help="where torchvision's MNIST lies",
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     automatic: Way = (cores, 1)
-    ways = [(w, t) for w in arguments.workers for t in (arguments.threads if arguments.device == "cpu" else [1]) if w * t <= 2 * cores or t == 1]
+    ways = [
+        (w, t)
+        for w in arguments.workers
+        for t in (arguments.threads if arguments.device == "cpu" else [1])
+        if w * t <= 2 * cores or t == 1
+    ]
     ways = list(dict.fromkeys([*ways, *([automatic] if arguments.device == "cpu" else [])]))
     about = hardware(arguments.device)
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
@@ -131,21 +165,40 @@ def main() -> None:
     for repeat in range(arguments.repeats):
         for way in ways if repeat % 2 == 0 else reversed(ways):
             rate, busy = epochs_per_second(way, arguments)
-            print(f"{way[0]} workers of {way[1]} threads: {rate:.3f} epochs a second", file=sys.stderr, flush=True)
+            print(
+                f"{way[0]} workers of {way[1]} threads: {rate:.3f} epochs a second",
+                file=sys.stderr,
+                flush=True,
+            )
             rates[way].append(rate)
             shares[way].append(busy)
     best = max(ways, key=lambda way: statistics.median(rates[way]))
     rows = []
-    print(f"\n{arguments.images} training images an epoch, {EPOCHS} epochs a trial; median over {arguments.repeats} repeats (lowest .. highest)")
+    print(
+        f"\n{arguments.images} training images an epoch, {EPOCHS} epochs a trial; median over "
+        f"{arguments.repeats} repeats (lowest .. highest)"
+    )
     for way in ways:
         hour = [3600 * rate / EPOCHS for rate in rates[way]]
         share = statistics.median(rates[way]) / statistics.median(rates[best])
-        rows.append({"workers": way[0], "threads": way[1], "trials_per_hour": statistics.median(hour), "low": min(hour), "high": max(hour),
-                     "share_of_best": share, "busy": statistics.median(shares[way])})
+        rows.append(
+            {
+                "workers": way[0],
+                "threads": way[1],
+                "trials_per_hour": statistics.median(hour),
+                "low": min(hour),
+                "high": max(hour),
+                "share_of_best": share,
+                "busy": statistics.median(shares[way]),
+            }
+        )
         note = "   <- workers: auto" if way == automatic and arguments.device == "cpu" else ""
         card = f"   card busy {statistics.median(shares[way]):.0%}" if any(shares[way]) else ""
-        print(f"  {way[0]} workers of {way[1]} threads  {statistics.median(hour):8.1f} trials an hour ({min(hour):.1f} .. {max(hour):.1f})   "
-              f"{share:.0%} of the best{card}{note}")
+        print(
+            f"  {way[0]} workers of {way[1]} threads  {statistics.median(hour):8.1f} trials an "
+            f"hour ({min(hour):.1f} .. {max(hour):.1f})   "
+            f"{share:.0%} of the best{card}{note}"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps({"about": about, "ways": rows}, indent=1) + "\n")
 

@@ -1,12 +1,15 @@
-"""What a training step costs: this engine against escnn and against a plain CNN of the same channels, as ratios.
+"""What a training step costs: this engine against escnn and against a plain CNN of the same
+channels, as ratios.
 
     python tests/benchmarks/bench_step.py [--rounds 9] [--groups C4 D8] [--networks p4cnn residual] [--json FILE]
     python tests/benchmarks/bench_step.py --short        # parity in full, few and small timings: for CI, fails on parity only
 
-The variants run in turn in one process set up as a training worker (one thread, memory kept), in reversed order every other round; each ratio is the median over
-rounds of (variant / reference in the same round), with quartiles. No speed is printed before parity with escnn and exactness hold.
-All take the same optimizer, Adam in one fused call. On a CPU "basis, torch's" is the step with torch's convolutions instead of those in the
-Fourier basis of the group. The step with an equivariance loss (layerwise, on a fifth of the batch) is compared with the same step without.
+The variants run in turn in one process set up as a training worker (one thread, memory kept), in
+reversed order every other round; each ratio is the median over rounds of (variant / reference in
+the same round), with quartiles. No speed is printed before parity with escnn and exactness hold.
+All take the same optimizer, Adam in one fused call. On a CPU "basis, torch's" is the step with
+torch's convolutions instead of those in the Fourier basis of the group. The step with an
+equivariance loss (layerwise, on a fifth of the batch) is compared with the same step without.
 """
 
 from __future__ import annotations
@@ -26,33 +29,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from support.escnn_reference import EscnnNetwork, copy_to_escnn  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-from searchspace.architecture import Architecture  # noqa: E402
-from trainers.networks import bases  # noqa: E402
-from trainers.networks.kernels import fourier  # noqa: E402
-from trainers.actions import act  # noqa: E402
-from trainers.training.cuda_graph import WARM_UP, Steps  # noqa: E402
-from trainers.data.datasets import normaliser  # noqa: E402
-from trainers.devices import wait  # noqa: E402
-from trainers.training.losses import usable_elements  # noqa: E402
-from trainers.networks.networks import build, channels_last  # noqa: E402
-from trainers.precision import fast_bfloat16  # noqa: E402
-from trainers.process import tune_process  # noqa: E402
-from trainers.settings import Data, Symmetry, Training  # noqa: E402
-from trainers.training.train import Config, training_loss  # noqa: E402
+from searchspace.architecture import Architecture
+from support.escnn_reference import EscnnNetwork, copy_to_escnn
+from trainers.actions import act
+from trainers.data.datasets import normaliser
+from trainers.devices import wait
+from trainers.networks import bases
+from trainers.networks.kernels import fourier
+from trainers.networks.networks import build, channels_last
+from trainers.precision import fast_bfloat16
+from trainers.process import tune_process
+from trainers.settings import Data, Symmetry, Training
+from trainers.training.cuda_graph import WARM_UP, Steps
+from trainers.training.losses import usable_elements
+from trainers.training.train import Config, training_loss
 
 CLASSES = 10
-FIELDS = {"C4": 10, "D4": 7, "C8": 7, "D8": 4}       # 40, 56, 56 and 64 channels
-WIDTHS = {"C4": 8, "D4": 4, "C8": 4, "D8": 2}        # fields of the residual network's first stage: 32 channels
+FIELDS = {"C4": 10, "D4": 7, "C8": 7, "D8": 4}  # 40, 56, 56 and 64 channels
+# fields of the residual network's first stage: 32 channels
+WIDTHS = {"C4": 8, "D4": 4, "C8": 4, "D8": 2}
 NETWORKS = ("p4cnn", "residual")
 
 
 def architecture(network: str, group: str, filters: str) -> Architecture:
-    """The shape of P4CNN (arXiv:1602.07576) on 28x28, or a residual network of 13 convolutions on 33x33."""
+    """The shape of P4CNN (arXiv:1602.07576) on 28x28, or a residual network of 13 convolutions on
+    33x33.
+    """
     if network == "p4cnn":
         n = FIELDS[group]
         text = f"28px: {n}k3p0@{group}, {n}k3p0 max2/2, {n}k3p0, {n}k3p0, {n}k3p0, {n}k3p0, {n}k4p0"
@@ -63,7 +69,9 @@ def architecture(network: str, group: str, filters: str) -> Architecture:
 
 
 class PlainFloor(nn.Module):
-    """The plain CNN of the same channels: Conv2d, BatchNorm2d and ReLU in place, channels-last throughout."""
+    """The plain CNN of the same channels: Conv2d, BatchNorm2d and ReLU in place, channels-last
+    throughout.
+    """
 
     def __init__(self, shape: Architecture, channels: int) -> None:
         super().__init__()
@@ -72,11 +80,23 @@ class PlainFloor(nn.Module):
             parts, width = [], stage.channels
             for repeat in range(stage.repeats):
                 stride = stage.stride if repeat == 0 else 1
-                block = [self.conv(channels, width, stage.kernel, stride, stage.padding[0]), nn.BatchNorm2d(width), nn.ReLU(True)]
+                block = [
+                    self.conv(channels, width, stage.kernel, stride, stage.padding[0]),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(True),
+                ]
                 if stage.residual:
-                    block += [self.conv(width, width, stage.kernel, 1, stage.padding[0]), nn.BatchNorm2d(width)]
-                    skip = nn.Identity() if (channels, stride) == (width, 1) else nn.Sequential(
-                        self.conv(channels, width, 1, stride, 0), nn.BatchNorm2d(width))
+                    block += [
+                        self.conv(width, width, stage.kernel, 1, stage.padding[0]),
+                        nn.BatchNorm2d(width),
+                    ]
+                    skip = (
+                        nn.Identity()
+                        if (channels, stride) == (width, 1)
+                        else nn.Sequential(
+                            self.conv(channels, width, 1, stride, 0), nn.BatchNorm2d(width)
+                        )
+                    )
                     parts.append(nn.ModuleList([nn.Sequential(*block), skip]))
                 else:
                     parts.append(nn.Sequential(*block))
@@ -94,7 +114,11 @@ class PlainFloor(nn.Module):
     def forward(self, images):
         maps = channels_last(images)
         for part in self.stages:
-            maps = F.relu(part[0](maps) + part[1](maps)) if isinstance(part, nn.ModuleList) else part(maps)
+            maps = (
+                F.relu(part[0](maps) + part[1](maps))
+                if isinstance(part, nn.ModuleList)
+                else part(maps)
+            )
         return self.linear(maps.mean((2, 3)).float())
 
 
@@ -106,12 +130,18 @@ def parity(network: str, group: str) -> dict[str, float]:
     """The errors that must be small before any speed counts. Raises SystemExit where one is not."""
     shape = architecture(network, group, "basis")
     channels = 1 if network == "p4cnn" else 3
-    images = torch.randn(8, channels, *shape.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mine, theirs = build(shape, channels=channels, classes=CLASSES), EscnnNetwork(shape, channels, CLASSES)
+    images = torch.randn(
+        8, channels, *shape.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    mine, theirs = (
+        build(shape, channels=channels, classes=CLASSES),
+        EscnnNetwork(shape, channels, CLASSES),
+    )
     copy_to_escnn(mine, theirs)
     errors = {"outputs_float32": relative(mine(images.float()), theirs(images.float()))}
 
-    exact_on_grid = bases.exact_on_grid                     # escnn's float32 samples as they are, for float64 parity
+    # escnn's float32 samples as they are, for float64 parity
+    exact_on_grid = bases.exact_on_grid
     bases.exact_on_grid = lambda kernels, group: kernels
     bases.basis.cache_clear()
     mine, theirs = build(shape, channels=channels, classes=CLASSES).double(), theirs.double()
@@ -122,17 +152,26 @@ def parity(network: str, group: str) -> dict[str, float]:
     for output in outputs:
         output.square().sum().backward()
     errors["outputs_float64"] = relative(*outputs)
-    errors["gradients_float64"] = max(relative(a.filters.grad.flatten(), b.weights.grad) for a, (b, _) in zip(mine.convolutions, theirs.parts()))
+    errors["gradients_float64"] = max(
+        relative(a.filters.grad.flatten(), b.weights.grad)
+        for a, (b, _) in zip(mine.convolutions, theirs.parts())
+    )
 
     kinds = ("basis", "free") if shape.group.on_grid else ("basis",)
     for filters in kinds:
-        mine = build(architecture(network, group, filters), channels=channels, classes=CLASSES).eval()
+        mine = build(
+            architecture(network, group, filters), channels=channels, classes=CLASSES
+        ).eval()
         logits = mine(images.float())
-        errors[f"exactness_{filters}_float32"] = max(relative(mine(act(images.float(), g)), logits) for g in shape.group.grid.elements)
+        errors[f"exactness_{filters}_float32"] = max(
+            relative(mine(act(images.float(), g)), logits) for g in shape.group.grid.elements
+        )
     limits = {"outputs_float32": 1e-5, "outputs_float64": 1e-10, "gradients_float64": 1e-10}
     bad = {name: error for name, error in errors.items() if not error < limits.get(name, 1e-5)}
     if bad:
-        raise SystemExit(f"parity of {network} over {group} does not hold: {bad}; no speed is measured")
+        raise SystemExit(
+            f"parity of {network} over {group} does not hold: {bad}; no speed is measured"
+        )
     return errors
 
 
@@ -145,13 +184,18 @@ def variants(network: str, group: str, device: str) -> dict[str, tuple[nn.Module
     found["plain"] = (PlainFloor(shape, channels), False)
     found["plain bf16"] = (found["plain"][0], True)
     for filters in ("free", "basis") if shape.group.on_grid else ("basis",):
-        found[filters] = (build(architecture(network, group, filters), channels=channels, classes=CLASSES), False)
+        found[filters] = (
+            build(architecture(network, group, filters), channels=channels, classes=CLASSES),
+            False,
+        )
         found[f"{filters} bf16"] = (found[filters][0], True)
     return {name: (module.to(device).train(), reduced) for name, (module, reduced) in found.items()}
 
 
 def stepper(module: nn.Module, reduced: bool, images, labels, graph: bool = False):
-    """A function that makes one training step and waits for it, with `graph` replayed from a CUDA graph as `trainers.training.train` does."""
+    """A function that makes one training step and waits for it, with `graph` replayed from a CUDA
+    graph as `trainers.training.train` does.
+    """
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
     def step(pixels, classes):
@@ -178,12 +222,19 @@ def stepper(module: nn.Module, reduced: bool, images, labels, graph: bool = Fals
 
 
 def loss_stepper(network: str, group: str, kind: str, images, labels):
-    """A training step of the basis network with an equivariance loss of `kind`, or none, as `trainers.training.train` makes it."""
-    shape = Architecture.parse(f"{architecture(network, group, 'basis')}" + ("" if kind == "none" else f" loss={kind}:1"))
+    """A training step of the basis network with an equivariance loss of `kind`, or none, as
+    `trainers.training.train` makes it.
+    """
+    shape = Architecture.parse(
+        f"{architecture(network, group, 'basis')}" + ("" if kind == "none" else f" loss={kind}:1")
+    )
     module = build(shape, channels=images.shape[1], classes=CLASSES).to(images.device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
     config = Config(Data(name="mnist"), Training(), Symmetry(group=group))
-    elements, generator = usable_elements(config.group, shape.size), torch.Generator().manual_seed(0)
+    elements, generator = (
+        usable_elements(config.group, shape.size),
+        torch.Generator().manual_seed(0),
+    )
     normal = normaliser((0.0,) * images.shape[1], (1.0,) * images.shape[1], images.device)
 
     def step() -> None:
@@ -196,13 +247,17 @@ def loss_stepper(network: str, group: str, kind: str, images, labels):
 
 
 def with_torchs(step):
-    """The step with convolutions by torch, where the engine's are made in the Fourier basis of the group."""
+    """The step with convolutions by torch, where the engine's are made in the Fourier basis of the
+    group.
+    """
+
     def run() -> None:
         library, fourier.library = fourier.library, lambda: None
         try:
             step()
         finally:
             fourier.library = library
+
     return run
 
 
@@ -220,15 +275,20 @@ def measure(steps: dict, rounds: int) -> dict[str, list[tuple[float, float]]]:
 
 
 def ratio(times, name: str, reference: str) -> dict[str, float]:
-    """Median and quartiles over rounds of `name` / `reference`, and the same median of processor time."""
+    """Median and quartiles over rounds of `name` / `reference`, and the same median of processor
+    time.
+    """
     wall = [a[0] / b[0] for a, b in zip(times[name], times[reference])]
     processor = [a[1] / b[1] for a, b in zip(times[name], times[reference])]
-    low, middle, high = statistics.quantiles(wall, n=4, method="inclusive") if len(wall) > 1 else wall * 3
+    low, middle, high = (
+        statistics.quantiles(wall, n=4, method="inclusive") if len(wall) > 1 else wall * 3
+    )
     return {"median": middle, "low": low, "high": high, "processor": statistics.median(processor)}
 
 
 def expansion_share(module: nn.Module, step, rounds: int) -> float:
     """Making all weights and their gradients, as a share of a step."""
+
     def expand() -> None:
         weights = module.weights()
         torch.autograd.backward(weights, [torch.ones_like(w) for w in weights])
@@ -245,37 +305,101 @@ def run(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
     images = torch.randn(batch, channels, size, size, generator=generator).to(device)
     labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     modules = variants(network, group, device)
-    steps = {name: stepper(module, reduced, images, labels) for name, (module, reduced) in modules.items()}
+    steps = {
+        name: stepper(module, reduced, images, labels)
+        for name, (module, reduced) in modules.items()
+    }
     if device == "cuda":
         graphs = {name: pair for name, pair in modules.items() if not name.startswith("escnn")}
-        steps |= {f"{name} graph": stepper(copy.deepcopy(module), reduced, images, labels, True) for name, (module, reduced) in graphs.items()}
+        steps |= {
+            f"{name} graph": stepper(copy.deepcopy(module), reduced, images, labels, True)
+            for name, (module, reduced) in graphs.items()
+        }
     if device == "cpu" and fourier.library() is not None:
         steps["basis, torch's"] = with_torchs(steps["basis"])
-    losses = {f"basis, {kind}": loss_stepper(network, group, kind, images, labels) for kind in ("none", "layerwise")}
+    losses = {
+        f"basis, {kind}": loss_stepper(network, group, kind, images, labels)
+        for kind in ("none", "layerwise")
+    }
     if fast_bfloat16(device):
         times = measure({**steps, **losses}, rounds)
-    else:       # its figures say nothing here, and take most of the time
-        times = measure({**{name: step for name, step in steps.items() if "bf16" not in name}, **losses}, rounds)
-    result = {"network": network, "group": group, "batch": batch, "parity": errors,
-              "milliseconds": {name: 1000 * statistics.median(t[0] for t in values) for name, values in times.items()},
-              "of_escnn": {name: ratio(times, name, "escnn") for name in times if name != "escnn" and name not in losses},
-              "escnn_over": {name: ratio(times, "escnn", name) for name in times if name.startswith(("free", "basis")) and name not in losses},
-              "of_floor": {name: ratio(times, name, " ".join(["plain", *name.replace(", torch's", "").split()[1:]]))
-                           for name in times if name.startswith(("free", "basis")) and name not in losses},
-              "layerwise_loss": ratio(times, "basis, layerwise", "basis, none"),
-              "expansion_share": {name: expansion_share(modules[name][0], steps[name], rounds) for name in ("free", "basis") if name in modules}}
-    print(f"\n{network} over {group}, batch {batch}: parity holds ({', '.join(f'{k} {v:.0e}' for k, v in errors.items())})")
+    else:  # its figures say nothing here, and take most of the time
+        times = measure(
+            {**{name: step for name, step in steps.items() if "bf16" not in name}, **losses}, rounds
+        )
+    result = {
+        "network": network,
+        "group": group,
+        "batch": batch,
+        "parity": errors,
+        "milliseconds": {
+            name: 1000 * statistics.median(t[0] for t in values) for name, values in times.items()
+        },
+        "of_escnn": {
+            name: ratio(times, name, "escnn")
+            for name in times
+            if name != "escnn" and name not in losses
+        },
+        "escnn_over": {
+            name: ratio(times, "escnn", name)
+            for name in times
+            if name.startswith(("free", "basis")) and name not in losses
+        },
+        "of_floor": {
+            name: ratio(
+                times, name, " ".join(["plain", *name.replace(", torch's", "").split()[1:]])
+            )
+            for name in times
+            if name.startswith(("free", "basis")) and name not in losses
+        },
+        "layerwise_loss": ratio(times, "basis, layerwise", "basis, none"),
+        "expansion_share": {
+            name: expansion_share(modules[name][0], steps[name], rounds)
+            for name in ("free", "basis")
+            if name in modules
+        },
+    }
+    print(
+        f"\n{network} over {group}, batch {batch}: parity holds "
+        f"({', '.join(f'{k} {v:.0e}' for k, v in errors.items())})"
+    )
     print(f"  {'':14} {'ms':>8}   of escnn (quartiles)      of the floor (quartiles)")
     for name in times:
-        cells = [f"{r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})" if (r := result[key].get(name)) else "" for key in ("of_escnn", "of_floor")]
+        cells = [
+            f"{r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})"
+            if (r := result[key].get(name))
+            else ""
+            for key in ("of_escnn", "of_floor")
+        ]
         print(f"  {name:14} {result['milliseconds'][name]:8.1f}   {cells[0]:24}  {cells[1]}")
     with_loss = result["layerwise_loss"]
-    print("  escnn / ours: " + ", ".join(f"{name} {r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})" for name, r in result["escnn_over"].items()))
-    print(f"  with the layerwise loss / without: {with_loss['median']:.2f} ({with_loss['low']:.2f}..{with_loss['high']:.2f})")
-    print("  expansion of all filters: " + ", ".join(f"{name} {share:.1%} of a step" for name, share in result["expansion_share"].items()))
-    noisy = [name for name, r in result["of_escnn"].items() if abs(r["median"] / r["processor"] - 1) > 0.15]
+    print(
+        "  escnn / ours: "
+        + ", ".join(
+            f"{name} {r['median']:.2f} ({r['low']:.2f}..{r['high']:.2f})"
+            for name, r in result["escnn_over"].items()
+        )
+    )
+    print(
+        f"  with the layerwise loss / without: {with_loss['median']:.2f} "
+        f"({with_loss['low']:.2f}..{with_loss['high']:.2f})"
+    )
+    print(
+        "  expansion of all filters: "
+        + ", ".join(
+            f"{name} {share:.1%} of a step" for name, share in result["expansion_share"].items()
+        )
+    )
+    noisy = [
+        name
+        for name, r in result["of_escnn"].items()
+        if abs(r["median"] / r["processor"] - 1) > 0.15
+    ]
     if noisy:
-        print(f"  noisy machine: wall and processor ratios of {', '.join(noisy)} differ by more than 15 %; repeat on an idle one")
+        print(
+            f"  noisy machine: wall and processor ratios of {', '.join(noisy)} differ by more "
+            "than 15 %; repeat on an idle one"
+        )
     return result
 
 
@@ -285,19 +409,36 @@ def hardware(device: str) -> dict:
 
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
-    return {"date": date.today().isoformat(), "python": platform.python_version(), "torch": torch.__version__, "escnn": version("escnn"),
-            "cpu": model, "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability(),
-            "fast_bfloat16": fast_bfloat16(device), "fourier": device == "cpu" and fourier.library() is not None,
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None}
+    return {
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "escnn": version("escnn"),
+        "cpu": model,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "fast_bfloat16": fast_bfloat16(device),
+        "fourier": device == "cpu" and fourier.library() is not None,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=128, help="images of a step; the residual network takes half")
+    parser.add_argument(
+        "--batch", type=int, default=128, help="images of a step; the residual network takes half"
+    )
     parser.add_argument("--groups", nargs="+", default=list(FIELDS), choices=list(FIELDS))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -308,8 +449,17 @@ def main() -> None:
     tune_process(threads=1)
     about = hardware(arguments.device)
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
-    results = [run(network, group, arguments.rounds, arguments.batch // (2 if network == "residual" else 1), arguments.device)
-               for network in arguments.networks for group in arguments.groups]
+    results = [
+        run(
+            network,
+            group,
+            arguments.rounds,
+            arguments.batch // (2 if network == "residual" else 1),
+            arguments.device,
+        )
+        for network in arguments.networks
+        for group in arguments.groups
+    ]
     if arguments.json:
         arguments.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
 

@@ -1,4 +1,6 @@
-"""A network trained on a few digits and its bundle, for tests of exporting and of verifying: fixtures to import."""
+"""A network trained on a few digits and its bundle, for tests of exporting and of verifying:
+fixtures to import.
+"""
 
 import json
 import shutil
@@ -6,12 +8,21 @@ import shutil
 import pytest
 
 from searchspace.architecture import Architecture
-from trainers.bundles.formats import CARD, FORMATS, MANIFEST, content_of, logits, model_of, sha256, write
-from trainers.data.datasets import load
 from trainers.bundles.export import Subject, export
+from trainers.bundles.formats import (
+    CARD,
+    FORMATS,
+    MANIFEST,
+    content_of,
+    logits,
+    model_of,
+    sha256,
+    write,
+)
 from trainers.bundles.manifest import FORMAT_VERSION
-from trainers.settings import Data, Symmetry, Training
 from trainers.bundles.symmetry_check import probe_images
+from trainers.data.datasets import load
+from trainers.settings import Data, Symmetry, Training
 from trainers.training.train import Config, start, train
 
 EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
@@ -21,11 +32,22 @@ EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
 def subject(tmp_path_factory):
     """An exact network, trained for two epochs on a few digits."""
     folder = tmp_path_factory.mktemp("training")
-    config = Config(Data(name="digits", train=300, validation=101), Training(epochs=2, batch_size=32), Symmetry(group="D4"), seed=3)
+    config = Config(
+        Data(name="digits", train=300, validation=101),
+        Training(epochs=2, batch_size=32),
+        Symmetry(group="D4"),
+        seed=3,
+    )
     architecture = Architecture.parse(EXACT)
     splits = load(config.data, architecture.size)
     scores = train(architecture, config, folder, 2, splits=splits)
-    return Subject(start(architecture, config, folder, splits).network, splits, config, scores.as_dict(), {"study": "digits", "trial": 3})
+    return Subject(
+        start(architecture, config, folder, splits).network,
+        splits,
+        config,
+        scores.as_dict(),
+        {"study": "digits", "trial": 3},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +73,17 @@ def rehash(folder):
     """What a forger would do: hashes that fit the changed files."""
     manifest = manifest_of(folder)
     for name in manifest["files"]:
-        manifest["files"][name] = {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        manifest["files"][name] = {
+            "sha256": sha256(folder / name),
+            "bytes": (folder / name).stat().st_size,
+        }
     write_manifest(folder, manifest)
 
 
 def untrained(folder, text, network):
-    """The folder, now a bundle of a grey network for five classes, in the two formats that every bundle has."""
+    """The folder, now a bundle of a grey network for five classes, in the two formats that every
+    bundle has.
+    """
     classes = tuple("abcde")
     content = content_of(network, (0.2,), (0.3,), "resize", classes)
     model = model_of(network, content)
@@ -64,12 +91,19 @@ def untrained(folder, text, network):
         write(model, content, folder, name)
     (folder / CARD).write_text("a card")
     probes = probe_images(1, model.size)
-    manifest = {"format_version": FORMAT_VERSION, "architecture": text, "declared": "C1", "classes": classes, "content": content,
-                "input": {"channels": 1, "height": model.size[0], "width": model.size[1]}, "elements": [],
-                "formats": {name: {"files": FORMATS[name]} for name in ("torch", "safetensors")},
-                "refused": {"torch.export": "not tried", "onnx": "not tried"},
-                "probe": {"images": len(probes), "logits": logits(model, probes).tolist()},
-                "files": {path.name: None for path in folder.iterdir()}}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "architecture": text,
+        "declared": "C1",
+        "classes": classes,
+        "content": content,
+        "input": {"channels": 1, "height": model.size[0], "width": model.size[1]},
+        "elements": [],
+        "formats": {name: {"files": FORMATS[name]} for name in ("torch", "safetensors")},
+        "refused": {"torch.export": "not tried", "onnx": "not tried"},
+        "probe": {"images": len(probes), "logits": logits(model, probes).tolist()},
+        "files": {path.name: None for path in folder.iterdir()},
+    }
     write_manifest(folder, manifest)
     rehash(folder)
     return folder

@@ -1,4 +1,6 @@
-"""Runs code as somebody who has a bundle and not this program: in a process of its own, where other imports fail."""
+"""Runs code as somebody who has a bundle and not this program: in a process of its own, where other
+imports fail.
+"""
 
 import subprocess
 import sys
@@ -25,8 +27,12 @@ sys.dont_write_bytecode = True
 """
 
 
-def run_alone(code: str, folder: Path, *arguments: object, forbidden: "tuple[str, ...]" = OURS) -> str:
-    """What `code` prints when run in `folder`, without the modules named in `forbidden`; fails the test if it fails."""
+def run_alone(
+    code: str, folder: Path, *arguments: object, forbidden: "tuple[str, ...]" = OURS
+) -> str:
+    """What `code` prints when run in `folder`, without the modules named in `forbidden`; fails the
+    test if it fails.
+    """
     text = GUARD.format(forbidden=set(forbidden)) + code
     command = [sys.executable, "-W", "error", "-c", text, *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
@@ -57,13 +63,17 @@ print((logits.argmax(1) == data["labels"]).mean())
 
 
 def accuracies(bundle: Path, pixels, labels, folder: Path) -> "list[float]":
-    """Accuracy of plain torch, torch.export and ONNX, on uint8 images of the right size, each computed by a stranger's script."""
+    """Accuracy of plain torch, torch.export and ONNX, on uint8 images of the right size, each
+    computed by a stranger's script.
+    """
     import numpy
     import torch
 
     images = pixels.float() / 255
     torch.save((images, labels), folder / "data.pt")
     numpy.savez(folder / "data.npz", images=images.numpy(), labels=labels.numpy())
-    with_torch = run_alone(TORCH_ACCURACY, bundle, folder / "data.pt", forbidden=OURS + ("onnxruntime", "safetensors")).split()
+    with_torch = run_alone(
+        TORCH_ACCURACY, bundle, folder / "data.pt", forbidden=OURS + ("onnxruntime", "safetensors")
+    ).split()
     with_onnx = run_alone(ONNX_ACCURACY, bundle, folder / "data.npz", forbidden=OURS + ("torch",))
     return [float(value) for value in (*with_torch, with_onnx)]

@@ -1,26 +1,32 @@
-"""A GPU for machines that have none: tensors that say they lie on the device `pretended`, computed on the CPU.
+"""A GPU for machines that have none: tensors that say they lie on the device `pretended`, computed
+on the CPU.
 
-Like a real one it refuses to mix its tensors with the CPU's, and every copy between both, and every value that Python reads from
-there, is listed in `Crossings`. Whatever runs on it holds no tensor that was forgotten on the CPU. What CUDA itself does (its kernels,
-graphs, memory) it cannot show. torch counts devices at the first backward pass, so use it in a process that has made none
+Like a real one it refuses to mix its tensors with the CPU's, and every copy between both, and every
+value that Python reads from there, is listed in `Crossings`. Whatever runs on it holds no tensor
+that was forgotten on the CPU. What CUDA itself does (its kernels, graphs, memory) it cannot show.
+torch counts devices at the first backward pass, so use it in a process that has made none
 (`elsewhere`).
 """
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Iterator
+from functools import cache
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "pretended"
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")     # what answers with a value or a shape makes Python wait
+# what answers with a value or a shape makes Python wait
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
 
 
 class _Backend(_DummyBackendModule):
@@ -34,9 +40,15 @@ class OnCard(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, near: torch.Tensor) -> "OnCard":
-        made = torch.Tensor._make_wrapper_subclass(cls, near.size(), strides=near.stride(), storage_offset=near.storage_offset(), dtype=near.dtype,
-                                                   device=torch.device(NAME, 0))
+    def __new__(cls, near: torch.Tensor) -> OnCard:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            near.size(),
+            strides=near.stride(),
+            storage_offset=near.storage_offset(),
+            dtype=near.dtype,
+            device=torch.device(NAME, 0),
+        )
         made.near = near
         return made
 
@@ -46,7 +58,9 @@ class OnCard(torch.Tensor):
 
 
 class Crossings(list):
-    """Descriptions of what passed between the CPU and the device, in order; those that make Python wait are in `waits`."""
+    """Descriptions of what passed between the CPU and the device, in order; those that make Python
+    wait are in `waits`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,15 +82,22 @@ class _Mode(TorchDispatchMode):
         return _run(function, arguments, options or {})
 
 
-@lru_cache(maxsize=None)
+@cache
 def device() -> torch.device:
     """The pretended device, made known to torch on the first call."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     library = torch.library.Library("aten", "IMPL")
-    # Reached where torch itself copies a Python list to a device, as torch.tensor(..., device=...) does.
-    library.impl("empty_strided", lambda size, stride, dtype=None, **options: OnCard(torch.empty_strided(size, stride, dtype=dtype)), "PrivateUse1")
+    # Reached where torch itself copies a Python list to a device, as torch.tensor(..., device=...)
+    # does.
+    library.impl(
+        "empty_strided",
+        lambda size, stride, dtype=None, **options: OnCard(
+            torch.empty_strided(size, stride, dtype=dtype)
+        ),
+        "PrivateUse1",
+    )
     library.impl("_copy_from", _copied_by_torch, "PrivateUse1")
-    device.library = library        # its registrations last as long as it does
+    device.library = library  # its registrations last as long as it does
     return torch.device(NAME, 0)
 
 
@@ -95,8 +116,12 @@ def pretended() -> Iterator[Crossings]:
 
 @contextmanager
 def elsewhere() -> Iterator[Executor]:
-    """A process that knows the device from its start; what it is given to do must be found by import."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_started) as process:
+    """A process that knows the device from its start; what it is given to do must be found by
+    import.
+    """
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=_started
+    ) as process:
         yield process
 
 
@@ -110,7 +135,9 @@ def _note(what: str, waits: bool = True) -> None:
         crossings.add(what, waits)
 
 
-def _copied_by_torch(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+def _copied_by_torch(
+    source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False
+) -> torch.Tensor:
     here, there = (t.near if isinstance(t, OnCard) else t for t in (source, target))
     there.copy_(here)
     _note(f"{list(there.shape)} made from Python values")
@@ -119,31 +146,47 @@ def _copied_by_torch(source: torch.Tensor, target: torch.Tensor, non_blocking: b
 
 def _run(function, arguments, options):
     name = function.overloadpacket.__name__
-    tensors = [value for value in tree_flatten((arguments, options))[0] if isinstance(value, torch.Tensor)]
+    tensors = [
+        value for value in tree_flatten((arguments, options))[0] if isinstance(value, torch.Tensor)
+    ]
     distant = [tensor for tensor in tensors if isinstance(tensor, OnCard)]
     goal = None if options.get("device") is None else torch.device(options["device"]).type
     near, nearby = tree_map_only(OnCard, lambda tensor: tensor.near, (arguments, options))
-    nearby = {key: torch.device("cpu") if key == "device" and goal == NAME else value for key, value in nearby.items() if key != "pin_memory"}
+    nearby = {
+        key: torch.device("cpu") if key == "device" and goal == NAME else value
+        for key, value in nearby.items()
+        if key != "pin_memory"
+    }
     if distant and name in READS:
         _note(f"{name} of {list(distant[0].shape)}")
     elif name in ("_to_copy", "copy_"):
         target = goal or arguments[0].device.type
         source = arguments[1 if name == "copy_" else 0]
         if target != source.device.type:
-            _note(f"{list(source.shape)} from {source.device.type} to {target}", waits=not (options.get("non_blocking") or name == "copy_" and arguments[2:3] == (True,)))
-    elif distant and name.startswith("index") and name != "index_select":       # takes indices from the CPU, and waits for their copy
+            _note(
+                f"{list(source.shape)} from {source.device.type} to {target}",
+                waits=not (
+                    options.get("non_blocking") or (name == "copy_" and arguments[2:3] == (True,))
+                ),
+            )
+    elif (
+        distant and name.startswith("index") and name != "index_select"
+    ):  # takes indices from the CPU, and waits for their copy
         if len(distant) < len(tensors):
             _note("indices from cpu")
     elif distant and any(tensor.dim() for tensor in tensors if tensor.device.type == "cpu"):
         shapes = [list(tensor.shape) for tensor in tensors if tensor.device.type == "cpu"]
-        raise RuntimeError(f"{name}: expected all tensors on the same device, found {NAME} and cpu {shapes}")
+        raise RuntimeError(
+            f"{name}: expected all tensors on the same device, found {NAME} and cpu {shapes}"
+        )
     result = function(*near, **nearby)
-    if distant and name == "native_batch_norm_backward" and near[2] is None:        # as CUDA's kernel for channels-last maps
+    # as CUDA's kernel for channels-last maps
+    if distant and name == "native_batch_norm_backward" and near[2] is None:
         result = (result[0], result[1].new_empty(0), result[2].new_empty(0))
     if not function._schema.returns:
         return None
     if function._schema.is_mutable and name.endswith("_"):
         return arguments[0]
-    if goal == NAME or goal is None and distant:
+    if goal == NAME or (goal is None and distant):
         return tree_map_only(torch.Tensor, OnCard, result)
     return result.clone() if any(result is value for value in near) else result

@@ -1,29 +1,41 @@
-"""Small models whose symmetry is known by construction, for testing the instruments that measure it."""
+"""Small models whose symmetry is known by construction, for testing the instruments that measure
+it.
+"""
 
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 from searchspace.groups import Group
 from trainers.actions import act
 
 
 class Lifting(nn.Module):
-    """A network with one group convolution: exactly invariant under `group` unless `shift` moves its subsampling grid.
+    """A network with one group convolution: exactly invariant under `group` unless `shift` moves
+    its subsampling grid.
 
-    The maps of `maps` are regular fields of the group; with `shift`, one row and column is cut before pooling, which breaks
-    every element that reverses an axis.
+    The maps of `maps` are regular fields of the group; with `shift`, one row and column is cut
+    before pooling, which breaks every element that reverses an axis.
     """
 
-    def __init__(self, group: str = "C4", fields: int = 4, classes: int = 5, shift: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        group: str = "C4",
+        fields: int = 4,
+        classes: int = 5,
+        shift: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.group, self.shift = Group.parse(group), shift
         self.kernel = nn.Parameter(torch.randn(fields, 1, 5, 5, generator=generator) / 5)
         self.maps = nn.Identity()
         self.readout = nn.Parameter(torch.randn(classes, fields, generator=generator))
-        with torch.no_grad():       # standardise, or every image would be given the same class
-            self.register_buffer("usual", self.features(torch.rand(64, 1, 16, 16, generator=generator)))
+        with torch.no_grad():  # standardise, or every image would be given the same class
+            self.register_buffer(
+                "usual", self.features(torch.rand(64, 1, 16, 16, generator=generator))
+            )
             self.usual = torch.stack([self.usual.mean(0), self.usual.std(0)])
 
     def forward(self, images):
@@ -45,7 +57,9 @@ def corner(images):
 
 def pixel_mean(images):
     """Logits that every element leaves alone, and that vary over the images."""
-    bands = torch.stack([(images > t).to(images.dtype).mean((1, 2, 3)) for t in (0.2, 0.4, 0.6, 0.8)], 1)
+    bands = torch.stack(
+        [(images > t).to(images.dtype).mean((1, 2, 3)) for t in (0.2, 0.4, 0.6, 0.8)], 1
+    )
     return 10 * bands
 
 

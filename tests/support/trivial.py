@@ -1,4 +1,6 @@
-"""A study that costs nothing: scores are made from the architecture's text, epochs take as long as told."""
+"""A study that costs nothing: scores are made from the architecture's text, epochs take as long as
+told.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +32,27 @@ resources: {workers: 2}
 
 def study(**overrides) -> Study:
     """The trivial study; `search__trials=5` sets search.trials."""
-    return parse(TEXT, overrides={key.replace("__", "."): value for key, value in overrides.items()})
+    return parse(
+        TEXT, overrides={key.replace("__", "."): value for key, value in overrides.items()}
+    )
 
 
 def scores(architecture: str, epoch: int) -> dict:
     """Scores that depend on the text alone, and grow with the epoch."""
     digest = hashlib.sha256(architecture.encode()).digest()
-    return {"epoch": epoch, "accuracy": digest[0] / 256 * (1 - 0.5 ** epoch), "symmetry_accuracy": digest[1] / 256 * (1 - 0.7 ** epoch)}
+    return {
+        "epoch": epoch,
+        "accuracy": digest[0] / 256 * (1 - 0.5**epoch),
+        "symmetry_accuracy": digest[1] / 256 * (1 - 0.7**epoch),
+    }
 
 
 def trainable(study, assignment, report) -> None:
-    """Trains nothing, as carefully as a real worker: each epoch is noted when it begins, saved, and then reported.
+    """Trains nothing, as carefully as a real worker: each epoch is noted when it begins, saved, and
+    then reported.
 
-    What is trained already is reported again at its rungs: the journal may know less than the checkpoint.
+    What is trained already is reported again at its rungs: the journal may know less than the
+    checkpoint.
     """
     folder = Path(assignment.directory)
     (folder / "pid").write_text(str(os.getpid()))
@@ -67,22 +77,28 @@ def ended(directory) -> dict[int, tuple]:
 
 
 def audit(directory, trials: int) -> Counter:
-    """The count after faults: trials by state, and `lost`, `doubled`, `zombies`, and `repeated` epochs of work.
+    """The count after faults: trials by state, and `lost`, `doubled`, `zombies`, and `repeated`
+    epochs of work.
 
-    A trial that continues a stopped one is that one's training, hence not doubled; its folder begins as a copy.
+    A trial that continues a stopped one is that one's training, hence not doubled; its folder
+    begins as a copy.
     """
     records = [r for r in read_trials(directory) if r.state != "refused"]
     count = Counter(r.state for r in records)
-    count["lost"] = max(0, trials - sum(r.state in ("complete", "pruned", "failed") for r in records))
+    count["lost"] = max(
+        0, trials - sum(r.state in ("complete", "pruned", "failed") for r in records)
+    )
     trainings = [r for r in records if "continues" not in r.attributes]
-    count["doubled"] = len(trainings) - len({(r.architecture, r.attributes.get("seed")) for r in trainings})
+    count["doubled"] = len(trainings) - len(
+        {(r.architecture, r.attributes.get("seed")) for r in trainings}
+    )
     continuing = Counter(r.attributes["continues"] for r in records if "continues" in r.attributes)
     count["doubled"] += sum(times - 1 for times in continuing.values())
     count["zombies"] = count["running"] + count["waiting"]
     for record in records:
         epochs = _epochs(directory, record.number)
         count["repeated"] += len(epochs) - len(set(epochs))
-        if "continues" in record.attributes:        # what was repeated before the copy
+        if "continues" in record.attributes:  # what was repeated before the copy
             before = _epochs(directory, record.attributes["continues"])
             count["repeated"] -= len(before) - len(set(before))
         if record.state == "complete":

@@ -1,7 +1,9 @@
-"""Export of one trained network as a bundle: a folder that runs without this program, compared with the network before it is there.
+"""Export of one trained network as a bundle: a folder that runs without this program, compared with
+the network before it is there.
 
-Nothing half-written ever lies at the bundle's place: files are written to a folder beside it, loaded again from there, compared
-with the trained network on validation images, measured, and only then moved.
+Nothing half-written ever lies at the bundle's place: files are written to a folder beside it,
+loaded again from there, compared with the trained network on validation images, measured, and only
+then moved.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,40 +26,58 @@ from torch import Tensor
 from searchspace.cost import cost
 from searchspace.exactness import verdict
 from searchspace.groups import Element
-from trainers.data.augment import seen
-from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED, Refused, content_of, logits, model_of, runner, sha256, write
-from trainers.bundles.model_card import card
-from trainers.data.datasets import Splits, normalise
+from trainers.bundles.formats import (
+    CARD,
+    FORMATS,
+    MANIFEST,
+    REQUIRED,
+    Refused,
+    content_of,
+    logits,
+    model_of,
+    runner,
+    sha256,
+    write,
+)
 from trainers.bundles.manifest import FORMAT_VERSION
+from trainers.bundles.model_card import card
+from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
+from trainers.data.augment import seen
+from trainers.data.datasets import Splits, normalise
 from trainers.instruments.accuracy import proportion
 from trainers.networks.networks import Network
-from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
 from trainers.training.train import Config
 
-COMPARED = 2000         # validation images that every format is compared on
-MOVED = 64              # validation images that every format's symmetry is measured on
+COMPARED = 2000  # validation images that every format is compared on
+MOVED = 64  # validation images that every format's symmetry is measured on
 LIBRARIES = ("equisearch", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
-SLACK = 0.0015          # by which the accuracy of the checkpoint may differ from the reported one (another machine's rounding)
+# by which the accuracy of the checkpoint may differ from the reported one (another machine's
+# rounding)
+SLACK = 0.0015
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is exported: a trained network, how it was trained, and what was reported of it on the validation images."""
+    """What is exported: a trained network, how it was trained, and what was reported of it on the
+    validation images.
+    """
 
     network: Network
     splits: Splits
     config: Config
-    scores: Mapping[str, Any]               # Scores.as_dict()
-    origin: Mapping[str, Any]               # what names this training, plain values: two bundles of one origin replace each other
+    scores: Mapping[str, Any]  # Scores.as_dict()
+    # what names this training, plain values: two bundles of one origin replace each other
+    origin: Mapping[str, Any]
 
 
 def export(subject: Subject, folder: Path, *, force: bool = False) -> Path:
     """The absolute path of the bundle, written to `folder`.
 
-    A format that cannot hold the network is left out, and the bundle says so; plain torch and safetensors always can.
-    Raises ValueError, with nothing written, where the folder holds anything but a bundle of the same origin (`force`: any bundle), the
-    checkpoint does not give the reported accuracy, plain torch differs from the network, or a claimed symmetry does not hold.
-    OSError if it cannot be written.
+    A format that cannot hold the network is left out, and the bundle says so; plain torch and
+    safetensors always can. Raises ValueError, with nothing written, where the folder holds anything
+    but a bundle of the same origin (`force`: any bundle), the checkpoint does not give the reported
+    accuracy, plain torch differs from the network, or a claimed symmetry does not hold. OSError if
+    it cannot be written.
     """
     folder = Path(os.path.abspath(folder))
     check_place(folder, subject.origin, force)
@@ -67,18 +88,28 @@ def export(subject: Subject, folder: Path, *, force: bool = False) -> Path:
         part.mkdir()
         manifest = _fill(subject, part)
         (part / CARD).write_text(card(manifest), encoding="utf-8")
-        manifest["files"] = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(part.iterdir())}
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        manifest["files"] = {
+            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(part.iterdir())
+        }
+        (part / MANIFEST).write_text(
+            json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         _move(part, folder)
     except OSError as error:
-        raise OSError(f"the bundle could not be written to {folder}: {error}; what lay there before is still there") from error
+        raise OSError(
+            f"the bundle could not be written to {folder}: {error}; what lay there before is "
+            "still there"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
 def check_place(folder: Path, origin: Mapping[str, Any], force: bool = False) -> None:
-    """Raises ValueError where a bundle of `origin` must not be written: nothing but a bundle is ever replaced."""
+    """Raises ValueError where a bundle of `origin` must not be written: nothing but a bundle is
+    ever replaced.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -90,11 +121,19 @@ def check_place(folder: Path, origin: Mapping[str, Any], force: bool = False) ->
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files, before = set(manifest["files"]), {**manifest["origin"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{folder} holds files, but no bundle; give a folder that is new or empty") from None
+        raise ValueError(
+            f"{folder} holds files, but no bundle; give a folder that is new or empty"
+        ) from None
     if foreign := sorted(present - files - {MANIFEST}):
-        raise ValueError(f"{folder} holds files that are not the bundle's: {', '.join(foreign[:3])}; move them away, or give another folder")
+        raise ValueError(
+            f"{folder} holds files that are not the bundle's: {', '.join(foreign[:3])}; move "
+            "them away, or give another folder"
+        )
     if before != dict(origin) and not force:
-        raise ValueError(f"{folder} holds another bundle ({_named(before)}); give another folder, or --force to replace it")
+        raise ValueError(
+            f"{folder} holds another bundle ({_named(before)}); give another folder, or --force "
+            "to replace it"
+        )
 
 
 def _named(origin: Mapping[str, Any]) -> str:
@@ -106,7 +145,7 @@ def _move(part: Path, folder: Path) -> None:
         os.replace(part, folder)
         return
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    os.replace(folder, old)         # a folder that is not empty cannot be replaced at once
+    os.replace(folder, old)  # a folder that is not empty cannot be replaced at once
     try:
         os.replace(part, folder)
     except OSError:
@@ -117,7 +156,11 @@ def _move(part: Path, folder: Path) -> None:
 
 def _fill(subject: Subject, folder: Path) -> dict[str, Any]:
     """Writes and examines every format; returns the manifest without the hashes."""
-    network, splits, config = copy.deepcopy(subject.network).cpu().eval(), subject.splits, subject.config
+    network, splits, config = (
+        copy.deepcopy(subject.network).cpu().eval(),
+        subject.splits,
+        subject.config,
+    )
     content = content_of(network, splits.mean, splits.std, splits.data.fit, splits.classes)
     model = model_of(network, content)
     ruling = verdict(network.architecture, config.group)
@@ -125,49 +168,104 @@ def _fill(subject: Subject, folder: Path) -> dict[str, Any]:
     claimed = tuple(e for e in ruling.invariant if e in elements)
     images = splits.validation.pixels.cpu()
     chosen = _spaced(len(images), COMPARED)
-    reference = logits(lambda pixels: network(normalise(pixels, splits.mean, splits.std)), images[chosen])
+    reference = logits(
+        lambda pixels: network(normalise(pixels, splits.mean, splits.std)), images[chosen]
+    )
     _check_accuracy(subject, model, images)
     formats, refused, measured = {}, {}, {}
     probes = probe_images(splits.channels, network.architecture.size)
     for name in FORMATS:
         try:
             write(model, content, folder, name)
-            formats[name], measured[name] = _examine(folder, name, reference, images[chosen], splits.validation.labels.cpu()[chosen], elements,
-                                                     claimed, probes)
+            formats[name], measured[name] = _examine(
+                folder,
+                name,
+                reference,
+                images[chosen],
+                splits.validation.labels.cpu()[chosen],
+                elements,
+                claimed,
+                probes,
+            )
         except Refused as error:
             if name in REQUIRED:
                 raise ValueError(f"nothing was exported: {error}") from error
             for file in FORMATS[name]:
                 (folder / file).unlink(missing_ok=True)
             refused[name] = str(error)
-    return {**_facts(subject, network, ruling), "compared_images": len(chosen), "moved_images": min(MOVED, len(images)),
-            "formats": formats, "refused": refused, "elements": _elements(ruling, elements, claimed, measured),
-            "probe": {"images": len(probes), "logits": logits(model, probes).tolist()}, "content": content}
+    return {
+        **_facts(subject, network, ruling),
+        "compared_images": len(chosen),
+        "moved_images": min(MOVED, len(images)),
+        "formats": formats,
+        "refused": refused,
+        "elements": _elements(ruling, elements, claimed, measured),
+        "probe": {"images": len(probes), "logits": logits(model, probes).tolist()},
+        "content": content,
+    }
 
 
 def _facts(subject: Subject, network: Network, ruling) -> dict[str, Any]:
     """What is known without the files: plain values."""
     splits, config, architecture = subject.splits, subject.config, network.architecture
     price, num = cost(architecture, splits.channels, len(splits.classes)), len(splits.validation)
-    data = {"data": splits.data.name or Path(splits.data.folder).name, "fit": splits.data.fit, "train_images": len(splits.train),
-            "validation_images": num, "has_test": splits.has_test}
-    share = {name: proportion(value, num).as_dict() for name, value in subject.scores.items()
-             if "accuracy" in name and value is not None}
-    return {"format_version": FORMAT_VERSION, "origin": dict(subject.origin), "architecture": str(architecture), "family": architecture.family,
-            "group": str(architecture.group), "declared": str(config.group), "classes": list(splits.classes),
-            "input": {"name": "images", "dtype": "float32", "range": [0, 1], "channels": splits.channels, "height": architecture.size[0],
-                      "width": architecture.size[1]}, "output": {"name": "logits"},
-            "normalisation": {"mean": list(splits.mean), "std": list(splits.std), "inside": True}, "data": data,
-            "training": {"epochs": subject.scores["epoch"], "seed": config.seed, "learning_rate": config.peak_rate,
-                         "optimizer": config.training.optimizer, "batch_size": config.training.batch_size,
-                         "augment": config.training.augment.model_dump(mode="json"),
-                         "loss": {"kind": architecture.loss.kind, "weight": architecture.loss.weight},
-                         "seen": [str(e) for e in seen(config.training.augment, config.group)]},
-            "scores": dict(subject.scores), "intervals": share,
-            "exactness": {"exact": ruling.exact, "surviving": [str(e) for e in ruling.surviving], "surviving_group": ruling.surviving_group,
-                          "invariant": [str(e) for e in ruling.invariant]},
-            "cost": {"params": price.params, "expanded_params": price.expanded_params, "macs": price.macs},
-            "versions": {"python": platform.python_version(), **_versions()}, "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    data = {
+        "data": splits.data.name or Path(splits.data.folder).name,
+        "fit": splits.data.fit,
+        "train_images": len(splits.train),
+        "validation_images": num,
+        "has_test": splits.has_test,
+    }
+    share = {
+        name: proportion(value, num).as_dict()
+        for name, value in subject.scores.items()
+        if "accuracy" in name and value is not None
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "origin": dict(subject.origin),
+        "architecture": str(architecture),
+        "family": architecture.family,
+        "group": str(architecture.group),
+        "declared": str(config.group),
+        "classes": list(splits.classes),
+        "input": {
+            "name": "images",
+            "dtype": "float32",
+            "range": [0, 1],
+            "channels": splits.channels,
+            "height": architecture.size[0],
+            "width": architecture.size[1],
+        },
+        "output": {"name": "logits"},
+        "normalisation": {"mean": list(splits.mean), "std": list(splits.std), "inside": True},
+        "data": data,
+        "training": {
+            "epochs": subject.scores["epoch"],
+            "seed": config.seed,
+            "learning_rate": config.peak_rate,
+            "optimizer": config.training.optimizer,
+            "batch_size": config.training.batch_size,
+            "augment": config.training.augment.model_dump(mode="json"),
+            "loss": {"kind": architecture.loss.kind, "weight": architecture.loss.weight},
+            "seen": [str(e) for e in seen(config.training.augment, config.group)],
+        },
+        "scores": dict(subject.scores),
+        "intervals": share,
+        "exactness": {
+            "exact": ruling.exact,
+            "surviving": [str(e) for e in ruling.surviving],
+            "surviving_group": ruling.surviving_group,
+            "invariant": [str(e) for e in ruling.invariant],
+        },
+        "cost": {
+            "params": price.params,
+            "expanded_params": price.expanded_params,
+            "macs": price.macs,
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -182,50 +280,103 @@ def _versions() -> dict[str, str]:
 
 def _spaced(total: int, most: int) -> Tensor:
     """At most `most` indices below `total`, evenly spaced."""
-    return torch.arange(total) if total <= most else torch.linspace(0, total - 1, most).round().long()
+    return (
+        torch.arange(total) if total <= most else torch.linspace(0, total - 1, most).round().long()
+    )
 
 
 def _check_accuracy(subject: Subject, model: torch.nn.Module, images: Tensor) -> None:
     labels = subject.splits.validation.labels.cpu()
-    accuracy, reported = float((logits(model, images).argmax(1) == labels).double().mean()), subject.scores["accuracy"]
+    accuracy, reported = (
+        float((logits(model, images).argmax(1) == labels).double().mean()),
+        subject.scores["accuracy"],
+    )
     if abs(accuracy - reported) > SLACK + 1 / len(labels):
-        raise ValueError(f"nothing was exported: the checkpoint has accuracy {accuracy:.4f} on the {len(labels)} validation images, but "
-                         f"{reported:.4f} was reported; the images or the program have changed since, so train it again")
+        raise ValueError(
+            f"nothing was exported: the checkpoint has accuracy {accuracy:.4f} on the "
+            f"{len(labels)} validation images, but "
+            f"{reported:.4f} was reported; the images or the program have changed since, so "
+            "train it again"
+        )
 
 
-def _examine(folder: Path, name: str, reference: Tensor, images: Tensor, labels: Tensor, elements: tuple[Element, ...],
-             claimed: tuple[Element, ...], probes: Tensor) -> tuple[dict[str, Any], dict[Element, Change]]:
-    """What a written format does, loaded from its files. Raises Refused where it is not the network, or not as symmetric as claimed."""
+def _examine(
+    folder: Path,
+    name: str,
+    reference: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    elements: tuple[Element, ...],
+    claimed: tuple[Element, ...],
+    probes: Tensor,
+) -> tuple[dict[str, Any], dict[Element, Change]]:
+    """What a written format does, loaded from its files. Raises Refused where it is not the
+    network, or not as symmetric as claimed.
+    """
     try:
         run = runner(folder, name)
         found, alone = logits(run, images), logits(run, images[:1])
     except Exception as error:
-        raise Refused(f"{name} was written, but does not run: {type(error).__name__}: {str(error)[:300]}") from error
-    difference = max(float((found - reference).abs().max()), float((alone - reference[:1]).abs().max()))
+        raise Refused(
+            f"{name} was written, but does not run: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+    difference = max(
+        float((found - reference).abs().max()), float((alone - reference[:1]).abs().max())
+    )
     tolerance = parity_tolerance(reference)
     if not difference <= tolerance:
-        raise Refused(f"{name} differs from the trained network: its logits by up to {difference:.3g} on {len(images)} validation images, "
-                      f"more than {tolerance:.3g}")
+        raise Refused(
+            f"{name} differs from the trained network: its logits by up to {difference:.3g} on "
+            f"{len(images)} validation images, "
+            f"more than {tolerance:.3g}"
+        )
     few = images[_spaced(len(images), MOVED)]
     measured = changes(run, few, elements)
     for what, change in (("validation", measured), ("random", changes(run, probes, claimed))):
         if broken := [e for e in claimed if not change[e].negligible]:
             worst = change[broken[0]]
-            raise Refused(f"{name} is less symmetric than the architecture: {broken[0]} changes its logits by {worst.largest:.3g} on {what} images, "
-                          f"{worst.relative:.3g} of their spread")
+            raise Refused(
+                f"{name} is less symmetric than the architecture: {broken[0]} changes its "
+                f"logits by {worst.largest:.3g} on {what} images, "
+                f"{worst.relative:.3g} of their spread"
+            )
     accuracy = float((found.argmax(1) == labels).double().mean())
-    return {"files": list(FORMATS[name]), "max_difference": difference, "tolerance": tolerance, "accuracy": accuracy}, measured
+    return {
+        "files": list(FORMATS[name]),
+        "max_difference": difference,
+        "tolerance": tolerance,
+        "accuracy": accuracy,
+    }, measured
 
 
-def _elements(ruling, movable_: tuple[Element, ...], claimed: tuple[Element, ...],
-              measured: Mapping[str, Mapping[Element, Change]]) -> list[dict[str, Any]]:
-    """One row per declared element but the identity: is it exact, where is it lost, what was measured."""
+def _elements(
+    ruling,
+    movable_: tuple[Element, ...],
+    claimed: tuple[Element, ...],
+    measured: Mapping[str, Mapping[Element, Change]],
+) -> list[dict[str, Any]]:
+    """One row per declared element but the identity: is it exact, where is it lost, what was
+    measured.
+    """
     rows = []
     for element, breaks in ruling.losses[1:]:
-        why: Optional[str] = None
+        why: str | None = None
         if element not in claimed:
-            why = "; ".join(map(str, breaks)) or ("the head does not pool over the group" if element not in ruling.invariant
-                                                  else "it exchanges height and width, which the fixed input size does not allow")
-        rows.append({"element": str(element), "exact": element in claimed, "lost": why,
-                     "relative_change": {name: found[element].relative for name, found in measured.items()} if element in movable_ else None})
+            why = "; ".join(map(str, breaks)) or (
+                "the head does not pool over the group"
+                if element not in ruling.invariant
+                else "it exchanges height and width, which the fixed input size does not allow"
+            )
+        rows.append(
+            {
+                "element": str(element),
+                "exact": element in claimed,
+                "lost": why,
+                "relative_change": {
+                    name: found[element].relative for name, found in measured.items()
+                }
+                if element in movable_
+                else None,
+            }
+        )
     return rows

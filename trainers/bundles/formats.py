@@ -1,7 +1,8 @@
 """The files of a bundle: how each format is written, and how it is loaded again and run.
 
-A runner maps images float32 [batch, channels, height, width] in 0..1 to logits [batch, classes], from the files alone. `runner`
-executes code that lies in the bundle; `careful_runner` reads nothing but numbers and an ONNX graph, for bundles of unknown origin.
+A runner maps images float32 [batch, channels, height, width] in 0..1 to logits [batch, classes],
+from the files alone. `runner` executes code that lies in the bundle; `careful_runner` reads nothing
+but numbers and an ONNX graph, for bundles of unknown origin.
 """
 
 from __future__ import annotations
@@ -15,31 +16,37 @@ import logging
 import re
 import types
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.networks import plain
-
 from trainers.bundles import model as standalone
+from trainers.bundles.model import STATE, Model
+from trainers.networks import plain
 from trainers.networks.fold import description, fold
 from trainers.networks.networks import Network
-from trainers.bundles.model import STATE, Model
 
 Runner = Callable[[Tensor], Tensor]
 
 MANIFEST, CARD, SOURCE = "bundle.json", "README.md", "model.py"
-FORMATS = {"torch": (SOURCE, STATE), "safetensors": ("model.safetensors",), "torch.export": ("model.pt2",), "onnx": ("model.onnx",)}
-REQUIRED = ("torch", "safetensors")     # the others may be refused, with a reason
-BATCH = 128                             # images per forward; larger ones were slower on a CPU
-INPUT, OUTPUT = "images", "logits"      # names in the ONNX graph
+FORMATS = {
+    "torch": (SOURCE, STATE),
+    "safetensors": ("model.safetensors",),
+    "torch.export": ("model.pt2",),
+    "onnx": ("model.onnx",),
+}
+REQUIRED = ("torch", "safetensors")  # the others may be refused, with a reason
+BATCH = 128  # images per forward; larger ones were slower on a CPU
+INPUT, OUTPUT = "images", "logits"  # names in the ONNX graph
 
 
-# The hashes of each text that an equisearch has written as model.py; the present one counts without standing here. Before a change of
-# plain.py or standalone.py changes that text, the hash of the text before belongs here, so that bundles with it are still recognised.
+# The hashes of each text that an equisearch has written as model.py; the present one counts without
+# standing here. Before a change of plain.py or standalone.py changes that text, the hash of the
+# text before belongs here, so that bundles with it are still recognised.
 WRITTEN = frozenset({"507ddfc79e498c54a3613b531fd2979c3b1f18225308afae67920392569ff169"})
 
 
@@ -48,47 +55,83 @@ class Refused(ValueError):
 
 
 class RunsCode(ValueError):
-    """A format cannot be loaded without executing code of the bundle; the message says which file holds it."""
+    """A format cannot be loaded without executing code of the bundle; the message says which file
+    holds it.
+    """
 
 
-def content_of(network: Network, mean: tuple[float, ...], std: tuple[float, ...], fit: str, classes: tuple[str, ...]) -> dict[str, Any]:
+def content_of(
+    network: Network,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    fit: str,
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
     """The plain values that `standalone.Model` is built from, besides its state."""
-    return {"network": description(network), "mean": list(mean), "std": list(std), "fit": fit, "classes": list(classes)}
+    return {
+        "network": description(network),
+        "mean": list(mean),
+        "std": list(std),
+        "fit": fit,
+        "classes": list(classes),
+    }
 
 
 def model_of(network: Network, content: dict[str, Any]) -> Model:
-    """The folded network with its normalisation, on the CPU, in evaluation; the network stays as it is."""
+    """The folded network with its normalisation, on the CPU, in evaluation; the network stays as it
+    is.
+    """
     model = Model(content)
-    model.network.load_state_dict({name: value.cpu() for name, value in fold(network).state_dict().items()})
+    model.network.load_state_dict(
+        {name: value.cpu() for name, value in fold(network).state_dict().items()}
+    )
     return model.eval().requires_grad_(False)
 
 
 def write(model: Model, content: dict[str, Any], folder: Path, name: str) -> None:
     """Writes one of FORMATS into `folder`. Raises Refused if it cannot hold this model."""
-    {"torch": _write_torch, "safetensors": _write_safetensors, "torch.export": _write_export, "onnx": _write_onnx}[name](model, content, folder)
+    {
+        "torch": _write_torch,
+        "safetensors": _write_safetensors,
+        "torch.export": _write_export,
+        "onnx": _write_onnx,
+    }[name](model, content, folder)
 
 
 def runner(folder: Path, name: str) -> Runner:
-    """One format, loaded from its files, whose code is executed: the library's own errors pass through."""
-    return {"torch": _run_torch, "safetensors": _run_safetensors, "torch.export": _run_export, "onnx": _run_onnx}[name](folder)
+    """One format, loaded from its files, whose code is executed: the library's own errors pass
+    through.
+    """
+    return {
+        "torch": _run_torch,
+        "safetensors": _run_safetensors,
+        "torch.export": _run_export,
+        "onnx": _run_onnx,
+    }[name](folder)
 
 
 def careful_runner(folder: Path, name: str, content: dict[str, Any]) -> Runner:
-    """One format, loaded from its files without executing anything that lies in the bundle; `content` is what its model is built from.
+    """One format, loaded from its files without executing anything that lies in the bundle;
+    `content` is what its model is built from.
 
-    Plain torch and safetensors are this program's own `Model` with the numbers of the file. Raises RunsCode for torch.export, and for
-    plain torch with a model.py that this program does not write; ValueError where a file holds another model than `content`, or an
-    ONNX graph refers to other files. The library's own errors pass through.
+    Plain torch and safetensors are this program's own `Model` with the numbers of the file. Raises
+    RunsCode for torch.export, and for plain torch with a model.py that this program does not write;
+    ValueError where a file holds another model than `content`, or an ONNX graph refers to other
+    files. The library's own errors pass through.
     """
     if name == "torch" and not is_written((folder / SOURCE).read_bytes()):
         raise RunsCode(f"{SOURCE} is not what this version of equisearch or an earlier one writes")
     if name == "torch.export":
         raise RunsCode(f"{FORMATS[name][0]} holds a program that loading executes")
-    return {"torch": _read_torch, "safetensors": _read_safetensors, "onnx": _read_onnx}[name](folder, content)
+    return {"torch": _read_torch, "safetensors": _read_safetensors, "onnx": _read_onnx}[name](
+        folder, content
+    )
 
 
 def is_written(text: bytes) -> bool:
-    """True if these are the bytes of a model.py as this program writes it, or as an earlier one did."""
+    """True if these are the bytes of a model.py as this program writes it, or as an earlier one
+    did.
+    """
     return text == source().encode() or hashlib.sha256(text).hexdigest() in WRITTEN
 
 
@@ -96,12 +139,19 @@ def is_written(text: bytes) -> bool:
 def logits(run: Runner, images: Tensor, batch: int = BATCH) -> Tensor:
     """The logits [image, classes] of images, uint8 or in 0..1; batch by batch."""
     scale = 255 if images.dtype == torch.uint8 else 1
-    return torch.cat([run(images[start:start + batch].float() / scale) for start in range(0, len(images), batch)])
+    return torch.cat(
+        [
+            run(images[start : start + batch].float() / scale)
+            for start in range(0, len(images), batch)
+        ]
+    )
 
 
 def source() -> str:
     """The text of a bundle's `model.py`."""
-    head, tail = (Path(module.__file__).read_text(encoding="utf-8") for module in (plain, standalone))
+    head, tail = (
+        Path(module.__file__).read_text(encoding="utf-8") for module in (plain, standalone)
+    )
     _, _, body = tail.split('"""', 2)
     body = re.sub(r"^(import|from) .*\n", "", body, flags=re.MULTILINE).strip()
     _, docstring, head = head.split('"""', 2)
@@ -117,9 +167,15 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Nothing on stdout and stderr, no warnings, no log lines below errors: the exporters tell a user nothing that helps."""
+    """Nothing on stdout and stderr, no warnings, no log lines below errors: the exporters tell a
+    user nothing that helps.
+    """
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -130,18 +186,23 @@ def silence() -> Iterator[None]:
 
 def _write_torch(model: Model, content: dict[str, Any], folder: Path) -> None:
     (folder / SOURCE).write_text(source(), encoding="utf-8")
-    _write_bytes(folder / STATE, lambda file: torch.save({**content, "state": model.state_dict()}, file))
+    _write_bytes(
+        folder / STATE, lambda file: torch.save({**content, "state": model.state_dict()}, file)
+    )
 
 
 def _write_bytes(path: Path, save: Callable[[io.BytesIO], None]) -> None:
-    """Writes what `save` gives through memory: on a full disk torch's own writer ends the process, Python's raises OSError."""
+    """Writes what `save` gives through memory: on a full disk torch's own writer ends the process,
+    Python's raises OSError.
+    """
     whole = io.BytesIO()
     save(whole)
     path.write_bytes(whole.getbuffer())
 
 
 def _run_torch(folder: Path) -> Runner:
-    # Executed without a module in sys.modules: bundles share the file's name, and no __pycache__ is left among their files.
+    # Executed without a module in sys.modules: bundles share the file's name, and no __pycache__ is
+    # left among their files.
     path = folder / SOURCE
     module = types.ModuleType("model")
     module.__file__ = str(path)
@@ -156,10 +217,14 @@ def _read_torch(folder: Path, content: dict[str, Any]) -> Runner:
 
 
 def _own(content: dict[str, Any], found: Any, state: Any) -> Model:
-    """The model of `content` with the numbers in `state`, if the file was written for it: `found` is what the file says of itself."""
+    """The model of `content` with the numbers in `state`, if the file was written for it: `found`
+    is what the file says of itself.
+    """
     if found != content:
         raise ValueError("the file describes another model than the architecture in the manifest")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise ValueError("the file holds no weights")
     model = Model(content)
     model.load_state_dict(state)
@@ -170,7 +235,7 @@ def _write_safetensors(model: Model, content: dict[str, Any], folder: Path) -> N
     from safetensors.torch import save
 
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    content = {"format": "pt", "content": json.dumps(content)}      # metadata are texts
+    content = {"format": "pt", "content": json.dumps(content)}  # metadata are texts
     (folder / FORMATS["safetensors"][0]).write_bytes(save(tensors, metadata=content))
 
 
@@ -179,7 +244,7 @@ def _run_safetensors(folder: Path) -> Runner:
 
     with safe_open(folder / FORMATS["safetensors"][0], "pt") as file:
         model = Model(json.loads(file.metadata()["content"]))
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.eval()
 
 
@@ -188,15 +253,18 @@ def _read_safetensors(folder: Path, content: dict[str, Any]) -> Model:
 
     with safe_open(folder / FORMATS["safetensors"][0], "pt") as file:
         found = (file.metadata() or {}).get("content", "null")
-        return _own(content, json.loads(found), {name: file.get_tensor(name) for name in file.keys()})
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _own(content, json.loads(found), state)
 
 
 def _write_export(model: Model, content: dict[str, Any], folder: Path) -> None:
     with _refusing("torch.export"), silence():
         program = _program(model)
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)      # paths of this machine
-        _write_bytes(folder / FORMATS["torch.export"][0], lambda file: torch.export.save(program, file))
+            node.meta.pop("stack_trace", None)  # paths of this machine
+        _write_bytes(
+            folder / FORMATS["torch.export"][0], lambda file: torch.export.save(program, file)
+        )
 
 
 def _run_export(folder: Path) -> Runner:
@@ -206,12 +274,27 @@ def _run_export(folder: Path) -> Runner:
 
 def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
     with _refusing("onnx"), silence():
-        program = torch.onnx.export(_for_onnx(model), (_example(model),), dynamo=True, dynamic_shapes=(_DYNAMIC,), input_names=[INPUT],
-                                    output_names=[OUTPUT], verbose=False)
+        program = torch.onnx.export(
+            _for_onnx(model),
+            (_example(model),),
+            dynamo=True,
+            dynamic_shapes=(_DYNAMIC,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
         proto = program.model_proto
-        for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer,
-                     *proto.functions, *(node for function in proto.functions for node in function.node)):
-            part.ClearField("metadata_props")       # stack traces with paths of this machine
+        for part in (
+            proto.graph,
+            *proto.graph.node,
+            *proto.graph.input,
+            *proto.graph.output,
+            *proto.graph.value_info,
+            *proto.graph.initializer,
+            *proto.functions,
+            *(node for function in proto.functions for node in function.node),
+        ):
+            part.ClearField("metadata_props")  # stack traces with paths of this machine
         for key in ("classes", "fit"):
             proto.metadata_props.add(key=key, value=json.dumps(content[key]))
         (folder / FORMATS["onnx"][0]).write_bytes(proto.SerializeToString())
@@ -222,9 +305,13 @@ def _run_onnx(folder: Path) -> Runner:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3          # errors
-    session = onnxruntime.InferenceSession(str(folder / FORMATS["onnx"][0]), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: np.ascontiguousarray(images.numpy())})[0])
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(
+        str(folder / FORMATS["onnx"][0]), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: torch.from_numpy(
+        session.run([OUTPUT], {INPUT: np.ascontiguousarray(images.numpy())})[0]
+    )
 
 
 def _read_onnx(folder: Path, content: dict[str, Any]) -> Runner:
@@ -236,13 +323,22 @@ def _read_onnx(folder: Path, content: dict[str, Any]) -> Runner:
 
 
 def _refuse_outside(part: Any) -> None:
-    """Raises ValueError if a tensor anywhere in a part of an ONNX model lies in another file; an export writes all weights inside."""
+    """Raises ValueError if a tensor anywhere in a part of an ONNX model lies in another file; an
+    export writes all weights inside.
+    """
     pending = [part]
     while pending:
         message = pending.pop()
-        if message.DESCRIPTOR.name == "TensorProto" and (message.data_location or message.external_data):
-            where = ", ".join(entry.value for entry in message.external_data if entry.key == "location")
-            raise ValueError(f"it takes weights from another file ({where[:200]!r}); an export writes them inside")
+        if message.DESCRIPTOR.name == "TensorProto" and (
+            message.data_location or message.external_data
+        ):
+            where = ", ".join(
+                entry.value for entry in message.external_data if entry.key == "location"
+            )
+            raise ValueError(
+                f"it takes weights from another file ({where[:200]!r}); an export writes them "
+                "inside"
+            )
         for field, value in message.ListFields():
             if field.message_type is not None:
                 pending += [value] if hasattr(value, "DESCRIPTOR") else value
@@ -265,13 +361,17 @@ def _refusing(name: str) -> Iterator[None]:
         yield
     except OSError:
         raise
-    except Exception as error:      # exporters raise nearly anything on what they do not know
+    except Exception as error:  # exporters raise nearly anything on what they do not know
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise Refused(f"{name} cannot hold this network: {type(error).__name__}: {' '.join(lines)[:300]}") from error
+        raise Refused(
+            f"{name} cannot hold this network: {type(error).__name__}: {' '.join(lines)[:300]}"
+        ) from error
 
 
 class WindowMax(nn.Module):
-    """Adaptive max pooling as maxima of slices, for a format that does not know it (onnxscript 0.7.2 has no translation)."""
+    """Adaptive max pooling as maxima of slices, for a format that does not know it (onnxscript
+    0.7.2 has no translation).
+    """
 
     def __init__(self, step: dict[str, Any]) -> None:
         super().__init__()
@@ -282,8 +382,16 @@ class WindowMax(nn.Module):
         for axis in (-2, -1):
             pixels = maps.shape[axis]
             output = self.output or -(-pixels // self.stride)
-            windows = [(n * pixels // output, -(-(n + 1) * pixels // output)) for n in range(output)]
-            maps = torch.cat([maps.narrow(axis, start, end - start).amax(axis, keepdim=True) for start, end in windows], axis)
+            windows = [
+                (n * pixels // output, -(-(n + 1) * pixels // output)) for n in range(output)
+            ]
+            maps = torch.cat(
+                [
+                    maps.narrow(axis, start, end - start).amax(axis, keepdim=True)
+                    for start, end in windows
+                ],
+                axis,
+            )
         return maps
 
 

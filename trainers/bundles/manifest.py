@@ -1,11 +1,14 @@
-"""The manifest of a bundle (bundle.json), read as what it is: text from somewhere, of which nothing is believed before it is checked."""
+"""The manifest of a bundle (bundle.json), read as what it is: text from somewhere, of which nothing
+is believed before it is checked.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Mapping, Optional
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,9 +17,10 @@ from searchspace.groups import Element, Group
 from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED
 
 FORMAT_VERSION = 1
-MOST_PIXELS = 2**26         # values in all probe images together: 256 MB of float32
-PLAIN_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)     # a file in the bundle's own folder
-IMPORTED = (".py", ".pyc", ".pyd", ".so", ".pth")    # what Python loads from the folder of a script, in place of torch or numpy
+MOST_PIXELS = 2**26  # values in all probe images together: 256 MB of float32
+PLAIN_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # a file in the bundle's own folder
+# what Python loads from the folder of a script, in place of torch or numpy
+IMPORTED = (".py", ".pyc", ".pyd", ".so", ".pth")
 
 Name = Annotated[str, Field(min_length=1, max_length=10_000)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
@@ -56,8 +60,8 @@ class Row(_Part):
 
     element: Name
     exact: bool
-    lost: Optional[str] = None
-    relative_change: Optional[dict[str, float]] = None
+    lost: str | None = None
+    relative_change: dict[str, float] | None = None
 
 
 class Probe(_Part):
@@ -86,7 +90,9 @@ class Content(_Part):
 
 
 class Manifest(_Part):
-    """What an export says of its bundle. Keys with a default were never needed to check or to run one."""
+    """What an export says of its bundle. Keys with a default were never needed to check or to run
+    one.
+    """
 
     format_version: Annotated[int, Field(ge=1)]
     architecture: Name
@@ -103,10 +109,10 @@ class Manifest(_Part):
     family: str = ""
     group: str = "C1"
     output: dict[str, Any] = {}
-    normalisation: Optional[Normalisation] = Field(default_factory=lambda: None)
+    normalisation: Normalisation | None = Field(default_factory=lambda: None)
     data: dict[str, Any] = {}
     training: dict[str, Any] = {}
-    scores: dict[str, Optional[float]] = {}
+    scores: dict[str, float | None] = {}
     intervals: dict[str, dict[str, float]] = {}
     exactness: dict[str, Any] = {}
     cost: dict[str, int] = {}
@@ -116,22 +122,34 @@ class Manifest(_Part):
     moved_images: Count = 1
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Manifest":
+    def _fits_together(self) -> Manifest:
         given, layout = self.input, Architecture.parse(self.architecture)
         if (given.height, given.width) != tuple(layout.size):
-            raise ValueError(f"input: {given.height}x{given.width} pixels, but the architecture takes {layout.size[0]}x{layout.size[1]}")
+            raise ValueError(
+                f"input: {given.height}x{given.width} pixels, but the architecture takes "
+                f"{layout.size[0]}x{layout.size[1]}"
+            )
         if self.probe.images * given.channels * given.height * given.width > MOST_PIXELS:
             raise ValueError(f"probe: more than {MOST_PIXELS} values")
         rows, classes = self.probe.logits, len(self.classes)
-        if len(rows) != self.probe.images or not classes or any(len(row) != classes for row in rows):
-            raise ValueError(f"probe: the logits are not those of {self.probe.images} images and {classes} classes")
+        if (
+            len(rows) != self.probe.images
+            or not classes
+            or any(len(row) != classes for row in rows)
+        ):
+            raise ValueError(
+                f"probe: the logits are not those of {self.probe.images} images and {classes} "
+                "classes"
+            )
         declared = [str(element) for element in Group.parse(self.declared).elements[1:]]
         if [str(Element.parse(row.element)) for row in self.elements] != declared:
             raise ValueError(f"elements: not those of the declared group {self.declared}")
         if foreign := (self.formats.keys() | self.refused.keys()) - FORMATS.keys():
             raise ValueError(f"formats: {shown(foreign)} is unknown")
         if unusual := [name for name in self.files if not PLAIN_NAME.fullmatch(name)]:
-            raise ValueError(f"files: {shown(unusual)} is not the name of a file in the bundle's folder")
+            raise ValueError(
+                f"files: {shown(unusual)} is not the name of a file in the bundle's folder"
+            )
         return self
 
     @property
@@ -146,13 +164,21 @@ class Manifest(_Part):
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of the bundle in `folder`. Raises ValueError, in one sentence, if there is none, or a damaged or later one."""
+    """The manifest of the bundle in `folder`. Raises ValueError, in one sentence, if there is none,
+    or a damaged or later one.
+    """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{folder} is not a bundle: it has no {MANIFEST}; `equisearch export DIR TRIAL` writes bundles")
+        raise ValueError(
+            f"{folder} is not a bundle: it has no {MANIFEST}; `equisearch export DIR TRIAL` "
+            "writes bundles"
+        )
     text = path.read_bytes()
     if (version := _version(text)) > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version}, this program knows up to {FORMAT_VERSION}; install a later equisearch")
+        raise ValueError(
+            f"{path} has format {version}, this program knows up to {FORMAT_VERSION}; install a "
+            "later equisearch"
+        )
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -161,7 +187,10 @@ def read(folder: Path) -> Manifest:
         said = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
     except (ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         said = str(error) or type(error).__name__
-    raise ValueError(f"{path} is damaged: it is not what an export writes ({shown([said])}); export the trial again")
+    raise ValueError(
+        f"{path} is damaged: it is not what an export writes ({shown([said])}); export the "
+        "trial again"
+    )
 
 
 def _version(text: bytes) -> int:
@@ -171,33 +200,57 @@ def _version(text: bytes) -> int:
     try:
         return Version.model_validate_json(text).format_version
     except ValidationError:
-        return 0        # damaged: `read` says how
+        return 0  # damaged: `read` says how
 
 
 def gaps(manifest: Manifest) -> list[str]:
     """What a whole manifest says and this one does not, a phrase each."""
-    found = [f"{MANIFEST} says nothing of the format {name}, neither that it is there nor why not"
-             for name in FORMATS if name not in manifest.formats and name not in manifest.refused]
-    found += [f"{MANIFEST} has no format {name}, which every export writes" for name in REQUIRED if name in manifest.refused]
+    found = [
+        f"{MANIFEST} says nothing of the format {name}, neither that it is there nor why not"
+        for name in FORMATS
+        if name not in manifest.formats and name not in manifest.refused
+    ]
+    found += [
+        f"{MANIFEST} has no format {name}, which every export writes"
+        for name in REQUIRED
+        if name in manifest.refused
+    ]
     for name, entry in manifest.formats.items():
         if entry.files != FORMATS[name]:
-            found.append(f"{MANIFEST} lists {shown(entry.files) or 'no file'} for the format {name}, which consists of {shown(FORMATS[name])}")
+            found.append(
+                f"{MANIFEST} lists {shown(entry.files) or 'no file'} for the format {name}, "
+                f"which consists of {shown(FORMATS[name])}"
+            )
     for name in (CARD, *(file for form in manifest.formats for file in FORMATS[form])):
         if name not in manifest.files:
-            found.append(f"{name} is not among the files that {MANIFEST} lists, so nothing says whether it has changed")
+            found.append(
+                f"{name} is not among the files that {MANIFEST} lists, so nothing says whether "
+                "it has changed"
+            )
     return found
 
 
 def strangers(manifest: Manifest, folder: Path) -> tuple[list[str], list[str]]:
-    """(what Python would load from the folder, other entries): names that the manifest does not know, sorted."""
-    known = {*manifest.files, MANIFEST, *(file for form in manifest.formats for file in FORMATS[form])}
-    entries = sorted((path for path in folder.iterdir() if path.name not in known), key=lambda path: path.name)
-    loaded = [path.name for path in entries
-              if path.suffix.lower() in IMPORTED or path.is_dir() and path.name != "__pycache__"]
+    """(what Python would load from the folder, other entries): names that the manifest does not
+    know, sorted.
+    """
+    known = {
+        *manifest.files,
+        MANIFEST,
+        *(file for form in manifest.formats for file in FORMATS[form]),
+    }
+    entries = sorted(
+        (path for path in folder.iterdir() if path.name not in known), key=lambda path: path.name
+    )
+    loaded = [
+        path.name
+        for path in entries
+        if path.suffix.lower() in IMPORTED or (path.is_dir() and path.name != "__pycache__")
+    ]
     return loaded, [path.name for path in entries if path.name not in loaded]
 
 
-def shown(names: "Mapping[str, Any] | tuple[str, ...] | list[str] | set[str]", most: int = 5) -> str:
+def shown(names: Mapping[str, Any] | tuple[str, ...] | list[str] | set[str], most: int = 5) -> str:
     """The names in one line that a terminal can print, long ones and long lists cut."""
     clean = ["".join(c if c.isprintable() else "?" for c in name)[:200] for name in sorted(names)]
     return ", ".join(clean[:most]) + (f" and {len(clean) - most} more" if len(clean) > most else "")

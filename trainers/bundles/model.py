@@ -1,6 +1,7 @@
 """The model of a bundle: a folded network with its normalisation, in nothing but torch.
 
-`trainers.bundles.formats` writes this file, after `trainers/networks/plain.py` and without the import below, into every bundle as `model.py`.
+`trainers.bundles.formats` writes this file, after `trainers/networks/plain.py` and without the
+import below, into every bundle as `model.py`.
 """
 
 import os
@@ -12,14 +13,15 @@ from torch import nn
 from trainers.networks.plain import PlainNetwork
 
 STATE = "model.pt"
-LUMA = (0.299, 0.587, 0.114)        # ITU-R BT.601, as Pillow turns colour into grey
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour into grey
 
 
 class Model(nn.Module):
     """The logits of images whose values lie in 0..1: normalisation is inside.
 
-    `content` is a dict of plain values: "network" (what PlainNetwork takes), "mean" and "std" (one number per channel, of
-    values in 0..1), "fit" ("resize" or "pad": how `prepare` reaches the size) and "classes" (names).
+    `content` is a dict of plain values: "network" (what PlainNetwork takes), "mean" and "std" (one
+    number per channel, of values in 0..1), "fit" ("resize" or "pad": how `prepare` reaches the
+    size) and "classes" (names).
     """
 
     def __init__(self, content):
@@ -28,34 +30,55 @@ class Model(nn.Module):
         self.channels, self.size = content["network"]["channels"], tuple(content["network"]["size"])
         self.network = PlainNetwork(content["network"])
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(content[name], dtype=torch.float32).view(-1, 1, 1))
+            self.register_buffer(
+                name, torch.tensor(content[name], dtype=torch.float32).view(-1, 1, 1)
+            )
 
     def forward(self, images):
-        """The logits [batch, classes] of floating point images [batch, channels, height, width] in 0..1."""
+        """The logits [batch, classes] of floating point images [batch, channels, height, width] in
+        0..1.
+        """
         if not images.is_floating_point():
-            raise ValueError(f"the images are {images.dtype}; give floating point values in 0..1, such as prepare(images)")
+            raise ValueError(
+                f"the images are {images.dtype}; give floating point values in 0..1, such as "
+                "prepare(images)"
+            )
         if tuple(images.shape[1:]) != (self.channels, *self.size):
-            raise ValueError(f"the images have shape {list(images.shape)}; the model takes [batch, {self.channels}, {self.size[0]}, "
-                             f"{self.size[1]}], which prepare(images) makes of any uint8 images")
+            raise ValueError(
+                f"the images have shape {list(images.shape)}; the model takes [batch, "
+                f"{self.channels}, {self.size[0]}, "
+                f"{self.size[1]}], which prepare(images) makes of any uint8 images"
+            )
         return self.network((images - self.mean) / self.std)
 
     def prepare(self, pixels):
-        """What `forward` takes, from uint8 images [batch, 1 or 3, any height, any width]: exactly what training did.
+        """What `forward` takes, from uint8 images [batch, 1 or 3, any height, any width]: exactly
+        what training did.
 
-        Colour becomes grey or grey colour where the model asks for it, the size is reached by an anti-aliased bilinear resize or by
-        centred padding and cropping (as `fit` says), and values become 0..1. Raises ValueError for other images.
+        Colour becomes grey or grey colour where the model asks for it, the size is reached by an
+        anti-aliased bilinear resize or by centred padding and cropping (as `fit` says), and values
+        become 0..1. Raises ValueError for other images.
         """
         if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
-            raise ValueError(f"the images are {pixels.dtype} of shape {list(pixels.shape)}; give uint8 [batch, 1 or 3, height, width]")
+            raise ValueError(
+                f"the images are {pixels.dtype} of shape {list(pixels.shape)}; give uint8 "
+                "[batch, 1 or 3, height, width]"
+            )
         if self.channels == 3:
             pixels = pixels.expand(-1, 3, -1, -1)
         elif pixels.shape[1] == 3:
-            pixels = (pixels * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True).round().byte()
+            pixels = (
+                (pixels * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True).round().byte()
+            )
         if tuple(pixels.shape[-2:]) != self.size and self.fit == "resize":
-            resized = F.interpolate(pixels.float(), size=self.size, mode="bilinear", align_corners=False, antialias=True)
+            resized = F.interpolate(
+                pixels.float(), size=self.size, mode="bilinear", align_corners=False, antialias=True
+            )
             pixels = resized.round().clamp(0, 255).byte()
         elif tuple(pixels.shape[-2:]) != self.size:
-            (top, bottom), (left, right) = (_margins(old, new) for old, new in zip(pixels.shape[-2:], self.size))
+            (top, bottom), (left, right) = (
+                _margins(old, new) for old, new in zip(pixels.shape[-2:], self.size)
+            )
             pixels = F.pad(pixels, (left, right, top, bottom))
         return pixels.float() / 255
 

@@ -1,32 +1,43 @@
-"""The model card of a bundle (its README.md): what the files are, what they can do, and code that runs as it stands."""
+"""The model card of a bundle (its README.md): what the files are, what they can do, and code that
+runs as it stands.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from searchspace.groups import Element
 
 WHAT = {
-    "torch": "plain torch: the class and `load()`, and its weights (`torch.load(..., weights_only=True)`)",
-    "safetensors": "the same weights; the metadata key `content` holds what `Model` in model.py is built from, as JSON",
+    "torch": "plain torch: the class and `load()`, and its weights (`torch.load(..., "
+    "weights_only=True)`)",
+    "safetensors": "the same weights; the metadata key `content` holds what `Model` in model.py "
+    "is built from, as JSON",
     "torch.export": "an exported program, any batch size; needs nothing but torch",
     "onnx": "ONNX, any batch size, weights inside; input `images`, output `logits`",
 }
 FITS = {
-    "resize": "stretched to {size} with an anti-aliased bilinear resize, and rounded to whole grey values",
-    "pad": "padded with zeros or cropped, centred, to {size} (of an odd difference, the larger half lies below and right)",
+    "resize": "stretched to {size} with an anti-aliased bilinear resize, and rounded to whole "
+    "grey values",
+    "pad": "padded with zeros or cropped, centred, to {size} (of an odd difference, the larger "
+    "half lies below and right)",
 }
 
 
 def text_of(value: Any) -> str:
-    """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a table's cell is taken from it."""
+    """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a
+    table's cell is taken from it.
+    """
     return re.sub(r"([\\`*\[\]<>|&!#])", r"\\\1", _line(value))
 
 
 def code_of(value: Any) -> str:
-    """The value as a code span, outside of tables; in it backslashes escape nothing, so it gets a fence that it does not hold."""
+    """The value as a code span, outside of tables; in it backslashes escape nothing, so it gets a
+    fence that it does not hold.
+    """
     line = _line(value)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
@@ -34,12 +45,26 @@ def code_of(value: Any) -> str:
 
 def _line(value: Any) -> str:
     """Without control characters, and without breaks of lines."""
-    return "".join(" " if c.isspace() else c for c in str(value) if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    return "".join(
+        " " if c.isspace() else c
+        for c in str(value)
+        if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
+    )
 
 
 def card(manifest: Mapping[str, Any]) -> str:
-    """The card of a bundle from its manifest (`trainers.bundles.export`), in Markdown. Its Python blocks run in the bundle's folder."""
-    parts = [_head(manifest), _scores(manifest), _symmetry(manifest), _use(manifest), _images(manifest), _files(manifest), _origin(manifest)]
+    """The card of a bundle from its manifest (`trainers.bundles.export`), in Markdown. Its Python
+    blocks run in the bundle's folder.
+    """
+    parts = [
+        _head(manifest),
+        _scores(manifest),
+        _symmetry(manifest),
+        _use(manifest),
+        _images(manifest),
+        _files(manifest),
+        _origin(manifest),
+    ]
     return "\n".join(parts)
 
 
@@ -53,66 +78,116 @@ def _percent(value: Any) -> str:
 
 def _head(manifest: Mapping[str, Any]) -> str:
     data, classes, given = manifest["data"], manifest["classes"], manifest["input"]
-    shown = ", ".join(map(code_of, classes[:20])) + (f" and {len(classes) - 20} more (bundle.json)" if len(classes) > 20 else "")
-    built = "an ordinary convolutional network" if manifest["group"] == "C1" else f"a convolutional network built to be equivariant under {manifest['group']}"
-    return f"""# Image classifier: {text_of(data['data'])}, {manifest['architecture'].split(':')[0]}, {manifest['group']}
+    shown = ", ".join(map(code_of, classes[:20])) + (
+        f" and {len(classes) - 20} more (bundle.json)" if len(classes) > 20 else ""
+    )
+    built = (
+        "an ordinary convolutional network"
+        if manifest["group"] == "C1"
+        else f"a convolutional network built to be equivariant under {manifest['group']}"
+    )
+    return f"""# Image classifier: {text_of(data["data"])}, {manifest["architecture"].split(":")[0]}, {manifest["group"]}
 
 Tells {len(classes)} classes apart: {shown}. It is {built}, folded to plain convolutions, and is meant for images that may appear under
-the symmetry **{manifest['declared']}**. Input: {'grey' if given['channels'] == 1 else 'colour'} images of {_size(manifest)}, as float32
-`[batch, {given['channels']}, {given['height']}, {given['width']}]` in 0..1; normalisation is inside. Output: logits, in the order of the classes.
+the symmetry **{manifest["declared"]}**. Input: {"grey" if given["channels"] == 1 else "colour"} images of {_size(manifest)}, as float32
+`[batch, {given["channels"]}, {given["height"]}, {given["width"]}]` in 0..1; normalisation is inside. Output: logits, in the order of the classes.
 
-    {_line(manifest['architecture'])}
+    {_line(manifest["architecture"])}
 """
 
 
 def _scores(manifest: Mapping[str, Any]) -> str:
-    scores, intervals, num = manifest["scores"], manifest["intervals"], manifest["data"]["validation_images"]
+    scores, intervals, num = (
+        manifest["scores"],
+        manifest["intervals"],
+        manifest["data"]["validation_images"],
+    )
     seen = ", ".join(map(code_of, manifest["training"]["seen"])) or "none"
-    rows = [("accuracy, as the images are", "accuracy"), (f"accuracy under {manifest['declared']}, mean over what training has not seen", "symmetry_accuracy"),
-            ("the lowest of these", "symmetry_accuracy_worst"), ("of these, quarter turns and flips", "symmetry_accuracy_exact"),
-            ("of these, other angles", "symmetry_accuracy_interpolated")]
-    table = [f"| {what} | {_percent(scores[key])} | {_percent(intervals[key]['low'])} to {_percent(intervals[key]['high'])} |"
-             for what, key in rows if scores.get(key) is not None]
+    rows = [
+        ("accuracy, as the images are", "accuracy"),
+        (
+            f"accuracy under {manifest['declared']}, mean over what training has not seen",
+            "symmetry_accuracy",
+        ),
+        ("the lowest of these", "symmetry_accuracy_worst"),
+        ("of these, quarter turns and flips", "symmetry_accuracy_exact"),
+        ("of these, other angles", "symmetry_accuracy_interpolated"),
+    ]
+    table = [
+        f"| {what} | {_percent(scores[key])} | {_percent(intervals[key]['low'])} to "
+        f"{_percent(intervals[key]['high'])} |"
+        for what, key in rows
+        if scores.get(key) is not None
+    ]
     cost = manifest["cost"]
-    return "\n".join([
-        f"## Scores\n\nOn {num} validation images, one training (seed {manifest['training']['seed']}), {scores['epoch']} epochs; 95 % intervals over images.",
-        "A search that chose this network by these images makes the figures optimistic; "
-        + ("the test images were not used." if manifest["data"]["has_test"] else "there are no test images."), "",
-        "| score | value | interval |", "|---|---|---|", *table, "",
-        f"- Equivariance error of the logits {scores['equivariance_error']:.3g}, of the features {scores['equivariance_error_features']:.3g} "
-        "(0: exact, 1: as much as another image).",
-        f"- Orientations seen in training: {seen} (`e` is upright).",
-        f"- Cost: {cost['params']:,} trained parameters, {cost['expanded_params']:,} weights when folded, {cost['macs']:,} multiply-accumulates an image, "
-        f"{scores['latency']:.3g} ms an image on the machine of the training.", ""])
+    return "\n".join(
+        [
+            f"## Scores\n\nOn {num} validation images, one training (seed "
+            f"{manifest['training']['seed']}), {scores['epoch']} epochs; 95 % intervals over "
+            "images.",
+            "A search that chose this network by these images makes the figures optimistic; "
+            + (
+                "the test images were not used."
+                if manifest["data"]["has_test"]
+                else "there are no test images."
+            ),
+            "",
+            "| score | value | interval |",
+            "|---|---|---|",
+            *table,
+            "",
+            f"- Equivariance error of the logits {scores['equivariance_error']:.3g}, of the "
+            f"features {scores['equivariance_error_features']:.3g} "
+            "(0: exact, 1: as much as another image).",
+            f"- Orientations seen in training: {seen} (`e` is upright).",
+            f"- Cost: {cost['params']:,} trained parameters, {cost['expanded_params']:,} "
+            f"weights when folded, {cost['macs']:,} multiply-accumulates an image, "
+            f"{scores['latency']:.3g} ms an image on the machine of the training.",
+            "",
+        ]
+    )
 
 
 def _symmetry(manifest: Mapping[str, Any]) -> str:
     rows, formats = manifest["elements"], list(manifest["formats"])
     if not rows:
         return "## Symmetry\n\nNo symmetry was declared.\n"
-    lines = [f"## Symmetry\n\nWhether the logits stay the same when the image is moved by an element of {manifest['declared']}. *Exact* follows from the "
-             "architecture; the change was measured",
-             f"on every file, as the largest difference of a logit relative to the spread of the logits over {manifest['moved_images']} validation images "
-             "(float32 rounding: below 1e-3).", "",
-             "| the image is | exact | " + " | ".join(f"change, {name}" for name in formats) + " | why not exact |",
-             "|---|---|" + "---|" * len(formats) + "---|"]
+    lines = [
+        "## Symmetry\n\nWhether the logits stay the same when the image is moved by an element "
+        f"of {manifest['declared']}. *Exact* follows from the "
+        "architecture; the change was measured",
+        "on every file, as the largest difference of a logit relative to the spread of the "
+        f"logits over {manifest['moved_images']} validation images "
+        "(float32 rounding: below 1e-3).",
+        "",
+        "| the image is | exact | "
+        + " | ".join(f"change, {name}" for name in formats)
+        + " | why not exact |",
+        "|---|---|" + "---|" * len(formats) + "---|",
+    ]
     for row in rows:
         change = row["relative_change"]
         cells = [f"{change[name]:.1e}" if change else "-" for name in formats]
-        lines.append(f"| {_words(row['element'])} | {'yes' if row['exact'] else 'no'} | {' | '.join(cells)} | {text_of(row['lost'] or '')} |")
+        lines.append(
+            f"| {_words(row['element'])} | {'yes' if row['exact'] else 'no'} | "
+            f"{' | '.join(cells)} | {text_of(row['lost'] or '')} |"
+        )
     return "\n".join([*lines, ""])
 
 
 def _words(name: str) -> str:
     element = Element.parse(name)
     turned = f"rotated by {element.degrees:g}° counter-clockwise" if element.turn else ""
-    return f"`{name}`: " + ", then ".join(word for word in ("mirrored left to right" if element.mirror else "", turned) if word)
+    return f"`{name}`: " + ", then ".join(
+        word for word in ("mirrored left to right" if element.mirror else "", turned) if word
+    )
 
 
 def _use(manifest: Mapping[str, Any]) -> str:
     given = manifest["input"]
     shape = f"{given['channels']}, {given['height']}, {given['width']}"
-    parts = [f"""## Use
+    parts = [
+        f"""## Use
 
 The blocks run in this folder. From image files, with torch and Pillow; `prepare` does what training did with its images:
 
@@ -122,13 +197,14 @@ from PIL import Image, ImageOps
 from model import load
 
 model = load()
-image = ImageOps.exif_transpose(Image.open("image.png")).convert("{'L' if given['channels'] == 1 else 'RGB'}")
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("{"L" if given["channels"] == 1 else "RGB"}")
 pixels = torch.from_numpy(numpy.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1)
 with torch.no_grad():
     shares = model(model.prepare(pixels[None])).softmax(1)[0]
 print(model.classes[shares.argmax()], float(shares.max()))
 ```
-"""]
+"""
+    ]
     if "torch.export" in manifest["formats"]:
         parts.append(f"""With torch alone, no Python source:
 
@@ -151,41 +227,80 @@ images = numpy.random.rand(8, {shape}).astype("float32")      # values in 0..1
 logits, = session.run(["logits"], {{"images": images}})
 ```
 """)
-    parts += [f"- No {code_of(name)} file: {text_of(reason)}." for name, reason in manifest["refused"].items()]
+    parts += [
+        f"- No {code_of(name)} file: {text_of(reason)}."
+        for name, reason in manifest["refused"].items()
+    ]
     return "\n".join(parts)
 
 
 def _images(manifest: Mapping[str, Any]) -> str:
     data, normal = manifest["data"], manifest["normalisation"]
     fit = FITS[data["fit"]].format(size=_size(manifest))
-    numbers = ", ".join(f"{mean:.4f} / {std:.4f}" for mean, std in zip(normal["mean"], normal["std"]))
+    numbers = ", ".join(
+        f"{mean:.4f} / {std:.4f}" for mean, std in zip(normal["mean"], normal["std"])
+    )
     return f"""## How images are prepared
 
-1. Decoded to 8-bit {'grey' if manifest['input']['channels'] == 1 else 'RGB'}, upright by their EXIF orientation, what is transparent made black.
+1. Decoded to 8-bit {"grey" if manifest["input"]["channels"] == 1 else "RGB"}, upright by their EXIF orientation, what is transparent made black.
 2. {fit[0].upper()}{fit[1:]}.
 3. Divided by 255. This is the input of every file here.
 4. Inside the files: normalised by the mean / standard deviation of the training images, {numbers}.
 
-Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for 8-bit images without transparency. Trained on {data['train_images']} images of {text_of(data['data'])}.
+Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for 8-bit images without transparency. Trained on {data["train_images"]} images of {text_of(data["data"])}.
 """
 
 
 def _files(manifest: Mapping[str, Any]) -> str:
-    rows = [f"| {', '.join(entry['files'])} | {WHAT[name]} | {entry['max_difference']:.1e} | {_percent(entry['accuracy'])} |"
-            for name, entry in manifest["formats"].items()]
-    return "\n".join(["## Files", "", f"Each was loaded again and compared with the trained network on {manifest['compared_images']} validation images before it was "
-                      "put here.", "", "| file | what | largest difference of a logit | accuracy |", "|---|---|---|---|", *rows, "",
-                      "`bundle.json` holds all figures of this page, and the hashes of the files. `equisearch verify FOLDER` checks them. That shows",
-                      "whether the files are whole and as they were written, not who wrote them: whoever changes a file can write new hashes.",
-                      "`model.py` and `model.pt2` are programs; run them only if you trust where the bundle comes from.", ""])
+    rows = [
+        f"| {', '.join(entry['files'])} | {WHAT[name]} | {entry['max_difference']:.1e} | "
+        f"{_percent(entry['accuracy'])} |"
+        for name, entry in manifest["formats"].items()
+    ]
+    return "\n".join(
+        [
+            "## Files",
+            "",
+            "Each was loaded again and compared with the trained network on "
+            f"{manifest['compared_images']} validation images before it was "
+            "put here.",
+            "",
+            "| file | what | largest difference of a logit | accuracy |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "`bundle.json` holds all figures of this page, and the hashes of the files. "
+            "`equisearch verify FOLDER` checks them. That shows",
+            "whether the files are whole and as they were written, not who wrote them: whoever "
+            "changes a file can write new hashes.",
+            "`model.py` and `model.pt2` are programs; run them only if you trust where the "
+            "bundle comes from.",
+            "",
+        ]
+    )
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:
     training = manifest["training"]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     loss = training["loss"]
-    penalty = "no equivariance loss" if loss["kind"] == "none" else f"equivariance loss {loss['kind']} with weight {loss['weight']:.3g}"
-    lines = [f"- {key.replace('_', ' ')}: {text_of(value)}" for key, value in manifest["origin"].items()]
-    return "\n".join(["## Where it comes from", "", *lines,
-                      f"- training: {training['epochs']} epochs, {training['optimizer']}, learning rate {training['learning_rate']:g}, batches of "
-                      f"{training['batch_size']}, {penalty}", f"- written: {manifest['written']} with {versions}", ""])
+    penalty = (
+        "no equivariance loss"
+        if loss["kind"] == "none"
+        else f"equivariance loss {loss['kind']} with weight {loss['weight']:.3g}"
+    )
+    lines = [
+        f"- {key.replace('_', ' ')}: {text_of(value)}" for key, value in manifest["origin"].items()
+    ]
+    return "\n".join(
+        [
+            "## Where it comes from",
+            "",
+            *lines,
+            f"- training: {training['epochs']} epochs, {training['optimizer']}, learning rate "
+            f"{training['learning_rate']:g}, batches of "
+            f"{training['batch_size']}, {penalty}",
+            f"- written: {manifest['written']} with {versions}",
+            "",
+        ]
+    )

@@ -1,9 +1,11 @@
-"""How exactly a loaded file keeps what is claimed: the symmetry of its logits, on images that are moved exactly."""
+"""How exactly a loaded file keeps what is claimed: the symmetry of its logits, on images that are
+moved exactly.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Iterable
 
 import numpy as np
 import torch
@@ -13,24 +15,36 @@ from searchspace.groups import IDENTITY, Element, Group
 from trainers.actions import act
 from trainers.bundles.formats import Runner, logits
 
-PARITY = 1e-4               # largest difference of logits that are at most LARGE; in proportion beyond it
+# largest difference of logits that are at most LARGE; in proportion beyond it
+PARITY = 1e-4
 LARGE = 10.0
-OF_SPREAD, OF_PEAK = 1e-3, 1e-5     # of the spread of logits over images (broken layouts: 6e-2 and more), and of the largest (rounding)
+# of the spread of logits over images (broken layouts: 6e-2 and more), and of the largest (rounding)
+OF_SPREAD, OF_PEAK = 1e-3, 1e-5
 PROBES, PROBE_SEED = 16, 20230816
 
 
 def parity_tolerance(reference: Tensor) -> float:
-    """The largest difference from `reference` that float32 arithmetic in another order may make: 1e-4, more where logits exceed 10."""
+    """The largest difference from `reference` that float32 arithmetic in another order may make:
+    1e-4, more where logits exceed 10.
+    """
     return PARITY * max(1.0, float(reference.abs().max()) / LARGE)
 
 
 def movable(group: Group, size: tuple[int, int]) -> tuple[Element, ...]:
-    """The elements of `group`, besides the identity, that move images of this size exactly and keep their size."""
-    return tuple(e for e in group.elements if e.on_grid and e != IDENTITY and (size[0] == size[1] or not e.swaps_axes))
+    """The elements of `group`, besides the identity, that move images of this size exactly and keep
+    their size.
+    """
+    return tuple(
+        e
+        for e in group.elements
+        if e.on_grid and e != IDENTITY and (size[0] == size[1] or not e.swaps_axes)
+    )
 
 
 def probe_images(channels: int, size: tuple[int, int], num: int = PROBES) -> Tensor:
-    """Dense random images in 0..1, the same everywhere and in every version: numpy keeps its RandomState stream."""
+    """Dense random images in 0..1, the same everywhere and in every version: numpy keeps its
+    RandomState stream.
+    """
     values = np.random.RandomState(PROBE_SEED).random_sample((num, channels, *size))
     return torch.from_numpy(values.astype(np.float32))
 
@@ -39,9 +53,9 @@ def probe_images(channels: int, size: tuple[int, int], num: int = PROBES) -> Ten
 class Change:
     """How much moving the images by one element changes the logits."""
 
-    largest: float              # absolute, over images and classes
-    relative: float             # of the spread of the logits over images
-    negligible: bool            # no more than rounding: the logits do not change
+    largest: float  # absolute, over images and classes
+    relative: float  # of the spread of the logits over images
+    negligible: bool  # no more than rounding: the logits do not change
 
 
 def changes(run: Runner, images: Tensor, elements: Iterable[Element]) -> dict[Element, Change]:

@@ -1,4 +1,5 @@
-"""Checks of a bundle that lies somewhere: its files, its formats, its symmetry. Needs no data, and executes nothing of the bundle.
+"""Checks of a bundle that lies somewhere: its files, its formats, its symmetry. Needs no data, and
+executes nothing of the bundle.
 
 The checks show that a bundle is whole, not who made it: its hashes lie in the bundle itself.
 """
@@ -8,31 +9,42 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
-from searchspace.groups import Element
 from trainers.bundles import manifest as manifests
-from trainers.bundles.formats import FORMATS, MANIFEST, SOURCE, Runner, RunsCode, careful_runner, is_written, logits, runner, sha256
-from trainers.networks.fold import description
+from trainers.bundles.formats import (
+    FORMATS,
+    MANIFEST,
+    SOURCE,
+    Runner,
+    RunsCode,
+    careful_runner,
+    is_written,
+    logits,
+    runner,
+    sha256,
+)
 from trainers.bundles.manifest import Hashed, Manifest, shown
-from trainers.networks.networks import Network
 from trainers.bundles.model import Model
 from trainers.bundles.symmetry_check import changes, parity_tolerance, probe_images
+from trainers.networks.fold import description
+from trainers.networks.networks import Network
 
 
 @dataclass(frozen=True)
 class Finding:
     """One check and how it ended."""
 
-    check: str          # files | a format's name | agreement | symmetry
-    good: Optional[bool]    # None: not checked, the text says why
+    check: str  # files | a format's name | agreement | symmetry
+    good: bool | None  # None: not checked, the text says why
     text: str
 
 
@@ -56,13 +68,20 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"bundle": str(self.bundle), "architecture": self.architecture, "good": self.good, "not_run": list(self.not_run),
-                "findings": [{"check": f.check, "good": f.good, "text": f.text} for f in self.findings]}
+        return {
+            "bundle": str(self.bundle),
+            "architecture": self.architecture,
+            "good": self.good,
+            "not_run": list(self.not_run),
+            "findings": [{"check": f.check, "good": f.good, "text": f.text} for f in self.findings],
+        }
 
     def text(self) -> str:
         """The findings, a line each, and the verdict."""
         marks = {True: "ok ", False: "BAD", None: "-- "}
-        lines = [f"{marks[finding.good]}  {finding.check}: {finding.text}" for finding in self.findings]
+        lines = [
+            f"{marks[finding.good]}  {finding.check}: {finding.text}" for finding in self.findings
+        ]
         return "\n".join([f"{self.bundle}: {shown([self.architecture])}", *lines, self._verdict()])
 
     def _verdict(self) -> str:
@@ -75,51 +94,77 @@ class Report:
 
 
 TRUST = "pass --run-code if you trust where it came from"
-LARGEST_MEMBER = 2**28      # bytes of a member of a .pt2 archive that are looked through for pickles
+# bytes of a member of a .pt2 archive that are looked through for pickles
+LARGEST_MEMBER = 2**28
 
 
 def verify(folder: Path, *, run_code: bool = False) -> Report:
-    """What is found in the bundle in `folder`: are the files those that were written and all that belong there, do the formats load and
-    agree with each other and with the logits recorded at export, do the claimed symmetries hold on random dense images.
+    """What is found in the bundle in `folder`: are the files those that were written and all that
+    belong there, do the formats load and agree with each other and with the logits recorded at
+    export, do the claimed symmetries hold on random dense images.
 
-    Nothing of the bundle is executed unless `run_code`: model.py is compared with what this program writes, the weights are run by this
-    program's own network, the torch.export program is not run. A format whose files have changed is not loaded.
-    Raises ValueError if there is no bundle, a damaged manifest, or one of a later format.
+    Nothing of the bundle is executed unless `run_code`: model.py is compared with what this program
+    writes, the weights are run by this program's own network, the torch.export program is not run.
+    A format whose files have changed is not loaded. Raises ValueError if there is no bundle, a
+    damaged manifest, or one of a later format.
     """
     manifest = manifests.read(folder)
-    bad_files = {name: problem for name, expected in manifest.files.items() if (problem := _file_problem(folder / name, expected))}
+    bad_files = {
+        name: problem
+        for name, expected in manifest.files.items()
+        if (problem := _file_problem(folder / name, expected))
+    }
     findings = [*_file_findings(manifest, folder, bad_files)]
     given, recorded = manifest.input, torch.tensor(manifest.probe.logits)
     probes = probe_images(given.channels, (given.height, given.width), manifest.probe.images)
     found: dict[str, Tensor] = {}
     for name in manifest.formats:
-        if not bad_files.keys() & set(FORMATS[name]) and manifest.files.keys() >= set(FORMATS[name]):
+        if not bad_files.keys() & set(FORMATS[name]) and manifest.files.keys() >= set(
+            FORMATS[name]
+        ):
             findings += _check_format(folder, name, manifest, run_code, probes, recorded, found)
-    findings += [Finding(name, True, f"absent since the export: {shown([reason])}") for name, reason in manifest.refused.items()]
+    findings += [
+        Finding(name, True, f"absent since the export: {shown([reason])}")
+        for name, reason in manifest.refused.items()
+    ]
     if len(found) > 1:
         findings.append(_agreement(found, recorded))
     return Report(folder, manifest.architecture, tuple(findings))
 
 
 def load_checked(folder: Path, *, run_code: bool = False) -> tuple[Manifest, Model]:
-    """The manifest and the model of a bundle whose files are those that were written: this program's own network with the weights of
-    model.safetensors; with `run_code` what the bundle's model.py returns. Raises ValueError for any other bundle."""
+    """The manifest and the model of a bundle whose files are those that were written: this
+    program's own network with the weights of model.safetensors; with `run_code` what the bundle's
+    model.py returns. Raises ValueError for any other bundle.
+    """
     manifest = manifests.read(folder)
     name = "torch" if run_code else "safetensors"
     problems = manifests.gaps(manifest)
-    problems += [f"{file} {problem}" for file, expected in manifest.files.items() if (problem := _file_problem(folder / file, expected))]
+    problems += [
+        f"{file} {problem}"
+        for file, expected in manifest.files.items()
+        if (problem := _file_problem(folder / file, expected))
+    ]
     if problems:
-        raise ValueError(f"the bundle {folder} is damaged or was changed: {problems[0]}; export the trial again (`equisearch verify {folder}` names all)")
+        raise ValueError(
+            f"the bundle {folder} is damaged or was changed: {problems[0]}; export the trial "
+            f"again (`equisearch verify {folder}` names all)"
+        )
     try:
         return manifest, _runner(folder, name, manifest, run_code)
-    except Exception as error:          # files fail in any way
-        raise ValueError(f"the bundle {folder} cannot be loaded: {name}: {type(error).__name__}: {shown([str(error)])}") from error
+    except Exception as error:  # files fail in any way
+        raise ValueError(
+            f"the bundle {folder} cannot be loaded: {name}: {type(error).__name__}: "
+            f"{shown([str(error)])}"
+        ) from error
 
 
 def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
-    """What this program's `Model` is built from, derived from the architecture in the manifest, for a bundle whose weights take `size` bytes.
+    """What this program's `Model` is built from, derived from the architecture in the manifest, for
+    a bundle whose weights take `size` bytes.
 
-    Raises ValueError where the manifest describes another model, or one that does not fit into as many bytes.
+    Raises ValueError where the manifest describes another model, or one that does not fit into as
+    many bytes.
     """
     architecture, content = Architecture.parse(manifest.architecture), manifest.plain_content
     channels, classes = manifest.input.channels, len(manifest.classes)
@@ -128,9 +173,18 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         network = description(Network(architecture, channels, classes))
     if content["network"] != network or content["classes"] != list(manifest.classes):
-        raise ValueError(f"the content in {MANIFEST} is not what the architecture {shown([manifest.architecture])} has")
-    if not len(content["mean"]) == len(content["std"]) == channels or content["fit"] not in ("resize", "pad"):
-        raise ValueError(f"the content in {MANIFEST} has another normalisation than images of {channels} channels take")
+        raise ValueError(
+            f"the content in {MANIFEST} is not what the architecture "
+            f"{shown([manifest.architecture])} has"
+        )
+    if not len(content["mean"]) == len(content["std"]) == channels or content["fit"] not in (
+        "resize",
+        "pad",
+    ):
+        raise ValueError(
+            f"the content in {MANIFEST} has another normalisation than images of {channels} "
+            "channels take"
+        )
     return content
 
 
@@ -140,18 +194,30 @@ def _file_findings(manifest: Manifest, folder: Path, bad: Mapping[str, str]) -> 
     yield from (Finding("files", False, gap) for gap in gaps)
     loaded, others = manifests.strangers(manifest, folder)
     if loaded:
-        yield Finding("files", False, f"not of the bundle, but Python loads it from this folder: {shown(loaded)}; remove it")
+        yield Finding(
+            "files",
+            False,
+            f"not of the bundle, but Python loads it from this folder: {shown(loaded)}; remove it",
+        )
     if not bad and not gaps and not loaded:
         yield Finding("files", True, f"{len(manifest.files)} files as they were written")
     if others:
-        caution = "; Python runs what lies in __pycache__, remove it unless you made it" if "__pycache__" in others else ""
+        caution = (
+            "; Python runs what lies in __pycache__, remove it unless you made it"
+            if "__pycache__" in others
+            else ""
+        )
         yield Finding("other files", True, f"not of the bundle: {shown(others)}{caution}")
 
 
-def _file_problem(path: Path, expected: Hashed) -> "str | None":
+def _file_problem(path: Path, expected: Hashed) -> str | None:
     if not path.is_file():
         return "is missing"
-    return None if sha256(path) == expected.sha256 else f"has changed since the export ({path.stat().st_size} bytes, {expected.bytes} written)"
+    return (
+        None
+        if sha256(path) == expected.sha256
+        else f"has changed since the export ({path.stat().st_size} bytes, {expected.bytes} written)"
+    )
 
 
 def _runner(folder: Path, name: str, manifest: Manifest, run_code: bool) -> Runner:
@@ -163,14 +229,17 @@ def _runner(folder: Path, name: str, manifest: Manifest, run_code: bool) -> Runn
     return careful_runner(folder, name, model_content(manifest, size))
 
 
-def _pickled_code(path: Path) -> "str | None":
-    """The member of a .pt2 that holds a pickle which calls anything but torch's own builders of tensors, if one is seen.
+def _pickled_code(path: Path) -> str | None:
+    """The member of a .pt2 that holds a pickle which calls anything but torch's own builders of
+    tensors, if one is seen.
 
-    It finds clumsy attacks only: what it does not find is not run either. Raises ValueError or zipfile.BadZipFile for no whole archive.
+    It finds clumsy attacks only: what it does not find is not run either. Raises ValueError or
+    zipfile.BadZipFile for no whole archive.
     """
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("archive_format") for name in archive.namelist()):
-            raise ValueError("it lacks archive_format")     # cut off, zipfile finds an archive inside
+            # cut off, zipfile finds an archive inside
+            raise ValueError("it lacks archive_format")
         for member in archive.infolist():
             if member.file_size <= LARGEST_MEMBER and _calls(archive.read(member)):
                 return member.filename
@@ -181,13 +250,13 @@ def _calls(data: bytes) -> bool:
     if data.startswith(b"PK"):
         try:
             torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception:       # refused, or torn
+        except Exception:  # refused, or torn
             return True
         return False
     names = set()
     try:
         names = {code.name for code, _, _ in pickletools.genops(data)}
-    except Exception:           # numbers and texts are no pickles
+    except Exception:  # numbers and texts are no pickles
         return False
     return bool(names & {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
 
@@ -198,14 +267,31 @@ def _not_run(folder: Path, name: str, reason: RunsCode) -> Finding:
     try:
         member = _pickled_code(folder / FORMATS[name][0])
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
-        return Finding(name, False, f"does not run: it is not a whole archive ({type(error).__name__}: {shown([str(error)])})")
+        return Finding(
+            name,
+            False,
+            f"does not run: it is not a whole archive ({type(error).__name__}: "
+            f"{shown([str(error)])})",
+        )
     if member is not None:
-        return Finding(name, False, f"not run: {shown([member])} in it is a pickle that calls functions, which no export writes")
+        return Finding(
+            name,
+            False,
+            f"not run: {shown([member])} in it is a pickle that calls functions, which no "
+            "export writes",
+        )
     return Finding(name, None, f"not run: {reason}; {TRUST}")
 
 
-def _check_format(folder: Path, name: str, manifest: Manifest, run_code: bool, probes: Tensor, recorded: Tensor,
-                  found: dict[str, Tensor]) -> list[Finding]:
+def _check_format(
+    folder: Path,
+    name: str,
+    manifest: Manifest,
+    run_code: bool,
+    probes: Tensor,
+    recorded: Tensor,
+    found: dict[str, Tensor],
+) -> list[Finding]:
     """Loads and runs one format; its logits go into `found`."""
     claimed = manifest.claimed
     try:
@@ -214,24 +300,49 @@ def _check_format(folder: Path, name: str, manifest: Manifest, run_code: bool, p
         measured = changes(run, probes, claimed)
     except RunsCode as reason:
         return [_not_run(folder, name, reason)]
-    except Exception as error:          # files and runtimes fail in any way
-        return [Finding(name, False, f"does not run: {type(error).__name__}: {shown([str(error)])}")]
+    except Exception as error:  # files and runtimes fail in any way
+        return [
+            Finding(name, False, f"does not run: {type(error).__name__}: {shown([str(error)])}")
+        ]
     if found[name].shape != recorded.shape:
-        return [Finding(name, False, f"gives logits of shape {list(found.pop(name).shape)}, not {list(recorded.shape)}")]
+        return [
+            Finding(
+                name,
+                False,
+                f"gives logits of shape {list(found.pop(name).shape)}, not {list(recorded.shape)}",
+            )
+        ]
     own = name != "torch" or is_written((folder / SOURCE).read_bytes())
     foreign = "" if own else f"; {SOURCE} is not what an equisearch known to this one writes"
     difference, tolerance = float((found[name] - recorded).abs().max()), parity_tolerance(recorded)
-    findings = [Finding(name, difference <= tolerance, f"logits on {len(probes)} random images differ by {difference:.2g} from those at the export "
-                                                       f"(allowed {tolerance:.2g}){foreign}")]
+    findings = [
+        Finding(
+            name,
+            difference <= tolerance,
+            f"logits on {len(probes)} random images differ by {difference:.2g} from those at "
+            "the export "
+            f"(allowed {tolerance:.2g}){foreign}",
+        )
+    ]
     if claimed:
         worst = max(measured, key=lambda e: measured[e].relative)
         broken = [str(e) for e, change in measured.items() if not change.negligible]
         text = f"logits change by at most {measured[worst].relative:.2g} of their spread ({worst}), over {len(claimed)} exact elements"
-        findings.append(Finding(f"{name} symmetry", not broken, text + (f"; claimed, but broken: {' '.join(broken)}" if broken else "")))
+        findings.append(
+            Finding(
+                f"{name} symmetry",
+                not broken,
+                text + (f"; claimed, but broken: {' '.join(broken)}" if broken else ""),
+            )
+        )
     return findings
 
 
 def _agreement(found: Mapping[str, Tensor], recorded: Tensor) -> Finding:
     outputs = torch.stack(list(found.values()))
     difference = float((outputs.amax(0) - outputs.amin(0)).max())
-    return Finding("agreement", difference <= 2 * parity_tolerance(recorded), f"{', '.join(found)} differ by at most {difference:.2g} from each other")
+    return Finding(
+        "agreement",
+        difference <= 2 * parity_tolerance(recorded),
+        f"{', '.join(found)} differ by at most {difference:.2g} from each other",
+    )

@@ -1,12 +1,13 @@
-"""Random transformations of image batches: every image draws its own, from a generator that is given.
+"""Random transformations of image batches: every image draws its own, from a generator that is
+given.
 
-Directions are those of `trainers.actions`: mirror left to right first, then rotate counter-clockwise. Pixels from outside the
-image are zero, so transform images in 0..1 and normalise afterwards.
+Directions are those of `trainers.actions`: mirror left to right first, then rotate
+counter-clockwise. Pixels from outside the image are zero, so transform images in 0..1 and normalise
+afterwards.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -22,10 +23,12 @@ QUARTERS = tuple(Element.parse(name) for name in ("e", "r90", "r180", "r270"))
 
 
 def transform(images: Tensor, augment: Augment, group: Group, generator: torch.Generator) -> Tensor:
-    """The float images [B, C, H, W], each mirrored, turned and shifted as it draws. Sizes and device stay.
+    """The float images [B, C, H, W], each mirrored, turned and shifted as it draws. Sizes and
+    device stay.
 
-    `group` is what `rotation: group` draws elements of. Draws come from `generator` (on the CPU) and depend on B only, so
-    the same generator gives the same transformations on every device. Without augmentation the images themselves are returned.
+    `group` is what `rotation: group` draws elements of. Draws come from `generator` (on the CPU)
+    and depend on B only, so the same generator gives the same transformations on every device.
+    Without augmentation the images themselves are returned.
     """
     count = len(images)
     mirrored = torch.zeros(count, dtype=torch.bool)
@@ -53,22 +56,35 @@ def transform(images: Tensor, augment: Augment, group: Group, generator: torch.G
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """The float images [B, C, H, W], each turned counter-clockwise about its centre by its own angle [B] in degrees.
+    """The float images [B, C, H, W], each turned counter-clockwise about its centre by its own
+    angle [B] in degrees.
 
-    Bilinear interpolation, zero outside; the size stays, so a turned image that is not square loses its ends.
+    Bilinear interpolation, zero outside; the size stays, so a turned image that is not square loses
+    its ends.
     """
     height, width = images.shape[-2:]
-    angles = send(degrees.to(images.dtype if images.dtype == torch.float64 else torch.float32), images.device).deg2rad()
+    angles = send(
+        degrees.to(images.dtype if images.dtype == torch.float64 else torch.float32), images.device
+    ).deg2rad()
     cosine, sine = angles.cos(), angles.sin()
     zero = torch.zeros_like(cosine)
-    # Output coordinates in -1..1 are mapped back into the input; the ratios keep a non-square image from being sheared.
-    matrices = torch.stack([cosine, -sine * (height / width), zero, sine * (width / height), cosine, zero], -1).view(-1, 2, 3)
-    grid = functional.affine_grid(matrices.to(images.dtype), list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # Output coordinates in -1..1 are mapped back into the input; the ratios keep a non-square image
+    # from being sheared.
+    matrices = torch.stack(
+        [cosine, -sine * (height / width), zero, sine * (width / height), cosine, zero], -1
+    ).view(-1, 2, 3)
+    grid = functional.affine_grid(
+        matrices.to(images.dtype), list(images.shape), align_corners=False
+    )
+    return functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
 
 
 def shift(images: Tensor, down: Tensor, right: Tensor, most: int) -> Tensor:
-    """The images [B, C, H, W], each moved by its own whole pixels `down` and `right` [B], at most `most` either way; zero outside."""
+    """The images [B, C, H, W], each moved by its own whole pixels `down` and `right` [B], at most
+    `most` either way; zero outside.
+    """
     height, width = images.shape[-2:]
     windows = functional.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     batch = torch.arange(len(images), device=images.device)
@@ -76,16 +92,21 @@ def shift(images: Tensor, down: Tensor, right: Tensor, most: int) -> Tensor:
 
 
 def seen(augment: Augment, group: Group) -> tuple[Element, ...]:
-    """The elements of `group` at which training sees images, in the group's order; the identity (upright) among them or not.
+    """The elements of `group` at which training sees images, in the group's order; the identity
+    (upright) among them or not.
 
-    Without rotation that is the identity; with `group` every element; with `uniform` every rotation; with
-    `normal: [mean, deviation]` every rotation within two deviations of the mean (95 % of the images are). `mirror` adds the
-    mirrored counterpart of each that the group has. Small shifts do not count as orientations.
+    Without rotation that is the identity; with `group` every element; with `uniform` every
+    rotation; with `normal: [mean, deviation]` every rotation within two deviations of the mean (95
+    % of the images are). `mirror` adds the mirrored counterpart of each that the group has. Small
+    shifts do not count as orientations.
     """
     if augment.rotation == "group":
         return group.elements
-    return tuple(element for element in group.elements
-                 if (augment.mirror or not element.mirror) and _turn_is_seen(element.degrees, augment))
+    return tuple(
+        element
+        for element in group.elements
+        if (augment.mirror or not element.mirror) and _turn_is_seen(element.degrees, augment)
+    )
 
 
 def _turn_is_seen(degrees: float, augment: Augment) -> bool:
@@ -105,12 +126,20 @@ def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
-    """Quarter turns by exact index moves, other angles (and quarter turns of images that are not square) bilinearly."""
+    """Quarter turns by exact index moves, other angles (and quarter turns of images that are not
+    square) bilinearly.
+    """
     height, width = images.shape[-2:]
     step = 90 if height == width else 180
     exact = degrees % step == 0
-    sources = _sources(height, width, images.device)[send((degrees // step * exact).long(), images.device)]
-    result = images.flatten(2).gather(2, sources[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
+    sources = _sources(height, width, images.device)[
+        send((degrees // step * exact).long(), images.device)
+    ]
+    result = (
+        images.flatten(2)
+        .gather(2, sources[:, None].expand(-1, images.shape[1], -1))
+        .view(images.shape)
+    )
     if not exact.all():
         index = send((~exact).nonzero().squeeze(1), images.device)
         result[index] = rotate(images[index], degrees[~exact])
@@ -119,6 +148,13 @@ def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _sources(height: int, width: int, device: torch.device) -> Tensor:
-    """Which pixel each comes from after 0, 1, 2 and 3 quarter turns [4, pixels], or, of an image that is not square, 0 and 1 half turns [2, pixels]."""
+    """Which pixel each comes from after 0, 1, 2 and 3 quarter turns [4, pixels], or, of an image
+    that is not square, 0 and 1 half turns [2, pixels].
+    """
     pixels = torch.arange(height * width).view(1, 1, height, width)
-    return torch.stack([act(pixels, element).flatten() for element in (QUARTERS if height == width else QUARTERS[::2])]).to(device)
+    return torch.stack(
+        [
+            act(pixels, element).flatten()
+            for element in (QUARTERS if height == width else QUARTERS[::2])
+        ]
+    ).to(device)

@@ -1,31 +1,36 @@
-"""Data sets as splits in memory: `load` gives training and validation images now, and the test split only when asked."""
+"""Data sets as splits in memory: `load` gives training and validation images now, and the test
+split only when asked.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainers import cache
-
 from trainers.data import folders, sources
 from trainers.data.pools import Pool, Source, render
-from trainers.settings import Data
 from trainers.data.splitting import remainder, take
+from trainers.settings import Data
 
-VERSION = 1                       # of decoding, splitting and what the cache holds: raise it when one of them changes
-LOST = 0.01                       # the fraction of unreadable images that is accepted
+# of decoding, splitting and what the cache holds: raise it when one of them changes
+VERSION = 1
+LOST = 0.01  # the fraction of unreadable images that is accepted
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N]; `skipped` names files that could not be read, and why."""
+    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N]; `skipped` names files that
+    could not be read, and why.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -37,14 +42,16 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set at one input size. `mean` and `std`, one per channel, are of the training pixels scaled to 0..1."""
+    """A data set at one input size. `mean` and `std`, one per channel, are of the training pixels
+    scaled to 0..1.
+    """
 
     data: Data
     train: Images
     validation: Images
     classes: tuple[str, ...]
     mean: tuple[float, ...]
-    std: tuple[float, ...]        # 1 for a channel that does not vary
+    std: tuple[float, ...]  # 1 for a channel that does not vary
     has_test: bool
 
     @property
@@ -65,50 +72,82 @@ class Splits:
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
         """The number of (training, validation) images of each class."""
-        train, validation = (part.labels.bincount(minlength=len(self.classes)).tolist() for part in (self.train, self.validation))
+        train, validation = (
+            part.labels.bincount(minlength=len(self.classes)).tolist()
+            for part in (self.train, self.validation)
+        )
         return dict(zip(self.classes, zip(train, validation)))
 
-    def test(self) -> Optional[Images]:
-        """The test split at the same size; None where the data has none. Nothing of it is decoded before this call."""
+    def test(self) -> Images | None:
+        """The test split at the same size; None where the data has none. Nothing of it is decoded
+        before this call.
+        """
         return _load_test(self) if self.has_test else None
 
 
-def load(data: Data, size: "tuple[int, int] | None" = None) -> Splits:
-    """The training and validation images, resized or padded to `size` (height, width); None: the size most images have.
+def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
+    """The training and validation images, resized or padded to `size` (height, width); None: the
+    size most images have.
 
-    Decoded images are kept in a cache directory and mapped from there, so all workers share one copy (`trainers.cache`).
-    The split depends on the data and on `data.seed` only, and takes every class in proportion. Official validation and test
-    splits are used where there are any. Otherwise test images (a fifth, or `data.test`) are taken first (but not from
-    a folder that has `train/` and no `test/`), then validation images (a fifth of what is left), then training images.
-    Files that cannot be read are left out with a warning, and named in `skipped`.
-    Raises ValueError for data that is missing, cannot be split, has fewer images than asked for, or is unreadable for more than 1 %.
+    Decoded images are kept in a cache directory and mapped from there, so all workers share one
+    copy (`trainers.cache`). The split depends on the data and on `data.seed` only, and takes every
+    class in proportion. Official validation and test splits are used where there are any. Otherwise
+    test images (a fifth, or `data.test`) are taken first (but not from a folder that has `train/`
+    and no `test/`), then validation images (a fifth of what is left), then training images. Files
+    that cannot be read are left out with a warning, and named in `skipped`. Raises ValueError for
+    data that is missing, cannot be split, has fewer images than asked for, or is unreadable for
+    more than 1 %.
     """
     files, source = _open(data)
     name = _key(data, files, size, "selection", ("train", "validation", "test"))
     pixels, about = cache.cached(name, lambda allocate: _select(source(), data, size, allocate))
     labels = torch.tensor(about["labels"], dtype=torch.int64)
     num_train = about["num_train"]
-    parts = [Images(torch.from_numpy(pixels[rows]), labels[rows], tuple(lost)) for rows, lost in
-             zip((slice(0, num_train), slice(num_train, None)), about["skipped"])]
+    parts = [
+        Images(torch.from_numpy(pixels[rows]), labels[rows], tuple(lost))
+        for rows, lost in zip((slice(0, num_train), slice(num_train, None)), about["skipped"])
+    ]
     _warn(parts[0].skipped + parts[1].skipped, len(labels))
-    return Splits(data, parts[0], parts[1], tuple(about["classes"]), tuple(about["mean"]), tuple(about["std"]), about["has_test"])
+    return Splits(
+        data,
+        parts[0],
+        parts[1],
+        tuple(about["classes"]),
+        tuple(about["mean"]),
+        tuple(about["std"]),
+        about["has_test"],
+    )
 
 
-def batch(images: Images, index: Tensor, device: "torch.device | str" = "cpu") -> tuple[Tensor, Tensor]:
-    """The images at `index` [B] as float32 [B, C, H, W] in 0..1 on the device, and their labels [B]."""
+def batch(
+    images: Images, index: Tensor, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """The images at `index` [B] as float32 [B, C, H, W] in 0..1 on the device, and their labels
+    [B].
+    """
     pixels, labels = images.pixels[index], images.labels[index]
     return pixels.to(device).float().div_(255), labels.to(device)
 
 
-def normalise(pixels: Tensor, mean: "tuple[float, ...]", std: "tuple[float, ...]") -> Tensor:
-    """(pixels - mean) / std with one pair of numbers per channel, so that it commutes with every motion of the pixels."""
+def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(pixels - mean) / std with one pair of numbers per channel, so that it commutes with every
+    motion of the pixels.
+    """
     return normaliser(mean, std, pixels.device, pixels.dtype)(pixels)
 
 
-def normaliser(mean: "tuple[float, ...]", std: "tuple[float, ...]", device: "torch.device | str" = "cpu",
-               dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    """`normalise` with its numbers on the device already: to send them there anew, every batch would wait for a GPU."""
-    shift, scale = (torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (mean, std))
+def normaliser(
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[Tensor], Tensor]:
+    """`normalise` with its numbers on the device already: to send them there anew, every batch
+    would wait for a GPU.
+    """
+    shift, scale = (
+        torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (mean, std)
+    )
     return lambda pixels: (pixels - shift) / scale
 
 
@@ -116,16 +155,25 @@ def _load_test(splits: Splits) -> Images:
     data, size = splits.data, splits.size
     files, source = _open(data)
     name = _key(data, files, (splits.channels, *size), "test", ("test",))
-    pixels, about = cache.cached(name, lambda allocate: _take_test(source(), data, splits.channels, size, allocate))
+    pixels, about = cache.cached(
+        name, lambda allocate: _take_test(source(), data, splits.channels, size, allocate)
+    )
     _warn(about["skipped"], len(pixels))
-    return Images(torch.from_numpy(pixels), torch.tensor(about["labels"], dtype=torch.int64), tuple(about["skipped"]))
+    return Images(
+        torch.from_numpy(pixels),
+        torch.tensor(about["labels"], dtype=torch.int64),
+        tuple(about["skipped"]),
+    )
 
 
 def _open(data: Data) -> tuple[list, Callable[[], Source]]:
     """What identifies the files behind the data, and a function that opens them."""
     if data.folder is not None:
         folder = folders.list_folder(data.folder)
-        return [str(data.folder.expanduser().absolute()), folder.fingerprint()], lambda: folders.open_folder(folder)
+        return [
+            str(data.folder.expanduser().absolute()),
+            folder.fingerprint(),
+        ], lambda: folders.open_folder(folder)
     return sources.fingerprint(data), lambda: sources.open_named(data)
 
 
@@ -134,35 +182,58 @@ def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]
     return cache.key([VERSION, part, chosen, size, files])
 
 
-def _select(source: Source, data: Data, size: "tuple[int, int] | None", allocate: Allocate) -> tuple[Optional[np.ndarray], dict]:
+def _select(
+    source: Source, data: Data, size: tuple[int, int] | None, allocate: Allocate
+) -> tuple[np.ndarray | None, dict]:
     """Draw the training and validation images and decode them, in this order, into one array."""
     train, validation = _draw(source, data)
     size = size or source.train.size
     channels = source.train.channels if data.color is None else 3 if data.color else 1
     out = allocate((len(train) + len(validation), channels, *size))
     validation_pool = source.train if source.validation is None else source.validation
-    lost = [render(pool, index, data.fit, rows) for pool, index, rows in
-            ((source.train, train, out[:len(train)]), (validation_pool, validation, out[len(train):]))]
+    lost = [
+        render(pool, index, data.fit, rows)
+        for pool, index, rows in (
+            (source.train, train, out[: len(train)]),
+            (validation_pool, validation, out[len(train) :]),
+        )
+    ]
     _check_lost([*lost[0].values(), *lost[1].values()], len(out))
     kept = [remainder(len(index), list(failed)) for index, failed in zip((train, validation), lost)]
-    labels = np.concatenate([source.train.labels[train[kept[0]]], validation_pool.labels[validation[kept[1]]]])
+    labels = np.concatenate(
+        [source.train.labels[train[kept[0]]], validation_pool.labels[validation[kept[1]]]]
+    )
     rows = np.concatenate([kept[0], len(train) + kept[1]])
-    mean, std = _moments(out, rows[:len(kept[0])])
+    mean, std = _moments(out, rows[: len(kept[0])])
     return (None if len(rows) == len(out) else rows), {
-        "labels": labels.tolist(), "num_train": len(kept[0]), "classes": source.classes, "mean": mean, "std": std,
-        "skipped": [list(failed.values()) for failed in lost], "has_test": source.holds_out_test or source.test is not None}
+        "labels": labels.tolist(),
+        "num_train": len(kept[0]),
+        "classes": source.classes,
+        "mean": mean,
+        "std": std,
+        "skipped": [list(failed.values()) for failed in lost],
+        "has_test": source.holds_out_test or source.test is not None,
+    }
 
 
-def _take_test(source: Source, data: Data, channels: int, size: tuple[int, int],
-               allocate: Allocate) -> tuple[Optional[np.ndarray], dict]:
+def _take_test(
+    source: Source, data: Data, channels: int, size: tuple[int, int], allocate: Allocate
+) -> tuple[np.ndarray | None, dict]:
     """Decode the test images: the official split, or those that `_draw` leaves out."""
     pool: Pool = source.test() if source.test is not None else source.train
-    index = _test_index(source, data) if source.test is None else _part(pool.labels, data.test, (data.seed, 1), "test")
+    index = (
+        _test_index(source, data)
+        if source.test is None
+        else _part(pool.labels, data.test, (data.seed, 1), "test")
+    )
     out = allocate((len(index), channels, *size))
     lost = render(pool, index, data.fit, out)
     _check_lost(list(lost.values()), len(out))
     kept = remainder(len(index), list(lost))
-    return (kept if lost else None), {"labels": pool.labels[index[kept]].tolist(), "skipped": list(lost.values())}
+    return (kept if lost else None), {
+        "labels": pool.labels[index[kept]].tolist(),
+        "skipped": list(lost.values()),
+    }
 
 
 def _draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -172,14 +243,18 @@ def _draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
     if source.validation is not None:
         validation = _part(source.validation.labels, data.validation, (data.seed, 2), "validation")
         return _part(labels, data.train, (data.seed, 3), "train"), validation
-    most = len(free) - len(np.unique(labels[free]))            # one image of each class is left for training
+    # one image of each class is left for training
+    most = len(free) - len(np.unique(labels[free]))
     wanted = data.validation or min(source.validation_images or round(len(free) / 5), most)
     left = len(free) - wanted
     if wanted > most or (data.train or 0) > left:
         raise ValueError(
-            f"data asks for {data.train or 'some'} training and {wanted} validation images, but only {len(free)} are there "
-            f"for both in {len(source.classes)} classes{', after the test images' if source.holds_out_test else ''}; "
-            "lower `train:` or `validation:`")
+            f"data asks for {data.train or 'some'} training and {wanted} validation images, but "
+            f"only {len(free)} are there "
+            f"for both in {len(source.classes)} "
+            f"classes{', after the test images' if source.holds_out_test else ''}; "
+            "lower `train:` or `validation:`"
+        )
     validation = free[take(labels[free], max(1, wanted), (data.seed, 2), keep=1)]
     free = remainder(len(labels), _test_index(source, data), validation)
     return free[take(labels[free], data.train or len(free), (data.seed, 3))], validation
@@ -190,18 +265,25 @@ def _test_index(source: Source, data: Data) -> np.ndarray:
     labels = source.train.labels
     if not source.holds_out_test:
         return np.empty(0, dtype=np.int64)
-    most = int(np.maximum(np.bincount(labels) - 2, 0).sum())    # two images of each class are left to train and validate
+    # two images of each class are left to train and validate
+    most = int(np.maximum(np.bincount(labels) - 2, 0).sum())
     wanted = data.test or min(max(1, round(len(labels) / 5)), most)
     if wanted > most:
-        raise ValueError(f"data asks for {wanted} test images, but of {len(labels)} images in {len(source.classes)} classes at most "
-                         f"{most} can be spared; lower `test:`")
+        raise ValueError(
+            f"data asks for {wanted} test images, but of {len(labels)} images in "
+            f"{len(source.classes)} classes at most "
+            f"{most} can be spared; lower `test:`"
+        )
     return take(labels, wanted, (data.seed, 1), keep=2)
 
 
-def _part(labels: np.ndarray, wanted: Optional[int], seed: tuple[int, int], what: str) -> np.ndarray:
+def _part(labels: np.ndarray, wanted: int | None, seed: tuple[int, int], what: str) -> np.ndarray:
     """Indices of `wanted` images of an official split; None: all, shuffled."""
     if wanted is not None and wanted > len(labels):
-        raise ValueError(f"data asks for {wanted} images of the {what} split, which has {len(labels)}; lower `{what}:`")
+        raise ValueError(
+            f"data asks for {wanted} images of the {what} split, which has {len(labels)}; lower "
+            f"`{what}:`"
+        )
     return take(labels, wanted or len(labels), seed)
 
 
@@ -209,7 +291,7 @@ def _moments(pixels: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[fl
     """Mean and standard deviation of each channel over these rows, exactly, in units of 0..1."""
     counts = np.zeros((pixels.shape[1], 256), dtype=np.int64)
     for start in range(0, len(rows), 1024):
-        block = pixels[rows[start:start + 1024]]
+        block = pixels[rows[start : start + 1024]]
         for channel in range(pixels.shape[1]):
             counts[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
     values = np.arange(256) / 255
@@ -221,12 +303,18 @@ def _moments(pixels: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[fl
 
 def _check_lost(lost: list[str], total: int) -> None:
     if len(lost) > LOST * total:
-        raise ValueError(f"{len(lost)} of {total} images cannot be read, more than {LOST:.0%}; the first are: {'; '.join(lost[:3])}; "
-                         "replace or remove these files")
+        raise ValueError(
+            f"{len(lost)} of {total} images cannot be read, more than {LOST:.0%}; the first "
+            f"are: {'; '.join(lost[:3])}; "
+            "replace or remove these files"
+        )
 
 
-def _warn(lost: "tuple[str, ...] | list[str]", total: int) -> None:
+def _warn(lost: tuple[str, ...] | list[str], total: int) -> None:
     if lost:
         more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
-        warnings.warn(f"{len(lost)} of {total + len(lost)} images cannot be read and are left out: {'; '.join(lost[:3])}{more}",
-                      stacklevel=3)
+        warnings.warn(
+            f"{len(lost)} of {total + len(lost)} images cannot be read and are left out: "
+            f"{'; '.join(lost[:3])}{more}",
+            stacklevel=3,
+        )

@@ -5,9 +5,10 @@ Functions here open a set; they neither split nor resize it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from trainers.data.augment import rotate
 from trainers.data.pools import ArrayPool, Pool, Source, file_pool
 from trainers.settings import Data
 
-# What each set is in torchvision, and where that keeps it below the root (what is looked for, and what the cache compares).
+# What each set is in torchvision, and where that keeps it below the root (what is looked for, and
+# what the cache compares).
 TORCHVISION = {
     "mnist": ("MNIST", ("MNIST/raw",)),
     "fashion_mnist": ("FashionMNIST", ("FashionMNIST/raw",)),
@@ -35,7 +37,8 @@ MADE_FROM_MNIST = ("rotated_mnist", "mnist6_180", "mnist6_m", "mnist_t10k")
 
 
 def fingerprint(data: Data) -> list:
-    """What changes whenever the files of a named set change: path, size and time of change of each. Downloads the set if asked to.
+    """What changes whenever the files of a named set change: path, size and time of change of each.
+    Downloads the set if asked to.
 
     Raises ValueError for a set that is not there.
     """
@@ -45,24 +48,42 @@ def fingerprint(data: Data) -> list:
     root = data.root.expanduser()
     found = _facts(root, places)
     if not found and data.download:
-        open_named(data)                                 # downloads
+        open_named(data)  # downloads
         source = open_named(data).test
         if source is not None:
             source()
         found = _facts(root, places)
     if not found:
-        raise ValueError(f"data set {data.name} is not in {root.absolute()} (torchvision keeps {name} in "
-                         f"{' and '.join(str(root / place) for place in places)}); set `root:` to the folder that holds it, "
-                         "or `download: true`")
+        raise ValueError(
+            f"data set {data.name} is not in {root.absolute()} (torchvision keeps {name} in "
+            f"{' and '.join(str(root / place) for place in places)}); set `root:` to the folder "
+            "that holds it, "
+            "or `download: true`"
+        )
     return [str(root.absolute()), *found]
 
 
 def open_named(data: Data) -> Source:
     """The named set as pools. Raises ValueError where its files are missing or damaged."""
-    opened = {"digits": _digits, "mnist": _mnist_like, "fashion_mnist": _mnist_like, "kmnist": _mnist_like, "emnist": _emnist,
-              "cifar10": _cifar, "cifar100": _cifar, "svhn": _svhn, "stl10": _stl10, "pcam": _pcam, "eurosat": _eurosat,
-              "gtsrb": _gtsrb, "flowers102": _flowers102, "rotated_mnist": _rotated_mnist, "mnist_t10k": _mnist_t10k,
-              "mnist6_180": _mnist6, "mnist6_m": _mnist6}
+    opened = {
+        "digits": _digits,
+        "mnist": _mnist_like,
+        "fashion_mnist": _mnist_like,
+        "kmnist": _mnist_like,
+        "emnist": _emnist,
+        "cifar10": _cifar,
+        "cifar100": _cifar,
+        "svhn": _svhn,
+        "stl10": _stl10,
+        "pcam": _pcam,
+        "eurosat": _eurosat,
+        "gtsrb": _gtsrb,
+        "flowers102": _flowers102,
+        "rotated_mnist": _rotated_mnist,
+        "mnist_t10k": _mnist_t10k,
+        "mnist6_180": _mnist6,
+        "mnist6_m": _mnist6,
+    }
     return opened[data.name](data)
 
 
@@ -72,13 +93,23 @@ def _stored(data: Data) -> str:
 
 
 def _facts(root: Path, places: tuple[str, ...]) -> list:
-    files = [file for place in places for file in sorted([root / place, *(root / place).rglob("*")]) if file.is_file()]
-    return [[str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    files = [
+        file
+        for place in places
+        for file in sorted([root / place, *(root / place).rglob("*")])
+        if file.is_file()
+    ]
+    return [
+        [str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in files
+    ]
 
 
 def _torchvision(data: Data, **arguments: Any) -> Any:
-    """torchvision's data set object; its complaints about missing or damaged files become a ValueError."""
-    import torchvision.datasets                              # slow, and digits do without
+    """torchvision's data set object; its complaints about missing or damaged files become a
+    ValueError.
+    """
+    import torchvision.datasets  # slow, and digits do without
 
     name, places = TORCHVISION[_stored(data)]
     root = data.root.expanduser()
@@ -86,15 +117,20 @@ def _torchvision(data: Data, **arguments: Any) -> Any:
         return getattr(torchvision.datasets, name)(root, download=data.download, **arguments)
     except (RuntimeError, OSError, ImportError) as error:
         raise ValueError(
-            f"data set {data.name} cannot be {'downloaded to' if data.download else 'read from'} {root.absolute()}: torchvision "
-            f"says \"{str(error).strip().splitlines()[0]}\"; set `root:` to the folder that holds "
-            f"{' and '.join(places)}{'' if data.download else ', or `download: true`'}") from error
+            f"data set {data.name} cannot be "
+            f"{'downloaded to' if data.download else 'read from'} {root.absolute()}: torchvision "
+            f'says "{str(error).strip().splitlines()[0]}"; set `root:` to the folder that holds '
+            f"{' and '.join(places)}{'' if data.download else ', or `download: true`'}"
+        ) from error
 
 
 def _arrays(pixels: Any, labels: Any) -> ArrayPool:
     """A pool from uint8 [N, H, W] or [N, C, H, W] and integer labels."""
     pixels = np.asarray(pixels)
-    return ArrayPool(np.ascontiguousarray(pixels[:, None] if pixels.ndim == 3 else pixels), np.asarray(labels, dtype=np.int64))
+    return ArrayPool(
+        np.ascontiguousarray(pixels[:, None] if pixels.ndim == 3 else pixels),
+        np.asarray(labels, dtype=np.int64),
+    )
 
 
 def _names(dataset: Any, num_classes: int) -> tuple[str, ...]:
@@ -102,15 +138,25 @@ def _names(dataset: Any, num_classes: int) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _both(data: Data, read: Callable[[Any], Pool], train: dict[str, Any], test: dict[str, Any], num_classes: int) -> Source:
+def _both(
+    data: Data,
+    read: Callable[[Any], Pool],
+    train: dict[str, Any],
+    test: dict[str, Any],
+    num_classes: int,
+) -> Source:
     """A set with an official train and test split, opened by torchvision with these arguments."""
     dataset = _torchvision(data, **train)
-    return Source(_names(dataset, num_classes), read(dataset), test=lambda: read(_torchvision(data, **test)))
+    return Source(
+        _names(dataset, num_classes), read(dataset), test=lambda: read(_torchvision(data, **test))
+    )
 
 
 def _digits(data: Data) -> Source:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0..16 scaled to 0..255; no official test split."""
-    from sklearn.datasets import load_digits                 # slow to import
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0..16 scaled to 0..255;
+    no official test split.
+    """
+    from sklearn.datasets import load_digits  # slow to import
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -118,32 +164,64 @@ def _digits(data: Data) -> Source:
 
 
 def _mnist_like(data: Data) -> Source:
-    source = _both(data, lambda dataset: _arrays(dataset.data, dataset.targets), {"train": True}, {"train": False}, 10)
-    return source if data.name != "mnist" else replace(source, classes=tuple("0123456789"))   # torchvision: "0 - zero"
+    source = _both(
+        data,
+        lambda dataset: _arrays(dataset.data, dataset.targets),
+        {"train": True},
+        {"train": False},
+        10,
+    )
+    # torchvision: "0 - zero"
+    return source if data.name != "mnist" else replace(source, classes=tuple("0123456789"))
 
 
 def _emnist(data: Data) -> Source:
     """EMNIST `balanced`: 47 classes, 112,800 training and 18,800 test images.
 
-    Its files hold every image transposed; here they are upright, because orientation is what this project is about.
+    Its files hold every image transposed; here they are upright, because orientation is what this
+    project is about.
     """
-    return _both(data, lambda dataset: _arrays(dataset.data.transpose(1, 2), dataset.targets),
-                 {"split": "balanced", "train": True}, {"split": "balanced", "train": False}, 47)
+    return _both(
+        data,
+        lambda dataset: _arrays(dataset.data.transpose(1, 2), dataset.targets),
+        {"split": "balanced", "train": True},
+        {"split": "balanced", "train": False},
+        47,
+    )
 
 
 def _cifar(data: Data) -> Source:
-    return _both(data, lambda dataset: _arrays(dataset.data.transpose(0, 3, 1, 2), dataset.targets),
-                 {"train": True}, {"train": False}, 10)
+    return _both(
+        data,
+        lambda dataset: _arrays(dataset.data.transpose(0, 3, 1, 2), dataset.targets),
+        {"train": True},
+        {"train": False},
+        10,
+    )
 
 
 def _svhn(data: Data) -> Source:
-    """The cropped digits of SVHN: 73,257 training (without the easier `extra` ones) and 26,032 test images."""
-    return _both(data, lambda dataset: _arrays(dataset.data, dataset.labels), {"split": "train"}, {"split": "test"}, 10)
+    """The cropped digits of SVHN: 73,257 training (without the easier `extra` ones) and 26,032 test
+    images.
+    """
+    return _both(
+        data,
+        lambda dataset: _arrays(dataset.data, dataset.labels),
+        {"split": "train"},
+        {"split": "test"},
+        10,
+    )
 
 
 def _stl10(data: Data) -> Source:
     """The labelled part of STL10: 5,000 training and 8,000 test images of 96 x 96 pixels."""
-    return _both(data, lambda dataset: _arrays(dataset.data, dataset.labels), {"split": "train"}, {"split": "test"}, 10)
+    return _both(
+        data,
+        lambda dataset: _arrays(dataset.data, dataset.labels),
+        {"split": "train"},
+        {"split": "test"},
+        10,
+    )
 
 
 def _pcam(data: Data) -> Source:
@@ -151,9 +229,12 @@ def _pcam(data: Data) -> Source:
 
     def read(split: str) -> ArrayPool:
         dataset = _torchvision(data, split=split)
-        files = dataset._FILES[split]                        # private, but __getitem__ opens the file for each single image
-        with dataset.h5py.File(dataset._base_folder / files["images"][0]) as images, \
-                dataset.h5py.File(dataset._base_folder / files["targets"][0]) as targets:
+        # private, but __getitem__ opens the file for each single image
+        files = dataset._FILES[split]
+        with (
+            dataset.h5py.File(dataset._base_folder / files["images"][0]) as images,
+            dataset.h5py.File(dataset._base_folder / files["targets"][0]) as targets,
+        ):
             return _arrays(images["x"][:].transpose(0, 3, 1, 2), targets["y"][:].reshape(-1))
 
     return Source(("no tumor", "tumor"), read("train"), read("val"), lambda: read("test"))
@@ -170,7 +251,8 @@ def _gtsrb(data: Data) -> Source:
     """German traffic signs: 43 classes, images of unequal sizes."""
 
     def read(dataset: Any) -> Pool:
-        paths, labels = zip(*dataset._samples)               # private, but indexing would decode every image for its label
+        # private, but indexing would decode every image for its label
+        paths, labels = zip(*dataset._samples)
         return file_pool(paths, labels)
 
     return _both(data, read, {"split": "train"}, {"split": "test"}, 43)
@@ -181,7 +263,7 @@ def _flowers102(data: Data) -> Source:
 
     def read(split: str) -> Pool:
         dataset = _torchvision(data, split=split)
-        return file_pool(dataset._image_files, dataset._labels)      # private, for the same reason
+        return file_pool(dataset._image_files, dataset._labels)  # private, for the same reason
 
     names = _names(_torchvision(data, split="train"), 102)
     return Source(names, read("train"), read("val"), lambda: read("test"))
@@ -193,19 +275,27 @@ def _mnist(data: Data, train: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mnist_t10k(data: Data) -> Source:
-    """MNIST with its files exchanged: the 10,000 test images are trained on, the 60,000 training images are the test split.
+    """MNIST with its files exchanged: the 10,000 test images are trained on, the 60,000 training
+    images are the test split.
 
-    The setting of "Using and Abusing Equivariance" (arXiv:2308.11316), with 8,000 training and 2,000 validation images.
+    The setting of "Using and Abusing Equivariance" (arXiv:2308.11316), with 8,000 training and
+    2,000 validation images.
     """
-    return Source(tuple("0123456789"), _arrays(*_mnist(data, train=False)), test=lambda: _arrays(*_mnist(data, train=True)),
-                  validation_images=2000)
+    return Source(
+        tuple("0123456789"),
+        _arrays(*_mnist(data, train=False)),
+        test=lambda: _arrays(*_mnist(data, train=True)),
+        validation_images=2000,
+    )
 
 
 def _rotated_mnist(data: Data) -> Source:
-    """Rotated MNIST: 12,000 images to train and validate on, 50,000 to test on, each turned by its own uniform angle.
+    """Rotated MNIST: 12,000 images to train and validate on, 50,000 to test on, each turned by its
+    own uniform angle.
 
-    Made here from MNIST's 70,000 by bilinear rotation at 28 x 28 pixels, with fixed seeds: of the sizes, but not the very
-    images, of Larochelle et al. (2007). By default 2,000 images of the 12,000 are for validation, as is customary.
+    Made here from MNIST's 70,000 by bilinear rotation at 28 x 28 pixels, with fixed seeds: of the
+    sizes, but not the very images, of Larochelle et al. (2007). By default 2,000 images of the
+    12,000 are for validation, as is customary.
     """
     parts = [_mnist(data, train) for train in (True, False)]
     pixels, labels = (np.concatenate([part[i] for part in parts]) for i in range(2))
@@ -215,19 +305,28 @@ def _rotated_mnist(data: Data) -> Source:
     def turned(chosen: np.ndarray) -> ArrayPool:
         result = np.empty((len(chosen), *pixels.shape[1:]), dtype=np.uint8)
         for start in range(0, len(chosen), 4096):
-            index = chosen[start:start + 4096]
-            images = rotate(torch.from_numpy(pixels[index]).float(), torch.from_numpy(degrees[index]))
-            result[start:start + 4096] = images.round().clamp(0, 255).byte().numpy()
+            index = chosen[start : start + 4096]
+            images = rotate(
+                torch.from_numpy(pixels[index]).float(), torch.from_numpy(degrees[index])
+            )
+            result[start : start + 4096] = images.round().clamp(0, 255).byte().numpy()
         return ArrayPool(result, labels[chosen])
 
-    return Source(tuple("0123456789"), turned(order[:12000]), test=lambda: turned(order[12000:62000]), validation_images=2000)
+    return Source(
+        tuple("0123456789"),
+        turned(order[:12000]),
+        test=lambda: turned(order[12000:62000]),
+        validation_images=2000,
+    )
 
 
 def _mnist6(data: Data) -> Source:
-    """MNIST's sixes in two classes: as they are, and turned by 180 degrees (`mnist6_180`) or mirrored left-right (`mnist6_m`).
+    """MNIST's sixes in two classes: as they are, and turned by 180 degrees (`mnist6_180`) or
+    mirrored left-right (`mnist6_m`).
 
-    Each image is in one class only, drawn by a fixed seed. What is exactly invariant under that element is right half of the
-    time: the toy problems of Romero and Lohit, "Learning partial equivariances from data" (2022).
+    Each image is in one class only, drawn by a fixed seed. What is exactly invariant under that
+    element is right half of the time: the toy problems of Romero and Lohit, "Learning partial
+    equivariances from data" (2022).
     """
     axes = (-2, -1) if data.name == "mnist6_180" else (-1,)
 
@@ -238,5 +337,8 @@ def _mnist6(data: Data) -> Source:
         sixes[moved == 1] = np.flip(sixes[moved == 1], axes)
         return ArrayPool(sixes, moved.astype(np.int64))
 
-    return Source(("6", "6 turned by 180 degrees" if data.name == "mnist6_180" else "6 mirrored"), pool(True),
-                  test=lambda: pool(False))
+    return Source(
+        ("6", "6 turned by 180 degrees" if data.name == "mnist6_180" else "6 mirrored"),
+        pool(True),
+        test=lambda: pool(False),
+    )

@@ -1,16 +1,20 @@
-"""The equivariance error: how far a model and its stages are from commuting with a group, by several definitions.
+"""The equivariance error: how far a model and its stages are from commuting with a group, by
+several definitions.
 
-They answer different questions. `relative` is the one to compare models by: 0 is exact, 1 means that moving an image changes the
-output as much as taking another image. An error relative to the output's norm would hide the effect: a constant has none,
-and an untrained plain network with global pooling almost none. `correlation` does not depend on the scale of single
-channels (Bruintjes et al., CVPRW 2023); `l1` is that of Edixhoven et al. (arXiv:2308.11316), per element; `l2` that of Wang et al. (2022) and REMUL's E'.
+They answer different questions. `relative` is the one to compare models by: 0 is exact, 1 means
+that moving an image changes the output as much as taking another image. An error relative to the
+output's norm would hide the effect: a constant has none, and an untrained plain network with global
+pooling almost none. `correlation` does not depend on the scale of single channels (Bruintjes et
+al., CVPRW 2023); `l1` is that of Edixhoven et al. (arXiv:2308.11316), per element; `l2` that of
+Wang et al. (2022) and REMUL's E'.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +23,21 @@ from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from trainers.actions import act, gathers
 from trainers.instruments.feature_maps import Model, Normalise, Stage, measuring, pixels, run
 
-AT_ONCE = 128 * 1024    # values of a stage that are compared at a time: 0.5 MB, which a core's cache holds twice
+# values of a stage that are compared at a time: 0.5 MB, which a core's cache holds twice
+AT_ONCE = 128 * 1024
 
 
 @dataclass(frozen=True)
 class StageError:
     """The equivariance error of one stage, or of the logits, for each element but the identity."""
 
-    stage: str                              # its name, or "logits"
+    stage: str  # its name, or "logits"
     elements: tuple[Element, ...]
-    relative: tuple[float, ...]             # root mean square difference / that between different images
-    correlation: tuple[float, ...]          # Pearson, mean over channels, of f(g x) and g f(x)
-    l1: tuple[float, ...]                   # mean |f(g x) - g f(x)| over values
-    l2: tuple[float, ...]                   # mean over images of the norm of f(g x) - g f(x)
+    # root mean square difference / that between different images
+    relative: tuple[float, ...]
+    correlation: tuple[float, ...]  # Pearson, mean over channels, of f(g x) and g f(x)
+    l1: tuple[float, ...]  # mean |f(g x) - g f(x)| over values
+    l2: tuple[float, ...]  # mean over images of the norm of f(g x) - g f(x)
 
     @property
     def mean(self) -> float:
@@ -48,21 +54,37 @@ class StageError:
         """Mean correlation over the elements."""
         return sum(self.correlation) / len(self.correlation)
 
-    def over(self, elements: Sequence[Element]) -> Optional[float]:
-        """Mean relative error over those of `elements` that were measured; None where there is none."""
-        chosen = [error for element, error in zip(self.elements, self.relative) if element in elements]
+    def over(self, elements: Sequence[Element]) -> float | None:
+        """Mean relative error over those of `elements` that were measured; None where there is
+        none.
+        """
+        chosen = [
+            error for element, error in zip(self.elements, self.relative) if element in elements
+        ]
         return sum(chosen) / len(chosen) if chosen else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        by_element = {str(e): {"relative": r, "correlation": c, "l1": a, "l2": b}
-                      for e, r, c, a, b in zip(self.elements, self.relative, self.correlation, self.l1, self.l2)}
-        return {"stage": self.stage, "mean": self.mean, "worst": self.worst, "correlation": self.mean_correlation, "elements": by_element}
+        by_element = {
+            str(e): {"relative": r, "correlation": c, "l1": a, "l2": b}
+            for e, r, c, a, b in zip(
+                self.elements, self.relative, self.correlation, self.l1, self.l2
+            )
+        }
+        return {
+            "stage": self.stage,
+            "mean": self.mean,
+            "worst": self.worst,
+            "correlation": self.mean_correlation,
+            "elements": by_element,
+        }
 
 
 @dataclass(frozen=True)
 class EquivarianceError:
-    """The equivariance error of a model under a group: of its logits, which should not change, and of its stages."""
+    """The equivariance error of a model under a group: of its logits, which should not change, and
+    of its stages.
+    """
 
     group: Group
     num_images: int
@@ -70,85 +92,141 @@ class EquivarianceError:
     stages: tuple[StageError, ...]
 
     @property
-    def features(self) -> Optional[float]:
+    def features(self) -> float | None:
         """Mean relative error over the stages; None if none was measured."""
         return sum(s.mean for s in self.stages) / len(self.stages) if self.stages else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"group": str(self.group), "num_images": self.num_images, "features": self.features,
-                "logits": self.logits.as_dict(), "stages": [s.as_dict() for s in self.stages]}
+        return {
+            "group": str(self.group),
+            "num_images": self.num_images,
+            "features": self.features,
+            "logits": self.logits.as_dict(),
+            "stages": [s.as_dict() for s in self.stages],
+        }
 
 
 @torch.no_grad()
-def equivariance_error(model: Model, images: Tensor, group: Group, *, stages: Optional[Sequence[str]] = None,
-                       fields: Optional[Mapping[str, Group]] = None, normalise: Optional[Normalise] = None,
-                       images_per_pass: Optional[int] = None) -> EquivarianceError:
-    """The equivariance error of the logits and of every stage under all elements of `group`, from one forward per image and element.
+def equivariance_error(
+    model: Model,
+    images: Tensor,
+    group: Group,
+    *,
+    stages: Sequence[str] | None = None,
+    fields: Mapping[str, Group] | None = None,
+    normalise: Normalise | None = None,
+    images_per_pass: int | None = None,
+) -> EquivarianceError:
+    """The equivariance error of the logits and of every stage under all elements of `group`, from
+    one forward per image and element.
 
-    `images` are [batch, channel, height, width], uint8 or floating point, moved before `normalise` is applied; 16 to 64 are
-    enough. `stages` and `fields` are those of `trainers.instruments.feature_maps.run`; `stages=()` measures the logits alone. Elements that are
-    no quarter turn or flip interpolate, and are compared inside the largest circle. Measured in float32 or better, summed up in float64.
-    A pass takes `images_per_pass` moved images, by default 64 on a CPU, whose caches hold their maps, and 512 on a GPU.
-    Raises ValueError for fewer than two images, for outputs that do not vary over the images (a constant is trivially
-    equivariant and must not win a search) and for values that are not finite.
+    `images` are [batch, channel, height, width], uint8 or floating point, moved before `normalise`
+    is applied; 16 to 64 are enough. `stages` and `fields` are those of
+    `trainers.instruments.feature_maps.run`; `stages=()` measures the logits alone. Elements that
+    are no quarter turn or flip interpolate, and are compared inside the largest circle. Measured in
+    float32 or better, summed up in float64. A pass takes `images_per_pass` moved images, by default
+    64 on a CPU, whose caches hold their maps, and 512 on a GPU. Raises ValueError for fewer than
+    two images, for outputs that do not vary over the images (a constant is trivially equivariant
+    and must not win a search) and for values that are not finite.
     """
     if len(images) < 2:
-        raise ValueError(f"the equivariance error needs at least two images, to compare with; {len(images)} came")
+        raise ValueError(
+            f"the equivariance error needs at least two images, to compare with; {len(images)} came"
+        )
     elements = tuple(e for e in group.elements if e != IDENTITY)
     if not elements:
-        raise ValueError("group C1 has no element but the identity, under which every model is exact; name a larger group")
+        raise ValueError(
+            "group C1 has no element but the identity, under which every model is exact; name a "
+            "larger group"
+        )
     with measuring(model):
         images = pixels(images, model)
         prepare = normalise or (lambda moved: moved)
         logits, found = run(model, prepare(images), stages=stages, fields=fields)
         names = [stage.name for stage in found]
-        references = tuple(map(_reference, (Stage("logits", logits, lambda output, element: output, None), *found)))
+        references = tuple(
+            map(_reference, (Stage("logits", logits, lambda output, element: output, None), *found))
+        )
         rows: list[list[tuple[float, ...]]] = [[] for _ in references]
-        for chunk in _chunks(elements, images, images_per_pass or (64 if images.device.type == "cpu" else 512)):
+        for chunk in _chunks(
+            elements, images, images_per_pass or (64 if images.device.type == "cpu" else 512)
+        ):
             moved = [prepare(act(images, element)) for element in chunk]
-            logits, found = run(model, torch.cat(moved), stages=names if stages is not None or not hasattr(model, "forward_with_stages") else None,
-                                fields=fields)
+            logits, found = run(
+                model,
+                torch.cat(moved),
+                stages=names
+                if stages is not None or not hasattr(model, "forward_with_stages")
+                else None,
+                fields=fields,
+            )
             for reference, row, output in zip(references, rows, (logits, *(s.maps for s in found))):
                 for element, after in zip(chunk, output.split(len(images))):
                     row.append(_compare(reference, after, element))
-    measured = [StageError(reference.stage.name, elements, *zip(*row)) for reference, row in zip(references, rows)]
+    measured = [
+        StageError(reference.stage.name, elements, *zip(*row))
+        for reference, row in zip(references, rows)
+    ]
     return EquivarianceError(group, len(images), measured[0], tuple(measured[1:]))
 
 
-def _chunks(elements: Sequence[Element], images: Tensor, images_per_pass: int) -> list[tuple[Element, ...]]:
-    """The elements in runs that fit one pass; images of another shape (a quarter turn of a non-square one) go apart."""
+def _chunks(
+    elements: Sequence[Element], images: Tensor, images_per_pass: int
+) -> list[tuple[Element, ...]]:
+    """The elements in runs that fit one pass; images of another shape (a quarter turn of a
+    non-square one) go apart.
+    """
     at_once = max(1, images_per_pass // len(images))
     square = images.shape[-1] == images.shape[-2]
-    kinds = [elements] if square else [[e for e in elements if e.on_grid and e.swaps_axes], [e for e in elements if not (e.on_grid and e.swaps_axes)]]
-    return [tuple(kind[i:i + at_once]) for kind in kinds for i in range(0, len(kind), at_once)]
+    kinds = (
+        [elements]
+        if square
+        else [
+            [e for e in elements if e.on_grid and e.swaps_axes],
+            [e for e in elements if not (e.on_grid and e.swaps_axes)],
+        ]
+    )
+    return [tuple(kind[i : i + at_once]) for kind in kinds for i in range(0, len(kind), at_once)]
 
 
 def spread_of(name: str, values: Tensor) -> Tensor:
-    """Mean squared difference between different images: twice the variance, mean over channels; [1, 1, height, width] or [].
+    """Mean squared difference between different images: twice the variance, mean over channels; [1,
+    1, height, width] or [].
 
-    `values` are [batch, channel, height, width] or [batch, class]. Raises ValueError where they do not vary over the images.
+    `values` are [batch, channel, height, width] or [batch, class]. Raises ValueError where they do
+    not vary over the images.
     """
     return _spread(name, values)[0]
 
 
 def _spread(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`spread_of`, and the mean and the variance over the images that it comes from, [positions, channel]."""
+    """`spread_of`, and the mean and the variance over the images that it comes from, [positions,
+    channel].
+    """
     if len(values) < 2:
-        raise ValueError(f"the outputs of {name} must be compared between images, of which at least two are needed; {len(values)} came")
-    # Written out, because var over the first dimension takes several times as long; on rows, because maps do too (torch 2.15, CPU).
+        raise ValueError(
+            f"the outputs of {name} must be compared between images, of which at least two are "
+            f"needed; {len(values)} came"
+        )
+    # Written out, because var over the first dimension takes several times as long; on rows,
+    # because maps do too (torch 2.15, CPU).
     rows = _rows(values)
     mean = rows.mean(0)
     variance = (rows - mean).square_().sum(0) / (len(rows) - 1)
     spread = 2 * variance.mean(1)
     if not math.isfinite(float(spread.sum())):
         raise ValueError(f"the outputs of {name} are not all finite; nothing can be measured")
-    # Rounding makes a constant vary in its last digits. No value is larger than the norm of all, which is known.
+    # Rounding makes a constant vary in its last digits. No value is larger than the norm of all,
+    # which is known.
     typical, rounding = float(spread.mean().sqrt()), 16 * torch.finfo(values.dtype).eps
     norm = float(_squares(mean, variance, len(values)).sum().sqrt())
     if typical <= rounding * norm and typical <= rounding * float(values.abs().max()):
-        raise ValueError(f"the outputs of {name} do not vary over the images, so that their equivariance says nothing; "
-                         "train the model, or measure on different images")
+        raise ValueError(
+            f"the outputs of {name} do not vary over the images, so that their equivariance "
+            "says nothing; "
+            "train the model, or measure on different images"
+        )
     return spread.view(1, 1, *values.shape[2:]) if values.ndim == 4 else spread[0], mean, variance
 
 
@@ -163,16 +241,21 @@ class _Reference:
 
     stage: Stage
     spread: Tensor
-    moments: tuple[Tensor, Tensor]      # sums of values and of squares by channel, over images and positions
+    # sums of values and of squares by channel, over images and positions
+    moments: tuple[Tensor, Tensor]
 
 
 def _reference(stage: Stage) -> _Reference:
     spread, mean, variance = _spread(stage.name, stage.maps)
     count = len(stage.maps)
-    return _Reference(stage, spread, ((count * mean.double()).sum(0), _squares(mean, variance, count).sum(0)))
+    return _Reference(
+        stage, spread, ((count * mean.double()).sum(0), _squares(mean, variance, count).sum(0))
+    )
 
 
-def _compare(reference: _Reference, after: Tensor, element: Element) -> tuple[float, float, float, float]:
+def _compare(
+    reference: _Reference, after: Tensor, element: Element
+) -> tuple[float, float, float, float]:
     """Relative error, correlation, l1 and l2 of one stage under one element."""
     maps, moving, moments = _alignment(reference, after, element)
     inside, spread, count = None, reference.spread, after[0].numel()
@@ -184,41 +267,60 @@ def _compare(reference: _Reference, after: Tensor, element: Element) -> tuple[fl
     step = max(1, AT_ONCE // after[0].numel())
     parts = []
     for start in range(0, len(after), step):
-        expected, moved = (_rows(values[start:start + step]) for values in (maps, after))
+        expected, moved = (_rows(values[start : start + step]) for values in (maps, after))
         expected = moving(expected) if moving else expected
         if inside is not None:
             expected, moved = expected[:, inside], moved[:, inside]
-        parts.append(_sums(expected, moved, moments is None, overwrite=moving is not None or inside is not None))
+        parts.append(
+            _sums(
+                expected, moved, moments is None, overwrite=moving is not None or inside is not None
+            )
+        )
     absolute, squares, of_after, of_expected = zip(*parts)
-    squares = torch.cat(squares)        # [image, channel]
+    squares = torch.cat(squares)  # [image, channel]
     of_after = _added(of_after)
     of_expected = moments or _added(of_expected)
     relative = (squares.sum() / (len(after) * count) / spread.double().mean()).sqrt()
-    correlation = _correlation(of_expected, of_after, squares.sum(0), len(after) * count // after.shape[1])
-    return float(relative), correlation, sum(map(float, absolute)) / (len(after) * count), float(squares.sum(1).sqrt().mean())
+    correlation = _correlation(
+        of_expected, of_after, squares.sum(0), len(after) * count // after.shape[1]
+    )
+    return (
+        float(relative),
+        correlation,
+        sum(map(float, absolute)) / (len(after) * count),
+        float(squares.sum(1).sqrt().mean()),
+    )
 
 
-def _alignment(reference: _Reference, after: Tensor, element: Element) -> tuple[Tensor, Optional[Callable[[Tensor], Tensor]], Optional[tuple[Tensor, Tensor]]]:
-    """(maps, what makes of their rows [image, positions, channels] those of g f(x); None: they are, the moments of these; None: unknown)."""
+def _alignment(
+    reference: _Reference, after: Tensor, element: Element
+) -> tuple[Tensor, Callable[[Tensor], Tensor] | None, tuple[Tensor, Tensor] | None]:
+    """(maps, what makes of their rows [image, positions, channels] those of g f(x); None: they are,
+    the moments of these; None: unknown).
+    """
     stage, maps, moving, moments = reference.stage, reference.stage.maps, None, reference.moments
     shape = list(maps.shape)
     if maps.ndim == 4 and stage.group is not None and element.on_grid:
         if element.swaps_axes:
             shape[2:] = shape[:1:-1]
-        if stage.group == TRIVIAL or element not in stage.group:        # only pixels move, as in `stages`
+        # only pixels move, as in `stages`
+        if stage.group == TRIVIAL or element not in stage.group:
             index = gathers(element, None, *maps.shape[1:]).to(maps.device)
             moving = lambda rows: rows.index_select(1, index)  # noqa: E731
         else:
             index = gathers(element, stage.group, *maps.shape[1:]).to(maps.device)
             moving = lambda rows: rows.flatten(1).index_select(1, index).view(rows.shape)  # noqa: E731
-            channels = (index[:maps.shape[1]] % maps.shape[1]).long()
+            channels = (index[: maps.shape[1]] % maps.shape[1]).long()
             moments = (moments[0][channels], moments[1][channels])
     elif maps.ndim == 4:
         maps, moments = stage.action(maps, element), None
         shape = list(maps.shape)
     if shape != list(after.shape):
-        raise ValueError(f"{stage.name} has maps of shape {list(after.shape)} for images moved by {element}, and {shape} "
-                         "when the maps are moved; measure on square images")
+        raise ValueError(
+            f"{stage.name} has maps of shape {list(after.shape)} for images moved by {element}, "
+            f"and {shape} "
+            "when the maps are moved; measure on square images"
+        )
     return maps, moving, moments
 
 
@@ -227,9 +329,13 @@ def _rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).flatten(1, 2) if maps.ndim == 4 else maps[:, None]
 
 
-def _sums(expected: Tensor, after: Tensor, both: bool, overwrite: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Optional[tuple[Tensor, Tensor]]]:
-    """Of some images' g f(x) and f(g x) [image, positions, channels]: (sum of |difference|, sums of its squares [image, channel], moments of f(g x),
-    of g f(x) if `both`), float32 within an image and float64 between them. May overwrite `expected`."""
+def _sums(
+    expected: Tensor, after: Tensor, both: bool, overwrite: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+    """Of some images' g f(x) and f(g x) [image, positions, channels]: (sum of |difference|, sums of
+    its squares [image, channel], moments of f(g x), of g f(x) if `both`), float32 within an image
+    and float64 between them. May overwrite `expected`.
+    """
     of_expected = _moments(expected) if both else None
     difference = expected.sub_(after) if overwrite else expected - after
     squares = (difference * difference).sum(1).double()
@@ -246,18 +352,27 @@ def _added(moments: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack(sums).sum(0), torch.stack(squares).sum(0)
 
 
-def _correlation(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], difference: Tensor, count: int) -> float:
-    """Pearson correlation, mean over the channels that vary in both, from the moments of both and the sums of squares of their difference."""
-    # Twice the covariance is var a + var b - var (a - b): equal outputs have correlation 1 whatever the rounding.
+def _correlation(
+    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], difference: Tensor, count: int
+) -> float:
+    """Pearson correlation, mean over the channels that vary in both, from the moments of both and
+    the sums of squares of their difference.
+    """
+    # Twice the covariance is var a + var b - var (a - b): equal outputs have correlation 1 whatever
+    # the rounding.
     moments = (first, second, (first[0] - second[0], difference))
-    a, b, d = torch.stack([squares / count - (sums / count).square() for sums, squares in moments]).clamp_min(0)
+    a, b, d = torch.stack(
+        [squares / count - (sums / count).square() for sums, squares in moments]
+    ).clamp_min(0)
     floor = 1e-12 * torch.maximum(a, b).max()
     correlations = ((a + b - d) / 2 / (a * b).sqrt())[(a > floor) & (b > floor)]
     return float(correlations.mean()) if len(correlations) else 0.0
 
 
 def _disc(height: int, width: int, device: torch.device) -> Tensor:
-    """True one pixel inside the largest circle, where no angle mixes in what lies outside the image: [height, width]."""
+    """True one pixel inside the largest circle, where no angle mixes in what lies outside the
+    image: [height, width].
+    """
     y = torch.arange(height, device=device) - (height - 1) / 2
     x = torch.arange(width, device=device) - (width - 1) / 2
     return y[:, None] ** 2 + x[None] ** 2 <= max(min(height, width) / 2 - 1, 0.5) ** 2

@@ -1,15 +1,17 @@
-"""Looking inside a model while it is measured: any model, its logits and the feature maps of its stages.
+"""Looking inside a model while it is measured: any model, its logits and the feature maps of its
+stages.
 
-A model is anything that maps images [batch, channel, height, width] to logits [batch, classes]: a network of ours, a wrapped
-escnn network, a plain torch module or a function.
+A model is anything that maps images [batch, channel, height, width] to logits [batch, classes]: a
+network of ours, a wrapped escnn network, a plain torch module or a function.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,23 +32,28 @@ class Stage:
     """The output of one stage for one batch, and how elements act on it."""
 
     name: str
-    maps: Tensor            # [batch, channel, height, width]
+    maps: Tensor  # [batch, channel, height, width]
     action: FieldAction
-    group: Optional[Group]  # whose regular fields the channels are, C1 for plain maps; None: other fields
+    # whose regular fields the channels are, C1 for plain maps; None: other fields
+    group: Group | None
 
 
 @contextmanager
 def measuring(model: Model) -> Iterator[None]:
-    """Evaluation as instruments need it: eval mode, no autocast, no TF32, everything as it was afterwards.
+    """Evaluation as instruments need it: eval mode, no autocast, no TF32, everything as it was
+    afterwards.
 
-    Reduced precision has an error floor of 3e-3 (bfloat16) that would hide broken layouts, so a model with half-precision
-    parameters is refused with ValueError.
+    Reduced precision has an error floor of 3e-3 (bfloat16) that would hide broken layouts, so a
+    model with half-precision parameters is refused with ValueError.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     for parameter in (p for m in modules for p in m.parameters(recurse=False)):
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the model has parameters in {parameter.dtype}, whose rounding would hide what is measured; "
-                             "measure a float32 copy, model.float()")
+            raise ValueError(
+                f"the model has parameters in {parameter.dtype}, whose rounding would hide what "
+                "is measured; "
+                "measure a float32 copy, model.float()"
+            )
     modes = [(module, module.training) for module in modules]
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
@@ -60,7 +67,7 @@ def measuring(model: Model) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-        for module, training in modes:      # parents first, so that a child's own mode is set last
+        for module, training in modes:  # parents first, so that a child's own mode is set last
             if module.training != training:
                 module.train(training)
 
@@ -68,20 +75,33 @@ def measuring(model: Model) -> Iterator[None]:
 def _evaluate(model: nn.Module) -> None:
     try:
         model.eval()
-    except NotImplementedError as error:        # a program of torch.export
-        raise ValueError(f"the model, a {type(model).__name__}, cannot be put into evaluation ({error}); measure the module that it was exported "
-                         "from, or a bundle's folder") from error
+    except NotImplementedError as error:  # a program of torch.export
+        raise ValueError(
+            f"the model, a {type(model).__name__}, cannot be put into evaluation ({error}); "
+            "measure the module that it was exported "
+            "from, or a bundle's folder"
+        ) from error
 
 
 def pixels(images: Tensor, model: Model) -> Tensor:
     """The images as floating point on the model's device and in its dtype; uint8 becomes 0..1.
 
-    Raises ValueError unless they are [batch, channel, height, width] with at least one image and finite.
+    Raises ValueError unless they are [batch, channel, height, width] with at least one image and
+    finite.
     """
     if images.ndim != 4 or not len(images):
-        raise ValueError(f"images have shape {list(images.shape)}; they must be [batch, channel, height, width] with at least one image")
+        raise ValueError(
+            f"images have shape {list(images.shape)}; they must be [batch, channel, height, "
+            "width] with at least one image"
+        )
     parameter, device = _parameter(model), device_of(model, images)
-    dtype = parameter.dtype if parameter is not None else images.dtype if images.is_floating_point() else torch.float32
+    dtype = (
+        parameter.dtype
+        if parameter is not None
+        else images.dtype
+        if images.is_floating_point()
+        else torch.float32
+    )
     scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
     images = images.to(device=device, dtype=dtype) * scale
     if not images.isfinite().all():
@@ -90,33 +110,54 @@ def pixels(images: Tensor, model: Model) -> Tensor:
 
 
 def device_of(model: Model, images: Tensor) -> torch.device:
-    """Where the model computes: where its parameters are; a model without any, where the images are."""
+    """Where the model computes: where its parameters are; a model without any, where the images
+    are.
+    """
     parameter = _parameter(model)
     return images.device if parameter is None else parameter.device
 
 
-def _parameter(model: Model) -> Optional[nn.Parameter]:
+def _parameter(model: Model) -> nn.Parameter | None:
     return next(model.parameters(), None) if isinstance(model, nn.Module) else None
 
 
 def _fields(name: str, maps: Tensor, group: Group) -> Stage:
-    """Maps whose channels are regular fields of `group`; an element outside it only moves pixels, for the channels do not know it."""
-    return Stage(name, maps, lambda values, element: act_on_fields(values, element, group) if element in group else act(values, element), group)
+    """Maps whose channels are regular fields of `group`; an element outside it only moves pixels,
+    for the channels do not know it.
+    """
+    return Stage(
+        name,
+        maps,
+        lambda values, element: (
+            act_on_fields(values, element, group) if element in group else act(values, element)
+        ),
+        group,
+    )
 
 
-def run(model: Model, images: Tensor, *, stages: Optional[Sequence[str]] = None,
-        fields: Optional[Mapping[str, Group]] = None) -> tuple[Tensor, tuple[Stage, ...]]:
+def run(
+    model: Model,
+    images: Tensor,
+    *,
+    stages: Sequence[str] | None = None,
+    fields: Mapping[str, Group] | None = None,
+) -> tuple[Tensor, tuple[Stage, ...]]:
     """The logits [batch, classes] and the outputs of the stages, from one forward.
 
-    `stages` names modules to watch; None takes the stages of our networks, of another module everything with parameters
-    that returns maps, and of a function nothing. `fields` says by stage name which group's regular fields the channels are; where it does not,
-    our networks and escnn's tensors say it themselves, and plain maps have none: only their pixels move.
-    Raises ValueError for an unknown name, logits of another shape and values that are not finite.
+    `stages` names modules to watch; None takes the stages of our networks, of another module
+    everything with parameters that returns maps, and of a function nothing. `fields` says by stage
+    name which group's regular fields the channels are; where it does not, our networks and escnn's
+    tensors say it themselves, and plain maps have none: only their pixels move. Raises ValueError
+    for an unknown name, logits of another shape and values that are not finite.
     """
     fields = fields or {}
     if stages is None and hasattr(model, "forward_with_stages"):
         logits, maps = model.forward_with_stages(images)
-        groups = [s.group for s in model.architecture.stages] if hasattr(model, "architecture") else [None] * len(maps)
+        groups = (
+            [s.group for s in model.architecture.stages]
+            if hasattr(model, "architecture")
+            else [None] * len(maps)
+        )
         found = []
         for number, (output, group) in enumerate(zip(maps, groups), start=1):
             group = fields.get(f"stage {number}", group)
@@ -132,50 +173,78 @@ def _checked(logits: Any, images: Tensor) -> Tensor:
     logits = getattr(logits, "tensor", logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model returned {shape} for {len(images)} images; it must return logits [batch, classes]")
+        raise ValueError(
+            f"the model returned {shape} for {len(images)} images; it must return logits "
+            "[batch, classes]"
+        )
     if not logits.isfinite().all():
         raise ValueError("the model's logits are not all finite; nothing can be measured")
     return logits
 
 
-def _stage(name: str, output: Any, group: Optional[Group]) -> Stage:
+def _stage(name: str, output: Any, group: Group | None) -> Stage:
     maps = getattr(output, "tensor", output)
     if not isinstance(maps, Tensor) or maps.ndim != 4:
-        raise ValueError(f"module {name} returns no maps [batch, channel, height, width]; name a convolution or a block")
+        raise ValueError(
+            f"module {name} returns no maps [batch, channel, height, width]; name a convolution "
+            "or a block"
+        )
     if group is None and hasattr(output, "tensor") and hasattr(output, "type"):
         return Stage(name, maps, _escnn_action(output.type), None)
     return _fields(name, maps, group or TRIVIAL)
 
 
 def _escnn_action(field_type: Any) -> FieldAction:
-    """The action that an escnn field type states, on any kind of field; an element outside its group only moves pixels."""
+    """The action that an escnn field type states, on any kind of field; an element outside its
+    group only moves pixels.
+    """
     space = field_type.gspace
-    rotations, mirrors = space.rotations_order, bool(space.flips_order)     # -1 rotations: SO(2) or O(2)
+    # -1 rotations: SO(2) or O(2)
+    rotations, mirrors = space.rotations_order, bool(space.flips_order)
     if mirrors and not math.isclose(space._sg_id[0], math.pi):
-        raise ValueError(f"escnn's space {space} mirrors about a slanted axis; ours mirrors left to right, which is escnn's default")
+        raise ValueError(
+            f"escnn's space {space} mirrors about a slanted axis; ours mirrors left to right, "
+            "which is escnn's default"
+        )
 
     def action(maps: Tensor, element: Element) -> Tensor:
         moved, steps = act(maps, element), element.turn * abs(rotations)
-        if rotations > 0 and steps.denominator != 1 or element.mirror and not mirrors:
+        if (rotations > 0 and steps.denominator != 1) or (element.mirror and not mirrors):
             return moved
         turn = int(steps) if rotations > 0 else 2 * math.pi * float(element.turn)
         # A lone mirror is a group of two to escnn, not a dihedral one.
-        member = int(element.mirror) if rotations == 1 else (int(element.mirror), turn) if mirrors else turn
-        blocks = [torch.as_tensor(field(space.fibergroup.element(member)), dtype=maps.dtype) for field in field_type.representations]
+        member = (
+            int(element.mirror)
+            if rotations == 1
+            else (int(element.mirror), turn)
+            if mirrors
+            else turn
+        )
+        blocks = [
+            torch.as_tensor(field(space.fibergroup.element(member)), dtype=maps.dtype)
+            for field in field_type.representations
+        ]
         return torch.einsum("oi,bihw->bohw", torch.block_diag(*blocks).to(maps.device), moved)
 
     return action
 
 
-def _run_with_hooks(model: Model, images: Tensor, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+def _run_with_hooks(
+    model: Model, images: Tensor, names: Sequence[str]
+) -> tuple[Any, dict[str, Any]]:
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     if missing := [name for name in names if name not in modules]:
-        raise ValueError(f"the model has no module '{missing[0]}'; its modules are {', '.join(n for n in modules if n) or 'none'}")
+        raise ValueError(
+            f"the model has no module '{missing[0]}'; its modules are "
+            f"{', '.join(n for n in modules if n) or 'none'}"
+        )
     outputs: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         # A copy of a plain tensor, because a following in-place ReLU would overwrite it.
-        return lambda module, args, output: outputs.__setitem__(name, output.clone() if isinstance(output, Tensor) else output)
+        return lambda module, args, output: outputs.__setitem__(
+            name, output.clone() if isinstance(output, Tensor) else output
+        )
 
     with ExitStack() as stack:
         for name in names:
@@ -183,38 +252,57 @@ def _run_with_hooks(model: Model, images: Tensor, names: Sequence[str]) -> tuple
             stack.callback(handle.remove)
         logits = model(images)
     if missing := [name for name in names if name not in outputs]:
-        raise ValueError(f"module '{missing[0]}' did not run in the forward pass; name modules that do")
+        raise ValueError(
+            f"module '{missing[0]}' did not run in the forward pass; name modules that do"
+        )
     return logits, outputs
 
 
 def _module_names(model: Model, images: Tensor) -> tuple[str, ...]:
-    """The modules that count as stages: with parameters, no container and no norm, and returning maps larger than one pixel."""
+    """The modules that count as stages: with parameters, no container and no norm, and returning
+    maps larger than one pixel.
+    """
     if not isinstance(model, nn.Module):
         return ()
-    candidates = [name for name, module in _blocks(model) if _watchable(module) and any(True for _ in module.parameters())]
+    candidates = [
+        name
+        for name, module in _blocks(model)
+        if _watchable(module) and any(True for _ in module.parameters())
+    ]
     sizes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, args, output: sizes.__setitem__(name, tuple(getattr(getattr(output, "tensor", output), "shape", ())))
+        return lambda module, args, output: sizes.__setitem__(
+            name, tuple(getattr(getattr(output, "tensor", output), "shape", ()))
+        )
 
     modules = dict(model.named_modules())
     with ExitStack() as stack:
         for name in candidates:
             stack.callback(modules[name].register_forward_hook(note(name)).remove)
         model(images[:1])
-    return tuple(name for name in candidates if len(sizes.get(name, ())) == 4 and max(sizes[name][2:]) > 1)
+    return tuple(
+        name for name in candidates if len(sizes.get(name, ())) == 4 and max(sizes[name][2:]) > 1
+    )
 
 
 def _watchable(module: nn.Module) -> bool:
-    """True for modules that count as stages if they return maps; what torch.jit.script made takes no hooks."""
+    """True for modules that count as stages if they return maps; what torch.jit.script made takes
+    no hooks.
+    """
     return not isinstance(module, (*_NORMS, torch.jit.RecursiveScriptModule))
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The children of a module, in order; those of containers and of wrappers of a single child instead of these."""
+    """The children of a module, in order; those of containers and of wrappers of a single child
+    instead of these.
+    """
     for name, child in module.named_children():
         children = list(child.children())
-        inside = isinstance(child, (nn.Sequential, nn.ModuleList)) or type(child).__name__ == "SequentialModule"
+        inside = (
+            isinstance(child, (nn.Sequential, nn.ModuleList))
+            or type(child).__name__ == "SequentialModule"
+        )
         if inside and children:
             yield from _blocks(child, f"{prefix}{name}.")
         else:

@@ -1,120 +1,188 @@
-"""The merge barrier: what is lost when a plain network is averaged with its own moved copy, after matching their channels.
+"""The merge barrier: what is lost when a plain network is averaged with its own moved copy, after
+matching their channels.
 
-The moved copy has every kernel moved by a group element. If the network is a group convolution network in disguise, the copy
-is the network itself up to a permutation of channels, and their average loses nothing (Bokman and Kahl, NeurIPS 2023).
+The moved copy has every kernel moved by a group element. If the network is a group convolution
+network in disguise, the copy is the network itself up to a permutation of channels, and their
+average loses nothing (Bokman and Kahl, NeurIPS 2023).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from searchspace.groups import IDENTITY, TRIVIAL, Element
 from trainers.actions import act
-from trainers.networks.fold import fold
-from trainers.instruments.layerwise import channel_correlations, match
 from trainers.instruments.accuracy import predict
-from trainers.networks.networks import Block, Convolution, Network, channels_last
 from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels
+from trainers.instruments.layerwise import channel_correlations, match
+from trainers.networks.fold import fold
+from trainers.networks.networks import Block, Convolution, Network, channels_last
 
 
 @dataclass(frozen=True)
 class MergeBarrier:
-    """Accuracies, 0 to 1, of a plain network, its moved copy and their average at every step of repair."""
+    """Accuracies, 0 to 1, of a plain network, its moved copy and their average at every step of
+    repair.
+    """
 
     element: Element
     original: float
-    moved: float        # the copy whose kernels are moved, on the same images
-    unaligned: float    # average without matching channels
-    aligned: float      # average after matching channels
-    reset: float        # and the statistics of batch norm measured again
-    repaired: float     # and the outputs of every block given the mean spread of both networks (REPAIR, arXiv:2211.08403)
+    moved: float  # the copy whose kernels are moved, on the same images
+    unaligned: float  # average without matching channels
+    aligned: float  # average after matching channels
+    reset: float  # and the statistics of batch norm measured again
+    # and the outputs of every block given the mean spread of both networks (REPAIR,
+    # arXiv:2211.08403)
+    repaired: float
 
     @property
     def barrier(self) -> float:
-        """Mean accuracy of both networks less that of the repaired average: about 0 for a network that is layerwise equivariant."""
+        """Mean accuracy of both networks less that of the repaired average: about 0 for a network
+        that is layerwise equivariant.
+        """
         return (self.original + self.moved) / 2 - self.repaired
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"element": str(self.element), "original": self.original, "moved": self.moved, "unaligned": self.unaligned,
-                "aligned": self.aligned, "reset": self.reset, "repaired": self.repaired, "barrier": self.barrier}
+        return {
+            "element": str(self.element),
+            "original": self.original,
+            "moved": self.moved,
+            "unaligned": self.unaligned,
+            "aligned": self.aligned,
+            "reset": self.reset,
+            "repaired": self.repaired,
+            "barrier": self.barrier,
+        }
 
 
 @torch.no_grad()
-def merge_barrier(network: Network, images: Tensor, labels: Tensor, element: Element, *, calibration: Optional[Tensor] = None,
-                  normalise: Optional[Normalise] = None) -> MergeBarrier:
-    """The merge barrier of a plain network (sequential or residual) under `element`, a quarter turn or flip.
+def merge_barrier(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    element: Element,
+    *,
+    calibration: Tensor | None = None,
+    normalise: Normalise | None = None,
+) -> MergeBarrier:
+    """The merge barrier of a plain network (sequential or residual) under `element`, a quarter turn
+    or flip.
 
-    `calibration` are images [batch, channel, height, width] for matching channels and measuring statistics, best from the training
-    data: one batch, so some hundred to a thousand; None takes the first 512 of `images`. `network` stays as it is. Raises ValueError
-    for a network with groups, with asymmetric padding or the band-limited basis, and for an element off the grid.
+    `calibration` are images [batch, channel, height, width] for matching channels and measuring
+    statistics, best from the training data: one batch, so some hundred to a thousand; None takes
+    the first 512 of `images`. `network` stays as it is. Raises ValueError for a network with
+    groups, with asymmetric padding or the band-limited basis, and for an element off the grid.
     """
     _check(network, element)
     prepare = normalise or (lambda batch: batch)
-    images = images.to(network.linear.weight.device)        # the repaired network is a function, which does not say where it computes
+    # the repaired network is a function, which does not say where it computes
+    images = images.to(network.linear.weight.device)
     with measuring(network):
         batch = prepare(pixels(images[:512] if calibration is None else calibration, network))
         copied = moved_copy(network, element)
         original_maps, copied_maps = _maps(network, batch), _maps(copied, batch)
         spaces = _spaces(network)
-        permutations = {name: match(sum(channel_correlations(original_maps[m], copied_maps[m]) for m in members) / len(members))
-                        for name, members in spaces.members.items()}
+        permutations = {
+            name: match(
+                sum(channel_correlations(original_maps[m], copied_maps[m]) for m in members)
+                / len(members)
+            )
+            for name, members in spaces.members.items()
+        }
         aligned_copy = permuted(copied, spaces, permutations)
         merged, crude = _average(network, aligned_copy), _average(network, copied)
         reset = _with_measured_statistics(merged, batch)
-        goals = {m: _between(original_maps[m], copied_maps[m][:, permutations[name]])
-                 for name, members in spaces.members.items() for m in members if m in spaces.blocks}
+        goals = {
+            m: _between(original_maps[m], copied_maps[m][:, permutations[name]])
+            for name, members in spaces.members.items()
+            for m in members
+            if m in spaces.blocks
+        }
         repaired = _repaired(reset, batch, goals)
 
     def accuracy(model: Model) -> float:
         scored = fold(model) if isinstance(model, Network) else model
-        classes, _ = predict(scored, images, [IDENTITY], normalise=lambda batch: channels_last(prepare(batch)), share_exact=False).of(IDENTITY)
+        classes, _ = predict(
+            scored,
+            images,
+            [IDENTITY],
+            normalise=lambda batch: channels_last(prepare(batch)),
+            share_exact=False,
+        ).of(IDENTITY)
         return float((classes == labels.cpu()).double().mean())
 
-    return MergeBarrier(element, *(accuracy(m) for m in (network, copied, crude, merged, reset, repaired)))
+    return MergeBarrier(
+        element, *(accuracy(m) for m in (network, copied, crude, merged, reset, repaired))
+    )
 
 
 def _check(network: Network, element: Element) -> None:
-    if not isinstance(network, Network) or any(stage.group != TRIVIAL for stage in network.architecture.stages):
-        raise ValueError("the merge barrier is measured on plain networks; other models can be measured by layerwise_equivariance")
+    if not isinstance(network, Network) or any(
+        stage.group != TRIVIAL for stage in network.architecture.stages
+    ):
+        raise ValueError(
+            "the merge barrier is measured on plain networks; other models can be measured by "
+            "layerwise_equivariance"
+        )
     if network.architecture.filters != "free":
-        raise ValueError("the merge barrier moves kernels, which the band-limited basis need not contain; take filters=free")
+        raise ValueError(
+            "the merge barrier moves kernels, which the band-limited basis need not contain; "
+            "take filters=free"
+        )
     if not element.on_grid or element == IDENTITY:
-        raise ValueError(f"kernels cannot be moved by {element} to a purpose; name a quarter turn or flip, such as r90 or m")
+        raise ValueError(
+            f"kernels cannot be moved by {element} to a purpose; name a quarter turn or flip, "
+            "such as r90 or m"
+        )
     if uneven := next((c for c in network.convolutions if c.padding[0] != c.padding[1]), None):
-        raise ValueError(f"a convolution has padding {uneven.padding[0]}:{uneven.padding[1]}, which moving its kernel does not move; use equal padding")
+        raise ValueError(
+            f"a convolution has padding {uneven.padding[0]}:{uneven.padding[1]}, which moving "
+            "its kernel does not move; use equal padding"
+        )
 
 
 def moved_copy(network: Network, element: Element) -> Network:
-    """A copy of a plain network with every kernel moved: its maps for moved images are the moved maps, if its layout is exact."""
+    """A copy of a plain network with every kernel moved: its maps for moved images are the moved
+    maps, if its layout is exact.
+    """
     copied = copy.deepcopy(network)
     for convolution in copied.convolutions:
-        convolution.filters.data = act(_weight(convolution), element).reshape(convolution.filters.shape)
+        convolution.filters.data = act(_weight(convolution), element).reshape(
+            convolution.filters.shape
+        )
     return copied
 
 
 def _weight(convolution: Convolution) -> Tensor:
-    return convolution.filters.data.view(convolution.fields, -1, convolution.kernel, convolution.kernel)
+    return convolution.filters.data.view(
+        convolution.fields, -1, convolution.kernel, convolution.kernel
+    )
 
 
 @dataclass
 class _Spaces:
-    """Which sets of channels share one permutation: names of modules by space, and every convolution's (incoming, outgoing) space."""
+    """Which sets of channels share one permutation: names of modules by space, and every
+    convolution's (incoming, outgoing) space.
+    """
 
     members: dict[str, list[str]] = field(default_factory=dict)
-    convolutions: dict[str, tuple[Optional[str], str]] = field(default_factory=dict)
+    convolutions: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     blocks: set[str] = field(default_factory=set)
-    last: Optional[str] = None
+    last: str | None = None
 
 
 def _spaces(network: Network) -> _Spaces:
-    """A residual stream, with all blocks that add to it, is one space; every other convolution's output is its own."""
+    """A residual stream, with all blocks that add to it, is one space; every other convolution's
+    output is its own.
+    """
     spaces = _Spaces()
     for name, block in _blocks(network):
         incoming = spaces.last
@@ -148,13 +216,19 @@ def _maps(network: Network, batch: Tensor) -> dict[str, Tensor]:
     with ExitStack() as stack:
         for name, module in network.named_modules():
             if isinstance(module, (Block, Convolution)):
-                stack.callback(module.register_forward_hook(lambda m, a, output, name=name: found.__setitem__(name, output.clone())).remove)
+                stack.callback(
+                    module.register_forward_hook(
+                        lambda m, a, output, name=name: found.__setitem__(name, output.clone())
+                    ).remove
+                )
         network(batch)
     return found
 
 
 def permuted(network: Network, spaces: _Spaces, permutations: dict[str, Tensor]) -> Network:
-    """A copy with the same logits whose channel c in every space is what was channel permutation[c]."""
+    """A copy with the same logits whose channel c in every space is what was channel
+    permutation[c].
+    """
     result = copy.deepcopy(network)
     modules = dict(result.named_modules())
     for name, (incoming, outgoing) in spaces.convolutions.items():
@@ -172,7 +246,12 @@ def permuted(network: Network, spaces: _Spaces, permutations: dict[str, Tensor])
 def _average(first: Network, second: Network) -> Network:
     result = copy.deepcopy(first)
     other = second.state_dict()
-    result.load_state_dict({name: (value + other[name]) / 2 if value.is_floating_point() else value for name, value in first.state_dict().items()})
+    result.load_state_dict(
+        {
+            name: (value + other[name]) / 2 if value.is_floating_point() else value
+            for name, value in first.state_dict().items()
+        }
+    )
     return result
 
 
@@ -194,17 +273,28 @@ def _with_measured_statistics(network: Network, batch: Tensor) -> Network:
 
 def _between(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over two outputs of their channels' means and standard deviations."""
-    (std, mean), (other_std, other_mean) = torch.std_mean(first, (0, 2, 3)), torch.std_mean(second, (0, 2, 3))
+    (std, mean), (other_std, other_mean) = (
+        torch.std_mean(first, (0, 2, 3)),
+        torch.std_mean(second, (0, 2, 3)),
+    )
     return (mean + other_mean) / 2, (std + other_std) / 2
 
 
-def _repaired(network: Network, batch: Tensor, goals: dict[str, tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
-    """The network with an affine map after every block that gives its channels their goal for `batch`, block after block."""
+def _repaired(
+    network: Network, batch: Tensor, goals: dict[str, tuple[Tensor, Tensor]]
+) -> Callable[[Tensor], Tensor]:
+    """The network with an affine map after every block that gives its channels their goal for
+    `batch`, block after block.
+    """
     modules, affine = dict(network.named_modules()), {}
 
     def measure(name: str, output: Tensor) -> Tensor:
         std, mean = torch.std_mean(output, (0, 2, 3))
-        scale = torch.where(std > 0, goals[name][1] / std.clamp_min(torch.finfo(std.dtype).tiny), torch.ones_like(std))
+        scale = torch.where(
+            std > 0,
+            goals[name][1] / std.clamp_min(torch.finfo(std.dtype).tiny),
+            torch.ones_like(std),
+        )
         affine[name] = scale, goals[name][0] - scale * mean
         return apply(name, output)
 
@@ -215,7 +305,11 @@ def _repaired(network: Network, batch: Tensor, goals: dict[str, tuple[Tensor, Te
     def forward(images: Tensor, change: Callable[[str, Tensor], Tensor] = apply) -> Tensor:
         with ExitStack() as stack:
             for name in goals:
-                stack.callback(modules[name].register_forward_hook(lambda m, a, output, name=name: change(name, output)).remove)
+                stack.callback(
+                    modules[name]
+                    .register_forward_hook(lambda m, a, output, name=name: change(name, output))
+                    .remove
+                )
             return network(images)
 
     forward(batch, measure)

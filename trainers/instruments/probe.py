@@ -1,29 +1,32 @@
 """How symmetric is the data itself? Small classifiers ask it of held-out images, before any search.
 
-For an element g: can images x be told from moved images gx (a classifier two-sample test: Lopez-Paz and Oquab, "Revisiting
-classifier two-sample tests", 2017)? And does g carry one class onto another, as half a turn carries 6 onto 9?
+For an element g: can images x be told from moved images gx (a classifier two-sample test: Lopez-Paz
+and Oquab, "Revisiting classifier two-sample tests", 2017)? And does g carry one class onto another,
+as half a turn carries 6 onto 9?
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.actions import act
-from trainers.instruments.accuracy import proportion
 from trainers.data.datasets import load
 from trainers.data.fitting import fit_images
-from trainers.settings import Data
 from trainers.data.splitting import remainder, take
+from trainers.instruments.accuracy import proportion
 from trainers.instruments.twosample import Classifier, Told, plain, tell
+from trainers.settings import Data
 
-LARGEST = 16            # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
+# pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
+LARGEST = 16
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Class `moved`, under an element, is closer to class `like` than it is upright: how often the two are told apart."""
+    """Class `moved`, under an element, is closer to class `like` than it is upright: how often the
+    two are told apart.
+    """
 
     moved: str
     like: str
@@ -53,11 +58,13 @@ class Likeness:
 class ElementProbe:
     """What one element does to the data.
 
-    `apart` is how often x and gx are told apart; 0.5 is a guess. `inputs` follows from it: symmetric, nearly, distinct, or undecided
-    (too few images). `labels`: kept; resemble (classes in `likenesses` come closer to each other); collide (they cannot
-    be told apart). `alike`: classes whose own images look the same moved. `accuracy_unseen`: of a plain classifier trained
-    upright, on moved images. `accuracy_blind`: of one trained on both that is not asked which of the two it sees.
-    `called`: (class, name, fraction) where the one trained upright calls most of a class's moved images by another's name.
+    `apart` is how often x and gx are told apart; 0.5 is a guess. `inputs` follows from it:
+    symmetric, nearly, distinct, or undecided (too few images). `labels`: kept; resemble (classes in
+    `likenesses` come closer to each other); collide (they cannot be told apart). `alike`: classes
+    whose own images look the same moved. `accuracy_unseen`: of a plain classifier trained upright,
+    on moved images. `accuracy_blind`: of one trained on both that is not asked which of the two it
+    sees. `called`: (class, name, fraction) where the one trained upright calls most of a class's
+    moved images by another's name.
     """
 
     element: str
@@ -75,8 +82,9 @@ class ElementProbe:
 class Probe:
     """The symmetry of a data set under a group.
 
-    `accuracy`: of a small plain classifier on upright held-out images. `symmetric`: the largest subgroup whose elements keep
-    inputs and labels. `declare`: the largest subgroup under which no two classes collide. `images`: how many were looked at.
+    `accuracy`: of a small plain classifier on upright held-out images. `symmetric`: the largest
+    subgroup whose elements keep inputs and labels. `declare`: the largest subgroup under which no
+    two classes collide. `images`: how many were looked at.
     """
 
     group: str
@@ -99,13 +107,16 @@ class Probe:
 def probe(data: Data, group: Group, *, images: int = 2000, seed: int = 0) -> Probe:
     """What each element of `group` but the identity does to the inputs and the labels of `data`.
 
-    Looks at `images` training and validation images at most, drawn from every class in proportion, at 16 pixels or fewer on the
-    shorter side; the test split is not touched. Images that are not square are cropped to their central square.
-    Raises ValueError for bad data and for the trivial group.
+    Looks at `images` training and validation images at most, drawn from every class in proportion,
+    at 16 pixels or fewer on the shorter side; the test split is not touched. Images that are not
+    square are cropped to their central square. Raises ValueError for bad data and for the trivial
+    group.
     """
     splits = load(data)
     if min(splits.size) > LARGEST:
-        height, width = (max(LARGEST, round(side * LARGEST / min(splits.size))) for side in splits.size)
+        height, width = (
+            max(LARGEST, round(side * LARGEST / min(splits.size))) for side in splits.size
+        )
         splits = load(data, (height, width))
     labels = torch.cat([splits.train.labels, splits.validation.labels])
     chosen = torch.from_numpy(take(labels.numpy(), min(images, len(labels)), (seed, 0)))
@@ -114,18 +125,26 @@ def probe(data: Data, group: Group, *, images: int = 2000, seed: int = 0) -> Pro
     return probe_images(square.float() / 255, labels[chosen], splits.classes, group, seed=seed)
 
 
-def probe_images(pixels: Tensor, labels: Tensor, classes: tuple[str, ...], group: Group, *, seed: int = 0) -> Probe:
-    """What each element of `group` but the identity does to these images, floats [N, C, S, S] in 0..1, and their labels.
+def probe_images(
+    pixels: Tensor, labels: Tensor, classes: tuple[str, ...], group: Group, *, seed: int = 0
+) -> Probe:
+    """What each element of `group` but the identity does to these images, floats [N, C, S, S] in
+    0..1, and their labels.
 
-    Half of them train the classifiers, the other half answer; intervals count each held-out image once. An element and its
-    inverse share one classifier, because P = gP says the same as g^-1 P = P.
-    Raises ValueError for the trivial group, and for images that are not square.
+    Half of them train the classifiers, the other half answer; intervals count each held-out image
+    once. An element and its inverse share one classifier, because P = gP says the same as g^-1 P =
+    P. Raises ValueError for the trivial group, and for images that are not square.
     """
     if group.order == 1:
-        raise ValueError(f"{group} has no element but the identity, so there is nothing to ask of the data; "
-                         "give the symmetries to ask about as `symmetry: {group: D4}`")
+        raise ValueError(
+            f"{group} has no element but the identity, so there is nothing to ask of the data; "
+            "give the symmetries to ask about as `symmetry: {group: D4}`"
+        )
     if pixels.shape[-1] != pixels.shape[-2]:
-        raise ValueError(f"images are {pixels.shape[-2]} x {pixels.shape[-1]} pixels; crop them to a square, which quarter turns keep")
+        raise ValueError(
+            f"images are {pixels.shape[-2]} x {pixels.shape[-1]} pixels; crop them to a square, "
+            "which quarter turns keep"
+        )
     fit = take(labels.numpy(), len(labels) // 2, (seed, 1), keep=1)
     held_out = torch.from_numpy(remainder(len(labels), fit))
     train = (pixels[fit], labels[fit])
@@ -135,13 +154,26 @@ def probe_images(pixels: Tensor, labels: Tensor, classes: tuple[str, ...], group
     for element in group.elements:
         if element != IDENTITY:
             other = told.get(element.inverse)
-            told[element] = _inverted(other) if other else tell(train, test, element, len(classes), seed)
+            told[element] = (
+                _inverted(other) if other else tell(train, test, element, len(classes), seed)
+            )
     surely = NormalDist().inv_cdf(1 - 0.05 / max(1, len(classes) * (len(classes) - 1) * len(told)))
-    elements = tuple(_judge(element, answers, upright, test, classes, surely) for element, answers in told.items())
+    elements = tuple(
+        _judge(element, answers, upright, test, classes, surely)
+        for element, answers in told.items()
+    )
     right = int((upright(test[0]).argmax(1) == test[1]).sum())
-    return Probe(str(group), len(labels), classes, wilson(right, len(test[1])), elements,
-                 symmetric=_largest(group, elements, lambda e: e.inputs == "symmetric" and e.labels == "kept"),
-                 declare=_largest(group, elements, lambda e: e.labels != "collide"))
+    return Probe(
+        str(group),
+        len(labels),
+        classes,
+        wilson(right, len(test[1])),
+        elements,
+        symmetric=_largest(
+            group, elements, lambda e: e.inputs == "symmetric" and e.labels == "kept"
+        ),
+        declare=_largest(group, elements, lambda e: e.labels != "collide"),
+    )
 
 
 def wilson(successes: float, count: int) -> Share:
@@ -153,31 +185,65 @@ def wilson(successes: float, count: int) -> Share:
 
 
 def _inverted(told: Told) -> Told:
-    """The same answers about the inverse element: b moved looks like a exactly if a moved back looks like b."""
+    """The same answers about the inverse element: b moved looks like a exactly if a moved back
+    looks like b.
+    """
     return Told(told.apart, told.labels, told.pairs.T, told.upright, told.counts)
 
 
-def _judge(element: Element, told: Told, upright: Classifier, test: tuple[Tensor, Tensor], classes: tuple[str, ...],
-           surely: float) -> ElementProbe:
+def _judge(
+    element: Element,
+    told: Told,
+    upright: Classifier,
+    test: tuple[Tensor, Tensor],
+    classes: tuple[str, ...],
+    surely: float,
+) -> ElementProbe:
     images, labels = test
     count = len(labels)
-    apart = wilson(told.apart / 2, count)                  # both views of an image count as one trial
+    # both views of an image count as one trial
+    apart = wilson(told.apart / 2, count)
     likenesses = tuple(_likenesses(told, classes, surely))
     inputs = _inputs(apart)
-    alike = tuple(name for i, name in enumerate(classes) if told.counts[i] >= 10
-                  and wilson(float(told.pairs[i, i]) / 2, int(told.counts[i])).value < 0.6)
+    alike = tuple(
+        name
+        for i, name in enumerate(classes)
+        if told.counts[i] >= 10
+        and wilson(float(told.pairs[i, i]) / 2, int(told.counts[i])).value < 0.6
+    )
     called = upright(act(images, element)).argmax(1)
-    fractions = [(a, b, float((called[labels == a] == b).float().mean())) for a in range(len(classes)) if told.counts[a]
-                 for b in range(len(classes)) if a != b]
+    fractions = [
+        (a, b, float((called[labels == a] == b).float().mean()))
+        for a in range(len(classes))
+        if told.counts[a]
+        for b in range(len(classes))
+        if a != b
+    ]
     return ElementProbe(
-        element=str(element), apart=apart, inputs=inputs, likenesses=likenesses, alike=alike,
-        labels="collide" if any(_collides(pair) for pair in likenesses) else "resemble" if likenesses else "kept",
-        accuracy_unseen=wilson(int((called == labels).sum()), count), accuracy_blind=wilson(told.labels / 2, count),
-        called=tuple((classes[a], classes[b], fraction) for a, b, fraction in sorted(fractions, key=lambda f: -f[2]) if fraction > 0.5))
+        element=str(element),
+        apart=apart,
+        inputs=inputs,
+        likenesses=likenesses,
+        alike=alike,
+        labels="collide"
+        if any(_collides(pair) for pair in likenesses)
+        else "resemble"
+        if likenesses
+        else "kept",
+        accuracy_unseen=wilson(int((called == labels).sum()), count),
+        accuracy_blind=wilson(told.labels / 2, count),
+        called=tuple(
+            (classes[a], classes[b], fraction)
+            for a, b, fraction in sorted(fractions, key=lambda f: -f[2])
+            if fraction > 0.5
+        ),
+    )
 
 
 def _inputs(apart: Share) -> str:
-    """Thresholds leave room for seven elements tested at once: a true symmetry passes 0.52 once in a thousand."""
+    """Thresholds leave room for seven elements tested at once: a true symmetry passes 0.52 once in
+    a thousand.
+    """
     if apart.low > 0.6:
         return "distinct"
     if apart.low > 0.52:
@@ -186,9 +252,11 @@ def _inputs(apart: Share) -> str:
 
 
 def _likenesses(told: Told, classes: tuple[str, ...], surely: float) -> list[Likeness]:
-    """Pairs of classes that come closer under the element, by 5 points and `surely` standard errors at least; the closest first.
+    """Pairs of classes that come closer under the element, by 5 points and `surely` standard errors
+    at least; the closest first.
 
-    `surely` allows for the number of pairs and elements asked about, so that chance finds a pair in one data set of twenty.
+    `surely` allows for the number of pairs and elements asked about, so that chance finds a pair in
+    one data set of twenty.
     """
     found = []
     for b in range(len(classes)):
@@ -196,8 +264,15 @@ def _likenesses(told: Told, classes: tuple[str, ...], surely: float) -> list[Lik
             count = int(told.counts[a] + told.counts[b])
             if a == b or not count:
                 continue
-            pair = Likeness(classes[b], classes[a], *(wilson(float(right[b, a]), count) for right in (told.pairs, told.upright)))
-            fall, middle = pair.apart_upright.value - pair.apart.value, (pair.apart_upright.value + pair.apart.value) / 2
+            pair = Likeness(
+                classes[b],
+                classes[a],
+                *(wilson(float(right[b, a]), count) for right in (told.pairs, told.upright)),
+            )
+            fall, middle = (
+                pair.apart_upright.value - pair.apart.value,
+                (pair.apart_upright.value + pair.apart.value) / 2,
+            )
             if fall >= 0.05 and fall > surely * math.sqrt(2 * middle * (1 - middle) / count):
                 found.append(pair)
     return sorted(found, key=lambda pair: pair.apart.value)
@@ -207,22 +282,47 @@ def _collides(pair: Likeness) -> bool:
     return pair.apart.high < 0.75
 
 
-def _largest(group: Group, elements: tuple[ElementProbe, ...], fits: Callable[[ElementProbe], bool]) -> str:
-    """The largest subgroup all of whose elements fit; of two equally large ones that with more rotations."""
+def _largest(
+    group: Group, elements: tuple[ElementProbe, ...], fits: Callable[[ElementProbe], bool]
+) -> str:
+    """The largest subgroup all of whose elements fit; of two equally large ones that with more
+    rotations.
+    """
     fitting = {"e", *(e.element for e in elements if fits(e))}
-    return str(max((h for h in group.subgroups() if all(str(e) in fitting for e in h.elements)), key=lambda h: (h.order, h.rotations)))
+    return str(
+        max(
+            (h for h in group.subgroups() if all(str(e) in fitting for e in h.elements)),
+            key=lambda h: (h.order, h.rotations),
+        )
+    )
 
 
 def _headline(probe: Probe) -> str:
-    return (f"{probe.images} images of {len(probe.classes)} classes under {probe.group}; "
-            f"a small plain classifier gets {probe.accuracy} of upright held-out images right")
+    return (
+        f"{probe.images} images of {len(probe.classes)} classes under {probe.group}; "
+        f"a small plain classifier gets {probe.accuracy} of upright held-out images right"
+    )
 
 
 def _table(probe: Probe) -> list[str]:
-    rows = [("element", "told from upright", "inputs", "labels", "accuracy, unseen", "accuracy, orientation unknown")]
-    rows += [(e.element, str(e.apart), e.inputs, e.labels, str(e.accuracy_unseen), str(e.accuracy_blind)) for e in probe.elements]
+    rows = [
+        (
+            "element",
+            "told from upright",
+            "inputs",
+            "labels",
+            "accuracy, unseen",
+            "accuracy, orientation unknown",
+        )
+    ]
+    rows += [
+        (e.element, str(e.apart), e.inputs, e.labels, str(e.accuracy_unseen), str(e.accuracy_blind))
+        for e in probe.elements
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
 
 
 def _remarks(probe: Probe) -> list[str]:
@@ -230,9 +330,15 @@ def _remarks(probe: Probe) -> list[str]:
     for e in probe.elements:
         for pair in e.likenesses[:3]:
             verb = "cannot be told from" if _collides(pair) else "comes close to"
-            lines.append(f"{e.element}: class {pair.moved} {verb} class {pair.like} (told apart {pair.apart}, upright {pair.apart_upright})")
+            lines.append(
+                f"{e.element}: class {pair.moved} {verb} class {pair.like} (told apart "
+                f"{pair.apart}, upright {pair.apart_upright})"
+            )
         if e.alike and e.inputs != "symmetric":
-            lines.append(f"{e.element}: {', '.join(e.alike)} hardly differ{'s' if len(e.alike) == 1 else ''} from upright")
+            lines.append(
+                f"{e.element}: {', '.join(e.alike)} hardly "
+                f"differ{'s' if len(e.alike) == 1 else ''} from upright"
+            )
         if e.called and e.labels != "kept":
             calls = ", ".join(f"{100 * f:.0f} % of {a} is called {b}" for a, b, f in e.called[:3])
             lines.append(f"{e.element}: by a classifier that saw upright images only, {calls}")
@@ -240,30 +346,50 @@ def _remarks(probe: Probe) -> list[str]:
 
 
 def _advice(probe: Probe) -> list[str]:
-    of = {verdict: [e for e in probe.elements if e.inputs == verdict] for verdict in ("symmetric", "nearly", "distinct", "undecided")}
+    of = {
+        verdict: [e for e in probe.elements if e.inputs == verdict]
+        for verdict in ("symmetric", "nearly", "distinct", "undecided")
+    }
     colliding = [e for e in probe.elements if e.labels == "collide"]
     free = [e for e in of["symmetric"] if e.labels == "kept"]
     lines = []
     if free:
-        lines.append(f"True symmetries of inputs and labels: {_names(free)}. Exact equivariance under {probe.symmetric} costs no accuracy here, "
-                     "and training sees these orientations without augmentation.")
+        lines.append(
+            f"True symmetries of inputs and labels: {_names(free)}. Exact equivariance under "
+            f"{probe.symmetric} costs no accuracy here, "
+            "and training sees these orientations without augmentation."
+        )
     if colliding:
-        lines.append(f"Not symmetries of the labels: {_names(colliding)}. A network invariant to them cannot tell the classes named above "
-                     f"apart, whatever it is trained on: do not declare them.")
+        lines.append(
+            f"Not symmetries of the labels: {_names(colliding)}. A network invariant to them "
+            "cannot tell the classes named above "
+            f"apart, whatever it is trained on: do not declare them."
+        )
     shown = [e for e in of["distinct"] + of["nearly"] if e.labels != "collide"]
     if shown:
         worst = min(shown, key=lambda e: e.accuracy_unseen.value)
-        lines.append(f"Not symmetries of the inputs, but labels survive: {_names(shown)}. Training does not show them; a plain network falls to "
-                     f"{100 * worst.accuracy_unseen.value:.0f} % ({worst.element}). Declare them if deployment meets them: exact networks keep "
-                     "their accuracy there, approximate ones gain upright and lose there.")
+        lines.append(
+            f"Not symmetries of the inputs, but labels survive: {_names(shown)}. Training does "
+            "not show them; a plain network falls to "
+            f"{100 * worst.accuracy_unseen.value:.0f} % ({worst.element}). Declare them if "
+            "deployment meets them: exact networks keep "
+            "their accuracy there, approximate ones gain upright and lose there."
+        )
     close = [e for e in shown if e.labels == "resemble"]
     if close:
-        lines.append(f"Under {_names(close)} some classes come closer to each other: expect an invariant network to confuse them more often "
-                     f"(orientation unknown: {100 * min(e.accuracy_blind.value for e in close):.0f} % here, upright {100 * probe.accuracy.value:.0f} %).")
+        lines.append(
+            f"Under {_names(close)} some classes come closer to each other: expect an invariant "
+            "network to confuse them more often "
+            f"(orientation unknown: {100 * min(e.accuracy_blind.value for e in close):.0f} % "
+            f"here, upright {100 * probe.accuracy.value:.0f} %)."
+        )
     if of["undecided"]:
         lines.append(f"Too few images to decide about {_names(of['undecided'])}.")
-    return [*lines, f"Declare at most {probe.declare} as `symmetry: {{group: {probe.declare}}}`"
-                    f"{'' if probe.declare != 'C1' else ': no declared symmetry keeps the labels'}."]
+    return [
+        *lines,
+        f"Declare at most {probe.declare} as `symmetry: {{group: {probe.declare}}}`"
+        f"{'' if probe.declare != 'C1' else ': no declared symmetry keeps the labels'}.",
+    ]
 
 
 def _names(elements: list[ElementProbe]) -> str:

@@ -1,11 +1,14 @@
-"""Sampling escnn's steerable bases: run in a process of its own, because it needs escnn and a change to its linear algebra.
+"""Sampling escnn's steerable bases: run in a process of its own, because it needs escnn and a
+change to its linear algebra.
 
     python -m trainers.networks.baking FOLDER GROUP:KERNEL ...
 
-writes FOLDER/GROUP-KERNEL.npz with, for kernels from a `scalar` and from a `regular` field to a regular one, the sampled
-basis [size, |G|, 1 or |G|, kernel, kernel] and the standard deviation of He's initialisation for each coefficient [size].
+writes FOLDER/GROUP-KERNEL.npz with, for kernels from a `scalar` and from a `regular` field to a
+regular one, the sampled basis [size, |G|, 1 or |G|, kernel, kernel] and the standard deviation of
+He's initialisation for each coefficient [size].
 
-Only the sampled arrays leave this process: a training process then needs neither escnn's second of import nor its memory.
+Only the sampled arrays leave this process: a training process then needs neither escnn's second of
+import nor its memory.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ KINDS = ("scalar", "regular")
 
 
 def canonical_null(matrix, use_sparse: bool = False, eps: float = 1e-12) -> np.ndarray:
-    """An orthonormal basis of the kernel of `matrix`, as columns: the same on every machine and in every run.
+    """An orthonormal basis of the kernel of `matrix`, as columns: the same on every machine and in
+    every run.
 
-    Replaces `escnn.group._numerical.null` (escnn 1.0.11), which passes a numpy.matrix to scikit-learn (a TypeError with
-    scikit-learn 1.9.1: no D_N network can be built until the result is in escnn's cache) and takes the randomised
-    decomposition's arbitrary basis, so that saved coefficients would mean other filters elsewhere. Here the projector, which is
-    unique, is orthonormalised column by column. `eps` bounds the singular values that count as zero.
+    Replaces `escnn.group._numerical.null` (escnn 1.0.11), which passes a numpy.matrix to
+    scikit-learn (a TypeError with scikit-learn 1.9.1: no D_N network can be built until the result
+    is in escnn's cache) and takes the randomised decomposition's arbitrary basis, so that saved
+    coefficients would mean other filters elsewhere. Here the projector, which is unique, is
+    orthonormalised column by column. `eps` bounds the singular values that count as zero.
     """
     matrix = np.asarray(matrix.todense() if hasattr(matrix, "todense") else matrix, dtype=float)
     _, values, rows = np.linalg.svd(matrix, full_matrices=True)
@@ -43,7 +48,9 @@ def canonical_null(matrix, use_sparse: bool = False, eps: float = 1e-12) -> np.n
 
 
 def repair_escnn() -> None:
-    """Let escnn in this process build dihedral groups with any scikit-learn, and always the same bases."""
+    """Let escnn in this process build dihedral groups with any scikit-learn, and always the same
+    bases.
+    """
     from escnn.group import _numerical
 
     _numerical.null = canonical_null
@@ -57,16 +64,24 @@ class _Dense(np.ndarray):
 
 
 def _dense_sylvester(rho_1: list[np.ndarray], rho_2: list[np.ndarray]) -> _Dense:
-    """escnn's `build_sylvester_constraint` without sparse matrices, which at these sizes (2 to 8) are 10 times slower."""
+    """escnn's `build_sylvester_constraint` without sparse matrices, which at these sizes (2 to 8)
+    are 10 times slower.
+    """
     eye_1, eye_2 = np.eye(len(rho_1[0])), np.eye(len(rho_2[0]))
-    return np.vstack([np.kron(eye_2, a) - np.kron(b.T, eye_1) for a, b in zip(rho_1, rho_2)]).view(_Dense)
+    return np.vstack([np.kron(eye_2, a) - np.kron(b.T, eye_1) for a, b in zip(rho_1, rho_2)]).view(
+        _Dense
+    )
 
 
 def isolate_escnn() -> None:
-    """Let escnn in this process neither read nor write its folder, where unrepaired processes leave other bases; and hurry."""
+    """Let escnn in this process neither read nor write its folder, where unrepaired processes leave
+    other bases; and hurry.
+    """
     from escnn.group import _clebsh_gordan, _numerical
 
-    _numerical.build_sylvester_constraint = _clebsh_gordan.build_sylvester_constraint = _dense_sylvester
+    _numerical.build_sylvester_constraint = _clebsh_gordan.build_sylvester_constraint = (
+        _dense_sylvester
+    )
     for name in ("_clebsh_gordan_tensor", "_find_tensor_decomposition"):
         setattr(_clebsh_gordan, name, lru_cache(maxsize=None)(getattr(_clebsh_gordan, name).func))
 
@@ -76,12 +91,16 @@ def gspace(group: Group):
     from escnn import gspaces
 
     if group.mirror:
-        return gspaces.flip2dOnR2() if group.rotations == 1 else gspaces.flipRot2dOnR2(group.rotations)
+        return (
+            gspaces.flip2dOnR2() if group.rotations == 1 else gspaces.flipRot2dOnR2(group.rotations)
+        )
     return gspaces.trivialOnR2() if group.rotations == 1 else gspaces.rot2dOnR2(group.rotations)
 
 
 def sample(group: Group, kernel: int) -> dict[str, np.ndarray]:
-    """The arrays of one file, as escnn's R2Conv has them (float32). Raises ValueError where escnn's basis is empty."""
+    """The arrays of one file, as escnn's R2Conv has them (float32). Raises ValueError where escnn's
+    basis is empty.
+    """
     from escnn import nn
     from escnn.nn import init
 
@@ -92,7 +111,9 @@ def sample(group: Group, kernel: int) -> dict[str, np.ndarray]:
     for kind, source in sources.items():
         convolution = nn.R2Conv(source, regular, kernel, bias=False, initialize=False)
         expansion = convolution.basisexpansion
-        block, = (m for name, m in expansion.named_children() if name.startswith("block_expansion"))
+        (block,) = (
+            m for name, m in expansion.named_children() if name.startswith("block_expansion")
+        )
         sampled = block.sampled_basis.numpy()
         arrays[kind] = sampled.reshape(*sampled.shape[:3], kernel, kernel)
         arrays[f"{kind}_std"] = init._generalized_he_init_variances(expansion).numpy()

@@ -1,8 +1,9 @@
 """escnn's sampled steerable bases, baked once per machine and kept on disk.
 
-They lie in the cache folder (`trainers.cache`) and may be deleted at any time. A file's name holds all that its content
-depends on (format, escnn's version, group, kernel), and is in the file. Files appear by renaming, and two workers that bake
-the same one write the same bytes, so nothing is locked. Files that another user may have written are baked again.
+They lie in the cache folder (`trainers.cache`) and may be deleted at any time. A file's name holds
+all that its content depends on (format, escnn's version, group, kernel), and is in the file. Files
+appear by renaming, and two workers that bake the same one write the same bytes, so nothing is
+locked. Files that another user may have written are baked again.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO, Iterable
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,26 +30,32 @@ from searchspace.groups import Group
 from trainers import cache
 from trainers.actions import act, permutation
 
-FORMAT = 1      # of the files; raise it when baking changes what they hold
-NAMES = ("scalar", "scalar_std", "regular", "regular_std")      # of the arrays in a file
-USUAL_KERNELS = (1, 3, 4, 5)    # pixels: sampled along with what is missing, since starting escnn takes longer than all of them
+FORMAT = 1  # of the files; raise it when baking changes what they hold
+NAMES = ("scalar", "scalar_std", "regular", "regular_std")  # of the arrays in a file
+# pixels: sampled along with what is missing, since starting escnn takes longer than all of them
+USUAL_KERNELS = (1, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Basis:
-    """The steerable kernels from one field (scalar or regular) to one regular field of a group, sampled on pixels."""
+    """The steerable kernels from one field (scalar or regular) to one regular field of a group,
+    sampled on pixels.
+    """
 
-    kernels: Tensor     # [size, |G|, 1 or |G|, kernel, kernel], float32
+    kernels: Tensor  # [size, |G|, 1 or |G|, kernel, kernel], float32
     deviations: Tensor  # [size]: of He's initialisation of the coefficients, for one incoming field
 
 
 def load(wanted: Iterable[tuple[Group, int]]) -> None:
-    """Bring the bases of all (group, kernel) in `wanted` into memory, baking those that no file holds in one process.
+    """Bring the bases of all (group, kernel) in `wanted` into memory, baking those that no file
+    holds in one process.
 
     Kernels of 2 pixels are left out: their basis is empty.
     """
     missing = []
-    for group, kernel in sorted({(group, kernel) for group, kernel in wanted if kernel != 2}, key=str):
+    for group, kernel in sorted(
+        {(group, kernel) for group, kernel in wanted if kernel != 2}, key=str
+    ):
         key = (group, kernel, version("escnn"))
         if key not in _memory:
             arrays = _kept(group, kernel)
@@ -56,30 +64,45 @@ def load(wanted: Iterable[tuple[Group, int]]) -> None:
             else:
                 _memory[key] = arrays
     if missing:
-        usual = [(group, kernel) for group, _ in missing for kernel in USUAL_KERNELS if _kept(group, kernel) is None]
+        usual = [
+            (group, kernel)
+            for group, _ in missing
+            for kernel in USUAL_KERNELS
+            if _kept(group, kernel) is None
+        ]
         _bake(list(dict.fromkeys(missing + usual)))
 
 
 @lru_cache(maxsize=256)
 def basis(group: Group, kernel: int, lifting: bool) -> Basis:
-    """The basis of kernels to one regular field of `group`: from a scalar field if `lifting`, else from a regular one.
+    """The basis of kernels to one regular field of `group`: from a scalar field if `lifting`, else
+    from a regular one.
 
-    Coefficients have escnn's order, normalisation and band limit (R2Conv's defaults, escnn 1.0.11). Elements on the pixel grid
-    act on the kernels exactly, not to the 1e-7 of escnn's float32 sampling (`exact_on_grid`).
+    Coefficients have escnn's order, normalisation and band limit (R2Conv's defaults, escnn 1.0.11).
+    Elements on the pixel grid act on the kernels exactly, not to the 1e-7 of escnn's float32
+    sampling (`exact_on_grid`).
     """
     if kernel == 2:
-        raise ValueError(f"the band-limited basis of {group} is empty for kernel 2; use free filters or another kernel")
+        raise ValueError(
+            f"the band-limited basis of {group} is empty for kernel 2; use free filters or "
+            "another kernel"
+        )
     load([(group, kernel)])
     arrays = _memory[group, kernel, version("escnn")]
     kind = "scalar" if lifting else "regular"
-    return Basis(exact_on_grid(torch.from_numpy(arrays[kind]), group), torch.from_numpy(arrays[f"{kind}_std"]))
+    return Basis(
+        exact_on_grid(torch.from_numpy(arrays[kind]), group),
+        torch.from_numpy(arrays[f"{kind}_std"]),
+    )
 
 
 def exact_on_grid(kernels: Tensor, group: Group) -> Tensor:
-    """The kernels [size, |G|, in, k, k] with rows that are exact copies of each other under quarter turns and flips.
+    """The kernels [size, |G|, in, k, k] with rows that are exact copies of each other under quarter
+    turns and flips.
 
-    An equivariant kernel's row of element h @ c is its row of c, moved by h. escnn samples every row by itself, in float32;
-    here one row per orbit of the grid's elements is kept and the others are made from it by index moves.
+    An equivariant kernel's row of element h @ c is its row of c, moved by h. escnn samples every
+    row by itself, in float32; here one row per orbit of the grid's elements is kept and the others
+    are made from it by index moves.
     """
     exact, made = torch.empty_like(kernels), set()
     for source in group.elements:
@@ -111,7 +134,9 @@ def _kept(group: Group, kernel: int) -> dict[str, np.ndarray] | None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a cached file; None if it is missing, not whole, another's, or not ours (`trainers.cache.open_own`)."""
+    """The arrays of a cached file; None if it is missing, not whole, another's, or not ours
+    (`trainers.cache.open_own`).
+    """
     file = cache.open_own(path)
     if file is None:
         return None
@@ -136,16 +161,29 @@ def _label(path: Path) -> str:
 
 
 def _bake(missing: list[tuple[Group, int]]) -> None:
-    """Sample what is missing with escnn in a process of its own, keep it in memory and, where possible, on disk."""
+    """Sample what is missing with escnn in a process of its own, keep it in memory and, where
+    possible, on disk.
+    """
     root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-                   "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     with tempfile.TemporaryDirectory() as folder:
         names = [f"{group}:{kernel}" for group, kernel in missing]
-        done = subprocess.run([sys.executable, "-m", "trainers.networks.baking", folder, *names], env=environment,
-                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [sys.executable, "-m", "trainers.networks.baking", folder, *names],
+            env=environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
         if done.returncode:
-            raise RuntimeError(f"escnn could not sample the bases {', '.join(names)}:\n{done.stderr[-2000:]}")
+            raise RuntimeError(
+                f"escnn could not sample the bases {', '.join(names)}:\n{done.stderr[-2000:]}"
+            )
         for group, kernel in missing:
             arrays = _arrays(Path(folder) / f"{group}-{kernel}.npz", None)
             assert arrays is not None, "the baking process ended well but left no file"
@@ -153,13 +191,17 @@ def _bake(missing: list[tuple[Group, int]]) -> None:
             try:
                 path = _file(group, kernel)
             except cache.UnusableError as error:
-                cache.say_once(f"steerable bases are not kept ({error}); every process will sample them again")
+                cache.say_once(
+                    f"steerable bases are not kept ({error}); every process will sample them again"
+                )
             else:
                 _keep(path, arrays)
 
 
 def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write `arrays` to `path` at once or not at all; a folder that cannot be written costs time, not the result."""
+    """Write `arrays` to `path` at once or not at all; a folder that cannot be written costs time,
+    not the result.
+    """
     try:
         cache.make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -172,5 +214,9 @@ def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        warnings.warn(f"cannot keep steerable bases in {path.parent} ({error}); every process will sample them again. "
-                      "Set EQUISEARCH_CACHE to a folder that only you can write.", stacklevel=2)
+        warnings.warn(
+            f"cannot keep steerable bases in {path.parent} ({error}); every process will sample "
+            "them again. "
+            "Set EQUISEARCH_CACHE to a folder that only you can write.",
+            stacklevel=2,
+        )

@@ -1,14 +1,16 @@
-"""Filter parametrisations: few parameters -> the weight of an ordinary convolution that is equivariant by construction.
+"""Filter parametrisations: few parameters -> the weight of an ordinary convolution that is
+equivariant by construction.
 
 A group convolution between regular fields is an ordinary convolution whose weight satisfies
 
     weight[g @ o, g @ h] = weight[o, h] moved by g        for all g of the group, output element o and input element h
 
-(escnn's convention; channels are field-major, elements in the order of `Group.elements`). The row of the identity therefore
-determines all rows, which are made per pair of an outgoing and an incoming field:
+(escnn's convention; channels are field-major, elements in the order of `Group.elements`). The row
+of the identity therefore determines all rows, which are made per pair of an outgoing and an
+incoming field:
 
-free   the row itself is the parameter [|G_in|, k, k], moved by quarter turns and flips: any kernel size, no band limit
-basis  coefficients of escnn's sampled basis, any C_N and D_N
+free   the row itself is the parameter [|G_in|, k, k], moved by quarter turns and flips: any kernel
+size, no band limit basis  coefficients of escnn's sampled basis, any C_N and D_N
 
 An image channel is a scalar field: one channel that every element leaves in place.
 """
@@ -16,7 +18,7 @@ An image channel is a scalar field: one channel that every element leaves in pla
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,9 +34,9 @@ class Parametrisation:
     """How the filters between two fields are made from their parameters."""
 
     filters: Filters
-    group: Group        # of the outgoing regular fields, and of the incoming ones
-    kernel: int         # pixels
-    lifting: bool       # True: the incoming fields are scalar (an image's channels)
+    group: Group  # of the outgoing regular fields, and of the incoming ones
+    kernel: int  # pixels
+    lifting: bool  # True: the incoming fields are scalar (an image's channels)
 
     @property
     def incoming(self) -> int:
@@ -45,7 +47,7 @@ class Parametrisation:
     def size(self) -> int:
         """Parameters of a pair of fields."""
         if self.filters == "free":
-            return self.incoming * self.kernel ** 2
+            return self.incoming * self.kernel**2
         return len(basis(self.group, self.kernel, self.lifting).deviations)
 
     @property
@@ -54,27 +56,35 @@ class Parametrisation:
         return self.group.order, self.incoming, self.kernel, self.kernel
 
     def deviations(self, fields_in: int) -> Tensor:
-        """The standard deviations [size] of He's initialisation for a convolution from `fields_in` fields.
+        """The standard deviations [size] of He's initialisation for a convolution from `fields_in`
+        fields.
 
-        For the basis escnn's generalisation of it (`generalized_he_init`); for free filters He's own, arXiv:1502.01852.
+        For the basis escnn's generalisation of it (`generalized_he_init`); for free filters He's
+        own, arXiv:1502.01852.
         """
         if self.filters == "basis":
-            return basis(self.group, self.kernel, self.lifting).deviations / fields_in ** 0.5
+            return basis(self.group, self.kernel, self.lifting).deviations / fields_in**0.5
         return torch.full((self.size,), (2 / (fields_in * self.size)) ** 0.5)
 
     def constants(self) -> Tensor:
-        """What `expand` needs besides the parameters: for free filters the indices [2, entries] of every entry's parameter
-        and of every parameter's entries; otherwise the basis [size, entries]."""
+        """What `expand` needs besides the parameters: for free filters the indices [2, entries] of
+        every entry's parameter and of every parameter's entries; otherwise the basis [size,
+        entries].
+        """
         if self.filters == "free":
             sources = _sources(self)
             return torch.stack([sources, torch.argsort(sources, stable=True)])
         return basis(self.group, self.kernel, self.lifting).kernels.flatten(1)
 
 
-def expand(parameters: Tensor, parametrisation: Parametrisation, constants: Tensor, training: bool = True) -> Tensor:
-    """The filters [pairs, |G|, incoming, k, k] of the pairs of fields whose parameters are [pairs, size].
+def expand(
+    parameters: Tensor, parametrisation: Parametrisation, constants: Tensor, training: bool = True
+) -> Tensor:
+    """The filters [pairs, |G|, incoming, k, k] of the pairs of fields whose parameters are [pairs,
+    size].
 
-    Not `training`, every operation also has a forward-mode derivative and batching rules (torch.func).
+    Not `training`, every operation also has a forward-mode derivative and batching rules
+    (torch.func).
     """
     if parametrisation.filters == "basis":
         expanded = parameters @ constants
@@ -86,18 +96,21 @@ def expand(parameters: Tensor, parametrisation: Parametrisation, constants: Tens
 
 
 def arrange(filters: Tensor, fields_out: int) -> Tensor:
-    """Filters [pairs, |G|, incoming, k, k] as a convolution's weight [fields_out x |G|, fields_in x incoming, k, k]."""
+    """Filters [pairs, |G|, incoming, k, k] as a convolution's weight [fields_out x |G|, fields_in x
+    incoming, k, k].
+    """
     _, order, incoming, height, width = filters.shape
     by_field = filters.view(fields_out, -1, order, incoming, height, width)
     return by_field.transpose(1, 2).reshape(fields_out * order, -1, height, width)
 
 
-@lru_cache(maxsize=None)
+@cache
 def restricted_order(group: Group, subgroup: Group) -> tuple[int, ...]:
     """Where the channels of regular fields of `subgroup` lie in one regular field of `group`.
 
-    Seen from the subgroup, a field falls into |group| / |subgroup| fields: the cosets {h @ c for h in subgroup}, in the
-    order of their first elements; entry n is the channel of `group` that is channel n of these fields.
+    Seen from the subgroup, a field falls into |group| / |subgroup| fields: the cosets {h @ c for h
+    in subgroup}, in the order of their first elements; entry n is the channel of `group` that is
+    channel n of these fields.
     """
     order: list[int] = []
     for element in group.elements:
@@ -106,21 +119,31 @@ def restricted_order(group: Group, subgroup: Group) -> tuple[int, ...]:
     return tuple(order)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sources(parametrisation: Parametrisation) -> Tensor:
-    """For every entry of the expanded filters of a pair of fields, the free parameter that it is, flat [|G| x size]."""
-    row = torch.arange(parametrisation.size).view(1, parametrisation.incoming, parametrisation.kernel, parametrisation.kernel)
+    """For every entry of the expanded filters of a pair of fields, the free parameter that it is,
+    flat [|G| x size].
+    """
+    row = torch.arange(parametrisation.size).view(
+        1, parametrisation.incoming, parametrisation.kernel, parametrisation.kernel
+    )
     rows = []
     for element in parametrisation.group.elements:
         moved = act(row, element)
-        rows.append(moved if parametrisation.lifting else moved[:, list(permutation(parametrisation.group, element.inverse))])
+        rows.append(
+            moved
+            if parametrisation.lifting
+            else moved[:, list(permutation(parametrisation.group, element.inverse))]
+        )
     return torch.cat(rows).flatten()
 
 
 class _Gather(torch.autograd.Function):
-    """parameters.index_select(1, sources), where every parameter has equally many copies, listed in `copies`.
+    """parameters.index_select(1, sources), where every parameter has equally many copies, listed in
+    `copies`.
 
-    So the gradient is a gather and a sum: without the atomic additions of index_select's own, hence the same in every run.
+    So the gradient is a gather and a sum: without the atomic additions of index_select's own, hence
+    the same in every run.
     """
 
     @staticmethod

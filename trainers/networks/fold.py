@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,16 @@ from trainers.networks.plain import PlainNetwork
 
 
 def fold(network: Network) -> PlainNetwork:
-    """The network in evaluation as plain torch modules: filters expanded once, batch norms folded into weight and bias.
+    """The network in evaluation as plain torch modules: filters expanded once, batch norms folded
+    into weight and bias.
 
-    Same device and dtype, same outputs to rounding, its own copy of the weights. `description(network)` and the state dict are
-    all that `trainers/networks/plain.py`, which needs nothing but torch, takes to build it again.
+    Same device and dtype, same outputs to rounding, its own copy of the weights.
+    `description(network)` and the state dict are all that `trainers/networks/plain.py`, which needs
+    nothing but torch, takes to build it again.
     """
     reference = network.linear.weight
-    with torch.random.fork_rng(devices=[]):     # torch's modules draw initial weights from the global generator
+    # torch's modules draw initial weights from the global generator
+    with torch.random.fork_rng(devices=[]):
         folded = PlainNetwork(description(network)).to(reference)
     with torch.no_grad():
         weights = dict(zip(network.convolutions, network.weights()))
@@ -29,24 +32,34 @@ def fold(network: Network) -> PlainNetwork:
             module.weight.copy_(weights[convolution].double() * scale[:, None, None, None])
             module.bias.copy_(shift)
         folded.head.linear.load_state_dict(network.linear.state_dict())
-    # Weights in this layout lead torch to keep the maps in it too: 1.8 times as many images a second (2 cores, torch 2.15).
+    # Weights in this layout lead torch to keep the maps in it too: 1.8 times as many images a
+    # second (2 cores, torch 2.15).
     return folded.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def scoring(network: Network) -> PlainNetwork:
-    """The folded network to be run in this process: the same outputs to rounding, with convolutions in the Fourier basis where they are faster.
+    """The folded network to be run in this process: the same outputs to rounding, with convolutions
+    in the Fourier basis where they are faster.
 
     Its latency is not that of the network which a user exports.
     """
     folded = fold(network)
     for convolution, (parent, name) in zip(network.convolutions, _places(folded), strict=True):
         if convolution.source is not None:
-            setattr(parent, name, _FourierConvolution(getattr(parent, name), convolution.parametrisation.group, convolution.source))
+            setattr(
+                parent,
+                name,
+                _FourierConvolution(
+                    getattr(parent, name), convolution.parametrisation.group, convolution.source
+                ),
+            )
     return folded
 
 
 class _FourierConvolution(nn.Module):
-    """A Conv2d with bias between regular fields: scaling whole fields, as a folded norm does, keeps its weight equivariant."""
+    """A Conv2d with bias between regular fields: scaling whole fields, as a folded norm does, keeps
+    its weight equivariant.
+    """
 
     def __init__(self, conv: nn.Conv2d, group: Group, source: Group) -> None:
         super().__init__()
@@ -57,34 +70,61 @@ class _FourierConvolution(nn.Module):
         window = conv.stride[0], conv.padding[0], conv.dilation[0]
         if not fourier.suits(self.group, maps, conv.weight, *window):
             return conv(maps)
-        shared = fourier.transform(self.group, self.source, conv.in_channels, conv.out_channels, conv.kernel_size[0])
+        shared = fourier.transform(
+            self.group, self.source, conv.in_channels, conv.out_channels, conv.kernel_size[0]
+        )
         return fourier.convolve(maps, conv.weight, shared, *window, bias=conv.bias)
 
 
 def description(network: Network) -> dict[str, Any]:
-    """What `trainers.networks.plain.PlainNetwork` is built from: a dict of numbers and strings that JSON can hold."""
+    """What `trainers.networks.plain.PlainNetwork` is built from: a dict of numbers and strings that
+    JSON can hold.
+    """
     architecture, channels = network.architecture, network.channels
     stages = []
     for stage, blocks, step in zip(architecture.stages, network.stages, network.steps):
-        spec: Optional[dict] = None
+        spec: dict | None = None
         if isinstance(step, Block):
             spec = _convolution(step.convolutions[0])
         elif stage.subsampling is not None:
             spec = step_spec(stage.subsampling, stage.channels)
         stages.append({"blocks": [_block(block) for block in blocks], "step": spec})
-    head = {"kind": architecture.head, "order": network.order, "features": network.linear.in_features, "classes": network.classes}
-    return {"channels": channels, "size": list(architecture.size), "stages": stages, "head": head,
-            "entry": step_spec(architecture.entry, channels) if architecture.entry else None}
+    head = {
+        "kind": architecture.head,
+        "order": network.order,
+        "features": network.linear.in_features,
+        "classes": network.classes,
+    }
+    return {
+        "channels": channels,
+        "size": list(architecture.size),
+        "stages": stages,
+        "head": head,
+        "entry": step_spec(architecture.entry, channels) if architecture.entry else None,
+    }
 
 
 def _block(block: Block) -> dict[str, Any]:
-    skip = None if not block.residual else "identity" if block.skip is None else _convolution(block.skip)
+    skip = (
+        None
+        if not block.residual
+        else "identity"
+        if block.skip is None
+        else _convolution(block.skip)
+    )
     return {"convolutions": [_convolution(c) for c in block.convolutions], "skip": skip}
 
 
 def _convolution(convolution: Convolution) -> dict[str, Any]:
-    return {"in": convolution.channels_in, "out": convolution.fields * convolution.norm.order, "kernel": convolution.kernel,
-            "stride": convolution.stride, "padding": list(convolution.padding), "dilation": convolution.dilation, "mode": convolution.mode}
+    return {
+        "in": convolution.channels_in,
+        "out": convolution.fields * convolution.norm.order,
+        "kernel": convolution.kernel,
+        "stride": convolution.stride,
+        "padding": list(convolution.padding),
+        "dilation": convolution.dilation,
+        "mode": convolution.mode,
+    }
 
 
 def _convolutions(folded: PlainNetwork) -> list[nn.Conv2d]:
@@ -93,5 +133,9 @@ def _convolutions(folded: PlainNetwork) -> list[nn.Conv2d]:
 
 def _places(folded: PlainNetwork) -> list[tuple[nn.Module, str]]:
     """(parent, name in it) of each convolution, in their order."""
-    paths = [path.rpartition(".") for path, module in folded.named_modules() if isinstance(module, nn.Conv2d)]
+    paths = [
+        path.rpartition(".")
+        for path, module in folded.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
     return [(folded.get_submodule(parent), name) for parent, _, name in paths]

@@ -1,4 +1,5 @@
-"""The network that an architecture folds to, in nothing but torch: this file stands alone and may be copied.
+"""The network that an architecture folds to, in nothing but torch: this file stands alone and may
+be copied.
 
     network = PlainNetwork(json.load(open("network.json")))
     network.load_state_dict(torch.load("network.pt"))
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 BLUR_PIXELS = 5
-BLUR_SIGMA = {"blur": 0.66, "blurmax": 0.6}     # pixels, as in escnn's anti-aliased pooling layers
+BLUR_SIGMA = {"blur": 0.66, "blurmax": 0.6}  # pixels, as in escnn's anti-aliased pooling layers
 
 
 class Pad(nn.Module):
@@ -36,7 +37,9 @@ class Pad(nn.Module):
 
 
 class Subsample(nn.Module):
-    """A step without trained weights that changes the resolution: see `searchspace.architecture.Subsampling`."""
+    """A step without trained weights that changes the resolution: see
+    `searchspace.architecture.Subsampling`.
+    """
 
     def __init__(self, step):
         super().__init__()
@@ -45,7 +48,11 @@ class Subsample(nn.Module):
             offsets = torch.arange(BLUR_PIXELS, dtype=torch.float64) - BLUR_PIXELS // 2
             bell = torch.exp(-offsets.square() / (2 * BLUR_SIGMA[step["kind"]] ** 2))
             window = bell[:, None] * bell
-            self.register_buffer("window", (window / window.sum()).to(torch.get_default_dtype())[None, None], persistent=False)
+            self.register_buffer(
+                "window",
+                (window / window.sum()).to(torch.get_default_dtype())[None, None],
+                persistent=False,
+            )
 
     def forward(self, maps):
         """The maps in their new resolution, in the same dtype."""
@@ -56,7 +63,13 @@ class Subsample(nn.Module):
             if kind == "blurmax":
                 maps = F.max_pool2d(maps, 3, stride=1, padding=1)
             window = self.window.to(maps.dtype).expand(step["channels"], 1, -1, -1)
-            return F.conv2d(maps, window, stride=step["stride"], padding=step["padding"][0], groups=step["channels"])
+            return F.conv2d(
+                maps,
+                window,
+                stride=step["stride"],
+                padding=step["padding"][0],
+                groups=step["channels"],
+            )
         height, width = maps.shape[-2:]
         output = [step["output"] or -(-pixels // step["stride"]) for pixels in (height, width)]
         if kind == "adaptive":
@@ -67,50 +80,82 @@ class Subsample(nn.Module):
             if step["mode"] == "nearest":
                 return F.interpolate(maps, size=output)
             shrinks = output[0] < height or output[1] < width
-            return F.interpolate(maps, size=output, mode=step["mode"], antialias=shrinks, align_corners=False)
-        top, left = (output[0] - height) // 2, (output[1] - width) // 2     # crop: negative padding cuts
+            return F.interpolate(
+                maps, size=output, mode=step["mode"], antialias=shrinks, align_corners=False
+            )
+        # crop: negative padding cuts
+        top, left = (output[0] - height) // 2, (output[1] - width) // 2
         return F.pad(maps, (left, output[1] - width - left, top, output[0] - height - top))
 
     def _slide(self, maps):
         step = self.step
         (before, after), kernel, stride = step["padding"], step["kernel"], step["stride"]
-        halves = step["kind"] == "max" and (kernel, stride, before, after, step["ceil"]) == (2, 2, 0, 0, False)
+        halves = step["kind"] == "max" and (kernel, stride, before, after, step["ceil"]) == (
+            2,
+            2,
+            0,
+            0,
+            False,
+        )
         if halves and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _halved(maps)
         pool = F.max_pool2d if step["kind"] == "max" else F.avg_pool2d
         if before == after:
             return pool(maps, kernel, stride, padding=before, ceil_mode=step["ceil"])
         filler = float("-inf") if step["kind"] == "max" else 0.0
-        pooled = pool(F.pad(maps, (before, after, before, after), value=filler), kernel, stride, ceil_mode=step["ceil"])
+        pooled = pool(
+            F.pad(maps, (before, after, before, after), value=filler),
+            kernel,
+            stride,
+            ceil_mode=step["ceil"],
+        )
         # Rounding up, no window may start behind the image, as torch has it for equal padding.
         height, width = ((pixels + before - 1) // stride + 1 for pixels in maps.shape[-2:])
         return pooled[..., :height, :width]
 
 
 def _halved(maps):
-    """The maximum of every 2x2 pixels, twice as fast as torch's pooling, which also keeps its indices (torch 2.15, CPU)."""
+    """The maximum of every 2x2 pixels, twice as fast as torch's pooling, which also keeps its
+    indices (torch 2.15, CPU).
+    """
     height, width = (pixels // 2 * 2 for pixels in maps.shape[-2:])
     pairs = torch.maximum(maps[..., :height, 0:width:2], maps[..., :height, 1:width:2])
     return torch.maximum(pairs[..., 0::2, :], pairs[..., 1::2, :])
 
 
 def convolution(spec):
-    """A module with bias for one convolution: a Conv2d, after a Pad where Conv2d itself cannot pad so."""
+    """A module with bias for one convolution: a Conv2d, after a Pad where Conv2d itself cannot pad
+    so.
+    """
     before, after = spec["padding"]
     equal_zeros = before == after and spec["mode"] == "zeros"
-    conv = nn.Conv2d(spec["in"], spec["out"], spec["kernel"], stride=spec["stride"], dilation=spec["dilation"],
-                     padding=before if equal_zeros else 0)
+    conv = nn.Conv2d(
+        spec["in"],
+        spec["out"],
+        spec["kernel"],
+        stride=spec["stride"],
+        dilation=spec["dilation"],
+        padding=before if equal_zeros else 0,
+    )
     return conv if equal_zeros else nn.Sequential(Pad(spec["padding"], spec["mode"]), conv)
 
 
 class Block(nn.Module):
-    """A convolution and ReLU; or, with a skip connection, two convolutions whose sum with the skip passes the last ReLU."""
+    """A convolution and ReLU; or, with a skip connection, two convolutions whose sum with the skip
+    passes the last ReLU.
+    """
 
     def __init__(self, spec):
         super().__init__()
         self.convolutions = nn.ModuleList(convolution(c) for c in spec["convolutions"])
         self.residual = spec["skip"] is not None
-        self.skip = convolution(spec["skip"]) if isinstance(spec["skip"], dict) else nn.Identity() if self.residual else None
+        self.skip = (
+            convolution(spec["skip"])
+            if isinstance(spec["skip"], dict)
+            else nn.Identity()
+            if self.residual
+            else None
+        )
 
     def forward(self, maps):
         """The feature maps after the last ReLU."""
@@ -121,7 +166,9 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Spatial mean, then the maximum or mean over the channels of each field (or all channels), then a linear layer."""
+    """Spatial mean, then the maximum or mean over the channels of each field (or all channels),
+    then a linear layer.
+    """
 
     def __init__(self, spec):
         super().__init__()
@@ -138,7 +185,9 @@ class Head(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """The folded network of a description: Conv2d, ReLU, pooling, one Linear. For evaluation; it holds no batch norm."""
+    """The folded network of a description: Conv2d, ReLU, pooling, one Linear. For evaluation; it
+    holds no batch norm.
+    """
 
     def __init__(self, description):
         super().__init__()
@@ -148,7 +197,11 @@ class PlainNetwork(nn.Module):
             parts = [Block(block) for block in stage["blocks"]]
             if stage["step"]:
                 is_step = "kind" in stage["step"]
-                parts.append(Subsample(stage["step"]) if is_step else Block({"convolutions": [stage["step"]], "skip": None}))
+                parts.append(
+                    Subsample(stage["step"])
+                    if is_step
+                    else Block({"convolutions": [stage["step"]], "skip": None})
+                )
             self.stages.append(nn.Sequential(*parts))
         self.head = Head(description["head"])
 

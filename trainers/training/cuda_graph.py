@@ -1,14 +1,16 @@
-"""Training steps of small networks on a GPU without their launch overhead: captured in a CUDA graph and replayed.
+"""Training steps of small networks on a GPU without their launch overhead: captured in a CUDA graph
+and replayed.
 
-A step of a small network is some hundred kernels of a few microseconds each, and Python takes longer to launch one than the card to
-run it. A graph launches all of them at once.
+A step of a small network is some hundred kernels of a few microseconds each, and Python takes
+longer to launch one than the card to run it. A graph launches all of them at once.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +19,23 @@ from trainers.devices import wait
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 3                 # steps made one operation at a time before a capture, as torch.cuda.graph asks for
-FASTER = 0.95               # a replay must take less than this share of a step's time
-DIFFERENT = 0.05            # and change the network as the step does, up to this share of the change (bfloat16 and atomic sums vary)
+# steps made one operation at a time before a capture, as torch.cuda.graph asks for
+WARM_UP = 3
+FASTER = 0.95  # a replay must take less than this share of a step's time
+# and change the network as the step does, up to this share of the change (bfloat16 and atomic sums
+# vary)
+DIFFERENT = 0.05
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
 class Captured:
-    """A function of tensors, captured in a CUDA graph when it is made; a call copies its arguments into the graph's and replays it.
+    """A function of tensors, captured in a CUDA graph when it is made; a call copies its arguments
+    into the graph's and replays it.
 
-    The function must launch the same kernels for all arguments of these shapes and wait for none of them. What it returns are the
-    graph's own tensors, which the next call overwrites. Raises RuntimeError where it cannot be captured.
+    The function must launch the same kernels for all arguments of these shapes and wait for none of
+    them. What it returns are the graph's own tensors, which the next call overwrites. Raises
+    RuntimeError where it cannot be captured.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Tensor) -> None:
@@ -45,18 +52,35 @@ class Captured:
 
 
 class Steps:
-    """Training steps of one network; on a GPU those of full batches are captured after a few, if that proves right and faster.
+    """Training steps of one network; on a GPU those of full batches are captured after a few, if
+    that proves right and faster.
 
-    `step(pixels, labels)` makes one: loss, gradients, the optimizer's step; it returns the loss, detached. Proof is one step made both
-    ways from the same state: the loss and the change of the weights must agree. Whatever speaks against it, the steps go on as
-    before, with the reason in the log.
+    `step(pixels, labels)` makes one: loss, gradients, the optimizer's step; it returns the loss,
+    detached. Proof is one step made both ways from the same state: the loss and the change of the
+    weights must agree. Whatever speaks against it, the steps go on as before, with the reason in
+    the log.
     """
 
-    def __init__(self, step: Step, network: nn.Module, optimizer: torch.optim.Optimizer, full: int, *, capture: bool = True,
-                 captured: Callable[..., Captured] = Captured) -> None:
-        self._step, self._network, self._optimizer, self._full, self._make = step, network, optimizer, full, captured
-        self._captured: Optional[Captured] = None
-        self._open = capture and next(network.parameters()).device.type != "cpu"        # whether to try when the time has come
+    def __init__(
+        self,
+        step: Step,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        full: int,
+        *,
+        capture: bool = True,
+        captured: Callable[..., Captured] = Captured,
+    ) -> None:
+        self._step, self._network, self._optimizer, self._full, self._make = (
+            step,
+            network,
+            optimizer,
+            full,
+            captured,
+        )
+        self._captured: Captured | None = None
+        # whether to try when the time has come
+        self._open = capture and next(network.parameters()).device.type != "cpu"
         self._made = 0
 
     @property
@@ -65,7 +89,9 @@ class Steps:
         return self._captured is not None
 
     def __call__(self, pixels: Tensor, labels: Tensor, rate: float) -> Tensor:
-        """The loss of a batch [] after one step on it at learning rate `rate`; overwritten by the next call."""
+        """The loss of a batch [] after one step on it at learning rate `rate`; overwritten by the
+        next call.
+        """
         full = len(pixels) == self._full
         if full and self._open and self._made >= WARM_UP:
             self._open = False
@@ -87,28 +113,49 @@ class Steps:
         self._restore(kept)
         try:
             captured = self._capture(pixels, labels, rate)
-            captured(pixels, labels)        # the first replay also sends the graph to the card
+            captured(pixels, labels)  # the first replay also sends the graph to the card
             self._restore(kept)
             again, replayed = _timed(captured, pixels, labels)
-        except RuntimeError as error:       # among them what CUDA refuses to capture, and a card without memory for it
+        except (
+            RuntimeError
+        ) as error:  # among them what CUDA refuses to capture, and a card without memory for it
             self._restore(kept)
-            log.warning("training steps are not captured in a CUDA graph: %s", str(error).splitlines()[0])
+            log.warning(
+                "training steps are not captured in a CUDA graph: %s", str(error).splitlines()[0]
+            )
             return
         apart = max(self._apart(kept, after, self._state()), abs(float(again) / float(loss) - 1))
         self._restore(kept)
         if not apart < DIFFERENT:
-            log.warning("training steps are not captured in a CUDA graph: a replay differs from a step by %.2g of its change", apart)
+            log.warning(
+                "training steps are not captured in a CUDA graph: a replay differs from a step "
+                "by %.2g of its change",
+                apart,
+            )
         elif not replayed < FASTER * seconds:
-            log.info("training steps are not captured in a CUDA graph: it takes %.1f ms, a step %.1f ms", 1000 * replayed, 1000 * seconds)
+            log.info(
+                "training steps are not captured in a CUDA graph: it takes %.1f ms, a step %.1f ms",
+                1000 * replayed,
+                1000 * seconds,
+            )
         else:
-            log.info("training steps are replayed from a CUDA graph: %.1f ms each, were %.1f ms", 1000 * replayed, 1000 * seconds)
+            log.info(
+                "training steps are replayed from a CUDA graph: %.1f ms each, were %.1f ms",
+                1000 * replayed,
+                1000 * seconds,
+            )
             self._captured = captured
 
     def _capture(self, pixels: Tensor, labels: Tensor, rate: float) -> Captured:
-        """The captured step. The optimizer reads its rate from `_rate` in there, and is left as it was, for checkpoints and other batches."""
+        """The captured step. The optimizer reads its rate from `_rate` in there, and is left as it
+        was, for checkpoints and other batches.
+        """
         self._rate = torch.full((), rate, device=pixels.device)
         groups = self._optimizer.param_groups
-        before = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in groups]
+        before = [
+            {name: group[name] for name in ("lr", "capturable") if name in group}
+            for group in groups
+        ]
         for group in groups:
             group["lr"] = self._rate
             if "capturable" in group:
@@ -118,7 +165,7 @@ class Steps:
         finally:
             for group, values in zip(groups, before):
                 group.update(values)
-            self._optimizer.zero_grad(set_to_none=True)     # they lie in the graph's memory
+            self._optimizer.zero_grad(set_to_none=True)  # they lie in the graph's memory
 
     def _tensors(self) -> Iterator[Tensor]:
         """All that a step changes, the network's parameters and buffers first."""
@@ -137,10 +184,19 @@ class Steps:
             tensor.copy_(value)
 
     def _apart(self, before: list[Tensor], after: list[Tensor], replayed: list[Tensor]) -> float:
-        """How far the replay's parameters, or buffers, are from the step's, as a share of what the step changed."""
-        parameters, buffers = len(list(self._network.parameters())), len(list(self._network.buffers()))
+        """How far the replay's parameters, or buffers, are from the step's, as a share of what the
+        step changed.
+        """
+        parameters, buffers = (
+            len(list(self._network.parameters())),
+            len(list(self._network.buffers())),
+        )
         kinds = slice(parameters), slice(parameters, parameters + buffers)
-        return max(_distance(after[kind], replayed[kind]) / max(_distance(before[kind], after[kind]), 1e-12) for kind in kinds)
+        return max(
+            _distance(after[kind], replayed[kind])
+            / max(_distance(before[kind], after[kind]), 1e-12)
+            for kind in kinds
+        )
 
 
 def _timed(function: Step, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
@@ -154,4 +210,11 @@ def _timed(function: Step, pixels: Tensor, labels: Tensor) -> tuple[Tensor, floa
 
 def _distance(one: list[Tensor], other: list[Tensor]) -> float:
     """The Euclidean distance of floating-point tensors."""
-    return sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other) if a.is_floating_point()) ** 0.5
+    return (
+        sum(
+            float((a.double() - b.double()).square().sum())
+            for a, b in zip(one, other)
+            if a.is_floating_point()
+        )
+        ** 0.5
+    )

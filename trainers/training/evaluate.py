@@ -15,8 +15,8 @@ from searchspace.cost import cost
 from searchspace.groups import TRIVIAL, Group
 from trainers.data.augment import seen
 from trainers.data.datasets import Images, Splits, batch, normalise
-from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.accuracy import SymmetryAccuracy, predict, summarise
+from trainers.instruments.equivariance import equivariance_error
 from trainers.networks.fold import fold, scoring
 from trainers.networks.networks import Network
 from trainers.scores import Scores
@@ -24,15 +24,25 @@ from trainers.scores import Scores
 if TYPE_CHECKING:
     from trainers.training.train import Config
 
-ERROR_IMAGES = 64       # images that the equivariance error is measured on
-LATENCY_BATCH, LATENCY_BATCHES = 128, 3     # images per forward that the latency is taken from, and how many of them at most
+ERROR_IMAGES = 64  # images that the equivariance error is measured on
+# images per forward that the latency is taken from, and how many of them at most
+LATENCY_BATCH, LATENCY_BATCHES = 128, 3
 
 
-def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, images: "Images | None" = None) -> Scores:
-    """The scores of `network` after `epoch` epochs, on the validation images unless others are given.
+def evaluate(
+    network: Network,
+    splits: Splits,
+    config: Config,
+    *,
+    epoch: int,
+    images: Images | None = None,
+) -> Scores:
+    """The scores of `network` after `epoch` epochs, on the validation images unless others are
+    given.
 
-    The folded network is what is scored: that is what a user will run, and its latency is taken as it will run. Raises ValueError where the logits do not vary
-    over the images (a constant must not win) or a score is not finite.
+    The folded network is what is scored: that is what a user will run, and its latency is taken as
+    it will run. Raises ValueError where the logits do not vary over the images (a constant must not
+    win) or a score is not finite.
     """
     began = time.perf_counter()
     images = splits.validation if images is None else images
@@ -40,36 +50,60 @@ def evaluate(network: Network, splits: Splits, config: "Config", *, epoch: int, 
     normal = partial(normalise, mean=splits.mean, std=splits.std)
     scored = scoring(network)
     predictions = predict(scored, images.pixels, declared.elements, normalise=normal)
-    symmetry = summarise(predictions, images.labels, declared, seen(config.training.augment, declared))
+    symmetry = summarise(
+        predictions, images.labels, declared, seen(config.training.augment, declared)
+    )
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
-    errors = (0.0, 0.0) if declared == TRIVIAL else _errors(scored, network.architecture, images, declared, normal)
+    errors = (
+        (0.0, 0.0)
+        if declared == TRIVIAL
+        else _errors(scored, network.architecture, images, declared, normal)
+    )
     price = cost(network.architecture, splits.channels, len(splits.classes))
-    return Scores(epoch=epoch, accuracy=symmetry.accuracy.value, symmetry_accuracy=symmetry.mean.value,
-                  symmetry_accuracy_worst=symmetry.worst[1].value, symmetry_accuracy_exact=_value(symmetry, "exact"),
-                  symmetry_accuracy_interpolated=_value(symmetry, "interpolated"),
-                  equivariance_error=errors[0], equivariance_error_features=errors[1], loss=loss,
-                  params=price.params, macs=price.macs, latency=_latency(fold(network), images, normal),
-                  seconds=time.perf_counter() - began)
+    return Scores(
+        epoch=epoch,
+        accuracy=symmetry.accuracy.value,
+        symmetry_accuracy=symmetry.mean.value,
+        symmetry_accuracy_worst=symmetry.worst[1].value,
+        symmetry_accuracy_exact=_value(symmetry, "exact"),
+        symmetry_accuracy_interpolated=_value(symmetry, "interpolated"),
+        equivariance_error=errors[0],
+        equivariance_error_features=errors[1],
+        loss=loss,
+        params=price.params,
+        macs=price.macs,
+        latency=_latency(fold(network), images, normal),
+        seconds=time.perf_counter() - began,
+    )
 
 
-def _value(symmetry: SymmetryAccuracy, name: str) -> "float | None":
+def _value(symmetry: SymmetryAccuracy, name: str) -> float | None:
     share = getattr(symmetry, name)
     return None if share is None else share.value
 
 
-def _errors(folded: torch.nn.Module, architecture: Architecture, images: Images, declared: Group, normal) -> tuple[float, float]:
+def _errors(
+    folded: torch.nn.Module, architecture: Architecture, images: Images, declared: Group, normal
+) -> tuple[float, float]:
     few = images.pixels[:: max(1, len(images.pixels) // ERROR_IMAGES)][:ERROR_IMAGES]
-    fields = {f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)}
+    fields = {
+        f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)
+    }
     error = equivariance_error(folded, few, declared, fields=fields, normalise=normal)
     return error.logits.mean, error.features or 0.0
 
 
 @torch.no_grad()
 def _latency(folded: torch.nn.Module, images: Images, normal) -> float:
-    """Milliseconds per image of a forward pass from pixels to classes: the median over a few batches."""
+    """Milliseconds per image of a forward pass from pixels to classes: the median over a few
+    batches.
+    """
     times, device = [], next(folded.parameters()).device
-    for index in torch.arange(min(len(images.labels), LATENCY_BATCHES * LATENCY_BATCH), device=images.pixels.device).split(LATENCY_BATCH):
+    for index in torch.arange(
+        min(len(images.labels), LATENCY_BATCHES * LATENCY_BATCH), device=images.pixels.device
+    ).split(LATENCY_BATCH):
         began = time.perf_counter()
-        folded(normal(batch(images, index, device)[0])).argmax(1).cpu()        # which waits for a GPU
+        # which waits for a GPU
+        folded(normal(batch(images, index, device)[0])).argmax(1).cpu()
         times.append((time.perf_counter() - began) / len(index))
     return 1000 * median(times)

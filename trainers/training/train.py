@@ -1,7 +1,9 @@
-"""One architecture, trained up to an epoch: calling again goes on where the last call ended, bit for bit on the CPU.
+"""One architecture, trained up to an epoch: calling again goes on where the last call ended, bit
+for bit on the CPU.
 
-Every random number comes from a generator seeded by (seed, epoch), and the learning rate is a function of the step, so nothing
-but weights and optimizer state has to be kept. A checkpoint is written to a temporary name and moved into place after each epoch.
+Every random number comes from a generator seeded by (seed, epoch), and the learning rate is a
+function of the step, so nothing but weights and optimizer state has to be kept. A checkpoint is
+written to a temporary name and moved into place after each epoch.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -22,22 +25,26 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from trainers.data.augment import transform
-from trainers.training.cuda_graph import Steps
 from trainers.data.datasets import Splits, batch, load, normaliser
 from trainers.devices import pick_device, send
-from trainers.training.evaluate import evaluate
-from trainers.training.losses import draw, equivariance_loss, move, pooled, usable_elements
 from trainers.networks.networks import Network, build
 from trainers.networks.normalization import estimate_statistics
 from trainers.precision import autocast, resolve
 from trainers.scores import Scores
 from trainers.settings import Data, Symmetry, Training
+from trainers.training.cuda_graph import Steps
+from trainers.training.evaluate import evaluate
+from trainers.training.losses import draw, equivariance_loss, move, pooled, usable_elements
 
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
-WARM_UP = 0.3           # share of a onecycle schedule in which the learning rate rises (Smith & Topin 2017, torch's default)
-STATISTICS_IMAGES = 512     # for the batch norm statistics before an evaluation, at most half of an epoch's
-STEP_EVERY, STEP_FACTOR = 0.2, 0.5      # the step schedule halves every fifth (arXiv:2308.11316: every 10 of 50 epochs)
+# share of a onecycle schedule in which the learning rate rises (Smith & Topin 2017, torch's
+# default)
+WARM_UP = 0.3
+# for the batch norm statistics before an evaluation, at most half of an epoch's
+STATISTICS_IMAGES = 512
+# the step schedule halves every fifth (arXiv:2308.11316: every 10 of 50 epochs)
+STEP_EVERY, STEP_FACTOR = 0.2, 0.5
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,10 @@ class Config:
     data: Data
     training: Training
     symmetry: Symmetry
-    seed: int = 0                               # of weights, order and augmentation
-    learning_rate: Optional[float] = None       # None: the training's
-    batch_divisor: int = 1                      # parts that a batch is computed in, gradients summed: less memory, the same step size
+    seed: int = 0  # of weights, order and augmentation
+    learning_rate: float | None = None  # None: the training's
+    # parts that a batch is computed in, gradients summed: less memory, the same step size
+    batch_divisor: int = 1
 
     @property
     def peak_rate(self) -> float:
@@ -70,24 +78,38 @@ class Diverged(ValueError):
 class _State:
     network: Network
     optimizer: torch.optim.Optimizer
-    generator: torch.Generator = field(default_factory=torch.Generator)     # seeded anew for every epoch
-    steps: Optional[Steps] = None   # from the first epoch on
-    settled: bool = True            # whether batch norm has the statistics of the present weights
-    epoch: int = 0                  # epochs done
-    seconds: float = 0.0            # of all calls
+    # seeded anew for every epoch
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    steps: Steps | None = None  # from the first epoch on
+    settled: bool = True  # whether batch norm has the statistics of the present weights
+    epoch: int = 0  # epochs done
+    seconds: float = 0.0  # of all calls
     history: tuple[dict[str, float], ...] = ()
 
 
-def train(architecture: Architecture, config: Config, directory: Path, until_epoch: int, *, splits: Optional[Splits] = None,
-          on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None) -> Scores:
-    """The scores of `architecture` after training up to `until_epoch` (from 1 to the training's epochs).
+def train(
+    architecture: Architecture,
+    config: Config,
+    directory: Path,
+    until_epoch: int,
+    *,
+    splits: Splits | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
+) -> Scores:
+    """The scores of `architecture` after training up to `until_epoch` (from 1 to the training's
+    epochs).
 
-    Goes on from the checkpoint in `directory`, if there is one, and leaves one there after each epoch. `splits` are loaded from
-    `config.data` unless given. `on_epoch(epoch, row)` is called after each epoch's checkpoint; what it raises ends the training there.
-    Raises Diverged if the loss is not finite, ValueError if the checkpoint belongs to another training, OSError if it cannot be written.
+    Goes on from the checkpoint in `directory`, if there is one, and leaves one there after each
+    epoch. `splits` are loaded from `config.data` unless given. `on_epoch(epoch, row)` is called
+    after each epoch's checkpoint; what it raises ends the training there. Raises Diverged if the
+    loss is not finite, ValueError if the checkpoint belongs to another training, OSError if it
+    cannot be written.
     """
     if not 1 <= until_epoch <= config.training.epochs:
-        raise ValueError(f"asked to train until epoch {until_epoch}; the training has epochs 1 to {config.training.epochs}")
+        raise ValueError(
+            f"asked to train until epoch {until_epoch}; the training has epochs 1 to "
+            f"{config.training.epochs}"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     splits = load(config.data, architecture.size) if splits is None else splits
     state = start(architecture, config, directory, splits)
@@ -95,17 +117,22 @@ def train(architecture: Architecture, config: Config, directory: Path, until_epo
     splits = splits if device.type == "cpu" else on_device(splits, device)
     while state.epoch < until_epoch:
         began = time.perf_counter()
-        loss = train_epoch(state, architecture, config, splits, settle=state.epoch + 1 == until_epoch)
+        loss = train_epoch(
+            state, architecture, config, splits, settle=state.epoch + 1 == until_epoch
+        )
         state.epoch += 1
         state.seconds += time.perf_counter() - began
         row = {"epoch": state.epoch, "train_loss": loss, "seconds": state.seconds}
         state.history += (row,)
         if not math.isfinite(loss):
-            raise Diverged(f"the training loss is {loss} in epoch {state.epoch} at learning rate {config.peak_rate:g}; try a lower learning rate")
+            raise Diverged(
+                f"the training loss is {loss} in epoch {state.epoch} at learning rate "
+                f"{config.peak_rate:g}; try a lower learning rate"
+            )
         save(state, _fingerprint(architecture, config), directory)
         on_epoch(state.epoch, row)
     began = time.perf_counter()
-    if not state.settled:       # it had been stopped here on the way to a later epoch
+    if not state.settled:  # it had been stopped here on the way to a later epoch
         _settle(state, config, splits, _order(state, config, splits, state.epoch - 1))
     scores = evaluate(state.network, splits, config, epoch=state.epoch)
     return replace(scores, seconds=state.seconds + time.perf_counter() - began)
@@ -114,17 +141,27 @@ def train(architecture: Architecture, config: Config, directory: Path, until_epo
 def start(architecture: Architecture, config: Config, directory: Path, splits: Splits) -> _State:
     """The state of the training in `directory`: that of its checkpoint, or a new network."""
     device = pick_device(config.training.device)
-    network = build(architecture, channels=splits.channels, classes=len(splits.classes), seed=config.seed).to(device)
+    network = build(
+        architecture, channels=splits.channels, classes=len(splits.classes), seed=config.seed
+    ).to(device)
     state = _State(network, _optimizer(network, config))
-    for name in (CHECKPOINT, PREVIOUS):         # the previous one serves if the last was torn by a crash of the machine
+    # the previous one serves if the last was torn by a crash of the machine
+    for name in (CHECKPOINT, PREVIOUS):
         saved = _read(directory / name, device)
         if saved is None:
             continue
         if saved["fingerprint"] != _fingerprint(architecture, config):
-            raise ValueError(f"{directory / name} belongs to another training; give an empty directory. It holds {saved['fingerprint']}")
+            raise ValueError(
+                f"{directory / name} belongs to another training; give an empty directory. It "
+                f"holds {saved['fingerprint']}"
+            )
         network.load_state_dict(saved["network"])
         state.optimizer.load_state_dict(saved["optimizer"])
-        state.epoch, state.seconds, state.history = saved["epoch"], saved["seconds"], tuple(saved["history"])
+        state.epoch, state.seconds, state.history = (
+            saved["epoch"],
+            saved["seconds"],
+            tuple(saved["history"]),
+        )
         state.settled = saved.get("settled", True)
         break
     return state
@@ -133,9 +170,17 @@ def start(architecture: Architecture, config: Config, directory: Path, splits: S
 def save(state: _State, fingerprint: str, directory: Path) -> None:
     """Writes the checkpoint so that at every moment one whole checkpoint lies in `directory`."""
     temporary, current = directory / f"{CHECKPOINT}.new", directory / CHECKPOINT
-    content = {"fingerprint": fingerprint, "network": state.network.state_dict(), "optimizer": state.optimizer.state_dict(),
-               "epoch": state.epoch, "settled": state.settled, "seconds": state.seconds, "history": list(state.history)}
-    whole = io.BytesIO()        # torch's own writer reports a full disk as RuntimeError, or ends the process
+    content = {
+        "fingerprint": fingerprint,
+        "network": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "epoch": state.epoch,
+        "settled": state.settled,
+        "seconds": state.seconds,
+        "history": list(state.history),
+    }
+    # torch's own writer reports a full disk as RuntimeError, or ends the process
+    whole = io.BytesIO()
     try:
         torch.save(content, whole)
         with open(temporary, "wb") as file:
@@ -144,33 +189,54 @@ def save(state: _State, fingerprint: str, directory: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"the checkpoint of epoch {state.epoch} could not be written to {directory}: {error}; "
-                      "free some space, then resume: nothing before this epoch is lost") from error
+        raise OSError(
+            f"the checkpoint of epoch {state.epoch} could not be written to {directory}: {error}; "
+            "free some space, then resume: nothing before this epoch is lost"
+        ) from error
     if current.exists():
         os.replace(current, directory / PREVIOUS)
     os.replace(temporary, current)
 
 
-def _read(path: Path, device: torch.device) -> Optional[dict[str, Any]]:
+def _read(path: Path, device: torch.device) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         return None
-    except Exception:       # torn: a zip file cut anywhere fails in many ways
+    except Exception:  # torn: a zip file cut anywhere fails in many ways
         return None
 
 
 def _fingerprint(architecture: Architecture, config: Config) -> str:
     training = config.training.model_dump(mode="json", exclude={"device", "cuda_graphs"})
-    data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})      # where the data lies may change
-    return json.dumps({"architecture": str(architecture), "seed": config.seed, "learning_rate": config.peak_rate,
-                       "training": training, "data": data, "group": config.symmetry.group}, sort_keys=True)
+    # where the data lies may change
+    data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})
+    return json.dumps(
+        {
+            "architecture": str(architecture),
+            "seed": config.seed,
+            "learning_rate": config.peak_rate,
+            "training": training,
+            "data": data,
+            "group": config.symmetry.group,
+        },
+        sort_keys=True,
+    )
 
 
-def train_epoch(state: _State, architecture: Architecture, config: Config, splits: Splits, *, settle: bool = True) -> float:
-    """Trains the state's next epoch and returns the mean training loss, equivariance loss included, nats.
+def train_epoch(
+    state: _State,
+    architecture: Architecture,
+    config: Config,
+    splits: Splits,
+    *,
+    settle: bool = True,
+) -> float:
+    """Trains the state's next epoch and returns the mean training loss, equivariance loss included,
+    nats.
 
-    With `settle` the network is fit to be evaluated: it has batch norm statistics of its present weights, not lagging averages.
+    With `settle` the network is fit to be evaluated: it has batch norm statistics of its present
+    weights, not lagging averages.
     """
     training, network = config.training, state.network
     device = next(network.parameters()).device
@@ -181,12 +247,16 @@ def train_epoch(state: _State, architecture: Architecture, config: Config, split
         state.steps = _steps(state, architecture, config, splits)
     network.train()
     total = torch.zeros((), device=device)
-    for step, chosen in enumerate(send(order, splits.train.pixels.device).split(training.batch_size)):
-        if len(chosen) < 2:         # batch norm needs two
+    for step, chosen in enumerate(
+        send(order, splits.train.pixels.device).split(training.batch_size)
+    ):
+        if len(chosen) < 2:  # batch norm needs two
             break
         pixels, labels = batch(splits.train, chosen, device)
         pixels = transform(pixels, training.augment, config.group, state.generator)
-        rate = rate_at(training, config.peak_rate, state.epoch * steps + step, training.epochs * steps)
+        rate = rate_at(
+            training, config.peak_rate, state.epoch * steps + step, training.epochs * steps
+        )
         total.add_(state.steps(pixels, labels, rate), alpha=len(chosen))
     state.settled = False
     if settle:
@@ -196,7 +266,9 @@ def train_epoch(state: _State, architecture: Architecture, config: Config, split
 
 def _order(state: _State, config: Config, splits: Splits, epoch: int) -> Tensor:
     """The order of the training images in an epoch; seeds the state's generator for it."""
-    return torch.randperm(len(splits.train.labels), generator=state.generator.manual_seed(seed_of(config.seed, epoch)))
+    return torch.randperm(
+        len(splits.train.labels), generator=state.generator.manual_seed(seed_of(config.seed, epoch))
+    )
 
 
 def _steps(state: _State, architecture: Architecture, config: Config, splits: Splits) -> Steps:
@@ -204,44 +276,73 @@ def _steps(state: _State, architecture: Architecture, config: Config, splits: Sp
     training, network, optimizer = config.training, state.network, state.optimizer
     device = next(network.parameters()).device
     precision = resolve(training.precision, device)
-    elements = usable_elements(config.group, architecture.size) if architecture.loss.kind != "none" else ()
+    elements = (
+        usable_elements(config.group, architecture.size) if architecture.loss.kind != "none" else ()
+    )
     normal = normaliser(splits.mean, splits.std, device)
     full = min(training.batch_size, len(splits.train.labels))
 
     def step(pixels: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        total, size = torch.zeros((), device=device), max(2, -(-len(pixels) // config.batch_divisor))
+        total, size = (
+            torch.zeros((), device=device),
+            max(2, -(-len(pixels) // config.batch_divisor)),
+        )
         for images, classes in zip(pixels.split(size), labels.split(size)):
             if len(images) < 2:
                 continue
             with autocast(precision, device):
-                loss = training_loss(network, architecture, config, images, classes, normal, elements, state.generator)
+                loss = training_loss(
+                    network,
+                    architecture,
+                    config,
+                    images,
+                    classes,
+                    normal,
+                    elements,
+                    state.generator,
+                )
             share = len(images) / len(pixels)
             (loss * share).backward()
             total.add_(loss.detach(), alpha=share)
         optimizer.step()
         return total
 
-    # In a graph every image of the loss's part of a batch keeps its element; there must be room for all of them.
-    capture = training.cuda_graphs and config.batch_divisor == 1 and len(elements) <= equivariance_images(config.training, full)
+    # In a graph every image of the loss's part of a batch keeps its element; there must be room for
+    # all of them.
+    capture = (
+        training.cuda_graphs
+        and config.batch_divisor == 1
+        and len(elements) <= equivariance_images(config.training, full)
+    )
     return Steps(step, network, optimizer, full, capture=capture)
 
 
 def _settle(state: _State, config: Config, splits: Splits, order: Tensor) -> None:
-    """Gives the network the batch norm statistics of its present weights, on the first images of an epoch.
+    """Gives the network the batch norm statistics of its present weights, on the first images of an
+    epoch.
 
-    It is what makes scores at rungs comparable: after 3 of 9 epochs (1,000 MNIST images, onecycle, two seeds) an exact C4 network had 21 and
-    54 % with running averages and 42 and 54 % with these, a plain one 57 and 42 % and 80 and 63 %.
+    It is what makes scores at rungs comparable: after 3 of 9 epochs (1,000 MNIST images, onecycle,
+    two seeds) an exact C4 network had 21 and 54 % with running averages and 42 and 54 % with these,
+    a plain one 57 and 42 % and 80 and 63 %.
     """
     training, network = config.training, state.network
     device = next(network.parameters()).device
-    precision, normal = resolve(training.precision, device), normaliser(splits.mean, splits.std, device)
-    chosen = order[:max(2, min(STATISTICS_IMAGES, len(order) // 2))]
+    precision, normal = (
+        resolve(training.precision, device),
+        normaliser(splits.mean, splits.std, device),
+    )
+    chosen = order[: max(2, min(STATISTICS_IMAGES, len(order) // 2))]
 
     def batches() -> Iterator[Tensor]:
         for part in chosen.split(max(2, training.batch_size // config.batch_divisor)):
             if len(part) > 1:
-                pixels = transform(batch(splits.train, send(part, splits.train.pixels.device), device)[0], training.augment, config.group, state.generator)
+                pixels = transform(
+                    batch(splits.train, send(part, splits.train.pixels.device), device)[0],
+                    training.augment,
+                    config.group,
+                    state.generator,
+                )
                 yield normal(pixels)
 
     with autocast(precision, device):
@@ -249,12 +350,21 @@ def _settle(state: _State, config: Config, splits: Splits, order: Tensor) -> Non
     state.settled = True
 
 
-def training_loss(network: Network, architecture: Architecture, config: Config, pixels: Tensor, labels: Tensor, normal: Callable[[Tensor], Tensor],
-                  elements: tuple, generator: torch.Generator) -> Tensor:
-    """The loss of a batch: cross entropy of images in 0..1 [B, C, H, W], plus the architecture's equivariance loss.
+def training_loss(
+    network: Network,
+    architecture: Architecture,
+    config: Config,
+    pixels: Tensor,
+    labels: Tensor,
+    normal: Callable[[Tensor], Tensor],
+    elements: tuple,
+    generator: torch.Generator,
+) -> Tensor:
+    """The loss of a batch: cross entropy of images in 0..1 [B, C, H, W], plus the architecture's
+    equivariance loss.
 
-    `normal` normalises images. The equivariance loss is measured on the first `equivariance_batch` of the batch, under `elements`
-    drawn from `generator`.
+    `normal` normalises images. The equivariance loss is measured on the first `equivariance_batch`
+    of the batch, under `elements` drawn from `generator`.
     """
     if architecture.loss.kind == "none":
         logits = network(normal(pixels))
@@ -263,10 +373,16 @@ def training_loss(network: Network, architecture: Architecture, config: Config, 
     parts = draw(elements, size, generator)
     together = torch.cat([pixels, move(pixels[:size], parts)])
     kind = architecture.loss.kind
-    logits, stages = network.forward_with_parts(normal(together), slice(size), slice(count, None),
-                                                block=pooled(kind, config.group))
-    penalty = equivariance_loss(kind, config.group, parts, *zip(*stages), logits[count:], labels[:size])
-    return functional.cross_entropy(logits[:count].float(), labels) + architecture.loss.weight * penalty
+    logits, stages = network.forward_with_parts(
+        normal(together), slice(size), slice(count, None), block=pooled(kind, config.group)
+    )
+    penalty = equivariance_loss(
+        kind, config.group, parts, *zip(*stages), logits[count:], labels[:size]
+    )
+    return (
+        functional.cross_entropy(logits[:count].float(), labels)
+        + architecture.loss.weight * penalty
+    )
 
 
 def equivariance_images(training: Training, count: int) -> int:
@@ -275,7 +391,9 @@ def equivariance_images(training: Training, count: int) -> int:
 
 
 def rate_at(training: Training, peak: float, step: int, total: int) -> float:
-    """The learning rate of `step` (from 0) of `total`: a pure function, so that resuming needs no scheduler state."""
+    """The learning rate of `step` (from 0) of `total`: a pure function, so that resuming needs no
+    scheduler state.
+    """
     share = step / max(1, total)
     if training.schedule == "constant":
         return peak
@@ -293,7 +411,13 @@ def _optimizer(network: Network, config: Config) -> torch.optim.Optimizer:
     training, rate = config.training, config.peak_rate
     parameters = list(network.parameters())
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=training.momentum, weight_decay=training.weight_decay, fused=True)
+        return torch.optim.SGD(
+            parameters,
+            rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
     kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, rate, weight_decay=training.weight_decay, fused=True)
 
@@ -301,7 +425,7 @@ def _optimizer(network: Network, config: Config) -> torch.optim.Optimizer:
 def seed_of(*numbers: int) -> int:
     """One 63-bit seed from several numbers; different numbers give unrelated seeds."""
     state = 0x9E3779B97F4A7C15
-    for number in numbers:      # splitmix64
+    for number in numbers:  # splitmix64
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -311,6 +435,8 @@ def seed_of(*numbers: int) -> int:
 
 def on_device(splits: Splits, device: torch.device) -> Splits:
     """The splits with their training and validation images on `device`, moved once."""
+
     def moved(images):
         return replace(images, pixels=images.pixels.to(device), labels=images.labels.to(device))
+
     return replace(splits, train=moved(splits.train), validation=moved(splits.validation))

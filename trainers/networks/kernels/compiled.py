@@ -1,8 +1,10 @@
-"""C code of this package, compiled on the machine that runs it and kept in the cache; without a compiler there is none.
+"""C code of this package, compiled on the machine that runs it and kept in the cache; without a
+compiler there is none.
 
-A file's name holds all that its content depends on (sources, compiler, flags, processor), so that machines may share a cache; it
-appears by renaming, and may be deleted at any time. The compiler writes to a private folder, from which this process loads; from
-the cache it loads the descriptor of a file that no other user can have written, and that says it is what its name says (`KEY`).
+A file's name holds all that its content depends on (sources, compiler, flags, processor), so that
+machines may share a cache; it appears by renaming, and may be deleted at any time. The compiler
+writes to a private folder, from which this process loads; from the cache it loads the descriptor of
+a file that no other user can have written, and that says it is what its name says (`KEY`).
 `EQUISEARCH_COMPILE=0` compiles and loads nothing.
 """
 
@@ -17,31 +19,34 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Optional
+from typing import BinaryIO
 
 from trainers.cache import acquire, directory, make_folder, open_own, say_once
 
-FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")    # vectorised by hand: gcc's own attempts cost a third
-OFF = ("0", "off", "no", "false")       # values of EQUISEARCH_COMPILE; any other leaves it on
-PATIENCE = 120.0        # seconds for a compiler, which takes about 4
-WAIT = PATIENCE + 10    # seconds for another process that compiles the same
+# vectorised by hand: gcc's own attempts cost a third
+FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")
+OFF = ("0", "off", "no", "false")  # values of EQUISEARCH_COMPILE; any other leaves it on
+PATIENCE = 120.0  # seconds for a compiler, which takes about 4
+WAIT = PATIENCE + 10  # seconds for another process that compiles the same
 KEY = "equisearch_key"  # the symbol of each library that holds its file's name, without the ending
-DESCRIPTORS = Path("/proc/self/fd")     # where Linux opens what a descriptor stands for
+DESCRIPTORS = Path("/proc/self/fd")  # where Linux opens what a descriptor stands for
 
 
 class NotCompiled(Exception):
     """Why there is no compiled code, in one sentence."""
 
 
-@lru_cache(maxsize=None)
-def compiler() -> Optional[tuple[str, ...]]:
-    """The command of the C compiler: `$CC`, else `cc`, `gcc` or `clang` on the path; None without one."""
+@cache
+def compiler() -> tuple[str, ...] | None:
+    """The command of the C compiler: `$CC`, else `cc`, `gcc` or `clang` on the path; None without
+    one.
+    """
     for command in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
         try:
             words = shlex.split(command)
-        except ValueError:      # a quote that does not end
+        except ValueError:  # a quote that does not end
             continue
         if words and (path := shutil.which(words[0])):
             return path, *words[1:]
@@ -49,7 +54,9 @@ def compiler() -> Optional[tuple[str, ...]]:
 
 
 def load(source: Path) -> ctypes.CDLL:
-    """The library made from a C file and the header of the same name, if there is one. Raises NotCompiled where it cannot be made or loaded."""
+    """The library made from a C file and the header of the same name, if there is one. Raises
+    NotCompiled where it cannot be made or loaded.
+    """
     asked = os.environ.get("EQUISEARCH_COMPILE", "1")
     if asked.strip().lower() in OFF:
         raise NotCompiled(f"EQUISEARCH_COMPILE={asked} turns it off")
@@ -62,9 +69,12 @@ def load(source: Path) -> ctypes.CDLL:
         if library := _opened(path):
             return library
         make_folder(path.parent)
-        lock = acquire(path, WAIT)          # others that start at once wait for the first
+        lock = acquire(path, WAIT)  # others that start at once wait for the first
     except OSError as error:
-        say_once(f"compiled code is not kept, because the cache cannot be used ({error}); every process compiles it again")
+        say_once(
+            f"compiled code is not kept, because the cache cannot be used ({error}); every "
+            "process compiles it again"
+        )
         return _made(source, command, name, None)
     try:
         return _opened(path) or _made(source, command, name, path)
@@ -77,7 +87,11 @@ def _key(source: Path, command: tuple[str, ...]) -> str:
     for file in filter(Path.exists, (source, source.with_suffix(".h"))):
         digest.update(file.read_bytes())
     about = Path(command[0]).resolve().stat()
-    digest.update(repr((command, about.st_size, about.st_mtime_ns, FLAGS, platform.machine(), _processor())).encode())
+    digest.update(
+        repr(
+            (command, about.st_size, about.st_mtime_ns, FLAGS, platform.machine(), _processor())
+        ).encode()
+    )
     return digest.hexdigest()[:32]
 
 
@@ -87,11 +101,17 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")))
+    return "\n".join(
+        line
+        for line in lines
+        if line.startswith(("vendor_id", "cpu family", "model", "flags", "Features", "CPU part"))
+    )
 
 
-def _opened(path: Path) -> Optional[ctypes.CDLL]:
-    """The library in a cached file; None for one that is missing, torn, another than its name says, or not ours (`open_own`)."""
+def _opened(path: Path) -> ctypes.CDLL | None:
+    """The library in a cached file; None for one that is missing, torn, another than its name says,
+    or not ours (`open_own`).
+    """
     file = open_own(path)
     if file is None:
         return None
@@ -105,7 +125,8 @@ def _opened(path: Path) -> Optional[ctypes.CDLL]:
 def _loaded(file: BinaryIO) -> ctypes.CDLL:
     """The library in an open file, whatever its name stands for by now. Raises OSError."""
     if DESCRIPTORS.is_dir():
-        kept = os.dup(file.fileno())    # never closed: a later file of that number would be taken for this one
+        # never closed: a later file of that number would be taken for this one
+        kept = os.dup(file.fileno())
         try:
             return ctypes.CDLL(str(DESCRIPTORS / str(kept)))
         except OSError:
@@ -125,8 +146,10 @@ def _named(library: ctypes.CDLL) -> str:
         return ""
 
 
-def _made(source: Path, command: tuple[str, ...], name: str, keep: Optional[Path]) -> ctypes.CDLL:
-    """The library, compiled and loaded in a private folder, with a copy in the file `keep`. Raises NotCompiled."""
+def _made(source: Path, command: tuple[str, ...], name: str, keep: Path | None) -> ctypes.CDLL:
+    """The library, compiled and loaded in a private folder, with a copy in the file `keep`. Raises
+    NotCompiled.
+    """
     try:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / name
@@ -135,7 +158,7 @@ def _made(source: Path, command: tuple[str, ...], name: str, keep: Optional[Path
                 _keep(made.read_bytes(), keep)
             try:
                 return ctypes.CDLL(str(made))
-            except OSError:             # nothing may be run from the temporary folder; perhaps from the cache
+            except OSError:  # nothing may be run from the temporary folder; perhaps from the cache
                 if keep is None or (library := _opened(keep)) is None:
                     raise
                 return library
@@ -148,16 +171,28 @@ def _compile(source: Path, command: tuple[str, ...], path: Path) -> None:
     key = path.with_suffix(".key.c")
     key.write_text(f'const char *const {KEY} = "{path.stem}";\n')
     try:
-        done = subprocess.run([*command, *FLAGS, str(source), str(key), "-o", str(path)], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=PATIENCE)
+        done = subprocess.run(
+            [*command, *FLAGS, str(source), str(key), "-o", str(path)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=PATIENCE,
+        )
     except subprocess.TimeoutExpired:
-        raise NotCompiled(f"{command[0]} took more than {PATIENCE:.0f} s to compile {source.name}") from None
+        raise NotCompiled(
+            f"{command[0]} took more than {PATIENCE:.0f} s to compile {source.name}"
+        ) from None
     if done.returncode:
-        raise NotCompiled(f"{command[0]} could not compile {source.name}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise NotCompiled(
+            f"{command[0]} could not compile {source.name}: "
+            f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
 
 
 def _keep(content: bytes, path: Path) -> None:
-    """Writes the cached file at once or not at all, for this user only; where it cannot, it says so once."""
+    """Writes the cached file at once or not at all, for this user only; where it cannot, it says so
+    once.
+    """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
@@ -168,5 +203,8 @@ def _keep(content: bytes, path: Path) -> None:
             with suppress(OSError):
                 os.unlink(temporary)
     except OSError as error:
-        say_once(f"compiled code cannot be kept in {path.parent} ({error.strerror}); every process compiles it again. "
-                 "Set EQUISEARCH_CACHE to a folder that only you can write")
+        say_once(
+            f"compiled code cannot be kept in {path.parent} ({error.strerror}); every process "
+            "compiles it again. "
+            "Set EQUISEARCH_CACHE to a folder that only you can write"
+        )

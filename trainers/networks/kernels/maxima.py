@@ -1,11 +1,12 @@
-"""Maxima over blocks of channels, by which equivariance losses compare what does not depend on the group: in one pass, backwards in place."""
+"""Maxima over blocks of channels, by which equivariance losses compare what does not depend on the
+group: in one pass, backwards in place.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -20,45 +21,64 @@ def of_parts(maps: Tensor, parts: tuple[slice, ...], block: int) -> tuple[Tensor
 
 
 def block_maxima(maps: Tensor, block: int) -> Tensor:
-    """The maximum over consecutive blocks of `block` channels [B, ceil(C / block), H, W]; a last smaller block is one by itself."""
+    """The maximum over consecutive blocks of `block` channels [B, ceil(C / block), H, W]; a last
+    smaller block is one by itself.
+    """
     return _over_blocks(maps, block)[0]
 
 
 def _over_blocks(maps: Tensor, block: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(the maxima, where they lie in the whole blocks and in a last smaller one: [B, H, W, blocks, 1] each)."""
+    """(the maxima, where they lie in the whole blocks and in a last smaller one: [B, H, W, blocks,
+    1] each).
+    """
     if block == 1:
         return maps.clone(), ()
     found = [_maxima(blocks) for blocks in _blocks_of(maps, block)]
     values = [values.squeeze(-1) for values, _ in found]
-    return (values[0] if len(values) == 1 else torch.cat(values, -1)).permute(0, 3, 1, 2), tuple(places for _, places in found)
+    return (values[0] if len(values) == 1 else torch.cat(values, -1)).permute(0, 3, 1, 2), tuple(
+        places for _, places in found
+    )
 
 
 def _blocks_of(maps: Tensor, block: int) -> list[Tensor]:
-    """Views [B, H, W, blocks, channels of one] of the whole blocks, and of a last smaller one; of channels-last maps, a block lies together."""
+    """Views [B, H, W, blocks, channels of one] of the whole blocks, and of a last smaller one; of
+    channels-last maps, a block lies together.
+    """
     channels, rest = maps.permute(0, 2, 3, 1), maps.shape[1] % block
     parts = channels.split([maps.shape[1] - rest, rest], -1) if rest else (channels,)
-    return [part.unflatten(-1, (-1, min(block, part.shape[-1]))) for part in parts if part.shape[-1]]
+    return [
+        part.unflatten(-1, (-1, min(block, part.shape[-1]))) for part in parts if part.shape[-1]
+    ]
 
 
 def _maxima(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """blocks.max(-1, keepdim=True); on a CPU by compiled code, which takes a quarter of the time. Not for what is differentiated: see `_Parts`."""
+    """blocks.max(-1, keepdim=True); on a CPU by compiled code, which takes a quarter of the time.
+    Not for what is differentiated: see `_Parts`.
+    """
     differentiated = blocks.requires_grad and torch.is_grad_enabled()
-    suits = blocks.device.type == "cpu" and blocks.dtype == torch.float32 and blocks.is_contiguous() and not differentiated
+    suits = (
+        blocks.device.type == "cpu"
+        and blocks.dtype == torch.float32
+        and blocks.is_contiguous()
+        and not differentiated
+    )
     code = library() if suits else None
     if code is None:
         return blocks.max(-1, keepdim=True)
     values = torch.empty(*blocks.shape[:-1], 1)
     places = torch.empty(values.shape, dtype=torch.int64)
-    code.block_maxima(blocks.shape[-1], values.numel(), blocks.data_ptr(), values.data_ptr(), places.data_ptr())
+    code.block_maxima(
+        blocks.shape[-1], values.numel(), blocks.data_ptr(), values.data_ptr(), places.data_ptr()
+    )
     return values, places
 
 
-@lru_cache(maxsize=None)
-def library() -> Optional[ctypes.CDLL]:
+@cache
+def library() -> ctypes.CDLL | None:
     """The compiled code; None where there is none, or where it does not find torch's maxima."""
     try:
         code = compiled.load(Path(__file__).with_suffix(".c"))
-    except compiled.NotCompiled:        # `trainers.networks.kernels.fourier` says why
+    except compiled.NotCompiled:  # `trainers.networks.kernels.fourier` says why
         return None
     code.block_maxima.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
     for block in (2, 3, 4, 8, 16):
@@ -74,8 +94,9 @@ def library() -> Optional[ctypes.CDLL]:
 class _Parts(torch.autograd.Function):
     """The maps themselves, and the block maxima of these parts of them along the batch.
 
-    The gradient of a part is added in place where it belongs: the gradients of a slice and of a maximum would fill maps with zeros and
-    add them, for every part. The maps' own gradient comes from the next layer of the network, which hands it to nobody else.
+    The gradient of a part is added in place where it belongs: the gradients of a slice and of a
+    maximum would fill maps with zeros and add them, for every part. The maps' own gradient comes
+    from the next layer of the network, which hands it to nobody else.
     """
 
     @staticmethod
@@ -89,7 +110,8 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *of_parts):
-        grad = grad.contiguous(memory_format=torch.channels_last)       # maps that were averaged have one gradient for all places, which must become many
+        # maps that were averaged have one gradient for all places, which must become many
+        grad = grad.contiguous(memory_format=torch.channels_last)
         places = iter(ctx.saved_tensors)
         for part, added in zip(ctx.parts, of_parts):
             if ctx.block == 1:
@@ -100,6 +122,8 @@ class _Parts(torch.autograd.Function):
             for blocks in _blocks_of(grad[part], ctx.block):
                 where, stop = next(places), start + blocks.shape[3]
                 if added is not None:
-                    blocks.scatter_add_(-1, where, added[:, start:stop].permute(0, 2, 3, 1).unsqueeze(-1))
+                    blocks.scatter_add_(
+                        -1, where, added[:, start:stop].permute(0, 2, 3, 1).unsqueeze(-1)
+                    )
                 start = stop
         return grad, None, None

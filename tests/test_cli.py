@@ -263,8 +263,8 @@ def test_debug_shows_the_traceback(run):
 
 def test_commands_that_only_read_import_nothing_heavy(study):
     code = (
-        "import sys; sys.argv = ['equisearch', 'front', sys.argv[1]]\nfrom studies import "
-        "cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+        "import sys; sys.argv = ['equisearch', 'front', sys.argv[1]]\nfrom studies.cli import "
+        "main\ntry: main.main()\nexcept SystemExit: pass\n"
         "print(sorted(m for m in ('torch', 'optuna', 'ray', 'escnn', 'numpy') if m in "
         "sys.modules), file=sys.stderr)"
     )
@@ -278,22 +278,31 @@ def test_commands_that_only_read_import_nothing_heavy(study):
     assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
 
 
+def test_help_shows_the_whole_sentence_of_every_command_once_under_its_heading(run, monkeypatch):
+    from studies.cli.app import PANELS, app
+
+    commands = {
+        (c.name or c.callback.__name__): " ".join(c.callback.__doc__.split())
+        for c in app.registered_commands
+    }
+    for columns in ("60", "100", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        found = run("--help").out
+        assert "..." not in found.partition("Options:")[2]
+        assert max(map(len, found.splitlines())) <= int(columns)
+        headings = re.findall(r"^(\S.*):$", found, re.MULTILINE)
+        assert headings == ["Options", *PANELS]
+        listed = re.findall(r"^ {2}([a-z]+) ", found.partition(f"{PANELS[0]}:")[2], re.MULTILINE)
+        assert sorted(listed) == sorted(commands)
+        words = " ".join(found.split())
+        assert [name for name, sentence in commands.items() if sentence not in words] == []
+
+
 def test_every_command_has_help(run):
-    names = re.findall(r"^ {2}(\w+) ", run("--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert {
-        "start",
-        "resume",
-        "status",
-        "trials",
-        "front",
-        "show",
-        "export",
-        "check",
-        "train",
-        "presets",
-        "doctor",
-    } <= set(names)
-    for name in names:
+    from studies.cli.app import app
+
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
         found = run(name, "--help")
         assert found.status == 0 and len(found.out.splitlines()) > 5, name
 

@@ -1,12 +1,47 @@
-"""The one application that commands register with."""
+"""The one application that commands register with, and how its help lists them."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+
+# Headings of `equisearch --help`, in their order; a command names its own as `rich_help_panel`.
+SEARCH = "Search"
+LOOK = "Look at a study"
+MODELS = "Models and data"
+SET_UP = "Set-up"
+BENCHMARKS = "Benchmarks"
+PANELS = (SEARCH, LOOK, MODELS, SET_UP, BENCHMARKS)
+HELP_WIDTH = 100  # columns that help takes at most
+
+
+class GroupedCommands(TyperGroup):
+    """The commands under their headings, each with its whole sentence, wrapped to the terminal."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes one section per heading; typer's own list cuts sentences at the line's end."""
+        sections: dict[str, list[tuple[str, str]]] = {panel: [] for panel in PANELS}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                panel = getattr(command, "rich_help_panel", None) or SET_UP
+                sections[panel].append((name, " ".join((command.help or "").split())))
+        widest = max(len(name) for rows in sections.values() for name, _ in rows)
+        for panel, rows in sections.items():
+            if rows:
+                with formatter.section(panel):
+                    formatter.write_dl([(name.ljust(widest), text) for name, text in rows])
+
 
 app = typer.Typer(
     name="equisearch",
+    cls=GroupedCommands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": HELP_WIDTH},
     help="Search for the right amount of equivariance. --debug with any command shows tracebacks.",
 )

@@ -175,7 +175,8 @@ def _reachable(listeners: Sequence[Sequence[Any]], closed: bool) -> Finding:
     """What `listeners`, (address, port) each, let in: bad where Ray asks for no token."""
     interfaces = sorted({_interface(address) for address, _ in listeners})
     ports = ", ".join(str(port) for _, port in listeners)
-    found = f"on {' and '.join(interfaces)}, TCP ports {ports} in this run; {'a token is' if closed else 'NO token is'} required"
+    token = "a token is" if closed else "NO token is"
+    found = f"on {' and '.join(interfaces)}, TCP ports {ports} in this run; {token} required"
     if not closed:
         return Finding(
             "Ray listens",

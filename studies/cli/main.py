@@ -28,8 +28,8 @@ def main() -> None:
     sys.exit(status)
 
 
-def _status(debug: bool) -> int | None:
-    """Runs the command in sys.argv and returns its exit status; what went wrong is said on stderr."""
+def _status(debug: bool) -> int | str | None:
+    """Runs the command in sys.argv and returns its exit status; errors are explained on stderr."""
     try:
         status = app(prog_name="equisearch", standalone_mode=False)
         sys.stdout.flush()

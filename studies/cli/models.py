@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studies.cli.app import app
+from studies.cli.app import BENCHMARKS, MODELS, app
 from studies.cli.options import (
     Directory,
     FormatOption,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from studies.results.retrain import Job
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def check(
     architecture: Annotated[
         str,
@@ -68,7 +68,7 @@ def check(
     print_json(found.as_dict()) if format is Format.json else print(found.text())
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def train(
     study: StudyName,
     architecture: Annotated[
@@ -114,7 +114,7 @@ def train(
     print_json(result) if format is Format.json else print("\n".join(train_lines(result)))
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def probe(
     study: StudyName,
     images: Annotated[int, typer.Option(min=40, help="Images that are looked at.")] = 2000,
@@ -141,7 +141,7 @@ def probe(
     print_json(found.as_dict()) if format is Format.json else print(found.text())
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def measure(
     model: Annotated[
         str,
@@ -189,7 +189,7 @@ def measure(
     print_json(found.as_dict()) if format is Format.json else print(found.text())
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def retrain(
     directory: Directory,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
@@ -239,7 +239,7 @@ def retrain(
     print_rows([retraining.plain(row) for row in rows], format, columns, cells)
 
 
-@app.command()
+@app.command(rich_help_panel=BENCHMARKS)
 def reproduce(
     directory: Annotated[
         Path,
@@ -298,7 +298,7 @@ def reproduce(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def export(
     directory: Directory,
     trial: Trial,
@@ -327,7 +327,7 @@ def export(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def verify(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studies.cli.app import app
+from studies.cli.app import LOOK, SEARCH, app
 from studies.cli.options import (
     Address,
     Directory,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from studies.search.driver import SearchDriver
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH)
 def start(
     study: StudyName,
     directory: Directory,
@@ -98,7 +98,7 @@ def start(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH)
 def resume(
     directory: Directory,
     trials: Trials = None,
@@ -109,7 +109,7 @@ def resume(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Goes on with the study in DIR; more trials, another timeout or other resources may be given."""
+    """Continues the study in DIR; trials, timeout and resources may be changed."""
     from studies import config
     from studies.journal.directory import read_study
     from studies.journal.trust import require
@@ -128,7 +128,7 @@ def resume(
     _drive(lambda: SearchDriver.open(directory, revised, trusted=True), directory, quiet)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def status(directory: Directory, format: FormatOption = Format.table) -> None:
     """Prints how the study in DIR stands."""
     from studies.results import tables as views
@@ -139,7 +139,7 @@ def status(directory: Directory, format: FormatOption = Format.table) -> None:
     print_lines(views.status_lines(found))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def trials(directory: Directory, format: FormatOption = Format.table) -> None:
     """Lists every trial of the study in DIR."""
     from studies.results import tables as views
@@ -148,7 +148,7 @@ def trials(directory: Directory, format: FormatOption = Format.table) -> None:
     print_rows(rows, format, columns, cells, f"{directory} has no trials yet")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def front(
     directory: Directory,
     figure: Annotated[
@@ -175,7 +175,7 @@ def front(
         scatter.save_figure(found, study.objectives, figure)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     directory: Directory,
     out: Annotated[
@@ -193,7 +193,7 @@ def report(
     print(write_report(directory, out))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def show(directory: Directory, trial: Trial, format: FormatOption = Format.table) -> None:
     """Prints everything about one trial: its scores at every rung, its exactness, its files."""
     from studies.results import tables as views
@@ -210,7 +210,7 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
         print(examine(record.architecture, study.symmetry.group).text())
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def dashboard(
     directory: Directory,
     host: Annotated[
@@ -246,7 +246,7 @@ def _loopback(host: str) -> bool:
         return False
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH)
 def repair(directory: Directory) -> None:
     """Puts a damaged study directory back into a state that `resume` takes; keeps a copy of what it
     cuts.

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from studies.cli.app import app
+from studies.cli.app import SET_UP, app
 from studies.cli.options import FormatOption
 from studies.output import Format, note, print_json, print_rows, print_table
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def presets(
     name: Annotated[
         str | None,
@@ -48,7 +48,7 @@ def presets(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def doctor(format: FormatOption = Format.table) -> None:
     """Examines this installation: versions, pairs that break each other, GPU, a Ray task; where Ray
     listens; each finding with its remedy.

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from studies.cli.app import app
+from studies.cli.app import BENCHMARKS, app
 from studies.cli.options import FormatOption, Settings, StudyName, Workers, pairs, resources
 from studies.output import Column, Format, note, print_json, print_table
 
 
-@app.command()
+@app.command(rich_help_panel=BENCHMARKS)
 def record(
     study: StudyName,
     file: Annotated[
@@ -58,7 +58,7 @@ def record(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=BENCHMARKS)
 def replay(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A table made by `record`.", show_default=False)

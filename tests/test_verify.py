@@ -334,6 +334,15 @@ def places(value, path=()):
             yield from places(inner, (*path, key))
 
 
+def test_each_key_that_an_export_writes_has_its_type(copied):
+    whole = manifest_of(copied)
+    for key in whole:
+        for value in (None, 3.5):
+            write_manifest(copied, {**whole, key: value})
+            with pytest.raises(ValueError, match=f"is damaged.*{key}"):
+                verify(copied)
+
+
 def test_a_manifest_with_odd_values_ends_in_one_sentence_or_findings(copied):
     """No value anywhere in a manifest brings another error than ValueError in one line."""
     whole, refused = manifest_of(copied), 0

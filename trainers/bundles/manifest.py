@@ -109,7 +109,7 @@ class Manifest(_Part):
     family: str = ""
     group: str = "C1"
     output: dict[str, Any] = {}
-    normalisation: Normalisation | None = Field(default_factory=lambda: None)
+    normalisation: Normalisation = Normalisation(mean=(), std=())
     data: dict[str, Any] = {}
     training: dict[str, Any] = {}
     scores: dict[str, float | None] = {}

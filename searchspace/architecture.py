@@ -285,6 +285,12 @@ class Architecture:
     def __repr__(self) -> str:
         return f"Architecture.parse({str(self)!r})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text form and a drawing of the sizes along the network."""
+        from searchspace.drawing import architecture_html
+
+        return architecture_html(self)
+
     @property
     def group(self) -> Group:
         """The group of the last stage: the one under which features are built to be equivariant

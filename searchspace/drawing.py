@@ -1,13 +1,15 @@
-"""A verdict drawn for the terminal: sizes along the network, where the grid shifts, and which
-elements are left after each stage.
+"""A verdict drawn for the terminal and as HTML: sizes along the network, where the grid shifts, and
+which elements are left after each stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 from typing import NamedTuple
 
-from searchspace.exactness import AXES, Verdict, shift_text
+from searchspace.architecture import Architecture
+from searchspace.exactness import AXES, Verdict, places, shift_text, verdict
 from searchspace.geometry import Layer
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, isomorphic_name, largest_subgroup
@@ -18,6 +20,10 @@ BLOCKS = {True: "#", False: "█"}
 FOLD = {True: ":", False: "⋮"}
 SHIFT = {True: "!", False: "✗"}
 RULE = {True: "-", False: "─"}
+# of the drawing in HTML, pixels
+TALLEST, COLUMN, MARGIN = 110, 58, 6
+# fill of a stage's bar: all elements of the group survive in it, some do, only the identity does
+FILLS = {"all": "#3f8f5f", "some": "#d9a441", "none": "#9aa0a6"}
 
 
 class _Row(NamedTuple):
@@ -27,9 +33,10 @@ class _Row(NamedTuple):
     size: tuple[int, int]
     notes: tuple[str, ...]  # shifted windows
     left: str
+    survives: str = "none"  # a key of FILLS
 
     def like(self, other: _Row) -> bool:
-        return self[2:] == other[2:] and self.group == other.group
+        return self[1:] == other[1:]
 
 
 def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
@@ -62,11 +69,73 @@ def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
     return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines)
 
 
+def architecture_html(architecture: Architecture) -> str:
+    """The text form above a drawing of the sizes along the network, as HTML that needs no script
+    and no other file. Colours say what survives of the group that the network is built with.
+    """
+    text = f"<code>{escape(str(architecture))}</code>"
+    return f"<div>{text}<br>\n{_svg(verdict(architecture))}</div>"
+
+
+def verdict_html(verdict: Verdict) -> str:
+    """The verdict in a sentence, the drawing, and where each element that does not survive is lost,
+    as HTML that needs no script and no other file.
+    """
+    group, kept = verdict.group, " ".join(map(str, verdict.surviving))
+    if verdict.exact:
+        answer = f"exact under {group}"
+    else:
+        answer = (
+            f"not exact under {group}: {len(verdict.surviving)} of {group.order} elements "
+            f"survive ({kept})"
+        )
+    rows = "".join(
+        f"<tr><td>{escape(str(element))}</td><td>{escape('; '.join(places(breaks)))}</td></tr>\n"
+        for element, breaks in verdict.losses
+        if breaks
+    )
+    lost = f"<table>\n<tr><th>lost</th><th>where</th></tr>\n{rows}</table>" if rows else ""
+    text = f"<code>{escape(str(verdict.architecture))}</code>"
+    return f"<div>{text}<br>\n{escape(answer)}<br>\n{_svg(verdict)}{lost}</div>"
+
+
+def _svg(verdict: Verdict) -> str:
+    """A bar per stage, as high as its map is wide, with its group and pixels; the stage's text
+    and its shifted windows stand in the tooltip.
+    """
+    rows = _folded(list(_rows(verdict)))
+    longest = max(max(row.size) for row in rows)
+    width, height = COLUMN * len(rows) + MARGIN, TALLEST + 34
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" font-family="monospace" font-size="11">'
+    ]
+    for place, row in enumerate(rows):
+        middle = MARGIN + place * COLUMN + COLUMN // 2
+        if not row.text:
+            parts.append(f'<text x="{middle}" y="{TALLEST // 2}">...</text>')
+            continue
+        bar = max(2, round(max(row.size) / longest * (TALLEST - 14)))
+        title = escape("; ".join([f"{row.stage}: {row.text}", f"left: {row.left}", *row.notes]))
+        mark = SHIFT[True] if row.notes else ""
+        parts.append(
+            f'<g><title>{title}</title><rect x="{middle - 14}" y="{TALLEST - bar}" width="28" '
+            f'height="{bar}" fill="{FILLS[row.survives]}"/>'
+            f'<g text-anchor="middle"><text x="{middle}" y="{TALLEST - bar - 3}">{mark}</text>'
+            f'<text x="{middle}" y="{TALLEST + 14}">{_pixels(row.size)} px</text>'
+            f'<text x="{middle}" y="{TALLEST + 28}">{escape(row.group or row.stage)}</text>'
+            "</g></g>"
+        )
+    return "\n".join([*parts, "</svg>"])
+
+
 def _rows(verdict: Verdict) -> Iterable[_Row]:
     architecture = verdict.architecture
     left, group = verdict.after_stages, architecture.stages[0].group
     after_entry = architecture.layers[0].size_out if architecture.entry else architecture.size
-    yield _Row("image", "", "-", architecture.size, (), _named(verdict.group.elements, verdict))
+    yield _Row(
+        "image", "", "-", architecture.size, (), _named(verdict.group.elements, verdict), "all"
+    )
     if architecture.entry is not None:
         yield _Row(
             "entry",
@@ -75,6 +144,7 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
             after_entry,
             _notes(architecture.layers, 0),
             _named(left[0], verdict),
+            _survives(left[0], verdict),
         )
     for number, (stage, size, elements) in enumerate(
         zip(architecture.stages, architecture.sizes, left[1:]), start=1
@@ -86,9 +156,19 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
             size,
             _notes(architecture.layers, number),
             _named(elements, verdict),
+            _survives(elements, verdict),
         )
         group = stage.group
     assert group == architecture.group
+
+
+def _survives(elements: tuple[Element, ...], verdict: Verdict) -> str:
+    """A key of FILLS: whether the elements are all of the verdict's group, some, or only the
+    identity.
+    """
+    if len(elements) == verdict.group.order:
+        return "all"
+    return "some" if len(elements) > 1 else "none"
 
 
 def _notes(layers: Iterable[Layer], stage: int) -> tuple[str, ...]:

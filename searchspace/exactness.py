@@ -81,6 +81,12 @@ class Verdict:
     # the quarter turns and flips that the windows leave exact, built in or not
     kept: frozenset[Element]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, a drawing, and where elements are lost."""
+        from searchspace.drawing import verdict_html
+
+        return verdict_html(self)
+
     @property
     def surviving(self) -> tuple[Element, ...]:
         """The elements under which the features are exactly equivariant, in the group's order;

@@ -1,12 +1,17 @@
-"""HTML in which every text is escaped, since nothing else can be put into it."""
+"""HTML in which every text is escaped, since nothing else can be put into it; tables and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from studies.output import Column
 from studies.terminal import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Html(str):
@@ -14,8 +19,8 @@ class Html(str):
 
 
 def html(template: str, *values: Any) -> Html:
-    """The template, a literal of the program, with `{}` for each value; values that are no `Html`
-    are escaped.
+    """The template, a literal of the program, with `{}` for each value; a value that is not `Html`
+    is escaped.
     """
     return Html(
         template.format(
@@ -25,5 +30,41 @@ def html(template: str, *values: Any) -> Html:
 
 
 def joined(parts: Iterable[Any], between: str = "\n") -> Html:
-    """The parts one after the other; those that are no `Html` are escaped."""
+    """The parts one after the other; those that are not `Html` are escaped."""
     return Html(between.join(html("{}", part) for part in parts))
+
+
+def table_html(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Html:
+    """A table; cells of right-aligned columns have the class `right`."""
+
+    def row(tag: str, texts: Sequence[str]) -> Html:
+        right = html("<{0} class=right>", tag), html("<{0}>", tag)
+        return html(
+            "<tr>{}</tr>",
+            joined(
+                (
+                    html("{}{}</{}>", right[not c.right], text, tag)
+                    for c, text in zip(columns, texts)
+                ),
+                "",
+            ),
+        )
+
+    return html(
+        "<table>\n{}\n</table>",
+        joined(
+            [row("th", [column.title for column in columns]), *(row("td", line) for line in cells)]
+        ),
+    )
+
+
+def svg_html(figure: Figure) -> Html:
+    """The figure as an element of a page; matplotlib escapes the texts in it."""
+    import matplotlib
+
+    # text stays text; equal figures are equal
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "equisearch"}):
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return Html(text[text.index("<svg") :])

@@ -61,18 +61,19 @@ def print_rows(
 
 
 def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
-    flat = [_flat(row) for row in rows]
+    flat = [flattened(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
 
 
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The row with the values of inner mappings under dotted keys, and lists as one text."""
     found: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{name}."))
+            found.update(flattened(value, f"{prefix}{name}."))
         else:
             found[prefix + name] = (
                 " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -28,7 +28,6 @@ from studies.cli.options import (
 from studies.output import Format, note, print_json, print_lines, print_rows, print_table
 
 if TYPE_CHECKING:
-    from studies.config import Study
     from studies.search.driver import SearchDriver
 
 
@@ -61,10 +60,8 @@ def start(
 ) -> None:
     """Starts the search of STUDY in the new directory DIR, and prints its front."""
     from studies import config
-    from studies.errors import ExistsError
-    from studies.journal.directory import STUDY
     from studies.search.warm_start import read_architectures
-    from studies.workers.executors import require_cluster
+    from studies.workers.launch import new_driver
 
     overrides = {
         "search.trials": trials,
@@ -74,25 +71,9 @@ def start(
         **pairs(settings),
     }
     chosen = config.load(study, overrides)
-    if (directory / STUDY).exists():
-        raise ExistsError(
-            f"{directory} already holds a study; go on with `equisearch resume {directory}`, or "
-            "choose another directory"
-        )
-    require_cluster(chosen.resources)  # before anything is created
-    first = [*(read_architectures(enqueue) if enqueue else ()), *chosen.search.first]
-    channels, classes = look_at_data(chosen)
-    from studies.search.driver import SearchDriver
-
+    first = read_architectures(enqueue) if enqueue else ()
     _drive(
-        lambda: SearchDriver.create(
-            directory,
-            chosen,
-            channels=channels,
-            classes=classes,
-            enqueue=first,
-            warm_start=warm_start,
-        ),
+        lambda: new_driver(chosen, directory, enqueue=first, warm_start=warm_start, note=note),
         directory,
         quiet,
     )
@@ -255,22 +236,6 @@ def repair(directory: Directory) -> None:
 
     done = mend(directory)
     print_lines(done or [f"nothing was wrong with {directory}"])
-
-
-def look_at_data(study: Study) -> tuple[int, int]:
-    """(channels, classes) of the study's images: bad data is told before anything is created."""
-    from trainers.data.datasets import load
-
-    size = study.space.pixels[0]
-    splits = load(study.data, (size, size))
-    for skipped in splits.skipped[:5]:
-        note(f"skipped: {skipped}")
-    note(
-        f"data: {len(splits.train.labels)} training and {len(splits.validation.labels)} "
-        "validation images, "
-        f"{splits.channels} channels, {len(splits.classes)} classes"
-    )
-    return splits.channels, len(splits.classes)
 
 
 def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> None:

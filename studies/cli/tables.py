@@ -30,12 +30,12 @@ def record(
     `replay`.
     """
     from studies import config
-    from studies.cli.search import look_at_data
     from studies.replays import record as recording
     from studies.results.retrain import default_workers
+    from studies.workers.launch import read_data
 
     chosen = config.load(study, pairs(settings))
-    channels, classes = look_at_data(chosen)
+    channels, classes = read_data(chosen, note)
     asked = resources(workers, None, None)["resources.workers"]
 
     def tell(done: int, total: int, entry: recording.Entry) -> None:

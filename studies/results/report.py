@@ -4,7 +4,6 @@ ray.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from studies.errors import StudyError
 from studies.journal.directory import VERSIONS, write_whole
 from studies.journal.reader import Record
 from studies.markup import Html, html, joined
+from studies.markup import svg_html as _svg
+from studies.markup import table_html as _table
 from studies.output import Column, is_number, percent
 from studies.pareto import dominates, front_volume, signed
 from studies.results import front_plot as scatter
@@ -240,40 +241,6 @@ def _setting(directory: Path, study: Study) -> Iterable[Html]:
             "<details><summary>Versions</summary><pre>{}</pre></details>",
             versions.read_text(encoding="utf-8", errors="replace"),
         )
-
-
-def _table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Html:
-    def row(tag: str, texts: Sequence[str]) -> Html:
-        right = html("<{0} class=right>", tag), html("<{0}>", tag)
-        return html(
-            "<tr>{}</tr>",
-            joined(
-                (
-                    html("{}{}</{}>", right[not c.right], text, tag)
-                    for c, text in zip(columns, texts)
-                ),
-                "",
-            ),
-        )
-
-    return html(
-        "<table>\n{}\n</table>",
-        joined(
-            [row("th", [column.title for column in columns]), *(row("td", line) for line in cells)]
-        ),
-    )
-
-
-def _svg(figure: Figure) -> Html:
-    """The figure as an element of the page; matplotlib escapes the texts in it."""
-    import matplotlib
-
-    # text stays text; equal figures are equal
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "equisearch"}):
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return Html(text[text.index("<svg") :])
 
 
 def _natural(text: str) -> tuple:

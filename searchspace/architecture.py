@@ -1,17 +1,16 @@
 """The central value: an `Architecture` says which network is built, fully explicit, immutable and
 with a text form.
 
-    >>> a = Architecture.parse("28px: 10k3@C4, 10k3 max2/2, 10k4p0 loss=layerwise:0.1")
+    >>> a = Architecture.parse("28px: 10k3@C4, 10k3 max2/2, 10k4p0")
     >>> str(a.group), a.sizes, Architecture.parse(str(a)) == a
     ('C4', ((28, 28), (14, 14), (11, 11)), True)
 
 The text form is described in `searchspace.grammar`; sizes and remainders come from
-`searchspace.geometry`.
+`searchspace.geometry`. How an architecture is trained is a `searchspace.recipe.Recipe`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -26,10 +25,9 @@ ResizeMode = Literal["bilinear", "bicubic", "nearest"]
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
 Head = Literal["group_max", "group_mean", "none"]
 Filters = Literal["free", "basis"]
-LossKind = Literal["none", "layerwise", "latent", "label"]
 
-SUBSAMPLING_KINDS, RESIZE_MODES, PADDING_MODES, HEADS, FILTERS, LOSS_KINDS = map(
-    get_args, (SubsamplingKind, ResizeMode, PaddingMode, Head, Filters, LossKind)
+SUBSAMPLING_KINDS, RESIZE_MODES, PADDING_MODES, HEADS, FILTERS = map(
+    get_args, (SubsamplingKind, ResizeMode, PaddingMode, Head, Filters)
 )
 # of an axis of the input: positions are looked at one by one where remainders do not decide
 MOST_PIXELS = 16384
@@ -174,30 +172,6 @@ class Stage:
         return self.dilation * (self.kernel - 1)
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The equivariance loss added to the cross entropy, `weight` times; its group is the declared
-    symmetry of the study.
-    """
-
-    kind: LossKind = "none"
-    weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        _choice(self.kind, LOSS_KINDS, "the equivariance loss")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(
-                f"the weight of the equivariance loss is {self.weight}; it must be finite and "
-                "not negative"
-            )
-        if (self.kind == "none") != (self.weight == 0):
-            object.__setattr__(self, "kind", "none")
-            object.__setattr__(self, "weight", 0.0)
-
-
-NO_LOSS = Loss()
-
-
 @dataclass(frozen=True, repr=False)
 class Architecture:
     """The full description of one network, without its weights.
@@ -213,7 +187,6 @@ class Architecture:
     stages: tuple[Stage, ...]
     head: Head = "group_max"
     filters: Filters = "free"
-    loss: Loss = NO_LOSS
     entry: Subsampling | None = None
     # all that have a window, in order, with sizes and remainders
     layers: tuple[Layer, ...] = field(init=False, compare=False)
@@ -272,10 +245,13 @@ class Architecture:
     def parse(cls, text: str) -> Architecture:
         """The architecture that `text` describes (`searchspace.grammar`). Raises ValueError that
         names the part in error.
-        """
-        from searchspace.grammar import parse_architecture
 
-        return parse_architecture(text)
+        Options of a recipe (`loss=`, `learning_rate=`) may stand behind it, as in the text of a
+        candidate: they are checked and left out.
+        """
+        from searchspace.grammar import parse_candidate
+
+        return parse_candidate(text).architecture
 
     def __str__(self) -> str:
         from searchspace.grammar import format_architecture

@@ -11,11 +11,11 @@ from searchspace.architecture import Architecture, Stage, Subsampling
 from searchspace.groups import TRIVIAL
 
 
-def canonical(architecture: Architecture) -> Architecture:
+def canonical(architecture: Architecture, *, keep_repeats: bool = False) -> Architecture:
     """The simplest architecture that builds the same network; equal networks by description have
     equal canonical forms.
 
-    Repeats are written out (where no layerwise loss counts stages), a head over a trivial group is
+    Repeats are written out unless `keep_repeats`, a head over a trivial group is
     none, and steps without effect go: a dilation of one pixel, a padding mode without padding, a
     pool of one pixel, rounding up where nothing is rounded; an adaptive pool to an integer fraction
     is the ordinary pool.
@@ -33,7 +33,7 @@ def canonical(architecture: Architecture) -> Architecture:
             dilation=1 if stage.kernel == 1 else stage.dilation,
             padding_mode="zeros" if stage.padding == (0, 0) else stage.padding_mode,
         )
-        stages.extend([stage] if architecture.loss.kind == "layerwise" else _written_out(stage))
+        stages.extend([stage] if keep_repeats else _written_out(stage))
     entry = architecture.entry
     if entry is not None and (entry.output, entry.output) == architecture.size:
         entry = None

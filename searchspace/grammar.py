@@ -1,6 +1,8 @@
-"""The text form of an `Architecture`: what tables, reports, files and the command line speak.
+"""The text form of an `Architecture` or a `Candidate`: what tables, reports, files and the command
+line speak.
 
 architecture :=  size "px" [entry] ":" stage ("," stage)* option*
+candidate    :=  architecture recipe*                 options may come in any order
 size         :=  29  |  48x64                         height x width, pixels
 entry        :=  resize29 | resize29nearest | resize29bicubic | crop27
 stage        :=  conv [subsampling]
@@ -15,26 +17,19 @@ subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/
 blurmax/2
               |  adaptive | adaptive/2 | adaptive14 | adaptivemax14 | resize29 | crop27
 option       :=  head=group_max | group_mean | none
-              |  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | none
               |  filters=free | basis                 (free, where all groups are of quarter turns and flips)
               |  family=plain | steerable             (checked against the groups)
+recipe       :=  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | none
+              |  learning_rate=0.01                   (the study's)
 """
 
 from __future__ import annotations
 
 import re
-from typing import get_args
 
-from searchspace.architecture import (
-    BLUR_KERNEL,
-    NO_LOSS,
-    Architecture,
-    Loss,
-    LossKind,
-    Stage,
-    Subsampling,
-)
+from searchspace.architecture import BLUR_KERNEL, Architecture, Stage, Subsampling
 from searchspace.groups import TRIVIAL, Group
+from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
 
 _HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?\s*px(?:\s+(\S+))?\s*")
 _CONV = re.compile(r"(\d+)k(\d+)(\S*)")
@@ -45,7 +40,7 @@ _WINDOW = re.compile(r"(max|avg|conv)(\d+)(?:/(\d+))?(?:p(\d+)(?::(\d+))?)?(ceil
 _BLUR = re.compile(r"(blur|blurmax)/(\d+)")
 _ADAPTIVE = re.compile(r"(adaptive|adaptivemax)(?:/(\d+)|(\d+))?")
 _EXACT_SIZE = re.compile(r"(resize)(\d+)(bilinear|bicubic|nearest)?|(crop)(\d+)")
-_OPTIONS = ("head", "loss", "filters", "family")
+_OPTIONS = ("head", *RECIPE_OPTIONS, "filters", "family")
 
 
 def parse_subsampling(text: str) -> Subsampling:
@@ -175,8 +170,10 @@ def _format_padding(padding: tuple[int, int], default: tuple[int, int] | None) -
     return f"p{padding[0]}" if padding[0] == padding[1] else f"p{padding[0]}:{padding[1]}"
 
 
-def parse_architecture(text: str) -> Architecture:
-    """The architecture that `text` describes. Raises ValueError that names the part in error."""
+def parse_candidate(text: str) -> Candidate:
+    """The architecture that `text` describes, with the recipe of its options. Raises ValueError
+    that names the part in error.
+    """
     header, colon, body = text.partition(":")
     match = _HEADER.fullmatch(header)
     if colon and not match and len(words := header.split()) > 2 and _HEADER.fullmatch(words[0]):
@@ -205,7 +202,6 @@ def parse_architecture(text: str) -> Architecture:
         stages,
         options.get("head", "group_max"),
         options.get("filters", "free" if on_grid else "basis"),
-        parse_loss(options["loss"]) if "loss" in options else NO_LOSS,
         entry,
     )
     family = options.get("family", architecture.family)
@@ -221,7 +217,7 @@ def parse_architecture(text: str) -> Architecture:
             f"family is {family}, but the first stage has group {stages[0].group}; {remedy}, or "
             f"say family={architecture.family}"
         )
-    return architecture
+    return Candidate(architecture, Recipe.parse(options))
 
 
 def parse_stages(text: str) -> tuple[tuple[Stage, ...], dict[str, str]]:
@@ -245,28 +241,6 @@ def parse_stages(text: str) -> tuple[tuple[Stage, ...], dict[str, str]]:
     return tuple(stages), options
 
 
-def parse_loss(text: str) -> Loss:
-    """The equivariance loss that `text` describes: `layerwise:0.1`, `0.1` (layerwise) or `none`."""
-    kind, colon, weight = text.partition(":")
-    if not colon and kind not in get_args(LossKind):
-        kind, weight = "layerwise", text
-    if kind == "none" and not weight:
-        return NO_LOSS
-    if kind not in get_args(LossKind):
-        raise ValueError(
-            f"loss is '{text}'; write a kind ({', '.join(get_args(LossKind))}) and a weight, "
-            "such as layerwise:0.1"
-        )
-    try:
-        return Loss(kind, float(weight))
-    except ValueError:
-        raise ValueError(
-            f"loss is '{text}'; write a kind ({', '.join(get_args(LossKind))}) and a finite "
-            "weight of at least 0, "
-            "such as layerwise:0.1"
-        ) from None
-
-
 def format_architecture(architecture: Architecture) -> str:
     """The text form of `architecture`; parses back to an equal value."""
     height, width = architecture.size
@@ -284,6 +258,4 @@ def format_architecture(architecture: Architecture) -> str:
         "free" if all(s.group.on_grid for s in architecture.stages) else "basis"
     ):
         options.append(f"filters={architecture.filters}")
-    if architecture.loss.kind != "none":
-        options.append(f"loss={architecture.loss.kind}:{architecture.loss.weight!r}")
     return " ".join([f"{header}: {', '.join(stages)}", *options])

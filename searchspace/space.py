@@ -1,18 +1,19 @@
-"""The search space: what a study file's `space:` may say, and how one proposal is drawn from it."""
+"""The search space: what a study file's `space:` may say, and how one candidate is drawn from it."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from searchspace.architecture import Architecture, Filters, Head, Loss, LossKind, Stage
+from searchspace.architecture import Architecture, Filters, Head, Stage
 from searchspace.exactness import verdict
 from searchspace.grammar import parse_stages, parse_subsampling
 from searchspace.groups import TRIVIAL, Group
+from searchspace.recipe import Candidate, Loss, LossKind, Recipe
 from searchspace.widths import Match, widened
 
 SLOT = "*"  # where a backbone takes its subsampling from the layout
@@ -29,16 +30,6 @@ class Trial(Protocol):
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """A number from `low` to `high`, even in the logarithm with `log`."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One point of a search space: what is built, and how fast it learns (None: as the study's
-    training says).
-    """
-
-    architecture: Architecture
-    learning_rate: float | None = None
 
 
 class _Section(BaseModel):
@@ -251,8 +242,8 @@ class SearchSpace(_Section):
         channels: int = 1,
         classes: int = 10,
         declared: Group | None = None,
-    ) -> Proposal:
-        """One proposal, drawn from `trial`. What does not matter for it is not asked.
+    ) -> Candidate:
+        """One candidate, drawn from `trial`. Choices are sampled only where they apply.
 
         `channels` and `classes` of the data decide what a width is; `declared` is the group under
         which the model will be used: a network exact under it has no equivariance loss to weigh.
@@ -279,7 +270,7 @@ class SearchSpace(_Section):
         rate = self.learning_rate
         if isinstance(rate, Interval):
             rate = _real(trial, "learning_rate", rate)
-        return Proposal(replace(architecture, loss=loss), rate)
+        return Candidate(architecture, Recipe(loss, rate))
 
     def _sample_group(self, trial: Trial) -> Group:
         family = _choose(trial, "family", self.family)

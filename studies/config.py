@@ -58,10 +58,10 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 def _architectures(value: Any) -> Any:
     """Architectures in text form, each checked and spelled canonically."""
-    from searchspace.architecture import Architecture
+    from searchspace.recipe import Candidate
 
     texts = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(str(Architecture.parse(str(text))) for text in texts)
+    return tuple(str(Candidate.parse(str(text))) for text in texts)
 
 
 class Constraints(Settings):

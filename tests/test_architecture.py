@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchspace.architecture import Architecture, Loss
+from searchspace.architecture import Architecture
 from searchspace.cost import basis_size, cost
 from searchspace.published import PUBLISHED
-from support.architectures import ANY, random_architecture
+from searchspace.recipe import Candidate, Loss, Recipe
+from support.architectures import ANY, random_architecture, random_candidate
 
 P4CNN = "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
 
@@ -43,7 +44,6 @@ def test_canonical_form_is_stable_and_costs_the_same(seed):
         ("28px: 4k3x3 max2/2", "28px: 4k3, 4k3, 4k3 max2/2"),
         ("28px: 4k3, 4k3s2x3r", "28px: 4k3, 4k3s2r, 4k3r, 4k3r"),
         ("28px: 4k3@C4 adaptive/2", "28px: 4k3@C4 avg2/2"),
-        ("28px: 4k3@C4 loss=layerwise:0", "28px: 4k3@C4"),
         ("28px: 4k3 head=group_max", "28px: 4k3 head=none"),
         ("28px resize28: 4k1d2", "28px: 4k1"),
         ("28px: 4k3 max2/2ceil", "28px: 4k3 max2/2"),
@@ -53,6 +53,9 @@ def test_canonical_form_is_stable_and_costs_the_same(seed):
 )
 def test_equal_architectures_are_recognised(one, other):
     assert Architecture.parse(one).canonical() == Architecture.parse(other).canonical()
+    assert (
+        Candidate.parse(f"{one} loss=latent:2").key == Candidate.parse(f"{other} loss=latent:2").key
+    )
 
 
 def test_different_architectures_stay_different():
@@ -62,15 +65,53 @@ def test_different_architectures_stay_different():
         "29px: 4k3@C4",
         "28px: 4k3@C4 head=none",
         "28px: 4k3@C4 filters=basis",
-        "28px: 4k3@C4 loss=1",
         "28px: 4k3@C4 max2/2",
         "28px: 4k3@C4 avg2/2",
         "29px: 4k3@C4 max2/2ceil",
         "29px: 4k3@C4 max2/2",
-        "28px: 4k3x2 loss=1",
-        "28px: 4k3, 4k3 loss=1",
     ]
     assert len({Architecture.parse(text).canonical() for text in texts}) == len(texts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_text_form_of_a_candidate_parses_back(seed):
+    candidate = random_candidate(random.Random(seed), ANY)
+    again = Candidate.parse(str(candidate))
+    assert again == candidate and again.key == candidate.key
+    assert Architecture.parse(str(candidate)) == candidate.architecture
+
+
+def test_a_recipe_stands_behind_the_architecture_where_it_differs_from_the_default():
+    texts = {
+        "28px: 4k3@C4 loss=0.1 head=none": "28px: 4k3@C4 head=none loss=layerwise:0.1",
+        "28px: 4k3 learning_rate=1e-2 loss=label:2": "28px: 4k3 loss=label:2.0 learning_rate=0.01",
+        "28px: 4k3 loss=layerwise:0": "28px: 4k3",
+        "28px: 4k3 loss=none family=plain": "28px: 4k3",
+    }
+    assert {text: str(Candidate.parse(text)) for text in texts} == texts
+    assert Candidate.parse("28px: 4k3 loss=0.1 learning_rate=0.3").recipe == Recipe(
+        Loss("layerwise", 0.1), 0.3
+    )
+
+
+def test_candidates_that_train_differently_have_different_keys():
+    texts = [
+        "28px: 4k3x2",
+        "28px: 4k3x2 loss=1",  # a layerwise loss is a mean over stages
+        "28px: 4k3, 4k3 loss=1",
+        "28px: 4k3x2 loss=2",
+        "28px: 4k3x2 loss=label:1",
+        "28px: 4k3x2 learning_rate=0.01",
+        "28px: 4k3x2 learning_rate=0.02",
+        "28px: 4k3x2 loss=1 learning_rate=0.02",
+    ]
+    assert len({Candidate.parse(text).key for text in texts}) == len(texts)
+    # what studies of version 0.1.0 wrote down
+    assert (
+        Candidate.parse("29px: 2k3x2 loss=latent:0.5 learning_rate=0.0123").key
+        == "29px: 2k3, 2k3 head=none loss=latent:0.5 learning_rate=0.0123"
+    )
 
 
 def test_the_published_example():
@@ -96,15 +137,11 @@ def test_residual_stage_has_two_convolutions_a_block_and_one_projection():
 
 
 def test_options_and_their_defaults():
-    architecture = Architecture.parse("29px: 16k5@D4 max3/2p1, 32k5 max3/2p1, 64k3@C4 loss=0.1")
-    assert (
-        architecture.loss == Loss("layerwise", 0.1)
-        and architecture.head == "group_max"
-        and architecture.filters == "free"
-    )
+    architecture = Architecture.parse("29px: 16k5@D4 max3/2p1, 32k5 max3/2p1, 64k3@C4")
+    assert architecture.head == "group_max" and architecture.filters == "free"
     assert [str(stage.group) for stage in architecture.stages] == ["D4", "D4", "C4"]
     assert Architecture.parse("28px: 4k3@C8").filters == "basis"
-    assert Architecture.parse("28px: 20k3 family=plain loss=layerwise:0.1").family == "plain"
+    assert Architecture.parse("28px: 20k3 family=plain").family == "plain"
 
 
 def test_text_is_forgiving_about_spaces_and_the_order_of_modifiers():
@@ -130,6 +167,9 @@ def test_text_is_forgiving_about_spaces_and_the_order_of_modifiers():
         ("28px: 10k3 family=steerable", "family"),
         ("28px: 10k3 max9/2p5", "half of the kernel"),
         ("28px: 10k4r", "odd kernel"),
+        ("28px: 10k3 learning_rate=fast", "a number above 0"),
+        ("28px: 10k3 learning_rate=0", "finite number above 0"),
+        ("28px: 10k3 learning_rate=inf", "finite number above 0"),
         ("28px: 10k3 loss=foo:1", "layerwise"),
         ("28px: 10k3 loss=layerwise:nan", "finite"),
         ("28px: 10k3 loss=-1", "finite"),

@@ -5,6 +5,7 @@ training, or none of it.
 import inspect
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from support.mock_gpu import device, elsewhere, pretended
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training import train as training_module
@@ -68,6 +70,12 @@ class Slow(StandIn):
         return super().__call__(*arguments)
 
 
+def trained_as(text, settings, folder, epochs):
+    """The scores of the candidate of `text`, trained under its own recipe."""
+    candidate = Candidate.parse(text)
+    return train(candidate.architecture, replace(settings, recipe=candidate.recipe), folder, epochs)
+
+
 def config(**training):
     defaults = {
         "epochs": 2,
@@ -101,7 +109,7 @@ def trained(text, settings, kind=None):
             patched.setattr(
                 training_module, "Steps", partial(Steps, captured=partial(kind, crossings))
             )
-        train(Architecture.parse(text), settings, Path(folder), settings.training.epochs)
+        trained_as(text, settings, Path(folder), settings.training.epochs)
         saved = torch.load(Path(folder) / CHECKPOINT, weights_only=False)
         for group in saved["optimizer"]["param_groups"]:
             assert isinstance(group["lr"], float) and not group.get("capturable", False)

@@ -159,8 +159,8 @@ def test_an_unknown_name_lists_the_known_ones():
         with pytest.raises(ValueError, match="neither an architecture.*p4cnn, z2cnn"):
             ask("p5cnn")
     assert (
-        named(" P4CNN ") == PUBLISHED["p4cnn"].architecture
-        and named(P4.format(28)) == PUBLISHED["p4cnn"].architecture
+        named(" P4CNN ").architecture == PUBLISHED["p4cnn"].architecture
+        and named(P4.format(28)).architecture == PUBLISHED["p4cnn"].architecture
     )
 
 

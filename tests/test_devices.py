@@ -4,7 +4,7 @@ steps wait for nothing.
 
 import tempfile
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.results.retrain import Job, run_job
 from studies.search.assignments import Assignment, Leave
@@ -30,6 +31,12 @@ from trainers.training.train import Config, train
 
 DIGITS = Data(name="digits", train=120, validation=60)
 FREE = "12px: 4k3@C4, 4k3r max2/2, 4k3"
+
+
+def trained_as(text, settings, folder, epochs):
+    """The scores of the candidate of `text`, trained under its own recipe."""
+    candidate = Candidate.parse(text)
+    return train(candidate.architecture, replace(settings, recipe=candidate.recipe), folder, epochs)
 
 
 def config(augment=Augment(), group="D4", **training):
@@ -53,9 +60,7 @@ def trained(text, settings, folder):
     """Scores of a training on the pretended device, as a dict, and what passed to and from it."""
     with pytest.MonkeyPatch.context() as patched, pretended() as crossings:
         patched.setattr(training_module, "pick_device", lambda name: device())
-        return asdict(
-            train(Architecture.parse(text), settings, folder, settings.training.epochs)
-        ), crossings
+        return asdict(trained_as(text, settings, folder, settings.training.epochs)), crossings
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,7 @@ def trained(text, settings, folder):
 )
 def test_training_on_a_gpu_gives_the_scores_of_the_cpu(tmp_path, process, text, group, augment):
     settings = config(augment, group)
-    expected = train(Architecture.parse(text), settings, tmp_path / "cpu", 2)
+    expected = trained_as(text, settings, tmp_path / "cpu", 2)
     scores, _ = process.submit(trained, text, settings, tmp_path / "gpu").result()
     for name, value in asdict(expected).items():
         if name not in ("seconds", "latency") and value is not None:
@@ -167,7 +172,7 @@ def crossings_of_steps(text, settings, group):
                 steps(self, *arguments),
             )[1],
         )
-        train(Architecture.parse(text), settings, Path(folder), 1)
+        trained_as(text, settings, Path(folder), 1)
         return crossings[at[2][0] : at[4][0]], crossings.waits[at[2][1] : at[4][1]]
 
 

@@ -52,7 +52,7 @@ class Trials:
         self.optuna.enqueue_trial(fixed)
         trial = self.optuna.ask()
         trial.set_user_attr(
-            "architecture", str(self.study.space.sample(trial, declared=self.declared).architecture)
+            "architecture", str(self.study.space.sample(trial, declared=self.declared))
         )
         for name, value in attributes.items():
             trial.set_user_attr(name, value)

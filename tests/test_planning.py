@@ -32,8 +32,8 @@ def rng(seed=0):
 def test_a_draft_follows_its_plan_where_the_space_allows_it():
     plan = {"family": "steerable", "group": "D4", "layout": "max3/2", "exact": True}
     for seed in range(20):
-        draft, architecture = draw(trivial.study(), plan, rng(seed))
-        assert plan.items() <= draft.params.items() and str(architecture.group) == "D4"
+        draft, candidate = draw(trivial.study(), plan, rng(seed))
+        assert plan.items() <= draft.params.items() and str(candidate.architecture.group) == "D4"
 
 
 def test_a_draft_takes_a_choice_from_another_condition():
@@ -53,19 +53,20 @@ def test_a_draft_takes_a_choice_from_another_condition():
 @settings(max_examples=60, deadline=None)
 def test_a_draft_never_leaves_the_space(seed, weight, size, group):
     study = trivial.study()
-    draft, architecture = draw(
+    draft, candidate = draw(
         study,
         {"loss_weight": weight, "input_size": size, "group": group, "layout": "max9/9"},
         rng(seed),
     )
     again = study.space.sample(
         Draft(draft.params, rng(seed + 1)), declared=Group.parse(study.symmetry.group)
-    ).architecture
+    )
+    architecture = candidate.architecture
     assert architecture.size[0] in study.space.pixels
     assert (
-        str(again).split(":")[0] == str(architecture).split(":")[0]
-        and again.loss == architecture.loss
-        and again.group == architecture.group
+        str(again).split(":")[0] == str(candidate).split(":")[0]
+        and again.recipe.loss == candidate.recipe.loss
+        and again.architecture.group == architecture.group
     )
     if "loss_weight" in draft.params:
         assert 0.01 <= draft.params["loss_weight"] <= 10

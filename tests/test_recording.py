@@ -16,7 +16,6 @@ from studies.config import parse
 from studies.errors import StudyError
 from studies.replays.record import Entry, Table, enumerate_space, read_table, record, write_table
 from studies.replays.replay import Method, full_volume, methods, replay
-from studies.search.proposals import key_of
 
 TEXT = """
 data: {name: digits, train: 120, validation: 60}
@@ -31,13 +30,13 @@ def made_up(text=TEXT):
     study = parse(text)
     entries = []
     for proposal in enumerate_space(study, 1, 10):
-        digest = hashlib.sha256(str(proposal.architecture).encode()).digest()
+        digest = hashlib.sha256(str(proposal).encode()).digest()
         final = (0.5 + digest[0] / 520, 0.5 + digest[1] / 520)
         entries.append(
             Entry(
-                str(proposal.architecture),
-                proposal.learning_rate,
-                key_of(proposal),
+                str(proposal.with_learning_rate(None)),
+                proposal.recipe.learning_rate,
+                proposal.key,
                 1,
                 1,
                 tuple((final[0] * share, final[1] * share) for share in (0.5, 0.8, 1.0)),
@@ -48,7 +47,7 @@ def made_up(text=TEXT):
 
 def test_every_architecture_is_enumerated_once():
     proposals = list(enumerate_space(parse(TEXT), 1, 10))
-    texts = {str(p.architecture) for p in proposals}
+    texts = {str(p) for p in proposals}
     # 8 plain (2 sizes x 2 layouts x 2 losses); of 4 steerable layouts 2 are exact and have no loss
     # to choose
     assert len(texts) == len(proposals) == 8 + 2 + 2 * 2

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from studies.errors import StudyError
 from studies.markup import html, joined
 from studies.results import tables as views
@@ -57,9 +57,7 @@ def test_scores_are_compared_over_all_complete_trials(study):
         ]
         assert sum(counts) == len(complete) and len(counts) > 1
     assert "<h3>By group of the stages</h3>" in page
-    assert (
-        FACETS["group of the stages"](Architecture.parse("12px: 4k3@D4, 4k3, 4k3@C2")) == "D4 to C2"
-    )
+    assert FACETS["group of the stages"](Candidate.parse("12px: 4k3@D4, 4k3, 4k3@C2")) == "D4 to C2"
 
 
 def test_the_front_grows_to_its_hypervolume(study):

@@ -14,7 +14,6 @@ from searchspace.groups import Group
 from studies.config import load
 from studies.replays.record import enumerate_space, read_table
 from studies.replays.replay import full_volume, methods, replay
-from studies.search.proposals import key_of
 
 TABLES = ("mnist_table", "mnist_d4_table", "mnist_heldout_table")
 SEEDS = 10
@@ -39,7 +38,7 @@ def test_the_recorded_table_is_the_whole_space_of_its_preset(named):
         preset.training,
     )
     assert [entry.key for entry in table.entries] == [
-        key_of(p) for p in enumerate_space(preset, table.channels, table.classes)
+        p.key for p in enumerate_space(preset, table.channels, table.classes)
     ]
     assert all(len(entry.epochs) == preset.training.epochs for entry in table.entries)
     assert (

@@ -61,8 +61,8 @@ def test_every_proposal_is_valid_and_asks_only_what_matters():
         assert Architecture.parse(str(architecture)) == architecture
         assert ("group" in params) == (architecture.family == "steerable")
         assert ("head" in params) == (architecture.group != TRIVIAL)
-        assert ("loss_weight" in params) == (architecture.loss.kind != "none")
-        assert 0.003 <= proposal.learning_rate <= 0.03
+        assert ("loss_weight" in params) == (proposal.recipe.loss.kind != "none")
+        assert 0.003 <= proposal.recipe.learning_rate <= 0.03
         if verdict(architecture, Group.parse("C4")).exact and architecture.head != "none":
             assert "equivariance_loss" not in params
         seen.add(
@@ -70,7 +70,7 @@ def test_every_proposal_is_valid_and_asks_only_what_matters():
                 architecture.family,
                 str(architecture.group),
                 architecture.head,
-                architecture.loss.kind,
+                proposal.recipe.loss.kind,
                 architecture.filters,
             )
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from studies.samplers.initial_design import distance, traits
 from studies.search.driver import SearchDriver
 from support import trivial
@@ -12,7 +12,7 @@ D4 = Group.parse("D4")
 
 
 def proposals(path, start, seed, number=6):
-    """The first architectures of a study, none of them finished yet."""
+    """The first candidates of a study, none of them finished yet."""
     options = {
         "search__start": start,
         "search__seed": seed,
@@ -21,16 +21,16 @@ def proposals(path, start, seed, number=6):
         "search__rungs": [],
     }
     with SearchDriver.create(path, trivial.study(**options)) as driver:
-        return [Architecture.parse(driver.next().architecture) for _ in range(number)]
+        return [Candidate.parse(driver.next().architecture) for _ in range(number)]
 
 
-def covered(architectures):
+def covered(candidates):
     """Exact steerable, broken steerable and plain: which of them are there."""
     group = Group.parse(trivial.study().symmetry.group)
-    shares = [traits(a, group)[3] for a in architectures]
+    shares = [traits(c, group)[3] for c in candidates]
     return {
-        "plain" if a.family == "plain" else "exact" if share == 1 else "broken"
-        for a, share in zip(architectures, shares)
+        "plain" if c.architecture.family == "plain" else "exact" if share == 1 else "broken"
+        for c, share in zip(candidates, shares)
     }
 
 
@@ -45,13 +45,13 @@ def test_a_spread_start_sees_known_architectures_that_come_first(tmp_path):
     with SearchDriver.create(
         tmp_path / "study", study, enqueue=["28px: 10k3@D4, 10k3 max2/2, 10k4p0"]
     ) as driver:
-        first, second = (Architecture.parse(driver.next().architecture) for _ in range(2))
-    assert str(first.group) == "D4" and traits(second, D4)[3] < 0.5
+        first, second = (Candidate.parse(driver.next().architecture) for _ in range(2))
+    assert str(first.architecture.group) == "D4" and traits(second, D4)[3] < 0.5
 
 
 def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
     exact, broken, plain = (
-        traits(Architecture.parse(text), D4)
+        traits(Candidate.parse(text), D4)
         for text in (
             "28px: 10k3@D4, 10k3 max2/2, 10k4p0",
             "29px: 10k3@D4, 10k3 max2/2, 10k4p0",
@@ -61,7 +61,7 @@ def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
     assert distance(exact, exact, 8) == 0
     assert distance(exact, plain, 8) == distance(plain, exact, 8) > distance(exact, broken, 8) > 0.5
     weighted = [
-        traits(Architecture.parse(f"29px: 10k3@D4, 10k3 max2/2, 10k4p0 loss=layerwise:{w}"), D4)
+        traits(Candidate.parse(f"29px: 10k3@D4, 10k3 max2/2, 10k4p0 loss=layerwise:{w}"), D4)
         for w in (0.1, 0.2, 5)
     ]
     assert 0 < distance(weighted[0], weighted[1], 8) < distance(weighted[0], weighted[2], 8)

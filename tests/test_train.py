@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from trainers.data.datasets import load, normalise
 from trainers.networks.fold import fold
 from trainers.settings import Augment, Data, Symmetry, Training
@@ -25,14 +26,21 @@ TEXTS = (
 )
 
 
-def config(epochs=4, **training):
+def config(epochs=4, text="12px: 4k3", **training):
+    """Four epochs on a few digits, with the recipe of a candidate's text."""
     defaults = {
         "epochs": epochs,
         "batch_size": 64,
         "precision": "float32",
         "augment": Augment(rotation="uniform", shift=1),
     }
-    return Config(DIGITS, Training(**{**defaults, **training}), Symmetry(group="C4"), seed=3)
+    return Config(
+        DIGITS,
+        Training(**{**defaults, **training}),
+        Symmetry(group="C4"),
+        seed=3,
+        recipe=Candidate.parse(text).recipe,
+    )
 
 
 def same(a: Path, b: Path) -> bool:
@@ -50,9 +58,9 @@ def same(a: Path, b: Path) -> bool:
 @pytest.mark.parametrize("text", TEXTS)
 def test_stopping_and_going_on_gives_the_same_numbers_bit_for_bit(tmp_path, text):
     architecture = Architecture.parse(text)
-    whole = train(architecture, config(), tmp_path / "whole", 4)
+    whole = train(architecture, config(text=text), tmp_path / "whole", 4)
     for until in (1, 3, 3, 4):
-        parts = train(architecture, config(), tmp_path / "parts", until)
+        parts = train(architecture, config(text=text), tmp_path / "parts", until)
     assert same(tmp_path / "whole", tmp_path / "parts")
     drop = ("seconds", "latency")
     assert {k: v for k, v in whole.as_dict().items() if k not in drop} == {
@@ -62,22 +70,25 @@ def test_stopping_and_going_on_gives_the_same_numbers_bit_for_bit(tmp_path, text
 
 def test_a_killed_epoch_is_trained_again_from_the_last_checkpoint(tmp_path):
     architecture = Architecture.parse(TEXTS[0])
-    train(architecture, config(), tmp_path / "whole", 3)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "whole", 3)
 
     def dies(epoch, row):
         if epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(architecture, config(), tmp_path / "parts", 3, on_epoch=dies)
-    train(architecture, config(), tmp_path / "parts", 3)
+        train(architecture, config(text=TEXTS[0]), tmp_path / "parts", 3, on_epoch=dies)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "parts", 3)
     assert same(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_loss_and_the_accuracy_are_those_of_the_folded_network(tmp_path):
     architecture = Architecture.parse(TEXTS[0])
-    scores, splits = train(architecture, config(), tmp_path, 1), load(DIGITS, architecture.size)
-    network = fold(start(architecture, config(), tmp_path, splits).network)
+    scores, splits = (
+        train(architecture, config(text=TEXTS[0]), tmp_path, 1),
+        load(DIGITS, architecture.size),
+    )
+    network = fold(start(architecture, config(text=TEXTS[0]), tmp_path, splits).network)
     logits = network(normalise(splits.validation.pixels.float() / 255, splits.mean, splits.std))
     assert scores.loss == pytest.approx(
         torch.nn.functional.cross_entropy(logits, splits.validation.labels).item(), rel=1e-4
@@ -90,15 +101,15 @@ def test_the_loss_and_the_accuracy_are_those_of_the_folded_network(tmp_path):
 
 def test_a_torn_checkpoint_costs_one_epoch(tmp_path):
     architecture = Architecture.parse(TEXTS[0])
-    train(architecture, config(), tmp_path / "whole", 3)
-    train(architecture, config(), tmp_path / "torn", 2)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "whole", 3)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "torn", 2)
     torn = (tmp_path / "torn" / CHECKPOINT).read_bytes()
     (tmp_path / "torn" / CHECKPOINT).write_bytes(torn[: len(torn) // 2])
     assert (tmp_path / "torn" / PREVIOUS).exists()
     epochs = []
     train(
         architecture,
-        config(),
+        config(text=TEXTS[0]),
         tmp_path / "torn",
         3,
         on_epoch=lambda epoch, row: epochs.append(epoch),
@@ -108,7 +119,7 @@ def test_a_torn_checkpoint_costs_one_epoch(tmp_path):
 
 def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
     architecture = Architecture.parse(TEXTS[0])
-    train(architecture, config(), tmp_path / "full", 2)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "full", 2)
 
     def no_space(content, file):
         file.write(b"half")
@@ -117,10 +128,10 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training_module.torch, "save", no_space)
         with pytest.raises(OSError, match="free some space") as error:
-            train(architecture, config(), tmp_path / "full", 3)
+            train(architecture, config(text=TEXTS[0]), tmp_path / "full", 3)
     assert "\n" not in str(error.value) and not list((tmp_path / "full").glob("*.new"))
-    train(architecture, config(), tmp_path / "full", 3)
-    train(architecture, config(), tmp_path / "whole", 3)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "full", 3)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "whole", 3)
     assert same(tmp_path / "whole", tmp_path / "full")
 
 
@@ -135,18 +146,18 @@ def test_a_diverged_loss_is_told_with_its_remedy(tmp_path):
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    train(Architecture.parse(TEXTS[0]), config(), tmp_path, 1)
+    train(Architecture.parse(TEXTS[0]), config(text=TEXTS[0]), tmp_path, 1)
     with pytest.raises(ValueError, match="belongs to another training"):
-        train(Architecture.parse(TEXTS[0]), config(learning_rate=0.5), tmp_path, 2)
+        train(Architecture.parse(TEXTS[0]), config(text=TEXTS[0], learning_rate=0.5), tmp_path, 2)
 
 
 def test_seeds_differ_and_repeat(tmp_path):
     architecture = Architecture.parse(TEXTS[2])
-    first = train(architecture, config(), tmp_path / "a", 2)
-    second = train(architecture, config(), tmp_path / "b", 2)
+    first = train(architecture, config(text=TEXTS[2]), tmp_path / "a", 2)
+    second = train(architecture, config(text=TEXTS[2]), tmp_path / "b", 2)
     other = train(
         architecture,
-        Config(DIGITS, config().training, Symmetry(group="C4"), seed=4),
+        replace(config(text=TEXTS[2]), seed=4),
         tmp_path / "c",
         2,
     )
@@ -161,14 +172,7 @@ def test_half_batches_with_summed_gradients_train_alike(tmp_path):
     whole = train(architecture, config(6, augment=Augment(), learning_rate=0.02), tmp_path / "a", 6)
     halves = train(
         architecture,
-        Config(
-            DIGITS,
-            config(6, augment=Augment(), learning_rate=0.02).training,
-            Symmetry(group="C4"),
-            3,
-            None,
-            2,
-        ),
+        replace(config(6, augment=Augment(), learning_rate=0.02), batch_divisor=2),
         tmp_path / "b",
         6,
     )
@@ -199,12 +203,12 @@ def test_an_exact_network_stays_exact_after_training(tmp_path):
 
 def test_until_epoch_must_lie_in_the_training(tmp_path):
     with pytest.raises(ValueError, match="epochs 1 to 4"):
-        train(Architecture.parse(TEXTS[0]), config(), tmp_path, 5)
+        train(Architecture.parse(TEXTS[0]), config(text=TEXTS[0]), tmp_path, 5)
 
 
 @pytest.mark.parametrize("divisor", [2, 3])
 def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, monkeypatch, divisor):
-    def loss(network, architecture, config, pixels, labels, normal, elements, generator):
+    def loss(network, config, pixels, labels, normal, elements, generator):
         # with statistics that do not depend on the batch
         return torch.nn.functional.cross_entropy(network.eval()(normal(pixels)), labels)
 
@@ -242,11 +246,11 @@ def test_statistics_are_taken_when_the_network_is_evaluated_wherever_it_was_stop
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(architecture, config(), tmp_path, 4, on_epoch=stop)
+        train(architecture, config(text=TEXTS[0]), tmp_path, 4, on_epoch=stop)
     assert not taken  # nothing was evaluated
-    stopped = train(architecture, config(), tmp_path, 2)
+    stopped = train(architecture, config(text=TEXTS[0]), tmp_path, 2)
     assert len(taken) == 1
-    straight = train(architecture, config(), tmp_path / "other", 2)
+    straight = train(architecture, config(text=TEXTS[0]), tmp_path / "other", 2)
     assert len(taken) == 2 and stopped.loss == pytest.approx(straight.loss, rel=0.05)
-    train(architecture, config(), tmp_path / "other", 4)
+    train(architecture, config(text=TEXTS[0]), tmp_path / "other", 4)
     assert len(taken) == 3

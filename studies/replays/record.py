@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from searchspace.groups import Group
-from searchspace.space import Proposal
+from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.errors import StudyError
-from studies.search.proposals import key_of
 
 FORMAT = 1
 SCORES = ("accuracy", "symmetry_accuracy")
@@ -33,7 +32,7 @@ class Entry:
 
     architecture: str
     learning_rate: float | None
-    # `studies.search.proposals.key_of`: what proposals are recognised by
+    # `Candidate.key`: what proposals are recognised by
     key: str
     params: int
     macs: int
@@ -56,7 +55,7 @@ class Table:
         return {entry.key: entry for entry in self.entries}
 
 
-def enumerate_space(study: Study, channels: int, classes: int) -> Iterator[Proposal]:
+def enumerate_space(study: Study, channels: int, classes: int) -> Iterator[Candidate]:
     """Every proposal of the study's space once. Raises StudyError if a choice is a range of real
     numbers.
     """
@@ -76,8 +75,8 @@ def enumerate_space(study: Study, channels: int, classes: int) -> Iterator[Propo
         trial = trials.ask()
         proposal = study.space.sample(trial, channels=channels, classes=classes, declared=declared)
         trials.tell(trial, 0.0)
-        if key_of(proposal) not in seen:
-            seen.add(key_of(proposal))
+        if proposal.key not in seen:
+            seen.add(proposal.key)
             yield proposal
 
 
@@ -92,7 +91,7 @@ def _with_grid(study: Study) -> Study:
 @dataclass(frozen=True)
 class _Job:
     study: Study
-    proposal: Proposal
+    proposal: Candidate
 
 
 def _record_one(job: _Job) -> list[dict[str, Any]]:
@@ -106,7 +105,7 @@ def _record_one(job: _Job) -> list[dict[str, Any]]:
         job.study.trial_training,
         job.study.symmetry,
         job.study.search.seed,
-        job.proposal.learning_rate,
+        job.proposal.recipe,
     )
     with tempfile.TemporaryDirectory() as folder:
         return [
@@ -147,8 +146,8 @@ def record(
                 "give another file"
             )
         known = old.by_key
-    missing = [proposal for proposal in proposals if key_of(proposal) not in known]
-    order = [key_of(proposal) for proposal in proposals]
+    missing = [proposal for proposal in proposals if proposal.key not in known]
+    order = [proposal.key for proposal in proposals]
 
     def table() -> Table:
         return Table(
@@ -158,9 +157,9 @@ def record(
     def keep(index: int, rows: list[dict[str, Any]]) -> None:
         proposal = missing[index]
         entry = Entry(
-            str(proposal.architecture),
-            proposal.learning_rate,
-            key_of(proposal),
+            str(proposal.with_learning_rate(None)),
+            proposal.recipe.learning_rate,
+            proposal.key,
             rows[-1]["params"],
             rows[-1]["macs"],
             tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows),

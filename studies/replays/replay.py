@@ -15,15 +15,13 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from searchspace.architecture import Architecture
 from searchspace.groups import Group
-from searchspace.space import Proposal
+from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.pareto import front_volume
 from studies.replays.record import Entry, Table
 from studies.search.assignments import Assignment
 from studies.search.driver import SearchDriver
-from studies.search.proposals import key_of
 
 SHARE = 0.95  # of the whole table's hypervolume
 OBJECTIVES = ("accuracy", "symmetry_accuracy")
@@ -155,7 +153,7 @@ def _optuna_steps(
         proposal = space.sample(
             trial, channels=table.channels, classes=table.classes, declared=declared
         )
-        scores = entries[key_of(proposal)].epochs[-1]
+        scores = entries[proposal.key].epochs[-1]
         study.tell(trial, scores)
         yield table.study.training.epochs, scores
 
@@ -201,7 +199,7 @@ def _driver_steps(
 
 def _entry(entries: Mapping[str, Entry], assignment: Assignment) -> Entry:
     return entries[
-        key_of(Proposal(Architecture.parse(assignment.architecture), assignment.learning_rate))
+        Candidate.parse(assignment.architecture).with_learning_rate(assignment.learning_rate).key
     ]
 
 

@@ -14,6 +14,7 @@ from searchspace.drawing import draw
 from searchspace.exactness import Verdict, exact_sizes, places, verdict
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
+from searchspace.recipe import Candidate
 from searchspace.repairs import Proposal, breakings, repair_layouts, repair_sizes
 
 MOST_PLACES = 3  # of one element's losses that are told
@@ -209,19 +210,19 @@ class Checked:
         return f"No symmetry is built in: the network is plain. With steerable filters its layout {layout}{sizes}."
 
 
-def named(text: str) -> Architecture:
-    """The architecture that `text` describes, or the published network of that name. Raises
+def named(text: str) -> Candidate:
+    """The candidate that `text` describes, or the published network of that name. Raises
     ValueError that lists the names.
     """
     name = text.strip().lower()
     if name in PUBLISHED:
-        return PUBLISHED[name].architecture
+        return Candidate(PUBLISHED[name].architecture)
     if ":" not in text:
         raise ValueError(
             f"'{text}' is neither an architecture, such as '28px: 10k3@C4, 10k3 max2/2', "
             f"nor a published network; those are {', '.join(PUBLISHED)}"
         )
-    return Architecture.parse(text)
+    return Candidate.parse(text)
 
 
 def check(
@@ -242,7 +243,7 @@ def check(
     if isinstance(architecture, str):
         preset = architecture.strip().lower()
         published = PUBLISHED.get(preset)
-        architecture = named(architecture)
+        architecture = named(architecture).architecture
     if size is not None:
         architecture = architecture.with_size(size)
     declared = Group.parse(group) if isinstance(group, str) else group

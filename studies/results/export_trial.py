@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.journal.directory import TRIALS
@@ -103,14 +103,17 @@ def _subject(study: Study, record: Record, trained: Path, origin: dict):
             "train the architecture again: "
             "equisearch train STUDY ARCHITECTURE --out DIR"
         )
-    architecture = Architecture.parse(record.architecture)
+    candidate = Candidate.parse(record.architecture).with_learning_rate(
+        record.attributes["learning_rate"]
+    )
+    architecture = candidate.architecture
     training = study.training.model_copy(update={"device": "cpu"})
     config = Config(
         study.data,
         training,
         study.symmetry,
         record.attributes["seed"],
-        record.attributes["learning_rate"],
+        candidate.recipe,
     )
     try:
         splits = load(study.data, architecture.size)

@@ -73,7 +73,7 @@ def _from_bundle(folder: Path, run_code: bool) -> Subject:
 
 
 def _from_trial(directory: Path, number: int) -> Subject:
-    from searchspace.architecture import Architecture
+    from searchspace.recipe import Candidate
     from studies.results import tables as views
     from trainers.data.datasets import load, normalise
     from trainers.training.train import CHECKPOINT, Config, start
@@ -86,13 +86,16 @@ def _from_trial(directory: Path, number: int) -> Subject:
             f"trial {number} of {directory} has no checkpoint (it is {record.state}); choose "
             "one that was trained"
         )
-    architecture = Architecture.parse(record.architecture)
+    candidate = Candidate.parse(record.architecture).with_learning_rate(
+        record.attributes.get("learning_rate")
+    )
+    architecture = candidate.architecture
     config = Config(
         study.data,
         study.trial_training,
         study.symmetry,
         record.attributes["seed"],
-        record.attributes.get("learning_rate"),
+        candidate.recipe,
     )
     splits = load(study.data, architecture.size)
     network = start(architecture, config, folder, splits).network

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
 from studies.journal.directory import VERSIONS, write_whole
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 # What architectures are compared by: degrees of equivariance first.
-FACETS: dict[str, Callable[[Architecture], str]] = {
+FACETS: dict[str, Callable[[Candidate], str]] = {
     "group of the stages": lambda a: " to ".join(
-        dict.fromkeys(str(stage.group) for stage in a.stages)
+        dict.fromkeys(str(stage.group) for stage in a.architecture.stages)
     ),
-    "equivariance loss": lambda a: a.loss.kind,
-    "head": lambda a: a.head,
-    "filters": lambda a: a.filters,
-    "input size": lambda a: "x".join(map(str, dict.fromkeys(a.size))) + " px",
+    "equivariance loss": lambda a: a.recipe.loss.kind,
+    "head": lambda a: a.architecture.head,
+    "filters": lambda a: a.architecture.filters,
+    "input size": lambda a: "x".join(map(str, dict.fromkeys(a.architecture.size))) + " px",
 }
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222; background: #fff }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto } th, td { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ddd }
@@ -128,7 +128,7 @@ def _growth(study: Study, records: Sequence[Record]) -> Figure:
 def _compared(study: Study, records: Sequence[Record]) -> Iterable[Html]:
     """Scores of complete trials by what they are built of."""
     scored = [
-        (Architecture.parse(r.architecture), r.scores)
+        (Candidate.parse(r.architecture), r.scores)
         for r in records
         if r.state == "complete"
         and r.feasible
@@ -154,9 +154,9 @@ def _compared(study: Study, records: Sequence[Record]) -> Iterable[Html]:
     ]
     exact = {r.architecture: bool(r.attributes.get("exact")) for r in records if r.architecture}
     for name, facet in FACETS.items():
-        groups: dict[str, list[tuple[Architecture, dict[str, Any]]]] = {}
-        for architecture, scores in scored:
-            groups.setdefault(facet(architecture), []).append((architecture, scores))
+        groups: dict[str, list[tuple[Candidate, dict[str, Any]]]] = {}
+        for candidate, scores in scored:
+            groups.setdefault(facet(candidate), []).append((candidate, scores))
         if len(groups) < 2:
             continue
         cells = []
@@ -169,7 +169,7 @@ def _compared(study: Study, records: Sequence[Record]) -> Iterable[Html]:
                     Spread.of([scores["accuracy"] for _, scores in found]).percent(),
                     Spread.of(symmetry).percent(),
                     percent(max(symmetry)),
-                    str(sum(exact.get(str(architecture), False) for architecture, _ in found)),
+                    str(sum(exact.get(str(candidate), False) for candidate, _ in found)),
                 ]
             )
         yield html("<h3>By {}</h3>", name)

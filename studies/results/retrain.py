@@ -75,15 +75,16 @@ def run_job(job: Job) -> dict[str, Any]:
 def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
     from functools import partial
 
-    from searchspace.architecture import Architecture
     from searchspace.groups import Group
+    from searchspace.recipe import Candidate
     from trainers.data.datasets import load, normalise
     from trainers.instruments.accuracy import accuracy_by_angle, predict, summarise
     from trainers.networks.fold import scoring
     from trainers.training.evaluate import evaluate
     from trainers.training.train import Config, start, train
 
-    architecture, study = Architecture.parse(job.architecture), job.study
+    candidate = Candidate.parse(job.architecture).with_learning_rate(job.learning_rate)
+    architecture, study = candidate.architecture, job.study
     splits = load(study.data, architecture.size)
     test = splits.test()
     if test is None:
@@ -92,7 +93,7 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
             "with the same classes, or one "
             "folder of classes without train/, of which a fifth is kept for testing"
         )
-    config = Config(study.data, study.trial_training, study.symmetry, job.seed, job.learning_rate)
+    config = Config(study.data, study.trial_training, study.symmetry, job.seed, candidate.recipe)
     validation = train(architecture, config, directory, study.training.epochs, splits=splits)
     network = start(architecture, config, directory, splits).network
     tested = evaluate(network, splits, config, epoch=study.training.epochs, images=test)

@@ -11,19 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from studies.config import Study
 
 
 def train_one(
     study: Study,
-    architecture: Architecture,
+    candidate: Candidate,
     *,
     seed: int = 0,
     out: Path | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
 ) -> dict[str, Any]:
-    """Scores, accuracy by angle (validation images) and cost of `architecture`, trained for all
+    """Scores, accuracy by angle (validation images) and cost of `candidate`, trained for all
     epochs of the study.
 
     `out` keeps the checkpoint, from which the next call goes on; without it nothing is kept.
@@ -34,7 +34,8 @@ def train_one(
     from trainers.training.train import Config, start, train
 
     tune_process(max(1, int(study.resources.cpus_per_trial)))
-    config = Config(study.data, study.trial_training, study.symmetry, seed)
+    config = Config(study.data, study.trial_training, study.symmetry, seed, candidate.recipe)
+    architecture = candidate.architecture
     splits = load(study.data, architecture.size)
     with ExitStack() as stack:
         directory = (
@@ -55,7 +56,7 @@ def train_one(
         f"{degrees:g}": accuracy.value for degrees, accuracy in zip(curve.degrees, curve.accuracies)
     }
     return {
-        "architecture": str(architecture),
+        "architecture": str(candidate),
         "scores": scores.as_dict(),
         "accuracy_by_angle": angles,
         "seconds": scores.seconds,

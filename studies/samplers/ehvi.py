@@ -102,13 +102,11 @@ class ExpectedImprovement:
         found, tried = {}, {as_key(trial.params) for trial in trials if trial.params}
         evolution = SubgroupEvolution(self._study)
         for i in range(CANDIDATES):
-            draft, architecture = draw(
-                self._study, evolution.plan(trials, rng) if i % 2 else {}, rng
-            )
+            draft, candidate = draw(self._study, evolution.plan(trials, rng) if i % 2 else {}, rng)
             key = as_key(draft.params)
             if key not in tried and key not in found:
                 found[key] = (
-                    Known(traits(architecture, self._group), draft.params.get("learning_rate")),
+                    Known(traits(candidate, self._group), draft.params.get("learning_rate")),
                     draft.params,
                 )
         return list(found.values())

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy
 from optuna.trial import FrozenTrial
 
-from searchspace.architecture import Architecture, Loss
+from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.samplers.planned import draw
 
@@ -59,11 +59,12 @@ class SpreadStart:
 Traits = tuple[tuple[Any, ...], int, float, float]
 
 
-def traits(architecture: Architecture, declared: Group) -> Traits:
-    """What tells architectures apart before training; widths do not count, they follow from the
+def traits(candidate: Candidate, declared: Group) -> Traits:
+    """What tells candidates apart before training; widths do not count, they follow from the
     rest.
     """
-    stages, loss = architecture.stages, architecture.loss
+    architecture, loss = candidate.architecture, candidate.recipe.loss
+    stages = architecture.stages
     shape = tuple((s.kernel, s.stride, s.padding, s.residual) for s in stages)
     layout = tuple(str(s.subsampling) for s in stages)
     choices = (
@@ -81,7 +82,7 @@ def traits(architecture: Architecture, declared: Group) -> Traits:
         choices,
         architecture.size[0],
         math.log10(loss.weight) if loss.kind != "none" else 0.0,
-        _surviving(replace(architecture, loss=Loss()), declared),
+        _surviving(architecture, declared),
     )
 
 
@@ -103,5 +104,5 @@ def distance(a: Traits, b: Traits, span: int) -> float:
 
 @lru_cache(maxsize=16384)
 def traits_of_text(text: str, declared: Group) -> Traits:
-    """`traits` of an architecture's text; what was asked for before is remembered."""
-    return traits(Architecture.parse(text), declared)
+    """`traits` of a candidate's text; what was asked for before is remembered."""
+    return traits(Candidate.parse(text), declared)

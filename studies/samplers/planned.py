@@ -19,8 +19,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from studies.config import Study
 
 ATTEMPTS = 40  # drafts until one is new; then a repeat is proposed after all
@@ -149,13 +149,13 @@ def _tried(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Counter[frozen
 
 def draw(
     study: Study, plan: Mapping[str, Any], rng: numpy.random.Generator
-) -> tuple[Draft, Architecture]:
-    """A draft that follows `plan`, and its architecture before widths are matched, which is what
+) -> tuple[Draft, Candidate]:
+    """A draft that follows `plan`, and its candidate before widths are matched, which is what
     takes time.
     """
     draft = Draft(plan, rng)
     space = study.space.model_copy(update={"width": None})
-    return draft, space.sample(draft, declared=Group.parse(study.symmetry.group)).architecture
+    return draft, space.sample(draft, declared=Group.parse(study.symmetry.group))
 
 
 def as_key(params: Mapping[str, Any]) -> frozenset:

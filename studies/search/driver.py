@@ -34,7 +34,7 @@ from studies.search.assignments import (
 )
 from studies.search.progress import Tally
 from studies.search.promotions import Standings
-from studies.search.proposals import attributes_of, continued, facts, key_of, proposed
+from studies.search.proposals import attributes_of, continued, facts, proposed
 
 REFUSALS_IN_A_ROW = 200
 
@@ -279,7 +279,7 @@ class SearchDriver:
         except ValueError as error:
             return None, self._refuse(trial, str(error))
         with self._state:
-            key = key_of(proposal)
+            key = proposal.key
             repeats = self._trainings[key]
             attributes = attributes_of(proposal, known, key, repeats, self.study.search.seed)
             for name, value in attributes.items():

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from searchspace.architecture import Architecture
-from searchspace.canonical import canonical
 from searchspace.cost import cost
 from searchspace.exactness import verdict
 from searchspace.groups import Group
-from searchspace.space import Proposal
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.reader import recorded_rungs
 
@@ -67,32 +66,32 @@ def facts(architecture: Architecture, study: Study, channels: int, classes: int)
     return Facts(plain, excess, broken)
 
 
-def proposed(trial: Any, study: Study, channels: int, classes: int) -> Proposal:
+def proposed(trial: Any, study: Study, channels: int, classes: int) -> Candidate:
     """What an Optuna trial proposes: the architecture that it was enqueued with, or one drawn from
     the study's space.
     """
     known = trial.user_attrs.get("enqueued")
     if known is not None:
-        return Proposal(Architecture.parse(known))
+        return Candidate.parse(known)
     return study.space.sample(
         trial, channels=channels, classes=classes, declared=Group.parse(study.symmetry.group)
     )
 
 
 def attributes_of(
-    proposal: Proposal, known: Facts, key: str, repeat: int, seed: int
+    candidate: Candidate, known: Facts, key: str, repeat: int, seed: int
 ) -> dict[str, Any]:
-    """What the journal says about a proposal. The architecture comes last: with it, the proposal is
-    complete.
+    """What the journal says about a candidate. The architecture, with its loss, comes last: with it,
+    the record is complete.
     """
     return {
         **asdict(known.plain),
         **({"constraints": known.excess} if known.excess else {}),
         "canonical": key,
-        "learning_rate": proposal.learning_rate,
+        "learning_rate": candidate.recipe.learning_rate,
         "seed": seed + repeat,
         "repeat": repeat,
-        "architecture": str(proposal.architecture),
+        "architecture": str(candidate.with_learning_rate(None)),
     }
 
 
@@ -109,9 +108,3 @@ def continued(number: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
         **rungs,
         "continues": number,
     }
-
-
-def key_of(proposal: Proposal) -> str:
-    """The same text for proposals that would train the same network in the same way."""
-    rate = "" if proposal.learning_rate is None else f" learning_rate={proposal.learning_rate:.6g}"
-    return f"{canonical(proposal.architecture)}{rate}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from studies.config import Study, differences
 from studies.errors import StudyError
 from studies.journal.directory import read_study
@@ -24,7 +24,7 @@ def read_architectures(path: str | Path) -> list[str]:
         text = line.strip()
         if text and not text.startswith("#"):
             try:
-                found.append(str(Architecture.parse(text)))
+                found.append(str(Candidate.parse(text)))
             except ValueError as error:
                 raise StudyError(f"{path}, line {number}: {error}") from None
     return found
@@ -33,7 +33,7 @@ def read_architectures(path: str | Path) -> list[str]:
 def enqueue_architectures(optuna_study: Any, architectures: Sequence[str]) -> None:
     """Puts architectures in front of what the sampler will propose."""
     for text in architectures:
-        optuna_study.enqueue_trial({}, user_attrs={"enqueued": str(Architecture.parse(text))})
+        optuna_study.enqueue_trial({}, user_attrs={"enqueued": str(Candidate.parse(text))})
 
 
 def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.search.assignments import Assignment, Report
 from trainers.devices import limit_memory
@@ -30,18 +30,20 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / ARCHITECTURE).write_text(assignment.architecture + "\n", encoding="utf-8")
-    architecture = Architecture.parse(assignment.architecture)
+    candidate = Candidate.parse(assignment.architecture).with_learning_rate(
+        assignment.learning_rate
+    )
     config = Config(
         study.data,
         study.trial_training,
         study.symmetry,
         assignment.seed,
-        assignment.learning_rate,
+        candidate.recipe,
         assignment.batch_divisor,
     )
     for rung in (r for r in study.rungs if r <= assignment.until_epoch):
         scores = train(
-            architecture,
+            candidate.architecture,
             config,
             directory,
             rung,

@@ -36,7 +36,7 @@ def memory(field: str) -> float:
 def worker(text: str, batch: int, root: str) -> dict[str, float]:
     """Resident memory, MB, after each step of a worker's life, and its peak."""
     found = {"python": memory("VmRSS")}
-    from searchspace.architecture import Architecture
+    from searchspace.recipe import Candidate
     from studies.workers.worker import run_trial  # noqa: F401  what a worker imports
     from trainers.data.datasets import load
     from trainers.process import tune_process
@@ -45,7 +45,8 @@ def worker(text: str, batch: int, root: str) -> dict[str, float]:
 
     tune_process(threads=1)
     found["imports"] = memory("VmRSS")
-    architecture = Architecture.parse(text)
+    candidate = Candidate.parse(text)
+    architecture = candidate.architecture
     data = Data(name="mnist", root=root, train=8000, validation=2000)
     splits = load(data, architecture.size)
     found["data"] = memory("VmRSS")
@@ -53,6 +54,7 @@ def worker(text: str, batch: int, root: str) -> dict[str, float]:
         data,
         Training(epochs=2, batch_size=batch, augment=Augment(rotation="uniform")),
         Symmetry(group="D4"),
+        recipe=candidate.recipe,
     )
     with tempfile.TemporaryDirectory() as folder:
 

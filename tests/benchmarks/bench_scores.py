@@ -51,6 +51,7 @@ SHOWN = (
 def one(architecture: str, options: dict, data: dict, epochs: int, seed: int) -> dict[str, float]:
     """The validation scores of one training."""
     from searchspace.architecture import Architecture
+    from searchspace.recipe import Candidate
     from trainers.process import tune_process
     from trainers.settings import Data, Symmetry, Training
     from trainers.training.train import Config, train
@@ -61,6 +62,7 @@ def one(architecture: str, options: dict, data: dict, epochs: int, seed: int) ->
         Training(epochs=epochs, batch_size=64, learning_rate=0.01, **options),
         Symmetry(group="C4"),
         seed=seed,
+        recipe=Candidate.parse(architecture).recipe,
     )
     with tempfile.TemporaryDirectory() as folder:
         return train(Architecture.parse(architecture), config, Path(folder), epochs).as_dict()

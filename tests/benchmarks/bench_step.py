@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from searchspace.architecture import Architecture
+from searchspace.recipe import Loss, Recipe
 from support.escnn_reference import EscnnNetwork, copy_to_escnn
 from trainers.actions import act
 from trainers.data.datasets import normaliser
@@ -225,12 +226,10 @@ def loss_stepper(network: str, group: str, kind: str, images, labels):
     """A training step of the basis network with an equivariance loss of `kind`, or none, as
     `trainers.training.train` makes it.
     """
-    shape = Architecture.parse(
-        f"{architecture(network, group, 'basis')}" + ("" if kind == "none" else f" loss={kind}:1")
-    )
+    shape, recipe = architecture(network, group, "basis"), Recipe(Loss(kind, 1.0))
     module = build(shape, channels=images.shape[1], classes=CLASSES).to(images.device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
-    config = Config(Data(name="mnist"), Training(), Symmetry(group=group))
+    config = Config(Data(name="mnist"), Training(), Symmetry(group=group), recipe=recipe)
     elements, generator = (
         usable_elements(config.group, shape.size),
         torch.Generator().manual_seed(0),
@@ -239,7 +238,7 @@ def loss_stepper(network: str, group: str, kind: str, images, labels):
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        training_loss(module, shape, config, images, labels, normal, elements, generator).backward()
+        training_loss(module, config, images, labels, normal, elements, generator).backward()
         optimizer.step()
         wait(images.device)
 

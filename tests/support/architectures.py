@@ -7,9 +7,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from searchspace.architecture import Architecture, Loss, Stage, Subsampling
+from searchspace.architecture import Architecture, Stage, Subsampling
 from searchspace.cost import cost
 from searchspace.groups import Group
+from searchspace.recipe import Candidate, Loss, Recipe
 
 GRID = ("C1", "C2", "C4", "D1", "D2", "D4")
 ANY = GRID + ("C3", "C8", "D8")
@@ -100,20 +101,24 @@ def random_architecture(
         width = height if rng.random() < square else rng.randint(7, 24)
         entry = random_subsampling(rng) if rng.random() < 0.15 else None
         try:
-            loss = Loss(
-                rng.choice(("none", "none", "layerwise", "latent", "label")),
-                rng.choice((0.1, 1.0, 2.5)),
-            )
             return Architecture(
                 (height, width),
                 stages,
                 rng.choice(("group_max", "group_mean", "none")),
                 filters,
-                loss,
                 entry,
             )
         except ValueError:
             continue
+
+
+def random_candidate(rng: random.Random, groups: tuple[str, ...] = GRID) -> Candidate:
+    """A valid architecture with any recipe."""
+    loss = Loss(
+        rng.choice(("none", "none", "layerwise", "latent", "label")), rng.choice((0.1, 1.0, 2.5))
+    )
+    rate = rng.choice((None, None, 0.01, 1e-05, 0.12345678, 3.0))
+    return Candidate(random_architecture(rng, groups), Recipe(loss, rate))
 
 
 ODD = ANY + ("C6", "D3", "D6", "C12")

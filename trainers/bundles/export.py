@@ -26,6 +26,7 @@ from torch import Tensor
 from searchspace.cost import cost
 from searchspace.exactness import verdict
 from searchspace.groups import Element
+from searchspace.recipe import Candidate
 from trainers.bundles.formats import (
     CARD,
     FORMATS,
@@ -224,7 +225,7 @@ def _facts(subject: Subject, network: Network, ruling) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "origin": dict(subject.origin),
-        "architecture": str(architecture),
+        "architecture": str(Candidate(architecture, config.recipe).with_learning_rate(None)),
         "family": architecture.family,
         "group": str(architecture.group),
         "declared": str(config.group),
@@ -247,7 +248,7 @@ def _facts(subject: Subject, network: Network, ruling) -> dict[str, Any]:
             "optimizer": config.training.optimizer,
             "batch_size": config.training.batch_size,
             "augment": config.training.augment.model_dump(mode="json"),
-            "loss": {"kind": architecture.loss.kind, "weight": architecture.loss.weight},
+            "loss": {"kind": config.recipe.loss.kind, "weight": config.recipe.loss.weight},
             "seen": [str(e) for e in seen(config.training.augment, config.group)],
         },
         "scores": dict(subject.scores),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from searchspace.recipe import Candidate, Recipe
 from trainers.data.augment import transform
 from trainers.data.datasets import Splits, batch, load, normaliser
 from trainers.devices import pick_device, send
@@ -55,14 +56,15 @@ class Config:
     training: Training
     symmetry: Symmetry
     seed: int = 0  # of weights, order and augmentation
-    learning_rate: float | None = None  # None: the training's
+    recipe: Recipe = field(default_factory=Recipe)
     # parts that a batch is computed in, gradients summed: less memory, the same step size
     batch_divisor: int = 1
 
     @property
     def peak_rate(self) -> float:
         """The learning rate that the schedule scales."""
-        return self.training.learning_rate if self.learning_rate is None else self.learning_rate
+        rate = self.recipe.learning_rate
+        return self.training.learning_rate if rate is None else rate
 
     @property
     def group(self) -> Group:
@@ -213,7 +215,7 @@ def _fingerprint(architecture: Architecture, config: Config) -> str:
     data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})
     return json.dumps(
         {
-            "architecture": str(architecture),
+            "architecture": str(Candidate(architecture, config.recipe).with_learning_rate(None)),
             "seed": config.seed,
             "learning_rate": config.peak_rate,
             "training": training,
@@ -277,7 +279,9 @@ def _steps(state: _State, architecture: Architecture, config: Config, splits: Sp
     device = next(network.parameters()).device
     precision = resolve(training.precision, device)
     elements = (
-        usable_elements(config.group, architecture.size) if architecture.loss.kind != "none" else ()
+        usable_elements(config.group, architecture.size)
+        if config.recipe.loss.kind != "none"
+        else ()
     )
     normal = normaliser(splits.mean, splits.std, device)
     full = min(training.batch_size, len(splits.train.labels))
@@ -294,7 +298,6 @@ def _steps(state: _State, architecture: Architecture, config: Config, splits: Sp
             with autocast(precision, device):
                 loss = training_loss(
                     network,
-                    architecture,
                     config,
                     images,
                     classes,
@@ -352,7 +355,6 @@ def _settle(state: _State, config: Config, splits: Splits, order: Tensor) -> Non
 
 def training_loss(
     network: Network,
-    architecture: Architecture,
     config: Config,
     pixels: Tensor,
     labels: Tensor,
@@ -360,29 +362,27 @@ def training_loss(
     elements: tuple,
     generator: torch.Generator,
 ) -> Tensor:
-    """The loss of a batch: cross entropy of images in 0..1 [B, C, H, W], plus the architecture's
+    """The loss of a batch: cross entropy of images in 0..1 [B, C, H, W], plus the recipe's
     equivariance loss.
 
     `normal` normalises images. The equivariance loss is measured on the first `equivariance_batch`
     of the batch, under `elements` drawn from `generator`.
     """
-    if architecture.loss.kind == "none":
+    penalised = config.recipe.loss
+    if penalised.kind == "none":
         logits = network(normal(pixels))
         return functional.cross_entropy(logits.float(), labels)
     count, size = len(pixels), equivariance_images(config.training, len(pixels))
     parts = draw(elements, size, generator)
     together = torch.cat([pixels, move(pixels[:size], parts)])
-    kind = architecture.loss.kind
+    kind = penalised.kind
     logits, stages = network.forward_with_parts(
         normal(together), slice(size), slice(count, None), block=pooled(kind, config.group)
     )
     penalty = equivariance_loss(
         kind, config.group, parts, *zip(*stages), logits[count:], labels[:size]
     )
-    return (
-        functional.cross_entropy(logits[:count].float(), labels)
-        + architecture.loss.weight * penalty
-    )
+    return functional.cross_entropy(logits[:count].float(), labels) + penalised.weight * penalty
 
 
 def equivariance_images(training: Training, count: int) -> int:

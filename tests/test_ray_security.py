@@ -146,3 +146,25 @@ def test_under_uv_run_ray_starts_even_where_it_was_imported_before(tmp_path):
         env={**own, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
     )
     assert done.returncode == 0 and done.stdout.split() == ["42", "{}"], done.stderr
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (2, 3), (3, 3)])
+def test_a_node_that_starts_too_slowly_is_tried_again(monkeypatch, failures, starts):
+    import ray
+
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    if failures < starts:
+        with local_ray.local_ray():
+            pass
+    else:
+        with pytest.raises(StudyError, match="does not start: The current node timed out"):
+            with local_ray.local_ray():
+                pass
+    assert len(calls) == starts

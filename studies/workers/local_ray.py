@@ -22,6 +22,9 @@ from typing import Any
 
 from studies.errors import StudyError
 
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # at starting Ray
 OBJECT_STORE = 128 * 2**20  # bytes: nothing large passes through it
 # characters: Ray's sockets lie 65 below it, and a socket's path has 107 at most
 LONGEST_FOLDER = 40
@@ -99,6 +102,22 @@ def local_ray(**options: Any) -> Iterator[None]:
     with guarded() as folder:
         import ray
 
+        _start(folder, options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(folder: str, options: Mapping[str, Any]) -> None:
+    """Starts Ray; a node that has not started in time is tried again, since Ray waits 30 s for it
+    and a busy machine takes longer.
+
+    Raises StudyError if it does not start.
+    """
+    import ray
+
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             ray.init(
                 address="local",
@@ -109,19 +128,17 @@ def local_ray(**options: Any) -> Iterator[None]:
                 _temp_dir=folder,
                 **options,
             )
-        except (
-            Exception
-        ) as error:  # Ray raises bare ones, of a node that starts too slowly for example
+            return
+        except Exception as error:  # Ray raises bare ones, of a node that starts too slowly too
             ray.shutdown()
+            if attempt < ATTEMPTS and "timed out" in str(error):
+                log.warning("Ray did not start in time; attempt %d of %d", attempt + 1, ATTEMPTS)
+                continue
             raise StudyError(
                 f"Ray on this machine does not start: {first_line(error)}; its logs are in "
                 f"{folder}; see `equisearch doctor`, "
                 "or run in one process with `resources: {executor: in_process}`"
             ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 def read_environment() -> None:

@@ -156,7 +156,7 @@ def test_a_rung_asked_again_answers_the_same(path):
     "wrong,message",
     [
         ({"accuracy": float("nan")}, "accuracy is nan at epoch 1"),
-        ({"accuracy": None}, "need accuracy; None came"),
+        ({"accuracy": None}, "need accuracy; got None"),
         ({"symmetry_accuracy": float("inf")}, "symmetry_accuracy is inf"),
         ({"loss": float("nan")}, "loss is nan"),
     ],

@@ -22,7 +22,7 @@ from studies.config import parse
 from studies.errors import StudyError
 from studies.journal.reader import JOURNAL, read_trials
 from studies.search.assignments import Leave
-from studies.search.driver import SearchDriver
+from studies.search.driver import PROGRAM_DEATHS, SearchDriver
 from studies.workers.executors import Interruption, _DirectReport, run_in_process
 from studies.workers.worker import run_trial
 from support import trivial
@@ -178,30 +178,46 @@ def test_no_space_for_the_journal_loses_nothing(tmp_path):
     assert trivial.ended(path) == undisturbed(tmp_path / "undisturbed")
 
 
-def test_a_trial_that_kills_its_driver_is_given_up_after_some_attempts(tmp_path):
-    path = tmp_path / "study"
-    SearchDriver.create(path, trivial.study(search__retries=2)).close()
-    for _ in range(3):
-        driver = SearchDriver.open(path)
+def killed(path, epoch=None):
+    """Hands out trial 0, notes an epoch, and lets go of the study without a word, as a kill does."""
+    with SearchDriver.open(path) as driver:
         assert driver.next().number == 0
-        # without a word about trial 0, like a killed process
-        driver.close()
+        if epoch is not None:
+            driver.heartbeat(0, epoch)
+
+
+def test_a_driver_that_is_killed_again_and_again_costs_no_trial(tmp_path):
+    """Between two rungs, with epochs gained and without: time limits and machines taken away."""
+    path = tmp_path / "study"
+    SearchDriver.create(path, trivial.study(search__retries=1)).close()
+    for epoch in [*range(4, 9), *[None] * 5]:
+        killed(path, epoch)
+    with SearchDriver.open(path) as driver:
+        assert driver.finished == 0 and driver.next().number == 0
+
+
+def test_a_trial_that_ends_the_program_each_time_is_given_up(tmp_path):
+    path = tmp_path / "study"
+    SearchDriver.create(path, trivial.study()).close()
+    for _ in range(PROGRAM_DEATHS):
+        killed(path)
     with SearchDriver.open(path) as driver:
         assert driver.finished == 1 and driver.next().number == 1
     record = read_trials(path)[0]
-    assert record.state == "failed" and "died 3 times without getting any further" in record.reason
+    assert record.state == "failed"
+    assert "program that trained it died 10 times without getting beyond epoch 0" in record.reason
 
 
-def test_progress_between_attempts_starts_the_count_again(tmp_path):
-    path = tmp_path / "study"
-    SearchDriver.create(path, trivial.study(search__retries=1)).close()
-    for epoch in (1, 3):
-        driver = SearchDriver.open(path)
-        assert driver.next().number == 0
-        driver.report(0, epoch, {"epoch": epoch, "accuracy": 0.5, "symmetry_accuracy": 0.5})
-        driver.close()
-    with SearchDriver.open(path) as driver:
-        assert driver.next().number == 0
+@pytest.mark.parametrize("gained", [True, False])
+def test_a_lost_worker_counts_unless_it_gained_an_epoch(tmp_path, gained):
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__retries=2)) as driver:
+        for epoch in range(4, 7):
+            assert driver.next().number == 0
+            driver.heartbeat(0, epoch if gained else 4)
+            driver.finish(0, "lost", "its node went away")
+        assert driver.next().number == (0 if gained else 1)
+    record = read_trials(tmp_path / "study")[0]
+    assert gained or "its worker died 3 times without getting beyond epoch 4" in record.reason
 
 
 def test_the_clock_may_jump(tmp_path, monkeypatch):

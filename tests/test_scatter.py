@@ -1,11 +1,10 @@
 """The front, drawn: marks lie where their values are, and what cannot be drawn is said."""
 
 import errno
-import json
 
 import pytest
 
-from studies.journal.reader import Record
+from studies.journal.trial import TrialRecord
 from studies.results.front_plot import Dot, dots, draw, save_figure
 from support import trivial
 
@@ -71,8 +70,7 @@ def test_one_trial_and_equal_values_can_be_drawn():
 
 
 def record(number, values, state="complete", surviving=("e",), **attributes):
-    line = json.dumps({"user_attr": {"surviving": list(surviving), **attributes}}).encode()
-    return Record(number, state, values, (line,), None, None, None)
+    return TrialRecord(number, state, values, {"surviving": list(surviving), **attributes})
 
 
 def test_dots_are_the_complete_trials_and_say_what_the_front_says():

@@ -12,18 +12,14 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from studies.errors import DamagedError
+from studies.journal.trial import ENDED, JournalAttributes, State, TrialRecord
 
 JOURNAL = "optuna.journal"
-# how a worker leaves a trial
-Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]
-State = Literal["running", "waiting", "complete", "pruned", "failed", "refused", "earlier"]
 
 # optuna's codes of operations and of trial states, part of its file format
 CREATE_TRIAL, SET_PARAM, SET_STATE = 4, 5, 6
@@ -33,89 +29,22 @@ STATES: dict[int, State] = {0: "running", 1: "complete", 2: "pruned", 3: "failed
 PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')
 ATTRIBUTE, TRIAL = b'{"op_code":8,', b'"trial_id":'
 NOTHING = b"\n"  # begins no line
-FINISHED = ("complete", "pruned", "failed", "refused")
 
 
-@dataclass(frozen=True)
-class Record:
-    """One trial as the journal knows it."""
-
-    number: int
-    # refused: proposed but not trained (cannot fit, or a repeat); earlier: of a warm start
-    state: State
-    values: tuple[float, ...] | None  # the objectives of a complete trial, in the study's order
-    lines: tuple[bytes, ...]  # of the journal, that set attributes
-    order: int | None  # place among the finished trials, in the order of finishing
-    started: str | None  # ISO 8601, UTC
-    finished: str | None
-    parameters: dict[str, Any] = field(default_factory=dict)  # as sampled; only if asked for
-
-    @cached_property
-    def attributes(self) -> dict[str, Any]:
-        """architecture, params, macs, exact, surviving, seed, "rung 2", ... Raises DamagedError for
-        a line that is no record.
-        """
-        found: dict[str, Any] = {}
-        try:
-            for entry in json.loads(b"[" + b",".join(self.lines) + b"]"):
-                found.update(entry.get("user_attr") or entry.get("user_attrs") or {})
-        except (ValueError, AttributeError) as error:
-            raise DamagedError(
-                f"what the journal says of trial {self.number} is damaged ({error}); "
-                "`equisearch repair` keeps what stands before it"
-            ) from None
-        return found
-
-    @property
-    def architecture(self) -> str | None:
-        """The text form of the architecture; None if the trial was interrupted before it was
-        proposed.
-        """
-        return self.attributes.get("architecture")
-
-    @property
-    def reason(self) -> str | None:
-        """Why the trial failed or was refused."""
-        return self.attributes.get("reason")
-
-    @cached_property
-    def rungs(self) -> dict[int, dict[str, Any]]:
-        """The scores at each epoch at which the trial was compared, ascending."""
-        return {
-            epoch: rung["scores"] for epoch, rung in sorted(recorded_rungs(self.attributes).items())
-        }
-
-    @property
-    def scores(self) -> dict[str, Any] | None:
-        """The latest scores, or None before the first rung."""
-        return self.rungs[max(self.rungs)] if self.rungs else None
-
-    @property
-    def feasible(self) -> bool:
-        """True unless a constraint of the study is broken."""
-        constrained = any(b'"constraints"' in line for line in self.lines)
-        return not constrained or all(
-            excess <= 0 for excess in self.attributes.get("constraints", {}).values()
-        )
-
-
-def recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """Epoch -> {"scores", "decision"} of every rung that a trial's attributes hold."""
-    return {int(name[5:]): value for name, value in attributes.items() if name.startswith("rung ")}
-
-
-def read_trials(directory: str | os.PathLike[str], *, parameters: bool = False) -> list[Record]:
+def read_trials(
+    directory: str | os.PathLike[str], *, parameters: bool = False
+) -> list[TrialRecord]:
     """Every trial of the study in `directory`, in the order of their numbers.
 
     A torn last line is passed over. Raises FileNotFoundError without a journal, DamagedError for a
-    line in the middle that is no JSON (`equisearch repair` cuts there).
+    line in the middle that is not JSON (`equisearch repair` cuts there).
     """
     return read_journal(directory, parameters=parameters)[1]
 
 
 def read_journal(
     directory: str | os.PathLike[str], *, parameters: bool = False
-) -> tuple[dict[str, Any], list[Record]]:
+) -> tuple[dict[str, Any], list[TrialRecord]]:
     """The study's attributes (channels, classes, ...) and its trials; see `read_trials`."""
     collecting = gc.isenabled()
     # nothing of what is read is garbage; a third of the time otherwise (10,000 trials, Python 3.11)
@@ -127,7 +56,7 @@ def read_journal(
             gc.enable()
 
 
-def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]:
+def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRecord]]:
     study: dict[str, Any] = {}
     trials: list[dict[str, Any]] = []
     done = 0
@@ -147,7 +76,7 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]
         operation = entry["op_code"]
         if operation == CREATE_TRIAL:
             trials.append(_created(line, entry, parameters))
-            if trials[-1]["state"] in FINISHED:
+            if trials[-1]["state"] in ENDED:
                 trials[-1]["order"], done = done, done + 1
         elif operation == SET_STUDY_ATTRIBUTE:
             study.update(entry["user_attr"])
@@ -156,7 +85,7 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[Record]]
             if trial["order"] is not None:
                 continue  # as optuna does: a finished trial never changes
             _apply(trial, entry, operation)
-            if trial["state"] in FINISHED:
+            if trial["state"] in ENDED:
                 trial["order"], done = done, done + 1
     return study, [_record(number, trial) for number, trial in enumerate(trials)]
 
@@ -229,9 +158,9 @@ def _external(value: float, distribution: dict[str, Any]) -> Any:
     return int(value) if distribution["name"] == "IntDistribution" else value
 
 
-def _record(number: int, trial: dict[str, Any]) -> Record:
+def _record(number: int, trial: dict[str, Any]) -> TrialRecord:
     state = trial["state"]
-    if state in FINISHED:
+    if state in ENDED:
         # texts in it hold no quotation marks that are not escaped
         set_by_it = b"".join(trial["lines"])
         state = (
@@ -248,11 +177,11 @@ def _record(number: int, trial: dict[str, Any]) -> Record:
             "must be numbers: "
             "restore the file from a copy, or correct that line"
         )
-    return Record(
+    return TrialRecord(
         number,
         state,
         values,
-        tuple(trial["lines"]),
+        JournalAttributes(number, trial["lines"]),
         trial["order"],
         trial["started"],
         trial["finished"],
@@ -264,7 +193,7 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
     """Cuts a torn last line off the journal, and returns the file that keeps a copy of it; None if
     nothing is torn.
 
-    A line is torn if the newline is missing or it is no JSON: the machine stopped while it was
+    A line is torn if the newline is missing or it is not JSON: the machine stopped while it was
     written, so it was never acted upon. Only the holder of the study's lock may call this.
     """
     path = Path(directory) / JOURNAL

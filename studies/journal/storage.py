@@ -20,8 +20,10 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import FrozenTrial
 
-from studies.journal.reader import SET_STATE
+from studies.journal.reader import SET_STATE, STATES
+from studies.journal.trial import TrialRecord
 from studies.pareto import DIRECTIONS
 
 NAME = "equisearch"  # of the optuna study inside the journal
@@ -112,6 +114,17 @@ class SingleWriterJournal(BaseJournalBackend):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def record_of(trial: FrozenTrial) -> TrialRecord:
+    """The record of an Optuna trial of a study of ours."""
+    return TrialRecord(
+        trial.number,
+        STATES[trial.state.value],
+        tuple(trial.values) if trial.values else None,
+        trial.user_attrs,
+        parameters=trial.params,
+    )
 
 
 def open_storage(path: Path) -> tuple[JournalStorage, SingleWriterJournal]:

@@ -1,34 +1,47 @@
-"""What a driver writes: the optuna study of one directory, behind the words that the driver uses.
+"""What a driver writes: the journal of one study, as changes of trial records.
 
-Attributes first, then `commit`: from there on a trial has ended. A full disk becomes a message.
+Attributes first, then the end: from there on a trial never changes. A full disk becomes a message.
+Optuna's own objects and ids stay in here; callers know trials by their records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from studies.errors import NO_SPACE, StudyError
-from studies.journal.reader import JOURNAL, Outcome, Record, drop_torn_line, read_journal
-
-Result = TypeVar("Result")
+from studies.journal.reader import JOURNAL, drop_torn_line, read_journal
+from studies.journal.trial import RUNG, Decision, Outcome, State, TrialRecord
 
 
 @dataclass(frozen=True)
-class Before:
+class OpenedJournal:
     """What the journal held when it was opened."""
 
     attributes: dict[str, Any]  # of the study
     # in the order in which their trials ended, then those that have not, by number
-    records: list[Record]
+    records: list[TrialRecord]
     torn: Path | None  # where a torn last line was kept
 
 
-def open_ledger(directory: Path, objectives: Sequence[str]) -> tuple[Ledger, Before]:
+@dataclass(frozen=True)
+class Refusal:
+    """Why a proposal is not trained."""
+
+    reason: str
+    # samplers learn from it: it breaks a constraint
+    learn: bool = False
+
+
+# The attributes of a proposal, and why it is refused, if it is.
+Described = tuple[Mapping[str, Any], Refusal | None]
+
+
+def open_journal(directory: Path, objectives: Sequence[str]) -> tuple[JournalWriter, OpenedJournal]:
     """The journal of the study in `directory`, opened for writing by its only writer, and what it
     held.
 
@@ -40,9 +53,9 @@ def open_ledger(directory: Path, objectives: Sequence[str]) -> tuple[Ledger, Bef
             read_journal(directory) if (directory / JOURNAL).exists() else ({}, [])
         )
         for record in records:
-            _ = record.attributes  # a damaged line is named here; optuna would fail at it
+            len(record.attributes)  # a damaged line is named here; optuna would fail at it
         records.sort(key=lambda r: (r.order is None, r.order, r.number))
-        return Ledger(directory, objectives), Before(attributes, records, torn)
+        return JournalWriter(directory, objectives), OpenedJournal(attributes, records, torn)
 
 
 @contextmanager
@@ -61,8 +74,11 @@ def writing(directory: Path) -> Iterator[None]:
         ) from error
 
 
-class Ledger:
-    """The journal of one study, open for writing; made by `open_ledger`."""
+class JournalWriter:
+    """The journal of one study, open for writing (`open_journal`).
+
+    What changes a trial takes its record and returns the new one.
+    """
 
     def __init__(self, directory: Path, objectives: Sequence[str]) -> None:
         from studies.journal.storage import open_study
@@ -70,31 +86,45 @@ class Ledger:
         self.optuna, self._storage, self._backend = open_study(directory / JOURNAL, objectives)
         self._id = self._storage.get_study_id_from_name(self.optuna.study_name)
 
+    def describe(self, attributes: Mapping[str, Any]) -> None:
+        """Sets attributes of the study."""
+        for name, value in attributes.items():
+            self.optuna.set_user_attr(name, value)
+
     def next_number(self) -> int:
-        """The number of the trial that optuna will give when asked: the first that waits, else a
-        new one.
-        """
+        """The number of the next proposal: the first trial that waits, else a new one."""
         trials = self._storage.get_all_trials(self._id, deepcopy=False)
         return next(
             (trial.number for trial in trials if trial.state.name == "WAITING"), len(trials)
         )
 
-    def ask(self, sampler: Any, register: Callable[[Any], Result]) -> tuple[Any, Result]:
-        """(trial, `register(trial)`) of a new trial that `sampler` proposes; what `register` writes
-        down is on disk whole or not at all.
+    def propose(self, sampler: Any, describe: Callable[[Any], Described]) -> TrialRecord:
+        """A new trial, running or refused, on disk whole or not at all.
+
+        `describe(trial)` draws the proposal from an Optuna trial that asks `sampler`.
         """
         self.optuna.sampler = sampler
         with self._backend.transaction():
             trial = self.optuna.ask()
-            return trial, register(trial)
+            attributes, refusal = describe(trial)
+            record = TrialRecord(
+                trial.number, "running", attributes=trial.user_attrs, parameters=trial.params
+            )
+            record = self.set(record, attributes)
+            return record if refusal is None else self._refuse(record, refusal)
 
-    def again(self, number: int, attributes: Mapping[str, Any]) -> tuple[int, int]:
-        """(storage's number, number) of a new running trial with the choices of trial `number`, and
-        these attributes: on disk whole or not at all.
+    def _refuse(self, record: TrialRecord, refusal: Refusal) -> TrialRecord:
+        record = self.set(record, {"refused": True, "reason": refusal.reason})
+        # TPE learns from pruned trials that break a constraint, and ignores failed ones
+        return replace(self.end(record, "pruned" if refusal.learn else "failed"), state="refused")
+
+    def continue_stopped(self, record: TrialRecord, attributes: Mapping[str, Any]) -> TrialRecord:
+        """A new running trial with the choices of the stopped trial `record` and these attributes:
+        on disk whole or not at all.
         """
         from optuna.trial import FrozenTrial, TrialState
 
-        first = self._storage.get_trial(self.trial_id(number))
+        first = self._storage.get_trial(self._trial_id(record))
         new = FrozenTrial(
             number=-1,
             trial_id=-1,
@@ -108,44 +138,55 @@ class Ledger:
             system_attrs=first.system_attrs,
             intermediate_values={},
         )
-        trial_id = self._storage.create_new_trial(self._id, template_trial=new)
-        return trial_id, self._storage.get_trial_number_from_id(trial_id)
-
-    def trial_id(self, number: int) -> int:
-        """The storage's own number of trial `number`."""
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-
-    def attributes(self, number: int) -> dict[str, Any]:
-        """What is written of trial `number`."""
-        return dict(self._storage.get_trial(self.trial_id(number)).user_attrs)
-
-    def set(self, trial_id: int, name: str, value: Any) -> None:
-        """Sets an attribute of a trial."""
-        self._storage.set_trial_user_attr(trial_id, name, value)
-
-    def describe(self, attributes: Mapping[str, Any]) -> None:
-        """Sets attributes of the study."""
-        for name, value in attributes.items():
-            self.optuna.set_user_attr(name, value)
-
-    def move(self, trial_id: int, state: str) -> None:
-        """Gives a trial the state WAITING or RUNNING."""
-        from optuna.trial import TrialState
-
-        self._storage.set_trial_state_values(trial_id, TrialState[state])
-
-    def commit(self, number: int, outcome: Outcome, values: list[float] | None = None) -> None:
-        """Ends trial `number`: complete with `values`, failed, or, for every other outcome, pruned."""
-        from optuna.trial import TrialState
-
-        state = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(
-            outcome, TrialState.PRUNED
+        number = self._storage.get_trial_number_from_id(
+            self._storage.create_new_trial(self._id, template_trial=new)
         )
-        self.optuna.tell(number, values=values, state=state)
+        return TrialRecord(number, "running", attributes=attributes, parameters=first.params)
+
+    def set(self, record: TrialRecord, attributes: Mapping[str, Any]) -> TrialRecord:
+        """The trial with these attributes set."""
+        trial_id = self._trial_id(record)
+        for name, value in attributes.items():
+            self._storage.set_trial_user_attr(trial_id, name, value)
+        return replace(record, attributes={**record.attributes, **attributes})
+
+    def set_rung(
+        self, record: TrialRecord, epoch: int, scores: Mapping[str, Any], decision: Decision
+    ) -> TrialRecord:
+        """The trial with its scores and the decision at a rung."""
+        return self.set(record, {f"{RUNG}{epoch}": {"scores": scores, "decision": decision}})
+
+    def move(self, record: TrialRecord, state: Literal["waiting", "running"]) -> TrialRecord:
+        """The trial, waiting or running."""
+        from optuna.trial import TrialState
+
+        self._storage.set_trial_state_values(self._trial_id(record), TrialState[state.upper()])
+        return replace(record, state=state)
+
+    def end(
+        self, record: TrialRecord, outcome: Outcome, values: Sequence[float] | None = None
+    ) -> TrialRecord:
+        """The trial, ended: complete with `values`, failed, or, for every other outcome, pruned."""
+        from optuna.trial import TrialState
+
+        state: State = outcome if outcome in ("complete", "failed") else "pruned"
+        code = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
+        self.optuna.tell(record.number, values=values, state=code.get(state, TrialState.PRUNED))
+        return replace(record, state=state, values=None if values is None else tuple(values))
+
+    def read(self, number: int) -> TrialRecord:
+        """Trial `number`, as it is written."""
+        from studies.journal.storage import record_of
+
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        return record_of(self._storage.get_trial(trial_id))
+
+    def _trial_id(self, record: TrialRecord) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, record.number)
 
     @property
     def exhausted(self) -> bool:
-        """Whether the grid sampler has nothing left; it notices at a commit."""
+        """Whether the grid sampler has nothing left; it notices when a trial ends."""
         return getattr(self.optuna.sampler, "exhausted", False)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.journal.directory import TRIALS
-from studies.journal.reader import Record
+from studies.journal.trial import TrialRecord
 from studies.results.tables import find_trial, open_study
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def verify_bundle(bundle: Path | str, *, run_code: bool = False) -> Report:
         raise StudyError(str(error)) from None
 
 
-def _complete(records: list[Record]) -> str:
+def _complete(records: list[TrialRecord]) -> str:
     numbers = [str(r.number) for r in records if r.state == "complete"]
     return (
         f"{', '.join(numbers[:12])}{' ...' if len(numbers) > 12 else ''}"
@@ -91,7 +91,7 @@ def _complete(records: list[Record]) -> str:
     )
 
 
-def _subject(study: Study, record: Record, trained: Path, origin: dict):
+def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict):
     """The trained network of a trial with its data. Raises StudyError where one of them is missing."""
     from trainers.bundles.export import Subject
     from trainers.data.datasets import load

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from searchspace.groups import Group
 from studies.config import Study
-from studies.journal.reader import Record
+from studies.journal.trial import TrialRecord
 from studies.output import short
 from studies.pareto import DIRECTIONS, WORST_EXPONENT, knee
 from studies.results.tables import members
@@ -44,7 +44,7 @@ class Dot:
     surviving: float
 
 
-def dots(study: Study, records: Sequence[Record]) -> list[Dot]:
+def dots(study: Study, records: Sequence[TrialRecord]) -> list[Dot]:
     """All complete trials whose values count, in their order."""
     front = members(study, records)
     best = knee([record.values for record in front], study.objectives)

@@ -13,7 +13,7 @@ from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
 from studies.journal.directory import VERSIONS, write_whole
-from studies.journal.reader import Record
+from studies.journal.trial import TrialRecord
 from studies.markup import Html, html, joined
 from studies.markup import svg_html as _svg
 from studies.markup import table_html as _table
@@ -63,7 +63,7 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     return path
 
 
-def _page(directory: Path, study: Study, records: Sequence[Record]) -> str:
+def _page(directory: Path, study: Study, records: Sequence[TrialRecord]) -> str:
     sections = [
         *_front(study, records),
         *_compared(study, records),
@@ -90,7 +90,7 @@ def _page(directory: Path, study: Study, records: Sequence[Record]) -> str:
     )
 
 
-def _front(study: Study, records: Sequence[Record]) -> Iterable[Html]:
+def _front(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
     rows, columns, cells = views.front_rows(study, records)
     if not rows:
         yield html("<h2>Front</h2><p>No trial is complete yet.</p>")
@@ -103,7 +103,7 @@ def _front(study: Study, records: Sequence[Record]) -> Iterable[Html]:
     yield _svg(_growth(study, records))
 
 
-def _growth(study: Study, records: Sequence[Record]) -> Figure:
+def _growth(study: Study, records: Sequence[TrialRecord]) -> Figure:
     """A figure of the front's hypervolume over finished trials."""
     from matplotlib.figure import Figure
 
@@ -125,7 +125,7 @@ def _growth(study: Study, records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _compared(study: Study, records: Sequence[Record]) -> Iterable[Html]:
+def _compared(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
     """Scores of complete trials by what they are built of."""
     scored = [
         (Candidate.parse(r.architecture), r.scores)
@@ -221,7 +221,7 @@ def _tested(directory: Path) -> Iterable[Html]:
         )
 
 
-def _ended(records: Sequence[Record]) -> Iterable[Html]:
+def _ended(records: Sequence[TrialRecord]) -> Iterable[Html]:
     reasons = Counter(
         (r.state, str(r.reason)) for r in records if r.state in ("failed", "refused") and r.reason
     )

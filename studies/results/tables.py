@@ -13,7 +13,8 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
-from studies.journal.reader import JOURNAL, Record, read_trials
+from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import front_volume, knee, pareto
 
@@ -21,7 +22,7 @@ STATES = ("complete", "pruned", "failed", "running", "waiting", "refused")
 COST_OBJECTIVES = ("params", "macs", "latency")
 
 
-def open_study(directory: Path, *, parameters: bool = False) -> tuple[Study, list[Record]]:
+def open_study(directory: Path, *, parameters: bool = False) -> tuple[Study, list[TrialRecord]]:
     """The study in `directory` and its trials. Raises StudyError if there is none, or its journal
     is damaged.
     """
@@ -37,7 +38,7 @@ def open_study(directory: Path, *, parameters: bool = False) -> tuple[Study, lis
         raise StudyError(str(error)) from None
 
 
-def find_trial(records: Sequence[Record], number: int, directory: Path) -> Record:
+def find_trial(records: Sequence[TrialRecord], number: int, directory: Path) -> TrialRecord:
     """Trial `number`. Raises StudyError that says which there are."""
     if not 0 <= number < len(records):
         there = f"it has trials 0 to {len(records) - 1}" if records else "it has no trials yet"
@@ -48,7 +49,7 @@ def find_trial(records: Sequence[Record], number: int, directory: Path) -> Recor
     return records[number]
 
 
-def members(study: Study, records: Sequence[Record]) -> list[Record]:
+def members(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The Pareto front: complete, feasible trials that no other dominates, best first objective
     first.
     """
@@ -86,7 +87,7 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     ]
 
 
-def trial_row(study: Study, record: Record) -> dict[str, Any]:
+def trial_row(study: Study, record: TrialRecord) -> dict[str, Any]:
     """One trial as plain values."""
     facts = record.attributes
     values = dict(zip(study.objectives, record.values)) if record.values else {}
@@ -143,7 +144,7 @@ def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], lis
 
 
 def front_rows(
-    study: Study, records: Sequence[Record]
+    study: Study, records: Sequence[TrialRecord]
 ) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """The Pareto front as values, and as the cells of a table; the best compromise is marked."""
     front = members(study, records)

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from searchspace.groups import Group
 from studies.config import Study
-from studies.journal.reader import recorded_rungs
+from studies.journal.trial import is_feasible, recorded_rungs
 from studies.pareto import Point, goodness, non_dominated
 from studies.samplers.evolution import SubgroupEvolution
 from studies.samplers.gp import Array, Surrogate
@@ -142,7 +142,8 @@ class ExpectedImprovement:
                         known,
                         last,
                         goodness(trial.values, objectives),
-                        on_front=_feasible(trial) and "warm_start" not in trial.user_attrs,
+                        on_front=is_feasible(trial.user_attrs)
+                        and "warm_start" not in trial.user_attrs,
                     )
                 )
             found += reached[-RUNGS:]
@@ -204,9 +205,9 @@ class ExpectedImprovement:
         while none broke any.
         """
         decided = [
-            (known, float(_feasible(trial)))
+            (known, float(is_feasible(trial.user_attrs)))
             for trial in trials
-            if trial.state == TrialState.COMPLETE or not _feasible(trial)
+            if trial.state == TrialState.COMPLETE or not is_feasible(trial.user_attrs)
             if (known := self._known(trial)) is not None
         ]
         if all(kept for _, kept in decided):
@@ -220,10 +221,6 @@ class ExpectedImprovement:
             rng,
         )
         return numpy.clip(kept.mean(coded.differences(mine, new), 0)[:, 0], LEAST_CHANCE, 1.0)
-
-
-def _feasible(trial: FrozenTrial) -> bool:
-    return all(excess <= 0 for excess in trial.user_attrs.get("constraints", {}).values())
 
 
 class Coding:

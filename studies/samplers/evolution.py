@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
 from studies.config import Study
+from studies.journal.trial import is_feasible
 from studies.pareto import goodness, hypervolume, pareto
 from studies.samplers.planned import base_name
 
@@ -49,13 +50,7 @@ class SubgroupEvolution:
         """
         if self._best is None:  # one planner is made for each proposal
             known = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
-            self._best = self._parents(
-                [
-                    t
-                    for t in known
-                    if all(x <= 0 for x in t.user_attrs.get("constraints", {}).values())
-                ]
-            )
+            self._best = self._parents([t for t in known if is_feasible(t.user_attrs)])
         return Mutation(rng).child(self._best) if self._best else {}
 
     def _parents(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -81,14 +76,13 @@ class Neighbour:
     before.
     """
 
-    def __init__(
-        self, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
-    ) -> None:
-        self._params, self._distributions = dict(params), dict(distributions)
+    def __init__(self, number: int) -> None:
+        self._number = number
 
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
         """Parameters of a neighbour."""
-        return Mutation(rng).moved(self._params, self._distributions)
+        trial = next(trial for trial in trials if trial.number == self._number)
+        return Mutation(rng).moved(trial.params, trial.distributions)
 
 
 class Mutation:

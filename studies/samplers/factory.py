@@ -28,12 +28,12 @@ LEARNING = ("tpe", "ehvi", "gp", "evolution", "nsga2", "nsga3")
 
 
 def make_sampler(
-    study: Study, number: int, refused: optuna.trial.Trial | None = None
+    study: Study, number: int, refused: int | None = None
 ) -> optuna.samplers.BaseSampler:
     """The study's sampler for the proposal of trial `number`.
 
-    After the proposal `refused`, a sampler that learns from trials is helped on: it would go on
-    proposing the same again and again, so a neighbour of it that was not tried is proposed instead.
+    A sampler that learns from trials would propose the same again after trial `refused`: a
+    neighbour of it that was not tried is proposed instead.
     """
     seed = derived_seed(study.search.seed, number)
     if study.search.sampler in LEARNING:
@@ -43,8 +43,8 @@ def make_sampler(
             and not study.search.sampler.startswith("nsga")
         ):
             return PlannedSampler(study, SpreadStart(study), seed)
-        if refused is not None and refused.params:
-            return PlannedSampler(study, Neighbour(refused.params, refused.distributions), seed)
+        if refused is not None:
+            return PlannedSampler(study, Neighbour(refused), seed)
     with warnings.catch_warnings():
         # experimental samplers, and arguments that newer versions of optuna no longer need but
         # older ones do

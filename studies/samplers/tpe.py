@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.journal.trial import is_feasible
 from studies.pareto import pareto
 
 # finished trials that are looked at; of 250, optuna's TPE counts 25 as good, and of more never more
@@ -83,8 +84,7 @@ def informative(
     left = [
         trial
         for trial in learned[:-newest]
-        if trial.state == TrialState.COMPLETE
-        and all(excess <= 0 for excess in trial.user_attrs.get("constraints", {}).values())
+        if trial.state == TrialState.COMPLETE and is_feasible(trial.user_attrs)
     ]
     best: list[FrozenTrial] = []
     while left and len(best) < most:

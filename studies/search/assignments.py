@@ -4,22 +4,19 @@ processes.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from studies.config import Study
-from studies.errors import ScoresError, StudyError
+from studies.errors import StudyError
 from studies.journal.directory import TRIALS
+from studies.journal.trial import Decision, TrialRecord
 
-Decision = Literal["continue", "stop"]
-
-# what rungs compare: costs are known before training
-RUNG_SCORES = ("accuracy", "symmetry_accuracy")
+EPOCH = "epoch"  # the file in a trial's folder that notes the last epoch
 
 
 @dataclass(frozen=True)
@@ -51,55 +48,38 @@ Trainable = Callable[[Study, Assignment, Report], None]
 
 
 class Leave(BaseException):
-    """The study is being stopped: the epoch is saved, the worker should end. No Exception, so that
-    nobody swallows it.
+    """The study is being stopped: the epoch is saved, the worker should end.
+
+    A BaseException, so that `except Exception` in a trainable does not catch it.
     """
 
 
-def checked(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores as a plain dict, if they can be compared.
-
-    Raises ScoresError if the epoch or a score that rungs compare is missing, or any number is not
-    finite.
-    """
-    scores = dict(scores)
-    if not isinstance(scores.get("epoch"), int):
-        raise ScoresError(f"scores need their epoch, a whole number; {scores.get('epoch')!r} came")
-    for name in RUNG_SCORES:
-        if not isinstance(scores.get(name), (int, float)):
-            raise ScoresError(
-                f"the scores at epoch {scores['epoch']} need {name}; {scores.get(name)!r} came"
-            )
-    for name, value in scores.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ScoresError(
-                f"{name} is {value} at epoch {scores['epoch']}; scores must be finite "
-                "(a lower learning rate may help)"
-            )
-    return scores
-
-
-def compared(scores: Mapping[str, Any]) -> tuple[float, ...]:
-    """The scores that rungs compare."""
-    return tuple(float(scores[name]) for name in RUNG_SCORES)
-
-
-def assignment_of(
-    directory: Path, study: Study, number: int, attributes: Mapping[str, Any]
-) -> Assignment:
-    """The work of trial `number` of the study in `directory`, from what its journal says of the
-    trial.
-    """
+def assignment_of(directory: Path, study: Study, record: TrialRecord) -> Assignment:
+    """The work of a trial of the study in `directory`."""
+    assert record.architecture is not None, f"trial {record.number} is not wholly proposed"
     return Assignment(
-        number,
-        attributes["architecture"],
-        attributes["learning_rate"],
-        attributes["seed"],
+        record.number,
+        record.architecture,
+        record.learning_rate,
+        record.seed,
         study.rungs[-1],
-        str(directory / TRIALS / f"{number:05d}"),
-        attributes.get("continues"),
-        attributes.get("batch_divisor", 1),
+        str(directory / TRIALS / f"{record.number:05d}"),
+        record.continues,
+        record.batch_divisor,
     )
+
+
+def note_epoch(assignment: Assignment, epoch: int) -> None:
+    """Notes in the trial's folder that an epoch is trained and saved."""
+    (Path(assignment.directory) / EPOCH).write_text(f"{epoch}\n", encoding="utf-8")
+
+
+def noted_epoch(assignment: Assignment) -> int:
+    """The last epoch that was noted; 0 without one, or where the note is torn."""
+    try:
+        return int((Path(assignment.directory) / EPOCH).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def with_folder(assignment: Assignment) -> Assignment:

@@ -1,4 +1,4 @@
-"""What a study has come to: how many trials have ended, the front's hypervolume, when it last grew,
+"""The progress of a study: how many trials have ended, the front's hypervolume, when it last grew,
 and failures in a row.
 """
 
@@ -7,45 +7,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studies.errors import TooManyFailuresError
+from studies.journal.trial import TrialRecord
 from studies.pareto import front_volume, pareto
 
 FAILURES_IN_A_ROW = 5
 
 
-class Tally:
-    """The count of a study's ended trials, taken in the order in which they ended."""
+class Progress:
+    """The progress of a study over its ended trials, counted in the order in which they ended."""
 
     def __init__(self, objectives: Sequence[str]) -> None:
         self._objectives = tuple(objectives)
         self._front: list[tuple[float, ...]] = []
-        self._moved = 0  # trials ended when the front last grew
+        self._grown_at = 0  # trials ended when the front last grew
         self._failures = 0  # in a row
         self.ended = 0  # complete, pruned or failed
         self.volume = 0.0  # of the front, 0 to 1
 
-    def count(self, values: Sequence[float] | None) -> None:
-        """Counts a trial that has ended; `values` are its objectives if it is complete and breaks
-        no constraint.
-        """
+    def count(self, record: TrialRecord) -> None:
+        """Counts a trial that has ended."""
         self.ended += 1
-        if values is None:
+        if record.state != "complete" or record.values is None or not record.feasible:
             return
-        self._front.append(tuple(values))
+        self._front.append(record.values)
         volume = front_volume(self._front, self._objectives)
         self._front = pareto(self._front, self._objectives, lambda value: value)
         if volume > self.volume + 1e-12:
-            self.volume, self._moved = volume, self.ended
+            self.volume, self._grown_at = volume, self.ended
 
     @property
     def standstill(self) -> int:
-        """For how many ended trials the front has not moved; 0 while there is no front."""
-        return self.ended - self._moved if self._front else 0
+        """For how many ended trials the front has not grown; 0 while there is no front."""
+        return self.ended - self._grown_at if self._front else 0
 
-    def judge(self, failed: bool, reason: str | None) -> None:
+    def judge(self, record: TrialRecord) -> None:
         """Counts failures in a row. Raises TooManyFailuresError at the fifth, with its reason."""
-        self._failures = self._failures + 1 if failed else 0
+        self._failures = self._failures + 1 if record.state == "failed" else 0
         if self._failures >= FAILURES_IN_A_ROW:
             raise TooManyFailuresError(
                 f"{self._failures} trials in a row failed, so the study stops; the last error "
-                f"was: {reason}"
+                f"was: {record.reason}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.journal.reader import recorded_rungs
+from studies.journal.trial import RUNG, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -95,16 +94,11 @@ def attributes_of(
     }
 
 
-def continued(number: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the journal says of a trial that continues the stopped trial `number`, of which it says
-    `attributes`.
-    """
+def continuation(record: TrialRecord) -> dict[str, Any]:
+    """The attributes of a trial that continues the stopped trial `record`."""
     rungs = {
-        f"rung {epoch}": {**rung, "decision": "continue"}
-        for epoch, rung in recorded_rungs(attributes).items()
+        f"{RUNG}{epoch}": {"scores": scores, "decision": "continue"}
+        for epoch, scores in record.rungs.items()
     }
-    return {
-        **{name: value for name, value in attributes.items() if name != "attempts"},
-        **rungs,
-        "continues": number,
-    }
+    inherited = {name: value for name, value in record.attributes.items() if name != "attempts"}
+    return {**inherited, **rungs, "continues": record.number}

@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 from studies.config import Resources
 from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
-from studies.journal.reader import Outcome
-from studies.search.assignments import Assignment, Decision, Leave, Trainable
+from studies.journal.trial import Decision, Outcome
+from studies.search.assignments import Assignment, Leave, Trainable
 from studies.search.driver import SearchDriver
 
 DEFAULT_TRAINABLE = "studies.workers.worker:run_trial"
@@ -226,6 +226,7 @@ class _DirectReport:
 
     def heartbeat(self, epoch: int) -> None:
         """Tells the epoch, and leaves if the study is being stopped."""
+        self._driver.heartbeat(self._number, epoch)
         self._show(Event("epoch", self._number, epoch))
         limit, now = self._driver.study.resources.trial_timeout, time.monotonic()
         if limit is not None and now - self._heard > limit:

@@ -77,7 +77,7 @@ class TuneLoggers:
                 callback.log_trial_end(trial, failed=event.outcome == "failed")
 
     def _trial(self, number: int) -> LoggedTrial:
-        known = self._driver.attributes(number)
+        known = self._driver.trial(number).attributes
         config = {
             name: value
             for name, value in known.items()

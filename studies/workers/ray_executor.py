@@ -35,8 +35,10 @@ from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
-from studies.search.assignments import Assignment, Decision, Leave, checked
+from studies.journal.trial import Decision
+from studies.search.assignments import Assignment, Leave
 from studies.search.driver import SearchDriver
+from studies.search.scores import checked
 from studies.workers.cluster import cards_of_trial, connected, living_nodes, unseen
 from studies.workers.executors import (
     Ending,
@@ -368,6 +370,7 @@ class _Pool:
         if isinstance(message, Ready):
             self._started(member, message)
         elif isinstance(message, Heartbeat):
+            self._driver.heartbeat(number, message.epoch)
             self._show(Event("epoch", number, message.epoch))
             self._send(member, "leave" if self._interruption.requested else "continue")
         elif isinstance(message, Rung):

@@ -18,7 +18,7 @@ from studies.errors import StudyError
 from studies.journal.reader import read_trials
 from studies.results.tables import show_lines, trial_rows
 from studies.search.driver import SearchDriver
-from studies.search.promotions import Standings
+from studies.search.promotions import Promotions
 from studies.workers.executors import run_in_process
 from support import trivial
 
@@ -116,7 +116,7 @@ def test_a_killed_driver_gives_the_same_chance(tmp_path, moment):
         # killed between the journal's line and the copy
         if moment == "after its folder was lost":
             Path(again.directory).rename(f"{again.directory}.new")
-    driver._ledger.close()  # as a kill leaves it: the trial is running in the journal
+    driver._journal.close()  # as a kill leaves it: the trial is running in the journal
     driver._lock.close()
     with SearchDriver.open(path) as driver:
         again = driver.next()
@@ -208,26 +208,44 @@ def test_a_space_is_not_exhausted_while_what_runs_may_give_a_second_chance(tmp_p
 
 
 def test_a_training_counts_once_at_a_rung_whatever_number_continues_it():
-    standings = Standings(eta=2)
+    promotions = Promotions(eta=2)
     for number, value in enumerate(POINTS):
-        standings.enter(2, number, (value,))
-        standings.end(
-            number,
-            "pruned" if number else "complete",
-            {2: {"decision": "stop" if number else "continue"}},
-        )
-    assert standings.second_chance() == 1
-    standings.continues(4, 1)
-    # as the journal tells it when the study is opened again
-    standings.enter(2, 4, (POINTS[1],))
-    assert standings.second_chance() is None
+        promotions.enter(2, number, (value,))
+        if number:
+            promotions.stop(2, number)
+    assert promotions.next() == 1
+    promotions.promote(1, 4)
+    # as the journal says it when the study is opened again
+    promotions.enter(2, 4, (POINTS[1],))
+    assert promotions.next() is None
     # of four (not five), 0.9 and 0.5 are better: not less than 4 / 2
-    standings.enter(2, 5, (0.45,))
-    assert not standings.goes_on(2, 5) and standings.goes_on(2, 4) and not standings.goes_on(2, 2)
-    standings.enter(6, 4, (0.1,))
-    standings.end(4, "pruned", {2: {"decision": "continue"}, 6: {"decision": "stop"}})
-    # alone at the next rung, it is kept; its new number is told
-    assert standings.second_chance() == 4
+    promotions.enter(2, 5, (0.45,))
+    assert not promotions.goes_on(2, 5) and promotions.goes_on(2, 4)
+    assert not promotions.goes_on(2, 2)
+    promotions.enter(6, 4, (0.1,))
+    promotions.stop(6, 4)
+    # alone at the next rung, it is kept, under its new number
+    assert promotions.next() == 4
+
+
+def test_the_latest_rung_is_promoted_first():
+    promotions = Promotions(eta=2)
+    for epoch, numbers in ((2, (0, 1, 2)), (6, (3, 4, 5))):
+        for number, value in zip(numbers, POINTS):
+            promotions.enter(epoch, number, (value,))
+        promotions.stop(epoch, numbers[1])
+    assert promotions.next() == 4
+    promotions.promote(4, 6)
+    assert promotions.next() == 1
+
+
+def test_a_promoted_trial_is_not_promoted_again_when_it_still_would_go_on():
+    promotions = Promotions(eta=2)
+    for number, value in enumerate(POINTS):
+        promotions.enter(2, number, (value,))
+    promotions.stop(2, 1)
+    promotions.promote(1, 3)
+    assert promotions.goes_on(2, 3) and promotions.next() is None
 
 
 def test_a_study_spends_fewer_epochs_on_a_second_chance(tmp_path):

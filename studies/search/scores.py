@@ -1,0 +1,78 @@
+"""What a worker's scores come to: comparable points at rungs, objectives and constraints at the
+end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from studies.config import Study
+from studies.errors import ScoresError
+from studies.journal.trial import TrialRecord
+from studies.pareto import Point
+
+# what rungs compare: costs are known before training
+RUNG_SCORES = ("accuracy", "symmetry_accuracy")
+
+
+def checked(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores as a plain dict, if they can be compared.
+
+    Raises ScoresError if the epoch or a score that rungs compare is missing, or any number is not
+    finite.
+    """
+    scores = dict(scores)
+    if not isinstance(scores.get("epoch"), int):
+        raise ScoresError(f"scores need their epoch, a whole number; got {scores.get('epoch')!r}")
+    for name in RUNG_SCORES:
+        if not isinstance(scores.get(name), (int, float)):
+            raise ScoresError(
+                f"the scores at epoch {scores['epoch']} need {name}; got {scores.get(name)!r}"
+            )
+    for name, value in scores.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ScoresError(
+                f"{name} is {value} at epoch {scores['epoch']}; scores must be finite "
+                "(a lower learning rate may help)"
+            )
+    return scores
+
+
+def rung_point(scores: Mapping[str, Any]) -> Point:
+    """The scores that rungs compare, all maximised."""
+    return tuple(float(scores[name]) for name in RUNG_SCORES)
+
+
+def objective_values(study: Study, record: TrialRecord) -> tuple[float, ...]:
+    """The study's objectives of a trial that has trained to the last epoch.
+
+    Raises ScoresError if it has not, or if its scores lack an objective.
+    """
+    measured = _measured(study, record)
+    missing = [
+        name for name in study.objectives if not isinstance(measured.get(name), (int, float))
+    ]
+    if missing:
+        raise ScoresError(f"the scores lack the objective {', '.join(missing)}")
+    return tuple(float(measured[name]) for name in study.objectives)
+
+
+def constraint_excess(study: Study, record: TrialRecord) -> dict[str, float]:
+    """By how much such a trial exceeds each constraint that was measured, as a share of its limit;
+    negative is within.
+    """
+    measured = _measured(study, record)
+    return {
+        name: measured[name] / limit - 1
+        for name, limit in study.constraints.limits().items()
+        if measured.get(name) is not None
+    }
+
+
+def _measured(study: Study, record: TrialRecord) -> dict[str, Any]:
+    last = study.rungs[-1]
+    if last not in record.rungs:
+        raise ScoresError(f"the training ended without scores for the last epoch, {last}")
+    return {**record.attributes, **record.rungs[last]}

@@ -198,7 +198,7 @@ def test_writing_to_loaded_images_changes_nothing_for_others():
         {"validation": 100},
         {"fit": "pad"},
         {"color": True},
-        {"test": 9},
+        {"test": 10},
     ],
 )
 def test_every_setting_that_matters_has_its_own_cache_file(change):

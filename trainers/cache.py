@@ -47,9 +47,8 @@ HEADER = 128
 
 # Fills the array that `allocate(shape)` gives and returns the rows to keep (None: all) and what
 # belongs to it (JSON).
-Build = Callable[
-    [Callable[[tuple[int, ...]], np.ndarray]], "tuple[np.ndarray | None, dict[str, Any]]"
-]
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
+Build = Callable[[Allocate], "tuple[np.ndarray | None, dict[str, Any]]"]
 
 
 class UnusableError(OSError):

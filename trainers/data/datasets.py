@@ -16,14 +16,12 @@ from torch import Tensor
 from trainers import cache
 from trainers.data import folders, sources
 from trainers.data.pools import Pool, Source, render
-from trainers.data.splitting import remainder, take
+from trainers.data.splitting import draw, draw_test, remainder
 from trainers.settings import Data
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
-VERSION = 1
+VERSION = 2
 LOST = 0.01  # the fraction of unreadable images that is accepted
-
-Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
     data that is missing, cannot be split, has fewer images than asked for, or is unreadable for
     more than 1 %.
     """
-    files, source = _open(data)
+    files, source = open_source(data)
     name = _key(data, files, size, "selection", ("train", "validation", "test"))
     pixels, about = cache.cached(name, lambda allocate: _select(source(), data, size, allocate))
     labels = torch.tensor(about["labels"], dtype=torch.int64)
@@ -153,7 +151,7 @@ def normaliser(
 
 def _load_test(splits: Splits) -> Images:
     data, size = splits.data, splits.size
-    files, source = _open(data)
+    files, source = open_source(data)
     name = _key(data, files, (splits.channels, *size), "test", ("test",))
     pixels, about = cache.cached(
         name, lambda allocate: _take_test(source(), data, splits.channels, size, allocate)
@@ -166,7 +164,7 @@ def _load_test(splits: Splits) -> Images:
     )
 
 
-def _open(data: Data) -> tuple[list, Callable[[], Source]]:
+def open_source(data: Data) -> tuple[list, Callable[[], Source]]:
     """What identifies the files behind the data, and a function that opens them."""
     if data.folder is not None:
         folder = folders.list_folder(data.folder)
@@ -174,7 +172,8 @@ def _open(data: Data) -> tuple[list, Callable[[], Source]]:
             str(data.folder.expanduser().absolute()),
             folder.fingerprint(),
         ], lambda: folders.open_folder(folder)
-    return sources.fingerprint(data), lambda: sources.open_named(data)
+    place = [] if data.name == "digits" else [str(data.root.expanduser().absolute())]
+    return [*place, *sources.files(data)], lambda: sources.open_named(data)
 
 
 def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]) -> str:
@@ -183,10 +182,10 @@ def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]
 
 
 def _select(
-    source: Source, data: Data, size: tuple[int, int] | None, allocate: Allocate
+    source: Source, data: Data, size: tuple[int, int] | None, allocate: cache.Allocate
 ) -> tuple[np.ndarray | None, dict]:
     """Draw the training and validation images and decode them, in this order, into one array."""
-    train, validation = _draw(source, data)
+    train, validation = draw(source, data)
     size = size or source.train.size
     channels = source.train.channels if data.color is None else 3 if data.color else 1
     out = allocate((len(train) + len(validation), channels, *size))
@@ -217,15 +216,11 @@ def _select(
 
 
 def _take_test(
-    source: Source, data: Data, channels: int, size: tuple[int, int], allocate: Allocate
+    source: Source, data: Data, channels: int, size: tuple[int, int], allocate: cache.Allocate
 ) -> tuple[np.ndarray | None, dict]:
-    """Decode the test images: the official split, or those that `_draw` leaves out."""
+    """Decode the test images: the official split, or those that `draw` leaves out."""
     pool: Pool = source.test() if source.test is not None else source.train
-    index = (
-        _test_index(source, data)
-        if source.test is None
-        else _part(pool.labels, data.test, (data.seed, 1), "test")
-    )
+    index = draw_test(source, data, pool.labels)
     out = allocate((len(index), channels, *size))
     lost = render(pool, index, data.fit, out)
     _check_lost(list(lost.values()), len(out))
@@ -234,57 +229,6 @@ def _take_test(
         "labels": pool.labels[index[kept]].tolist(),
         "skipped": list(lost.values()),
     }
-
-
-def _draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training images in the training pool, and of the validation images in theirs."""
-    labels = source.train.labels
-    free = remainder(len(labels), _test_index(source, data))
-    if source.validation is not None:
-        validation = _part(source.validation.labels, data.validation, (data.seed, 2), "validation")
-        return _part(labels, data.train, (data.seed, 3), "train"), validation
-    # one image of each class is left for training
-    most = len(free) - len(np.unique(labels[free]))
-    wanted = data.validation or min(source.validation_images or round(len(free) / 5), most)
-    left = len(free) - wanted
-    if wanted > most or (data.train or 0) > left:
-        raise ValueError(
-            f"data asks for {data.train or 'some'} training and {wanted} validation images, but "
-            f"only {len(free)} are there "
-            f"for both in {len(source.classes)} "
-            f"classes{', after the test images' if source.holds_out_test else ''}; "
-            "lower `train:` or `validation:`"
-        )
-    validation = free[take(labels[free], max(1, wanted), (data.seed, 2), keep=1)]
-    free = remainder(len(labels), _test_index(source, data), validation)
-    return free[take(labels[free], data.train or len(free), (data.seed, 3))], validation
-
-
-def _test_index(source: Source, data: Data) -> np.ndarray:
-    """Indices of the test images that are taken from the training pool."""
-    labels = source.train.labels
-    if not source.holds_out_test:
-        return np.empty(0, dtype=np.int64)
-    # two images of each class are left to train and validate
-    most = int(np.maximum(np.bincount(labels) - 2, 0).sum())
-    wanted = data.test or min(max(1, round(len(labels) / 5)), most)
-    if wanted > most:
-        raise ValueError(
-            f"data asks for {wanted} test images, but of {len(labels)} images in "
-            f"{len(source.classes)} classes at most "
-            f"{most} can be spared; lower `test:`"
-        )
-    return take(labels, wanted, (data.seed, 1), keep=2)
-
-
-def _part(labels: np.ndarray, wanted: int | None, seed: tuple[int, int], what: str) -> np.ndarray:
-    """Indices of `wanted` images of an official split; None: all, shuffled."""
-    if wanted is not None and wanted > len(labels):
-        raise ValueError(
-            f"data asks for {wanted} images of the {what} split, which has {len(labels)}; lower "
-            f"`{what}:`"
-        )
-    return take(labels, wanted or len(labels), seed)
 
 
 def _moments(pixels: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""How images reach the input size: anti-aliased bilinear resize, or centred padding and cropping."""
+"""How images reach the input size: anti-aliased bilinear resize, or centred pad and crop."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Source:
     validation_images: int | None = None
 
 
-def file_pool(paths: Sequence[Path | str], labels: Sequence[int]) -> FilePool:
+def file_pool(paths: Sequence[Path | str], labels: Sequence[int] | np.ndarray) -> FilePool:
     """A pool of image files; none is opened yet."""
     return FilePool(tuple(Path(path) for path in paths), np.asarray(labels, dtype=np.int64))
 

@@ -33,39 +33,40 @@ TORCHVISION = {
     "gtsrb": ("GTSRB", ("gtsrb",)),
     "flowers102": ("Flowers102", ("flowers-102",)),
 }
+# what torchvision downloads and unpacks; it may be deleted afterwards
+ARCHIVES = (".gz", ".tgz", ".zip", ".tar")
 MADE_FROM_MNIST = ("rotated_mnist", "mnist6_180", "mnist6_m", "mnist_t10k")
 
 
-def fingerprint(data: Data) -> list:
-    """What changes whenever the files of a named set change: path, size and time of change of each.
-    Downloads the set if asked to.
+def files(data: Data) -> list[tuple[str, int, int]]:
+    """The files behind a named set: path below `data.root`, size in bytes, time of change in ns.
+    Downloads the set if `data.download` says so.
 
     Raises ValueError for a set that is not there.
     """
-    if data.name == "digits":
-        return ["digits"]
+    if data.name == "digits":  # comes with scikit-learn
+        return []
     name, places = TORCHVISION[_stored(data)]
     root = data.root.expanduser()
-    found = _facts(root, places)
-    if not found and data.download:
+    listed = _files(root, places)
+    if not listed and data.download:
         open_named(data)  # downloads
         source = open_named(data).test
         if source is not None:
             source()
-        found = _facts(root, places)
-    if not found:
+        listed = _files(root, places)
+    if not listed:
         raise ValueError(
             f"data set {data.name} is not in {root.absolute()} (torchvision keeps {name} in "
             f"{' and '.join(str(root / place) for place in places)}); set `root:` to the folder "
-            "that holds it, "
-            "or `download: true`"
+            "that holds it, or `download: true`"
         )
-    return [str(root.absolute()), *found]
+    return listed
 
 
 def open_named(data: Data) -> Source:
     """The named set as pools. Raises ValueError where its files are missing or damaged."""
-    opened = {
+    functions: dict[str | None, Callable[[Data], Source]] = {
         "digits": _digits,
         "mnist": _mnist_like,
         "fashion_mnist": _mnist_like,
@@ -84,7 +85,7 @@ def open_named(data: Data) -> Source:
         "mnist6_180": _mnist6,
         "mnist6_m": _mnist6,
     }
-    return opened[data.name](data)
+    return functions[data.name](data)
 
 
 def _stored(data: Data) -> str:
@@ -92,16 +93,16 @@ def _stored(data: Data) -> str:
     return "mnist" if data.name in MADE_FROM_MNIST else str(data.name)
 
 
-def _facts(root: Path, places: tuple[str, ...]) -> list:
-    files = [
-        file
+def _files(root: Path, places: tuple[str, ...]) -> list[tuple[str, int, int]]:
+    paths = [
+        path
         for place in places
-        for file in sorted([root / place, *(root / place).rglob("*")])
-        if file.is_file()
+        for path in sorted([root / place, *(root / place).rglob("*")])
+        if path.is_file()
     ]
     return [
-        [str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns]
-        for file in files
+        (str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
     ]
 
 
@@ -225,7 +226,7 @@ def _stl10(data: Data) -> Source:
 
 
 def _pcam(data: Data) -> Source:
-    """PatchCamelyon with its own validation split. Needs h5py, which torchvision asks for by name."""
+    """PatchCamelyon with its own validation split. Needs h5py (torchvision says so by name)."""
 
     def read(split: str) -> ArrayPool:
         dataset = _torchvision(data, split=split)

@@ -1,8 +1,81 @@
-"""Stratified splits that depend on labels and a seed only."""
+"""Stratified splits that depend on labels and a seed only, and in which no class is missing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from trainers.data.pools import Source
+from trainers.settings import Data
+
+
+def draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training images in the training pool, and of the validation images in theirs.
+
+    Raises ValueError where the data has fewer images than `data` asks for, or where a class would
+    be missing from a part.
+    """
+    labels = source.train.labels
+    held_out = _held_out(source, data)
+    free = remainder(len(labels), held_out)
+    if source.validation is None:
+        validation = _validation(source, data, free)
+        left = remainder(len(labels), held_out, validation)
+        train = left[take(labels[left], data.train or len(left), (data.seed, 3))]
+        drawn = labels[validation]
+    else:
+        official = source.validation.labels
+        validation = _part(official, data.validation, (data.seed, 2), "validation")
+        train = _part(labels, data.train, (data.seed, 3), "train")
+        drawn = official[validation]
+    check_classes(source, "train", labels[train])
+    check_classes(source, "validation", drawn)
+    return train, validation
+
+
+def draw_test(source: Source, data: Data, labels: np.ndarray) -> np.ndarray:
+    """Indices of the test images in the pool with these `labels`: the official test split, or the
+    training pool where test images are taken from it. Raises ValueError as `draw`.
+    """
+    if source.test is None:
+        return _held_out(source, data)
+    index = _part(labels, data.test, (data.seed, 1), "test")
+    check_classes(source, "test", labels[index])
+    return index
+
+
+def check_classes(source: Source, part: str, labels: np.ndarray) -> None:
+    """Raises ValueError where a class that the training pool holds is missing among the `labels` of
+    a part (`train`, `validation` or `test`).
+    """
+    num_classes = len(source.classes)
+    pool = np.bincount(source.train.labels, minlength=num_classes)
+    drawn = np.bincount(labels, minlength=num_classes)
+    missing = [
+        f"'{name}' ({count} in all)"
+        for name, count, here in zip(source.classes, pool, drawn)
+        if count and not here
+    ]
+    if not missing:
+        return
+    official = {"validation": source.validation, "test": source.test}.get(part) is not None
+    remedy = (
+        f"add images of these classes to it, ask for more images by `{part}:`, or remove it"
+        if official
+        else f"add images, raise `{part}:`, or remove these classes"
+    )
+    raise ValueError(
+        f"the {part} split, {len(labels)} images of {np.count_nonzero(drawn)} of the "
+        f"{np.count_nonzero(pool)} classes, holds no image of {named(missing)}; every class must "
+        f"be in every split; {remedy}"
+    )
+
+
+def named(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def shares(counts: np.ndarray, total: int, keep: int) -> np.ndarray:
@@ -42,9 +115,56 @@ def take(labels: np.ndarray, total: int, seed: tuple[int, ...], keep: int = 0) -
     return rng.permutation(chosen)
 
 
-def remainder(length: int, *taken: np.ndarray) -> np.ndarray:
+def remainder(length: int, *taken: np.ndarray | Sequence[int]) -> np.ndarray:
     """The indices below `length` that are in none of `taken`, ascending."""
     free = np.ones(length, dtype=bool)
     for part in taken:
         free[part] = False
     return np.flatnonzero(free)
+
+
+def _validation(source: Source, data: Data, free: np.ndarray) -> np.ndarray:
+    """Indices of the validation images among those of the training pool that are `free`."""
+    labels = source.train.labels[free]
+    num_classes = len(np.unique(labels))
+    most = len(free) - num_classes  # one image of each class is left for training
+    fifth = max(num_classes, round(len(free) / 5))
+    wanted = data.validation or min(source.validation_images or fifth, most)
+    left = len(free) - wanted
+    if wanted > most or (data.train or 0) > left:
+        raise ValueError(
+            f"data asks for {data.train or 'some'} training and {wanted} validation images, but "
+            f"only {len(free)} are there for both in {len(source.classes)} "
+            f"classes{', after the test images' if source.holds_out_test else ''}; "
+            "lower `train:` or `validation:`"
+        )
+    return free[take(labels, max(1, wanted), (data.seed, 2), keep=1)]
+
+
+def _held_out(source: Source, data: Data) -> np.ndarray:
+    """Indices of the test images that are taken from the training pool."""
+    labels = source.train.labels
+    if not source.holds_out_test:
+        return np.empty(0, dtype=np.int64)
+    # two images of each class are left to train and validate
+    counts = np.bincount(labels)
+    most = int(np.maximum(counts - 2, 0).sum())
+    wanted = data.test or min(max(np.count_nonzero(counts), round(len(labels) / 5)), most)
+    if wanted > most:
+        raise ValueError(
+            f"data asks for {wanted} test images, but of {len(labels)} images in "
+            f"{len(source.classes)} classes at most {most} can be spared; lower `test:`"
+        )
+    index = take(labels, int(wanted), (data.seed, 1), keep=2)
+    check_classes(source, "test", labels[index])
+    return index
+
+
+def _part(labels: np.ndarray, wanted: int | None, seed: tuple[int, int], what: str) -> np.ndarray:
+    """Indices of `wanted` images of an official split; None: all, shuffled."""
+    if wanted is not None and wanted > len(labels):
+        raise ValueError(
+            f"data asks for {wanted} images of the {what} split, which has {len(labels)}; lower "
+            f"`{what}:`"
+        )
+    return take(labels, wanted or len(labels), seed)

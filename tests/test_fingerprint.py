@@ -1,0 +1,131 @@
+"""The fingerprint of a data set changes with what scores depend on, and with nothing else."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainers.data import pools
+from trainers.data.datasets import load
+from trainers.data.fingerprint import fingerprint
+from trainers.settings import Data
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUISEARCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of ten images, one folder."""
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.full((5, 6, 3), 20 * label + i, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    return tmp_path / "pets"
+
+
+def split(folder: Path) -> Data:
+    """The folder as train/ and test/."""
+    for part in ("train", "test"):
+        shutil.copytree(folder, folder.parent / "split" / part)
+    return Data(folder=folder.parent / "split")
+
+
+def test_it_counts_the_images_that_are_loaded_and_decodes_none(folder, monkeypatch):
+    splits = load(Data(folder=folder))
+    monkeypatch.setattr(pools, "decode", None)
+    monkeypatch.setattr(Image, "open", None)
+    about = fingerprint(Data(folder=folder))
+    assert about.images == {
+        "train": len(splits.train),
+        "validation": len(splits.validation),
+        "test": 4,
+    }
+    assert about.classes == splits.classes
+    assert set(about.as_dict()) == {"fingerprint", "images", "classes"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: shutil.copy(folder / "cat" / "0.png", folder / "cat" / "new.png"),
+        lambda folder: (folder / "cat" / "0.png").unlink(),
+        lambda folder: (folder / "cat" / "0.png").rename(folder / "cat" / "x.png"),
+        lambda folder: (folder / "cat" / "0.png").rename(folder / "dog" / "x.png"),
+        lambda folder: (folder / "cat").rename(folder / "lynx"),
+        lambda folder: (folder / "cat" / "0.png").write_bytes(b"another size"),
+    ],
+)
+def test_it_changes_with_names_sizes_and_labels(folder, change):
+    before = fingerprint(Data(folder=folder))
+    change(folder)
+    assert fingerprint(Data(folder=folder)).fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"train": 5}, {"validation": 5}, {"test": 5}])
+def test_it_changes_with_the_split(folder, change):
+    whole = fingerprint(Data(folder=folder))
+    assert fingerprint(Data(folder=folder, **change)).fingerprint != whole.fingerprint
+
+
+def test_a_moved_or_touched_folder_keeps_it(folder):
+    before = fingerprint(Data(folder=folder))
+    moved = folder.rename(folder.parent / "elsewhere")
+    os.utime(moved / "cat" / "0.png", (0, 0))
+    assert fingerprint(Data(folder=moved)) == before
+
+
+def test_an_official_test_split_does_not_count(folder):
+    data = split(folder)
+    before = fingerprint(data)
+    (data.folder / "test" / "cat" / "0.png").unlink()
+    assert fingerprint(data) == before
+    (data.folder / "train" / "cat" / "0.png").unlink()
+    assert fingerprint(data).fingerprint != before.fingerprint
+
+
+def write_idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+
+
+def write_mnist(root, count):
+    for part in ("train", "t10k"):
+        raw = root / "MNIST" / "raw"
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((count, 28, 28), np.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
+        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(b"")
+
+
+def test_a_named_set_is_opened_once_and_compared_by_its_files(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "a", 100)
+    data = Data(name="mnist", root=tmp_path / "a")
+    before = fingerprint(data)
+    assert before.images == {"train": 80, "validation": 20}
+    assert before.classes == tuple("0123456789")
+    for archive in tmp_path.rglob("*.gz"):
+        archive.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.data.sources.open_named", None)
+        assert fingerprint(data) == before
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert fingerprint(data.model_copy(update={"root": tmp_path / "b"})) == before
+    write_mnist(tmp_path / "b", 200)
+    assert fingerprint(data.model_copy(update={"root": tmp_path / "b"})) != before
+
+
+def test_digits_have_one():
+    about = fingerprint(Data(name="digits"))
+    assert about.images == {"train": 1150, "validation": 288, "test": 359}
+
+
+def test_a_missing_folder_is_one_clear_message(tmp_path):
+    with pytest.raises(ValueError, match="data folder .*gone does not exist"):
+        fingerprint(Data(folder=tmp_path / "gone"))

@@ -1,0 +1,63 @@
+"""Splits hold every class, or are refused in one message."""
+
+import numpy as np
+import pytest
+
+from trainers.data.pools import Source, file_pool
+from trainers.data.splitting import draw, draw_test
+from trainers.settings import Data
+
+DATA = Data(name="digits")
+
+
+def pool(*counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return file_pool([str(i) for i in range(len(labels))], labels)
+
+
+def source(*counts, **options):
+    classes = tuple(f"class {i}" for i in range(len(counts)))
+    return Source(classes, pool(*counts), **options)
+
+
+@pytest.mark.parametrize(
+    "counts", [(402, 3), (60, 4), (4,) * 30, (3, 3), (1000, 3, 900, 5), (3,) * 7 + (100,)]
+)
+def test_every_class_is_in_every_part(counts):
+    held_out = source(*counts, holds_out_test=True)
+    labels = held_out.train.labels
+    parts = [*draw(held_out, DATA), draw_test(held_out, DATA, labels)]
+    assert sum(map(len, parts)) == len({i for part in parts for i in part}) == sum(counts)
+    for part in parts:
+        assert set(labels[part]) == set(range(len(counts)))
+
+
+@pytest.mark.parametrize(
+    "made,data,part",
+    [
+        (source(402, 2, holds_out_test=True), DATA, "test"),
+        (source(50, 50, holds_out_test=True), DATA.model_copy(update={"test": 1}), "test"),
+        (source(50, 50), DATA.model_copy(update={"validation": 1}), "validation"),
+        (source(50, 50), DATA.model_copy(update={"train": 1}), "train"),
+        (source(50, 50, validation=pool(7)), DATA, "validation"),
+        (
+            source(50, 50, validation=pool(9, 9)),
+            DATA.model_copy(update={"validation": 1}),
+            "validation",
+        ),
+    ],
+)
+def test_a_split_in_which_a_class_is_missing_is_refused(made, data, part):
+    message = (
+        f"the {part} split, .* of 1 of the 2 classes, holds no image of 'class .' "
+        r"\(\d+ in all\); every class must be in every split; add images"
+    )
+    with pytest.raises(ValueError, match=message):
+        draw(made, data)
+
+
+def test_an_official_test_split_without_a_class_stops_the_test_only():
+    made = source(50, 50, test=lambda: pool(9))
+    draw(made, DATA)
+    with pytest.raises(ValueError, match="the test split, 9 images of 1 of the 2 classes"):
+        draw_test(made, DATA, pool(9).labels)

@@ -1,0 +1,91 @@
+"""Whether a data set is the one that a study was started with, without decoding an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers import cache
+from trainers.data import folders, sources
+from trainers.data.folders import Folder, Listing
+from trainers.data.pools import Source
+from trainers.data.splitting import draw, draw_test
+from trainers.settings import Data
+
+VERSION = 1  # of what is compared: raise it when that changes
+
+
+@dataclass(frozen=True)
+class DataFingerprint:
+    """What identifies the images that a study trains and validates on, wherever they lie."""
+
+    fingerprint: str  # equal for equal names, sizes, labels and split
+    # images per split: train, validation, and test where it is taken from the training images
+    images: dict[str, int]
+    classes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "fingerprint": self.fingerprint,
+            "images": dict(self.images),
+            "classes": list(self.classes),
+        }
+
+
+def fingerprint(data: Data) -> DataFingerprint:
+    """The fingerprint of the training and validation images, which no time stamp and no place
+    enters: a copied or moved data set has the same one.
+
+    It changes when an image is added, removed, renamed, moved to another class or changes its size
+    in bytes, and with the settings of the split. Of a folder that holds its own test split, that
+    split does not count, since no score of a study depends on it. The arrays of a named set are
+    read once and its counts then kept in the cache. Raises ValueError for data that is missing or
+    cannot be split.
+    """
+    if data.folder is not None:
+        folder = folders.list_folder(data.folder)
+        return _fingerprint(data, _names_and_sizes(folder), folders.open_folder(folder))
+    # torchvision's archives may be deleted once they are unpacked
+    files = [
+        [name, size]
+        for name, size, _ in sources.files(data)
+        if Path(name).suffix not in sources.ARCHIVES
+    ]
+    key = cache.key([VERSION, "fingerprint", data.model_dump(mode="json", exclude={"root"}), files])
+
+    def build(allocate: cache.Allocate) -> tuple[None, dict[str, Any]]:
+        allocate((1,))[:] = 0  # what is kept is the content
+        return None, _fingerprint(data, files, sources.open_named(data)).as_dict()
+
+    _, content = cache.cached(key, build)
+    return DataFingerprint(content["fingerprint"], content["images"], tuple(content["classes"]))
+
+
+def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprint:
+    train, validation = draw(source, data)
+    images = {"train": len(train), "validation": len(validation)}
+    if source.holds_out_test:
+        images["test"] = len(draw_test(source, data, source.train.labels))
+    names = source.classes if data.folder is None else ()  # a folder's stand beside its files
+    key = cache.key([VERSION, _split_settings(data, source), data.name, files, names, images])
+    return DataFingerprint(key, images, tuple(source.classes))
+
+
+def _split_settings(data: Data, source: Source) -> dict[str, Any]:
+    """What of the settings decides which images are trained and validated on."""
+    numbers = {"seed", "train", "validation", *(["test"] if source.holds_out_test else [])}
+    return data.model_dump(mode="json", include=numbers)
+
+
+def _names_and_sizes(folder: Folder) -> list[Any]:
+    """Class, name and size of every file that is trained or validated on."""
+    return [_listed(part) for part in (folder.train, folder.validation) if part is not None]
+
+
+def _listed(part: Listing) -> list[Any]:
+    return [
+        [name, [[file.relative_to(part.root / name).as_posix(), size] for file, size, _ in files]]
+        for name, files in zip(part.classes, part.files)
+    ]

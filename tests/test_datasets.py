@@ -235,7 +235,7 @@ def test_beyond_the_limit_what_was_unused_for_longest_is_deleted(monkeypatch):
         [path] = set(cache.directory().glob("*.npy")) - set(paths)
         paths.append(path)
         os.utime(path, (time.time() - age,) * 2)
-    left = cache.directory() / "left.tmp"
+    left = cache.directory() / "left.part"
     left.write_text("")
     os.utime(left, (0, 0))
     cache.prune()

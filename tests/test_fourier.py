@@ -364,7 +364,7 @@ def test_a_compiler_that_fails_is_named_with_its_message(fresh, monkeypatch, cap
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
     assert "mycc could not compile fourier.c: bad flag" in reason(caplog)
-    assert not list(fresh.glob("*.so")) and not list(fresh.glob("*.tmp"))
+    assert not list(fresh.glob("*.so")) and not list(fresh.glob("*.part"))
 
 
 def test_code_that_computes_something_else_is_not_used(fresh, monkeypatch, caplog):
@@ -386,7 +386,7 @@ def test_the_file_is_made_once_and_again_where_it_is_missing_or_torn(fresh):
         def made():
             assert pool.apply(_load, (str(fresh.parent),))
             (file,) = fresh.glob("*.so")
-            assert not list(fresh.glob("*.tmp"))
+            assert not list(fresh.glob("*.part"))
             return file
 
         file = made()
@@ -419,4 +419,4 @@ def test_processes_that_start_at_once_compile_once(fresh, monkeypatch, tmp_path)
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert all(pool.map(_load, [str(fresh.parent)] * 3, chunksize=1))
     assert calls.read_text() == "called\n"
-    assert len(list(fresh.glob("*.so"))) == 1 and not list(fresh.glob("*.tmp"))
+    assert len(list(fresh.glob("*.so"))) == 1 and not list(fresh.glob("*.part"))

@@ -115,7 +115,7 @@ def test_a_killed_driver_gives_the_same_chance(tmp_path, moment):
         assert again.continues == 1
         # killed between the journal's line and the copy
         if moment == "after its folder was lost":
-            Path(again.directory).rename(f"{again.directory}.new")
+            Path(again.directory).rename(f"{again.directory}.part")
     driver._journal.close()  # as a kill leaves it: the trial is running in the journal
     driver._lock.close()
     with SearchDriver.open(path) as driver:
@@ -151,7 +151,7 @@ def test_a_disk_that_is_full_when_the_checkpoint_is_copied_loses_nothing(tmp_pat
         assert (again.number, again.continues) == (3, 1) and json.loads(
             Path(again.directory, "checkpoint").read_text()
         )["of"] == 1
-    assert not list((tmp_path / "study" / "trials").glob("*.new"))
+    assert not list((tmp_path / "study" / "trials").glob("*.part"))
 
 
 @pytest.mark.parametrize("opened_again", [False, True])

@@ -244,16 +244,16 @@ def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
         },
     )
     path, written = tmp_path / "table.gz", []
-    write = Path.write_bytes
+    move = os.replace
 
-    def full_the_third_time(self, content):
-        written.append(self)
-        if len(written) == 3:
-            write(self, content[:10])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, content)
+    def full_the_third_time(source, target):
+        if target == path:
+            written.append(target)
+            if len(written) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        move(source, target)
 
-    monkeypatch.setattr(Path, "write_bytes", full_the_third_time)
+    monkeypatch.setattr(os, "replace", full_the_third_time)
     with pytest.raises(
         StudyError,
         match="could not be written to .*: No space left on device; what it held before is kept",

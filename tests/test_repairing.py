@@ -41,10 +41,12 @@ def test_the_journal_is_cut_before_the_damage(directory, damage):
 def test_leftovers_are_removed_and_whole_files_are_not(directory):
     trial = directory / "trials" / "00000"
     trial.mkdir(parents=True)
-    for name in ("checkpoint.pt", "checkpoint.pt.new"):
+    # .new: what a version before this one left
+    for name in ("checkpoint.pt", "checkpoint.pt.1f2e.part", "checkpoint.pt.new"):
         (trial / name).write_bytes(b"x")
+    (directory / "report.html.1f2e.part").write_bytes(b"x")
     (directory / f"{JOURNAL}.lock").write_bytes(b"")
-    assert len(repair(directory)) == 2
+    assert len(repair(directory)) == 4 and not list(directory.glob("*.part"))
     assert [path.name for path in trial.iterdir()] == ["checkpoint.pt"] and not (
         directory / f"{JOURNAL}.lock"
     ).exists()

@@ -125,11 +125,10 @@ def test_a_figure_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path, mo
     with pytest.raises(OSError, match="the figure cannot be written to .*give another place"):
         save_figure(FOUND, TWO, tmp_path / "file" / "a.png")
 
-    def full(self, path, **options):
-        path.write_bytes(b"half of it")
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="a.png: No space left on device; give another place"):
         save_figure(FOUND, TWO, tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

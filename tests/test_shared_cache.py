@@ -139,7 +139,7 @@ def test_a_name_that_cannot_be_replaced_costs_the_file_only(folder, monkeypatch,
 
     monkeypatch.setattr(os, "replace", sticky)
     assert torch.equal(load(DIGITS).train.labels, labels)
-    assert "cannot be kept" in caplog.text and not list(folder.glob("*.tmp"))
+    assert "cannot be kept" in caplog.text and not list(folder.glob("*.part"))
 
 
 # locks

@@ -129,7 +129,7 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
         patch.setattr(training_module.torch, "save", no_space)
         with pytest.raises(OSError, match="free some space") as error:
             train(architecture, config(text=TEXTS[0]), tmp_path / "full", 3)
-    assert "\n" not in str(error.value) and not list((tmp_path / "full").glob("*.new"))
+    assert "\n" not in str(error.value) and not list((tmp_path / "full").glob("*.part"))
     train(architecture, config(text=TEXTS[0]), tmp_path / "full", 3)
     train(architecture, config(text=TEXTS[0]), tmp_path / "whole", 3)
     assert same(tmp_path / "whole", tmp_path / "full")

@@ -34,6 +34,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock
 
+from trainers.files import PARTIAL
+
 log = logging.getLogger(__name__)
 
 LIMIT_GB = 20.0  # of all files together, unless EQUISEARCH_CACHE_GB says otherwise
@@ -241,8 +243,8 @@ def prune() -> None:
     """
     arrays = sorted(_files("*.npy"), key=lambda found: found[1].st_mtime)
     excess, old = sum(about.st_size for _, about in arrays) - limit(), time.time() - UNUSED
-    for path, about in [*_files("*.tmp"), *arrays]:
-        if about.st_mtime < old and (path.suffix == ".tmp" or excess > 0):
+    for path, about in [*_files(f"**/*{PARTIAL}"), *_files("*.tmp"), *arrays]:
+        if about.st_mtime < old and (path.suffix != ".npy" or excess > 0):
             excess -= about.st_size if path.suffix == ".npy" else 0
             # in use, where such files cannot be deleted; or somebody else's
             with contextlib.suppress(OSError):
@@ -312,7 +314,9 @@ def _write(path: Path, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
     whatever happens to the name.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{path.stem}.", suffix=PARTIAL
+        )
     except OSError as error:
         raise _NotWritten from error
     with os.fdopen(handle, "r+b") as file:

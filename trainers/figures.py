@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from trainers.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,16 +25,15 @@ def check_name(path: Path) -> Path:
 
 
 def write(figure: Figure, path: Path) -> Path:
-    """The path of the written figure. Raises OSError, with nothing half written left, where it
-    cannot be written.
+    """The path of the figure, written whole or not at all; what lay there before is replaced.
+    Raises OSError where it cannot be written.
     """
-    path = check_name(path)
+    path, image = check_name(path), io.BytesIO()
     try:
+        figure.savefig(image, format=path.suffix[1:].lower(), dpi=150)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        write_whole(path, image.getbuffer())
     except OSError as error:
-        if path.is_file():
-            path.unlink()
         raise OSError(
             f"the figure cannot be written to {path}: {error.strerror or error}; give another place"
         ) from error

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from studies.config import Study, differences, dump, parse
 from studies.errors import ExistsError, StudyError
 from studies.journal import trust
 from studies.journal.lock import StudyLock
+from trainers.files import write_whole
 
 STUDY, VERSIONS, TRIALS = "study.yaml", "versions.json", "trials"
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
@@ -138,17 +138,3 @@ def changed_versions(directory: Path) -> list[str]:
         f"versions have changed since this study was started ({', '.join(changed)}): scores "
         "before and after may differ"
     ]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

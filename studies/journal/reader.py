@@ -18,6 +18,7 @@ from typing import Any
 
 from studies.errors import DamagedError
 from studies.journal.trial import ENDED, JournalAttributes, State, TrialRecord
+from trainers.files import write_whole
 
 JOURNAL = "optuna.journal"
 
@@ -209,7 +210,7 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
             if _is_record(tail):
                 return None
         copy = path.with_name(f"{JOURNAL}.torn-{start}")
-        copy.write_bytes(tail)
+        write_whole(copy, tail)
         file.truncate(start)
         os.fsync(file.fileno())
     return copy

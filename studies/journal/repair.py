@@ -11,6 +11,7 @@ from pathlib import Path
 from studies.journal.directory import TRIALS, read_study
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL
+from trainers.files import partial_files, write_whole
 
 
 def repair(directory: Path) -> list[str]:
@@ -39,7 +40,7 @@ def _cut_journal(path: Path) -> list[str]:
         if not line.endswith(b"\n") or not _is_record(line):
             rest = content[position:]
             copy = path.with_name(f"{JOURNAL}.damaged-{position}")
-            copy.write_bytes(rest)
+            write_whole(copy, rest)
             with path.open("r+b") as file:
                 file.truncate(position)
                 os.fsync(file.fileno())
@@ -60,7 +61,10 @@ def _is_record(line: bytes) -> bool:
 
 def _remove_leftovers(directory: Path) -> list[str]:
     done = []
-    for path in [*directory.glob(f"{JOURNAL}.lock*"), *(directory / TRIALS).glob("*/*.new")]:
+    folders = [directory, *(path for path in (directory / TRIALS).glob("*") if path.is_dir())]
+    unfinished = [path for folder in folders for path in partial_files(folder)]
+    before = (directory / TRIALS).glob("*/*.new")  # as earlier versions named them
+    for path in [*directory.glob(f"{JOURNAL}.lock*"), *unfinished, *before]:
         path.unlink(missing_ok=True)
         done.append(f"removed the leftover {path.relative_to(directory)}")
     return done

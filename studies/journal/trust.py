@@ -21,6 +21,7 @@ from filelock import FileLock
 from studies.config import Study
 from studies.errors import UntrustedError
 from studies.terminal import one_line
+from trainers.files import write_whole
 
 SIGNATURE, KEY = "signature.json", "signing.key"
 KEY_BYTES = 32
@@ -77,8 +78,6 @@ def sign(directory: Path, study: Study) -> list[str]:
     leaves = acting(study)
     if not leaves:
         return []
-    from studies.journal.directory import write_whole
-
     try:
         write_whole(
             directory / SIGNATURE,
@@ -156,18 +155,10 @@ def _key(*, create: bool = False) -> bytes:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(path.with_name(KEY + ".lock")):
             if not path.exists():
-                _write_key(path)
+                write_whole(path, secrets.token_bytes(KEY_BYTES), private=True)
     content = path.read_bytes()
     if len(content) != KEY_BYTES:
         raise OSError(f"{path} holds {len(content)} bytes and must hold {KEY_BYTES}; delete it")
     if os.name == "posix" and (path.stat().st_uid != os.geteuid() or path.stat().st_mode & 0o077):
         raise OSError(f"{path} must belong to this user and be closed to others (mode 600)")
     return content
-
-
-def _write_key(path: Path) -> None:
-    part = path.with_name(KEY + ".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(KEY_BYTES))
-    os.replace(part, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.errors import StudyError
+from trainers.files import write_whole
 
 FORMAT = 1
 SCORES = ("accuracy", "symmetry_accuracy")
@@ -187,14 +187,10 @@ def write_table(table: Table, path: Path) -> None:
         "versions": table.versions,
         "entries": [asdict(entry) for entry in table.entries],
     }
-    temporary = path.with_name(path.name + ".new")
+    packed = gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
     try:
-        temporary.write_bytes(
-            gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
-        )
-        os.replace(temporary, path)
+        write_whole(path, packed)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StudyError(
             f"the table could not be written to {path}: {error.strerror or error}; what it held "
             "before is kept: "

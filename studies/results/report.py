@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
-from studies.journal.directory import VERSIONS, write_whole
+from studies.journal.directory import VERSIONS
 from studies.journal.trial import TrialRecord
 from studies.markup import Html, html, joined
 from studies.markup import svg_html as _svg
@@ -22,6 +22,7 @@ from studies.pareto import dominates, front_volume, signed
 from studies.results import front_plot as scatter
 from studies.results import tables as views
 from studies.results.retrain import Spread, summarised, tested_results
+from trainers.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

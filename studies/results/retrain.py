@@ -17,7 +17,7 @@ from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
-from studies.journal.directory import write_whole
+from trainers.files import write_whole
 
 RESULT = "result.json"
 

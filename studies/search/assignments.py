@@ -15,6 +15,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import TRIALS
 from studies.journal.trial import Decision, TrialRecord
+from trainers.files import PARTIAL
 
 EPOCH = "epoch"  # the file in a trial's folder that notes the last epoch
 
@@ -92,7 +93,7 @@ def with_folder(assignment: Assignment) -> Assignment:
     if assignment.continues is not None and not folder.exists():
         before, whole = (
             folder.with_name(f"{assignment.continues:05d}"),
-            folder.with_name(f"{folder.name}.new"),
+            folder.with_name(f"{folder.name}{PARTIAL}"),
         )
         if before.is_dir():
             try:

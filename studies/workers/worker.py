@@ -5,13 +5,13 @@ the trial's folder.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.search.assignments import Assignment, Report
 from trainers.devices import limit_memory
+from trainers.files import write_whole
 from trainers.process import tune_process
 from trainers.scores import Scores
 from trainers.training.train import Config, train
@@ -61,9 +61,7 @@ def _record(directory: Path, scores: Scores) -> None:
     path = directory / SCORES
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if _epoch(line) is not None and _epoch(line) < scores.epoch]
-    temporary = path.with_suffix(".new")
-    temporary.write_text("\n".join([*kept, json.dumps(scores.as_dict())]) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "\n".join([*kept, json.dumps(scores.as_dict())]) + "\n")
 
 
 def _epoch(line: str) -> int | None:

@@ -8,6 +8,7 @@ locked. Files that another user may have written are baked again.
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from torch import Tensor
 from searchspace.groups import Group
 from trainers import cache
 from trainers.actions import act, permutation
+from trainers.files import write_whole
 
 FORMAT = 1  # of the files; raise it when baking changes what they hold
 NAMES = ("scalar", "scalar_std", "regular", "regular_std")  # of the arrays in a file
@@ -204,15 +205,9 @@ def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """
     try:
         cache.make_folder(path.parent)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays, label=np.array(_label(path)))
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, label=np.array(_label(path)), **arrays)
+        write_whole(path, content.getbuffer(), private=True)
     except OSError as error:
         warnings.warn(
             f"cannot keep steerable bases in {path.parent} ({error}); every process will sample "

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from searchspace.recipe import Candidate, Recipe
 from trainers.data.augment import transform
 from trainers.data.datasets import Splits, batch, load, normaliser
 from trainers.devices import pick_device, send
+from trainers.files import partial_files, write_whole
 from trainers.networks.networks import Network, build
 from trainers.networks.normalization import estimate_statistics
 from trainers.precision import autocast, resolve
@@ -113,6 +113,8 @@ def train(
             f"{config.training.epochs}"
         )
     directory.mkdir(parents=True, exist_ok=True)
+    for left in partial_files(directory):  # by a worker that was killed
+        left.unlink(missing_ok=True)
     splits = load(config.data, architecture.size) if splits is None else splits
     state = start(architecture, config, directory, splits)
     device = next(state.network.parameters()).device
@@ -171,7 +173,6 @@ def start(architecture: Architecture, config: Config, directory: Path, splits: S
 
 def save(state: _State, fingerprint: str, directory: Path) -> None:
     """Writes the checkpoint so that at every moment one whole checkpoint lies in `directory`."""
-    temporary, current = directory / f"{CHECKPOINT}.new", directory / CHECKPOINT
     content = {
         "fingerprint": fingerprint,
         "network": state.network.state_dict(),
@@ -185,19 +186,12 @@ def save(state: _State, fingerprint: str, directory: Path) -> None:
     whole = io.BytesIO()
     try:
         torch.save(content, whole)
-        with open(temporary, "wb") as file:
-            file.write(whole.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(directory / CHECKPOINT, whole.getbuffer(), previous=directory / PREVIOUS)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             f"the checkpoint of epoch {state.epoch} could not be written to {directory}: {error}; "
             "free some space, then resume: nothing before this epoch is lost"
         ) from error
-    if current.exists():
-        os.replace(current, directory / PREVIOUS)
-    os.replace(temporary, current)
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any] | None:

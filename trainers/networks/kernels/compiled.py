@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainers.cache import acquire, directory, make_folder, open_own, say_once
+from trainers.files import write_whole
 
 # vectorised by hand: gcc's own attempts cost a third
 FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")
@@ -194,14 +195,7 @@ def _keep(content: bytes, path: Path) -> None:
     once.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                os.unlink(temporary)
+        write_whole(path, content, private=True)
     except OSError as error:
         say_once(
             f"compiled code cannot be kept in {path.parent} ({error.strerror}); every process "

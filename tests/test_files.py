@@ -1,0 +1,71 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from trainers.files import PARTIAL, partial_files, write_whole
+
+
+def test_text_and_bytes_replace_what_was_there(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    write_whole(path, b"\x00before")
+    write_whole(path, "größer\n")
+    assert path.read_bytes() == "größer\n".encode() and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, moment):
+    path = tmp_path / "study.yaml"
+    write_whole(path, "before")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(os, moment, full)
+        write_whole(path, "after")
+    assert path.read_text() == "before" and os.listdir(tmp_path) == [path.name]
+
+
+def test_one_of_two_names_is_whole_at_every_moment(tmp_path, monkeypatch):
+    """A kill between the two moves leaves the content of before under the other name."""
+    path, previous = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
+    write_whole(path, "1", previous=previous)
+    assert not previous.exists()
+    write_whole(path, "2", previous=previous)
+    assert (path.read_text(), previous.read_text()) == ("2", "1")
+    moves = []
+
+    def observed(source, target, move=os.replace):
+        move(source, target)
+        moves.append([name.read_text() for name in (path, previous) if name.exists()])
+
+    monkeypatch.setattr(os, "replace", observed)
+    write_whole(path, "3", previous=previous)
+    assert moves == [["2"], ["3", "2"]]
+
+
+@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o640)])
+def test_the_mode_is_the_umasks_or_the_users_alone(tmp_path, private, mode):
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "file", "x", private=private)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_what_a_killed_process_left_is_listed(tmp_path, monkeypatch):
+    write_whole(tmp_path / "whole", "x")
+
+    def killed(source, target):
+        os.rename(source, tmp_path / f"left{PARTIAL}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "cut", "x")
+    assert partial_files(tmp_path) == [tmp_path / f"left{PARTIAL}"]

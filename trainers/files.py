@@ -1,0 +1,58 @@
+"""Files written whole or not at all: the one way in which the packages write a file that another
+process, or a later run, reads.
+
+The content goes to a file beside the path, reaches the disk (fsync), and only then takes the name
+(`os.replace`). A process that is killed meanwhile leaves a file whose name ends in `PARTIAL`, which
+no reader looks at; `partial_files` finds them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+PARTIAL = ".part"  # ends the names of files that are being written
+
+
+def write_whole(
+    path: Path,
+    content: str | bytes | memoryview,
+    *,
+    private: bool = False,
+    previous: Path | None = None,
+) -> None:
+    """Writes `content` (text as UTF-8) to `path`, in place of a file of that name.
+
+    At every moment `path` is absent or whole. `private` files can be read and written by this user
+    only (mode 0600); others get what the umask leaves of 0666. A file that is replaced goes on as
+    `previous`, if that is given; then, at every moment, one of the two names is a whole file.
+    Several processes may write the same path at once: the last one wins. Raises OSError, with
+    nothing left of the new content, where it cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8")
+    # A name of its own for each writer; O_EXCL follows no link that lies there.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """The files directly in `folder` that `write_whole` did not finish, sorted; a live process may
+    be writing one of them, unless the caller knows that none does.
+    """
+    return sorted(path for path in folder.glob(f"*{PARTIAL}") if path.is_file())

@@ -223,7 +223,7 @@ def _gpu_found() -> Finding:
             "GPU",
             "ok",
             ", ".join(names),
-            "trials share them, up to eight a card; `resources: {gpus_per_trial: 0.5}` gives "
+            "trials share them, up to eight per GPU; `resources: {gpus_per_trial: 0.5}` gives "
             "each half of one, 0 none",
         )
     return Finding(

@@ -40,7 +40,9 @@ def check(
     ],
     group: Annotated[
         str | None,
-        typer.Option(help="The group it will be used under; else its own.", show_default=False),
+        typer.Option(
+            help="The group under which it will be used; else its own.", show_default=False
+        ),
     ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Another input size, pixels.", show_default=False)
@@ -49,13 +51,15 @@ def check(
         int | None,
         typer.Option(
             min=1,
-            help="Of the images; else 1, or those of the published network.",
+            help="Channels of the images; else 1, or those of the published network.",
             show_default=False,
         ),
     ] = None,
     classes: Annotated[
         int | None,
-        typer.Option(min=1, help="Else 10, or those of the published network.", show_default=False),
+        typer.Option(
+            min=1, help="Classes; else 10, or those of the published network.", show_default=False
+        ),
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -80,12 +84,12 @@ def train(
         ),
     ],
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keeps the checkpoint there, and goes on from it.",
+            help="Keeps the checkpoint there, and continues from it.",
             show_default=False,
         ),
     ] = None,
@@ -117,10 +121,10 @@ def train(
 @app.command(rich_help_panel=MODELS)
 def probe(
     study: StudyName,
-    images: Annotated[int, typer.Option(min=40, help="Images that are looked at.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    images: Annotated[int, typer.Option(min=40, help="Images to examine.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the classifiers.")] = 0,
     group: Annotated[
-        str | None, typer.Option(help="Instead of the study's.", show_default=False)
+        str | None, typer.Option(help="The group, instead of the study's.", show_default=False)
     ] = None,
     settings: Settings = None,
     format: FormatOption = Format.table,
@@ -147,7 +151,7 @@ def measure(
         str,
         typer.Argument(
             metavar="BUNDLE|DIR:TRIAL|MODULE:FUNCTION",
-            help="What is measured; a function returns the model.",
+            help="What to measure; a function returns the model.",
             show_default=False,
         ),
     ],
@@ -155,17 +159,18 @@ def measure(
         str | None,
         typer.Option(
             metavar="STUDY",
-            help="Whose validation images; a trial's own by default.",
+            help="The study with the validation images; default: the trial's own.",
             show_default=False,
         ),
     ] = None,
     group: Annotated[
         str | None,
         typer.Option(
-            help="Under which the model will be used; else the study's.", show_default=False
+            help="The group under which the model will be used; else the study's.",
+            show_default=False,
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=2, help="At most.")] = 2000,
+    images: Annotated[int, typer.Option(min=2, help="Validation images, at most.")] = 2000,
     figure: Annotated[
         Path | None,
         typer.Option(
@@ -244,7 +249,9 @@ def reproduce(
     directory: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="Where the trainings go; calling again goes on.", show_default=False
+            metavar="DIR",
+            help="The folder of the trainings; a second call continues them.",
+            show_default=False,
         ),
     ],
     shift: Annotated[
@@ -311,11 +318,11 @@ def export(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace another bundle that lies there.")
+        bool, typer.Option("--force", help="Replace another bundle in that folder.")
     ] = False,
 ) -> None:
     """Exports a trained trial: plain torch, torch.export and ONNX files, compared before they are
-    written, with a card.
+    written, with a model card.
     """
     from studies.results.export_trial import export_trial
 
@@ -335,8 +342,8 @@ def verify(
     run_code: RunCode = False,
     format: FormatOption = Format.table,
 ) -> None:
-    """Checks a bundle: files whole, formats agree, symmetry as the card says. Not who made it; its
-    code is not run without --run-code.
+    """Checks that a bundle is whole, its formats agree, and its symmetry is as its model card says;
+    not who wrote it. Executes its code only with --run-code.
     """
     from studies.results.export_trial import verify_bundle
 

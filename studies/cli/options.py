@@ -31,7 +31,7 @@ Timeout = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Stop after that long, such as 90m; `resume` goes on.",
+        help="Stop after that long, such as 90m; `resume` continues.",
         show_default=False,
     ),
 ]
@@ -64,13 +64,13 @@ RunCode = Annotated[
     bool,
     typer.Option(
         "--run-code",
-        help="Execute the code in the bundle too; only if you trust where it came from.",
+        help="Execute the code in the bundle too; only for a bundle whose origin you trust.",
     ),
 ]
 
 
 def pairs(settings: list[str] | None) -> dict[str, Any]:
-    """The --set options: dotted keys and values in YAML."""
+    """Dotted keys and their values, from the --set options."""
     import yaml
 
     found = {}
@@ -78,20 +78,22 @@ def pairs(settings: list[str] | None) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise typer.BadParameter(
-                f"'{text}' sets nothing; write KEY=VALUE, such as search.sampler=random",
+                f"'{text}' has no key and value; write KEY=VALUE, such as search.sampler=random",
                 param_hint="--set",
             )
         try:
             found[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise typer.BadParameter(
-                f"the value in '{text}' is no YAML", param_hint="--set"
+                f"the value in '{text}' is not YAML; quote it as YAML does", param_hint="--set"
             ) from None
     return found
 
 
 def resources(workers: str | None, timeout: str | None, address: str | None) -> dict[str, Any]:
-    """What the options say about workers, time and the cluster, as dotted keys."""
+    """Dotted keys and values of the options for workers, time and the cluster; None where an option
+    was not given.
+    """
     if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers) > 0):
         raise typer.BadParameter(
             f"{workers} is neither auto nor a whole number above 0", param_hint="--workers"

@@ -43,7 +43,7 @@ def start(
     timeout: Timeout = None,
     ray_address: Address = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the search.", show_default=False)
+        int | None, typer.Option(min=0, help="Seed of the search.", show_default=False)
     ] = None,
     settings: Settings = None,
     enqueue: Annotated[
@@ -111,7 +111,7 @@ def resume(
 
 @app.command(rich_help_panel=LOOK)
 def status(directory: Directory, format: FormatOption = Format.table) -> None:
-    """Prints how the study in DIR stands."""
+    """Prints the state of the study in DIR: trials, front, and which process drives it."""
     from studies.results import tables as views
 
     found = views.status(directory)
@@ -162,7 +162,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Where the page goes; else DIR/report.html.", show_default=False
+            metavar="FILE", help="The file to write; else DIR/report.html.", show_default=False
         ),
     ] = None,
 ) -> None:
@@ -229,7 +229,7 @@ def _loopback(host: str) -> bool:
 
 @app.command(rich_help_panel=SEARCH)
 def repair(directory: Directory) -> None:
-    """Puts a damaged study directory back into a state that `resume` takes; keeps a copy of what it
+    """Restores a damaged study directory to a state that `resume` accepts; keeps a copy of what it
     cuts.
     """
     from studies.journal.repair import repair as mend
@@ -260,5 +260,5 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
             f" |  equisearch resume {directory} --trials N"
         )
     if ending.exit_status:
-        note(f"interrupted; go on with: equisearch resume {directory}")
+        note(f"interrupted; continue with: equisearch resume {directory}")
         raise typer.Exit(ending.exit_status)

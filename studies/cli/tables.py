@@ -19,7 +19,7 @@ def record(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="The table, gzipped JSON; recording goes on from it.",
+            help="The table, gzipped JSON; recording continues from it.",
             show_default=False,
         ),
     ],
@@ -61,7 +61,8 @@ def record(
 @app.command(rich_help_panel=BENCHMARKS)
 def replay(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A table made by `record`.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE", help="A table that `record` wrote.", show_default=False),
     ],
     seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
     share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the full hypervolume.")] = 0.95,

@@ -139,7 +139,7 @@ def note(message: str) -> None:
 
 
 def formatted(value: Any, form: str) -> str:
-    """The number in a format such as `.3g`; what is no number, from a file that was edited, is
+    """The number in a format such as `.3g`; anything else, from a file that was edited, is
     shown as it is.
     """
     return format(value, form) if is_number(value) else str(value)
@@ -151,15 +151,15 @@ def is_number(value: Any) -> bool:
 
 
 def percent(share: float | None) -> str:
-    """A share in 0..1 as per cent with two digits; `-` for None. What is no number is shown as it
-    is.
+    """A share in 0..1 as per cent with two digits; `-` for None. Anything that is not a number is
+    shown as it is.
     """
     return "-" if share is None else f"{100 * share:.2f}" if is_number(share) else str(share)
 
 
 def short(number: float | None) -> str:
-    """A count such as 24.7k or 26.0M; `-` for None. What is no number is shown as it is."""
-    if not is_number(number):
+    """A count such as 24.7k or 26.0M; `-` for None. Anything that is not a number is shown as it is."""
+    if number is None or not is_number(number):
         return "-" if number is None else str(number)
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:

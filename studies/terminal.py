@@ -206,7 +206,7 @@ def _spelled(found: re.Match[str]) -> str:
 
 
 def _similar(error: UnicodeError) -> tuple[str, int]:
-    """Replaces characters that an encoding lacks by similar ones in ASCII, else by question marks."""
+    """Replaces what an encoding lacks by similar characters of ASCII, else by question marks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_ascii(c) for c in error.object[error.start : error.end]), error.end

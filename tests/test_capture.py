@@ -1,4 +1,4 @@
-"""Steps replayed from a CUDA graph, with a stand-in for the graph on a pretended GPU: the same
+"""Steps replayed from a CUDA graph, with a stand-in for the graph on a mock GPU: the same
 training, or none of it.
 """
 
@@ -14,7 +14,7 @@ import torch
 
 from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
-from support.mock_gpu import device, elsewhere, pretended
+from support.mock_gpu import device, mocked, process_with_mock
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training import train as training_module
 from trainers.training.cuda_graph import WARM_UP, Captured, Steps
@@ -88,14 +88,14 @@ def config(**training):
 
 
 def trained(text, settings, kind=None):
-    """(the weights after a training on the pretended device, how often the stand-in was replayed,
+    """(the weights after a training on the mock device, how often the stand-in was replayed,
     whether its log warned).
     """
     StandIn.replays = 0
     messages = []
     with (
         pytest.MonkeyPatch.context() as patched,
-        pretended() as crossings,
+        mocked() as crossings,
         tempfile.TemporaryDirectory() as folder,
     ):
         patched.setattr(training_module, "pick_device", lambda name: device())
@@ -114,7 +114,7 @@ def trained(text, settings, kind=None):
         for group in saved["optimizer"]["param_groups"]:
             assert isinstance(group["lr"], float) and not group.get("capturable", False)
         return (
-            {name: value.near.detach() for name, value in saved["network"].items()},
+            {name: value.on_cpu.detach() for name, value in saved["network"].items()},
             StandIn.replays,
             messages,
         )
@@ -122,7 +122,7 @@ def trained(text, settings, kind=None):
 
 @pytest.fixture(scope="module")
 def process():
-    with elsewhere() as process:
+    with process_with_mock() as process:
         yield process
 
 

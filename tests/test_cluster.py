@@ -46,7 +46,7 @@ def equisearch(folder, *arguments, **environment):
     "address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "127.0.0.1", "host:port"]
 )
 def test_what_is_no_address_of_a_head_is_refused(address):
-    with pytest.raises(StudyError, match=f"'{address}' is no address.*HOST:PORT"):
+    with pytest.raises(StudyError, match=f"'{address}' is not the address.*HOST:PORT"):
         cluster.address_of(Resources(address=address))
 
 

@@ -1,4 +1,4 @@
-"""Training and scoring on a GPU, on one that is pretended: nothing is forgotten on the CPU, and
+"""Training and scoring on a GPU, on a mock: nothing is forgotten on the CPU, and
 steps wait for nothing.
 """
 
@@ -17,10 +17,10 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.results.retrain import Job, run_job
-from studies.search.assignments import Assignment, Leave
+from studies.search.assignments import Assignment, LeaveError
 from studies.workers.worker import run_trial
 from support import trivial
-from support.mock_gpu import device, elsewhere, pretended
+from support.mock_gpu import device, mocked, process_with_mock
 from trainers.instruments import measure as measurement_module
 from trainers.instruments.measure import measure
 from trainers.networks.networks import build
@@ -52,13 +52,13 @@ def config(augment=Augment(), group="D4", **training):
 
 @pytest.fixture(scope="module")
 def process():
-    with elsewhere() as process:
+    with process_with_mock() as process:
         yield process
 
 
 def trained(text, settings, folder):
-    """Scores of a training on the pretended device, as a dict, and what passed to and from it."""
-    with pytest.MonkeyPatch.context() as patched, pretended() as crossings:
+    """Scores of a training on the mock device, as a dict, and what passed to and from it."""
+    with pytest.MonkeyPatch.context() as patched, mocked() as crossings:
         patched.setattr(training_module, "pick_device", lambda name: device())
         return asdict(trained_as(text, settings, folder, settings.training.epochs)), crossings
 
@@ -93,14 +93,14 @@ def test_training_on_a_gpu_gives_the_scores_of_the_cpu(tmp_path, process, text, 
             assert scores[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-def retrained(text, settings, folder, on_card):
-    """What a retraining reports, on the pretended device or the CPU."""
+def retrained(text, settings, folder, on_gpu):
+    """What a retraining reports, on the mock device or the CPU."""
     study = Study(data=settings.data, training=settings.training, symmetry=settings.symmetry)
-    with pytest.MonkeyPatch.context() as patched, pretended() if on_card else nullcontext():
+    with pytest.MonkeyPatch.context() as patched, mocked() if on_gpu else nullcontext():
         patched.setattr(
             training_module,
             "pick_device",
-            lambda name: device() if on_card else torch.device("cpu"),
+            lambda name: device() if on_gpu else torch.device("cpu"),
         )
         return run_job(Job("trial 1", study, text, 1, None, str(folder)))
 
@@ -118,17 +118,17 @@ def test_a_retraining_on_a_gpu_tests_there_too(tmp_path, process):
     )
 
 
-def measured(text, group, on_card):
+def measured(text, group, on_gpu):
     """Instruments on an untrained network and images that lie on the CPU; not the Lie derivative,
-    whose duals the pretended device cannot hold.
+    whose duals the mock device cannot hold.
     """
-    with pytest.MonkeyPatch.context() as patched, pretended() if on_card else nullcontext():
+    with pytest.MonkeyPatch.context() as patched, mocked() if on_gpu else nullcontext():
         patched.setattr(measurement_module, "lie_derivatives", lambda *arguments, **options: ())
         network = build(Architecture.parse(text), channels=1, classes=10, seed=1).eval()
         images = torch.randint(
             256, (40, 1, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
         )
-        network = network.to(device()) if on_card else network
+        network = network.to(device()) if on_gpu else network
         return measure(
             network,
             images,
@@ -159,7 +159,7 @@ def crossings_of_steps(text, settings, group):
     """What passes to and from the device in the third and fourth step of an epoch."""
     with (
         pytest.MonkeyPatch.context() as patched,
-        pretended() as crossings,
+        mocked() as crossings,
         tempfile.TemporaryDirectory() as folder,
     ):
         patched.setattr(training_module, "pick_device", lambda name: device())
@@ -187,16 +187,16 @@ def test_a_step_waits_for_nothing(process, loss):
     assert all("from cpu" in what for what in crossed)
 
 
-def test_the_pretended_gpu_refuses_and_reports_as_a_real_one(process):
+def test_the_mock_gpu_refuses_and_reports_as_a_real_one(process):
     assert process.submit(_misused).result() == (
         ["mixed"],
-        ["[2] made from Python values", "_local_scalar_dense of []", "[2] from pretended to cpu"],
+        ["[2] made from Python values", "_local_scalar_dense of []", "[2] from mock to cpu"],
     )
 
 
 def _misused():
     refused = []
-    with pretended() as crossings:
+    with mocked() as crossings:
         there = torch.tensor([1.0, 2.0], device=device())
         try:
             there + torch.ones(2)
@@ -221,9 +221,10 @@ def test_a_worker_keeps_to_its_share_of_a_card(tmp_path, monkeypatch, share, lim
         lambda fraction, number: set_to.append(fraction),
     )
     monkeypatch.setattr(
-        "studies.workers.worker.train", lambda *arguments, **options: (_ for _ in ()).throw(Leave)
+        "studies.workers.worker.train",
+        lambda *arguments, **options: (_ for _ in ()).throw(LeaveError),
     )
-    with pytest.raises(Leave):
+    with pytest.raises(LeaveError):
         run_trial(
             trivial.study(resources__gpus_per_trial=share),
             Assignment(0, FREE, None, 0, 1, str(tmp_path)),

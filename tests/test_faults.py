@@ -21,7 +21,7 @@ import torch
 from studies.config import parse
 from studies.errors import StudyError
 from studies.journal.reader import JOURNAL, read_trials
-from studies.search.assignments import Leave
+from studies.search.assignments import LeaveError
 from studies.search.driver import PROGRAM_DEATHS, SearchDriver
 from studies.workers.executors import Interruption, _DirectReport, run_in_process
 from studies.workers.worker import run_trial
@@ -249,7 +249,7 @@ def leave_after(epoch, study, assignment, report):
 
         def heartbeat(self, done):
             if done == epoch and assignment.number == 0:
-                raise Leave
+                raise LeaveError
             report.heartbeat(done)
 
     run_trial(study, assignment, Report())
@@ -260,7 +260,7 @@ def test_a_torn_checkpoint_goes_back_to_the_one_before_and_changes_no_result(tmp
         run_in_process(driver)
     with SearchDriver.create(tmp_path / "torn", parse(REAL)) as driver:
         assignment = driver.next()
-        with pytest.raises(Leave):
+        with pytest.raises(LeaveError):
             leave_after(
                 2,
                 driver.study,

@@ -80,7 +80,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint_with_its_choices_and_scores
         1
     ] and "[continues trial 1]" in cells[4][-1]
     records = read_trials(tmp_path / "study", parameters=True)
-    assert "  goes on with the training of trial 1, which had been stopped" in show_lines(
+    assert "  continues the training of trial 1, which was stopped at a rung" in show_lines(
         tmp_path / "study", rows[4], records[4].rungs
     )
     assert [r.state for r in records[:5]] == ["complete", "pruned", "failed", "pruned", "complete"]

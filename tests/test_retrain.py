@@ -9,7 +9,7 @@ import pytest
 from studies.config import parse
 from studies.errors import StudyError
 from studies.results import reproduce
-from studies.results.retrain import RESULT, Job, Spread, run_jobs, summarised
+from studies.results.retrain import RESULT, Job, MeanStd, run_jobs, summarised
 
 STUDY = """
 data: {name: digits, train: 200, validation: 80, test: 90}
@@ -63,10 +63,10 @@ def test_processes_give_the_same_results(tmp_path):
 
 
 def test_spread_is_the_sample_standard_deviation():
-    assert Spread.of([0.9, 1.0]) == Spread(
+    assert MeanStd.of([0.9, 1.0]) == MeanStd(
         pytest.approx(0.95), pytest.approx(0.0707107, rel=1e-5), 2
     )
-    assert Spread.of([0.5]) == Spread(0.5, 0.0, 1) and "±" not in Spread.of([0.5]).percent()
+    assert MeanStd.of([0.5]) == MeanStd(0.5, 0.0, 1) and "±" not in MeanStd.of([0.5]).percent()
 
 
 def test_data_without_a_test_split_is_refused(tmp_path):
@@ -89,8 +89,8 @@ def test_data_without_a_test_split_is_refused(tmp_path):
 
 
 def row(name, turns, upright_only=False):
-    accuracies = [Spread(value, 0.0, 3) for value in turns]
-    mean = Spread(sum(turns) / 4, 0.0, 3)
+    accuracies = [MeanStd(value, 0.0, 3) for value in turns]
+    mean = MeanStd(sum(turns) / 4, 0.0, 3)
     return {
         "name": name,
         "n": 3,

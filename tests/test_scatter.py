@@ -5,14 +5,14 @@ import errno
 import pytest
 
 from studies.journal.trial import TrialRecord
-from studies.results.front_plot import Dot, dots, draw, save_figure
+from studies.results.front_plot import PlottedTrial, draw_text, plotted_trials, save_figure
 from support import trivial
 
 TWO = ("accuracy", "symmetry_accuracy")
 
 
 def dot(trial, *values, front=False, knee=False):
-    return Dot(trial, values, front, knee, 0.5)
+    return PlottedTrial(trial, values, front, knee, 0.5)
 
 
 FOUND = [
@@ -24,7 +24,7 @@ FOUND = [
 
 
 def test_marks_lie_where_their_values_are():
-    heading, *rows, axis, labels = draw(FOUND, TWO, width=41, height=9).splitlines()
+    heading, *rows, axis, labels = draw_text(FOUND, TWO, width=41, height=9).splitlines()
     assert heading == "symmetry accuracy, % (up) by accuracy, % (right)"
     start = axis.index("+") + 1
     assert len(axis) == start + 41 and labels.split() == ["50.0", "90.0"]
@@ -40,14 +40,16 @@ def test_marks_lie_where_their_values_are():
 
 def test_numbers_never_cover_another_mark():
     close = [dot(n, 50.0 + n, 50.0, front=True) for n in range(5)] + [dot(9, 150.0, 90.0)]
-    text = "".join(draw(close, TWO, width=50, height=4).splitlines()[1:-2])
+    text = "".join(draw_text(close, TWO, width=50, height=4).splitlines()[1:-2])
     # three columns for five neighbours
     assert text.count("o") == 3 and text.count(".") - text.count("0.") == 1
 
 
 def test_costs_are_on_logarithmic_axes():
     found = [dot(n, 10.0 * n, float(macs), front=True) for n, macs in enumerate((1e3, 1e4, 1e5))]
-    heading, *rows, _axis, _ = draw(found, ("accuracy", "macs"), width=21, height=5).splitlines()
+    heading, *rows, _axis, _ = draw_text(
+        found, ("accuracy", "macs"), width=21, height=5
+    ).splitlines()
     assert (
         "less is better of multiply-accumulates" in heading
         and rows[0].startswith("100.0k |")
@@ -58,7 +60,7 @@ def test_costs_are_on_logarithmic_axes():
 
 @pytest.mark.parametrize("found, objectives", [([], TWO), ([dot(0, 3.0)], ("accuracy",))])
 def test_where_there_is_nothing_to_draw_nothing_is_drawn(found, objectives):
-    assert draw(found, objectives) == ""
+    assert draw_text(found, objectives) == ""
 
 
 def test_one_trial_and_equal_values_can_be_drawn():
@@ -66,7 +68,7 @@ def test_one_trial_and_equal_values_can_be_drawn():
         [dot(7, 50.0, 50.0, front=True, knee=True)],
         [dot(7, 50.0, 50.0, front=True, knee=True), dot(8, 50.0, 50.0, front=True)],
     ):
-        assert "*7" in draw(found, TWO)
+        assert "*7" in draw_text(found, TWO)
 
 
 def record(number, values, state="complete", surviving=("e",), **attributes):
@@ -75,7 +77,7 @@ def record(number, values, state="complete", surviving=("e",), **attributes):
 
 def test_dots_are_the_complete_trials_and_say_what_the_front_says():
     study = trivial.study(symmetry__group="C4")
-    found = dots(
+    found = plotted_trials(
         study,
         [
             record(0, (0.9, 0.2)),

@@ -237,10 +237,9 @@ def _gpu_found() -> Finding:
 
 def _threads() -> Finding:
     from studies.config import Resources
+    from trainers.cores import available_cores
 
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = available_cores()
     asked = os.environ.get("OMP_NUM_THREADS")
     per_trial = Resources().cpus_per_trial
     return Finding(

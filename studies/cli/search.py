@@ -149,8 +149,8 @@ def front(
     study, records = views.open_study(directory)
     rows, columns, cells = views.front_rows(study, records)
     print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
-    found = scatter.dots(study, records) if format is Format.table or figure else []
-    if format is Format.table and (drawn := scatter.draw(found, study.objectives)):
+    found = scatter.plotted_trials(study, records) if format is Format.table or figure else []
+    if format is Format.table and (drawn := scatter.draw_text(found, study.objectives)):
         print(f"\n{drawn}")
     if figure is not None:
         scatter.save_figure(found, study.objectives, figure)

@@ -29,7 +29,7 @@ OBJECTIVES = ("accuracy", "symmetry_accuracy")
 
 @dataclass(frozen=True)
 class Method:
-    """One way of searching: plain Optuna with a sampler, or the driver with changes to its study."""
+    """A way of searching: plain Optuna with a sampler, or the driver with changes to its study."""
 
     name: str
     optuna: str | None = None  # random, tpe or nsga2: plain Optuna
@@ -84,7 +84,7 @@ class Replayed:
     def quartiles(self) -> tuple[float, float]:
         """First and third quartile over seeds."""
         if len(self.epochs) < 2:
-            return float(self.epochs[0]), float(self.epochs[0])
+            return float(self.median), float(self.median)
         low, _, high = quantiles(self.epochs, n=4, method="inclusive")
         return low, high
 

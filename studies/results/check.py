@@ -179,7 +179,10 @@ class Checked:
             if breaks[0].reason == "grid":
                 text = "off the pixel grid: never exact, measure them"
             elif breaks[0].reason == "group":
-                text = f"not built in from stage {breaks[0].stage} on: never guaranteed, at any size or layout; measure them"
+                text = (
+                    f"not built in from stage {breaks[0].stage} on: never guaranteed, at any size "
+                    "or layout; measure them"
+                )
             told.setdefault(text, []).append(element)
         return {text: tuple(elements) for text, elements in told.items()}
 
@@ -207,7 +210,10 @@ class Checked:
             if not kept.exact
             else ""
         )
-        return f"No symmetry is built in: the network is plain. With steerable filters its layout {layout}{sizes}."
+        return (
+            "No symmetry is built in: the network is plain. With steerable filters its layout "
+            f"{layout}{sizes}."
+        )
 
 
 def named(text: str) -> Candidate:

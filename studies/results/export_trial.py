@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
@@ -16,6 +16,7 @@ from studies.journal.trial import TrialRecord
 from studies.results.tables import find_trial, open_study
 
 if TYPE_CHECKING:
+    from trainers.bundles.export import Subject
     from trainers.bundles.verify import Report
 
 EXPORTS = "exports"
@@ -91,8 +92,8 @@ def _complete(records: list[TrialRecord]) -> str:
     )
 
 
-def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict):
-    """The trained network of a trial with its data. Raises StudyError where one of them is missing."""
+def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict[str, Any]) -> Subject:
+    """The trained network of a trial with its data. Raises StudyError where one is missing."""
     from trainers.bundles.export import Subject
     from trainers.data.datasets import load
     from trainers.training.train import CHECKPOINT, PREVIOUS, Config, start
@@ -103,7 +104,7 @@ def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict):
             "train the architecture again: "
             "equisearch train STUDY ARCHITECTURE --out DIR"
         )
-    candidate = Candidate.parse(record.architecture).with_learning_rate(
+    candidate = Candidate.parse(record.attributes["architecture"]).with_learning_rate(
         record.attributes["learning_rate"]
     )
     architecture = candidate.architecture
@@ -118,10 +119,8 @@ def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict):
     try:
         splits = load(study.data, architecture.size)
         state = start(architecture, config, trained, splits)
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # torch reports other classes or channels as RuntimeError
+    # torch reports other classes or channels as RuntimeError
+    except (ValueError, RuntimeError) as error:
         raise StudyError(f"trial {record.number} cannot be exported: {error}") from error
     scores = record.scores or {}
     if state.epoch != scores.get("epoch"):

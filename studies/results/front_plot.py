@@ -16,10 +16,11 @@ from studies.config import Study
 from studies.journal.trial import TrialRecord
 from studies.output import short
 from studies.pareto import DIRECTIONS, WORST_EXPONENT, knee
-from studies.results.tables import members
+from studies.results.tables import members, values_of
 from trainers.figures import check_name, write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLES = {
@@ -33,7 +34,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Dot:
+class PlottedTrial:
     """A complete trial."""
 
     trial: int
@@ -44,17 +45,15 @@ class Dot:
     surviving: float
 
 
-def dots(study: Study, records: Sequence[TrialRecord]) -> list[Dot]:
+def plotted_trials(study: Study, records: Sequence[TrialRecord]) -> list[PlottedTrial]:
     """All complete trials whose values count, in their order."""
     front = members(study, records)
-    best = knee([record.values for record in front], study.objectives)
-    on_front, chosen = (
-        {record.number for record in front},
-        None if best is None else front[best].number,
-    )
+    best = knee(values_of(front), study.objectives)
+    on_front = {record.number for record in front}
+    chosen = None if best is None else front[best].number
     declared = Group.parse(study.symmetry.group).order
     return [
-        Dot(
+        PlottedTrial(
             record.number,
             tuple(
                 100 * v if name.endswith("accuracy") else v
@@ -69,40 +68,18 @@ def dots(study: Study, records: Sequence[TrialRecord]) -> list[Dot]:
     ]
 
 
-def draw(
-    found: Sequence[Dot], objectives: Sequence[str], *, width: int = 60, height: int = 14
+def draw_text(
+    trials: Sequence[PlottedTrial], objectives: Sequence[str], *, width: int = 60, height: int = 14
 ) -> str:
     """The first two objectives as text, the first to the right: `o` on the front with its trial's
     number, `*` the best compromise, `.` dominated.
 
     Parameters, MACs and latency have logarithmic axes. Empty for one objective, or without a trial.
     """
-    if len(objectives) < 2 or not found:
+    if len(objectives) < 2 or not trials:
         return ""
-    across, up = (_Axis([dot.values[n] for dot in found], objectives[n]) for n in range(2))
-    # numbers may stand right of the last mark
-    room = width + max((len(str(dot.trial)) for dot in found if dot.front), default=0)
-    canvas = [[" "] * room for _ in range(height)]
-    # what matters most comes last, on top
-    for dot in sorted(found, key=lambda dot: (dot.front, dot.knee)):
-        row, column = (
-            height - 1 - up.place(dot.values[1], height),
-            across.place(dot.values[0], width),
-        )
-        canvas[row][column] = "*" if dot.knee else "o" if dot.front else "."
-    for dot in sorted((dot for dot in found if dot.front), key=lambda dot: not dot.knee):
-        row, column, text = (
-            height - 1 - up.place(dot.values[1], height),
-            across.place(dot.values[0], width),
-            str(dot.trial),
-        )
-        for start in (column + 1, column - len(text)):  # beside its mark, where there is room
-            around = range(max(0, start - 1), min(room, start + len(text) + 1))
-            if 0 <= start <= room - len(text) and all(
-                canvas[row][place] in " ." or place == column for place in around
-            ):
-                canvas[row][start : start + len(text)] = text
-                break
+    across, up = (_Axis([t.values[n] for t in trials], objectives[n]) for n in range(2))
+    canvas = _canvas(trials, across, up, width, height)
     labels = {0: up.text(up.high), height - 1: up.text(up.low)}
     margin = max(map(len, labels.values()))
     rows = [
@@ -122,7 +99,40 @@ def draw(
     )
 
 
-def save_figure(found: Sequence[Dot], objectives: Sequence[str], path: Path) -> Path:
+def _canvas(
+    trials: Sequence[PlottedTrial], across: _Axis, up: _Axis, width: int, height: int
+) -> list[list[str]]:
+    """Rows of characters, top first, with every trial's mark and the numbers that find room."""
+    # a number may stand right of the last mark
+    columns = width + max((len(str(t.trial)) for t in trials if t.front), default=0)
+    canvas = [[" "] * columns for _ in range(height)]
+
+    def place(trial: PlottedTrial) -> tuple[int, int]:
+        row = height - 1 - up.place(trial.values[1], height)
+        return row, across.place(trial.values[0], width)
+
+    # what matters most is drawn last, over the others
+    for trial in sorted(trials, key=lambda t: (t.front, t.knee)):
+        row, column = place(trial)
+        canvas[row][column] = "*" if trial.knee else "o" if trial.front else "."
+    for trial in sorted((t for t in trials if t.front), key=lambda t: not t.knee):
+        row, column = place(trial)
+        _label(canvas[row], column, str(trial.trial))
+    return canvas
+
+
+def _label(row: list[str], column: int, text: str) -> None:
+    """Writes `text` beside the mark in `column`, right or else left, where nothing stands."""
+    for start in (column + 1, column - len(text)):
+        around = range(max(0, start - 1), min(len(row), start + len(text) + 1))
+        if 0 <= start <= len(row) - len(text) and all(
+            row[place] in " ." or place == column for place in around
+        ):
+            row[start : start + len(text)] = text
+            return
+
+
+def save_figure(trials: Sequence[PlottedTrial], objectives: Sequence[str], path: Path) -> Path:
     """The path of a figure with a panel for every two objectives; its suffix says png, svg or pdf.
 
     Raises ValueError for another suffix, for a study of one objective, and where no trial is
@@ -133,15 +143,17 @@ def save_figure(found: Sequence[Dot], objectives: Sequence[str], path: Path) -> 
         raise ValueError(
             f"the study has one objective, {objectives[0]}; a front is drawn in the plane of two"
         )
-    if not found:
+    if not trials:
         raise ValueError("no trial is complete; there is nothing to draw")
-    return write(figure(found, objectives), path)
+    return write(figure(trials, objectives), path)
 
 
-def figure(found: Sequence[Dot], objectives: Sequence[str]) -> Figure:
+def figure(trials: Sequence[PlottedTrial], objectives: Sequence[str]) -> Figure:
     """A panel for every two objectives: the front is numbered and outlined, the colour is the
     surviving share of the declared group.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     pairs = list(combinations(range(len(objectives)), 2))
@@ -152,36 +164,45 @@ def figure(found: Sequence[Dot], objectives: Sequence[str]) -> Figure:
     for panel in panels[len(pairs) :]:
         panel.set_axis_off()
     for panel, (x, y) in zip(panels, pairs):
-        for front in (False, True):
-            chosen = [dot for dot in found if dot.front == front]
-            style = {"s": 60, "edgecolors": "black"} if front else {"s": 25, "alpha": 0.6}
-            drawn = panel.scatter(
-                [dot.values[x] for dot in chosen],
-                [dot.values[y] for dot in chosen],
-                c=[dot.surviving for dot in chosen],
-                vmin=0,
-                vmax=1,
-                cmap="viridis",
-                zorder=2 + front,
-                **style,
-            )
-        for dot in found:
-            if dot.front:
-                panel.annotate(
-                    f"{dot.trial}*" if dot.knee else str(dot.trial),
-                    (dot.values[x], dot.values[y]),
-                    xytext=(5, 5),
-                    textcoords="offset points",
-                )
-        for name, scale, label in (
-            (objectives[x], panel.set_xscale, panel.set_xlabel),
-            (objectives[y], panel.set_yscale, panel.set_ylabel),
-        ):
-            scale("log" if name in WORST_EXPONENT else "linear")
-            label(TITLES[name])
-        panel.grid(alpha=0.3)
-    result.colorbar(drawn, ax=list(panels), label="share of the declared symmetry that is exact")
+        _draw_panel(panel, trials, objectives, x, y)
+    colours = ScalarMappable(Normalize(0, 1), "viridis")
+    result.colorbar(colours, ax=list(panels), label="share of the declared symmetry that is exact")
     return result
+
+
+def _draw_panel(
+    panel: Axes, trials: Sequence[PlottedTrial], objectives: Sequence[str], x: int, y: int
+) -> None:
+    """Draws the trials in the plane of objectives number `x` and `y`."""
+    for front in (False, True):
+        chosen = [t for t in trials if t.front == front]
+        panel.scatter(
+            [t.values[x] for t in chosen],
+            [t.values[y] for t in chosen],
+            s=60 if front else 25,
+            c=[t.surviving for t in chosen],
+            vmin=0,
+            vmax=1,
+            cmap="viridis",
+            zorder=2 + front,
+            alpha=None if front else 0.6,
+            edgecolors="black" if front else None,
+        )
+    for t in trials:
+        if t.front:
+            panel.annotate(
+                f"{t.trial}*" if t.knee else str(t.trial),
+                (t.values[x], t.values[y]),
+                xytext=(5, 5),
+                textcoords="offset points",
+            )
+    for name, scale, label in (
+        (objectives[x], panel.set_xscale, panel.set_xlabel),
+        (objectives[y], panel.set_yscale, panel.set_ylabel),
+    ):
+        scale("log" if name in WORST_EXPONENT else "linear")
+        label(TITLES[name])
+    panel.grid(alpha=0.3)
 
 
 class _Axis:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from searchspace.groups import Group
 from studies.config import Study
 from studies.errors import StudyError
+from trainers.cores import available_cores
 
 if TYPE_CHECKING:
     from trainers.instruments.measure import Measurement
@@ -120,8 +121,6 @@ def measure_subject(
     where the curve of accuracy by angle is drawn (png, svg or pdf). With `run_code` a bundle's own
     model.py is executed.
     """
-    from joblib import cpu_count
-
     from trainers.data.augment import seen
     from trainers.data.datasets import load
     from trainers.instruments.angle_plot import save_figure
@@ -129,7 +128,7 @@ def measure_subject(
     from trainers.process import tune_process
 
     # what affinity and container leave; nothing else runs in this process
-    tune_process(cpu_count())
+    tune_process(available_cores())
     subject = find_subject(name, run_code=run_code)
     study = data or subject.study
     if study is None:

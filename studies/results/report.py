@@ -21,7 +21,7 @@ from studies.output import Column, is_number, percent
 from studies.pareto import dominates, front_volume, signed
 from studies.results import front_plot as scatter
 from studies.results import tables as views
-from studies.results.retrain import Spread, summarised, tested_results
+from studies.results.retrain import MeanStd, summarised, tested_results
 from trainers.files import write_whole
 
 if TYPE_CHECKING:
@@ -38,10 +38,17 @@ FACETS: dict[str, Callable[[Candidate], str]] = {
     "filters": lambda a: a.architecture.filters,
     "input size": lambda a: "x".join(map(str, dict.fromkeys(a.architecture.size))) + " px",
 }
-STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto } th, td { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ddd }
-.right { text-align: right; font-variant-numeric: tabular-nums } code, pre { font-size: 13px } pre { background: #f6f6f6; padding: 1em; overflow-x: auto }
-svg { max-width: 100%; height: auto } .note { color: #666 }"""
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
+body { color: #222; background: #fff }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
+th, td { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ddd }
+.right { text-align: right; font-variant-numeric: tabular-nums }
+code, pre { font-size: 13px }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto }
+svg { max-width: 100%; height: auto }
+.note { color: #666 }
+"""
 
 
 def write_report(directory: Path, out: Path | None = None) -> Path:
@@ -99,7 +106,7 @@ def _front(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
     yield html("<h2>Front</h2><p>Validation scores; * marks the best compromise.</p>")
     yield _table(columns, cells)
     if len(study.objectives) > 1:
-        yield _svg(scatter.figure(scatter.dots(study, records), study.objectives))
+        yield _svg(scatter.figure(scatter.plotted_trials(study, records), study.objectives))
     yield html("<h2>How the front grew</h2>")
     yield _svg(_growth(study, records))
 
@@ -108,8 +115,11 @@ def _growth(study: Study, records: Sequence[TrialRecord]) -> Figure:
     """A figure of the front's hypervolume over finished trials."""
     from matplotlib.figure import Figure
 
-    volumes, front, volume = [], {}, 0.0
-    for record in sorted((r for r in records if r.order is not None), key=lambda r: r.order):
+    volumes: list[float] = []
+    front: dict[tuple[float, ...], tuple[float, ...]] = {}
+    volume = 0.0
+    finished = [(r.order, r) for r in records if r.order is not None]
+    for _, record in sorted(finished, key=lambda pair: pair[0]):
         if record.state == "complete" and record.feasible and record.values:
             point = signed(record.values, study.objectives)
             if point not in front and not any(dominates(other, point) for other in front):
@@ -167,8 +177,8 @@ def _compared(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
                 [
                     value,
                     str(len(found)),
-                    Spread.of([scores["accuracy"] for _, scores in found]).percent(),
-                    Spread.of(symmetry).percent(),
+                    MeanStd.of([scores["accuracy"] for _, scores in found]).percent(),
+                    MeanStd.of(symmetry).percent(),
                     percent(max(symmetry)),
                     str(sum(exact.get(str(candidate), False) for candidate, _ in found)),
                 ]

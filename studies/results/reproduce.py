@@ -33,14 +33,21 @@ MODELS = {
 }
 STUDY = """
 data: {{name: mnist_t10k, root: {root}, train: 8000, validation: 2000{test}}}
-training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adam, learning_rate: 0.01, schedule: step, weight_decay: 1.0e-5, augment: {{rotation: {rotation}}}}}
+training:
+  epochs: {epochs}
+  batch_size: {batch}
+  optimizer: adam
+  learning_rate: 0.01
+  schedule: step
+  weight_decay: 1.0e-5
+  augment: {{rotation: {rotation}}}
 symmetry: {{group: C4, angles: 10}}
 space: {{backbone: 10k3, layout: max2/2}}
 """
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """Published accuracies in per cent: means over the paper's runs."""
 
     upright: float  # 0 degrees
@@ -51,21 +58,23 @@ class Row:
     runs: int = 100
 
 
-PUBLISHED: dict[str, dict[str, Row]] = {
+PUBLISHED: dict[str, dict[str, PublishedRow]] = {
     "upright": {
-        "P4 28 px": Row(97.69, 0.17, 97.69, 87.22, 72.7),
-        "P4 27 px": Row(98.52, 0.26, 77.55, 66.17, 38.1),
-        "P4 29 px": Row(98.42, 0.25, 77.81, 66.29, 38.2),
-        "Z2 28 px": Row(98.47, 0.17, 44.59, 42.79, 15.9),
+        "P4 28 px": PublishedRow(97.69, 0.17, 97.69, 87.22, 72.7),
+        "P4 27 px": PublishedRow(98.52, 0.26, 77.55, 66.17, 38.1),
+        "P4 29 px": PublishedRow(98.42, 0.25, 77.81, 66.29, 38.2),
+        "Z2 28 px": PublishedRow(98.47, 0.17, 44.59, 42.79, 15.9),
     },
 }
-"""By training shift and model. The other shifts are run without figures beside them: the paper gives them as plots."""
+"""By training shift and model. The paper gives the other shifts as plots: they have no numbers."""
 
 
 def study_of(shift: str, *, root: str, epochs: int, test: int | None, batch: int = 256) -> Study:
-    """The study of one training shift. Raises StudyError for a shift that the paper does not have."""
+    """The study of one training shift. Raises StudyError for a shift that is not the paper's."""
     if shift not in SHIFTS:
-        raise StudyError(f"there is no training shift '{shift}'; choose one of {', '.join(SHIFTS)}")
+        raise StudyError(
+            f"'{shift}' is not a training shift of the paper; choose one of {', '.join(SHIFTS)}"
+        )
     text = STUDY.format(
         root=root,
         epochs=epochs,

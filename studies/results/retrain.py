@@ -8,7 +8,6 @@ again trains only what is missing, from its checkpoint.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
+from trainers.cores import available_cores
 from trainers.files import write_whole
 
 RESULT = "result.json"
@@ -35,16 +35,16 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A mean over seeds with its spread."""
+class MeanStd:
+    """A mean over seeds with its standard deviation."""
 
     mean: float
     std: float  # sample standard deviation; 0 for a single value
     n: int  # seeds
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The mean and spread of at least one value."""
+    def of(cls, values: Sequence[float]) -> MeanStd:
+        """The mean and standard deviation of at least one value."""
         return cls(mean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
     def percent(self) -> str:
@@ -166,7 +166,7 @@ def run_jobs(
 
 
 def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per name, in order: mean, spread and n over seeds of every test score, of quarter
+    """One row per name, in order: mean, standard deviation and n over seeds of every test score, of quarter
     turns and of angles.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -177,8 +177,8 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
         def over(
             pick: Callable[[dict[str, Any]], float], members: list[dict[str, Any]] = members
-        ) -> Spread:
-            return Spread.of([pick(member) for member in members])
+        ) -> MeanStd:
+            return MeanStd.of([pick(member) for member in members])
 
         angles = list(members[0]["accuracy_by_angle"])
         rows.append(
@@ -213,7 +213,7 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `summarised` for JSON."""
 
     def value(item: Any) -> Any:
-        if isinstance(item, Spread):
+        if isinstance(item, MeanStd):
             return {"mean": item.mean, "std": item.std, "n": item.n}
         return (
             {key: value(inner) for key, inner in item.items()} if isinstance(item, dict) else item
@@ -257,7 +257,7 @@ def front_jobs(
         Job(
             f"trial {record.number}",
             study,
-            record.architecture,
+            record.attributes["architecture"],
             seed,
             record.attributes.get("learning_rate"),
             str(
@@ -273,17 +273,14 @@ def front_jobs(
 
 
 def default_workers(study: Study) -> int:
-    """Trainings at the same time: one per core and trial's share of cores; on cards, no more than
-    share them well.
+    """Trainings at the same time: one for every `cpus_per_trial` cores; on GPUs, at most
+    TRIALS_PER_GPU on each.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    count = max(1, int(cores // max(1, study.resources.cpus_per_trial)))
+    count = max(1, int(available_cores() // max(1, study.resources.cpus_per_trial)))
     if study.trial_training.device == "cpu":
         return count
     import torch
 
-    from studies.workers.cluster import TRIALS_PER_CARD
+    from studies.workers.cluster import TRIALS_PER_GPU
 
-    return min(count, TRIALS_PER_CARD * torch.cuda.device_count() or count)
+    return min(count, TRIALS_PER_GPU * torch.cuda.device_count() or count)

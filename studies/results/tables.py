@@ -54,7 +54,12 @@ def members(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     first.
     """
     complete = [r for r in records if r.state == "complete" and r.feasible and r.values]
-    return pareto(complete, study.objectives, lambda record: record.values)
+    return pareto(complete, study.objectives, lambda record: record.values or ())
+
+
+def values_of(records: Sequence[TrialRecord]) -> list[tuple[float, ...]]:
+    """The objectives of complete trials, in their order."""
+    return [record.values for record in records if record.values is not None]
 
 
 def status(directory: Path) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def status(directory: Path) -> dict[str, Any]:
         "trials": {state: counts[state] for state in STATES},
         "asked_for": study.search.trials,
         "front_size": len(front),
-        "hypervolume": front_volume([r.values for r in front], study.objectives),
+        "hypervolume": front_volume(values_of(front), study.objectives),
         "objectives": list(study.objectives),
         "driver": holder(directory),
     }
@@ -78,7 +83,7 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     trials = value["trials"]
     done = trials["complete"] + trials["pruned"] + trials["failed"]
     states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
-    driven = f"driven by {value['driver']}" if value["driver"] else "nobody drives it"
+    driven = f"driven by {value['driver']}" if value["driver"] else "no process drives it"
     return [
         f"{value['directory']}: {done} of {value['asked_for']} trials done "
         f"({states or 'none yet'}); {driven}",
@@ -148,19 +153,15 @@ def front_rows(
 ) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """The Pareto front as values, and as the cells of a table; the best compromise is marked."""
     front = members(study, records)
-    best = knee([record.values for record in front], study.objectives)
+    best = knee(values_of(front), study.objectives)
     rows = [
         {**trial_row(study, record), "knee": place == best} for place, record in enumerate(front)
     ]
-    shown = [
-        name
-        for name in ("accuracy", "symmetry_accuracy", *study.objectives)
-        if name not in COST_OBJECTIVES
-    ]
-    shown = list(dict.fromkeys(shown))
+    names = dict.fromkeys(("accuracy", "symmetry_accuracy", *study.objectives))
+    scores = [name for name in names if name not in COST_OBJECTIVES]
     columns = [
         Column("trial", True),
-        *(Column(_title(name), True) for name in shown),
+        *(Column(_title(name), True) for name in scores),
         Column("params", True),
         Column("MACs", True),
         Column("exact"),
@@ -169,7 +170,7 @@ def front_rows(
     cells = [
         [
             ("*" if row["knee"] else "") + str(row["trial"]),
-            *(_score(row, name) for name in shown),
+            *(_score(row, name) for name in scores),
             short(row["params"]),
             short(row["macs"]),
             _yes(row["exact"]),
@@ -208,22 +209,21 @@ def _what(row: dict[str, Any]) -> str:
 
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
     """One trial in full, as text."""
+    rate = "that of the study" if row["learning_rate"] is None else row["learning_rate"]
     lines = [
         f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
         f"  {row['architecture']}",
-        "  learning rate "
-        f"{row['learning_rate'] if row['learning_rate'] is not None else 'as the study says'}, "
-        f"seed {row['seed']}",
+        f"  learning rate {rate}, seed {row['seed']}",
         f"  {formatted(row['params'], ',')} parameters, {formatted(row['macs'], ',')} MACs per "
         "image"
         if row["params"]
-        else "  never proposed in full",
+        else "  interrupted before its architecture was proposed",
         f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under "
         f"{' '.join(map(str, row['surviving'] or []))}",
     ]
     if row["continues"] is not None:
         lines.append(
-            f"  goes on with the training of trial {row['continues']}, which had been stopped"
+            f"  continues the training of trial {row['continues']}, which was stopped at a rung"
         )
     for epoch, scores in rungs.items():
         lines.append(

@@ -42,13 +42,13 @@ class Report(Protocol):
         """Reports the scores at a rung (with their `epoch`), and returns whether to train on."""
 
     def heartbeat(self, epoch: int) -> None:
-        """Says that an epoch is trained and saved. Raises `Leave` when the study is being stopped."""
+        """Says that an epoch is trained and saved. Raises `LeaveError` when the study is being stopped."""
 
 
 Trainable = Callable[[Study, Assignment, Report], None]
 
 
-class Leave(BaseException):
+class LeaveError(BaseException):
     """The study is being stopped: the epoch is saved, the worker should end.
 
     A BaseException, so that `except Exception` in a trainable does not catch it.

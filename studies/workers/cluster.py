@@ -23,14 +23,18 @@ from typing import Any
 from studies.config import Resources, Study
 from studies.errors import StudyError
 from studies.journal.directory import STUDY
-from studies.workers.executors import available_cpus
 from studies.workers.local_ray import ENVIRONMENT, first_line, local_ray, read_environment, settings
+from trainers.cores import available_cores
 
 PATIENCE = 30.0  # seconds for a cluster to answer
-TRIALS_PER_CARD = 8
+TRIALS_PER_GPU = 8
 # In a process of its own: Ray tries for ever where something else listens, and what refuses a token
 # is said on stderr alone
-PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
+PROBE = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+ray.shutdown()
+"""
 TOKEN = (
     "its token is missing or wrong here; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file "
     "~/.ray/auth_token to the cluster's token "
@@ -42,7 +46,7 @@ def address_of(resources: Resources) -> str | None:
     """The address of the cluster that a study runs on, from its file or RAY_ADDRESS; None for Ray
     on this machine alone.
 
-    Raises StudyError for an address that is none of a cluster's head.
+    Raises StudyError for an address that is not that of a cluster's head.
     """
     address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -50,8 +54,8 @@ def address_of(resources: Resources) -> str | None:
     host, _, port = address.rpartition(":")
     if "://" in address or (address != "auto" and not (host and port.isdigit())):
         raise StudyError(
-            f"'{address}' is no address of a Ray cluster's head; give HOST:PORT (port 6379 "
-            "unless `ray start` was told another) on a "
+            f"'{address}' is not the address of a Ray cluster's head; give HOST:PORT (port 6379 "
+            "unless `ray start` got another) on a "
             "machine that has joined the cluster, or auto there. Ray Client (ray://) and job "
             "addresses (http://) are not supported"
         )
@@ -77,7 +81,7 @@ def connected(resources: Resources) -> Iterator[str]:
         else math.ceil(resources.workers * resources.cpus_per_trial)
     )
     with local_ray(
-        num_cpus=max(wanted, available_cpus()),
+        num_cpus=max(wanted, available_cores()),
         resources=_local_custom(resources),
         runtime_env=resources.runtime_env or None,
     ):
@@ -145,12 +149,12 @@ def living_nodes(directory: Path) -> list[dict[str, float]]:
         ) from None
 
 
-def cards_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
-    """How many cards a trial gets: what the study says, or with `auto` the share that lets every
-    core of a node with cards train.
+def gpus_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
+    """How many GPUs a trial gets: what the study says, or with `auto` the share that lets every
+    core of a node with GPUs train.
 
-    An eighth at least, since more trainings at once gain nothing on one card, and one card at most;
-    0 where no node has any, or the study trains on CPUs. Nodes that differ get the smallest of
+    An eighth at least, since more trainings at once gain nothing on one GPU, and one GPU at most;
+    0 where no node has a GPU, or the study trains on CPUs. Nodes that differ get the smallest of
     their shares.
     """
     asked = study.resources.gpus_per_trial
@@ -158,7 +162,7 @@ def cards_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
         return asked
     if study.training.device == "cpu":
         return 0.0
-    wanted = study.resources.cpus_per_trial or 1 / TRIALS_PER_CARD
+    wanted = study.resources.cpus_per_trial or 1 / TRIALS_PER_GPU
     shares = [
         node["GPU"] / max(1, int(node.get("CPU", 0) / wanted))
         for node in nodes
@@ -166,7 +170,7 @@ def cards_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
     ]
     # Ray counts in ten-thousandths
     return min(
-        (min(1.0, max(1 / TRIALS_PER_CARD, int(10_000 * share) / 10_000)) for share in shares),
+        (min(1.0, max(1 / TRIALS_PER_GPU, int(10_000 * share) / 10_000)) for share in shares),
         default=0.0,
     )
 
@@ -185,10 +189,13 @@ def shipped(resources: Resources) -> dict[str, Any]:
 
 
 def unseen(study: Study, directory: str) -> str | None:
-    """What a worker on this machine cannot see of what it needs, in one line; None if all is there."""
+    """What a worker on this machine needs and cannot see, in one line; None if all is there."""
     host = socket.gethostname()
     if not (Path(directory) / STUDY).is_file():
-        return f"the worker on {host} does not see the study in {directory}; the directory must lie where every node finds it under the same path"
+        return (
+            f"the worker on {host} does not see the study in {directory}; the directory must lie "
+            "where every node finds it under the same path"
+        )
     if not os.access(directory, os.W_OK):
         return f"the worker on {host} may not write to {directory}"
     place = study.data.folder or (
@@ -223,6 +230,27 @@ def require_answer(address: str) -> None:
             f"no Ray cluster is at {address} ({error.strerror or error}); `ray start --head "
             f"--port={port}` starts one on that host"
         ) from error
+    status, said = _probe(address)
+    if status == 0:
+        return
+    if "InvalidAuthToken" in said or "AuthenticationError" in said:
+        raise StudyError(f"the Ray cluster at {address} does not let this process in: {TOKEN}")
+    if status is None:
+        raise StudyError(
+            f"something listens at {address}, and has not answered as a Ray cluster does within "
+            f"{PATIENCE:g} s"
+        )
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    raise StudyError(
+        f"the Ray cluster at {address} cannot be used: "
+        f"{lines[-1] if lines else f'connecting to it ended with status {status}'}"
+    )
+
+
+def _probe(address: str) -> tuple[int | None, str]:
+    """The exit status and output of a process that connects to `address`; None where it was ended
+    after PATIENCE, or because its token was refused.
+    """
     deadline, said = time.monotonic() + PATIENCE, ""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -244,21 +272,7 @@ def require_answer(address: str) -> None:
             status = process.poll()
             process.kill()
             process.wait()
-        said = _text(output)
-    if status == 0:
-        return
-    if "InvalidAuthToken" in said or "AuthenticationError" in said:
-        raise StudyError(f"the Ray cluster at {address} does not let this process in: {TOKEN}")
-    if status is None:
-        raise StudyError(
-            f"something listens at {address}, and has not answered as a Ray cluster does within "
-            f"{PATIENCE:g} s"
-        )
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    raise StudyError(
-        f"the Ray cluster at {address} cannot be used: "
-        f"{lines[-1] if lines else f'connecting to it ended with status {status}'}"
-    )
+        return status, _text(output)
 
 
 def _text(output: Any) -> str:

@@ -29,8 +29,9 @@ from typing import Any, Literal
 from studies.config import Resources
 from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
 from studies.journal.trial import Decision, Outcome
-from studies.search.assignments import Assignment, Leave, Trainable
+from studies.search.assignments import Assignment, LeaveError, Trainable
 from studies.search.driver import SearchDriver
+from trainers.cores import available_cores
 
 DEFAULT_TRAINABLE = "studies.workers.worker:run_trial"
 
@@ -61,7 +62,7 @@ class Ending:
 
 Listener = Callable[[Event], None]
 TrainableName = Trainable | str | None
-"""What carries out an assignment: a function, `module:function`, or None for training and measuring."""
+"""A function, `module:function`, or None: what carries out an assignment; None trains."""
 
 
 def run(
@@ -81,9 +82,9 @@ def run(
 
 
 def on_ray(resources: Resources) -> bool:
-    """Whether a study runs on Ray: if it asks for it, names a cluster, or has more than one worker."""
+    """Whether a study runs on Ray: if it says so, names a cluster, or has more than one worker."""
     alone = resources.workers == 1 or (
-        resources.workers == "auto" and available_cpus() < 2 * max(1, resources.cpus_per_trial)
+        resources.workers == "auto" and available_cores() < 2 * max(1, resources.cpus_per_trial)
     )
     address = resources.address or os.environ.get("RAY_ADDRESS")
     return resources.executor == "ray" or (
@@ -101,13 +102,6 @@ def require_cluster(resources: Resources) -> None:
         address = address_of(resources)
         if address is not None:
             require_answer(address)
-
-
-def available_cpus() -> int:
-    """How many cores this process may use: what its affinity and its container leave it."""
-    from joblib import cpu_count
-
-    return cpu_count()
 
 
 def run_in_process(
@@ -129,7 +123,7 @@ def run_in_process(
             error: BaseException | None = None
             try:
                 resolve(trainable)(driver.study, assignment, report)
-            except (Exception, Leave) as raised:
+            except (Exception, LeaveError) as raised:
                 error = raised
             settle(driver, assignment.number, report.stopped, Failure.of(error), show)
     return interruption.ending()
@@ -209,12 +203,8 @@ class _DirectReport:
         interruption: Interruption,
         show: Listener,
     ) -> None:
-        self._driver, self._number, self._interruption, self._show = (
-            driver,
-            assignment.number,
-            interruption,
-            show,
-        )
+        self._driver, self._number = driver, assignment.number
+        self._interruption, self._show = interruption, show
         self.stopped = False
         self._heard = time.monotonic()
 
@@ -236,12 +226,12 @@ class _DirectReport:
             )
         self._heard = now
         if self._interruption.requested:
-            raise Leave
+            raise LeaveError
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a trainable ended other than by returning, in plain values that travel between processes."""
+    """How a trainable ended other than by returning, in plain values that can be pickled."""
 
     kind: Literal["left", "failed", "out_of_memory", "no_space", "study"]
     reason: str  # one line
@@ -260,7 +250,7 @@ class Failure:
 
 
 def _kind(error: BaseException) -> Literal["left", "failed", "out_of_memory", "no_space", "study"]:
-    if isinstance(error, Leave):
+    if isinstance(error, LeaveError):
         return "left"
     if isinstance(error, StudyError):
         return "study"

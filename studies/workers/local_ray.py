@@ -42,9 +42,12 @@ STRANGER = """
 import sys
 from ray._raylet import GcsClient
 try:
-    GcsClient(address=sys.argv[1]).internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster", timeout=10)
+    client = GcsClient(address=sys.argv[1])
+    client.internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster", timeout=10)
 except Exception as error:
-    sys.exit("InvalidAuthToken" if "InvalidAuthToken" in str(error) else f"{type(error).__name__}: {error}")
+    if "InvalidAuthToken" in str(error):
+        sys.exit("InvalidAuthToken")
+    sys.exit(f"{type(error).__name__}: {error}")
 """
 
 
@@ -57,9 +60,9 @@ def settings() -> Iterator[None]:
         from ray._private import ray_constants
 
         before = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
-        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool(
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV", True
-        )
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = os.environ[
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+        ].lower() in ("1", "true")
         try:
             yield
         finally:
@@ -146,7 +149,10 @@ def read_environment() -> None:
     imported; Ray before 2.52 knows neither.
     """
     try:
-        from ray._raylet import AuthenticationTokenLoader, Config
+        from ray._raylet import (
+            AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]  # compiled
+            Config,  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
@@ -218,9 +224,9 @@ def _require_token(token: str) -> None:
 
     try:
         from ray._raylet import (
-            AuthenticationMode,
-            AuthenticationTokenLoader,
-            get_authentication_mode,
+            AuthenticationMode,  # pyright: ignore[reportAttributeAccessIssue]  # compiled
+            AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]
+            get_authentication_mode,  # pyright: ignore[reportAttributeAccessIssue]
         )
 
         held = AuthenticationTokenLoader.instance().get_raw_token()

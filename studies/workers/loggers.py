@@ -144,7 +144,8 @@ def _tensorboard() -> Any:
 
 
 def _mlflow(arguments: dict[str, Any]) -> Any:
-    import mlflow  # noqa: F401 - the callback would notice only at the first trial
+    # an optional package, imported here since the callback would miss it only at the first trial
+    import mlflow  # noqa: F401  # pyright: ignore[reportMissingImports]
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     return MLflowLoggerCallback(**arguments)
@@ -152,7 +153,7 @@ def _mlflow(arguments: dict[str, Any]) -> Any:
 
 def _wandb(arguments: dict[str, Any]) -> Any:
     import ray
-    import wandb  # noqa: F401
+    import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]  # optional
 
     if not ray.is_initialized():
         raise StudyError("loggers.wandb logs through Ray actors; set resources: {executor: ray}")

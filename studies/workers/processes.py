@@ -23,7 +23,8 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.workers.executors import Interruption
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 POLL = 0.2  # seconds between looks at signals
 GRACE = 10.0  # seconds that a stopped job has to tidy up
 _slot = (0, 1)
@@ -100,10 +101,11 @@ class _Pool:
         """Hands out jobs until all are done. Raises InterruptedStudyError, or what a job raised."""
         while self._busy:
             stopping = interruption.requested
-            for connection in wait(list(self._busy), timeout=0 if stopping else POLL):
-                self._receive(connection)  # type: ignore[arg-type]
+            ready = wait(list(self._busy), timeout=0 if stopping else POLL)
+            for connection in [pipe for pipe in self._busy if pipe in ready]:
+                self._receive(connection)
                 if not stopping:
-                    self._give(connection)  # type: ignore[arg-type]
+                    self._give(connection)
             if stopping:
                 raise interruption.error(
                     f"{len(self.results)} of "
@@ -158,7 +160,7 @@ class _Pool:
 
 
 def slot() -> tuple[int, int]:
-    """(which worker of `run_each` this process is, of how many): (0, 1) in a process that is none."""
+    """(which worker of `run_each` this process is, of how many): (0, 1) in any other process."""
     return _slot
 
 

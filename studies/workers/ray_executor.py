@@ -23,23 +23,16 @@ evolution`, and one study per part of the space, each with its own driver.
 from __future__ import annotations
 
 import math
-import pickle
 import queue
 import sys
-import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-from studies.config import Study
 from studies.errors import StudyError
-from studies.journal.trial import Decision
-from studies.search.assignments import Assignment, Leave
+from studies.search.assignments import Assignment
 from studies.search.driver import SearchDriver
-from studies.search.scores import checked
-from studies.workers.cluster import cards_of_trial, connected, living_nodes, unseen
+from studies.workers.cluster import connected, gpus_of_trial, living_nodes
 from studies.workers.executors import (
     Ending,
     Event,
@@ -48,97 +41,13 @@ from studies.workers.executors import (
     Listener,
     TrainableName,
     listening,
-    resolve,
     settle,
 )
+from studies.workers.ray_worker import Heartbeat, Ready, Rung, Worker
 
 POLL = 0.5  # seconds between looks at signals, clocks and new nodes
 STARTS_IN_A_ROW = 3  # workers that die before they are ready
 PATIENCE_FOR_NODES = 60.0  # seconds without any node that fits, on a cluster that may grow
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A worker has started."""
-
-    unseen: str | None  # what it cannot see of what it needs: it is given no work
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """An epoch is trained and saved; the answer is to continue or to leave."""
-
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A rung is reached; the answer is the decision."""
-
-    scores: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The trainable has returned or raised; the answer is the next assignment."""
-
-    stopped: bool
-    failure: Failure | None
-
-
-class Worker:
-    """The actor: the trainable runs in a thread of its own and talks through two queues, so that
-    `exchange` is one call.
-    """
-
-    def __init__(self, study: Study, trainable: bytes, directory: str, paths: list[str]) -> None:
-        self._study, self._trainable, self._directory = study, trainable, directory
-        sys.path.extend(path for path in paths if path not in sys.path)
-        self._answers: queue.Queue[Any] = queue.Queue()
-        self._messages: queue.Queue[Any] = queue.Queue()
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def exchange(self, answer: Any) -> Any:
-        """Passes an answer (None at first) to the trainable's thread and returns its next message."""
-        if answer is None:
-            return Ready(unseen(self._study, self._directory))
-        self._answers.put(answer)
-        return self._messages.get()
-
-    def _work(self) -> None:
-        while True:
-            assignment = self._answers.get()
-            report = _RemoteReport(self._messages, self._answers)
-            failure = None
-            try:
-                # Unpickled here, so that a trainable which cannot be imported fails trials, with
-                # its reason
-                resolve(pickle.loads(self._trainable))(self._study, assignment, report)
-            except (
-                BaseException
-            ) as error:  # nothing may end this thread: the driver would wait for ever
-                failure = Failure.of(error)
-            self._messages.put(Ended(report.stopped, failure))
-
-
-class _RemoteReport:
-    """A worker's report to a driver in another process."""
-
-    def __init__(self, messages: queue.Queue[Any], answers: queue.Queue[Any]) -> None:
-        self._messages, self._answers = messages, answers
-        self.stopped = False
-
-    def __call__(self, scores: Mapping[str, Any]) -> Decision:
-        self._messages.put(Rung(checked(scores)))
-        decision: Decision = self._answers.get()
-        self.stopped = self.stopped or decision == "stop"
-        return decision
-
-    def heartbeat(self, epoch: int) -> None:
-        """Tells the epoch, and leaves if the study is being stopped."""
-        self._messages.put(Heartbeat(epoch))
-        if self._answers.get() == "leave":
-            raise Leave
 
 
 def run_on_ray(
@@ -156,14 +65,14 @@ def run_on_ray(
         listening(driver, listener) as show,
         Interruption(driver.study.search.timeout) as interruption,
     ):
-        pool = _Pool(driver, trainable, show, interruption, place=started)
+        pool = _WorkerPool(driver, trainable, show, interruption, place=started)
         try:
             return pool.run()
         finally:
             pool.close()
 
 
-class _Member:
+class _PoolWorker:
     """A worker of the pool: its actor, what it is doing, and when it was last heard."""
 
     def __init__(self, actor: Any) -> None:
@@ -175,7 +84,7 @@ class _Member:
         self.heard = time.monotonic()
 
 
-class _Pool:
+class _WorkerPool:
     """The workers of one run and the loop that serves them, one event after the other."""
 
     def __init__(
@@ -190,21 +99,16 @@ class _Pool:
         import ray
         from ray import cloudpickle
 
-        self._ray, self._driver, self._show, self._interruption, self._place = (
-            ray,
-            driver,
-            show,
-            interruption,
-            place,
-        )
+        self._ray, self._driver, self._show = ray, driver, show
+        self._interruption, self._place = interruption, place
         resources = driver.study.resources
         self._memory = self._memory_of_trial()
-        self._cards = cards_of_trial(driver.study, living_nodes(driver.directory))
+        self._gpus = gpus_of_trial(driver.study, living_nodes(driver.directory))
         # Ray sets OMP_NUM_THREADS to num_cpus before a worker imports anything; a runtime_env would
         # cost 4 s at the start
         self._actor = ray.remote(Worker).options(
             num_cpus=resources.cpus_per_trial,
-            num_gpus=self._cards,
+            num_gpus=self._gpus,
             memory=self._memory or None,
             resources=resources.custom or None,
             max_restarts=0,
@@ -216,12 +120,12 @@ class _Pool:
         )
         self._study = ray.put(
             driver.study.model_copy(
-                update={"resources": resources.model_copy(update={"gpus_per_trial": self._cards})}
+                update={"resources": resources.model_copy(update={"gpus_per_trial": self._gpus})}
             )
         )
-        self._trainable = cloudpickle.dumps(trainable)
-        self._members: set[_Member] = set()
-        self._events: queue.Queue[tuple[_Member | None, Future]] = queue.Queue()
+        self._trainable = cloudpickle.dumps(trainable)  # pyright: ignore[reportPrivateImportUsage]
+        self._members: set[_PoolWorker] = set()
+        self._events: queue.Queue[tuple[_PoolWorker | None, Future]] = queue.Queue()
         self._proposer = ThreadPoolExecutor(1, thread_name_prefix="proposer")
         self._proposing = self._nothing_left = self._came_back = False
         self._failed_starts = 0
@@ -266,7 +170,7 @@ class _Pool:
         if left <= 0 and not self._members:
             self._nothing_left = True
         for _ in range(wanted - len(self._members)):
-            member = _Member(
+            member = _PoolWorker(
                 self._actor.remote(
                     self._study, self._trainable, str(self._driver.directory), sys.path
                 )
@@ -295,7 +199,7 @@ class _Pool:
         resources = self._driver.study.resources
         needs = {
             "CPU": resources.cpus_per_trial,
-            "GPU": self._cards,
+            "GPU": self._gpus,
             "memory": self._memory,
             **resources.custom,
         }
@@ -326,7 +230,7 @@ class _Pool:
             )
         return fitting if resources.workers == "auto" else min(fitting, resources.workers)
 
-    def _send(self, member: _Member, answer: Any) -> None:
+    def _send(self, member: _PoolWorker, answer: Any) -> None:
         member.heard = time.monotonic()
         future = member.actor.exchange.remote(answer).future()
         future.add_done_callback(lambda done: self._events.put((member, done)))
@@ -361,7 +265,7 @@ class _Pool:
         self._show(Event("started", assignment.number))
         self._send(idle, assignment)
 
-    def _heard(self, member: _Member, done: Future) -> None:
+    def _heard(self, member: _PoolWorker, done: Future) -> None:
         error = done.exception()
         if error is not None:
             self._died(member, error)
@@ -383,7 +287,7 @@ class _Pool:
             self._comes_back()
             settle(self._driver, number, message.stopped, message.failure, self._show)
 
-    def _started(self, member: _Member, message: Ready) -> None:
+    def _started(self, member: _PoolWorker, message: Ready) -> None:
         member.ready, member.blind = message.unseen is None, message.unseen is not None
         if message.unseen is None:
             self._failed_starts = 0
@@ -392,7 +296,7 @@ class _Pool:
         else:
             self._show(Event("warning", -1, reason=f"{message.unseen}; it gets no trials"))
 
-    def _died(self, member: _Member, error: BaseException) -> None:
+    def _died(self, member: _PoolWorker, error: BaseException) -> None:
         if member.assignment is not None and _short_of_memory(error):
             number, member.assignment = member.assignment.number, None
             self._comes_back()
@@ -423,7 +327,7 @@ class _Pool:
                     f"{limit:g} s)",
                 )
 
-    def _lost(self, member: _Member, reason: str) -> None:
+    def _lost(self, member: _PoolWorker, reason: str) -> None:
         """Replaces a worker; its trial continues elsewhere."""
         self._members.discard(member)
         self._ray.kill(member.actor)

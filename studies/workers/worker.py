@@ -5,6 +5,7 @@ the trial's folder.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from searchspace.recipe import Candidate
@@ -26,7 +27,7 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     """
     tune_process(int(study.resources.cpus_per_trial))
     share = study.resources.gpus_per_trial
-    limit_memory(0 if share == "auto" else share)  # alone in this process, with all cards
+    limit_memory(0 if share == "auto" else share)  # alone in this process, with all GPUs
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / ARCHITECTURE).write_text(assignment.architecture + "\n", encoding="utf-8")
@@ -60,13 +61,13 @@ def _record(directory: Path, scores: Scores) -> None:
     """
     path = directory / SCORES
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if _epoch(line) is not None and _epoch(line) < scores.epoch]
-    write_whole(path, "\n".join([*kept, json.dumps(scores.as_dict())]) + "\n")
+    earlier = [line for line in lines if _epoch(line) < scores.epoch]
+    write_whole(path, "\n".join([*earlier, json.dumps(scores.as_dict())]) + "\n")
 
 
-def _epoch(line: str) -> int | None:
-    """The epoch of a recorded line; None if the line is torn."""
+def _epoch(line: str) -> float:
+    """The epoch of a recorded line; infinity if the line is torn."""
     try:
         return json.loads(line)["epoch"]
     except (ValueError, KeyError):
-        return None
+        return math.inf

@@ -2,7 +2,7 @@
 best one found.
 
     python tests/benchmarks/bench_packing.py [--seconds 40] [--repeats 3] [--json FILE]
-    python tests/benchmarks/bench_packing.py --device cuda --workers 1 2 4 8      # on one card; its busy share is read from nvidia-smi
+    python tests/benchmarks/bench_packing.py --device cuda --workers 1 2 4 8      # on one GPU; its busy share is read from nvidia-smi
 
 Each way starts its workers, lets each train once to warm up, and then counts epochs that all of
 them finish in the given time, the evaluation at the end and checkpoints included; an hour's trials
@@ -75,7 +75,7 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
 
 
 def epochs_per_second(way: Way, arguments: argparse.Namespace) -> tuple[float, float]:
-    """(epochs a second of all workers together, mean share of the time that the card was busy, 0
+    """(epochs a second of all workers together, mean share of the time that the GPU was busy, 0
     without one).
     """
     context = multiprocessing.get_context("spawn")
@@ -124,9 +124,9 @@ def _watch(busy: list[float], until: float) -> None:
 def main() -> None:
     from bench_step import hardware
 
-    from studies.workers.executors import available_cpus
+    from trainers.cores import available_cores
 
-    cores = available_cpus()
+    cores = available_cores()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -193,11 +193,11 @@ def main() -> None:
             }
         )
         note = "   <- workers: auto" if way == automatic and arguments.device == "cpu" else ""
-        card = f"   card busy {statistics.median(shares[way]):.0%}" if any(shares[way]) else ""
+        busy = f"   GPU busy {statistics.median(shares[way]):.0%}" if any(shares[way]) else ""
         print(
             f"  {way[0]} workers of {way[1]} threads  {statistics.median(hour):8.1f} trials an "
             f"hour ({min(hour):.1f} .. {max(hour):.1f})   "
-            f"{share:.0%} of the best{card}{note}"
+            f"{share:.0%} of the best{busy}{note}"
         )
     if arguments.json:
         arguments.json.write_text(json.dumps({"about": about, "ways": rows}, indent=1) + "\n")

@@ -1,11 +1,11 @@
-"""A GPU for machines that have none: tensors that say they lie on the device `pretended`, computed
+"""A GPU for machines that have none: tensors that say they lie on the device `mock`, computed
 on the CPU.
 
 Like a real one it refuses to mix its tensors with the CPU's, and every copy between both, and every
 value that Python reads from there, is listed in `Crossings`. Whatever runs on it holds no tensor
 that was forgotten on the CPU. What CUDA itself does (its kernels, graphs, memory) it cannot show.
 torch counts devices at the first backward pass, so use it in a process that has made none
-(`elsewhere`).
+(`process_with_mock`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-NAME = "pretended"
+NAME = "mock"
 # what answers with a value or a shape makes Python wait
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
 
@@ -34,22 +34,22 @@ class _Backend(_DummyBackendModule):
         return [torch.bfloat16]
 
 
-class OnCard(torch.Tensor):
-    """A tensor on the pretended device; `near` holds its values."""
+class MockTensor(torch.Tensor):
+    """A tensor on the mock device; `on_cpu` holds its values."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, near: torch.Tensor) -> OnCard:
+    def __new__(cls, on_cpu: torch.Tensor) -> MockTensor:
         made = torch.Tensor._make_wrapper_subclass(
             cls,
-            near.size(),
-            strides=near.stride(),
-            storage_offset=near.storage_offset(),
-            dtype=near.dtype,
+            on_cpu.size(),
+            strides=on_cpu.stride(),
+            storage_offset=on_cpu.storage_offset(),
+            dtype=on_cpu.dtype,
             device=torch.device(NAME, 0),
         )
-        made.near = near
+        made.on_cpu = on_cpu
         return made
 
     @classmethod
@@ -84,14 +84,14 @@ class _Mode(TorchDispatchMode):
 
 @cache
 def device() -> torch.device:
-    """The pretended device, made known to torch on the first call."""
+    """The mock device, made known to torch on the first call."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     library = torch.library.Library("aten", "IMPL")
     # Reached where torch itself copies a Python list to a device, as torch.tensor(..., device=...)
     # does.
     library.impl(
         "empty_strided",
-        lambda size, stride, dtype=None, **options: OnCard(
+        lambda size, stride, dtype=None, **options: MockTensor(
             torch.empty_strided(size, stride, dtype=dtype)
         ),
         "PrivateUse1",
@@ -102,7 +102,7 @@ def device() -> torch.device:
 
 
 @contextmanager
-def pretended() -> Iterator[Crossings]:
+def mocked() -> Iterator[Crossings]:
     """The block may use the device; what passes to and from it is in the list."""
     device()
     crossings = Crossings()
@@ -115,7 +115,7 @@ def pretended() -> Iterator[Crossings]:
 
 
 @contextmanager
-def elsewhere() -> Iterator[Executor]:
+def process_with_mock() -> Iterator[Executor]:
     """A process that knows the device from its start; what it is given to do must be found by
     import.
     """
@@ -138,7 +138,7 @@ def _note(what: str, waits: bool = True) -> None:
 def _copied_by_torch(
     source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False
 ) -> torch.Tensor:
-    here, there = (t.near if isinstance(t, OnCard) else t for t in (source, target))
+    here, there = (t.on_cpu if isinstance(t, MockTensor) else t for t in (source, target))
     there.copy_(here)
     _note(f"{list(there.shape)} made from Python values")
     return target
@@ -149,9 +149,9 @@ def _run(function, arguments, options):
     tensors = [
         value for value in tree_flatten((arguments, options))[0] if isinstance(value, torch.Tensor)
     ]
-    distant = [tensor for tensor in tensors if isinstance(tensor, OnCard)]
+    distant = [tensor for tensor in tensors if isinstance(tensor, MockTensor)]
     goal = None if options.get("device") is None else torch.device(options["device"]).type
-    near, nearby = tree_map_only(OnCard, lambda tensor: tensor.near, (arguments, options))
+    near, nearby = tree_map_only(MockTensor, lambda tensor: tensor.on_cpu, (arguments, options))
     nearby = {
         key: torch.device("cpu") if key == "device" and goal == NAME else value
         for key, value in nearby.items()
@@ -188,5 +188,5 @@ def _run(function, arguments, options):
     if function._schema.is_mutable and name.endswith("_"):
         return arguments[0]
     if goal == NAME or (goal is None and distant):
-        return tree_map_only(torch.Tensor, OnCard, result)
+        return tree_map_only(torch.Tensor, MockTensor, result)
     return result.clone() if any(result is value for value in near) else result

@@ -4,7 +4,6 @@ them.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from trainers.cores import available_cores
 from trainers.data.fitting import Fit, fit_images
 
 # of Pillow; `I;16` and its relatives start with I, too
@@ -213,7 +213,4 @@ def _recolor(images: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def _threads() -> int:
-    available = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(16, available)
+    return min(16, available_cores())

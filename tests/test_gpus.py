@@ -1,4 +1,4 @@
-"""How trials share cards: as many as cores can feed, each told its share, and none where the study
+"""How trials share GPUs: as many trials as cores can feed, each given its share, and none where the study
 says so.
 """
 
@@ -12,7 +12,7 @@ from studies.errors import StudyError
 from studies.journal.reader import read_trials
 from studies.results.retrain import default_workers
 from studies.search.driver import SearchDriver
-from studies.workers.cluster import cards_of_trial
+from studies.workers.cluster import gpus_of_trial
 from studies.workers.executors import Ending, run_in_process
 from studies.workers.local_ray import local_ray
 from studies.workers.processes import run_each, slot
@@ -43,8 +43,8 @@ ONE_OF_16 = {"CPU": 16.0, "GPU": 1.0}
         ([{"CPU": 2.0}], {"resources__gpus_per_trial": 1}, 1),
     ],
 )
-def test_the_share_of_a_card(nodes, overrides, expected):
-    assert cards_of_trial(trivial.study(**overrides), nodes) == expected
+def test_the_share_of_a_gpu(nodes, overrides, expected):
+    assert gpus_of_trial(trivial.study(**overrides), nodes) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_share_of_a_card(nodes, overrides, expected):
         (True, "it must be auto, 0"),
     ],
 )
-def test_what_is_no_share_of_a_card_is_refused(value, why):
+def test_what_is_no_share_of_a_gpu_is_refused(value, why):
     with pytest.raises((ValidationError, StudyError), match=why):
         trivial.study(resources__gpus_per_trial=value)
 
@@ -70,65 +70,65 @@ def test_what_is_no_share_of_a_card_is_refused(value, why):
         ({"resources__gpus_per_trial": 0, "training__device": "cuda"}, "cuda"),
     ],
 )
-def test_without_a_card_trials_train_on_the_cpu(overrides, device):
+def test_without_a_gpu_trials_train_on_the_cpu(overrides, device):
     assert trivial.study(**overrides).trial_training.device == device
 
 
-def notes_cards(study, assignment, report):
-    (Path(assignment.directory) / "cards").write_text(
+def notes_gpus(study, assignment, report):
+    (Path(assignment.directory) / "gpus").write_text(
         f"{study.resources.gpus_per_trial} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
     )
     trivial.trainable(study, assignment, report)
 
 
 @pytest.fixture
-def with_a_card():
-    """Ray on a machine of four cores that it believes to have a card."""
+def with_a_gpu():
+    """Ray on a machine of four cores that it believes to have a GPU."""
     with local_ray(num_cpus=4, num_gpus=1):
         yield
 
 
-def test_workers_share_the_card_that_is_there(tmp_path, with_a_card, monkeypatch):
+def test_workers_share_the_gpu_that_is_there(tmp_path, with_a_gpu, monkeypatch):
     monkeypatch.setattr("studies.workers.ray_executor.PATIENCE_FOR_NODES", 0)
     study = trivial.study(resources__workers="auto", search__trials=4)
     with SearchDriver.create(tmp_path / "study", study) as driver:
-        assert run_on_ray(driver, notes_cards) == Ending("trials")
+        assert run_on_ray(driver, notes_gpus) == Ending("trials")
         done = read_trials(driver.directory)
     assert {
-        (tmp_path / "study" / "trials" / f"{record.number:05d}" / "cards").read_text()
+        (tmp_path / "study" / "trials" / f"{record.number:05d}" / "gpus").read_text()
         for record in done
     } == {"0.25 0"}
     with SearchDriver.create(
         tmp_path / "other", trivial.study(resources__gpus_per_trial=2, search__trials=1)
     ) as driver:
         with pytest.raises(StudyError, match="a trial needs 1 CPU, 2 GPU, and no node has that"):
-            run_on_ray(driver, notes_cards)
+            run_on_ray(driver, notes_gpus)
 
 
-def test_a_trial_in_this_process_has_all_cards(tmp_path):
+def test_a_trial_in_this_process_has_all_gpus(tmp_path):
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=1)) as driver:
-        run_in_process(driver, notes_cards)
-    assert (tmp_path / "study" / "trials" / "00000" / "cards").read_text().startswith("auto ")
+        run_in_process(driver, notes_gpus)
+    assert (tmp_path / "study" / "trials" / "00000" / "gpus").read_text().startswith("auto ")
 
 
 @pytest.mark.parametrize(
-    "number, workers, visible, cards, expected, share",
+    "number, workers, visible, gpus, expected, share",
     [
         (0, 1, None, 2, None, None),
-        (3, 8, None, 0, None, None),  # alone; no card
+        (3, 8, None, 0, None, None),  # alone; no GPU
         (0, 3, None, 2, "0", 0.5),
         (1, 3, None, 2, "1", None),
         (2, 3, None, 2, "0", 0.5),
         (5, 6, "4,GPU-7", 2, "GPU-7", 1 / 3),
     ],
 )
-def test_processes_spread_over_the_cards(
-    monkeypatch, number, workers, visible, cards, expected, share
+def test_processes_spread_over_the_gpus(
+    monkeypatch, number, workers, visible, gpus, expected, share
 ):
     limits = []
     # which is then put back as it was
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(devices, "limit_memory", limits.append)
     devices.take_card.cache_clear()
     for _ in range(2):  # a worker does several jobs
@@ -139,7 +139,7 @@ def test_processes_spread_over_the_cards(
 
 
 @pytest.mark.parametrize(
-    "cards, overrides, expected",
+    "gpus, overrides, expected",
     [
         (0, {}, 64),
         (2, {}, 16),
@@ -149,9 +149,9 @@ def test_processes_spread_over_the_cards(
         (2, {"training__device": "cpu"}, 64),
     ],
 )
-def test_trainings_outside_a_search_share_cards_as_well(monkeypatch, cards, overrides, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: cards)
+def test_trainings_outside_a_search_share_gpus_as_well(monkeypatch, gpus, overrides, expected):
+    monkeypatch.setattr("studies.results.retrain.available_cores", lambda: 64)
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: gpus)
     assert default_workers(trivial.study(**overrides)) == expected
 
 

@@ -1,0 +1,12 @@
+"""How many CPU cores a process may use. Imports no torch."""
+
+from __future__ import annotations
+
+
+def available_cores() -> int:
+    """Cores that this process may use, at least 1: the smallest of the machine's number, its CPU
+    affinity, and its container's quota (rounded up).
+    """
+    from joblib import cpu_count  # reads affinity and cgroups; imported late, it takes 0.1 s
+
+    return cpu_count()

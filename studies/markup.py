@@ -1,4 +1,4 @@
-"""HTML in which every text is escaped, since nothing else can be put into it; tables and figures."""
+"""HTML in which every text is escaped, since nothing else can go into it; tables and figures."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def percent(share: float | None) -> str:
 
 
 def short(number: float | None) -> str:
-    """A count such as 24.7k or 26.0M; `-` for None. Anything that is not a number is shown as it is."""
+    """A count such as 24.7k or 26.0M; `-` for None; anything else is shown as it is."""
     if number is None or not is_number(number):
         return "-" if number is None else str(number)
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -86,7 +86,11 @@ class Progress:
             )
         if event.kind == "ended":
             done = f"{self._driver.finished} of {self._study.search.trials} done"
-            return f"trial {event.number}: {event.outcome}{' (' + event.reason + ')' if event.reason else ''}; {done}, hypervolume {self._driver.volume:.4f}"
+            reason = f" ({event.reason})" if event.reason else ""
+            return (
+                f"trial {event.number}: {event.outcome}{reason}; {done}, "
+                f"hypervolume {self._driver.volume:.4f}"
+            )
         return f"trial {event.number}: started" if event.kind == "started" else ""
 
     def _table(self) -> Any:

@@ -120,8 +120,8 @@ class StudyDirectory:
 
             if not rows or len(study.objectives) < 2:
                 return Html("")
-            dots = front_plot.dots(study, records)
-            return svg_html(front_plot.figure(dots, study.objectives))
+            trials = front_plot.plotted_trials(study, records)
+            return svg_html(front_plot.figure(trials, study.objectives))
 
         return TrialTable(tuple(rows), tuple(columns), tuple(cells), figure)
 

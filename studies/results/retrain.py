@@ -166,8 +166,8 @@ def run_jobs(
 
 
 def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per name, in order: mean, standard deviation and n over seeds of every test score, of quarter
-    turns and of angles.
+    """One row per name, in order: mean, standard deviation and n over seeds of every test score, of
+    quarter turns and of angles.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:

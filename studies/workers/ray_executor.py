@@ -363,7 +363,8 @@ def _short_of_memory(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
     # an error in a worker's creation comes with its traceback, which ends with the cause
-    return f"{type(error).__name__}: {lines[-1 if 'creation task' in lines[0] else 0] if lines else ''}"[
-        :300
-    ]
+    line = lines[-1] if "creation task" in lines[0] else lines[0]
+    return f"{type(error).__name__}: {line}"[:300]

@@ -24,11 +24,13 @@ from pydantic import (
     model_validator,
 )
 
+from searchspace.recipe import Recipe
 from searchspace.space import Interval, SearchSpace
 from studies.errors import StudyFileError
 from studies.pareto import Objective
 from studies.yaml_loader import StudyLoader, line_of
 from trainers.settings import Data, Settings, Symmetry, Training
+from trainers.training.config import TrainingConfig
 
 PRESETS = Path(__file__).parent / "presets"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -201,6 +203,24 @@ class Study(Settings):
         """
         on_cpu = self.training.device == "auto" and self.resources.gpus_per_trial == 0
         return self.training.model_copy(update={"device": "cpu"}) if on_cpu else self.training
+
+    def training_config(
+        self,
+        seed: int,
+        recipe: Recipe | None = None,
+        batch_divisor: int = 1,
+        *,
+        device: str | None = None,
+    ) -> TrainingConfig:
+        """How one training of this study runs, under a candidate's recipe; `device` replaces the
+        study's.
+        """
+        training = self.trial_training
+        if device is not None:
+            training = training.model_copy(update={"device": device})
+        return TrainingConfig(
+            self.data, training, self.symmetry, seed, recipe or Recipe(), batch_divisor
+        )
 
     @model_validator(mode="after")
     def _enumerable(self) -> Study:

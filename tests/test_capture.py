@@ -2,7 +2,6 @@
 training, or none of it.
 """
 
-import inspect
 import tempfile
 import time
 from dataclasses import replace
@@ -17,8 +16,10 @@ from searchspace.recipe import Candidate
 from support.mock_gpu import device, mocked, process_with_mock
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training import train as training_module
-from trainers.training.cuda_graph import WARM_UP, Captured, Steps
-from trainers.training.train import CHECKPOINT, Config, start, train
+from trainers.training.checkpoint import CHECKPOINT
+from trainers.training.config import TrainingConfig
+from trainers.training.cuda_graph import WARM_UP, CudaGraph, GraphedStep
+from trainers.training.train import start, train
 
 DIGITS = Data(name="digits", train=110, validation=40)  # 5 full batches of 20 and one of 10
 TEXT = "12px: 4k3@C4, 4k3r max2/2, 4k3 loss={}"
@@ -37,7 +38,7 @@ class StandIn:
             function,
             tuple(argument.clone() for argument in arguments),
         )
-        self.optimizer = inspect.getclosurevars(function).nonlocals["optimizer"]
+        self.optimizer = function.optimizer
         self.rate = self.optimizer.param_groups[0]["lr"]
         assert isinstance(self.rate, torch.Tensor) and self.optimizer.param_groups[0].get(
             "capturable", True
@@ -84,7 +85,9 @@ def config(**training):
         "augment": Augment(shift=1),
         "equivariance_batch": 0.4,
     }
-    return Config(DIGITS, Training(**{**defaults, **training}), Symmetry(group="C4"), seed=3)
+    return TrainingConfig(
+        DIGITS, Training(**{**defaults, **training}), Symmetry(group="C4"), seed=3
+    )
 
 
 def trained(text, settings, kind=None):
@@ -107,7 +110,7 @@ def trained(text, settings, kind=None):
             patched.setattr("trainers.training.cuda_graph.FASTER", 1e9)
         if kind is not None:
             patched.setattr(
-                training_module, "Steps", partial(Steps, captured=partial(kind, crossings))
+                training_module, "GraphedStep", partial(GraphedStep, make=partial(kind, crossings))
             )
         trained_as(text, settings, Path(folder), settings.training.epochs)
         saved = torch.load(Path(folder) / CHECKPOINT, weights_only=False)
@@ -177,19 +180,11 @@ def test_a_graph_that_is_wrong_or_slow_or_refused_changes_nothing(process, plain
 
 
 def test_on_the_cpu_nothing_is_captured(tmp_path):
-    state = start(
-        Architecture.parse(TEXT.format("none")),
-        config(device="cpu"),
-        tmp_path,
-        training_module.load(DIGITS, (12, 12)),
-    )
-    training_module.train_epoch(
-        state,
-        Architecture.parse(TEXT.format("none")),
-        config(device="cpu"),
-        training_module.load(DIGITS, (12, 12)),
-    )
-    assert not state.steps.captured
+    architecture = Architecture.parse(TEXT.format("none"))
+    splits = training_module.load(DIGITS, (12, 12))
+    run = start(architecture, config(device="cpu"), tmp_path, splits)
+    run.train_epoch()
+    assert not run.graphed.replays
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -204,5 +199,5 @@ def test_a_cuda_graph_trains_as_single_kernels_do(tmp_path):
         torch.load(folder / CHECKPOINT, weights_only=True)["network"] for folder in folders
     )
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-4) for name in first)
-    captured = Captured(lambda values: values * 2, torch.ones(3, device="cuda"))
-    assert captured(torch.full((3,), 4.0, device="cuda")).tolist() == [8, 8, 8]
+    graph = CudaGraph(lambda values: values * 2, torch.ones(3, device="cuda"))
+    assert graph(torch.full((3,), 4.0, device="cuda")).tolist() == [8, 8, 8]

@@ -26,8 +26,9 @@ from trainers.instruments.measure import measure
 from trainers.networks.networks import build
 from trainers.settings import Augment, Data, Normal, Symmetry, Training
 from trainers.training import train as training_module
-from trainers.training.cuda_graph import Steps
-from trainers.training.train import Config, train
+from trainers.training.config import TrainingConfig
+from trainers.training.cuda_graph import GraphedStep
+from trainers.training.train import train
 
 DIGITS = Data(name="digits", train=120, validation=60)
 FREE = "12px: 4k3@C4, 4k3r max2/2, 4k3"
@@ -47,7 +48,9 @@ def config(augment=Augment(), group="D4", **training):
         "augment": augment,
         "cuda_graphs": False,
     }
-    return Config(DIGITS, Training(**{**defaults, **training}), Symmetry(group=group), seed=3)
+    return TrainingConfig(
+        DIGITS, Training(**{**defaults, **training}), Symmetry(group=group), seed=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +166,9 @@ def crossings_of_steps(text, settings, group):
         tempfile.TemporaryDirectory() as folder,
     ):
         patched.setattr(training_module, "pick_device", lambda name: device())
-        at, steps = [], Steps.__call__
+        at, steps = [], GraphedStep.__call__
         patched.setattr(
-            Steps,
+            GraphedStep,
             "__call__",
             lambda self, *arguments: (
                 at.append((len(crossings), len(crossings.waits))),

@@ -42,7 +42,8 @@ from trainers.data.fitting import fit_images
 from trainers.data.pools import _recolor
 from trainers.networks.networks import build
 from trainers.settings import Augment, Symmetry, Training
-from trainers.training.train import Config, start, train
+from trainers.training.config import TrainingConfig
+from trainers.training.train import start, train
 
 EVERY_LAYER = (
     "17px: 2k3@D4 max3/2p1, 2k3p1reflect avg3/2p1:0, 2k3d2p2circular, 2k3r adaptivemax/2, 2k2p0 "
@@ -422,7 +423,7 @@ def test_parity_is_absolute_for_usual_logits():
 def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
     architecture = Architecture.parse("16px: 3k3@C4 max3/2p1, 3k3")
-    config = Config(
+    config = TrainingConfig(
         subject.config.data,
         Training(epochs=1, batch_size=32, augment=Augment(mirror=True)),
         Symmetry(group="D8"),

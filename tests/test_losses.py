@@ -6,16 +6,18 @@ import torch.nn.functional as functional
 
 from searchspace.architecture import Architecture
 from searchspace.groups import IDENTITY, Element, Group
+from searchspace.recipe import LOSS_KINDS
 from trainers.actions import act, act_on_fields
 from trainers.networks.kernels import compiled, maxima
 from trainers.networks.kernels.maxima import block_maxima
 from trainers.networks.networks import build
-from trainers.training.losses import draw, equivariance_loss, move, pooled, usable_elements
+from trainers.training.losses import LOSSES, Views, draw, move, usable_elements
 
 C4, D4 = Group.parse("C4"), Group.parse("D4")
 
 
-def pair(text, group, kind="label", images=24, seed=0):
+def views(text, group, kind="label", images=24, seed=0):
+    """What the loss of `kind` compares, of an untrained network."""
     network = build(Architecture.parse(text), channels=1, classes=5, seed=seed).double().eval()
     pixels = torch.rand(
         images,
@@ -29,37 +31,34 @@ def pair(text, group, kind="label", images=24, seed=0):
         images,
         torch.Generator().manual_seed(seed),
     )
-    _logits, stages = network.forward_with_stages(pixels)
-    moved_logits, moved_stages = network.forward_with_stages(move(pixels, parts))
-    stages, moved_stages = (
-        tuple(block_maxima(maps, pooled(kind, group)) for maps in found)
-        for found in (stages, moved_stages)
+    block = group.order if LOSSES[kind].pools else 1
+    logits, maps = zip(
+        *(network.forward_with_stages(batch) for batch in (pixels, move(pixels, parts)))
     )
-    return parts, stages, moved_stages, moved_logits, torch.zeros(images, dtype=torch.int64)
+    stages = tuple(tuple(block_maxima(m, block) for m in both) for both in zip(*maps))
+    return Views(group, parts, torch.zeros(images, dtype=torch.int64), logits, stages)
+
+
+def loss_of(kind, text, group):
+    return LOSSES[kind].function(views(text, group, kind))
 
 
 @pytest.mark.parametrize("kind", ["layerwise", "latent"])
 @pytest.mark.parametrize("group", ["C4", "D4", "C2", "D1"])
 def test_zero_for_an_exact_network_and_not_for_a_broken_or_plain_one(kind, group):
     declared = Group.parse(group)
-    exact = equivariance_loss(
-        kind, declared, *pair(f"12px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind)
-    )
-    broken = equivariance_loss(
-        kind, declared, *pair(f"13px: 3k3@{group}, 3k3 max2/2, 3k3", declared, kind)
-    )
-    plain = equivariance_loss(
-        kind, declared, *pair("12px: 12k3, 12k3 max2/2, 12k3", declared, kind)
-    )
+    exact = loss_of(kind, f"12px: 3k3@{group}, 3k3 max2/2, 3k3", declared)
+    broken = loss_of(kind, f"13px: 3k3@{group}, 3k3 max2/2, 3k3", declared)
+    plain = loss_of(kind, "12px: 12k3, 12k3 max2/2, 12k3", declared)
     assert exact < 1e-12 and broken > 1e-7 and plain > 1e-7
 
 
 def test_layerwise_is_the_sum_of_mean_squared_differences_of_pooled_maps():
-    parts, stages, moved, _logits, _labels = pair("12px: 8k3, 8k3 max2/2", C4)
+    maps = views("12px: 8k3, 8k3 max2/2", C4)
     expected = 0.0
-    for before, after in zip(stages, moved):
+    for before, after in maps.stages:
         total = 0.0
-        for element, where in parts:
+        for element, where in maps.parts:
             for x, y in zip(before[where], after[where]):
                 highest = [
                     m.reshape(2, 4, *m.shape[1:]).amax(1, keepdim=False)[None].float()
@@ -67,7 +66,7 @@ def test_layerwise_is_the_sum_of_mean_squared_differences_of_pooled_maps():
                 ]
                 total += (highest[0] - act(highest[1], element.inverse)).square().mean().item()
         expected += total / 24
-    measured = equivariance_loss("layerwise", C4, *pair("12px: 8k3, 8k3 max2/2", C4, "layerwise"))
+    measured = loss_of("layerwise", "12px: 8k3, 8k3 max2/2", C4)
     assert measured.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -139,24 +138,26 @@ def test_the_gradient_of_parts_equals_that_of_slices_of_all_maps(block, dtype):
 
 def test_latent_moves_fields_as_the_regular_representation_does():
     # one whole field of D4, 3 channels left over
-    parts, stages, moved, logits, labels = pair("12px: 12k3, 11k3", D4)
+    maps = views("12px: 12k3, 11k3", D4)
     total = 0.0
-    for element, where in parts:
-        before, after = stages[-1][where].float(), moved[-1][where].float()
+    for element, where in maps.parts:
+        before, after = (m[where].float() for m in maps.stages[-1])
         fields = act_on_fields(before[:, :8], element, D4).mean((-2, -1))
         rest = before[:, 8:].mean((-2, -1))
         total += (torch.cat([fields, rest], 1) - after.mean((-2, -1))).square().mean().item() * len(
             before
         )
-    assert equivariance_loss(
-        "latent", D4, parts, stages, moved, logits, labels
-    ).item() == pytest.approx(total / 24, rel=1e-5)
+    assert LOSSES["latent"].function(maps).item() == pytest.approx(total / 24, rel=1e-5)
 
 
 def test_label_is_the_cross_entropy_of_the_moved_images():
-    parts, stages, moved, logits, labels = pair("12px: 4k3", C4)
-    expected = torch.nn.functional.cross_entropy(logits.float(), labels)
-    assert equivariance_loss("label", C4, parts, stages, moved, logits, labels) == expected
+    both = views("12px: 4k3", C4)
+    expected = torch.nn.functional.cross_entropy(both.logits[1].float(), both.labels)
+    assert LOSSES["label"].function(both) == expected
+
+
+def test_every_kind_of_loss_that_an_architecture_may_name_has_its_function():
+    assert {"none", *LOSSES} == set(LOSS_KINDS)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 32])

@@ -15,8 +15,13 @@ from searchspace.recipe import Candidate
 from trainers.data.datasets import load, normalise
 from trainers.networks.fold import fold
 from trainers.settings import Augment, Data, Symmetry, Training
+from trainers.training import checkpoint
 from trainers.training import train as training_module
-from trainers.training.train import CHECKPOINT, PREVIOUS, Config, Diverged, rate_at, start, train
+from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
+from trainers.training.config import TrainingConfig
+from trainers.training.schedule import rate_at
+from trainers.training.step import TrainingStep
+from trainers.training.train import DivergedError, start, train
 
 DIGITS = Data(name="digits", train=300, validation=100)
 TEXTS = (
@@ -34,7 +39,7 @@ def config(epochs=4, text="12px: 4k3", **training):
         "precision": "float32",
         "augment": Augment(rotation="uniform", shift=1),
     }
-    return Config(
+    return TrainingConfig(
         DIGITS,
         Training(**{**defaults, **training}),
         Symmetry(group="C4"),
@@ -126,7 +131,7 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module.torch, "save", no_space)
+        patch.setattr(checkpoint.torch, "save", no_space)
         with pytest.raises(OSError, match="free some space") as error:
             train(architecture, config(text=TEXTS[0]), tmp_path / "full", 3)
     assert "\n" not in str(error.value) and not list((tmp_path / "full").glob("*.part"))
@@ -136,7 +141,7 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
 
 
 def test_a_diverged_loss_is_told_with_its_remedy(tmp_path):
-    with pytest.raises(Diverged, match="lower learning rate"):
+    with pytest.raises(DivergedError, match="lower learning rate"):
         train(
             Architecture.parse("12px: 4k3, 4k3"),
             config(learning_rate=1e30, optimizer="sgd", schedule="constant"),
@@ -208,24 +213,24 @@ def test_until_epoch_must_lie_in_the_training(tmp_path):
 
 @pytest.mark.parametrize("divisor", [2, 3])
 def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, monkeypatch, divisor):
-    def loss(network, config, pixels, labels, normal, elements, generator):
+    def loss(self, pixels, labels):
         # with statistics that do not depend on the batch
-        return torch.nn.functional.cross_entropy(network.eval()(normal(pixels)), labels)
+        return torch.nn.functional.cross_entropy(
+            self.network.eval()(self.normalise(pixels)), labels
+        )
 
-    monkeypatch.setattr(training_module, "training_loss", loss)
+    monkeypatch.setattr(TrainingStep, "batch_loss", loss)
     architecture, settings = (
         Architecture.parse("12px: 4k3@C4, 4k3"),
         config(1, optimizer="sgd", schedule="constant"),
     )
     networks = []
     for parts in (1, divisor):
-        state = start(
+        run = start(
             architecture, replace(settings, batch_divisor=parts), tmp_path, load(DIGITS, (12, 12))
         )
-        training_module.train_epoch(
-            state, architecture, replace(settings, batch_divisor=parts), load(DIGITS, (12, 12))
-        )
-        networks.append(state.network)
+        run.train_epoch()
+        networks.append(run.network)
     for one, other in zip(*(network.parameters() for network in networks)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

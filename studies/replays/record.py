@@ -97,16 +97,10 @@ class _Job:
 def _record_one(job: _Job) -> list[dict[str, Any]]:
     """The scores after each epoch of one training."""
     from studies.workers.processes import prepare_process
-    from trainers.training.train import Config, train
+    from trainers.training.train import train
 
     prepare_process(job.study)
-    config = Config(
-        job.study.data,
-        job.study.trial_training,
-        job.study.symmetry,
-        job.study.search.seed,
-        job.proposal.recipe,
-    )
+    config = job.study.training_config(job.study.search.seed, job.proposal.recipe)
     with tempfile.TemporaryDirectory() as folder:
         return [
             train(job.proposal.architecture, config, Path(folder), epoch).as_dict()

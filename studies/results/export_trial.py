@@ -96,7 +96,8 @@ def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict[str,
     """The trained network of a trial with its data. Raises StudyError where one is missing."""
     from trainers.bundles.export import Subject
     from trainers.data.datasets import load
-    from trainers.training.train import CHECKPOINT, PREVIOUS, Config, start
+    from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
+    from trainers.training.train import start
 
     if not any((trained / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
         raise StudyError(
@@ -108,14 +109,7 @@ def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict[str,
         record.attributes["learning_rate"]
     )
     architecture = candidate.architecture
-    training = study.training.model_copy(update={"device": "cpu"})
-    config = Config(
-        study.data,
-        training,
-        study.symmetry,
-        record.attributes["seed"],
-        candidate.recipe,
-    )
+    config = study.training_config(record.attributes["seed"], candidate.recipe, device="cpu")
     try:
         splits = load(study.data, architecture.size)
         state = start(architecture, config, trained, splits)

@@ -77,7 +77,8 @@ def _from_trial(directory: Path, number: int) -> Subject:
     from searchspace.recipe import Candidate
     from studies.results import tables as views
     from trainers.data.datasets import load, normalise
-    from trainers.training.train import CHECKPOINT, Config, start
+    from trainers.training.checkpoint import CHECKPOINT
+    from trainers.training.train import start
 
     study, records = views.open_study(directory)
     record = views.find_trial(records, number, directory)
@@ -91,13 +92,7 @@ def _from_trial(directory: Path, number: int) -> Subject:
         record.attributes.get("learning_rate")
     )
     architecture = candidate.architecture
-    config = Config(
-        study.data,
-        study.trial_training,
-        study.symmetry,
-        record.attributes["seed"],
-        candidate.recipe,
-    )
+    config = study.training_config(record.attributes["seed"], candidate.recipe)
     splits = load(study.data, architecture.size)
     network = start(architecture, config, folder, splits).network
     return Subject(

@@ -81,7 +81,7 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
     from trainers.instruments.accuracy import accuracy_by_angle, predict, summarise
     from trainers.networks.fold import scoring
     from trainers.training.evaluate import evaluate
-    from trainers.training.train import Config, start, train
+    from trainers.training.train import start, train
 
     candidate = Candidate.parse(job.architecture).with_learning_rate(job.learning_rate)
     architecture, study = candidate.architecture, job.study
@@ -93,7 +93,7 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
             "with the same classes, or one "
             "folder of classes without train/, of which a fifth is kept for testing"
         )
-    config = Config(study.data, study.trial_training, study.symmetry, job.seed, candidate.recipe)
+    config = study.training_config(job.seed, candidate.recipe)
     validation = train(architecture, config, directory, study.training.epochs, splits=splits)
     network = start(architecture, config, directory, splits).network
     tested = evaluate(network, splits, config, epoch=study.training.epochs, images=test)

@@ -31,10 +31,10 @@ def train_one(
     from trainers.data.datasets import load, normalise
     from trainers.instruments.accuracy import accuracy_by_angle
     from trainers.process import tune_process
-    from trainers.training.train import Config, start, train
+    from trainers.training.train import start, train
 
     tune_process(max(1, int(study.resources.cpus_per_trial)))
-    config = Config(study.data, study.trial_training, study.symmetry, seed, candidate.recipe)
+    config = study.training_config(seed, candidate.recipe)
     architecture = candidate.architecture
     splits = load(study.data, architecture.size)
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ from trainers.devices import limit_memory
 from trainers.files import write_whole
 from trainers.process import tune_process
 from trainers.scores import Scores
-from trainers.training.train import Config, train
+from trainers.training.train import train
 
 ARCHITECTURE = "architecture.txt"
 SCORES = "scores.jsonl"
@@ -34,14 +34,7 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     candidate = Candidate.parse(assignment.architecture).with_learning_rate(
         assignment.learning_rate
     )
-    config = Config(
-        study.data,
-        study.trial_training,
-        study.symmetry,
-        assignment.seed,
-        candidate.recipe,
-        assignment.batch_divisor,
-    )
+    config = study.training_config(assignment.seed, candidate.recipe, assignment.batch_divisor)
     for rung in (r for r in study.rungs if r <= assignment.until_epoch):
         scores = train(
             candidate.architecture,

@@ -41,7 +41,8 @@ def worker(text: str, batch: int, root: str) -> dict[str, float]:
     from trainers.data.datasets import load
     from trainers.process import tune_process
     from trainers.settings import Augment, Data, Symmetry, Training
-    from trainers.training.train import Config, train
+    from trainers.training.config import TrainingConfig
+    from trainers.training.train import train
 
     tune_process(threads=1)
     found["imports"] = memory("VmRSS")
@@ -50,7 +51,7 @@ def worker(text: str, batch: int, root: str) -> dict[str, float]:
     data = Data(name="mnist", root=root, train=8000, validation=2000)
     splits = load(data, architecture.size)
     found["data"] = memory("VmRSS")
-    config = Config(
+    config = TrainingConfig(
         data,
         Training(epochs=2, batch_size=batch, augment=Augment(rotation="uniform")),
         Symmetry(group="D4"),

@@ -44,7 +44,8 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
     from trainers.data.datasets import load
     from trainers.process import tune_process
     from trainers.settings import Data, Symmetry, Training
-    from trainers.training.train import Config, train
+    from trainers.training.config import TrainingConfig
+    from trainers.training.train import train
 
     tune_process(way[1])
     data = Data(
@@ -62,7 +63,7 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
                 with epochs.get_lock():
                     epochs.value += 1
 
-        config = Config(data, training, Symmetry(group="C4"), seed=number)
+        config = TrainingConfig(data, training, Symmetry(group="C4"), seed=number)
         with tempfile.TemporaryDirectory() as folder, suppress(Stopped):
             train(architecture, config, Path(folder), until, splits=splits, on_epoch=count)
 

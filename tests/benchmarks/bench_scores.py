@@ -54,10 +54,11 @@ def one(architecture: str, options: dict, data: dict, epochs: int, seed: int) ->
     from searchspace.recipe import Candidate
     from trainers.process import tune_process
     from trainers.settings import Data, Symmetry, Training
-    from trainers.training.train import Config, train
+    from trainers.training.config import TrainingConfig
+    from trainers.training.train import train
 
     tune_process(1)
-    config = Config(
+    config = TrainingConfig(
         Data(**data, seed=seed),
         Training(epochs=epochs, batch_size=64, learning_rate=0.01, **options),
         Symmetry(group="C4"),

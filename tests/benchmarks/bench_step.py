@@ -22,6 +22,7 @@ import platform
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -45,9 +46,9 @@ from trainers.networks.networks import build, channels_last
 from trainers.precision import fast_bfloat16
 from trainers.process import tune_process
 from trainers.settings import Data, Symmetry, Training
-from trainers.training.cuda_graph import WARM_UP, Steps
-from trainers.training.losses import usable_elements
-from trainers.training.train import Config, training_loss
+from trainers.training.config import TrainingConfig
+from trainers.training.cuda_graph import WARM_UP, GraphedStep
+from trainers.training.step import TrainingStep
 
 CLASSES = 10
 FIELDS = {"C4": 10, "D4": 7, "C8": 7, "D8": 4}  # 40, 56, 56 and 64 channels
@@ -193,56 +194,59 @@ def variants(network: str, group: str, device: str) -> dict[str, tuple[nn.Module
     return {name: (module.to(device).train(), reduced) for name, (module, reduced) in found.items()}
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A training step of any module."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    reduced: bool  # in bfloat16
+
+    def __call__(self, pixels, classes):
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.reduced):
+            logits = self.network(pixels)
+        loss = F.cross_entropy(logits.float(), classes)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
 def stepper(module: nn.Module, reduced: bool, images, labels, graph: bool = False):
     """A function that makes one training step and waits for it, with `graph` replayed from a CUDA
     graph as `trainers.training.train` does.
     """
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
-
-    def step(pixels, classes):
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=reduced):
-            logits = module(pixels)
-        loss = F.cross_entropy(logits.float(), classes)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    steps = Steps(step, module, optimizer, len(images), capture=graph)
+    step = GraphedStep(_Step(module, optimizer, reduced), len(images), cuda_graph=graph)
 
     def run() -> None:
-        steps(images, labels, 1e-3)
+        step(images, labels, 1e-3)
         wait(images.device)
 
     if graph:
         for _ in range(WARM_UP + 1):
             run()
-        if not steps.captured:
-            print("  a step was not captured, and counts as it is", file=sys.stderr)
+        if not step.replays:
+            print("  a step is not replayed from a graph, and counts as it is", file=sys.stderr)
     return run
 
 
 def loss_stepper(network: str, group: str, kind: str, images, labels):
     """A training step of the basis network with an equivariance loss of `kind`, or none, as
-    `trainers.training.train` makes it.
+    `trainers.training.step` makes it.
     """
     shape, recipe = architecture(network, group, "basis"), Recipe(Loss(kind, 1.0))
     module = build(shape, channels=images.shape[1], classes=CLASSES).to(images.device).train()
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
-    config = Config(Data(name="mnist"), Training(), Symmetry(group=group), recipe=recipe)
-    elements, generator = (
-        usable_elements(config.group, shape.size),
-        torch.Generator().manual_seed(0),
-    )
+    training = Training(precision="float32", learning_rate=1e-3, weight_decay=0)
+    config = TrainingConfig(Data(name="mnist"), training, Symmetry(group=group), recipe=recipe)
     normal = normaliser((0.0,) * images.shape[1], (1.0,) * images.shape[1], images.device)
+    step = TrainingStep.of(module, shape, config, normal)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        training_loss(module, config, images, labels, normal, elements, generator).backward()
-        optimizer.step()
+    def run() -> None:
+        step(images, labels)
         wait(images.device)
 
-    return step
+    return run
 
 
 def with_torchs(step):

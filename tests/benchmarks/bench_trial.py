@@ -45,8 +45,9 @@ from trainers.instruments.accuracy import predict
 from trainers.networks.fold import scoring
 from trainers.process import tune_process
 from trainers.settings import Augment, Data, Symmetry, Training
+from trainers.training.config import TrainingConfig
 from trainers.training.evaluate import evaluate
-from trainers.training.train import Config, save, start, train_epoch
+from trainers.training.train import start
 
 BATCH, ANGLES = 128, range(0, 360, 45)
 NORMAL = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
@@ -144,18 +145,17 @@ def engine(arguments, filters: str, precision: str) -> dict[str, float]:
         precision=precision,
         augment=Augment(rotation="uniform"),
     )
-    config = Config(data, training, Symmetry(group="C8"))
+    config = TrainingConfig(data, training, Symmetry(group="C8"))
     with tempfile.TemporaryDirectory() as folder:
         splits = load(data, shape.size)
-        state = start(shape, config, Path(folder), splits)
+        run = start(shape, config, Path(folder), splits)
         lap("build")
-        for epoch in range(1, arguments.epochs + 1):
-            train_epoch(state, shape, config, splits)
-            state.epoch = epoch
-            save(state, "benchmark", Path(folder))
+        for _ in range(arguments.epochs):
+            run.train_epoch()
+            run.save(Path(folder))
             lap("train")
             found = predict(
-                scoring(state.network),
+                scoring(run.network),
                 splits.validation.pixels,
                 [IDENTITY],
                 share_exact=False,
@@ -163,7 +163,7 @@ def engine(arguments, filters: str, precision: str) -> dict[str, float]:
             )
             upright = float((found.classes[0] == splits.validation.labels).float().mean())
             lap("validation")
-        scores = evaluate(state.network, splits, config, epoch=arguments.epochs)
+        scores = evaluate(run.network, splits, config, epoch=arguments.epochs)
         lap("angles and equivariance")
     return {
         **seconds,

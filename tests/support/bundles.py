@@ -23,7 +23,8 @@ from trainers.bundles.manifest import FORMAT_VERSION
 from trainers.bundles.symmetry_check import probe_images
 from trainers.data.datasets import load
 from trainers.settings import Data, Symmetry, Training
-from trainers.training.train import Config, start, train
+from trainers.training.config import TrainingConfig
+from trainers.training.train import start, train
 
 EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
 
@@ -32,7 +33,7 @@ EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
 def subject(tmp_path_factory):
     """An exact network, trained for two epochs on a few digits."""
     folder = tmp_path_factory.mktemp("training")
-    config = Config(
+    config = TrainingConfig(
         Data(name="digits", train=300, validation=101),
         Training(epochs=2, batch_size=32),
         Symmetry(group="D4"),

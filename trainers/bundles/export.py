@@ -47,7 +47,7 @@ from trainers.data.augment import seen
 from trainers.data.datasets import Splits, normalise
 from trainers.instruments.accuracy import proportion
 from trainers.networks.networks import Network
-from trainers.training.train import Config
+from trainers.training.config import TrainingConfig
 
 COMPARED = 2000  # validation images that every format is compared on
 MOVED = 64  # validation images that every format's symmetry is measured on
@@ -65,7 +65,7 @@ class Subject:
 
     network: Network
     splits: Splits
-    config: Config
+    config: TrainingConfig
     scores: Mapping[str, Any]  # Scores.as_dict()
     # what names this training, plain values: two bundles of one origin replace each other
     origin: Mapping[str, Any]

@@ -2,7 +2,7 @@
 and replayed.
 
 A step of a small network is some hundred kernels of a few microseconds each, and Python takes
-longer to launch one than the card to run it. A graph launches all of them at once.
+longer to launch one than the GPU to run it. A graph launches all of them at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from trainers.devices import wait
 
 log = logging.getLogger(__name__)
 
+NOT_REPLAYED = "training steps are not replayed from a CUDA graph"
 # steps made one operation at a time before a capture, as torch.cuda.graph asks for
 WARM_UP = 3
 FASTER = 0.95  # a replay must take less than this share of a step's time
@@ -26,12 +27,30 @@ FASTER = 0.95  # a replay must take less than this share of a step's time
 # vary)
 DIFFERENT = 0.05
 
-Step = Callable[[Tensor, Tensor], Tensor]
+
+class Step(Protocol):
+    """A function of a batch (pixels, labels) that makes one optimizer step on a network: it returns
+    the loss [], detached.
+    """
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the network's parameters."""
+        ...
+
+    def __call__(self, pixels: Tensor, labels: Tensor, /) -> Tensor:
+        """The loss after one step on the batch."""
+        ...
 
 
-class Captured:
-    """A function of tensors, captured in a CUDA graph when it is made; a call copies its arguments
-    into the graph's and replays it.
+class CudaGraph:
+    """A function of tensors, captured when this is made; a call copies its arguments into the
+    graph's own and replays it.
 
     The function must launch the same kernels for all arguments of these shapes and wait for none of
     them. What it returns are the graph's own tensors, which the next call overwrites. Raises
@@ -51,107 +70,89 @@ class Captured:
         return self._result
 
 
-class Steps:
-    """Training steps of one network; on a GPU those of full batches are captured after a few, if
-    that proves right and faster.
+class GraphedStep:
+    """A training step at a learning rate; on a GPU that of full batches is replayed from a CUDA
+    graph after a few, if that proves right and faster.
 
-    `step(pixels, labels)` makes one: loss, gradients, the optimizer's step; it returns the loss,
-    detached. Proof is one step made both ways from the same state: the loss and the change of the
-    weights must agree. Whatever speaks against it, the steps go on as before, with the reason in
-    the log.
+    Proof is one step made both ways from the same state: the loss and the change of the weights
+    must agree. Whatever speaks against it, the steps go on as before, with the reason in the log.
     """
 
     def __init__(
         self,
         step: Step,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
         full: int,
         *,
-        capture: bool = True,
-        captured: Callable[..., Captured] = Captured,
+        cuda_graph: bool = True,
+        make: Callable[..., CudaGraph] = CudaGraph,
     ) -> None:
-        self._step, self._network, self._optimizer, self._full, self._make = (
-            step,
-            network,
-            optimizer,
-            full,
-            captured,
-        )
-        self._captured: Captured | None = None
+        """`full` is the number of images of a full batch; without `cuda_graph` none is tried."""
+        self._step, self._full, self._make = step, full, make
+        self._graph: CudaGraph | None = None
+        self._rate = torch.empty(0)  # [] on the device, which the graph reads
         # whether to try when the time has come
-        self._open = capture and next(network.parameters()).device.type != "cpu"
-        self._made = 0
+        self._open = cuda_graph and next(step.network.parameters()).device.type != "cpu"
+        self._steps = 0
 
     @property
-    def captured(self) -> bool:
-        """True once full batches are replayed."""
-        return self._captured is not None
+    def replays(self) -> bool:
+        """True once full batches are replayed from a graph."""
+        return self._graph is not None
 
     def __call__(self, pixels: Tensor, labels: Tensor, rate: float) -> Tensor:
         """The loss of a batch [] after one step on it at learning rate `rate`; overwritten by the
         next call.
         """
         full = len(pixels) == self._full
-        if full and self._open and self._made >= WARM_UP:
+        if full and self._open and self._steps >= WARM_UP:
             self._open = False
             self._try(pixels, labels, rate)
-        if full and self._captured is not None:
+        if full and self._graph is not None:
             self._rate.fill_(rate)
-            return self._captured(pixels, labels)
-        self._made += full
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            return self._graph(pixels, labels)
+        self._steps += full
+        self._set_rate(rate)
         return self._step(pixels, labels)
 
-    def _try(self, pixels: Tensor, labels: Tensor, rate: float) -> None:
-        kept = self._state()
-        for group in self._optimizer.param_groups:
+    def _set_rate(self, rate: float) -> None:
+        for group in self._step.optimizer.param_groups:
             group["lr"] = rate
+
+    def _try(self, pixels: Tensor, labels: Tensor, rate: float) -> None:
+        """Captures the step and keeps the graph if it does what the step does, in less time."""
+        before = self._state()
+        self._set_rate(rate)
         loss, seconds = _timed(self._step, pixels, labels)
         loss, after = loss.clone(), self._state()
-        self._restore(kept)
+        self._restore(before)
         try:
-            captured = self._capture(pixels, labels, rate)
-            captured(pixels, labels)  # the first replay also sends the graph to the card
-            self._restore(kept)
-            again, replayed = _timed(captured, pixels, labels)
-        except (
-            RuntimeError
-        ) as error:  # among them what CUDA refuses to capture, and a card without memory for it
-            self._restore(kept)
-            log.warning(
-                "training steps are not captured in a CUDA graph: %s", str(error).splitlines()[0]
-            )
+            graph = self._capture(pixels, labels, rate)
+            graph(pixels, labels)  # the first replay also sends the graph to the GPU
+            self._restore(before)
+            again, replayed = _timed(graph, pixels, labels)
+        except RuntimeError as error:  # CUDA refuses to capture it, or has no memory for it
+            self._restore(before)
+            log.warning("%s: %s", NOT_REPLAYED, str(error).splitlines()[0])
             return
-        apart = max(self._apart(kept, after, self._state()), abs(float(again) / float(loss) - 1))
-        self._restore(kept)
+        apart = max(self._apart(before, after, self._state()), abs(float(again) / float(loss) - 1))
+        self._restore(before)
+        times = 1000 * replayed, 1000 * seconds
         if not apart < DIFFERENT:
             log.warning(
-                "training steps are not captured in a CUDA graph: a replay differs from a step "
-                "by %.2g of its change",
-                apart,
+                "%s: a replay differs from a step by %.2g of its change", NOT_REPLAYED, apart
             )
         elif not replayed < FASTER * seconds:
-            log.info(
-                "training steps are not captured in a CUDA graph: it takes %.1f ms, a step %.1f ms",
-                1000 * replayed,
-                1000 * seconds,
-            )
+            log.info("%s: a replay takes %.1f ms, a step %.1f ms", NOT_REPLAYED, *times)
         else:
-            log.info(
-                "training steps are replayed from a CUDA graph: %.1f ms each, were %.1f ms",
-                1000 * replayed,
-                1000 * seconds,
-            )
-            self._captured = captured
+            log.info("training steps are replayed from a CUDA graph: %.1f ms, were %.1f ms", *times)
+            self._graph = graph
 
-    def _capture(self, pixels: Tensor, labels: Tensor, rate: float) -> Captured:
-        """The captured step. The optimizer reads its rate from `_rate` in there, and is left as it
-        was, for checkpoints and other batches.
+    def _capture(self, pixels: Tensor, labels: Tensor, rate: float) -> CudaGraph:
+        """The graph of the step. In there the optimizer reads its rate from `_rate`; it is left as
+        it was, for checkpoints and other batches.
         """
         self._rate = torch.full((), rate, device=pixels.device)
-        groups = self._optimizer.param_groups
+        groups = self._step.optimizer.param_groups
         before = [
             {name: group[name] for name in ("lr", "capturable") if name in group}
             for group in groups
@@ -165,13 +166,13 @@ class Steps:
         finally:
             for group, values in zip(groups, before):
                 group.update(values)
-            self._optimizer.zero_grad(set_to_none=True)  # they lie in the graph's memory
+            self._step.optimizer.zero_grad(set_to_none=True)  # they lie in the graph's memory
 
     def _tensors(self) -> Iterator[Tensor]:
         """All that a step changes, the network's parameters and buffers first."""
-        yield from self._network.parameters()
-        yield from self._network.buffers()
-        for state in self._optimizer.state.values():
+        yield from self._step.network.parameters()
+        yield from self._step.network.buffers()
+        for state in self._step.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def _state(self) -> list[Tensor]:
@@ -188,8 +189,8 @@ class Steps:
         step changed.
         """
         parameters, buffers = (
-            len(list(self._network.parameters())),
-            len(list(self._network.buffers())),
+            len(list(self._step.network.parameters())),
+            len(list(self._step.network.buffers())),
         )
         kinds = slice(parameters), slice(parameters, parameters + buffers)
         return max(
@@ -199,8 +200,8 @@ class Steps:
         )
 
 
-def _timed(function: Step, pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """(what it returns, seconds until the card has done it)."""
+def _timed(function: Callable[..., Tensor], pixels: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """(what it returns, seconds until the GPU has done it)."""
     wait(pixels.device)
     began = time.perf_counter()
     result = function(pixels, labels)

@@ -22,7 +22,7 @@ from trainers.networks.networks import Network
 from trainers.scores import Scores
 
 if TYPE_CHECKING:
-    from trainers.training.train import Config
+    from trainers.training.config import TrainingConfig
 
 ERROR_IMAGES = 64  # images that the equivariance error is measured on
 # images per forward that the latency is taken from, and how many of them at most
@@ -32,7 +32,7 @@ LATENCY_BATCH, LATENCY_BATCHES = 128, 3
 def evaluate(
     network: Network,
     splits: Splits,
-    config: Config,
+    config: TrainingConfig,
     *,
     epoch: int,
     images: Images | None = None,

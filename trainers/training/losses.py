@@ -3,18 +3,24 @@ weight.
 
 With g drawn anew for each image from the non-identity elements of the declared group G:
 
-    layerwise   sum over stages l of MSE(P_l(x), g^-1 P_l(g x)), P_l = maximum over blocks of |G| channels
-                (IEN, arXiv:2111.14157; the mean over all values, not normalised)
-    latent      MSE(rho(g) z(x), z(g x)), z = spatial mean of the last stage, rho = the regular representation on blocks of |G|
-                channels, the identity on what is left (parameter-free approximate equivariance, Ali et al. 2025)
+    layerwise   sum over stages l of MSE(P_l(x), g^-1 P_l(g x)), P_l = maximum over blocks of |G|
+                channels (IEN, arXiv:2111.14157; the mean over all values, not normalised)
+    latent      MSE(rho(g) z(x), z(g x)), z = spatial mean of the last stage, rho = the regular
+                representation on blocks of |G| channels, the identity on what is left
+                (parameter-free approximate equivariance, Ali et al. 2025)
     label       cross entropy of f(g x) against the label of x (REMUL, arXiv:2410.17878)
 
 IEN's own training also labels the moved images; here that is the loss `label`, or `augment:
 {rotation: group}`.
+
+A new loss is a name in `searchspace` (`LossKind`), and here a function of `Views` and its line in
+`LOSSES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -23,6 +29,31 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.actions import act, permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """What an equivariance loss compares: some images of a batch, and the same images moved."""
+
+    group: Group  # the declared one
+    # by which element the images were moved, and which of them; empty for a loss that moves none
+    parts: list[tuple[Element, slice]]
+    labels: Tensor  # [B]
+    # logits [B, classes] of (the images, the moved images), or of the images alone
+    logits: tuple[Tensor, ...]
+    # the same of the maps [B, C, H, W] after each stage; empty for a loss that reads none
+    stages: tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class EquivarianceLoss:
+    """A loss and what it needs: the training step computes nothing else for it."""
+
+    function: Callable[[Views], Tensor]  # the scalar loss
+    stages: bool = False  # reads the maps after each stage
+    # of those maps, the maximum over each block of |G| channels (`maxima.block_maxima`)
+    pools: bool = False
+    moves: bool = True  # compares the images with moved ones
 
 
 def usable_elements(group: Group, size: tuple[int, int]) -> tuple[Element, ...]:
@@ -69,66 +100,45 @@ def move(images: Tensor, parts: list[tuple[Element, slice]]) -> Tensor:
     return torch.cat([act(images[where], element) for element, where in parts])
 
 
-def pooled(kind: str, group: Group) -> int:
-    """The channels of a block over which `equivariance_loss` takes the maximum of its stages
-    (`maxima.block_maxima`); 1: none.
-    """
-    return group.order if kind == "layerwise" else 1
+def _label(views: Views) -> Tensor:
+    return functional.cross_entropy(views.logits[1].float(), views.labels)
 
 
-def equivariance_loss(
-    kind: str,
-    group: Group,
-    parts: list[tuple[Element, slice]],
-    stages: tuple[Tensor, ...],
-    moved_stages: tuple[Tensor, ...],
-    moved_logits: Tensor,
-    labels: Tensor,
-) -> Tensor:
-    """The scalar loss of `kind` between images and the same images moved by `parts`.
-
-    `stages` and `moved_stages` hold the output [B, C_l, H_l, W_l] of every stage for both, with one
-    channel for each block that is `pooled`; `moved_logits` [B, classes] and `labels` [B] belong to
-    the moved ones. Raises ValueError for an unknown kind.
-    """
-    if kind == "label":
-        return functional.cross_entropy(moved_logits.float(), labels)
-    if kind == "latent":
-        return _latent(group, parts, stages[-1], moved_stages[-1])
-    if kind == "layerwise":
-        return sum(
-            (_layer(parts, before, after) for before, after in zip(stages, moved_stages)),
-            start=moved_logits.new_zeros((), dtype=torch.float32),
-        )
-    raise ValueError(f"there is no equivariance loss '{kind}'; choose layerwise, latent or label")
+def _layerwise(views: Views) -> Tensor:
+    total = views.logits[1].new_zeros((), dtype=torch.float32)
+    for before, after in views.stages:
+        back = torch.cat([act(after[where], element.inverse) for element, where in views.parts])
+        total = total + functional.mse_loss(before.float(), back.float())
+    return total
 
 
-def _layer(parts: list[tuple[Element, slice]], before: Tensor, after: Tensor) -> Tensor:
-    before, after = before.float(), after.float()
-    back = torch.cat([act(after[where], element.inverse) for element, where in parts])
-    return functional.mse_loss(before, back)
-
-
-def _latent(
-    group: Group, parts: list[tuple[Element, slice]], before: Tensor, after: Tensor
-) -> Tensor:
-    before, after = before.float().mean((-2, -1)), after.float().mean((-2, -1))
-    whole = before.shape[1] // group.order * group.order
+def _latent(views: Views) -> Tensor:
+    before, after = (maps.float().mean((-2, -1)) for maps in views.stages[-1])
+    order = views.group.order
+    whole = before.shape[1] // order * order
     expected = []
-    for element, where in parts:
+    for element, where in views.parts:
         block = before[where]
         fields = (
             block[:, :whole]
-            .unflatten(1, (-1, group.order))
-            .index_select(2, _sources(group, element, block.device))
+            .unflatten(1, (-1, order))
+            .index_select(2, _sources(views.group, element, block.device))
         )
         expected.append(torch.cat([fields.flatten(1), block[:, whole:]], 1))
     return functional.mse_loss(torch.cat(expected), after)
 
 
+LOSSES = {
+    "layerwise": EquivarianceLoss(_layerwise, stages=True, pools=True),
+    "latent": EquivarianceLoss(_latent, stages=True),
+    "label": EquivarianceLoss(_label),
+}
+"""The loss of each kind but `none`."""
+
+
 @lru_cache(maxsize=256)
 def _sources(group: Group, element: Element, device: torch.device) -> Tensor:
-    """Which channel of a regular field each comes from that `element` moves [|G|], made once on the
+    """For each channel of a regular field [|G|], the channel that `element` moves there; on the
     device.
     """
     return torch.tensor(permutation(group, element.inverse), device=device)

@@ -1,0 +1,140 @@
+"""Checkpoints of a training: one whole checkpoint lies in its directory at every moment, and says
+whose it is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
+from trainers.files import write_whole
+from trainers.training.config import TrainingConfig
+
+CHECKPOINT = "checkpoint.pt"
+PREVIOUS = "checkpoint.previous.pt"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is."""
+
+    epoch: int = 0  # epochs done
+    seconds: float = 0.0  # of all calls
+    history: tuple[dict[str, float], ...] = ()  # one row per epoch
+    settled: bool = True  # whether batch norm has the statistics of the present weights
+
+
+def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
+    """What a checkpoint belongs to: all that changes the result, so not the device, nor where the
+    data lie.
+    """
+    training = config.training.model_dump(mode="json", exclude={"device", "cuda_graphs"})
+    data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})
+    return json.dumps(
+        {
+            "architecture": str(Candidate(architecture, config.recipe).with_learning_rate(None)),
+            "seed": config.seed,
+            "learning_rate": config.peak_rate,
+            "training": training,
+            "data": data,
+            "group": config.symmetry.group,
+        },
+        sort_keys=True,
+    )
+
+
+def save(
+    directory: Path,
+    owner: str,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> None:
+    """Writes the checkpoint of the training whose fingerprint is `owner`. Raises OSError, with the
+    earlier checkpoint kept, where it cannot be written.
+    """
+    content = {
+        "fingerprint": owner,
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": progress.epoch,
+        "settled": progress.settled,
+        "seconds": progress.seconds,
+        "history": list(progress.history),
+    }
+    # torch's own writer reports a full disk as RuntimeError, or ends the process
+    whole = io.BytesIO()
+    try:
+        torch.save(content, whole)
+        write_whole(directory / CHECKPOINT, whole.getbuffer(), previous=directory / PREVIOUS)
+    except OSError as error:
+        raise OSError(
+            f"the checkpoint of epoch {progress.epoch} could not be written to {directory}: "
+            f"{error}; free some space, then resume: nothing before this epoch is lost"
+        ) from error
+
+
+def restore(
+    directory: Path,
+    owner: str,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> Progress:
+    """Gives network and optimizer the state of the checkpoint in `directory` and returns how far it
+    is; without a checkpoint nothing changes. Raises ValueError if it is not `owner`'s.
+    """
+    saved = read(directory, owner, device)
+    if saved is None:
+        return Progress()
+    network.load_state_dict(saved["network"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return _progress(saved)
+
+
+def epochs_done(directory: Path, owner: str) -> int:
+    """The epoch of the checkpoint in `directory`; 0 without one. Raises ValueError if it is not
+    `owner`'s.
+    """
+    saved = read(directory, owner, torch.device("cpu"))
+    return 0 if saved is None else _progress(saved).epoch
+
+
+def read(directory: Path, owner: str, device: torch.device) -> Mapping[str, Any] | None:
+    """The content of the checkpoint in `directory`, or of the one before where a crash of the
+    machine tore the last; None if there is neither. Raises ValueError if it is not `owner`'s.
+    """
+    for path in (directory / CHECKPOINT, directory / PREVIOUS):
+        saved = _read(path, device)
+        if saved is None:
+            continue
+        if saved["fingerprint"] != owner:
+            raise ValueError(
+                f"{path} belongs to another training; give an empty directory. It holds "
+                f"{saved['fingerprint']}"
+            )
+        return saved
+    return None
+
+
+def _progress(saved: Mapping[str, Any]) -> Progress:
+    return Progress(
+        saved["epoch"], saved["seconds"], tuple(saved["history"]), saved.get("settled", True)
+    )
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any] | None:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception:  # torn: a zip file cut anywhere fails in many ways
+        return None

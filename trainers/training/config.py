@@ -1,0 +1,33 @@
+"""`TrainingConfig`: everything beside the architecture that decides what a training gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from searchspace.groups import Group
+from searchspace.recipe import Recipe
+from trainers.settings import Data, Symmetry, Training
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The settings of one training. `Study.training_config` makes it from a study."""
+
+    data: Data
+    training: Training
+    symmetry: Symmetry
+    seed: int = 0  # of weights, order and augmentation
+    recipe: Recipe = field(default_factory=Recipe)
+    # parts that a batch is computed in, gradients summed: less memory, the same step size
+    batch_divisor: int = 1
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that the schedule scales."""
+        rate = self.recipe.learning_rate
+        return self.training.learning_rate if rate is None else rate
+
+    @property
+    def group(self) -> Group:
+        """The declared group: under which the model will be used."""
+        return Group.parse(self.symmetry.group)

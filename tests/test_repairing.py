@@ -1,13 +1,20 @@
-"""Repairing a study directory: cut before the damage, keep a copy, and nothing else."""
+"""Repairing a study directory: every whole record is kept, what is lost comes from the folders."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from studies.errors import LockedError, StudyError
+from studies.journal.folders import write_given
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.repair import repair
+from studies.search.driver import SearchDriver
+from studies.search.proposals import described
+from studies.workers.executors import run_in_process
+from support import trivial
 
 
 @pytest.fixture
@@ -18,6 +25,10 @@ def directory(tmp_path):
     (tmp_path / "study.yaml").write_text(dump(load("quickstart")))
     records = [{"op_code": 0, "study_name": "equisearch", "directions": [2, 2]}]
     records += [{"op_code": 4, "study_id": 0, "datetime_start": None, "state": 4} for _ in range(9)]
+    records += [
+        {"op_code": 2, "study_id": 0, "user_attr": {name: value}}
+        for name, value in {"channels": 1, "classes": 10}.items()
+    ]
     (tmp_path / JOURNAL).write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path
 
@@ -27,15 +38,151 @@ def test_a_whole_study_is_left_alone(directory):
     assert repair(directory) == [] and (directory / JOURNAL).read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [b'{"op_code": 6, "tri', b"\x00\x00\x00\n", b"[]\n", b"{}\n"])
-def test_the_journal_is_cut_before_the_damage(directory, damage):
-    lines = (directory / JOURNAL).read_bytes().splitlines(keepends=True)
-    (directory / JOURNAL).write_bytes(b"".join(lines[:6]) + damage + b"".join(lines[6:]))
-    told = repair(directory)
-    assert "before line 7" in told[0] and (directory / JOURNAL).read_bytes() == b"".join(lines[:6])
-    assert len(read_trials(directory)) == 5
-    copies = list(directory.glob(f"{JOURNAL}.damaged-*"))
-    assert len(copies) == 1 and copies[0].read_bytes() == damage + b"".join(lines[6:])
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"op_code": 6, "tri', b"\x00\x00\x00\n", b"[]\n", b"{}\n", b"\n", b"x", b"\x00", b"\xff\n"],
+)
+def test_records_before_and_behind_the_damage_are_kept(directory, damage):
+    whole = (directory / JOURNAL).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    damaged = b"".join(lines[:6]) + damage + b"".join(lines[6:])
+    (directory / JOURNAL).write_bytes(damaged)
+    done = repair(directory)
+    assert "line 7" in done[0] and len(read_trials(directory)) == 9
+    assert (directory / f"{JOURNAL}.damaged").read_bytes() == damaged
+    assert repair(directory) == []
+
+
+def scored(study, assignment, report):
+    """`trivial.trainable`, with the scores in the folder, as a worker writes them."""
+
+    class Recorded:
+        heartbeat = report.heartbeat
+
+        def __call__(self, scores):
+            with (Path(assignment.directory) / "scores.jsonl").open("a") as file:
+                file.write(json.dumps(scores) + "\n")
+            return report(scores)
+
+    trivial.trainable(study, assignment, Recorded())
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished study of 14 trials, and what they came to."""
+    path = tmp_path_factory.mktemp("study") / "study"
+    with SearchDriver.create(path, trivial.study(search__trials=14), classes=7) as driver:
+        run_in_process(driver, scored)
+    return path, trivial.ended(path)
+
+
+def damaged(lines, kind):
+    """The journal's lines after a fault, and which trials the fault touched."""
+    middle = len(lines) // 2
+    if kind == "two on a line":
+        lines[middle] = lines[middle][:-1]
+    elif kind == "a NUL byte":
+        lines[middle] = lines[middle][:20] + b"\x00" + lines[middle][21:]
+    elif kind == "a blank line":
+        lines.insert(middle, b"\n")
+    elif kind == "half a line before another":
+        lines.insert(middle, lines[middle][:37])
+    elif kind == "a lost page":
+        text = b"".join(lines)
+        half = len(text) // 2
+        return text[:half] + b"\x00" * 4096 + text[half + 4096 :]
+    elif kind == "a backup":
+        lines = lines[:middle]
+    elif kind == "a journal cut within a line":
+        lines = [*lines[:middle], lines[middle][:40]]
+    elif kind == "without its first records":
+        lines = lines[4:]
+    elif kind == "an empty journal":
+        lines = []
+    elif kind == "the creation of a trial lost":
+        creations = [n for n, line in enumerate(lines) if line.startswith(b'{"op_code":4')]
+        lines[creations[5]] = b"\x00" * len(lines[creations[5]])
+    return b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "two on a line",
+        "a NUL byte",
+        "a blank line",
+        "half a line before another",
+        "a lost page",
+        "a backup",
+        "a journal cut within a line",
+        "without its first records",
+        "an empty journal",
+        "the creation of a trial lost",
+    ],
+)
+def test_a_repaired_study_holds_its_trials_and_goes_on(study, tmp_path, kind):
+    source, before = study
+    path = tmp_path / "study"
+    shutil.copytree(source, path)
+    lines = (path / JOURNAL).read_bytes().splitlines(keepends=True)
+    (path / JOURNAL).write_bytes(damaged(lines, kind))
+    done = repair(path, described)
+    assert any("14 now" in line or "13 now" in line for line in done), done
+    after = trivial.ended(path)
+    for number, (state, values, architecture, rungs) in before.items():
+        if state in ("complete", "pruned") and after[number][0] == state:
+            assert after[number] == (state, values, architecture, rungs), number
+    first = read_trials(source)
+    with SearchDriver.open(path, trivial.study(search__trials=18)) as driver:
+        assert driver.channels == 1 and driver.classes == 7
+        run_in_process(driver, scored)
+    count = trivial.audit(path, 18)
+    assert (count["lost"], count["doubled"], count["zombies"], count["failed"]) == (0, 0, 0, 0)
+    for record in first:  # numbers keep their architectures
+        if record.architecture is not None and record.state in ("complete", "pruned"):
+            assert trivial.ended(path)[record.number][2] == record.architecture
+    assert repair(path, described) == []
+
+
+def test_folders_of_no_trial_are_moved_aside(study, tmp_path):
+    path = tmp_path / "study"
+    shutil.copytree(study[0], path)
+    foreign = path / "trials" / "00003"
+    write_given(foreign, {"architecture": "28px: 3k3", "seed": 1})
+    (path / "trials" / "00099").mkdir()
+    done = repair(path)
+    assert any("00003 -> orphaned/00003" in line and "00099" in line for line in done)
+    assert not foreign.exists() and (path / "orphaned" / "00003" / "checkpoint").exists()
+
+
+def test_a_new_trial_never_finds_the_files_of_another(tmp_path):
+    path = tmp_path / "study"
+    with SearchDriver.create(path, trivial.study()) as driver:
+        for number in (0, 1):
+            old = path / "trials" / f"{number:05d}"
+            old.mkdir()
+            (old / "checkpoint").write_text("of another training")
+        given = driver.next()
+        assert given.directory.endswith("00000")
+        assert not (Path(given.directory) / "checkpoint").exists()
+        assert (path / "orphaned" / "00000" / "checkpoint").exists()
+    # the study goes on, and the folder was exchanged meanwhile
+    write_given(Path(given.directory), {"architecture": "28px: 3k3"})
+    (Path(given.directory) / "checkpoint").write_text("of another training")
+    with SearchDriver.open(path) as driver:
+        again = driver.next()
+    assert again == given and not (Path(given.directory) / "checkpoint").exists()
+    assert (path / "orphaned" / "00000-2" / "checkpoint").exists()
+
+
+def test_records_of_a_newer_version_and_of_unknown_trials_are_named(directory):
+    whole = (directory / JOURNAL).read_bytes()
+    strange = b'{"op_code":42,"x":1}\n{"op_code":6,"trial_id":99,"state":1,"values":null}\n'
+    (directory / JOURNAL).write_bytes(whole + strange)
+    done = repair(directory)
+    assert "line 13 is not a record of this version" in done[0]
+    assert any("1 records name trials" in line for line in done)
+    assert len(read_trials(directory)) == 9 and repair(directory) == []
 
 
 def test_leftovers_are_removed_and_whole_files_are_not(directory):

@@ -233,8 +233,9 @@ def repair(directory: Directory) -> None:
     cuts.
     """
     from studies.journal.repair import repair as mend
+    from studies.search.proposals import described
 
-    done = mend(directory)
+    done = mend(directory, described)
     print_lines(done or [f"nothing was wrong with {directory}"])
 
 

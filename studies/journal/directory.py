@@ -7,16 +7,19 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from studies.config import Study, differences, dump, parse
 from studies.errors import ExistsError, StudyError
 from studies.journal import trust
+from studies.journal.folders import TRIALS
 from studies.journal.lock import StudyLock
 from trainers.files import write_whole
 
-STUDY, VERSIONS, TRIALS = "study.yaml", "versions.json", "trials"
+STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
 WIDENING = (
     "search.trials",
@@ -99,6 +102,20 @@ def read_study(directory: str | Path) -> Study:
             f"{directory}` begins one"
         )
     return parse(path.read_text(encoding="utf-8"), name=str(path))
+
+
+def write_data(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Writes down what the study is told of its images (channels, classes) beside the journal."""
+    write_whole(directory / DATA, json.dumps(dict(facts), indent=1) + "\n")
+
+
+def read_data(directory: Path) -> dict[str, Any]:
+    """What `write_data` wrote; empty where that is absent or damaged."""
+    try:
+        content = json.loads((directory / DATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from studies.errors import LockedError, StudyError
 
@@ -24,7 +24,7 @@ class NotRegularError(OSError):
     """A link, pipe or folder stands where the lock file should be."""
 
 
-def _open(path: Path, mode: str) -> TextIO:
+def _open(path: Path, mode: str) -> IO[Any]:
     """The lock file, not what a link in its place names (it is truncated), nor a pipe (opening one
     waits).
     """

@@ -5,58 +5,235 @@ says what it did.
 from __future__ import annotations
 
 import json
-import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from studies.journal.directory import TRIALS, read_study
+from searchspace.architecture import Architecture
+from searchspace.cost import cost
+from searchspace.recipe import Candidate
+from studies.config import Study
+from studies.journal.directory import read_data, read_study
+from studies.journal.folders import TRIALS, TrialFolder, move_aside, read_folders
 from studies.journal.lock import StudyLock
-from studies.journal.reader import JOURNAL
+from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.rebuild import (
+    DescribeTrial,
+    complete_trial,
+    new_trial,
+    study_entries,
+    trials_of,
+)
+from studies.journal.salvage import Entry, salvage
+from studies.journal.trial import ENDED
 from trainers.files import partial_files, write_whole
 
+Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.described`
+UNKNOWN_IMAGES = (
+    "the journal lost how many channels and classes the images have; `resume` takes them from the "
+    "data"
+)
+MOST_DAMAGE = 5  # sentences about damaged lines that are shown
+# of a study's images, that costs are compared with
+CHANNELS, CLASSES = (1, 2, 3, 4), range(2, 1001)
 
-def repair(directory: Path) -> list[str]:
+
+def repair(directory: Path, describe: Describe | None = None) -> list[str]:
     """What was done, one line each; empty if nothing was wrong.
 
-    The journal is cut before its first damaged line (a copy of all that is cut is kept beside it),
-    optuna's stale lock files and half-written files of trials are removed. Raises LockedError if
-    somebody drives the study, StudyError if there is none.
+    Every whole record of the journal is kept (a copy of the damaged journal stays beside it); what
+    it lost of a trial is rebuilt from the trial's folder; folders that are not those of the
+    journal's trials are moved to `orphaned/`; leftovers are removed. `describe` says what a journal
+    holds of an architecture: without it, trials that the journal lost wholly are not rebuilt.
+    Raises LockedError if another process drives the study, StudyError if there is none.
     """
-    read_study(directory)
+    study = read_study(directory)
     lock = StudyLock(directory)
     try:
-        return [*_cut_journal(directory / JOURNAL), *_remove_leftovers(directory)]
+        done = _mend_journal(directory, study, describe)
+        return [*done, *_move_orphans(directory), *_remove_leftovers(directory)]
     finally:
         lock.close()
 
 
-def _cut_journal(path: Path) -> list[str]:
-    if not path.exists():
-        return [
-            f"there is no {path.name}: the study was never started, or the file was moved away; "
-            "nothing can be done about that here"
-        ]
-    content, position = path.read_bytes(), 0
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n") or not _is_record(line):
-            rest = content[position:]
-            copy = path.with_name(f"{JOURNAL}.damaged-{position}")
-            write_whole(copy, rest)
-            with path.open("r+b") as file:
-                file.truncate(position)
-                os.fsync(file.fileno())
-            return [
-                f"cut the journal before line {number}; the {len(rest):,} bytes behind are in "
-                f"{copy.name}"
-            ]
-        position += len(line)
-    return []
+def _mend_journal(directory: Path, study: Study, describe: Describe | None) -> list[str]:
+    path = directory / JOURNAL
+    content = path.read_bytes() if path.exists() else b""
+    saved = salvage(content)
+    entries, done = list(saved.entries), list(saved.damage[:MOST_DAMAGE])
+    if len(saved.damage) > MOST_DAMAGE:
+        done.append(f"{len(saved.damage) - MOST_DAMAGE} more places are damaged")
+    folders = read_folders(directory)
+    if not entries and not folders:
+        return [*done, f"there is no {JOURNAL} and no trial: the study was never started"]
+    before = sum(trial.ended is not None for trial in trials_of(entries))
+    done += _begin(directory, entries, study, folders)
+    done += _rebuild(entries, study, folders, _for_study(describe, study, entries))
+    if not saved.damage and entries == list(saved.entries):
+        return done
+    done += _replace(path, content, entries)
+    after = Counter(record.state for record in read_trials(directory))
+    return [
+        *done,
+        f"trials that had ended: {before} in whole records of the journal, "
+        f"{sum(after[state] for state in ENDED)} now "
+        f"({', '.join(f'{after[state]} {state}' for state in sorted(after))})",
+    ]
 
 
-def _is_record(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict) and "op_code" in json.loads(line)
-    except ValueError:
-        return False
+def _for_study(
+    describe: Describe | None, study: Study, entries: list[Entry]
+) -> DescribeTrial | None:
+    """`describe` for the images of this study; None where those are not known."""
+    given = _given(entries)
+    if describe is None or not {"channels", "classes"} <= set(given):
+        return None
+    return partial(describe, study=study, channels=given["channels"], classes=given["classes"])
+
+
+def _given(entries: list[Entry]) -> dict[str, Any]:
+    """The study's attributes."""
+    given: dict[str, Any] = {}
+    for entry in entries:
+        if entry["op_code"] == 2:
+            given.update(entry["user_attr"])
+    return given
+
+
+def _begin(
+    directory: Path, entries: list[Entry], study: Study, folders: dict[int, TrialFolder]
+) -> list[str]:
+    """Puts the study's own records at the beginning if they are lost."""
+    given = _given(entries)
+    there = any(entry["op_code"] == 0 for entry in entries)
+    if there and {"channels", "classes"} <= set(given):
+        return []
+    given = {**(read_data(directory) or _data_facts(entries, folders)), **given}
+    if there and not {"channels", "classes"} <= set(given):
+        return [UNKNOWN_IMAGES]
+    kept = [entry for entry in entries if entry["op_code"] not in (0, 2)]
+    entries[:] = [*study_entries(study, given), *kept]
+    if not {"channels", "classes"} <= set(given):
+        return [UNKNOWN_IMAGES]
+    return ["the journal lost what it said of the study; it is rebuilt"]
+
+
+def _data_facts(entries: list[Entry], folders: dict[int, TrialFolder]) -> dict[str, int]:
+    """channels and classes, from what trained architectures cost; empty if that does not tell."""
+    attributes = [trial.attributes for trial in trials_of(entries)]
+    attributes += [
+        {**row, **folder.given} for folder in folders.values() for row in folder.scores.values()
+    ]
+    fitting: set[tuple[int, int]] | None = None
+    for known in attributes:
+        if not {"architecture", "params", "macs"} <= set(known):
+            continue
+        try:
+            found = _fitting(Candidate.parse(known["architecture"]).architecture, known)
+        except ValueError:
+            continue
+        fitting = found if fitting is None else fitting & found
+        if len(fitting) == 1:
+            break
+    if fitting is None or len(fitting) != 1:
+        return {}
+    ((channels, classes),) = fitting
+    return {"channels": channels, "classes": classes}
+
+
+def _fitting(architecture: Architecture, known: dict[str, Any]) -> set[tuple[int, int]]:
+    """(channels, classes) at which the architecture costs what is known."""
+    found = set()
+    for channels in CHANNELS:
+        one, two = (cost(architecture, channels, classes).params for classes in (1, 2))
+        classes, rest = divmod(known["params"] - one, two - one)
+        macs = cost(architecture, channels, classes + 1).macs
+        if rest == 0 and classes + 1 in CLASSES and macs == known["macs"]:
+            found.add((channels, classes + 1))
+    return found
+
+
+def _rebuild(
+    entries: list[Entry],
+    study: Study,
+    folders: dict[int, TrialFolder],
+    describe: DescribeTrial | None,
+) -> list[str]:
+    """Adds to the records what folders say and the journal lost; returns what was done."""
+    trials = trials_of(entries)
+    filled, inserted = 0, []
+    for number, trial in enumerate(trials):
+        folder = folders.get(number)
+        if folder is None or (trial.proposed and not folder.belongs_to(trial.attributes)):
+            continue
+        if not trial.proposed and not _may_be(folder, trial.attributes):
+            continue
+        try:
+            records, _ = complete_trial(number, trial, folder, study, describe)
+        except ValueError:
+            continue  # its architecture cannot be built
+        if records:
+            filled += 1
+            inserted.append((len(entries) if trial.ended is None else trial.ended, records))
+    for place, records in sorted(inserted, key=lambda item: item[0], reverse=True):
+        entries[place:place] = records
+    done = [f"rebuilt parts of {filled} trials from their folders"] if filled else []
+    lost = [number for number, folder in folders.items() if number >= len(trials)]
+    rebuilt = []
+    for number in range(len(trials), max(lost, default=-1) + 1) if describe else ():
+        try:
+            entry, _ = new_trial(folders.get(number), study, describe)
+        except ValueError:
+            entry, _ = new_trial(None, study, describe)
+        entries.append(entry)
+        rebuilt += [number] if "architecture" in entry["user_attrs"] else []
+    if rebuilt:
+        done.append(
+            f"rebuilt {len(rebuilt)} trials that the journal had lost "
+            f"({rebuilt[0]} to {rebuilt[-1]}) from their folders"
+        )
+    return done
+
+
+def _may_be(folder: TrialFolder, attributes: dict[str, Any]) -> bool:
+    """Whether the folder can be that of a trial of which the journal says only that it waits."""
+    return attributes.get("enqueued") in (None, folder.architecture)
+
+
+def _replace(path: Path, content: bytes, entries: list[Entry]) -> list[str]:
+    """Writes the journal anew, with a copy of what it was beside it."""
+    done = []
+    if content:
+        copy, copies = path.with_name(f"{JOURNAL}.damaged"), 1
+        while copy.exists():
+            copies += 1
+            copy = path.with_name(f"{JOURNAL}.damaged-{copies}")
+        write_whole(copy, content)
+        done = [f"a copy of the journal as it was is in {copy.name}"]
+    write_whole(path, "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries))
+    return done
+
+
+def _move_orphans(directory: Path) -> list[str]:
+    """Moves the folders aside that are not those of the journal's trials."""
+    if not (directory / JOURNAL).exists():
+        return []
+    records = read_trials(directory)
+    moved = []
+    for number, folder in read_folders(directory).items():
+        known = records[number].attributes if number < len(records) else {}
+        absent = number >= len(records) or known.get("refused")
+        if absent or (folder.architecture and not folder.belongs_to(known)):
+            place = move_aside(folder.path)
+            moved.append(f"{folder.path.name} -> {place.relative_to(directory)}")
+    if not moved:
+        return []
+    return [
+        f"moved {len(moved)} folders aside that belong to no trial of the journal: "
+        f"{', '.join(moved)}"
+    ]
 
 
 def _remove_leftovers(directory: Path) -> list[str]:

@@ -7,17 +7,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from studies.config import Study
 from studies.errors import StudyError
-from studies.journal.directory import TRIALS
+from studies.journal.folders import EPOCH, TRIALS, move_aside, read_folder, write_given
 from studies.journal.trial import Decision, TrialRecord
 from trainers.files import PARTIAL
-
-EPOCH = "epoch"  # the file in a trial's folder that notes the last epoch
 
 
 @dataclass(frozen=True)
@@ -83,29 +81,41 @@ def noted_epoch(assignment: Assignment) -> int:
         return 0
 
 
-def with_folder(assignment: Assignment) -> Assignment:
+def with_folder(assignment: Assignment, *, new: bool = False) -> Assignment:
     """The assignment, once its folder is there; that of a trial that continues another begins as a
     copy of the other's.
 
-    Raises StudyError where that cannot be copied; the next attempt begins anew.
+    A folder of that number that holds another training is moved to `orphaned/`; so is every one
+    that a `new` trial finds. Raises StudyError where the other's cannot be copied; the next attempt
+    begins anew.
     """
-    folder = Path(assignment.directory)
+    folder, given = Path(assignment.directory), asdict(assignment)
+    if os.path.lexists(folder) and (
+        new or not folder.is_dir() or not read_folder(folder).belongs_to(given)
+    ):
+        move_aside(folder)
     if assignment.continues is not None and not folder.exists():
-        before, whole = (
-            folder.with_name(f"{assignment.continues:05d}"),
-            folder.with_name(f"{folder.name}{PARTIAL}"),
-        )
-        if before.is_dir():
-            try:
-                shutil.copytree(before, whole, dirs_exist_ok=True)
-            except shutil.Error as error:  # a list of what went wrong, without error numbers
-                raise StudyError(
-                    f"{before} could not be copied for trial {assignment.number}, which "
-                    f"continues it: {error.args[0][0][2]}; "
-                    "nothing earlier is lost: make room, then `equisearch resume "
-                    f"{folder.parent.parent}`"
-                ) from error
-            os.replace(whole, folder)
+        _copy_folder(folder, assignment)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "architecture.txt").write_text(f"{assignment.architecture}\n", encoding="utf-8")
+    write_given(folder, given)
     return assignment
+
+
+def _copy_folder(folder: Path, assignment: Assignment) -> None:
+    before = folder.with_name(f"{assignment.continues:05d}")
+    whole = folder.with_name(f"{folder.name}{PARTIAL}")
+    if not before.is_dir() or not read_folder(before).belongs_to(
+        {**asdict(assignment), "continues": read_folder(before).given.get("continues")}
+    ):
+        return
+    try:
+        shutil.copytree(before, whole, dirs_exist_ok=True)
+    except shutil.Error as error:  # a list of what went wrong, without error numbers
+        raise StudyError(
+            f"{before} could not be copied for trial {assignment.number}, which "
+            f"continues it: {error.args[0][0][2]}; "
+            "nothing earlier is lost: make room, then `equisearch resume "
+            f"{folder.parent.parent}`"
+        ) from error
+    write_given(whole, asdict(assignment))
+    os.replace(whole, folder)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from studies.config import Study
 from studies.errors import ScoresError, StudyError
-from studies.journal.directory import create_directory, open_directory
+from studies.journal.directory import create_directory, open_directory, write_data
 from studies.journal.lock import StudyLock
 from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
 from studies.journal.writer import Described, OpenedJournal, Refusal, open_journal, writing
@@ -93,6 +93,7 @@ class SearchDriver:
         directory, lock, warnings = create_directory(directory, study)
         driver = cls(directory, study, lock, warnings)
         with driver._on_failure_close(), writing(driver.directory):
+            write_data(driver.directory, {"channels": channels, "classes": classes})
             driver._journal.describe(
                 {"channels": channels, "classes": classes, "objectives": list(study.objectives)}
             )
@@ -197,9 +198,9 @@ class SearchDriver:
                 return self._promote(stopped)
         return self._propose()
 
-    def _give_out(self, record: TrialRecord) -> Assignment:
+    def _give_out(self, record: TrialRecord, *, new: bool = False) -> Assignment:
         self._running[record.number] = record
-        return with_folder(self._assignment(record))
+        return with_folder(self._assignment(record), new=new)
 
     def _promotion(self) -> int | None:
         return self._promotions.next() if self.study.search.second_chances else None
@@ -209,7 +210,7 @@ class SearchDriver:
         first = self._journal.read(stopped)
         record = self._journal.continue_stopped(first, continuation(first))
         self._promotions.promote(stopped, record.number)
-        return self._give_out(record)
+        return self._give_out(record, new=True)
 
     def _stopping(self) -> bool:
         search, ended = self.study.search, self._progress.ended
@@ -237,7 +238,7 @@ class SearchDriver:
                 record = self._journal.propose(sampler, self._describe)
                 if record.state == "running":
                     with self._state:
-                        return self._give_out(record)
+                        return self._give_out(record, new=True)
                 refused = record
                 if self._journal.exhausted:
                     break

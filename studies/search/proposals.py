@@ -94,6 +94,26 @@ def attributes_of(
     }
 
 
+def described(
+    architecture: str,
+    rate: float | None,
+    seed: int,
+    study: Study,
+    channels: int,
+    classes: int,
+) -> dict[str, Any]:
+    """What the journal of `study` says of an architecture that is known as text, learning rate and
+    seed. Raises ValueError if it cannot be built.
+    """
+    candidate = Candidate.parse(architecture).with_learning_rate(rate)
+    known = facts(candidate.architecture, study, channels, classes)
+    repeat = seed - study.search.seed
+    return {
+        **attributes_of(candidate, known, candidate.key, repeat, study.search.seed),
+        "architecture": architecture,
+    }
+
+
 def continuation(record: TrialRecord) -> dict[str, Any]:
     """The attributes of a trial that continues the stopped trial `record`."""
     rungs = {

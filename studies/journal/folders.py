@@ -1,0 +1,141 @@
+"""What the folders of trials say, apart from the journal: enough to rebuild a trial that the journal
+lost, and to see that a folder belongs to another trial than the journal's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRIALS, ORPHANED = "trials", "orphaned"
+TRIAL = "trial.json"  # what the driver gives to the worker
+ARCHITECTURE = "architecture.txt"
+SCORES = "scores.jsonl"  # at the epochs at which trials are compared
+EPOCH = "epoch"  # the last one that was trained and saved
+ERROR = "error.txt"  # why it failed
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
+GIVEN = ("architecture", "learning_rate", "seed", "continues")
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """One folder of a trial, as far as it can be read."""
+
+    path: Path
+    number: int
+    # architecture, learning_rate, seed, continues: those that are known
+    given: Mapping[str, Any]
+    scores: Mapping[int, dict[str, Any]]  # by epoch, ascending
+    error: str | None  # the last line of what made the trial fail
+    rate: float | None  # the learning rate that a checkpoint names
+    epoch: int  # the last one that was noted; 0 for none
+
+    @property
+    def architecture(self) -> str | None:
+        """The text form of the trained architecture; None if the folder does not tell."""
+        return self.given.get("architecture")
+
+    def belongs_to(self, attributes: Mapping[str, Any]) -> bool:
+        """Whether nothing in the folder contradicts what a journal says of its trial."""
+        return all(
+            attributes[name] == value for name, value in self.given.items() if name in attributes
+        )
+
+
+def read_folders(directory: Path) -> dict[int, TrialFolder]:
+    """The folders of a study's trials, by number."""
+    if not (directory / TRIALS).is_dir():
+        return {}
+    found = [
+        read_folder(path)
+        for path in sorted((directory / TRIALS).iterdir())
+        if path.is_dir() and path.name.isascii() and path.name.isdigit()
+    ]
+    return {folder.number: folder for folder in found}
+
+
+def read_folder(path: Path) -> TrialFolder:
+    """What the folder says of its trial; what is damaged in it is left out."""
+    trained = next(filter(None, (_of_checkpoint(path / name) for name in CHECKPOINTS)), {})
+    rate = trained.pop("rate", None)
+    error = [line for line in _text(path / ERROR).splitlines() if line.strip()]
+    return TrialFolder(
+        path,
+        int(path.name),
+        {**trained, **_given(path)},
+        dict(sorted(_rows(_text(path / SCORES)), key=lambda row: row[0])),
+        error[-1] if error else None,
+        rate,
+        int(noted) if (noted := _text(path / EPOCH).strip()).isdecimal() else 0,
+    )
+
+
+def write_given(path: Path, given: Mapping[str, Any]) -> None:
+    """Writes down whose folder this is: `given` holds architecture, learning rate, seed, and what
+    the trial continues.
+    """
+    content = {name: given.get(name) for name in GIVEN}
+    (path / ARCHITECTURE).write_text(f"{content['architecture']}\n", encoding="utf-8")
+    (path / TRIAL).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def move_aside(path: Path) -> Path:
+    """Moves a trial's folder out of the way, to `orphaned/` of its study, and returns where it is
+    now.
+    """
+    target = path.parent.parent / ORPHANED
+    target.mkdir(exist_ok=True)
+    place, copies = target / path.name, 1
+    while os.path.lexists(place):
+        copies += 1
+        place = target / f"{path.name}-{copies}"
+    os.rename(path, place)
+    return place
+
+
+def _given(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path / TRIAL))
+        return {name: content[name] for name in GIVEN}
+    except (ValueError, KeyError, TypeError):
+        pass  # of an older version, or damaged
+    architecture = _text(path / ARCHITECTURE).strip()
+    return {"architecture": architecture} if architecture else {}
+
+
+def _of_checkpoint(path: Path) -> dict[str, Any]:
+    """The architecture, seed and rate that a checkpoint names, without unpickling anything of it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            content = archive.read(name).decode("utf-8", "replace")
+        found, _ = json.JSONDecoder().raw_decode(content, content.index('{"architecture"'))
+        return {
+            "architecture": found["architecture"],
+            "seed": found["seed"],
+            "rate": found["learning_rate"],
+        }
+    except (OSError, ValueError, KeyError, StopIteration, zipfile.BadZipFile):
+        return {}
+
+
+def _rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and type(row.get("epoch")) is int:
+            yield row["epoch"], row
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

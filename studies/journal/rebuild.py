@@ -1,0 +1,209 @@
+"""Trials put together again from what is left of the journal and from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from studies.config import Study
+from studies.journal.folders import TrialFolder
+from studies.journal.reader import CREATE_TRIAL, SET_STATE, STATES
+from studies.journal.salvage import LOST_TRIAL, SET_TRIAL_ATTRIBUTE, Entry
+from studies.journal.trial import ENDED, RUNG, recorded_rungs
+from studies.pareto import DIRECTIONS
+
+WAITING = 4
+CODES = {state: code for code, state in STATES.items()}
+DIRECTION_CODES = {"minimize": 1, "maximize": 2}
+NEEDED = ("architecture", "canonical", "learning_rate", "seed")  # what each journal says of a trial
+# (architecture in text form, learning rate, seed) -> what a journal says of such a trial
+DescribeTrial = Callable[[str, float | None, int], dict[str, Any]]
+
+
+@dataclass
+class Trial:
+    """One trial of the salvaged records."""
+
+    created: int  # place of the record that creates it
+    attributes: dict[str, Any] = field(default_factory=dict)
+    ended: int | None = None  # place of the record that ends it
+    placeholder: bool = False
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the records say what is trained."""
+        return "architecture" in self.attributes
+
+
+def trials_of(entries: list[Entry]) -> list[Trial]:
+    """The trials that the records create, by number."""
+    trials: list[Trial] = []
+    for place, entry in enumerate(entries):
+        if entry["op_code"] == CREATE_TRIAL:
+            trials.append(Trial(place, dict(entry.get("user_attrs") or {})))
+            trials[-1].placeholder = entry == LOST_TRIAL
+            if STATES[entry.get("state", 0)] in ENDED:
+                trials[-1].ended = place
+        elif entry["op_code"] in (SET_TRIAL_ATTRIBUTE, SET_STATE):
+            trial = trials[entry["trial_id"]]
+            if trial.ended is not None:
+                continue  # a trial that has ended does not change
+            if entry["op_code"] == SET_TRIAL_ATTRIBUTE:
+                trial.attributes.update(entry["user_attr"])
+            elif STATES[entry["state"]] in ENDED:
+                trial.ended = place
+    return trials
+
+
+def study_entries(study: Study, facts: Mapping[str, Any]) -> list[Entry]:
+    """The first records of a journal: the study, and `facts` (channels, classes) about it."""
+    directions = [DIRECTION_CODES[DIRECTIONS[name]] for name in study.objectives]
+    begin = {"op_code": 0, "study_name": "equisearch", "directions": directions}
+    given = {**facts, "objectives": list(study.objectives)}
+    return [
+        _by_repair(begin),
+        *(
+            _by_repair({"op_code": 2, "study_id": 0, "user_attr": {name: value}})
+            for name, value in given.items()
+        ),
+    ]
+
+
+def complete_trial(
+    number: int, trial: Trial, folder: TrialFolder, study: Study, describe: DescribeTrial | None
+) -> tuple[list[Entry], bool]:
+    """(records that the journal lacks of trial `number`, whether they end it), from its folder."""
+    attributes = dict(trial.attributes)
+    if not set(NEEDED) <= set(attributes):
+        attributes = {**described(folder, study, describe), **attributes}
+    ended = trial.ended is not None
+    state, rungs, values, broken = _outcome(folder, study, attributes)
+    if not ended and state == "running":
+        rungs = {}  # it goes on, and reports them itself
+    elif not ended and state == "pruned" and _last_decision(attributes) == "continue":
+        state, rungs = "running", {}
+    known = recorded_rungs(trial.attributes)
+    attributes.update({f"{RUNG}{e}": rung for e, rung in rungs.items() if e not in known})
+    if not ended and state != "running":
+        attributes.update(broken)
+    new = {name: v for name, v in attributes.items() if trial.attributes.get(name, ...) != v}
+    records = [
+        _by_repair({"op_code": SET_TRIAL_ATTRIBUTE, "trial_id": number, "user_attr": {name: value}})
+        for name, value in new.items()
+    ]
+    if ended or state == "running":
+        return records, False
+    end = {"op_code": SET_STATE, "trial_id": number, "state": CODES[state], "values": values}
+    return [*records, _by_repair({**end, "datetime_complete": _now()})], True
+
+
+def new_trial(
+    folder: TrialFolder | None, study: Study, describe: DescribeTrial | None
+) -> tuple[Entry, bool]:
+    """(the record of a trial of which only its folder is left, whether it has ended); a refused
+    trial where there is no folder either.
+    """
+    if folder is None or describe is None or not _known(folder, study):
+        lost = {"refused": True, "reason": "the journal lost this trial"}
+        return _created("failed", lost, None), False
+    attributes = described(folder, study, describe)
+    state, rungs, values, broken = _outcome(folder, study, attributes)
+    attributes.update({f"{RUNG}{epoch}": rung for epoch, rung in rungs.items()}, **broken)
+    if state == "failed":
+        attributes["reason"] = folder.error
+    return _created(state, attributes, values), state != "running"
+
+
+def described(folder: TrialFolder, study: Study, describe: DescribeTrial | None) -> dict[str, Any]:
+    """What a journal would say of the folder's trial; empty where that is not known.
+
+    Raises ValueError for an architecture that cannot be built.
+    """
+    if describe is None or not _known(folder, study):
+        return {}
+    rate = folder.given.get("learning_rate")
+    if rate is None and study.space.learning_rate is not None:
+        rate = folder.rate
+    assert folder.architecture is not None
+    seed = folder.given.get("seed", study.search.seed)
+    continues = folder.given.get("continues")
+    return {
+        **({} if continues is None else {"continues": continues}),
+        **describe(folder.architecture, rate, seed),
+    }
+
+
+def _known(folder: TrialFolder, study: Study) -> bool:
+    """Whether the folder says all that a trial is: a learning rate that is searched included."""
+    return folder.architecture is not None and (
+        study.space.learning_rate is None
+        or "learning_rate" in folder.given
+        or folder.rate is not None
+        or bool(folder.scores)
+    )
+
+
+def _outcome(
+    folder: TrialFolder, study: Study, attributes: Mapping[str, Any]
+) -> tuple[Any, dict[int, dict[str, Any]], list[float] | None, dict[str, Any]]:
+    """(state, rungs, values, constraints) of a trial, as its scores tell."""
+    last = study.rungs[-1]
+    scores = {epoch: row for epoch, row in folder.scores.items() if epoch in study.rungs}
+    state = "complete" if last in scores else "pruned" if scores else "running"
+    if state == "pruned" and folder.epoch > max(scores):
+        state = "running"  # it was on its way to the next rung
+    if folder.error is not None and last not in scores:
+        state = "failed"
+    stopped = max(scores, default=None) if state == "pruned" else None
+    rungs = {
+        epoch: {"scores": row, "decision": "stop" if epoch == stopped else "continue"}
+        for epoch, row in scores.items()
+    }
+    known = {**attributes, **scores.get(last, {})}
+    if state != "complete":
+        return state, rungs, None, {}
+    values = [known.get(name) for name in study.objectives]
+    if not all(type(value) in (int, float) for value in values):
+        return "running", {}, None, {}
+    excess = {
+        name: known[name] / limit - 1
+        for name, limit in study.constraints.limits().items()
+        if known.get(name) is not None
+    }
+    numbers = [float(value) for value in values if value is not None]
+    return state, rungs, numbers, {"constraints": excess} if excess else {}
+
+
+def _last_decision(attributes: Mapping[str, Any]) -> str | None:
+    rungs = recorded_rungs(attributes)
+    return rungs[max(rungs)]["decision"] if rungs else "continue"
+
+
+def _created(state: Any, attributes: dict[str, Any], values: list[float] | None) -> Entry:
+    finished = {} if state == "running" else {"datetime_complete": _now()}
+    return _by_repair(
+        {
+            "op_code": CREATE_TRIAL,
+            "study_id": 0,
+            "datetime_start": _now(),
+            **finished,
+            "state": WAITING if state == "running" else CODES[state],
+            "value": None,
+            "values": values,
+            "distributions": {},
+            "params": {},
+            "user_attrs": attributes,
+            "system_attrs": {},
+            "intermediate_values": {},
+        }
+    )
+
+
+def _by_repair(entry: Entry) -> Entry:
+    return {"op_code": entry["op_code"], "worker_id": "repair", **entry}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat()

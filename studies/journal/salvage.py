@@ -1,0 +1,190 @@
+"""Every whole record of a damaged journal: those before the damage, behind it, and on one line with
+it.
+
+The number of a trial is its place among the records that create trials, so a lost one of those
+shifts all that follow; records that name a trial which was not created yet show where.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any
+
+from studies.journal.reader import CREATE_TRIAL, SET_PARAM, SET_STATE, STATES
+
+SET_TRIAL_ATTRIBUTE = 8
+OPERATIONS = range(10)  # optuna's codes, all of them
+# of a record that concerns one trial: parameters, states, intermediate values, attributes
+OF_TRIALS = (SET_PARAM, SET_STATE, 7, SET_TRIAL_ATTRIBUTE, 9)
+BEGINNING = re.compile(r'\{\s*"op_code"\s*:')
+CREATE_BYTES = 60  # a record that creates a trial has at least as many
+REQUIRED: dict[int, dict[str, type | tuple[type, ...]]] = {
+    0: {"study_name": str, "directions": list},
+    2: {"user_attr": dict},
+    CREATE_TRIAL: {},
+    SET_PARAM: {"param_name": str, "param_value_internal": (int, float), "distribution": str},
+    SET_STATE: {"state": int, "values": (list, NoneType)},
+    SET_TRIAL_ATTRIBUTE: {"user_attr": dict},
+}
+Entry = dict[str, Any]
+# in place of a record that created a trial and is lost
+LOST_TRIAL: Entry = {
+    "op_code": CREATE_TRIAL,
+    "worker_id": "repair",
+    "study_id": 0,
+    "datetime_start": None,
+    "state": 4,
+    "user_attrs": {},
+}
+
+
+@dataclass(frozen=True)
+class Salvage:
+    """The whole records of a journal, in order, and what was wrong with it."""
+
+    entries: tuple[Entry, ...]
+    # one sentence each; empty for a journal without damage
+    damage: tuple[str, ...]
+
+
+@dataclass
+class _Gap:
+    """A place where bytes were passed over."""
+
+    position: int  # among the entries
+    lost: str
+
+    @property
+    def most(self) -> int:
+        """How many trials can have been created by what was lost."""
+        return max(1, len(self.lost) // CREATE_BYTES)
+
+
+@dataclass
+class _Reading:
+    entries: list[Entry] = field(default_factory=list)
+    gaps: list[_Gap] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+
+
+def salvage(content: bytes) -> Salvage:
+    """What can be saved of a journal's bytes: every record, where the journal is whole."""
+    reading = _Reading()
+    lines = content.split(b"\n")
+    tail = lines.pop()
+    for number, line in enumerate(lines, start=1):
+        _read_line(reading, number, line)
+    if tail:
+        _read_line(reading, len(lines) + 1, tail)
+        reading.damage.append("the last line has no end")
+    return _placed(reading)
+
+
+def is_record(entry: Any) -> bool:
+    """Whether this is a record that optuna's journal of this version can hold."""
+    if not isinstance(entry, dict) or type(entry.get("op_code")) is not int:
+        return False
+    code = entry["op_code"]
+    if code not in OPERATIONS:
+        return False
+    if code in OF_TRIALS and not (type(entry.get("trial_id")) is int and entry["trial_id"] >= 0):
+        return False
+    if code in (CREATE_TRIAL, SET_STATE) and entry.get("state", 0) not in STATES:
+        return False
+    if not all(type(value) in (int, float) for value in entry.get("values") or ()):
+        return False
+    return all(isinstance(entry.get(name), kind) for name, kind in REQUIRED.get(code, {}).items())
+
+
+def _read_line(reading: _Reading, number: int, line: bytes) -> None:
+    """Takes in the records of one line, and notes what else stands in it."""
+    entry = _decoded(line)
+    if is_record(entry):
+        reading.entries.append(entry)
+        return
+    if isinstance(entry, dict) and "op_code" in entry:
+        reading.damage.append(f"line {number} is not a record of this version: {line[:60]!r}")
+        return
+    text, count, end = line.decode("utf-8", "surrogateescape"), 0, 0
+    for start, stop, found in _records(text):
+        _pass_over(reading, text[end:start])
+        reading.entries.append(found)
+        count, end = count + 1, stop
+    _pass_over(reading, text[end:])
+    reading.damage.append(
+        f"line {number} is damaged ({count} whole records in it)"
+        if text.strip()
+        else f"line {number} is blank"
+    )
+
+
+def _pass_over(reading: _Reading, lost: str) -> None:
+    if lost.strip():
+        reading.gaps.append(_Gap(len(reading.entries), lost))
+
+
+def _records(text: str) -> Iterator[tuple[int, int, Entry]]:
+    """(start, end, record) of each whole record within a line."""
+    decoder, end = json.JSONDecoder(), 0
+    for match in BEGINNING.finditer(text):
+        start = match.start()
+        if start < end:
+            continue  # inside another record
+        try:
+            entry, stop = decoder.raw_decode(text, start)
+            text[start:stop].encode()  # not the bytes that are no UTF-8
+        except (ValueError, RecursionError):
+            continue
+        if is_record(entry):
+            yield start, stop, entry
+            end = stop
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _placed(reading: _Reading) -> Salvage:
+    """The entries with a placeholder for each trial whose creation was lost, and without records of
+    trials that never were.
+    """
+    entries: list[Entry] = []
+    damage = list(reading.damage)
+    created, unknown, lost = 0, 0, 0
+    gaps: list[_Gap] = []  # those passed so far, by their place in `entries`
+    waiting = list(reading.gaps)
+    for index, entry in enumerate(reading.entries):
+        while waiting and waiting[0].position <= index:
+            gaps.append(_Gap(len(entries), waiting.pop(0).lost))
+        code = entry["op_code"]
+        if code == CREATE_TRIAL:
+            created += 1
+        elif code in OF_TRIALS and entry["trial_id"] >= created:
+            missing = entry["trial_id"] - created + 1
+            if missing > sum(gap.most for gap in gaps) - lost:
+                unknown += 1
+                continue
+            place = _place_of(gaps)
+            entries[place:place] = [dict(LOST_TRIAL) for _ in range(missing)]
+            for gap in gaps:
+                gap.position += missing if gap.position > place else 0
+            created, lost = created + missing, lost + missing
+        entries.append(entry)
+    if lost:
+        damage.append(f"the beginning of {lost} trials was lost")
+    if unknown:
+        damage.append(f"{unknown} records name trials that the journal does not hold")
+    return Salvage(tuple(entries), tuple(damage))
+
+
+def _place_of(gaps: list[_Gap]) -> int:
+    """Where a lost creation most likely stood: at the last gap that shows one, else at the last."""
+    shown = [gap for gap in gaps if '"op_code":4' in gap.lost.replace(" ", "")]
+    return (shown or gaps)[-1].position

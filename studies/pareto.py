@@ -40,16 +40,16 @@ def signed(values: Sequence[float], objectives: Sequence[str]) -> Point:
     )
 
 
-def goodness(values: Sequence[float], objectives: Sequence[str]) -> Point:
+def utilities(values: Sequence[float], objectives: Sequence[str]) -> Point:
     """The values mapped monotonically to 0 (worst) to 1 (best), the same way in every study.
 
     Accuracies stay, an equivariance error e becomes 1 / (1 + e), and costs count by their decimal
     logarithm: 1 parameter is 1, 10^10 or more are 0.
     """
-    return tuple(_goodness(value, name) for value, name in zip(values, objectives, strict=True))
+    return tuple(_utility(value, name) for value, name in zip(values, objectives, strict=True))
 
 
-def _goodness(value: float, name: str) -> float:
+def _utility(value: float, name: str) -> float:
     if name == "equivariance_error":
         return 1 / (1 + value)
     if name in WORST_EXPONENT:
@@ -81,8 +81,8 @@ def non_dominated(points: Sequence[Point]) -> set[Point]:
 
 
 def hypervolume(points: Sequence[Sequence[float]]) -> float:
-    """The volume that the points dominate above the origin; each coordinate is a `goodness`, 0 to
-    1.
+    """The volume that the points dominate above the origin; each coordinate is a utility, 0 to 1
+    (`utilities`).
 
     Exact, by slicing along the last coordinate: two objectives cost n log n, each further one a
     factor of n.
@@ -116,20 +116,19 @@ def front_volume(values: Sequence[Sequence[float]], objectives: Sequence[str]) -
     """Hypervolume of trials with these objective values, 0 to 1, with a reference that is the same
     in every study.
     """
-    points = {goodness(value, objectives) for value in values}
+    points = {utilities(value, objectives) for value in values}
     return hypervolume(list(non_dominated(list(points)))) if points else 0.0
 
 
 def knee(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> int | None:
     """Index of the front member with the best compromise, or None for an empty front.
 
-    The one that alone has the largest hypervolume, the product of its goodness in every objective.
-    Scaling each objective to the front instead makes all members of a front of two equal: 98 % and
+    The member that alone has the largest hypervolume, the product of its utilities. Scaling each objective to the front instead makes all members of a front of two equal: 98 % and
     23 % would be as good as 94 % and 94 %.
     """
     if not values:
         return None
-    return max(range(len(values)), key=lambda i: math.prod(goodness(values[i], objectives)))
+    return max(range(len(values)), key=lambda i: math.prod(utilities(values[i], objectives)))
 
 
 def fronts(points: Sequence[Point]) -> list[list[Point]]:
@@ -178,14 +177,14 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def crowding(front: Sequence[Point]) -> dict[Point, float]:
-    """Room around each point of one front: the sum over coordinates of the gap between its
-    neighbours, as a share of the range.
+    """The crowding distance of each point of one front (NSGA-II): the sum over coordinates of the
+    gap between its neighbours, as a share of the range.
 
     The extremes of every coordinate get infinity. Equal points count once, so the result does not
     depend on their order.
     """
     unique = set(front)
-    room = dict.fromkeys(unique, 0.0)
+    distance = dict.fromkeys(unique, 0.0)
     for axis in range(len(front[0])):
         values = sorted({point[axis] for point in unique})
         span = values[-1] - values[0]
@@ -193,7 +192,7 @@ def crowding(front: Sequence[Point]) -> dict[Point, float]:
         for point in unique:
             i = place[point[axis]]
             if i in (0, len(values) - 1):
-                room[point] = float("inf")
+                distance[point] = float("inf")
             else:
-                room[point] += (values[i + 1] - values[i - 1]) / span
-    return room
+                distance[point] += (values[i + 1] - values[i - 1]) / span
+    return distance

@@ -10,7 +10,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from studies.errors import ExistsError, LockedError, ScoresError, StudyError
+from studies.errors import (
+    ExistsError,
+    LockedError,
+    ScoresError,
+    StudyError,
+    TooManyFailuresError,
+)
 from studies.journal.lock import holder
 from studies.journal.reader import read_journal, read_trials
 from studies.search.driver import SearchDriver
@@ -206,7 +212,7 @@ def test_a_study_in_which_nothing_fits_says_why(path):
 
 
 def test_what_breaks_a_limit_when_measured_never_reaches_the_front(path):
-    with create(path, constraints__latency=5.0) as driver:
+    with create(path, constraints__latency=5.0, constraints__params=10**9) as driver:
         number = complete(driver, latency=9.0, accuracy=1.0, symmetry_accuracy=1.0)
         assert driver.volume == 0
         complete(driver, latency=3.0)
@@ -322,6 +328,17 @@ def test_channels_and_classes_are_remembered(path):
     with SearchDriver.open(path) as driver:
         assert (driver.channels, driver.classes) == (3, 7)
     assert read_journal(path)[0]["classes"] == 7
+
+
+def test_the_fifth_failure_in_a_row_ends_the_study(path):
+    with create(path, search__trials=20) as driver:
+        for failed in [True] * 4 + [False] + [True] * 4:
+            number = driver.next().number
+            driver.finish(number, "failed" if failed else "pruned", "it broke")
+        number = driver.next().number
+        with pytest.raises(TooManyFailuresError, match="5 trials in a row failed.*it broke"):
+            driver.finish(number, "failed", "it broke")
+    assert read_trials(path)[number].state == "failed"
 
 
 def test_given_out_trials_are_bounded_by_the_number_of_trials(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy
 import optuna
 import pytest
 
@@ -11,7 +12,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from studies.journal.reader import read_trials
 from studies.pareto import pareto
-from studies.samplers.evolution import lattice_neighbours
+from studies.samplers.evolution import SubgroupEvolution, lattice_neighbours
 from studies.samplers.factory import SAMPLERS, derived_seed, make_sampler
 from studies.samplers.tpe import BEST, NEWEST, informative
 from studies.search.driver import SearchDriver
@@ -229,3 +230,52 @@ def test_tpe_sees_the_best_and_the_newest_and_all_of_a_small_study():
     ]
     front = {t.number for t in pareto(older, objectives, lambda t: t.values)}
     assert front <= set(numbers) and all(trials[n] in older for n in numbers[:BEST])
+
+
+def completed(study, fixed, value):
+    """An Optuna study with one complete trial for each of the parameters `fixed` and its values."""
+    optuna_study = optuna.create_study(directions=["maximize", "maximize"])
+    for parameters, score in zip(fixed, value):
+        optuna_study.enqueue_trial(parameters)
+        trial = optuna_study.ask()
+        study.space.sample(trial, declared=Group.parse(study.symmetry.group))
+        optuna_study.tell(trial, score)
+    return optuna_study.get_trials(deepcopy=False)
+
+
+def plans(study, trials, number=200):
+    rng = numpy.random.default_rng(0)
+    return [SubgroupEvolution(study).plan(trials, rng) for _ in range(number)]
+
+
+def layouts(study, order, number=200):
+    """How often children have the layout of `good` trials; `order` says which of 24 trials are good.
+
+    One trial dominates all others, so that only what each has alone tells these apart.
+    """
+    fixed = [{"family": "plain", "layout": "max2/2" if good else "avg3/2p1"} for good in order]
+    scores = [(0.6, 0.6) if good else (0.3, 0.3) for good in order]
+    trials = completed(
+        study, [*fixed, {"family": "plain", "layout": "max2/2"}], [*scores, (0.9, 0.9)]
+    )
+    return sum(plan["layout"] == "max2/2" for plan in plans(study, trials, number)) / number
+
+
+def test_children_have_few_and_good_parents_wherever_these_came():
+    """Random trials first and good ones last, or the other way round."""
+    study = trivial.study(search__sampler="evolution")
+    for order in ([False] * 20 + [True] * 4, [True] * 4 + [False] * 20):
+        assert layouts(study, order) > 0.5
+
+
+def test_some_children_are_crossed_from_two_parents():
+    """C2 and D4 are two edges apart, and a mutated weight is never exactly another's."""
+    study = trivial.study(search__sampler="evolution")
+    common = {"family": "steerable", "exact": False, "equivariance_loss": "layerwise"}
+    first, second = {"group": "C2", "loss_weight": 0.02}, {"group": "D4", "loss_weight": 5.0}
+    trials = completed(study, [{**common, **first}, {**common, **second}], [(0.9, 0.5), (0.5, 0.9)])
+    crossed = sum(
+        (plan["group"], plan["loss_weight"]) in (("C2", 5.0), ("D4", 0.02))
+        for plan in plans(study, trials)
+    )
+    assert 5 < crossed < 60

@@ -1,11 +1,11 @@
-"""The sampler `ehvi`: proposes what is expected to add most to the front's hypervolume.
+"""The sampler `ehvi`: expected hypervolume improvement under a Gaussian process on features of
+candidates.
 
-Expected hypervolume improvement (Emmerich et al. 2006; Yang et al. 2019) under a Gaussian process
-over traits of architectures: their group, its restriction, layout, size, head, loss, and how much
-of the declared symmetry survives them, which is known without training. In a study with constraints
-it counts by the chance that the candidate keeps them (Gardner et al. 2014), under a second such
-process. Candidates are random drafts and neighbours of good trials; trials that still run count
-with the scores that are expected of them.
+The acquisition (Emmerich et al. 2006; Yang et al. 2019) uses groups, restriction, layout, size,
+head, loss, learning rate and the share of the declared symmetry that survives, all known without
+training. In a study with constraints it is multiplied by the probability that the candidate keeps
+them (Gardner et al. 2014), under a second process. Candidates are random drafts and neighbours of
+good trials; running trials count with their predicted scores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -23,37 +23,28 @@ from threadpoolctl import threadpool_limits
 from searchspace.groups import Group
 from studies.config import Study
 from studies.journal.trial import is_feasible, recorded_rungs
-from studies.pareto import Point, goodness, non_dominated
+from studies.pareto import Point, non_dominated, utilities
 from studies.samplers.evolution import SubgroupEvolution
 from studies.samplers.gp import Array, Surrogate
-from studies.samplers.initial_design import Traits, traits, traits_of_text
+from studies.samplers.initial_design import Features, features_of, features_of_text
 from studies.samplers.planned import as_key, draw
 from studies.samplers.tpe import informative
 
 # drafts that are compared for a proposal; half of them are neighbours of good trials
 CANDIDATES = 64
-DRAWS = 64  # of the scores that a candidate may have
-BEST, NEWEST = 30, 60  # trials that the surrogate is shown, once there are more
-LEAST_CHANCE = 1e-3  # of keeping the constraints
-# of each training that the surrogate is shown: what came before says little more
-RUNGS = 2
+DRAWS = 64  # of the scores of a candidate
+BEST, NEWEST = 30, 60  # trials that the surrogate learns from, once there are more
+LEAST_PROBABILITY = 1e-3  # of keeping the constraints
+RUNGS = 2  # the last ones of each training; earlier scores add little
 # of the loss weight, and of the learning rate, that count as one whole difference
 DECADES = 3.0, 1.0
 
 
 @dataclass(frozen=True)
-class Known:
-    """What tells trainings apart before they are made."""
+class Observation:
+    """The scores of a training at a rung, as utilities."""
 
-    traits: Traits
-    learning_rate: float | None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A training that was seen at a rung: its scores, each as a `goodness`."""
-
-    known: Known
+    features: Features
     rung: int
     point: Point
     # it may belong to the study's front: trained to the end, in this study
@@ -61,19 +52,17 @@ class Seen:
 
 
 class ExpectedImprovement:
-    """Plans the untried candidate with the largest expected hypervolume improvement; asked again,
-    the next best one.
-    """
+    """Plans the untried candidate with the largest acquisition; further calls give the next best."""
 
     def __init__(self, study: Study) -> None:
         self._study, self._group = study, Group.parse(study.symmetry.group)
         self._ranked: Iterator[Mapping[str, Any]] | None = None
 
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
-        """Parameters of the best candidate that has not been planned yet; random ones when there is
-        none.
+        """Parameters of the best candidate that has not been planned yet; empty, hence random, when
+        there is none.
         """
-        if self._ranked is None:  # one planner is made for each proposal
+        if self._ranked is None:  # each proposal has a planner of its own
             with threadpool_limits(1, "blas"):  # small matrices; the other processors train
                 self._ranked = iter(self._rank(trials, rng))
         return next(self._ranked, {})
@@ -81,178 +70,162 @@ class ExpectedImprovement:
     def _rank(
         self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator
     ) -> list[dict[str, Any]]:
-        shown = informative(trials, self._study.objectives, BEST, NEWEST)
-        seen = self._seen(shown)
+        learned = informative(trials, self._study.objectives, BEST, NEWEST)
+        observations = self._observations(learned)
         drafts = self._candidates(trials, rng)
-        if not seen or not drafts:
+        if not observations or not drafts:
             return []
-        candidates = [known for known, _ in drafts]
-        worth = self._improvement(seen, self._pending(shown), candidates, rng) * self._feasibility(
-            shown, candidates, rng
-        )
-        return [drafts[i][1] for i in numpy.argsort(-worth, kind="stable")]
-
-    # ---- candidates
-    # -------------------------------------------------------------------------------------------------
+        candidates = [features for features, _ in drafts]
+        improvement = self._improvement(observations, self._pending(learned), candidates, rng)
+        acquisition = improvement * self._feasibility(learned, candidates, rng)
+        return [drafts[i][1] for i in numpy.argsort(-acquisition, kind="stable")]
 
     def _candidates(
         self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator
-    ) -> list[tuple[Known, dict[str, Any]]]:
-        """Different drafts that were not tried."""
-        found, tried = {}, {as_key(trial.params) for trial in trials if trial.params}
+    ) -> list[tuple[Features, dict[str, Any]]]:
+        """Features and parameters of different drafts that were not tried."""
+        tried = {as_key(trial.params) for trial in trials if trial.params}
+        drafts: dict[frozenset, tuple[Features, dict[str, Any]]] = {}
         evolution = SubgroupEvolution(self._study)
         for i in range(CANDIDATES):
-            draft, candidate = draw(self._study, evolution.plan(trials, rng) if i % 2 else {}, rng)
+            plan = evolution.plan(trials, rng) if i % 2 else {}
+            draft, candidate = draw(self._study, plan, rng)
             key = as_key(draft.params)
-            if key not in tried and key not in found:
-                found[key] = (
-                    Known(traits(candidate, self._group), draft.params.get("learning_rate")),
-                    draft.params,
+            if key not in tried and key not in drafts:
+                features = replace(
+                    features_of(candidate, self._group),
+                    learning_rate=draft.params.get("learning_rate"),
                 )
-        return list(found.values())
+                drafts[key] = features, draft.params
+        return list(drafts.values())
 
-    # ---- what was seen
-    # ----------------------------------------------------------------------------------------------
-
-    def _seen(self, trials: Sequence[FrozenTrial]) -> list[Seen]:
-        """Scores of every training at the last `RUNGS` rungs that it has reached."""
-        objectives, last = self._study.objectives, len(self._study.rungs) - 1
+    def _observations(self, trials: Sequence[FrozenTrial]) -> list[Observation]:
+        """The scores of every training at the last `RUNGS` rungs that it has reached."""
         continued = {trial.user_attrs.get("continues") for trial in trials}
-        found = []
-        for trial in trials:
-            known = self._known(trial)
-            if known is None or trial.number in continued or trial.state == TrialState.FAIL:
-                continue
-            reached = []
-            for epoch, rung in sorted(recorded_rungs(trial.user_attrs).items()):
-                scores = {**trial.user_attrs, **rung["scores"]}
-                if epoch in self._study.rungs[:-1] and all(
-                    isinstance(scores.get(name), (int, float)) for name in objectives
-                ):
-                    reached.append(
-                        Seen(
-                            known,
-                            self._study.rungs.index(epoch),
-                            goodness([scores[name] for name in objectives], objectives),
-                        )
-                    )
-            if trial.state == TrialState.COMPLETE:
-                reached.append(
-                    Seen(
-                        known,
-                        last,
-                        goodness(trial.values, objectives),
-                        on_front=is_feasible(trial.user_attrs)
-                        and "warm_start" not in trial.user_attrs,
-                    )
-                )
-            found += reached[-RUNGS:]
-        return found
-
-    def _pending(self, trials: Sequence[FrozenTrial]) -> list[Known]:
-        """Trainings that have not ended."""
         return [
-            known
+            observation
             for trial in trials
-            if not trial.state.is_finished() and (known := self._known(trial)) is not None
+            if trial.number not in continued and trial.state != TrialState.FAIL
+            if (features := self._features(trial)) is not None
+            for observation in self._observed(trial, features)[-RUNGS:]
         ]
 
-    def _known(self, trial: FrozenTrial) -> Known | None:
-        text = trial.user_attrs.get("architecture") or trial.user_attrs.get("enqueued")
-        return (
-            None
-            if not text
-            else Known(traits_of_text(text, self._group), trial.params.get("learning_rate"))
-        )
+    def _observed(self, trial: FrozenTrial, features: Features) -> list[Observation]:
+        """The scores of one training at all its rungs."""
+        objectives, rungs = self._study.objectives, self._study.rungs
+        observations = []
+        for epoch, rung in recorded_rungs(trial.user_attrs).items():
+            scores = {**trial.user_attrs, **rung["scores"]}
+            if epoch in rungs[:-1] and all(
+                isinstance(scores.get(name), (int, float)) for name in objectives
+            ):
+                point = utilities([scores[name] for name in objectives], objectives)
+                observations.append(Observation(features, rungs.index(epoch), point))
+        if trial.state == TrialState.COMPLETE:
+            own = "warm_start" not in trial.user_attrs
+            observations.append(
+                Observation(
+                    features,
+                    len(rungs) - 1,
+                    utilities(trial.values, objectives),
+                    on_front=own and is_feasible(trial.user_attrs),
+                )
+            )
+        return observations
 
-    # ---- what they are worth
-    # ----------------------------------------------------------------------------------------
+    def _pending(self, trials: Sequence[FrozenTrial]) -> list[Features]:
+        """Trainings that have not ended."""
+        return [
+            features
+            for trial in trials
+            if not trial.state.is_finished() and (features := self._features(trial)) is not None
+        ]
+
+    def _features(self, trial: FrozenTrial) -> Features | None:
+        text = trial.user_attrs.get("architecture") or trial.user_attrs.get("enqueued")
+        if not text:
+            return None
+        return replace(
+            features_of_text(text, self._group), learning_rate=trial.params.get("learning_rate")
+        )
 
     def _improvement(
         self,
-        seen: list[Seen],
-        pending: list[Known],
-        candidates: list[Known],
+        observations: list[Observation],
+        pending: list[Features],
+        candidates: list[Features],
         rng: numpy.random.Generator,
     ) -> Array:
         """The expected hypervolume improvement of each candidate."""
         last = len(self._study.rungs) - 1
-        coded = Coding(self._study, [s.known for s in seen] + pending + candidates)
-        mine, theirs, new = numpy.split(
-            numpy.arange(len(seen) + len(pending) + len(candidates)),
-            [len(seen), len(seen) + len(pending)],
+        observed = [observation.features for observation in observations]
+        coded = FeatureCoding(self._study, observed + pending + candidates)
+        known, running, new = numpy.split(
+            numpy.arange(len(observed) + len(pending) + len(candidates)),
+            [len(observed), len(observed) + len(pending)],
         )
-        rungs, scores = numpy.array([s.rung for s in seen]), numpy.array([s.point for s in seen])
-        front = [s.point for s in seen if s.on_front]
-        believed = Surrogate(coded.differences(mine, mine), rungs, scores, rng)
+        rungs = numpy.array([observation.rung for observation in observations])
+        scores = numpy.array([observation.point for observation in observations])
+        front = [observation.point for observation in observations if observation.on_front]
+        surrogate = Surrogate(coded.differences(known, known), rungs, scores, rng)
         if pending:
-            expected = believed.mean(coded.differences(mine, theirs), last)
-            rungs, scores = (
-                numpy.concatenate([rungs, numpy.full(len(pending), last)]),
-                numpy.concatenate([scores, expected]),
-            )
-            mine = numpy.concatenate([mine, theirs])
-            front += [tuple(map(float, point)) for point in numpy.clip(expected, 0.0, 1.0)]
-            believed = Surrogate(coded.differences(mine, mine), rungs, scores, rng)
+            predicted = surrogate.mean(coded.differences(known, running), last)
+            rungs = numpy.concatenate([rungs, numpy.full(len(pending), last)])
+            scores = numpy.concatenate([scores, predicted])
+            known = numpy.concatenate([known, running])
+            front += [tuple(map(float, point)) for point in numpy.clip(predicted, 0.0, 1.0)]
+            surrogate = Surrogate(coded.differences(known, known), rungs, scores, rng)
         lower, upper = boxes(front, scores.shape[1])
-        drawn = believed.sample(coded.differences(mine, new), last, DRAWS)
-        return numpy.mean(added(drawn, lower, upper), axis=0)
+        drawn = surrogate.sample(coded.differences(known, new), last, DRAWS)
+        return numpy.mean(improvements(drawn, lower, upper), axis=0)
 
     def _feasibility(
-        self, trials: Sequence[FrozenTrial], candidates: list[Known], rng: numpy.random.Generator
+        self, trials: Sequence[FrozenTrial], candidates: list[Features], rng: numpy.random.Generator
     ) -> Array | float:
-        """The chance of each candidate to keep the constraints, from trials that did or did not; 1
-        while none broke any.
-        """
+        """The probability that each candidate keeps the constraints; 1 while no trial broke any."""
         decided = [
-            (known, float(is_feasible(trial.user_attrs)))
+            (features, float(is_feasible(trial.user_attrs)))
             for trial in trials
             if trial.state == TrialState.COMPLETE or not is_feasible(trial.user_attrs)
-            if (known := self._known(trial)) is not None
+            if (features := self._features(trial)) is not None
         ]
         if all(kept for _, kept in decided):
             return 1.0
-        coded = Coding(self._study, [known for known, _ in decided] + candidates)
-        mine, new = numpy.split(numpy.arange(len(decided) + len(candidates)), [len(decided)])
-        kept = Surrogate(
-            coded.differences(mine, mine),
-            numpy.zeros(len(mine), int),
+        coded = FeatureCoding(self._study, [features for features, _ in decided] + candidates)
+        known, new = numpy.split(numpy.arange(len(decided) + len(candidates)), [len(decided)])
+        surrogate = Surrogate(
+            coded.differences(known, known),
+            numpy.zeros(len(known), int),
             numpy.array([[kept] for _, kept in decided]),
             rng,
         )
-        return numpy.clip(kept.mean(coded.differences(mine, new), 0)[:, 0], LEAST_CHANCE, 1.0)
+        probability = surrogate.mean(coded.differences(known, new), 0)[:, 0]
+        return numpy.clip(probability, LEAST_PROBABILITY, 1.0)
 
 
-class Coding:
-    """Traits as numbers, so that many differences are taken at once."""
+class FeatureCoding:
+    """Features as arrays, for many differences at once."""
 
-    def __init__(self, study: Study, known: Sequence[Known]) -> None:
+    def __init__(self, study: Study, features: Sequence[Features]) -> None:
         sizes = study.space.pixels
-        self._choices = numpy.array(
-            list(
-                zip(
-                    *[
-                        _codes([k.traits[0][i] for k in known])
-                        for i in range(len(known[0].traits[0]))
-                    ]
-                )
-            )
-        )
+        span = max(1, sizes[-1] - sizes[0])
+        columns = zip(*[f.choices for f in features])
+        self._choices = numpy.array(list(zip(*[_codes(column) for column in columns])))
         self._numbers = numpy.array(
             [
                 (
-                    k.traits[1] / max(1, sizes[-1] - sizes[0]),
-                    k.traits[2] / DECADES[0],
-                    k.traits[3],
-                    math.log10(k.learning_rate or study.training.learning_rate) / DECADES[1],
+                    f.size / span,
+                    f.loss_weight / DECADES[0],
+                    f.surviving,
+                    math.log10(f.learning_rate or study.training.learning_rate) / DECADES[1],
                 )
-                for k in known
+                for f in features
             ]
         )
 
     def differences(self, a: Array, b: Array) -> Array:
-        """How far the trainings `a` are from the trainings `b`, trait by trait: (traits, a, b).
-        Choices differ by 0 or 1.
+        """The differences of the trainings `a` and `b`: (features, a, b), each 0 to 1. Choices
+        differ by 0 or 1.
         """
         choices = self._choices[a].T[:, :, None] != self._choices[b].T[:, None, :]
         numbers = numpy.abs(self._numbers[a].T[:, :, None] - self._numbers[b].T[:, None, :])
@@ -260,18 +233,18 @@ class Coding:
 
 
 def _codes(values: Sequence[Any]) -> list[int]:
-    known: dict[Any, int] = {}
-    return [known.setdefault(value, len(known)) for value in values]
+    codes: dict[Any, int] = {}
+    return [codes.setdefault(value, len(codes)) for value in values]
 
 
 def boxes(points: Sequence[Point], objectives: int) -> tuple[Array, Array]:
     """The part of the unit cube that no point dominates, in boxes: lower and upper corners (boxes,
     objectives).
 
-    Made by slicing along the last objective, as the hypervolume is.
+    Computed by slicing along the last objective, as the hypervolume is.
     """
-    found = list(_boxes(sorted(set(points)), objectives))
-    return numpy.array([low for low, _ in found]), numpy.array([high for _, high in found])
+    corners = list(_boxes(sorted(set(points)), objectives))
+    return numpy.array([low for low, _ in corners]), numpy.array([high for _, high in corners])
 
 
 def _boxes(points: Sequence[Point], objectives: int) -> Iterator[tuple[Point, Point]]:
@@ -281,13 +254,13 @@ def _boxes(points: Sequence[Point], objectives: int) -> Iterator[tuple[Point, Po
     levels = sorted({0.0, 1.0, *(point[-1] for point in points)})
     for low, high in itertools.pairwise(levels):
         above = [point[:-1] for point in points if point[-1] >= high]
-        for lower, upper in _boxes(non_dominated(above), objectives - 1):
+        for lower, upper in _boxes(sorted(non_dominated(above)), objectives - 1):
             yield (*lower, low), (*upper, high)
 
 
-def added(points: Array, lower: Array, upper: Array) -> Array:
-    """What each of `points` (..., objectives) would add to the hypervolume of the front whose free
-    space is in boxes.
+def improvements(points: Array, lower: Array, upper: Array) -> Array:
+    """By how much each of `points` (..., objectives) would increase the hypervolume of the front that
+    leaves these boxes free.
     """
     total = numpy.zeros(points.shape[:-1])
     for low, high in zip(lower, upper):

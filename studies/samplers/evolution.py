@@ -1,10 +1,10 @@
-"""Evolution that knows subgroups: a child is a good trial with one choice moved to its neighbour.
+"""Evolution along the subgroup lattice: a child is a good trial with one choice moved to its neighbour.
 
 The parent is one of the better completed trials: a tournament of two over what the front's
 hypervolume would lose without them, as in SMS-EMOA (Beume et al. 2007). A mutation moves one edge
 in the lattice of the space's groups, one place along a range or a list of sizes and stages, or to
 another layout, head or loss. Values go through the trial's own distributions, so a child never
-leaves the space: a choice that its mutation has brought about (a group's own restriction, a
+leaves the space: a choice that exists only after the mutation (a group's own restriction, a
 layout's own sizes) is taken from the parent where it still exists there, else drawn at random.
 """
 
@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from searchspace.groups import Group
 from studies.config import Study
 from studies.journal.trial import is_feasible
-from studies.pareto import goodness, hypervolume, pareto
+from studies.pareto import hypervolume, pareto, utilities
 from studies.samplers.planned import base_name
 
 PARENTS = 4  # trials that may become parents: the best ones
@@ -48,32 +48,33 @@ class SubgroupEvolution:
         """Parameters of the child, of which the draft keeps those that exist in its own part of the
         space.
         """
-        if self._best is None:  # one planner is made for each proposal
-            known = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
-            self._best = self._parents([t for t in known if is_feasible(t.user_attrs)])
+        if self._best is None:  # each proposal has a planner of its own
+            complete = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
+            self._best = self._parents([t for t in complete if is_feasible(t.user_attrs)])
         return Mutation(rng).child(self._best) if self._best else {}
 
     def _parents(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """The best trials: by what the front would lose without them, then by the volume that each
         has alone.
         """
-        points = [goodness(trial.values, self._objectives) for trial in trials]
+        points = [utilities(trial.values, self._objectives) for trial in trials]
         front = {
-            goodness(trial.values, self._objectives)
+            utilities(trial.values, self._objectives)
             for trial in pareto(trials, self._objectives, lambda t: t.values)
         }
         whole = hypervolume(list(front))
-        worth = [
+        contribution = [
             (whole - hypervolume([p for p in front if p != point]) if point in front else 0.0)
             + ALONE * math.prod(point)
             for point in points
         ]
-        return [trials[i] for i in sorted(range(len(trials)), key=lambda i: -worth[i])[:PARENTS]]
+        order = sorted(range(len(trials)), key=lambda i: -contribution[i])
+        return [trials[i] for i in order[:PARENTS]]
 
 
 class Neighbour:
-    """Plans a neighbour of one proposal, such as one that was refused because it had been tried
-    before.
+    """Plans a neighbour of one trial, such as one that was refused because its architecture had been
+    trained before.
     """
 
     def __init__(self, number: int) -> None:
@@ -162,7 +163,7 @@ def lattice_neighbours(group: str, choices: Sequence[str]) -> list[str]:
     """
     groups = [Group.parse(choice) for choice in choices]
     mine = Group.parse(group)
-    found = []
+    neighbours = []
     for other in groups:
         low, high = (other, mine) if other <= mine else (mine, other)
         if (
@@ -170,5 +171,5 @@ def lattice_neighbours(group: str, choices: Sequence[str]) -> list[str]:
             and low <= high
             and not any(low <= g <= high and g not in (low, high) for g in groups)
         ):
-            found.append(str(other))
-    return found
+            neighbours.append(str(other))
+    return neighbours

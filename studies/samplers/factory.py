@@ -18,7 +18,7 @@ import optuna
 from studies.config import Study
 from studies.samplers.ehvi import ExpectedImprovement
 from studies.samplers.evolution import Neighbour, SubgroupEvolution
-from studies.samplers.initial_design import SpreadStart
+from studies.samplers.initial_design import InitialDesign
 from studies.samplers.planned import PlannedSampler
 from studies.samplers.tpe import BoundedTPE
 
@@ -42,7 +42,7 @@ def make_sampler(
             and study.search.start == "spread"
             and not study.search.sampler.startswith("nsga")
         ):
-            return PlannedSampler(study, SpreadStart(study), seed)
+            return PlannedSampler(study, InitialDesign(study), seed)
         if refused is not None:
             return PlannedSampler(study, Neighbour(refused), seed)
     with warnings.catch_warnings():

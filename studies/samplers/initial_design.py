@@ -1,16 +1,16 @@
-"""How a search begins: proposals spread over degrees of equivariance, by what is known of them
-before training.
+"""The initial design: first proposals that cover the degrees of equivariance.
 
-Random first proposals leave gaps exactly where the question lies: an exact network takes the right
-group, layout, size and head at once, and is rarely met by chance. Each first proposal is the one of
-several random drafts that is farthest from everything tried (Mitchell's best candidate, 1991); the
-distance counts choices that differ, and how much of the declared symmetry survives.
+Random first proposals rarely contain an exact network, which needs the right group, layout, size
+and head at once. Each first proposal is the one of several random drafts that is farthest from all
+earlier ones (Mitchell's best candidate, 1991). The distance counts choices that differ and the
+share of the declared symmetry that survives, both of which are known before training.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -30,8 +30,8 @@ SURVIVING = 1.0
 DECADES = 3.0  # of the loss weight that count as one whole difference
 
 
-class SpreadStart:
-    """Plans the farthest of several random drafts from everything that was tried."""
+class InitialDesign:
+    """Plans the farthest of several random drafts from all earlier trials."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -43,26 +43,34 @@ class SpreadStart:
             trial.user_attrs.get("architecture") or trial.user_attrs.get("enqueued")
             for trial in trials
         ]
-        tried = [traits_of_text(text, self._group) for text in texts if text]
+        tried = [features_of_text(text, self._group) for text in texts if text]
         sizes = self._study.space.pixels
         span = max(1, sizes[-1] - sizes[0])
         drafts = [draw(self._study, {}, rng) for _ in range(CANDIDATES if tried else 1)]
         return max(
             drafts,
             key=lambda drafted: min(
-                (distance(traits(drafted[1], self._group), t, span) for t in tried), default=0.0
+                (distance(features_of(drafted[1], self._group), t, span) for t in tried),
+                default=0.0,
             ),
         )[0].params
 
 
-# choices, size in pixels, logarithm of the loss weight, surviving share
-Traits = tuple[tuple[Any, ...], int, float, float]
-
-
-def traits(candidate: Candidate, declared: Group) -> Traits:
-    """What tells candidates apart before training; widths do not count, they follow from the
+@dataclass(frozen=True)
+class Features:
+    """What distinguishes candidates before training; widths do not count, they follow from the
     rest.
     """
+
+    choices: tuple[Any, ...]  # family, groups, stages, layout, head, filters, kind of loss
+    size: int  # pixels
+    loss_weight: float  # decimal logarithm; 0 without a loss
+    surviving: float  # share of the declared symmetry under which the logits are invariant
+    learning_rate: float | None = None  # None: the study's
+
+
+def features_of(candidate: Candidate, declared: Group) -> Features:
+    """The features of a candidate, without its learning rate."""
     architecture, loss = candidate.architecture, candidate.recipe.loss
     stages = architecture.stages
     shape = tuple((s.kernel, s.stride, s.padding, s.residual) for s in stages)
@@ -78,7 +86,7 @@ def traits(candidate: Candidate, declared: Group) -> Traits:
         architecture.filters,
         loss.kind,
     )
-    return (
+    return Features(
         choices,
         architecture.size[0],
         math.log10(loss.weight) if loss.kind != "none" else 0.0,
@@ -92,17 +100,17 @@ def _surviving(architecture: Architecture, declared: Group) -> float:
     return len(verdict(architecture, declared).invariant) / declared.order
 
 
-def distance(a: Traits, b: Traits, span: int) -> float:
-    """How different two architectures are, from 0 to 2; `span` is the range of sizes in pixels."""
+def distance(a: Features, b: Features, span: int) -> float:
+    """How different two candidates are, from 0 to 2; `span` is the range of sizes in pixels."""
     differing = (
-        sum(x != y for x, y in zip(a[0], b[0]))
-        + min(1.0, abs(a[1] - b[1]) / span)
-        + min(1.0, abs(a[2] - b[2]) / DECADES)
+        sum(x != y for x, y in zip(a.choices, b.choices))
+        + min(1.0, abs(a.size - b.size) / span)
+        + min(1.0, abs(a.loss_weight - b.loss_weight) / DECADES)
     )
-    return differing / (len(a[0]) + 2) + SURVIVING * abs(a[3] - b[3])
+    return differing / (len(a.choices) + 2) + SURVIVING * abs(a.surviving - b.surviving)
 
 
 @lru_cache(maxsize=16384)
-def traits_of_text(text: str, declared: Group) -> Traits:
-    """`traits` of a candidate's text; what was asked for before is remembered."""
-    return traits(Candidate.parse(text), declared)
+def features_of_text(text: str, declared: Group) -> Features:
+    """The features of a candidate's text, cached."""
+    return features_of(Candidate.parse(text), declared)

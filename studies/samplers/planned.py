@@ -72,6 +72,7 @@ class Planner(Protocol):
 
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
         """Parameters of the next proposal, given every trial so far."""
+        ...
 
 
 class PlannedSampler(optuna.samplers.BaseSampler):

@@ -38,6 +38,7 @@ class Report(Protocol):
 
     def __call__(self, scores: Mapping[str, Any]) -> Decision:
         """Reports the scores at a rung (with their `epoch`), and returns whether to train on."""
+        ...
 
     def heartbeat(self, epoch: int) -> None:
         """Says that an epoch is trained and saved. Raises `LeaveError` when the study is being stopped."""

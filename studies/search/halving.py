@@ -4,7 +4,7 @@ A rung is a training length at which trials are compared. The rule is arithmetic
 clock, storage or randomness. With one score it is the stopping variant of ASHA (Li et al.,
 arXiv:1810.05934); with several, trials are ranked by non-dominated sorting and then by crowding
 (Deb et al., NSGA-II, 2002), both over *values*: ranking by position in a sorted list, as MO-ASHA
-implementations do, stops trials that nobody beats.
+implementations do, stops trials that no other dominates.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float = 2) -> bool:
-    """True if fewer than 1/`eta` of everybody at this rung (`peers` and `mine`) are better than
+    """True if fewer than 1/`eta` of all trials at this rung (`peers` and `mine`) are better than
     `mine`.
 
     All scores are maximised. `peers` are the scores of the other trials that have reached the rung,
-    in any order. Better is: on an earlier non-dominated front, or on the same front with more room
-    around it (`crowding`). A point that nobody dominates is always kept. Raises ValueError for an
+    in any order. Better is: on an earlier non-dominated front, or on the same front with a larger
+    crowding distance. A point that no other dominates is always kept. Raises ValueError for an
     eta not above 1 or points of unequal length.
     """
     if eta <= 1:
@@ -47,12 +47,12 @@ def survivors(points: Mapping[Name, Point], *, eta: float = 2) -> list[Name]:
     for front in fronts(list(points.values())):
         if before == 0 or before + len(front) <= limit:
             rank.update(dict.fromkeys(front, before))
-        elif before < limit:  # the limit lies within this front: room decides
-            room = crowding(front)
-            least = sorted((room[point] for point in front), reverse=True)[
+        elif before < limit:  # the limit lies within this front: the crowding distance decides
+            distance = crowding(front)
+            least = sorted((distance[point] for point in front), reverse=True)[
                 math.ceil(limit - before) - 1
             ]
-            rank.update((point, before) for point in front if room[point] >= least)
+            rank.update((point, before) for point in front if distance[point] >= least)
         else:
             break
         before += len(front)

@@ -1,5 +1,5 @@
-"""What a Gaussian process over traits believes, against scikit-learn's and against what was
-planted.
+"""What a Gaussian process over features predicts, against scikit-learn's and against
+planted structure.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
-from studies.samplers import gp as surrogate
+from studies.samplers import gp
 from studies.samplers.gp import Surrogate
 
 
 def apart(a, b):
-    """Differences of trainings with numbers as traits: (traits, a, b)."""
+    """Differences of trainings with numbers as features: (features, a, b)."""
     return numpy.abs(a.T[:, :, None] - b.T[:, None, :])
 
 
@@ -24,10 +24,10 @@ def made(x, scores, rungs=None, seed=0):
 
 
 def test_one_setting_is_scikit_learns_gaussian_process(monkeypatch):
-    monkeypatch.setattr(surrogate, "SETTINGS", 1)
-    monkeypatch.setattr(surrogate, "WEIGHT", (2.0, 0.0))
-    monkeypatch.setattr(surrogate, "NOISE", (0.1, 0.0))
-    monkeypatch.setattr(surrogate, "LEAST_SPREAD", 0.0)
+    monkeypatch.setattr(gp, "SETTINGS", 1)
+    monkeypatch.setattr(gp, "WEIGHT", (2.0, 0.0))
+    monkeypatch.setattr(gp, "NOISE", (0.1, 0.0))
+    monkeypatch.setattr(gp, "LEAST_DEVIATION", 0.0)
     rng = numpy.random.default_rng(1)
     x, new, y = rng.random((12, 1)), rng.random((7, 1)), rng.random((12, 1)) * 0.2 + 0.4
     theirs = GaussianProcessRegressor(
@@ -43,7 +43,7 @@ def test_one_setting_is_scikit_learns_gaussian_process(monkeypatch):
 
 
 def test_settings_that_explain_the_scores_are_believed():
-    """Only the first of four traits matters: what is expected follows it, and ignores the others."""
+    """Only the first of four features matters: what is expected follows it, and ignores the others."""
     rng = numpy.random.default_rng(0)
     x = rng.integers(0, 2, (60, 4)).astype(float)
     y = numpy.stack([0.3 + 0.5 * x[:, 0], 0.8 - 0.5 * x[:, 0]], axis=1) + rng.normal(
@@ -54,7 +54,7 @@ def test_settings_that_explain_the_scores_are_believed():
     assert numpy.allclose(
         ours.mean(apart(x, new), 0), [[0.3, 0.8], [0.3, 0.8], [0.8, 0.3], [0.8, 0.3]], atol=0.06
     )
-    assert numpy.allclose(ours.belief.sum(0), 1)
+    assert numpy.allclose(ours.posterior_weights.sum(0), 1)
 
 
 def test_what_was_seen_is_certain_and_the_unlike_is_not():
@@ -66,13 +66,13 @@ def test_what_was_seen_is_certain_and_the_unlike_is_not():
 
 @pytest.mark.parametrize("informative", [True, False])
 def test_an_early_rung_says_as_much_about_the_end_as_it_did_before(informative):
-    """Trainings alike in all traits, 20 of them seen to the end; of two others only the early
+    """Trainings alike in all features, 20 of them seen to the end; of two others only the early
     scores are known.
     """
     rng = numpy.random.default_rng(2)
     early = rng.random(20)
     late = 0.2 + 0.6 * early if informative else rng.permutation(0.2 + 0.6 * early)
-    x = numpy.arange(22.0)[:, None] * 3  # nearly unrelated by their traits
+    x = numpy.arange(22.0)[:, None] * 3  # nearly unrelated by their features
     seen = numpy.concatenate([x[:20], x[:20], x[20:]])
     rungs = numpy.array([0] * 20 + [1] * 20 + [0, 0])
     scores = numpy.concatenate([early, late, [0.05, 0.95]])[:, None]

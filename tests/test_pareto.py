@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.pareto import front_volume, goodness, hypervolume, knee, pareto, signed
+from studies.pareto import front_volume, hypervolume, knee, pareto, signed, utilities
 
 TWO = ("accuracy", "symmetry_accuracy")
 MIXED = ("accuracy", "params", "equivariance_error")
@@ -62,7 +62,7 @@ def test_volume_never_shrinks_with_another_trial(values, another):
     assert front_volume([*values, another], names) >= front_volume(values, names) - 1e-12
 
 
-def test_goodness_is_monotone_and_between_zero_and_one():
+def test_utilities_is_monotone_and_between_zero_and_one():
     for name, better, worse in (
         ("accuracy", 0.9, 0.8),
         ("params", 1e3, 1e6),
@@ -70,12 +70,22 @@ def test_goodness_is_monotone_and_between_zero_and_one():
         ("latency", 0.5, 20),
         ("equivariance_error", 0, 3),
     ):
-        assert 1 >= goodness([better], [name])[0] > goodness([worse], [name])[0] >= 0
+        assert 1 >= utilities([better], [name])[0] > utilities([worse], [name])[0] >= 0
+
+
+@pytest.mark.parametrize("name,worst", [("params", 10), ("macs", 14), ("latency", 7)])
+def test_costs_count_by_their_logarithm_down_to_a_worst_that_is_the_same_in_every_study(
+    name, worst
+):
+    powers = (0, worst / 2, worst - 1, worst, worst + 1)
+    found = [utilities([10**power], [name])[0] for power in powers]
+    assert found == pytest.approx([1, 0.5, 1 / worst, 0, 0])
 
 
 def test_knee_is_the_bulge_of_the_front():
     values = [(0.9, 0.1), (0.8, 0.7), (0.1, 0.9), (0.85, 0.3)]
     assert values[knee(values, TWO)] == (0.8, 0.7)
+    assert knee([(1.0, 0.5), (0.72, 0.72)], TWO) == 1  # the larger volume, not the larger sum
     assert knee([], TWO) is None
     assert knee([(0.5, 0.5)], TWO) == 0
     assert knee([(0.98, 0.23), (0.94, 0.94)], TWO) == 1

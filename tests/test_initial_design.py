@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
-from studies.samplers.initial_design import distance, traits
+from studies.samplers.initial_design import distance, features_of
 from studies.search.driver import SearchDriver
 from support import trivial
 
@@ -27,7 +27,7 @@ def proposals(path, start, seed, number=6):
 def covered(candidates):
     """Exact steerable, broken steerable and plain: which of them are there."""
     group = Group.parse(trivial.study().symmetry.group)
-    shares = [traits(c, group)[3] for c in candidates]
+    shares = [features_of(c, group).surviving for c in candidates]
     return {
         "plain" if c.architecture.family == "plain" else "exact" if share == 1 else "broken"
         for c, share in zip(candidates, shares)
@@ -46,12 +46,12 @@ def test_a_spread_start_sees_known_architectures_that_come_first(tmp_path):
         tmp_path / "study", study, enqueue=["28px: 10k3@D4, 10k3 max2/2, 10k4p0"]
     ) as driver:
         first, second = (Candidate.parse(driver.next().architecture) for _ in range(2))
-    assert str(first.architecture.group) == "D4" and traits(second, D4)[3] < 0.5
+    assert str(first.architecture.group) == "D4" and features_of(second, D4).surviving < 0.5
 
 
 def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
     exact, broken, plain = (
-        traits(Candidate.parse(text), D4)
+        features_of(Candidate.parse(text), D4)
         for text in (
             "28px: 10k3@D4, 10k3 max2/2, 10k4p0",
             "29px: 10k3@D4, 10k3 max2/2, 10k4p0",
@@ -61,7 +61,7 @@ def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
     assert distance(exact, exact, 8) == 0
     assert distance(exact, plain, 8) == distance(plain, exact, 8) > distance(exact, broken, 8) > 0.5
     weighted = [
-        traits(Candidate.parse(f"29px: 10k3@D4, 10k3 max2/2, 10k4p0 loss=layerwise:{w}"), D4)
+        features_of(Candidate.parse(f"29px: 10k3@D4, 10k3 max2/2, 10k4p0 loss=layerwise:{w}"), D4)
         for w in (0.1, 0.2, 5)
     ]
     assert 0 < distance(weighted[0], weighted[1], 8) < distance(weighted[0], weighted[2], 8)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from searchspace.groups import Group
 from studies.pareto import hypervolume
-from studies.samplers.ehvi import ExpectedImprovement, added, boxes
+from studies.samplers.ehvi import ExpectedImprovement, boxes, improvements
 from studies.samplers.factory import make_sampler
 from studies.samplers.planned import as_key
 from support import trivial
@@ -29,7 +29,7 @@ def fronts_and_points(draw):
 @given(fronts_and_points())
 def test_what_a_point_adds_is_the_difference_of_hypervolumes(case):
     m, front, points = case
-    found = added(numpy.array(points), *boxes(front, m))
+    found = improvements(numpy.array(points), *boxes(front, m))
     expected = [hypervolume([*front, point]) - hypervolume(front) for point in points]
     assert numpy.allclose(found, expected, atol=1e-12)
 
@@ -109,15 +109,19 @@ def test_what_is_like_trials_that_broke_a_constraint_is_avoided(ended):
             constraints={"macs": -0.5},
         )
     planner, shown = ExpectedImprovement(trials.study), trials.optuna.get_trials(deepcopy=False)
-    candidates = [known for known, _ in planner._candidates(shown, numpy.random.default_rng(0))]
+    candidates = [
+        features for features, _ in planner._candidates(shown, numpy.random.default_rng(0))
+    ]
     chance = planner._feasibility(shown, candidates, numpy.random.default_rng(1))
     d4, others = (
-        [c for c, known in zip(chance, candidates) if (known.traits[0][1] == "D4") == wanted]
+        [c for c, features in zip(chance, candidates) if (features.choices[1] == "D4") == wanted]
         for wanted in (True, False)
     )
     assert numpy.median(d4) < 0.5 < numpy.median(others)
     assert groups_planned(trials).count("D4") <= 2
-    assert all(seen.on_front == (seen.known.traits[0][1] != "D4") for seen in planner._seen(shown))
+    assert all(
+        seen.on_front == (seen.features.choices[1] != "D4") for seen in planner._observations(shown)
+    )
 
 
 def early(value, decision):
@@ -148,9 +152,11 @@ def worth_of_d4(early_score):
             **early(early_score, "stop"),
         )
     planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng
-    candidates = [known for known, _ in planner._candidates(trials.optuna.trials, rng(0))]
-    worth = planner._improvement(planner._seen(trials.optuna.trials), [], candidates, rng(1))
-    return numpy.mean([w for w, known in zip(worth, candidates) if known.traits[0][1] == "D4"])
+    candidates = [features for features, _ in planner._candidates(trials.optuna.trials, rng(0))]
+    worth = planner._improvement(
+        planner._observations(trials.optuna.trials), [], candidates, rng(1)
+    )
+    return numpy.mean([w for w, features in zip(worth, candidates) if features.choices[1] == "D4"])
 
 
 def test_early_scores_of_stopped_trials_count():
@@ -162,7 +168,7 @@ def test_a_training_that_got_a_second_chance_is_seen_once_at_each_rung():
     fixed = {"family": "steerable", "group": "C4"}
     trials.add(fixed, state=optuna.trial.TrialState.PRUNED, **early(0.3, "stop"))
     trials.add(fixed, [0.5, 0.5], continues=0, **early(0.3, "continue"))
-    seen = ExpectedImprovement(trials.study)._seen(trials.optuna.trials)
+    seen = ExpectedImprovement(trials.study)._observations(trials.optuna.trials)
     assert [(s.rung, s.point) for s in seen] == [(0, (0.3, 0.3)), (2, (0.5, 0.5))]
 
 
@@ -176,8 +182,8 @@ def test_what_is_like_a_trial_that_runs_is_worth_less():
             )
     planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng
     seen, candidates = (
-        planner._seen(trials.optuna.trials),
-        [known for known, _ in planner._candidates(trials.optuna.trials, rng(0))],
+        planner._observations(trials.optuna.trials),
+        [features for features, _ in planner._candidates(trials.optuna.trials, rng(0))],
     )
     before = planner._improvement(seen, [], candidates, rng(1))
     best = int(before.argmax())
@@ -185,10 +191,21 @@ def test_what_is_like_a_trial_that_runs_is_worth_less():
     assert after[best] < 0.7 * before[best]
     unlike = [
         i
-        for i, known in enumerate(candidates)
-        if known.traits[0][0] == "plain" and candidates[best].traits[0][0] != "plain"
+        for i, features in enumerate(candidates)
+        if features.choices[0] == "plain" and candidates[best].choices[0] != "plain"
     ]
     assert unlike and numpy.median(after[unlike] / before[unlike]) > after[best] / before[best]
+
+
+def test_candidates_are_drawn_at_random_and_from_neighbours_of_good_trials():
+    """A neighbour keeps the exact weight of its parent's loss, which no random draft has."""
+    trials = Trials(trivial.study(search__sampler="ehvi"))
+    good = {"family": "steerable", "exact": False, "equivariance_loss": "layerwise"}
+    trials.add({**good, "group": "C4", "loss_weight": 0.5}, [0.8, 0.8])
+    planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng(0)
+    plans = [plan for _, plan in planner._candidates(trials.optuna.trials, rng)]
+    neighbours = sum(plan.get("loss_weight") == 0.5 for plan in plans)
+    assert 0.2 < neighbours / len(plans) < 0.6
 
 
 def test_trials_that_run_are_taken_into_account(monkeypatch):

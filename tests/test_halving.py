@@ -139,3 +139,9 @@ def test_survivors_come_best_first(items):
         for name in named
     }
     assert [place[name] for name in ranked] == sorted(place[name] for name in ranked)
+
+
+def test_crowding_is_the_gap_between_neighbours_as_a_share_of_the_range():
+    front = [(0.0, 40.0), (1.0, 30.0), (3.0, 10.0), (4.0, 0.0)]
+    ends = {front[0]: float("inf"), front[3]: float("inf")}
+    assert crowding(front) == {**ends, front[1]: 0.75 + 0.75, front[2]: 0.75 + 0.75}

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from trainers.data.datasets import load
-from trainers.data.pools import decode, file_pool
+from trainers.data.decoding import decode
+from trainers.data.pools import file_pool
 from trainers.settings import Data
 
 
@@ -280,15 +281,19 @@ def without_images(folder):
             r"class",
         ),
         (lambda folder: (folder.write_text(""), Data(folder=folder))[1], "is not a folder"),
-        (without_classes, "holds 0 sub-folders; it must hold one sub-folder of images per class"),
+        (
+            without_classes,
+            r"holds 0 sub-folders, besides 1 images beside class folders \(a.png\); it must hold",
+        ),
         (
             without_images,
-            r"holds no image in its 2 sub-folders \(looked for .jpg .*at least two classes",
+            r"holds no image in its 2 sub-folders \(looked for .*\.jpg .*besides 1 \.txt files "
+            r"\(a/notes.*at least two classes",
         ),
         (
             small,
-            r"class 'dog' \(1\) in .*/pets has fewer than 2 images; it cannot be split .*; add "
-            r"images or remove",
+            r"class 'dog' \(1\) in .*/pets has fewer than 3 images; every class must be in "
+            r"training, validation and test images; add images or remove",
         ),
         (
             lambda folder: Data(folder=fill(folder), train=17),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,15 +49,12 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
     """(channels, classes) of the study's images; `note` receives their number, and what was left
     out. Raises ValueError or OSError for data that cannot be read.
     """
-    from trainers.data.datasets import load
+    from trainers.data.datasets import DataWarning, describe, load
 
     size = study.space.pixels[0]
-    splits = load(study.data, (size, size))
-    for skipped in splits.skipped[:5]:
-        note(f"skipped: {skipped}")
-    note(
-        f"data: {len(splits.train.labels)} training and {len(splits.validation.labels)} "
-        "validation images, "
-        f"{splits.channels} channels, {len(splits.classes)} classes"
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # `describe` says it
+        splits = load(study.data, (size, size))
+    for line in describe(splits):
+        note(line)
     return splits.channels, len(splits.classes)

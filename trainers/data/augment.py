@@ -33,9 +33,10 @@ def transform(images: Tensor, augment: Augment, group: Group, generator: torch.G
     count = len(images)
     mirrored = torch.zeros(count, dtype=torch.bool)
     degrees = None
+    by_group = None
     if augment.rotation == "group":
         drawn = torch.randint(group.order, (count,), generator=generator)
-        degrees = drawn % group.rotations * (360 / group.rotations)
+        by_group = drawn % group.rotations * (360 / group.rotations)
         mirrored = drawn >= group.rotations
     elif augment.rotation == "uniform":
         degrees = torch.rand(count, generator=generator, dtype=torch.float64) * 360
@@ -45,8 +46,8 @@ def transform(images: Tensor, augment: Augment, group: Group, generator: torch.G
     if augment.mirror:
         mirrored = mirrored ^ (torch.rand(count, generator=generator) < 0.5)
     images = _mirror(images, mirrored)
-    if augment.rotation == "group":
-        images = _turn_by_group(images, degrees)
+    if by_group is not None:
+        images = _turn_by_group(images, by_group)
     elif degrees is not None:
         images = rotate(images, degrees)
     if augment.shift:

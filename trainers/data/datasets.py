@@ -15,13 +15,18 @@ from torch import Tensor
 
 from trainers import cache
 from trainers.data import folders, sources
-from trainers.data.pools import Pool, Source, render
-from trainers.data.splitting import draw, draw_test, remainder
+from trainers.data.decoding import FULL
+from trainers.data.pools import FilePool, Pool, Source, render
+from trainers.data.splitting import check_classes, draw, draw_test, remainder
 from trainers.settings import Data
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
 VERSION = 2
 LOST = 0.01  # the fraction of unreadable images that is accepted
+
+
+class DataWarning(UserWarning):
+    """Images were left out or scaled, or lie so that they may be read wrongly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,16 @@ class Images:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a user should know of how the files of a data set lie, each a sentence without a full
+    stop: what may be wrong, and what is as expected.
+    """
+
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
     """A data set at one input size. `mean` and `std`, one per channel, are of the training pixels
@@ -51,6 +66,10 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]  # 1 for a channel that does not vary
     has_test: bool
+    # the grey value of more than 8 bits that became 255
+    top: int = FULL
+    # what was left out or scaled in reading the images, each a sentence without a full stop
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -96,7 +115,7 @@ def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
     data that is missing, cannot be split, has fewer images than asked for, or is unreadable for
     more than 1 %.
     """
-    files, source = open_source(data)
+    files, source, layout = open_source(data)
     name = _key(data, files, size, "selection", ("train", "validation", "test"))
     pixels, about = cache.cached(name, lambda allocate: _select(source(), data, size, allocate))
     labels = torch.tensor(about["labels"], dtype=torch.int64)
@@ -106,6 +125,9 @@ def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
         for rows, lost in zip((slice(0, num_train), slice(num_train, None)), about["skipped"])
     ]
     _warn(parts[0].skipped + parts[1].skipped, len(labels))
+    doubts = (*layout.warnings, *about["warnings"])
+    for doubt in doubts:
+        warnings.warn(doubt, DataWarning, stacklevel=2)
     return Splits(
         data,
         parts[0],
@@ -114,7 +136,31 @@ def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
         tuple(about["mean"]),
         tuple(about["std"]),
         about["has_test"],
+        about["top"],
+        (*layout.notes, *doubts),
     )
+
+
+def describe(splits: Splits) -> list[str]:
+    """What a user should know of the images before training: what was left out, how many there are,
+    and how many of each class.
+    """
+    counts = [
+        f"{name} {train} + {validation}" for name, (train, validation) in splits.counts.items()
+    ]
+    lines = [
+        *(f"skipped: {skipped}" for skipped in splits.skipped[:5]),
+        *(f"data: {said}" for said in splits.notes),
+        f"data: {len(splits.train)} training and {len(splits.validation)} validation images, "
+        f"{splits.channels} channels, {len(splits.classes)} classes",
+        f"classes, training + validation images: {', '.join(counts)}",
+    ]
+    return [_printable(line) for line in lines]
+
+
+def _printable(text: str) -> str:
+    """The text with its control characters and undecodable bytes as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def batch(
@@ -151,11 +197,9 @@ def normaliser(
 
 def _load_test(splits: Splits) -> Images:
     data, size = splits.data, splits.size
-    files, source = open_source(data)
-    name = _key(data, files, (splits.channels, *size), "test", ("test",))
-    pixels, about = cache.cached(
-        name, lambda allocate: _take_test(source(), data, splits.channels, size, allocate)
-    )
+    files, source, _ = open_source(data)
+    name = _key(data, files, (splits.channels, *size, splits.top), "test", ("test",))
+    pixels, about = cache.cached(name, lambda allocate: _take_test(source(), splits, allocate))
     _warn(about["skipped"], len(pixels))
     return Images(
         torch.from_numpy(pixels),
@@ -164,16 +208,17 @@ def _load_test(splits: Splits) -> Images:
     )
 
 
-def open_source(data: Data) -> tuple[list, Callable[[], Source]]:
-    """What identifies the files behind the data, and a function that opens them."""
+def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
+    """What identifies the files behind the data, a function that opens them, and what a user should
+    know of their layout. Raises ValueError for data that is missing.
+    """
     if data.folder is not None:
         folder = folders.list_folder(data.folder)
-        return [
-            str(data.folder.expanduser().absolute()),
-            folder.fingerprint(),
-        ], lambda: folders.open_folder(folder)
+        place = str(data.folder.expanduser().absolute())
+        layout = Layout(folder.warnings, folder.notes)
+        return [place, folder.fingerprint()], lambda: folders.open_folder(folder), layout
     place = [] if data.name == "digits" else [str(data.root.expanduser().absolute())]
-    return [*place, *sources.files(data)], lambda: sources.open_named(data)
+    return [*place, *sources.files(data)], lambda: sources.open_named(data), Layout((), ())
 
 
 def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]) -> str:
@@ -185,46 +230,71 @@ def _select(
     source: Source, data: Data, size: tuple[int, int] | None, allocate: cache.Allocate
 ) -> tuple[np.ndarray | None, dict]:
     """Draw the training and validation images and decode them, in this order, into one array."""
-    train, validation = draw(source, data)
-    size = size or source.train.size
+    drawn = draw(source, data)
+    pools = (source.train, source.train if source.validation is None else source.validation)
+    top = _top(pools)
     channels = source.train.channels if data.color is None else 3 if data.color else 1
-    out = allocate((len(train) + len(validation), channels, *size))
-    validation_pool = source.train if source.validation is None else source.validation
+    num_train = len(drawn[0])
+    out = allocate((sum(map(len, drawn)), channels, *(size or source.train.size)))
     lost = [
-        render(pool, index, data.fit, rows)
-        for pool, index, rows in (
-            (source.train, train, out[: len(train)]),
-            (validation_pool, validation, out[len(train) :]),
-        )
+        render(pool, index, data.fit, rows, top)
+        for pool, index, rows in zip(pools, drawn, (out[:num_train], out[num_train:]))
     ]
     _check_lost([*lost[0].values(), *lost[1].values()], len(out))
-    kept = [remainder(len(index), list(failed)) for index, failed in zip((train, validation), lost)]
-    labels = np.concatenate(
-        [source.train.labels[train[kept[0]]], validation_pool.labels[validation[kept[1]]]]
-    )
-    rows = np.concatenate([kept[0], len(train) + kept[1]])
-    mean, std = _moments(out, rows[: len(kept[0])])
+    kept = [remainder(len(index), list(failed)) for index, failed in zip(drawn, lost)]
+    labels = [pool.labels[index[rows]] for pool, index, rows in zip(pools, drawn, kept)]
+    for part, left in zip(("train", "validation"), labels):
+        check_classes(source, part, left)
+    rows = np.concatenate([kept[0], num_train + kept[1]])
+    mean, std = _moments(out, kept[0])
     return (None if len(rows) == len(out) else rows), {
-        "labels": labels.tolist(),
+        "labels": np.concatenate(labels).tolist(),
         "num_train": len(kept[0]),
         "classes": source.classes,
         "mean": mean,
         "std": std,
         "skipped": [list(failed.values()) for failed in lost],
         "has_test": source.holds_out_test or source.test is not None,
+        "top": top,
+        "warnings": _depth_warnings(source.train, top, out),
     }
 
 
+def _top(pools: tuple[Pool, ...]) -> int:
+    """The grey value of more than 8 bits that becomes 255, the same for all images."""
+    tops = [pool.top for pool in pools if isinstance(pool, FilePool) and pool.deep]
+    return max(tops, default=FULL)
+
+
+def _depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:
+    """What a user should know of images of more than 8 bits."""
+    if not isinstance(pool, FilePool):
+        return []
+    said = []
+    if top != FULL:
+        said.append(
+            f"grey values of more than 8 bits are scaled from 0..{top} to 0..255, because none in "
+            f"these files is above {top}; scale them so where the model is used"
+        )
+    if pool.cut and pixels.max() < 128:
+        said.append(
+            f"images with 16 bits per channel are read with the upper 8, and no value of them is "
+            f"above {pixels.max()} of 255; save them with 8 bits, scaled to the whole range"
+        )
+    return said
+
+
 def _take_test(
-    source: Source, data: Data, channels: int, size: tuple[int, int], allocate: cache.Allocate
+    source: Source, splits: Splits, allocate: cache.Allocate
 ) -> tuple[np.ndarray | None, dict]:
     """Decode the test images: the official split, or those that `draw` leaves out."""
     pool: Pool = source.test() if source.test is not None else source.train
-    index = draw_test(source, data, pool.labels)
-    out = allocate((len(index), channels, *size))
-    lost = render(pool, index, data.fit, out)
+    index = draw_test(source, splits.data, pool.labels)
+    out = allocate((len(index), splits.channels, *splits.size))
+    lost = render(pool, index, splits.data.fit, out, splits.top)
     _check_lost(list(lost.values()), len(out))
     kept = remainder(len(index), list(lost))
+    check_classes(source, "test", pool.labels[index[kept]])
     return (kept if lost else None), {
         "labels": pool.labels[index[kept]].tolist(),
         "skipped": list(lost.values()),
@@ -260,5 +330,6 @@ def _warn(lost: tuple[str, ...] | list[str], total: int) -> None:
         warnings.warn(
             f"{len(lost)} of {total + len(lost)} images cannot be read and are left out: "
             f"{'; '.join(lost[:3])}{more}",
+            DataWarning,
             stacklevel=3,
         )

@@ -5,39 +5,48 @@ folders.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from trainers.data.pools import FilePool, Source, file_pool
-
-EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
+from trainers.data.decoding import extensions
+from trainers.data.pools import FilePool, Pool, Source, file_pool
+from trainers.data.scanning import (
+    ImageFile,
+    LeftOut,
+    above,
+    describe,
+    find_images,
+    identity,
+    sub_folders,
 )
-VALIDATION = ("validation", "val", "valid")  # names that the validation folder may have
-LAYOUT = "it must hold one sub-folder of images per class, or train/ [validation/] [test/] with one sub-folder per class each"
+from trainers.data.splitting import named
+
+# the names that the folder of each split may have, in any case and beside one of `_FILLERS`
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "validate", "eval", "evaluation", "dev"),
+    "test": ("test", "testing"),
+}
+_FILLERS = "set|data|dataset|images|imgs|split"
+LAYOUT = (
+    "it must hold one sub-folder of images per class, or train/ [validation/] [test/] with one "
+    "sub-folder per class each"
+)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of one split, by class: (path, bytes, modification time in ns), sorted by
-    path.
-    """
+    """The image files of one split, by class, sorted by path."""
 
     root: Path
     classes: tuple[str, ...]
-    files: tuple[tuple[tuple[Path, int, int], ...], ...]
+    files: tuple[tuple[ImageFile, ...], ...]
+    left_out: tuple[LeftOut, ...]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -47,19 +56,25 @@ class Listing:
 
 @dataclass(frozen=True)
 class Folder:
-    """What an image folder holds; `validation` and `test` are None where there is no such folder."""
+    """What an image folder holds; `validation` and `test` are None where they are missing."""
 
+    root: Path
     train: Listing
     validation: Listing | None
     test: Listing | None
     # False: one folder of class folders, still to be split
     split: bool
+    # why the folder of test images cannot be used; None where it can, or where there is none
+    test_fault: str | None = None
+    # of the layout, each a sentence without a full stop
+    doubts: tuple[str, ...] = ()
+    beside: tuple[LeftOut, ...] = ()  # what lies beside the folders of the splits
 
     def fingerprint(self) -> list:
         """What changes whenever an image is added, removed or written: every file's path, size and
         time of change.
         """
-        return [
+        return [self.test_fault] + [
             [str(file.relative_to(part.root)), size, changed]
             for part in (self.train, self.validation, self.test)
             if part is not None
@@ -67,13 +82,29 @@ class Folder:
             for file, size, changed in files
         ]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should look at: a doubtful layout, and images that are left out."""
+        return (*self.doubts, *self._describe(expected=False))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out as is to be expected, such as text files."""
+        return self._describe(expected=True)
+
+    def _describe(self, expected: bool) -> tuple[str, ...]:
+        parts = [part.left_out for part in (self.train, self.validation, self.test) if part]
+        items = [i for part in (self.beside, *parts) for i in part if i.expected is expected]
+        return (f"left out of {self.root}: {describe(items, self.root)}",) if items else ()
+
 
 def list_folder(folder: Path) -> Folder:
     """What lies in an image folder, without opening an image. Raises ValueError where it cannot
     serve as a data set.
 
-    `train/` means a folder already split if it holds sub-folders itself; otherwise it is a class of
-    that name.
+    A folder called `train` or `training` (`SPLITS`) means a folder already split if it holds
+    sub-folders itself; otherwise it is a class of that name. Test images that cannot be used are
+    said in `test_fault`, since a training does not need them.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
@@ -81,48 +112,41 @@ def list_folder(folder: Path) -> Folder:
         raise ValueError(
             f"data folder {folder} {what} (looked for at {folder.absolute()}); {LAYOUT}"
         )
-    if not _subfolders(folder / "train"):
-        listing = _list(folder)
-        _at_least(
-            listing,
-            2,
-            "it cannot be split into training and validation images; add images or remove the "
-            "class",
-        )
-        return Folder(listing, None, None, split=False)
-    found = [folder / name for name in VALIDATION if (folder / name).is_dir()]
-    if len(found) > 1:
+    try:
+        folders, beside = sub_folders(folder)
+        splits = _split_folders(folders)
+        if not any(sub_folders(path)[0] for path in splits["train"]):
+            return _unsplit(folder, folders)
+        return _already_split(folder, splits, folders, tuple(beside))
+    except OSError as error:
         raise ValueError(
-            f"data folder {folder} holds both {found[0].name}/ and {found[1].name}/; keep one "
-            "of them"
-        )
-    train = _list(folder / "train")
-    validation = _list(found[0]) if found else None
-    test = _list(folder / "test") if (folder / "test").is_dir() else None
-    if validation is None:
-        _at_least(
-            train,
-            2,
-            "no validation image can be taken from it; add images, or a folder "
-            f"{folder}/validation",
-        )
-    else:
-        _at_least(train, 1, "add images or remove the class")
-    for other in (validation, test):
-        _same_classes(train, other)
-    return Folder(train, validation, test, split=True)
+            f"data folder {folder} cannot be read ({error}); make all of it readable"
+        ) from error
 
 
 def open_folder(folder: Folder) -> Source:
     """The image folder as pools of files."""
-    test = folder.test
     return Source(
         classes=folder.train.classes,
         train=_pool(folder.train),
         validation=None if folder.validation is None else _pool(folder.validation),
-        test=None if test is None else lambda: _pool(test),
+        test=_test_opener(folder),
         holds_out_test=not folder.split,
     )
+
+
+def _test_opener(folder: Folder) -> Callable[[], Pool] | None:
+    """Opens the test images, or raises ValueError where they cannot be used; None: no folder."""
+    test, fault = folder.test, folder.test_fault
+    if test is None and fault is None:
+        return None
+
+    def opened() -> Pool:
+        if test is None:
+            raise ValueError(fault)
+        return _pool(test)
+
+    return opened
 
 
 def _pool(listing: Listing) -> FilePool:
@@ -132,73 +156,151 @@ def _pool(listing: Listing) -> FilePool:
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (
-            Path(entry.path)
-            for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith((".", "__"))
-        ),
-        key=lambda path: path.name,
+def _split_folders(folders: list[Path]) -> dict[str, list[Path]]:
+    """Those of the folders that are called after a split."""
+
+    def means(path: Path, names: tuple[str, ...]) -> bool:
+        words = re.split(r"[^a-z0-9]+", path.name.lower())
+        rest = [word for word in (re.sub(f"({_FILLERS})$", "", word) for word in words) if word]
+        return len(rest) == 1 and rest[0] in names
+
+    return {
+        split: [path for path in folders if means(path, names)] for split, names in SPLITS.items()
+    }
+
+
+def _unsplit(folder: Path, folders: list[Path]) -> Folder:
+    listing = _list(folder)
+    _at_least(
+        listing,
+        3,
+        "every class must be in training, validation and test images; add images or remove the "
+        "class",
+    )
+    return Folder(folder, listing, None, None, split=False, doubts=_same_sub_folders(folders))
+
+
+def _already_split(
+    folder: Path, splits: dict[str, list[Path]], folders: list[Path], beside: tuple[LeftOut, ...]
+) -> Folder:
+    train = _list(_only(folder, splits["train"]))
+    validation = _list(_only(folder, splits["validation"])) if splits["validation"] else None
+    if validation is None:
+        _at_least(
+            train,
+            2,
+            "no validation image can be taken from it; add images, or a folder "
+            f"{folder}/validation",
+        )
+    else:
+        _at_least(train, 1, "add images or remove the class")
+        _same_classes(train, validation)
+    test, fault = None, None
+    try:
+        if splits["test"]:
+            test = _list(_only(folder, splits["test"]))
+            _same_classes(train, test)
+    except ValueError as error:
+        test, fault = None, str(error)
+    doubts = (
+        *_not_used(folder, splits, folders, train),
+        *_same_sub_folders(sub_folders(train.root)[0]),
+    )
+    if fault:
+        doubts = (*doubts, f"the test images cannot be used, though training does not: {fault}")
+    return Folder(folder, train, validation, test, True, fault, doubts, beside)
+
+
+def _only(folder: Path, paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        raise ValueError(
+            f"data folder {folder} holds both {paths[0].name}/ and {paths[1].name}/; keep one of "
+            "them"
+        )
+    return paths[0]
+
+
+def _not_used(
+    folder: Path, splits: dict[str, list[Path]], folders: list[Path], train: Listing
+) -> tuple[str, ...]:
+    used = {path for paths in splits.values() for path in paths}
+    others = [f"{path.name}/" for path in folders if path not in used]
+    if not others:
+        return ()
+    return (
+        f"{folder} is read as already split, because {train.root.name}/ holds sub-folders; "
+        f"{named(others)} beside it {'is' if len(others) == 1 else 'are'} not used",
     )
 
 
+def _same_sub_folders(classes: list[Path]) -> tuple[str, ...]:
+    """A doubt where two class folders hold the same sub-folders, as splits and not classes do."""
+    inside = {path: {below.name for below in sub_folders(path)[0]} for path in classes}
+    nested = [path for path, names in inside.items() if len(names) > 1]
+    for one, other in combinations(nested, 2):
+        common = sorted(inside[one] & inside[other])
+        if len(common) > 1:
+            return (
+                f"the classes '{one.name}' and '{other.name}' hold the same sub-folders "
+                f"({named(common)}); if these are the classes, name the folders above them train/, "
+                "validation/ and test/",
+            )
+    return ()
+
+
 def _list(root: Path) -> Listing:
-    folders = _subfolders(root)
+    folders, left_out = sub_folders(root)
+    _check_names(folders)
+    outside = {*above(root), *map(identity, folders)}
+    scanned = [find_images(path, outside - {identity(path)}) for path in folders]
     listing = Listing(
-        root, tuple(path.name for path in folders), tuple(tuple(_images(path)) for path in folders)
+        root,
+        tuple(path.name for path in folders),
+        tuple(tuple(images) for images, _ in scanned),
+        (*left_out, *(item for _, items in scanned for item in items)),
     )
     if len(folders) < 2 or not any(listing.files):
         holds = (
             f"holds {len(folders)} sub-folder{'' if len(folders) == 1 else 's'}"
             if len(folders) < 2
             else f"holds no image in its {len(folders)} sub-folders (looked for "
-            f"{' '.join(EXTENSIONS)})"
+            f"{' '.join(sorted(extensions()))})"
         )
-        raise ValueError(f"data folder {root} {holds}; {LAYOUT}, and at least two classes")
+        besides = f", besides {describe(listing.left_out, root)}" if listing.left_out else ""
+        raise ValueError(f"data folder {root} {holds}{besides}; {LAYOUT}, and at least two classes")
     return listing
 
 
-def _images(folder: Path) -> list[tuple[Path, int, int]]:
-    """The image files below a class folder, at any depth; hidden ones are left out."""
-    found = []
-    for entry in os.scandir(folder):
-        if entry.name.startswith((".", "__")):
-            continue
-        if entry.is_dir():
-            found += _images(Path(entry.path))
-        elif entry.name.lower().endswith(EXTENSIONS):
-            facts = entry.stat()
-            found.append((Path(entry.path), facts.st_size, facts.st_mtime_ns))
-    return sorted(found, key=lambda file: str(file[0]))
+def _check_names(folders: list[Path]) -> None:
+    """Raises ValueError for a class whose name no text file can hold."""
+    for path in folders:
+        try:
+            path.name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"the class folder {os.fsencode(path.name)!r} in {path.parent} has a name that is "
+                "not UTF-8, which results and bundles could not hold; rename it"
+            ) from None
 
 
 def _at_least(listing: Listing, least: int, remedy: str) -> None:
     few = [f"'{name}' ({count})" for name, count in listing.counts.items() if count < least]
     if few:
         raise ValueError(
-            f"{'class' if len(few) == 1 else 'classes'} {_some(few)} in {listing.root} "
+            f"{'class' if len(few) == 1 else 'classes'} {named(few)} in {listing.root} "
             f"{'has' if len(few) == 1 else 'have'} fewer than {least} "
             f"image{'' if least == 1 else 's'}; {remedy}"
         )
 
 
-def _same_classes(train: Listing, other: Listing | None) -> None:
-    if other is None or other.classes == train.classes:
-        return
+def _same_classes(train: Listing, other: Listing) -> None:
     missing = [name for name in train.classes if name not in other.classes]
     extra = [name for name in other.classes if name not in train.classes]
-    differences = ([f"{_some(missing)} only in {train.root.name}/"] if missing else []) + (
-        [f"{_some(extra)} only in {other.root.name}/"] if extra else []
+    differences = ([f"{named(missing)} only in {train.root.name}/"] if missing else []) + (
+        [f"{named(extra)} only in {other.root.name}/"] if extra else []
     )
-    raise ValueError(
-        f"{train.root}/ and {other.root}/ hold different classes: {'; '.join(differences)}; "
-        "give both the same sub-folders (one may be empty)"
-    )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+    if differences:
+        raise ValueError(
+            f"{train.root}/ and {other.root}/ hold different classes: {'; '.join(differences)}; "
+            "give both the same sub-folders"
+        )

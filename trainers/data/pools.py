@@ -1,13 +1,12 @@
-"""Labelled images before they are decoded: arrays in memory, or files; and `render`, which decodes
-them.
-"""
+"""Labelled images before they are decoded, arrays or files, and `render`, which decodes them."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,12 @@ from statistics import median
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from trainers.cores import available_cores
+from trainers.data.decoding import FULL, Header, decode, highest_value, read_header
 from trainers.data.fitting import Fit, fit_images
 
-# of Pillow; `I;16` and its relatives start with I, too
-GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 # files, evenly spread, whose headers decide on colour and common size
 LOOKED_AT = 500
 
@@ -41,7 +39,8 @@ class ArrayPool:
     @property
     def size(self) -> tuple[int, int]:
         """The (height, width) of all images."""
-        return self.pixels.shape[2:]
+        height, width = self.pixels.shape[2:]
+        return height, width
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,35 +53,51 @@ class FilePool:
     @property
     def channels(self) -> int:
         """3 if any of the files looked at holds colour, else 1."""
-        return self._common[0]
+        return 3 if any(header.colored for header in self._headers) else 1
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """The (height, width) of most files looked at; where no size has the majority, the median
         of each.
         """
-        return self._common[1]
+        sizes = [header.size for header in self._headers]
+        common, count = Counter(sizes).most_common(1)[0]
+        if 2 * count > len(sizes):
+            return common
+        heights, widths = zip(*sizes)
+        return round(median(heights)), round(median(widths))
+
+    @property
+    def deep(self) -> bool:
+        """Whether any of the files looked at holds grey integers of more than 8 bits."""
+        return any(header.deep for header in self._headers)
 
     @cached_property
-    def _common(self) -> tuple[int, tuple[int, int]]:
-        looked_at = [
-            self.paths[i]
-            for i in np.unique(np.linspace(0, len(self.paths) - 1, LOOKED_AT).astype(int))
-        ]
-        with ThreadPoolExecutor(_threads()) as threads:
-            facts = [fact for fact in threads.map(_facts, looked_at) if fact is not None]
-        if not facts:
+    def top(self) -> int:
+        """The grey value of more than 8 bits that becomes 255: the largest of the fewest bits that
+        hold every value in these files (4095 for 12 bits in files of 16).
+        """
+        with _quiet(), ThreadPoolExecutor(_threads()) as threads:
+            highest = max(threads.map(highest_value, self.paths))
+        return (1 << max(1, highest.bit_length())) - 1
+
+    @property
+    def cut(self) -> int:
+        """How many of the files looked at hold 16 bits per colour, of which 8 are read."""
+        return sum(header.cut for header in self._headers)
+
+    @cached_property
+    def _headers(self) -> list[Header]:
+        spaced = np.linspace(0, len(self.paths) - 1, LOOKED_AT).astype(int)
+        looked_at = [self.paths[i] for i in np.unique(spaced)]
+        with _quiet(), ThreadPoolExecutor(_threads()) as threads:
+            headers = [header for header in threads.map(_header, looked_at) if header is not None]
+        if not headers:
             raise ValueError(
-                f"none of the images around {looked_at[0]} can be read; check that they are "
-                "image files"
+                f"none of the images around {looked_at[0]} can be read{_reason(looked_at[0])}; "
+                "check that they are image files"
             )
-        size, count = Counter(size for _, size in facts).most_common(1)[0]
-        if 2 * count <= len(facts):
-            size = (
-                round(median(height for _, (height, _) in facts)),
-                round(median(width for _, (_, width) in facts)),
-            )
-        return (3 if any(colored for colored, _ in facts) else 1), size
+        return headers
 
 
 Pool = ArrayPool | FilePool
@@ -111,96 +126,60 @@ def file_pool(paths: Sequence[Path | str], labels: Sequence[int] | np.ndarray) -
     return FilePool(tuple(Path(path) for path in paths), np.asarray(labels, dtype=np.int64))
 
 
-def render(pool: Pool, index: np.ndarray, fit: Fit, out: np.ndarray) -> dict[int, str]:
+def render(
+    pool: Pool, index: np.ndarray, fit: Fit, out: np.ndarray, top: int = FULL
+) -> dict[int, str]:
     """Fill `out` uint8 [len(index), C, H, W] with the pool's images; returns the rows that failed,
     with name and reason.
 
-    Colour becomes grey by the usual luma weights (ITU-R 601), grey becomes colour by repetition.
+    Colour becomes grey by the usual luma weights (ITU-R 601), grey becomes colour by repetition;
+    grey integers of more than 8 bits are scaled from 0..`top`.
     """
+    channels, height, width = out.shape[1:]
     if isinstance(pool, ArrayPool):
         for start in range(0, len(index), 4096):
             pixels = torch.from_numpy(pool.pixels[index[start : start + 4096]])
-            out[start : start + 4096] = fit_images(
-                _recolor(pixels, out.shape[1]), out.shape[2:], fit
-            ).numpy()
+            fitted = fit_images(_recolor(pixels, channels), (height, width), fit)
+            out[start : start + 4096] = fitted.numpy()
         return {}
 
     def one(row: int) -> str | None:
         path = pool.paths[index[row]]
         try:
-            pixels = torch.from_numpy(decode(path, out.shape[1]))
+            pixels = torch.from_numpy(decode(path, channels, top))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
             return f"{path} ({type(error).__name__}: {error})"
-        out[row] = fit_images(pixels[None], out.shape[2:], fit)[0].numpy()
+        out[row] = fit_images(pixels[None], (height, width), fit)[0].numpy()
         return None
 
-    with ThreadPoolExecutor(_threads()) as threads:
+    with _quiet(), ThreadPoolExecutor(_threads()) as threads:
         reasons = threads.map(one, range(len(index)))
         return {row: reason for row, reason in enumerate(reasons) if reason is not None}
 
 
-def decode(path: Path, channels: int) -> np.ndarray:
-    """The image in a file as uint8 [channels, H, W], upright by its EXIF orientation.
-
-    Palettes are looked up; transparent pixels become black, as the zeros around a turned image are;
-    16-bit grey (0..65535) and floating point grey (0..1) are scaled to 0..255; of several frames
-    the first is taken. Raises whatever Pillow raises on a damaged file, and ValueError for values
-    outside those ranges.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    pixels = _eight_bits(upright)
-    target = "L" if channels == 1 else "RGB"
-    array = np.array(pixels if pixels.mode == target else pixels.convert(target))
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB (or one that converts to them without loss of range), without
-    transparency.
-    """
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        top = 1.0 if image.mode.startswith("F") else 65535.0
-        if not (values.min() >= 0 and values.max() <= top):  # also catches NaN
-            raise ValueError(
-                f"grey values {values.min():g}..{values.max():g} are outside 0..{top:g}"
-            )
-        return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
-        flat = Image.alpha_composite(black, layered).convert("RGB")
-        return flat.convert("L") if image.mode in ("LA", "La", "L", "1") else flat
-    return (
-        image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-    )
-
-
-def _facts(path: Path) -> tuple[bool, tuple[int, int]] | None:
-    """Whether an image file holds colour, and its upright (height, width); None where its header
-    cannot be read.
-    """
+def _header(path: Path) -> Header | None:
+    """The header of an image file; None where it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                if image.getexif().get(0x0112, 1) >= 5:  # orientations 5 to 8 swap the axes
-                    width, height = height, width
-                return _colored(image), (height, width)
+        return read_header(path)
     except Exception:  # counted and named when it is decoded
         return None
 
 
-def _colored(image: Image.Image) -> bool:
-    if image.mode in ("P", "PA"):
-        palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
-        return bool((palette != palette[:, :1]).any())
-    return not image.mode.startswith("I") and image.mode not in GREY_MODES
+def _reason(path: Path) -> str:
+    """Why the header of an image file cannot be read, in brackets; '' if it can."""
+    try:
+        read_header(path)
+    except Exception as error:  # of any type, as in `render`
+        return f" ({type(error).__name__}: {error})"
+    return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warning of large images, whose number of pixels `decoding` checks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _recolor(images: torch.Tensor, channels: int) -> torch.Tensor:

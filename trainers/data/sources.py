@@ -159,9 +159,9 @@ def _digits(data: Data) -> Source:
     """
     from sklearn.datasets import load_digits  # slow to import
 
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return Source(tuple("0123456789"), _arrays(pixels, digits.target), holds_out_test=True)
+    values, labels = load_digits(return_X_y=True)
+    pixels = np.rint(np.asarray(values).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return Source(tuple("0123456789"), _arrays(pixels, labels), holds_out_test=True)
 
 
 def _mnist_like(data: Data) -> Source:

@@ -3,11 +3,13 @@ right.
 """
 
 import errno
+import gzip
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,27 @@ def test_what_is_no_table_is_refused(tmp_path):
     for name, says in (("broken.gz", "no recorded table"), ("missing.gz", "there is no table")):
         with pytest.raises(StudyError, match=says):
             read_table(tmp_path / name)
+
+
+def test_a_table_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("studies.replays.record.MOST_BYTES", 4 << 20)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b'"' + b" " * (40 << 20) + b'"'))
+    tracemalloc.start()
+    with pytest.raises(StudyError, match="bomb.gz unpacks to more than 4 MB.*record it again"):
+        read_table(tmp_path / "bomb.gz")
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_a_table_whose_bytes_are_damaged_is_refused(tmp_path):
+    write_table(made_up(), tmp_path / "t.gz")
+    whole = bytearray((tmp_path / "t.gz").read_bytes())
+    for place in range(10, len(whole) - 8, 7):
+        damaged = whole.copy()
+        damaged[place] ^= 0xFF
+        (tmp_path / "t.gz").write_bytes(damaged)
+        with pytest.raises(StudyError, match="no recorded table"):
+            read_table(tmp_path / "t.gz")
 
 
 def test_costs_are_counted(tmp_path):

@@ -11,6 +11,7 @@ import gzip
 import json
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from studies.errors import StudyError
 from trainers.files import write_whole
 
 FORMAT = 1
+MOST_BYTES = 256 << 20  # of an unpacked table: 10,000 trainings of 100 epochs take 50 MB
 SCORES = ("accuracy", "symmetry_accuracy")
 
 
@@ -193,15 +195,24 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> Table:
-    """The table in a file. Raises StudyError if it is none, or of another format."""
+    """The table in a file. Raises StudyError for a file that does not hold one, one of another
+    format, and one of more than `MOST_BYTES`.
+    """
     try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
+        with gzip.open(path) as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise StudyError(
+                f"{path} unpacks to more than {MOST_BYTES >> 20} MB, which a recorded table does "
+                "not; record it again"
+            )
+        content = json.loads(text)
         number = content["format"]
     except FileNotFoundError:
         raise StudyError(
             f"there is no table '{path}'; `equisearch record STUDY {path}` makes one"
         ) from None
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error):
         raise StudyError(
             f"{path} is no recorded table; `equisearch record STUDY FILE` makes one"
         ) from None

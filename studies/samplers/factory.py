@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy
 import optuna
 
 from studies.config import Study
@@ -21,6 +20,7 @@ from studies.samplers.evolution import Neighbour, SubgroupEvolution
 from studies.samplers.initial_design import InitialDesign
 from studies.samplers.planned import PlannedSampler
 from studies.samplers.tpe import BoundedTPE
+from trainers.seeds import derived_seed
 
 STARTUP = 8  # proposals before a sampler learns, unless the study says
 # nsga's first generation is its own
@@ -56,11 +56,6 @@ def make_sampler(
 def startup_of(study: Study) -> int:
     """Proposals before the sampler learns."""
     return STARTUP if study.search.startup is None else study.search.startup
-
-
-def derived_seed(seed: int, number: int) -> int:
-    """A seed of 32 bits for trial `number` of a study with `seed`."""
-    return int(numpy.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def constraints(trial: optuna.trial.FrozenTrial) -> Sequence[float]:

@@ -5,8 +5,9 @@ the trial's folder.
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
@@ -14,7 +15,7 @@ from studies.search.assignments import Assignment, Report
 from trainers.devices import limit_memory
 from trainers.files import write_whole
 from trainers.process import tune_process
-from trainers.scores import Scores
+from trainers.training.checkpoint import epochs_done, fingerprint
 from trainers.training.train import train
 
 ARCHITECTURE = "architecture.txt"
@@ -24,6 +25,9 @@ SCORES = "scores.jsonl"
 def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     """Trains the assigned architecture up to each rung in turn, until the report says stop or the
     last epoch is done.
+
+    Goes on from the checkpoint in the trial's folder. Rungs behind it are not scored again; scores
+    of its own epoch are taken from the trial's record where that holds them.
     """
     tune_process(int(study.resources.cpus_per_trial))
     share = study.resources.gpus_per_trial
@@ -35,32 +39,42 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
         assignment.learning_rate
     )
     config = study.training_config(assignment.seed, candidate.recipe, assignment.batch_divisor)
-    for rung in (r for r in study.rungs if r <= assignment.until_epoch):
-        scores = train(
-            candidate.architecture,
-            config,
-            directory,
-            rung,
-            on_epoch=lambda epoch, row: report.heartbeat(epoch),
-        )
-        _record(directory, scores)
-        if report(scores.as_dict()) == "stop":
+    done = epochs_done(directory, fingerprint(candidate.architecture, config))
+    for rung in (r for r in study.rungs if done <= r <= assignment.until_epoch):
+        scores = _recorded(directory).get(rung) if rung == done else None
+        if scores is None:
+            scores = train(
+                candidate.architecture,
+                config,
+                directory,
+                rung,
+                on_epoch=lambda epoch, row: report.heartbeat(epoch),
+            ).as_dict()
+            _record(directory, scores)
+        if report(scores) == "stop":
             return
 
 
-def _record(directory: Path, scores: Scores) -> None:
+def _record(directory: Path, scores: Mapping[str, Any]) -> None:
     """Writes the scores of an epoch into the trial's own record, in place of what a killed worker
-    wrote of it.
+    wrote of it and of later epochs.
     """
-    path = directory / SCORES
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    earlier = [line for line in lines if _epoch(line) < scores.epoch]
-    write_whole(path, "\n".join([*earlier, json.dumps(scores.as_dict())]) + "\n")
+    earlier = [row for epoch, row in _recorded(directory).items() if epoch < scores["epoch"]]
+    lines = [json.dumps(row) for row in [*earlier, scores]]
+    write_whole(directory / SCORES, "\n".join(lines) + "\n")
 
 
-def _epoch(line: str) -> float:
-    """The epoch of a recorded line; infinity if the line is torn."""
+def _recorded(directory: Path) -> dict[int, dict[str, Any]]:
+    """The scores in the trial's own record, by epoch; lines that are damaged are left out."""
     try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError):
-        return math.inf
+        lines = (directory / SCORES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    rows = {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows[int(row["epoch"])] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows

@@ -25,6 +25,7 @@ from trainers.networks.networks import Network, build
 from trainers.networks.normalization import estimate_statistics
 from trainers.precision import autocast
 from trainers.scores import Scores
+from trainers.seeds import derived_seed
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
 from trainers.training.config import TrainingConfig
@@ -112,7 +113,7 @@ class TrainingRun:
 
     def _order(self, epoch: int) -> Tensor:
         """The order of the training images in an epoch; seeds the step's generator for it."""
-        seed = seed_of(self.step.config.seed, epoch)
+        seed = derived_seed(self.step.config.seed, epoch)
         return torch.randperm(
             len(self.splits.train), generator=self.step.generator.manual_seed(seed)
         )
@@ -211,17 +212,6 @@ def _graphed(step: TrainingStep, splits: Splits) -> GraphedStep:
         and len(step.elements) <= step.equivariance_images(full)
     )
     return GraphedStep(step, full, cuda_graph=allowed)
-
-
-def seed_of(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; different numbers give unrelated seeds."""
-    state = 0x9E3779B97F4A7C15
-    for number in numbers:  # splitmix64
-        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
-        state ^= state >> 31
-    return state >> 1
 
 
 def on_device(splits: Splits, device: torch.device) -> Splits:

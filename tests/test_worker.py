@@ -1,0 +1,81 @@
+"""What a worker trains, scores and reports of a trial that goes on from a checkpoint."""
+
+import contextlib
+
+import pytest
+
+from studies.config import parse
+from studies.search.assignments import Assignment, LeaveError
+from studies.workers.worker import SCORES, run_trial
+from trainers.training import train as training_module
+
+STUDY = """
+data: {name: digits, train: 100, validation: 40}
+training: {epochs: 4, batch_size: 50, precision: float32}
+search: {rungs: [1, 2]}
+resources: {gpus_per_trial: 0}
+"""
+
+
+class Report:
+    """Stops the trial at a rung, or leaves after an epoch."""
+
+    def __init__(self, stop=None, leave=None):
+        self.stop, self.leave, self.epochs, self.rungs = stop, leave, [], []
+
+    def __call__(self, scores):
+        self.rungs.append(scores["epoch"])
+        return "stop" if scores["epoch"] == self.stop else "continue"
+
+    def heartbeat(self, epoch):
+        self.epochs.append(epoch)
+        if epoch == self.leave:
+            raise LeaveError
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The epochs that networks were scored at."""
+    epochs, evaluate = [], training_module.evaluate
+
+    def counting(network, splits, config, *, epoch):
+        epochs.append(epoch)
+        return evaluate(network, splits, config, epoch=epoch)
+
+    monkeypatch.setattr(training_module, "evaluate", counting)
+    return epochs
+
+
+@pytest.mark.parametrize(
+    "before, scored_after, reported_after",
+    [
+        (Report(stop=2), [4], [2, 4]),  # a trial that was stopped at a rung and is promoted
+        (Report(leave=2), [2, 4], [2, 4]),  # left before it was scored
+        (Report(leave=3), [4], [4]),  # left between rungs
+        (Report(), [], [4]),  # complete, and its end was lost
+    ],
+)
+def test_no_rung_behind_a_checkpoint_is_scored_again(
+    tmp_path, scored, before, scored_after, reported_after
+):
+    study = parse(STUDY)
+    assignment = Assignment(0, "8px: 2k3, 2k3", None, 1, 4, str(tmp_path))
+    with contextlib.suppress(LeaveError):
+        run_trial(study, assignment, before)
+    scored.clear()
+    after = Report()
+    run_trial(study, assignment, after)
+    assert scored == scored_after and after.rungs == reported_after
+    assert before.epochs + after.epochs == [1, 2, 3, 4]
+    lines = (tmp_path / SCORES).read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ['{"epoch": 1', '{"epoch": 2', '{"epoch": 4']
+
+
+def test_a_damaged_record_is_scored_again(tmp_path, scored):
+    study = parse(STUDY)
+    assignment = Assignment(0, "8px: 2k3, 2k3", None, 1, 4, str(tmp_path))
+    run_trial(study, assignment, Report(stop=2))
+    (tmp_path / SCORES).write_bytes((tmp_path / SCORES).read_bytes()[:-9] + b"\xff\n[]\n7\n")
+    scored.clear()
+    run_trial(study, assignment, Report())
+    assert scored == [2, 4]

@@ -21,7 +21,7 @@ from trainers.data.splitting import check_classes, draw, draw_test, remainder
 from trainers.settings import Data
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
-VERSION = 2
+VERSION = 3
 LOST = 0.01  # the fraction of unreadable images that is accepted
 
 

@@ -69,12 +69,13 @@ def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
     return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines)
 
 
-def architecture_html(architecture: Architecture) -> str:
+def architecture_html(architecture: Architecture, text: str | None = None) -> str:
     """The text form above a drawing of the sizes along the network, as HTML that needs no script
-    and no other file. Colours say what survives of the group that the network is built with.
+    and no other file. Colours say what survives of the group that the network is built with; `text`
+    replaces the text form, such as by a candidate's.
     """
-    text = f"<code>{escape(str(architecture))}</code>"
-    return f"<div>{text}<br>\n{_svg(verdict(architecture))}</div>"
+    code = f"<code>{escape(str(architecture) if text is None else text)}</code>"
+    return f"<div>{code}<br>\n{_svg(verdict(architecture))}</div>"
 
 
 def verdict_html(verdict: Verdict) -> str:

@@ -105,6 +105,12 @@ class Candidate:
     def __repr__(self) -> str:
         return f"Candidate.parse({str(self)!r})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text form and a drawing of the sizes along the network."""
+        from searchspace.drawing import architecture_html
+
+        return architecture_html(self.architecture, str(self))
+
     def with_learning_rate(self, rate: float | None) -> Candidate:
         """The same candidate with another learning rate; None: the one of the study's training."""
         return replace(self, recipe=replace(self.recipe, learning_rate=rate))

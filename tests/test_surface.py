@@ -1,4 +1,4 @@
-"""The Python surface: what a script or a notebook gets from `studies`, and what importing it costs."""
+"""The Python surface: what scripts and notebooks get from `studies`, and what imports cost."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import studies
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from studies import StudyError, open_study
 from studies.output import Column
 from studies.results.opened import TrialTable
@@ -106,6 +107,14 @@ def test_a_notebook_shows_an_architecture_and_its_verdict():
     assert "not exact under D4: 1 of 8 elements survive (e)" in found
     assert found.count("<tr>") == 8 and "not built in from stage 1 on" in found
     assert "exact under C4<" in verdict(Architecture.parse("28px: 4k3@C4"))._repr_html_()
+
+
+def test_a_notebook_shows_a_check_with_its_repairs_and_a_candidate_with_its_loss():
+    found = studies.check("29px: 10k3@C4, 10k3 max2/2")._repr_html_()
+    assert "not exact under C4" in found and "10k3 max2/2 -&gt; 10k3 conv3/2p1" in found
+    assert "To make it exact" not in studies.check("28px: 10k3@C4, 10k3 max2/2")._repr_html_()
+    drawn = Candidate.parse("28px: 4k3@C4 loss=layerwise:0.1")._repr_html_()
+    assert "loss=layerwise:0.1" in drawn and drawn.count("<rect") == 2
 
 
 def test_a_directory_without_a_study_is_refused(tmp_path):

@@ -76,7 +76,7 @@ RAY_REMEDY = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one examination."""
 
     what: str
     level: Level  # ok; note: worth knowing; bad: something will not work
@@ -99,7 +99,7 @@ def examine() -> Iterator[Finding]:
 
 
 def as_dict(findings: list[Finding]) -> dict[str, Any]:
-    """The findings for JSON, and whether all is well."""
+    """The findings for JSON, and whether none is bad."""
     return {
         "healthy": all(f.level != "bad" for f in findings),
         "findings": [asdict(f) for f in findings],
@@ -134,8 +134,8 @@ def _library(name: str) -> Finding:
 
 def _runs(what: str, code: str, remedy: str) -> Finding:
     """Runs `code` in a new Python; bad, with the last line of its error, if it fails."""
-    good, said = _outcome(code)
-    return Finding(what, "ok", "yes") if good else Finding(what, "bad", said, remedy)
+    good, line = _outcome(code)
+    return Finding(what, "ok", "yes") if good else Finding(what, "bad", line, remedy)
 
 
 def _outcome(code: str) -> tuple[bool, str]:
@@ -163,12 +163,12 @@ def _outcome(code: str) -> tuple[bool, str]:
 
 def _ray() -> Iterator[Finding]:
     """Whether a Ray task runs, and if so who can reach that Ray."""
-    good, said = _outcome(RAY_TASK)
+    good, line = _outcome(RAY_TASK)
     if not good:
-        yield Finding("a Ray task runs", "bad", said, RAY_REMEDY)
+        yield Finding("a Ray task runs", "bad", line, RAY_REMEDY)
         return
     yield Finding("a Ray task runs", "ok", "yes")
-    yield _reachable(**json.loads(said))
+    yield _reachable(**json.loads(line))
 
 
 def _reachable(listeners: Sequence[Sequence[Any]], closed: bool) -> Finding:
@@ -291,5 +291,5 @@ def _cache() -> Finding:
 def _guarded(what: str, look: Callable[[], Finding], remedy: str = "see the message") -> Finding:
     try:
         return look()
-    except Exception as error:  # whatever is wrong is what a doctor reports
+    except Exception as error:  # any fault is a finding
         return Finding(what, "bad", f"{type(error).__name__}: {error}"[:200], remedy)

@@ -39,7 +39,7 @@ def _status(debug: bool) -> int | str | None:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if type(error).__name__ == "Abort":  # what typer makes of a KeyboardInterrupt
+        if type(error).__name__ == "Abort":  # typer's name for a KeyboardInterrupt
             return 130
         if hasattr(error, "format_message"):
             return _usage(error)
@@ -47,10 +47,10 @@ def _status(debug: bool) -> int | str | None:
             traceback.print_exc()
         from studies.errors import InterruptedStudyError, StudyError
 
-        known = isinstance(error, (StudyError, ValueError, OSError))
+        ours = isinstance(error, (StudyError, ValueError, OSError))
         text = (
             str(error)
-            if known and str(error)
+            if ours and str(error)
             else f"{type(error).__name__}: {error} (this is a fault of the program; --debug "
             "shows where)"
         )
@@ -61,15 +61,15 @@ def _status(debug: bool) -> int | str | None:
 
 
 def _usage(error: Any) -> int:
-    """Prints what is wrong with the command's words in one line; without any words, the help.
-    Returns the exit status.
+    """Prints a usage error in one line; the help where no command is given. Returns the exit
+    status.
     """
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "equisearch"
-        said = error.format_message().removesuffix(".").replace("Value error, ", "")
-        print(f"error: {said} (see `{command} --help`)", file=sys.stderr)
+        message = error.format_message().removesuffix(".").replace("Value error, ", "")
+        print(f"error: {message} (see `{command} --help`)", file=sys.stderr)
     return error.exit_code
 
 

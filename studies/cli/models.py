@@ -63,13 +63,13 @@ def check(
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Says before any training which symmetries an architecture keeps exactly, where it loses the
+    """Shows before any training which symmetries an architecture keeps exactly, where it loses the
     others, and what repairs it.
     """
-    from studies.results.check import check as examine
+    from studies.results.check import check as check_architecture
 
-    found = examine(architecture, group, channels=channels, classes=classes, size=size)
-    print_json(found.as_dict()) if format is Format.json else print(found.text())
+    checked = check_architecture(architecture, group, channels=channels, classes=classes, size=size)
+    print_json(checked.as_dict()) if format is Format.json else print(checked.text())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -107,14 +107,14 @@ def train(
     chosen = config.load(study, {"training.epochs": epochs, **pairs(settings)})
     total = chosen.training.epochs
 
-    def show(epoch: int, row: dict) -> None:
+    def on_epoch(epoch: int, row: dict[str, float]) -> None:
         if not quiet:
             note(
                 f"epoch {epoch} of {total}: training loss {row['train_loss']:.4f}, "
                 f"{row['seconds']:.1f} s"
             )
 
-    result = train_one(chosen, named(architecture), seed=seed, out=out, on_epoch=show)
+    result = train_one(chosen, named(architecture), seed=seed, out=out, on_epoch=on_epoch)
     print_json(result) if format is Format.json else print("\n".join(train_lines(result)))
 
 
@@ -129,20 +129,20 @@ def probe(
     settings: Settings = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Says how symmetric the data is: which elements keep inputs and labels, and what to declare,
-    before any search.
+    """Estimates how symmetric the data is: which elements keep inputs and labels, and which group
+    to declare, before any search.
     """
     from searchspace.groups import Group
     from studies import config
-    from trainers.instruments.probe import probe as examine
+    from trainers.instruments.probe import probe as probe_data
     from trainers.process import tune_process
 
     chosen = config.load(study, pairs(settings))
     tune_process()
-    found = examine(
+    probed = probe_data(
         chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed
     )
-    print_json(found.as_dict()) if format is Format.json else print(found.text())
+    print_json(probed.as_dict()) if format is Format.json else print(probed.text())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -188,10 +188,10 @@ def measure(
     from studies.results.measure_trial import measure_subject
 
     study = config.load(data, pairs(settings)) if data else None
-    found = measure_subject(
+    measured = measure_subject(
         model, data=study, group=group, images=images, figure=figure, run_code=run_code
     )
-    print_json(found.as_dict()) if format is Format.json else print(found.text())
+    print_json(measured.as_dict()) if format is Format.json else print(measured.text())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -354,17 +354,17 @@ def verify(
 
 
 def _retrained(jobs: list[Job], workers: str | None) -> list[dict[str, Any]]:
-    """The summarised results of retraining jobs, with progress on stderr."""
+    """One row of mean scores per architecture; progress goes to stderr."""
     from studies.results import retrain as retraining
 
-    asked = resources(workers, None, None)["resources.workers"]
-    count = asked if isinstance(asked, int) else retraining.default_workers(jobs[0].study)
+    given = resources(workers, None, None)["resources.workers"]
+    count = given if isinstance(given, int) else retraining.default_workers(jobs[0].study)
 
-    def tell(done: int, result: dict) -> None:
+    def on_result(done: int, result: dict[str, Any]) -> None:
         note(
             f"{done} of {len(jobs)}: {result['name']}, seed {result['seed']}: test accuracy "
             f"{100 * result['test']['accuracy']:.2f} %, "
             f"symmetry accuracy {100 * result['test']['symmetry_accuracy']:.2f} %"
         )
 
-    return retraining.summarised(retraining.run_jobs(jobs, min(count, len(jobs)), tell))
+    return retraining.summarised(retraining.run_jobs(jobs, min(count, len(jobs)), on_result))

@@ -73,7 +73,7 @@ def pairs(settings: list[str] | None) -> dict[str, Any]:
     """Dotted keys and their values, from the --set options."""
     import yaml
 
-    found = {}
+    overrides: dict[str, Any] = {}
     for text in settings or ():
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -82,12 +82,12 @@ def pairs(settings: list[str] | None) -> dict[str, Any]:
                 param_hint="--set",
             )
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            overrides[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise typer.BadParameter(
                 f"the value in '{text}' is not YAML; quote it as YAML does", param_hint="--set"
             ) from None
-    return found
+    return overrides
 
 
 def resources(workers: str | None, timeout: str | None, address: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands over a study: `start`, `resume`, `status`, `trials`, `front`, `show`."""
+"""Commands on a study: `start`, `resume`, `repair`, and those that show it."""
 
 from __future__ import annotations
 
@@ -112,20 +112,20 @@ def resume(
 @app.command(rich_help_panel=LOOK)
 def status(directory: Directory, format: FormatOption = Format.table) -> None:
     """Prints the state of the study in DIR: trials, front, and which process drives it."""
-    from studies.results import tables as views
+    from studies.results import tables
 
-    found = views.status(directory)
+    state = tables.status(directory)
     if format is Format.json:
-        return print_json(found)
-    print_lines(views.status_lines(found))
+        return print_json(state)
+    print_lines(tables.status_lines(state))
 
 
 @app.command(rich_help_panel=LOOK)
 def trials(directory: Directory, format: FormatOption = Format.table) -> None:
     """Lists every trial of the study in DIR."""
-    from studies.results import tables as views
+    from studies.results import tables
 
-    rows, columns, cells = views.trial_rows(directory)
+    rows, columns, cells = tables.trial_rows(directory)
     print_rows(rows, format, columns, cells, f"{directory} has no trials yet")
 
 
@@ -143,17 +143,16 @@ def front(
     """Prints the Pareto front of the study in DIR and draws it among all trials; * marks the best
     compromise.
     """
-    from studies.results import front_plot as scatter
-    from studies.results import tables as views
+    from studies.results import front_plot, tables
 
-    study, records = views.open_study(directory)
-    rows, columns, cells = views.front_rows(study, records)
+    study, records = tables.open_study(directory)
+    rows, columns, cells = tables.front_rows(study, records)
     print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
-    found = scatter.plotted_trials(study, records) if format is Format.table or figure else []
-    if format is Format.table and (drawn := scatter.draw_text(found, study.objectives)):
+    plotted = front_plot.plotted_trials(study, records) if format is Format.table or figure else []
+    if format is Format.table and (drawn := front_plot.draw_text(plotted, study.objectives)):
         print(f"\n{drawn}")
     if figure is not None:
-        scatter.save_figure(found, study.objectives, figure)
+        front_plot.save_figure(plotted, study.objectives, figure)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -177,18 +176,22 @@ def report(
 @app.command(rich_help_panel=LOOK)
 def show(directory: Directory, trial: Trial, format: FormatOption = Format.table) -> None:
     """Prints everything about one trial: its scores at every rung, its exactness, its files."""
-    from studies.results import tables as views
+    from studies.results import tables
 
-    study, records = views.open_study(directory, parameters=True)
-    record = views.find_trial(records, trial, directory)
-    row = {**views.trial_row(study, record), "parameters": record.parameters, "rungs": record.rungs}
+    study, records = tables.open_study(directory, parameters=True)
+    record = tables.find_trial(records, trial, directory)
+    row = {
+        **tables.trial_row(study, record),
+        "parameters": record.parameters,
+        "rungs": record.rungs,
+    }
     if format is Format.json:
         return print_json(row)
-    print_lines(views.show_lines(directory, row, record.rungs))
+    print_lines(tables.show_lines(directory, row, record.rungs))
     if record.architecture:
-        from studies.results.check import check as examine
+        from studies.results.check import check
 
-        print(examine(record.architecture, study.symmetry.group).text())
+        print(check(record.architecture, study.symmetry.group).text())
 
 
 @app.command(rich_help_panel=LOOK)
@@ -232,17 +235,17 @@ def repair(directory: Directory) -> None:
     """Restores a damaged study directory to a state that `resume` accepts; keeps a copy of what it
     cuts.
     """
-    from studies.journal.repair import repair as mend
+    from studies.journal.repair import repair as repair_directory
     from studies.search.proposals import described
 
-    done = mend(directory, described)
+    done = repair_directory(directory, described)
     print_lines(done or [f"nothing was wrong with {directory}"])
 
 
 def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> None:
     """Runs a study to its end or interruption, then prints its front and what to type next."""
     from studies.cli.live import Progress
-    from studies.results import tables as views
+    from studies.results import tables
     from studies.workers.executors import run
 
     with opened() as driver:
@@ -251,8 +254,8 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
         with Progress(driver, quiet=quiet) as progress:
             ending = run(driver, listener=progress)
     note(f"ended: {ending.reason}")
-    rows, columns, cells = views.front_rows(*views.open_study(directory))
-    print_lines(views.status_lines(views.status(directory)))
+    rows, columns, cells = tables.front_rows(*tables.open_study(directory))
+    print_lines(tables.status_lines(tables.status(directory)))
     if rows:
         print_table(columns, cells)
         best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])

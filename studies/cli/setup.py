@@ -53,11 +53,11 @@ def doctor(format: FormatOption = Format.table) -> None:
     """Examines this installation: versions, pairs that break each other, GPU, a Ray task; where Ray
     listens; each finding with its remedy.
     """
-    from studies.cli import doctor as clinic
+    from studies.cli import doctor as examination
     from studies.output import Column, reading_width
 
     findings, width = [], reading_width()
-    for finding in clinic.examine():
+    for finding in examination.examine():
         findings.append(finding)
         if format is Format.table:
             note(
@@ -68,7 +68,7 @@ def doctor(format: FormatOption = Format.table) -> None:
                 )
             )
     if format is Format.json:
-        print_json(clinic.as_dict(findings))
+        print_json(examination.as_dict(findings))
     else:
         remedies = [[f.level, f.what, f.found, f.remedy] for f in findings if f.remedy]
         if remedies:
@@ -79,8 +79,8 @@ def doctor(format: FormatOption = Format.table) -> None:
             )
         print(
             "healthy"
-            if clinic.as_dict(findings)["healthy"]
+            if examination.as_dict(findings)["healthy"]
             else "not healthy: see the remedies marked bad"
         )
-    if not clinic.as_dict(findings)["healthy"]:
+    if not examination.as_dict(findings)["healthy"]:
         raise typer.Exit(1)

@@ -36,9 +36,9 @@ def record(
 
     chosen = config.load(study, pairs(settings))
     channels, classes = read_data(chosen, note)
-    asked = resources(workers, None, None)["resources.workers"]
+    given = resources(workers, None, None)["resources.workers"]
 
-    def tell(done: int, total: int, entry: recording.Entry) -> None:
+    def on_entry(done: int, total: int, entry: recording.Entry) -> None:
         note(
             f"{done} of {total}: accuracy {100 * entry.epochs[-1][0]:.1f} %, symmetry accuracy "
             f"{100 * entry.epochs[-1][1]:.1f} %  {entry.architecture}"
@@ -49,8 +49,8 @@ def record(
         file,
         channels=channels,
         classes=classes,
-        workers=asked if isinstance(asked, int) else default_workers(chosen),
-        on_entry=tell,
+        workers=given if isinstance(given, int) else default_workers(chosen),
+        on_entry=on_entry,
     )
     print(
         f"{file}: {len(table.entries)} architectures, {chosen.training.epochs} epochs each, "

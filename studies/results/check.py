@@ -16,6 +16,7 @@ from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
 from searchspace.recipe import Candidate
 from searchspace.repairs import Proposal, breakings, repair_layouts, repair_sizes
+from studies.markup import Html, html, joined
 
 MOST_PLACES = 3  # of one element's losses that are told
 
@@ -97,6 +98,12 @@ class Checked:
             for element, breaks in self.verdict.losses
             for b in breaks
         ]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict with its drawing, and what repairs the architecture."""
+        repairs = [html("<li><code>{}</code></li>", repair) for repair in self.repairs]
+        listed = html("To make it exact:<ul>{}</ul>", joined(repairs)) if repairs else Html("")
+        return joined([Html(self.verdict._repr_html_()), listed])
 
     def text(self, width: int = 88, ascii_only: bool = False) -> str:
         """The answer for people, in lines of at most `width` cells (the architecture and the

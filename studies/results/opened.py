@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from searchspace.architecture import Architecture
+from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.journal.directory import read_study
 from studies.markup import Html, html, joined, svg_html, table_html
@@ -179,14 +180,14 @@ def start(
     study: Study,
     directory: Path | str,
     *,
-    enqueue: Sequence[Architecture | str] = (),
+    enqueue: Sequence[Candidate | Architecture | str] = (),
     warm_start: Path | str | None = None,
     listener: Listener | None = None,
 ) -> StudyDirectory:
     """Runs a new study to its end, or until Ctrl-C, and returns it: `equisearch start`.
 
     It runs in this process where the study has one worker (`resources: {workers: 1}`), else on
-    Ray. `enqueue` are architectures to try first; `warm_start` is the directory of an earlier
+    Ray. `enqueue` are candidates to try first; `warm_start` is the directory of an earlier
     study over the same space; `listener` receives each `studies.workers.executors.Event`. Raises
     StudyError, ValueError or OSError before anything is written.
     """
@@ -197,7 +198,7 @@ def start(
     with new_driver(
         study,
         path,
-        enqueue=[str(architecture) for architecture in enqueue],
+        enqueue=[str(candidate) for candidate in enqueue],
         warm_start=None if warm_start is None else Path(warm_start),
     ) as driver:
         run(driver, listener=listener)
@@ -228,12 +229,12 @@ def resume(
 
 def train(
     study: Study,
-    architecture: Architecture | str,
+    candidate: Candidate | Architecture | str,
     *,
     seed: int = 0,
     out: Path | str | None = None,
 ) -> dict[str, Any]:
-    """The scores and the accuracy by angle of one architecture (or published network's name),
+    """The scores and the accuracy by angle of one candidate (or published network's name),
     trained as the study says: `equisearch train --format json`.
 
     `out` keeps the checkpoint, from which the next call goes on.
@@ -242,4 +243,4 @@ def train(
     from studies.results.train_one import train_one
 
     folder = None if out is None else Path(out)
-    return train_one(study, named(str(architecture)), seed=seed, out=folder)
+    return train_one(study, named(str(candidate)), seed=seed, out=folder)

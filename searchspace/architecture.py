@@ -11,80 +11,29 @@ The text form is described in `searchspace.grammar`; sizes and remainders come f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
-from searchspace.geometry import Layer, layers_of
+from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
 from searchspace.groups import TRIVIAL, Group
+from searchspace.layers import Layer, layers_of
+from searchspace.subsampling import Subsampling
 
-SubsamplingKind = Literal[
-    "max", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop"
-]
-ResizeMode = Literal["bilinear", "bicubic", "nearest"]
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
 Head = Literal["group_max", "group_mean", "none"]
 Filters = Literal["free", "basis"]
 
-SUBSAMPLING_KINDS, RESIZE_MODES, PADDING_MODES, HEADS, FILTERS = map(
-    get_args, (SubsamplingKind, ResizeMode, PaddingMode, Head, Filters)
-)
-# of an axis of the input: positions are looked at one by one where remainders do not decide
-MOST_PIXELS = 16384
+PADDING_MODES, HEADS, FILTERS = map(get_args, (PaddingMode, Head, Filters))
 MOST_REPEATS = 1000
-# pixels: escnn's PointwiseAvgPoolAntialiased at its usual sigma of 0.66, 2 * round(3 sigma) + 1
-BLUR_KERNEL = 5
+MOST_FIELDS = 65536
+MOST_WEIGHTS = 10**10  # of all convolutions: 40 GB
 
 
 def _choice(value: str, choices: tuple[str, ...], what: str) -> None:
     if value not in choices:
         raise ValueError(f"{what} is '{value}'; choose one of {', '.join(choices)}")
-
-
-def _at_least(value: int | None, least: int, what: str) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{what} is {value}; it must be a whole number of at least {least}")
-
-
-@dataclass(frozen=True)
-class Subsampling:
-    """What changes the resolution after a stage (or of the input), on both axes alike.
-
-    `max`, `avg` and `conv` (a strided convolution with norm and ReLU) slide a window; `blur`
-    averages a Gaussian of 5 pixels and `blurmax` takes the maximum of 3 pixels first; `adaptive`
-    and `adaptivemax` pool to `output` pixels, or to a `stride`-th of the size, rounded up; `resize`
-    interpolates to `output` pixels; `crop` cuts, or pads with zeros, centrally to `output` pixels.
-    """
-
-    kind: SubsamplingKind
-    kernel: int = 1  # pixels
-    stride: int = 1
-    padding: tuple[int, int] = (0, 0)  # pixels before and after
-    ceil: bool = False  # round the output size up
-    output: int | None = None  # pixels
-    mode: ResizeMode = "bilinear"  # of resize
-
-    def __post_init__(self) -> None:
-        _choice(self.kind, SUBSAMPLING_KINDS, "a subsampling's kind")
-        _choice(self.mode, RESIZE_MODES, "resize mode")
-        _at_least(self.kernel, 1, f"the kernel of {self.kind}")
-        _at_least(self.stride, 1, f"the stride of {self.kind}")
-        if self.output is not None:
-            _at_least(self.output, 1, f"the output size of {self.kind}")
-        if self.kind in ("resize", "crop") and self.output is None:
-            raise ValueError(f"{self.kind} needs its output size in pixels, such as {self.kind}29")
-        if min(self.padding) < 0 or max(self.padding) > self.kernel // 2:
-            raise ValueError(
-                f"{self.kind}{self.kernel} has padding {self.padding[0]}:{self.padding[1]}; "
-                f"it must be 0 to half of the kernel, {self.kernel // 2}"
-            )
-        if self.ceil and self.kind not in ("max", "avg"):
-            raise ValueError(f"{self.kind} cannot round its size up; only max and avg can")
-
-    def __str__(self) -> str:
-        from searchspace.grammar import format_subsampling
-
-        return format_subsampling(self)
 
 
 @dataclass(frozen=True)
@@ -109,24 +58,16 @@ class Stage:
     residual: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("fields", "kernel", "stride", "dilation", "repeats"):
-            _at_least(
-                getattr(self, name),
-                1,
-                f"a stage's number of {name}"
-                if name in ("fields", "repeats")
-                else f"a stage's {name}",
-            )
-        if self.repeats > MOST_REPEATS:
-            raise ValueError(
-                f"a stage has {self.repeats} repeats; it must have at most {MOST_REPEATS}; "
-                "write several stages for more"
-            )
+        whole_number(self.fields, 1, "a stage's number of fields", MOST_FIELDS)
+        whole_number(self.repeats, 1, "a stage's number of repeats", MOST_REPEATS)
+        for name in ("kernel", "stride", "dilation"):
+            whole_number(getattr(self, name), 1, f"a stage's {name}", MOST_WINDOW)
         _choice(self.padding_mode, PADDING_MODES, "padding mode")
         if min(self.padding) < 0:
             raise ValueError(
                 f"a stage has padding {self.padding[0]}:{self.padding[1]}; it must not be negative"
             )
+        whole_number(max(self.padding), 0, "a stage's padding", MOST_WINDOW)
         if (self.residual and 2 * self.padding[0] != self.reach) or (
             self.residual and self.padding[0] != self.padding[1]
         ):
@@ -195,7 +136,7 @@ class Architecture:
         _choice(self.head, HEADS, "head")
         _choice(self.filters, FILTERS, "filters")
         for name, pixels in zip(("height", "width"), self.size):
-            _at_least(pixels, 1, f"the input's {name}")
+            whole_number(pixels, 1, f"the input's {name}")
             if pixels > MOST_PIXELS:
                 raise ValueError(
                     f"the input's {name} is {pixels} pixels; it must be at most {MOST_PIXELS}; "
@@ -203,13 +144,24 @@ class Architecture:
                 )
         if not self.stages:
             raise ValueError("an architecture needs at least one stage, such as 10k3")
-        if self.entry is not None and self.entry.kind not in ("resize", "crop"):
+        if self.entry is not None and not self.entry.rules.of_input:
             raise ValueError(
                 f"the input can be changed by resize or crop, not by {self.entry.kind}"
             )
         self._check_groups()
         # raises ValueError where a layer does not fit
         self.__dict__["layers"] = layers_of(self.size, self.entry, self.stages)
+        weights = sum(
+            into * out * layer.kernel**2
+            for layer in self.layers
+            if layer.weights is not None
+            for into, out in (layer.weights,)
+        )
+        if weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"the convolutions have {weights:.1e} weights; they must have at most "
+                f"{MOST_WEIGHTS:.0e}, which take 40 GB; choose fewer fields or smaller kernels"
+            )
 
     def _check_groups(self) -> None:
         previous = self.stages[0].group
@@ -220,7 +172,7 @@ class Architecture:
                 self._check_group(number, group, previous)
                 previous = checked = group
             if self.filters == "basis" and (
-                stage.kernel == 2 or (step is not None and step.kind == "conv" and step.kernel == 2)
+                stage.kernel == 2 or (step is not None and step.trained and step.kernel == 2)
             ):
                 raise ValueError(
                     f"stage {number} has kernel 2, for which the band-limited basis is empty; "
@@ -291,8 +243,45 @@ class Architecture:
         """
         return replace(self, size=(height, height if width is None else width))
 
-    def canonical(self) -> Architecture:
-        """The simplest architecture that builds the same network (`searchspace.canonical`)."""
-        from searchspace.canonical import canonical
+    def canonical(self, *, keep_repeats: bool = False) -> Architecture:
+        """The simplest architecture that builds the same network; equal networks by description
+        have equal canonical forms.
 
-        return canonical(self)
+        Repeats are written out unless `keep_repeats`, a head over a trivial group is none, and steps
+        without effect go: a dilation of one pixel, a padding mode without padding, a pool of one
+        pixel, rounding up where nothing is rounded; an adaptive pool to an integer fraction is the
+        ordinary pool.
+        """
+        stages: list[Stage] = []
+        for number, stage in enumerate(self.stages, start=1):
+            # of a stage's main branch, subsampling excluded
+            convolved = [
+                layer.size_out
+                for layer in self.layers
+                if layer.stage == number and layer.name.startswith("conv") and "/" not in layer.name
+            ][-1]
+            step = stage.subsampling
+            stage = replace(
+                stage,
+                subsampling=None if step is None else step.simplest(convolved),
+                dilation=1 if stage.kernel == 1 else stage.dilation,
+                padding_mode="zeros" if stage.padding == (0, 0) else stage.padding_mode,
+            )
+            stages.extend([stage] if keep_repeats else _written_out(stage))
+        return replace(
+            self,
+            stages=tuple(stages),
+            entry=None if self.entry is None else self.entry.simplest(self.size),
+            head="none" if self.group == TRIVIAL else self.head,
+        )
+
+
+def _written_out(stage: Stage) -> Iterator[Stage]:
+    for repeat in range(stage.repeats):
+        last = repeat == stage.repeats - 1
+        yield replace(
+            stage,
+            repeats=1,
+            stride=stage.stride if repeat == 0 else 1,
+            subsampling=stage.subsampling if last else None,
+        )

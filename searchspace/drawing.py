@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import AXES, Verdict, places, shift_text, verdict
-from searchspace.geometry import Layer
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, isomorphic_name, largest_subgroup
+from searchspace.layers import Layer
 
 BAR = 16  # cells of the longest bar
 MOST_LABEL = 34  # cells of a stage's text

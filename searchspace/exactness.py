@@ -15,8 +15,8 @@ from functools import cache, cached_property
 from typing import Literal
 
 from searchspace.architecture import Architecture
-from searchspace.geometry import layers_of
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
+from searchspace.layers import layers_of
 from searchspace.mirroring import BY_AXES, exact_after, kept_elements, sees_pixels, unchanged
 from searchspace.symbolic import Program, program
 

@@ -12,17 +12,18 @@ up). What remainders of several layers do together is decided in `searchspace.mi
 
 from __future__ import annotations
 
+import math
 import struct
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from searchspace.architecture import Stage, Subsampling
-
-Branch = Literal["main", "skip"]
 Size = tuple[int, int]  # (height, width), pixels
-# layers kept: an enumeration meets the same stage at the same size again and again
-CACHED = 1 << 16
+# the positions that an output reads, -1 a zero, and their weights
+Weights = tuple[tuple[int, ...], tuple[float, ...]]
+# of an axis of a map: positions are looked at one by one where remainders do not decide
+MOST_PIXELS = 16384
+MOST_WINDOW = 1024  # pixels of a kernel, stride, dilation or padding
 
 
 class Rule(NamedTuple):
@@ -36,32 +37,6 @@ class Rule(NamedTuple):
     ceil: bool = False
     output: int | None = None  # pixels; None: by stride
     mode: str = "zeros"  # padding mode of a convolution, interpolation of a resize
-
-
-class Read(NamedTuple):
-    """How a step of the main branch reads its maps; with `closing`, the second layer of a residual
-    block whose input is read by `skip`.
-    """
-
-    rule: Rule
-    opening: bool = False  # the input of this layer is that of a residual block
-    closing: bool = False
-    skip: Rule | None = None  # None: the identity
-
-
-class Layer(NamedTuple):
-    """One layer with a window, as it lies on the feature maps of one architecture."""
-
-    stage: int  # counted from 1; 0 is the entry
-    name: str  # such as conv1, skip2, max2/2
-    branch: Branch
-    size_in: Size
-    size_out: Size
-    remainder: tuple[int, int]  # per axis, pixels; 0 is exact
-    kernel: int = 1
-    # (channels in, channels out) of a convolution; in = 0: the image's
-    weights: tuple[int, int] | None = None
-    read: Read | None = None  # of the main branch
 
 
 def output_size(
@@ -119,130 +94,173 @@ def _float32(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def _step_rule(step: Subsampling) -> Rule:
-    mode = step.mode if step.kind == "resize" else "zeros"
-    return Rule(step.kind, step.kernel, step.stride, step.padding, 1, step.ceil, step.output, mode)
+def whole_number(value: int | None, least: int, what: str, most: int | None = None) -> None:
+    """Raises ValueError, naming `what`, unless the value is a whole number from `least` to `most`."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{what} is {value}; it must be a whole number of at least {least}")
+    if most is not None and value > most:
+        raise ValueError(f"{what} is {value}; it must be at most {most}")
 
 
-@lru_cache(maxsize=CACHED)
-def place(rule: Rule, size: int) -> tuple[int, int]:
-    """(output pixels, remainder) of a layer on an axis of `size` pixels; an output of 0 or less: it
-    does not fit.
-    """
-    kind, kernel, stride, padding, dilation, ceil, output, mode = rule
-    if kind in ("max", "avg", "conv", "blur", "blurmax"):
-        windows = output_size(size, kernel, stride, padding, dilation, ceil)
-        left = remainder(size, kernel, stride, padding, dilation, ceil)
-        # what lies behind the padding is not counted, its mirror image in the padding is
-        if ceil and kind == "avg" and not left:
-            left = min(size + padding[1] - ((windows - 1) * stride - padding[0] + kernel), 0)
+def pixels_text(before_after: tuple[int, int]) -> str:
+    """`1` for equal paddings, `0:1` for pixels before and after."""
+    before, after = before_after
+    return str(before) if before == after else f"{before}:{after}"
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """Where windows lie that slide over an axis, and what they read there."""
+
+    mean: bool = False  # whether what a window reads is divided by its pixels
+    around: int = 0  # pixels that each value has read on either side before
+
+    def place(self, rule: Rule, size: int) -> tuple[int, int]:
+        """(output pixels, remainder) on an axis of `size` pixels."""
+        window = (rule.kernel, rule.stride, rule.padding, rule.dilation, rule.ceil)
+        windows, left = output_size(size, *window), remainder(size, *window)
+        if rule.ceil and self.mean and not left:
+            # what lies behind the padding is not counted, its mirror image in the padding is
+            last = (windows - 1) * rule.stride - rule.padding[0] + rule.kernel
+            left = min(size + rule.padding[1] - last, 0)
         return windows, left
-    out = output or -(-size // stride)
-    if kind == "crop":
+
+    def reads(self, rule: Rule, size: int) -> Iterator[Weights]:
+        """What each output reads on an axis of `size` pixels."""
+        for index in range(self.place(rule, size)[0]):
+            start = index * rule.stride - rule.padding[0]
+            inside = tuple(p for p in range(start, start + rule.kernel) if 0 <= p < size)
+            yield inside, self._weights(rule, start, inside, size)
+
+    def _weights(
+        self, rule: Rule, start: int, inside: tuple[int, ...], size: int
+    ) -> tuple[float, ...]:
+        # zeros are counted, but not what lies beyond the padding when sizes are rounded up
+        counted = min(start + rule.kernel, size + rule.padding[1]) - start
+        return (1 / counted if self.mean else 1.0,) * len(inside)
+
+    def range_of(self, rule: Rule, size: int, begin: int, end: int) -> tuple[int, int] | None:
+        """(the first pixel that output `begin` reads, the last that output `end` reads), not cut
+        off at the border; None: not known.
+        """
+        around = self.around
+        begin = begin * rule.stride - rule.padding[0] - around
+        reach = rule.dilation * (rule.kernel - 1)
+        return begin, end * rule.stride - rule.padding[0] + reach + around
+
+    def tells_apart(self, rule: Rule, size: int) -> bool:
+        """True if every position of the output depends on pixels, and no two on the same ones in
+        the same way.
+        """
+        return rule.dilation == 1 and max(rule.padding) < rule.kernel < size
+
+
+class Convolved(Sliding):
+    """Windows of a convolution, whose padding may be other than zeros."""
+
+    def tells_apart(self, rule: Rule, size: int) -> bool:
+        """True if every position of the output depends on pixels, and no two on the same ones in
+        the same way.
+        """
+        if rule.mode == "zeros":
+            return rule.dilation == 1 and max(rule.padding) < rule.kernel
+        if rule.mode == "circular" and (self.place(rule, size)[0] - 1) * rule.stride >= size:
+            return False  # once around: the last window is the first one again
+        return super().tells_apart(rule, size)
+
+
+@dataclass(frozen=True)
+class Bell(Sliding):
+    """Windows with Gaussian weights."""
+
+    sigma: float = 0.66  # pixels, as in escnn's anti-aliased pooling layers
+
+    def _weights(
+        self, rule: Rule, start: int, inside: tuple[int, ...], size: int
+    ) -> tuple[float, ...]:
+        centre = start + rule.kernel // 2
+        return tuple(math.exp(-((p - centre) ** 2) / (2 * self.sigma**2)) for p in inside)
+
+
+class Adapted(Sliding):
+    """Windows of nearly equal size that cover the axis."""
+
+    def place(self, rule: Rule, size: int) -> tuple[int, int]:
+        """(output pixels, 0): its windows are mirror-symmetric."""
+        return rule.output or -(-size // rule.stride), 0
+
+    def reads(self, rule: Rule, size: int) -> Iterator[Weights]:
+        """What each output reads on an axis of `size` pixels."""
+        out = self.place(rule, size)[0]
+        for i in range(out):
+            window = tuple(range(i * size // out, -(-(i + 1) * size // out)))
+            yield window, (1 / len(window),) * len(window)
+
+    def range_of(self, rule: Rule, size: int, begin: int, end: int) -> tuple[int, int] | None:
+        """(the first pixel that output `begin` reads, the last that output `end` reads)."""
+        out = self.place(rule, size)[0]
+        return begin * size // out, -(-(end + 1) * size // out) - 1
+
+    def tells_apart(self, rule: Rule, size: int) -> bool:
+        """True: no two windows begin and end alike."""
+        return True
+
+
+class Cropped(Sliding):
+    """Single pixels, from the centre of the axis."""
+
+    def place(self, rule: Rule, size: int) -> tuple[int, int]:
+        """(output pixels, remainder) on an axis of `size` pixels."""
+        out = rule.output or size
         return out, (size - out) % 2
-    if kind == "resize" and mode == "nearest":
-        return out, nearest_remainder(size, out)
-    # adaptive pooling, bilinear and bicubic resizes are mirror-symmetric
-    return out, 0
+
+    def reads(self, rule: Rule, size: int) -> Iterator[Weights]:
+        """The pixel that each output is."""
+        out = rule.output or size
+        first = -((out - size) // 2)
+        for position in range(first, first + out):
+            yield (position if 0 <= position < size else -1,), (1.0,)
+
+    def range_of(self, rule: Rule, size: int, begin: int, end: int) -> tuple[int, int] | None:
+        """None: it is not followed."""
+        return None
+
+    def tells_apart(self, rule: Rule, size: int) -> bool:
+        """False: padding is the same everywhere."""
+        return False
 
 
-def layers_of(
-    size: Size, entry: Subsampling | None, stages: tuple[Stage, ...]
-) -> tuple[Layer, ...]:
-    """Every layer of a network in order. Raises ValueError, naming the stage, where one does not
-    fit its input.
-    """
-    found: list[Layer] = []
-    if entry is not None:
-        found.append(_layer(Read(_step_rule(entry)), 0, str(entry), size))
-        size = found[-1].size_out
-    channels, fields, group = 0, 0, None
-    for number, stage in enumerate(stages, start=1):
-        changes = fields != stage.fields or (group is not stage.group and group != stage.group)
-        found += _stage_layers(stage, number, size, channels, changes)
-        size, fields, group = found[-1].size_out, stage.fields, stage.group
-        channels = fields * group.order
-    return tuple(found)
+class Interpolated(Cropped):
+    """What an interpolation reads; anti-aliased where it shrinks."""
+
+    def place(self, rule: Rule, size: int) -> tuple[int, int]:
+        """(output pixels, remainder): smooth ones are mirror-symmetric."""
+        out = rule.output or size
+        return out, nearest_remainder(size, out) if rule.mode == "nearest" else 0
+
+    def reads(self, rule: Rule, size: int) -> Iterator[Weights]:
+        """What each output reads on an axis of `size` pixels, weighted as torch does: which weights
+        are equal and which vanish matters.
+        """
+        out = rule.output or size
+        if rule.mode == "nearest":
+            yield from (((p,), (1.0,)) for p in nearest_sources(size, out))
+            return
+        stretch = max(size / out, 1.0)
+        for index in range(out):
+            centre = (index + 0.5) * (size / out) - 0.5
+            low, high = math.floor(centre - 2 * stretch), math.ceil(centre + 2 * stretch)
+            near = range(max(0, low), min(size, high + 1))
+            weights = [(p, _interpolation(rule.mode, (p - centre) / stretch)) for p in near]
+            total = sum(weight for _, weight in weights)
+            rest = [(p, weight / total) for p, weight in weights if abs(weight) > 1e-12]
+            yield tuple(p for p, _ in rest), tuple(weight for _, weight in rest)
 
 
-@lru_cache(maxsize=CACHED)
-def _stage_layers(
-    stage: Stage, number: int, size: Size, channels: int, changes: bool
-) -> tuple[Layer, ...]:
-    """The layers of a stage in order, the main branch last. `channels` come in (0: the image's);
-    `changes`: skips need weights.
-    """
-    found: list[Layer] = []
-    out, residual = stage.channels, stage.residual
-    for block in range(1, stage.repeats + 1):
-        stride = stage.stride if block == 1 else 1
-        skip = (
-            Rule("conv", 1, stride)
-            if residual and (stride != 1 or (changes and block == 1))
-            else None
-        )
-        if skip is not None:
-            found.append(_layer(Read(skip), number, f"skip{block}", size, (channels, out), "skip"))
-        for conv in (2 * block - 1, 2 * block) if residual else (block,):
-            closing = residual and conv % 2 == 0
-            rule = Rule(
-                "conv", stage.kernel, stride, stage.padding, stage.dilation, mode=stage.padding_mode
-            )
-            read = Read(rule, residual and not closing, closing, skip if closing else None)
-            found.append(_layer(read, number, f"conv{conv}", size, (channels, out)))
-            size, channels, stride = found[-1].size_out, out, 1
-    step = stage.subsampling
-    if step is not None:
-        found.append(
-            _layer(
-                Read(_step_rule(step)),
-                number,
-                str(step),
-                size,
-                (out, out) if step.kind == "conv" else None,
-            )
-        )
-    return tuple(found)
-
-
-def _layer(
-    read: Read,
-    number: int,
-    name: str,
-    size: Size,
-    weights: tuple[int, int] | None = None,
-    branch: Branch = "main",
-) -> Layer:
-    rule = read.rule
-    pad = max(rule.padding)
-    least = {"reflect": pad + 1, "circular": pad}.get(rule.mode, 0)
-    if min(size) < least:
-        raise ValueError(
-            f"stage {number} pads {pad} pixels by '{rule.mode}' on a map of {min(size)}; "
-            f"the map must have at least {least}; choose a larger input or zero padding"
-        )
-    height, shift_h = place(rule, size[0])
-    width, shift_w = (height, shift_h) if size[0] == size[1] else place(rule, size[1])
-    if min(height, width) < 1:
-        raise ValueError(
-            f"stage {number}: {name} needs {rule.dilation * (rule.kernel - 1) + 1} pixels, but "
-            "its input is "
-            f"{size[0]}x{size[1]} with padding {rule.padding[0]}:{rule.padding[1]}; "
-            "choose a larger input size, a smaller kernel or less subsampling"
-        )
-    if rule.kind in ("adaptive", "adaptivemax") and (height > size[0] or width > size[1]):
-        raise ValueError(
-            f"stage {number}: {name} asks for more pixels than its input of {size[0]}x{size[1]} "
-            "has; choose fewer"
-        )
-    return Layer(
-        number,
-        name,
-        branch,
-        size,
-        (height, width),
-        (shift_h, shift_w),
-        rule.kernel,
-        weights,
-        read if branch == "main" else None,
-    )
+def _interpolation(mode: str, x: float) -> float:
+    x = abs(x)
+    if mode == "bilinear":
+        return max(0.0, 1.0 - x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0

@@ -27,59 +27,18 @@ from __future__ import annotations
 
 import re
 
-from searchspace.architecture import BLUR_KERNEL, Architecture, Stage, Subsampling
+from searchspace.architecture import Architecture, Stage
+from searchspace.geometry import pixels_text
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
+from searchspace.subsampling import Subsampling
 
 _HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?\s*px(?:\s+(\S+))?\s*")
 _CONV = re.compile(r"(\d+)k(\d+)(\S*)")
 _MODIFIER = re.compile(
     r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)|@([A-Za-z]_?\d+)"
 )
-_WINDOW = re.compile(r"(max|avg|conv)(\d+)(?:/(\d+))?(?:p(\d+)(?::(\d+))?)?(ceil)?")
-_BLUR = re.compile(r"(blur|blurmax)/(\d+)")
-_ADAPTIVE = re.compile(r"(adaptive|adaptivemax)(?:/(\d+)|(\d+))?")
-_EXACT_SIZE = re.compile(r"(resize)(\d+)(bilinear|bicubic|nearest)?|(crop)(\d+)")
 _OPTIONS = ("head", *RECIPE_OPTIONS, "filters", "family")
-
-
-def parse_subsampling(text: str) -> Subsampling:
-    """The subsampling that `text` describes, such as `max3/2p1`. Raises ValueError for any other
-    text.
-    """
-    if match := _WINDOW.fullmatch(text):
-        kind, kernel, stride, before, after, ceil = match.groups()
-        padding = (int(before or 0), int(after or before or 0))
-        return Subsampling(kind, int(kernel), int(stride or 1), padding, bool(ceil))
-    if match := _BLUR.fullmatch(text):
-        half = BLUR_KERNEL // 2
-        return Subsampling(match[1], BLUR_KERNEL, int(match[2]), (half, half))
-    if match := _ADAPTIVE.fullmatch(text):
-        return (
-            Subsampling(match[1], output=int(match[3]))
-            if match[3]
-            else Subsampling(match[1], stride=int(match[2] or 2))
-        )
-    if match := _EXACT_SIZE.fullmatch(text):
-        return Subsampling(
-            match[1] or match[4], output=int(match[2] or match[5]), mode=match[3] or "bilinear"
-        )
-    raise ValueError(
-        f"'{text}' is no subsampling; write one like max2/2, max3/2p1, avg3/2p1, conv3/2p1, "
-        "blur/2, adaptive/2, "
-        "adaptive14, resize29 or crop27"
-    )
-
-
-def format_subsampling(step: Subsampling) -> str:
-    """The text form of `step`; parses back."""
-    if step.kind in ("blur", "blurmax"):
-        return f"{step.kind}/{step.stride}"
-    if step.kind.startswith("adaptive"):
-        return f"{step.kind}{step.output}" if step.output else f"{step.kind}/{step.stride}"
-    if step.kind in ("resize", "crop"):
-        return f"{step.kind}{step.output}" + (step.mode if step.mode != "bilinear" else "")
-    return f"{step.kind}{step.kernel}/{step.stride}{_format_padding(step.padding, (0, 0))}{'ceil' if step.ceil else ''}"
 
 
 def parse_stage(text: str, group: Group) -> Stage:
@@ -104,7 +63,7 @@ def parse_stage(text: str, group: Group) -> Stage:
     dilation = values.get("d", 1)
     if "padding" not in values:
         values["padding"] = (dilation * (kernel // 2),) * 2
-    subsampling = parse_subsampling(words[1]) if len(words) == 2 else None
+    subsampling = Subsampling.parse(words[1]) if len(words) == 2 else None
     return Stage(
         fields,
         kernel,
@@ -167,7 +126,7 @@ def format_stage(stage: Stage, group: Group) -> str:
 def _format_padding(padding: tuple[int, int], default: tuple[int, int] | None) -> str:
     if padding == default:
         return ""
-    return f"p{padding[0]}" if padding[0] == padding[1] else f"p{padding[0]}:{padding[1]}"
+    return f"p{pixels_text(padding)}"
 
 
 def parse_candidate(text: str) -> Candidate:
@@ -189,7 +148,7 @@ def parse_candidate(text: str) -> Candidate:
             "such as '28px: 10k3@C4, 10k3 max2/2, 10k4p0 head=group_max'"
         )
     size = (int(match[1]), int(match[2] or match[1]))
-    entry = parse_subsampling(match[3]) if match[3] else None
+    entry = Subsampling.parse(match[3]) if match[3] else None
     stages, options = parse_stages(body)
     unknown = options.keys() - set(_OPTIONS)
     if unknown:

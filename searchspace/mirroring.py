@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from searchspace.geometry import CACHED, Layer, Read, Rule, Size, place
+from searchspace.geometry import Rule, Size
 from searchspace.groups import IDENTITY, Element, Group
+from searchspace.layers import Layer, Read
+from searchspace.subsampling import CACHED, KINDS, place
 from searchspace.symbolic import Program, Terms, image, moved, program
 
 GRID = Group(4, True).elements
 # of an image both of whose axes are followed at once: a second's work
 MOST_POSITIONS = 5000
 FLIP = Element.parse("m")  # reads the width backwards
-SLIDING = ("conv", "max", "avg", "blur", "blurmax")
 # What is left if mirroring the (height, width) is exact.
 BY_AXES = {
     (height, width): frozenset(
@@ -183,7 +184,7 @@ def _transposable(size: Size, reads: Program) -> bool:
     apart = True  # whether different positions have different terms
     for read, around in zip(flat, sizes):
         rule = read.rule
-        if rule.kind == "conv" and rule.kernel > 1:
+        if _trained(rule) and rule.kernel > 1:
             if (
                 apart
                 and min(around) > rule.kernel
@@ -194,7 +195,7 @@ def _transposable(size: Size, reads: Program) -> bool:
                 return False
             return size[0] * size[1] <= MOST_POSITIONS and _transposable_together(size, flat)
         smooth = rule.mode in ("bilinear", "bicubic") and (rule.output or 0) <= 2 * min(around)
-        apart &= smooth or all(_own(rule, pixels) for pixels in around)
+        apart &= smooth or all(_tells_apart(rule, pixels) for pixels in around)
     return True
 
 
@@ -217,11 +218,15 @@ def _kept_axis(main: Sequence[Layer], axis: int) -> bool | None:
     """
     shifted = [n for n, layer in enumerate(main) if layer.remainder[axis]]
     if not shifted:
-        return True if all(_own(layer.read.rule, layer.size_in[axis]) for layer in main) else None
+        return (
+            True
+            if all(_tells_apart(layer.read.rule, layer.size_in[axis]) for layer in main)
+            else None
+        )
     first, last = shifted[0], shifted[-1]
     first -= main[first].read.closing
     last += main[last].read.opening
-    if not all(_own(layer.read.rule, layer.size_in[axis]) for layer in main[:first]):
+    if not all(_tells_apart(layer.read.rule, layer.size_in[axis]) for layer in main[:first]):
         return None
     if not all(_shows_all(layer.read.rule) for layer in main[last + 1 :]):
         last = len(main) - 1
@@ -231,22 +236,17 @@ def _kept_axis(main: Sequence[Layer], axis: int) -> bool | None:
     return _kept_between(tuple(layer.read for layer in between), between[0].size_in[axis])
 
 
-def _own(rule: Rule, size: int) -> bool:
-    """True if every position of the output depends on pixels, and no two on the same ones in the
-    same way.
-    """
-    if rule.kind == "conv" and rule.mode == "zeros":
-        return rule.dilation == 1 and max(rule.padding) < rule.kernel
-    if rule.mode == "circular" and (place(rule, size)[0] - 1) * rule.stride >= size:
-        return False  # once around: the last window is the first one again
-    if rule.kind in SLIDING:
-        return rule.dilation == 1 and max(rule.padding) < rule.kernel < size
-    return rule.kind in ("adaptive", "adaptivemax")
+def _tells_apart(rule: Rule, size: int) -> bool:
+    return KINDS[rule.kind].windows.tells_apart(rule, size)
+
+
+def _trained(rule: Rule) -> bool:
+    return KINDS[rule.kind].reduction == "trained"
 
 
 def _shows_all(rule: Rule) -> bool:
     """True if every position of the input is some tap of an unshifted convolution."""
-    return rule.kind == "conv" and rule.dilation == 1 and rule.stride <= rule.kernel
+    return _trained(rule) and rule.dilation == 1 and rule.stride <= rule.kernel
 
 
 def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
@@ -259,17 +259,10 @@ def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
     begin, end = main[-1].size_out[axis] - 1, 0
     for layer in reversed(main):
         rule, size = layer.read.rule, layer.size_in[axis]
-        if rule.kind in SLIDING:
-            wider = rule.kind == "blurmax"  # by the maximum of three in front
-            begin = begin * rule.stride - rule.padding[0] - wider
-            end = end * rule.stride - rule.padding[0] + rule.dilation * (rule.kernel - 1) + wider
-        elif rule.kind in ("adaptive", "adaptivemax"):
-            begin, end = (
-                begin * size // layer.size_out[axis],
-                -(-(end + 1) * size // layer.size_out[axis]) - 1,
-            )
-        else:
+        read = KINDS[rule.kind].windows.range_of(rule, size, begin, end)
+        if read is None:
             return False
+        begin, end = read
         if not (0 <= begin < size and 0 <= end < size):
             return False
     return begin != main[0].size_in[axis] - 1 - end

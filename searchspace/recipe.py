@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from searchspace.architecture import Architecture
-from searchspace.canonical import canonical
 
 LossKind = Literal["none", "layerwise", "latent", "label"]
 LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
@@ -124,7 +123,7 @@ class Candidate:
         """
         stages_count = self.recipe.loss.kind == "layerwise"
         recipe, rate = replace(self.recipe, learning_rate=None), self.recipe.learning_rate
-        simplest = Candidate(canonical(self.architecture, keep_repeats=stages_count), recipe)
+        simplest = Candidate(self.architecture.canonical(keep_repeats=stages_count), recipe)
         return f"{simplest}{'' if rate is None else f' learning_rate={rate:.6g}'}"
 
 

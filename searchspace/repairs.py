@@ -7,16 +7,16 @@ that is off the pixel grid or not built into the group stays what it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal
 
-from searchspace.architecture import BLUR_KERNEL, Architecture, Stage, Subsampling
+from searchspace.architecture import Architecture, Stage
 from searchspace.cost import cost
 from searchspace.exactness import Verdict, exact_sizes, verdict
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, Group, isomorphic_name, largest_subgroup
+from searchspace.subsampling import Subsampling, pools
 
 Kind = Literal["size", "entry", "layout"]
 BEAM = 10  # partly repaired layouts kept after each stage
@@ -77,13 +77,13 @@ def repair_sizes(
         )
         for size in sizes
     ]
-    inner = replace(architecture, entry=None)
-    for height, width in exact_sizes(_moved(inner, architecture), most=most):
+    inner = _without_entry(architecture)
+    for height, width in exact_sizes(inner, most=most):
         if height != width:
             continue
         for kind in ("resize", "crop"):
             entry = Subsampling(kind, output=height)
-            changed = _try(inner, entry=entry)
+            changed = _try(architecture, entry=entry)
             if changed is not None and entry != architecture.entry:
                 found.append(
                     _proposal(
@@ -263,10 +263,11 @@ def _try(architecture: Architecture, **changes: object) -> Architecture | None:
         return None
 
 
-def _moved(inner: Architecture, architecture: Architecture) -> Architecture:
-    """`inner` at the size that its first stage has in `architecture`, if it fits there."""
-    size = architecture.layers[0].size_out if architecture.entry is not None else architecture.size
-    return _try(inner, size=size) or inner
+def _without_entry(architecture: Architecture) -> Architecture:
+    """The part behind the entry, as it lies in `architecture`."""
+    if architecture.entry is None:
+        return architecture
+    return replace(architecture, size=architecture.layers[0].size_out, entry=None)
 
 
 def _alternatives(architecture: Architecture, number: int) -> Iterator[Architecture]:
@@ -276,7 +277,7 @@ def _alternatives(architecture: Architecture, number: int) -> Iterator[Architect
     if number == 0:
         assert architecture.entry is not None
         yield from filter(
-            None, (_try(architecture, entry=entry) for entry in _other_steps(architecture.entry))
+            None, (_try(architecture, entry=entry) for entry in architecture.entry.neighbours())
         )
         return
     stages = architecture.stages
@@ -312,7 +313,7 @@ def _other_stages(
     stage, step = stages[number - 1], stages[number - 1].subsampling
     before = stages[max(number - 2, 0) : number - 1]
     if step is not None:
-        for other in _other_steps(step):
+        for other in step.neighbours():
             yield before, replace(stage, subsampling=other)
     if stage.padding[0] != stage.padding[1]:
         for pad in stage.padding:
@@ -328,73 +329,9 @@ def _other_stages(
                 yield before, replace(stage, padding=(pad, pad))
     # the stride moves into a pool behind the stage
     if step is None:
-        for other in _pools(stage.stride):
+        for other in pools(stage.stride):
             yield before, replace(stage, stride=1, subsampling=other)
     # or into one in front of it, which costs no more than the stride
     if before and before[0].subsampling is None:
-        for other in _pools(stage.stride):
+        for other in pools(stage.stride):
             yield (replace(before[0], subsampling=other),), replace(stage, stride=1)
-
-
-@cache
-def _pools(stride: int) -> tuple[Subsampling, ...]:
-    odd = stride + 1 if stride % 2 == 0 else stride
-    return tuple(
-        dict.fromkeys(
-            (
-                Subsampling("avg", stride, stride),
-                Subsampling("avg", odd, stride, ((odd - 1) // 2,) * 2),
-                Subsampling("max", stride, stride),
-                Subsampling("max", odd, stride),
-                Subsampling("adaptive", stride=stride),
-                _blur("blur", stride),
-            )
-        )
-    )
-
-
-def _blur(kind: Literal["blur", "blurmax"], stride: int) -> Subsampling:
-    return Subsampling(kind, BLUR_KERNEL, stride, (BLUR_KERNEL // 2,) * 2)
-
-
-def _other_steps(step: Subsampling) -> Iterable[Subsampling]:
-    return (other for other in _steps_beside(step) if other != step)
-
-
-@cache
-def _steps_beside(step: Subsampling) -> tuple[Subsampling, ...]:
-    """Steps of the same kind with another window, then the nearest in spirit of other kinds."""
-    if step.kind == "resize":
-        return tuple(replace(step, mode=mode) for mode in ("bilinear", "bicubic", "nearest"))
-    if step.kind == "crop":
-        return (
-            *(replace(step, output=step.output + d) for d in (-1, 1) if step.output + d > 0),
-            Subsampling("resize", output=step.output),
-        )
-    found = []
-    maximum = step.kind in ("max", "blurmax", "adaptivemax")
-    if step.kind in ("max", "avg", "conv"):
-        for kernel in sorted(
-            {step.kernel, step.kernel - 1, step.kernel + 1, step.stride, step.stride + 1}
-        ):
-            found += [
-                Subsampling(step.kind, kernel, step.stride, (pad, pad))
-                for pad in {0, kernel // 2}
-                if kernel >= max(step.stride, 2)
-            ]
-    elif step.stride > 1:
-        found += [
-            Subsampling("max" if maximum else "avg", kernel, step.stride, (pad, pad))
-            for kernel in (step.stride, step.stride + 1)
-            for pad in {0, (kernel - 1) // 2}
-        ]
-    if step.stride > 1:
-        found += [
-            Subsampling("adaptivemax" if maximum else "adaptive", stride=step.stride),
-            _blur("blurmax" if maximum else "blur", step.stride),
-        ]
-    if step.stride > 1 and step.kind != "conv":
-        found.append(Subsampling("conv", 3, step.stride, (1, 1)))
-    if step.kind == "conv":
-        found.append(Subsampling("avg", step.stride, step.stride))
-    return tuple(dict.fromkeys(found))

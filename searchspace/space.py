@@ -11,9 +11,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from searchspace.architecture import Architecture, Filters, Head, Stage
 from searchspace.exactness import verdict
-from searchspace.grammar import parse_stages, parse_subsampling
+from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate, Loss, LossKind, Recipe
+from searchspace.subsampling import Subsampling
 from searchspace.widths import Match, widened
 
 SLOT = "*"  # where a backbone takes its subsampling from the layout
@@ -195,7 +196,7 @@ class SearchSpace(_Section):
     def _something_fits(self) -> SearchSpace:
         for text in self.layout:
             for step in text.split("|"):
-                parse_subsampling(step.strip())
+                Subsampling.parse(step.strip())
         groups = self.groups if "steerable" in self.family else ()
         if "steerable" in self.family and not groups:
             raise ValueError(

@@ -12,18 +12,18 @@ one axis does alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 
-from searchspace.geometry import Layer, Read, Rule, nearest_sources, place
+from searchspace.geometry import Rule, Weights
 from searchspace.groups import IDENTITY, Element
+from searchspace.layers import Layer, Read
+from searchspace.subsampling import KINDS, reads
 
 ZERO = 0  # the term of padding
 Map = tuple[tuple[int, ...], ...]
-BLUR_BELL = {"blur": 0.66, "blurmax": 0.6}  # sigma, pixels
 # weights are compared in steps of 1 / FINE, sums of many in steps of 1 / COARSE; decimal digits
 # would round
 FINE = 2.0**30
@@ -97,24 +97,21 @@ class Terms:
 
     def read(self, rule: Rule, number: int, maps: Map, turn: Element, flat: bool) -> Map:
         """The map after layer `number`, a unique one unless its kernels have the same weights."""
-        if rule.kind == "conv":
+        kind = KINDS[rule.kind]
+        if kind.reduction == "trained":
             arranged = _arranged(rule.kernel, turn, flat)
             return tuple(
                 tuple(self._term((number, key), key) for key in map(arranged, windows))
                 for windows in _windows(rule, maps, flat)
             )
-        if rule.kind == "blurmax":
-            maps = self._slide(maps, _WIDEST, self._maximum, flat)
-        return self._slide(
-            maps,
-            rule,
-            self._maximum if rule.kind in ("max", "adaptivemax") else self._weighted,
-            flat,
-        )
+        if kind.first is not None:
+            maps = self.read(kind.first, number, maps, turn, flat)
+        reduce = {"maximum": self._maximum, "sum": self._weighted, "power": self._root}
+        return self._slide(maps, rule, reduce[kind.reduction], flat)
 
     def _slide(self, maps: Map, rule: Rule, reduce: Callable, flat: bool) -> Map:
-        rows = _ONE_ROW if flat else _rows(rule, len(maps))
-        columns = _rows(rule, len(maps[0]))
+        rows = _ONE_ROW if flat else reads(rule, len(maps))
+        columns = reads(rule, len(maps[0]))
         return tuple(tuple(reduce(maps, row, column) for column in columns) for row in rows)
 
     def _term(self, key: tuple, parts: Iterable[int]) -> int:
@@ -132,24 +129,35 @@ class Terms:
         )
 
     def _weighted(self, maps: Map, row: Weights, column: Weights) -> int:
+        weights, steps = self._weights(maps, row, column)
+        term = self._combined("sum", steps)
+        if term != ZERO and steps != ((term, round(FINE)),):
+            self.sums[term] = weights
+        return term
+
+    def _root(self, maps: Map, row: Weights, column: Weights) -> int:
+        """The root of a weighted sum of squares, of values that are not negative."""
+        return self._combined("root", self._weights(maps, row, column)[1])
+
+    def _weights(
+        self, maps: Map, row: Weights, column: Weights
+    ) -> tuple[dict[int, float], tuple[tuple[int, int], ...]]:
+        """The weight of each term that a window reads, as it is and in steps of 1 / FINE."""
         total: dict[int, float] = {}
         for i, down in zip(*row):
             for j, across in zip(*column):
                 term = maps[i][j] if i >= 0 and j >= 0 else ZERO
                 if term != ZERO:
                     total[term] = total.get(term, 0.0) + down * across
-        found = tuple(
-            sorted(
-                (term, steps) for term, weight in total.items() if (steps := round(weight * FINE))
-            )
-        )
-        if not found:
+        rounded = ((term, round(weight * FINE)) for term, weight in total.items())
+        return total, tuple(sorted((term, steps) for term, steps in rounded if steps))
+
+    def _combined(self, how: str, steps: tuple[tuple[int, int], ...]) -> int:
+        if not steps:
             return ZERO
-        if len(found) == 1 and found[0][1] == FINE:
-            return found[0][0]
-        term = self._term(("sum", found), [term for term, _ in found])
-        self.sums[term] = total
-        return term
+        if len(steps) == 1 and steps[0][1] == FINE:
+            return steps[0][0]
+        return self._term((how, steps), [term for term, _ in steps])
 
     def total(self, maps: Map) -> dict[int, int]:
         """How often each term counts in the sum of all, in steps of 1 / COARSE, with sums written
@@ -205,62 +213,4 @@ def _padded(rule: Rule, line: tuple, zero: object) -> tuple:
     return (zero,) * before + line + (zero,) * after
 
 
-# the positions that are read, -1 a zero, and their weights
-Weights = tuple[tuple[int, ...], tuple[float, ...]]
 _ONE_ROW: tuple[Weights, ...] = (((0,), (1.0,)),)
-_WIDEST = Rule("max", 3, 1, (1, 1))  # the maximum in blurmax
-
-
-@lru_cache(maxsize=4096)
-def _rows(rule: Rule, size: int) -> tuple[Weights, ...]:
-    """What each output of a layer without trained weights reads."""
-    out = place(rule, size)[0]
-    if rule.kind in ("max", "avg", "blur", "blurmax"):
-        return tuple(
-            _sliding_row(rule, i * rule.stride - rule.padding[0], size) for i in range(out)
-        )
-    if rule.kind in ("adaptive", "adaptivemax"):
-        bins = [tuple(range(i * size // out, -(-(i + 1) * size // out))) for i in range(out)]
-        return tuple((positions, (1 / len(positions),) * len(positions)) for positions in bins)
-    if rule.kind == "crop":
-        first = -((out - size) // 2)
-        return tuple(((p if 0 <= p < size else -1,), (1.0,)) for p in range(first, first + out))
-    if rule.mode == "nearest":
-        return tuple(((p,), (1.0,)) for p in nearest_sources(size, out))
-    return tuple(_interpolated_row(rule.mode, i, size, out) for i in range(out))
-
-
-def _sliding_row(rule: Rule, start: int, size: int) -> Weights:
-    inside = tuple(p for p in range(start, start + rule.kernel) if 0 <= p < size)
-    if rule.kind == "max":
-        return inside, (1.0,) * len(inside)
-    # zeros are counted, but not what lies beyond the padding when sizes are rounded up
-    if rule.kind == "avg":
-        divisor = min(start + rule.kernel, size + rule.padding[1]) - start
-        return inside, (1 / divisor,) * len(inside)
-    centre = start + rule.kernel // 2
-    return inside, tuple(
-        math.exp(-((p - centre) ** 2) / (2 * BLUR_BELL[rule.kind] ** 2)) for p in inside
-    )
-
-
-def _interpolated_row(mode: str, index: int, size: int, out: int) -> Weights:
-    """Weights of a smooth resize, as torch has them when it shrinks with antialias: which are equal
-    and which vanish matters.
-    """
-    scale = size / out
-    stretch = max(scale, 1.0)
-    centre = (index + 0.5) * scale - 0.5
-    weights = [(p, _kernel(mode, (p - centre) / stretch)) for p in range(size)]
-    total = sum(weight for _, weight in weights)
-    kept = [(p, weight / total) for p, weight in weights if abs(weight) > 1e-12]
-    return tuple(p for p, _ in kept), tuple(weight for _, weight in kept)
-
-
-def _kernel(mode: str, x: float) -> float:
-    x = abs(x)
-    if mode == "bilinear":
-        return max(0.0, 1.0 - x)
-    if x < 1:
-        return (1.5 * x - 2.5) * x * x + 1
-    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0

@@ -13,8 +13,10 @@ import trainers.networks.bases
 import trainers.networks.filters
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
+from searchspace.subsampling import KINDS, Subsampling, place
 from trainers.actions import act, act_on_fields
-from trainers.networks.networks import build, channels_last
+from trainers.networks.networks import build, channels_last, step_spec
+from trainers.networks.plain import Subsample
 
 P4CNN = "12px: 3k3@{}, 4k3p0 max2/2, 2k3, 3k4p0 filters=basis"
 RESIDUAL = "13px: 2k3@{}, 2k3x2r, 3k3s2r head=group_mean filters=basis"
@@ -254,6 +256,7 @@ def random_architecture(generator):
                         " max2/2",
                         " max3/2p0:1ceil",
                         " avg3/2p1",
+                        " lp3/2p0:1",
                         " conv3/2p1",
                         " blur/2",
                         " blurmax/2",
@@ -316,6 +319,46 @@ def test_stays_in_channels_last_from_an_image_of_one_channel():
         for hook in hooks:
             hook.remove()
     assert channels_last(torch.zeros(2, 1, 4, 5)).stride() == (20, 1, 5, 1)
+
+
+@pytest.mark.parametrize("window", ["3/2", "2/2", "4/3"])
+def test_power_pooling_is_that_of_torch(window):
+    maps = torch.rand(2, 4, 11, 12, dtype=torch.float64)
+    kernel, stride = map(int, window.split("/"))
+    pooled = Subsample(step_spec(Subsampling.parse(f"lp{window}"), 4))(maps)
+    torch.testing.assert_close(pooled, torch.nn.functional.lp_pool2d(maps, 2.0, kernel, stride))
+
+
+def test_padding_adds_nothing_to_power_pooling():
+    maps = torch.rand(2, 4, 11, 12, dtype=torch.float64)
+    for padding in ((1, 1), (0, 1), (1, 0)):
+        step = Subsampling("lp", 3, 2, padding)
+        padded = torch.nn.functional.pad(maps, padding * 2)
+        expected = torch.nn.functional.lp_pool2d(padded, 2.0, 3, 2)
+        torch.testing.assert_close(Subsample(step_spec(step, 4))(maps), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "conv"])
+def test_every_subsampling_has_finite_gradients_where_nothing_is_active(kind, dtype):
+    """Half of the pixels are 0, as behind a ReLU, and some windows are 0 throughout."""
+    step = Subsampling.parse(KINDS[kind].example)
+    maps = torch.randn(1, 2, 16, 16).relu()
+    maps[:, 1] = 0
+    maps = maps.to(dtype).requires_grad_()
+    pooled = Subsample(step_spec(step, 2))(maps)
+    assert pooled.dtype == dtype and tuple(pooled.shape[-2:]) == (place(step.rule, 16)[0],) * 2
+    pooled.float().square().sum().backward()
+    assert maps.grad is not None and torch.isfinite(maps.grad).all() and not maps.grad[:, 1].any()
+
+
+def test_power_pooling_trains_in_both_precisions():
+    architecture = Architecture.parse("12px: 3k3@C4, 3k3 lp3/2p1, 3k3")
+    for precision in (torch.float32, torch.bfloat16):
+        network = build(architecture, channels=1, classes=3).train()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            network(images(architecture, channels=1, dtype=torch.float32)).sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 
 
 def test_seeds_decide_alone():

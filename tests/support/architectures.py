@@ -7,10 +7,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from searchspace.architecture import Architecture, Stage, Subsampling
+from searchspace.architecture import Architecture, Stage
 from searchspace.cost import cost
 from searchspace.groups import Group
 from searchspace.recipe import Candidate, Loss, Recipe
+from searchspace.subsampling import Subsampling
 
 GRID = ("C1", "C2", "C4", "D1", "D2", "D4")
 ANY = GRID + ("C3", "C8", "D8")
@@ -19,15 +20,15 @@ ANY = GRID + ("C3", "C8", "D8")
 def random_subsampling(rng: random.Random) -> Subsampling:
     """One step of any kind; it need not fit."""
     kind = rng.choice(
-        ("max", "avg", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop")
+        ("max", "avg", "lp", "conv", "blur", "blurmax", "adaptive", "adaptivemax", "resize", "crop")
     )
     stride = rng.choice((1, 2, 2, 3))
-    if kind in ("max", "avg", "conv"):
+    if kind in ("max", "avg", "lp", "conv"):
         kernel = rng.choice((1, 2, 3, 4, 5))
         before = rng.randint(0, kernel // 2)
         padding = (before, before) if rng.random() < 0.7 else (before, rng.randint(0, kernel // 2))
         return Subsampling(
-            kind, kernel, stride, padding, ceil=kind != "conv" and rng.random() < 0.2
+            kind, kernel, stride, padding, ceil=kind in ("max", "avg") and rng.random() < 0.2
         )
     if kind.startswith("blur"):
         return Subsampling(kind, 5, stride, (2, 2))
@@ -137,6 +138,7 @@ def odd_subsampling(rng: random.Random) -> Subsampling:
             "max",
             "avg",
             "avg",
+            "lp",
             "conv",
             "blur",
             "blurmax",
@@ -149,7 +151,7 @@ def odd_subsampling(rng: random.Random) -> Subsampling:
         )
     )
     stride = rng.choice((1, 1, 2, 2, 3, 4, 7))
-    if kind in ("max", "avg", "conv"):
+    if kind in ("max", "avg", "lp", "conv"):
         kernel = rng.choice((1, 2, 3, 4, 5, 6, 9))
         padding = rng.randint(0, kernel // 2), rng.randint(0, kernel // 2)
         return Subsampling(
@@ -157,7 +159,7 @@ def odd_subsampling(rng: random.Random) -> Subsampling:
             kernel,
             stride,
             padding if rng.random() < 0.5 else padding[:1] * 2,
-            ceil=kind != "conv" and rng.random() < 0.4,
+            ceil=kind in ("max", "avg") and rng.random() < 0.4,
         )
     if kind.startswith("blur"):
         return Subsampling(kind, 5, stride, (2, 2))

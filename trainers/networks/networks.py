@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspace.architecture import Architecture, Filters, Stage, Subsampling
+from searchspace.architecture import Architecture, Filters, Stage
 from searchspace.groups import Group
+from searchspace.subsampling import Subsampling
 from trainers.networks import bases
 from trainers.networks.filters import Parametrisation, arrange, expand, restricted_order
 from trainers.networks.kernels import fourier, maxima
@@ -378,7 +379,7 @@ def _step(stage: Stage, filters: Filters) -> nn.Module:
     step = stage.subsampling
     if step is None:
         return nn.Identity()
-    if step.kind != "conv":
+    if not step.trained:
         subsample = Subsample(step_spec(step, stage.channels))
         return (
             MaximumThenReLU(subsample, _pooling(stage) is not None)
@@ -402,17 +403,13 @@ def _relu_after_step(stage: Stage) -> bool:
     """True if the stage's last ReLU comes after its maximum: the same values and gradients on a
     fraction of the pixels.
     """
-    return (
-        not stage.residual
-        and stage.subsampling is not None
-        and stage.subsampling.kind in ("max", "adaptivemax")
-    )
+    return not stage.residual and stage.subsampling is not None and stage.subsampling.pure_maximum
 
 
 def _pooling(stage: Stage) -> Pooling | None:
     """The stage's maximum as torch's max_pool2d takes it; None for one that it cannot do."""
     step = stage.subsampling
-    if step is None or step.kind != "max" or step.padding[0] != step.padding[1]:
+    if step is None or not step.slides_maximum or step.padding[0] != step.padding[1]:
         return None
     return Pooling(step.kernel, step.stride, step.padding[0], 1, step.ceil)
 

@@ -38,15 +38,17 @@ class Pad(nn.Module):
 
 class Subsample(nn.Module):
     """A step without trained weights that changes the resolution: see
-    `searchspace.architecture.Subsampling`.
+    `searchspace.subsampling.Subsampling`.
     """
 
     def __init__(self, step):
         super().__init__()
         self.step = dict(step)
-        if step["kind"] in BLUR_SIGMA:
+        self.reduce = FORWARD[step["kind"]]
+        sigma = BLUR_SIGMA.get(step["kind"])
+        if sigma is not None:
             offsets = torch.arange(BLUR_PIXELS, dtype=torch.float64) - BLUR_PIXELS // 2
-            bell = torch.exp(-offsets.square() / (2 * BLUR_SIGMA[step["kind"]] ** 2))
+            bell = torch.exp(-offsets.square() / (2 * sigma**2))
             window = bell[:, None] * bell
             self.register_buffer(
                 "window",
@@ -56,62 +58,93 @@ class Subsample(nn.Module):
 
     def forward(self, maps):
         """The maps in their new resolution, in the same dtype."""
-        step, kind = self.step, self.step["kind"]
-        if kind in ("max", "avg"):
-            return self._slide(maps)
-        if kind in BLUR_SIGMA:
-            if kind == "blurmax":
-                maps = F.max_pool2d(maps, 3, stride=1, padding=1)
-            window = self.window.to(maps.dtype).expand(step["channels"], 1, -1, -1)
-            return F.conv2d(
-                maps,
-                window,
-                stride=step["stride"],
-                padding=step["padding"][0],
-                groups=step["channels"],
-            )
-        height, width = maps.shape[-2:]
-        output = [step["output"] or -(-pixels // step["stride"]) for pixels in (height, width)]
-        if kind == "adaptive":
-            return F.adaptive_avg_pool2d(maps, output)
-        if kind == "adaptivemax":
-            return F.adaptive_max_pool2d(maps, output)
-        if kind == "resize":
-            if step["mode"] == "nearest":
-                return F.interpolate(maps, size=output)
-            shrinks = output[0] < height or output[1] < width
-            return F.interpolate(
-                maps, size=output, mode=step["mode"], antialias=shrinks, align_corners=False
-            )
-        # crop: negative padding cuts
-        top, left = (output[0] - height) // 2, (output[1] - width) // 2
-        return F.pad(maps, (left, output[1] - width - left, top, output[0] - height - top))
+        if hasattr(self, "window"):
+            return self.reduce(maps, self.step, self.window.to(maps.dtype))
+        return self.reduce(maps, self.step)
 
-    def _slide(self, maps):
-        step = self.step
-        (before, after), kernel, stride = step["padding"], step["kernel"], step["stride"]
-        halves = step["kind"] == "max" and (kernel, stride, before, after, step["ceil"]) == (
-            2,
-            2,
-            0,
-            0,
-            False,
-        )
-        if halves and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _halved(maps)
-        pool = F.max_pool2d if step["kind"] == "max" else F.avg_pool2d
-        if before == after:
-            return pool(maps, kernel, stride, padding=before, ceil_mode=step["ceil"])
-        filler = float("-inf") if step["kind"] == "max" else 0.0
-        pooled = pool(
-            F.pad(maps, (before, after, before, after), value=filler),
-            kernel,
-            stride,
-            ceil_mode=step["ceil"],
-        )
-        # Rounding up, no window may start behind the image, as torch has it for equal padding.
-        height, width = ((pixels + before - 1) // stride + 1 for pixels in maps.shape[-2:])
-        return pooled[..., :height, :width]
+
+def _maximum(maps, step):
+    (before, after), kernel, stride = step["padding"], step["kernel"], step["stride"]
+    halves = (kernel, stride, before, after, step["ceil"]) == (2, 2, 0, 0, False)
+    if halves and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _halved(maps)
+    return _slide(F.max_pool2d, maps, step, float("-inf"))
+
+
+def _average(maps, step):
+    return _slide(F.avg_pool2d, maps, step, 0.0)
+
+
+def _root(maps, step):
+    """The root of the sum of squares of each window, as torch's lp_pool2d with padding.
+
+    The squares are taken in float32 at least. Their sum is at least the smallest normal number, so
+    that the gradient at a window of zeros is 0 and not infinite.
+    """
+    values = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    sums = _slide(F.avg_pool2d, values.square(), step, 0.0) * step["kernel"] ** 2
+    return sums.clamp(min=torch.finfo(sums.dtype).tiny).sqrt().to(maps.dtype)
+
+
+def _slide(pool, maps, step, filler):
+    (before, after), kernel, stride = step["padding"], step["kernel"], step["stride"]
+    if before == after:
+        return pool(maps, kernel, stride, padding=before, ceil_mode=step["ceil"])
+    padded = F.pad(maps, (before, after, before, after), value=filler)
+    pooled = pool(padded, kernel, stride, ceil_mode=step["ceil"])
+    # Rounding up, no window may start behind the image, as torch has it for equal padding.
+    height, width = ((pixels + before - 1) // stride + 1 for pixels in maps.shape[-2:])
+    return pooled[..., :height, :width]
+
+
+def _blur(maps, step, window):
+    window, groups = window.expand(step["channels"], 1, -1, -1), step["channels"]
+    return F.conv2d(maps, window, stride=step["stride"], padding=step["padding"][0], groups=groups)
+
+
+def _blurred_maximum(maps, step, window):
+    return _blur(F.max_pool2d(maps, 3, stride=1, padding=1), step, window)
+
+
+def _output(maps, step):
+    return [step["output"] or -(-pixels // step["stride"]) for pixels in maps.shape[-2:]]
+
+
+def _adaptive_average(maps, step):
+    return F.adaptive_avg_pool2d(maps, _output(maps, step))
+
+
+def _adaptive_maximum(maps, step):
+    return F.adaptive_max_pool2d(maps, _output(maps, step))
+
+
+def _resized(maps, step):
+    size = _output(maps, step)
+    if step["mode"] == "nearest":
+        return F.interpolate(maps, size=size)
+    shrinks = size[0] < maps.shape[-2] or size[1] < maps.shape[-1]
+    return F.interpolate(maps, size=size, mode=step["mode"], antialias=shrinks, align_corners=False)
+
+
+def _cropped(maps, step):
+    (height, width), size = maps.shape[-2:], _output(maps, step)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    # negative padding cuts
+    return F.pad(maps, (left, size[1] - width - left, top, size[0] - height - top))
+
+
+# By kind of step, the function of (maps, step) or, of those in BLUR_SIGMA, (maps, step, window).
+FORWARD = {
+    "max": _maximum,
+    "avg": _average,
+    "lp": _root,
+    "blur": _blur,
+    "blurmax": _blurred_maximum,
+    "adaptive": _adaptive_average,
+    "adaptivemax": _adaptive_maximum,
+    "resize": _resized,
+    "crop": _cropped,
+}
 
 
 def _halved(maps):

@@ -197,6 +197,22 @@ def test_what_is_like_a_trial_that_runs_is_worth_less():
     assert unlike and numpy.median(after[unlike] / before[unlike]) > after[best] / before[best]
 
 
+def test_a_training_like_one_that_runs_adds_nothing_to_the_front_that_is_expected():
+    """Between two ends of the front lies what runs: the same once more would add nothing."""
+    trials = Trials(study_of())
+    for layout in ("max2/2", "avg3/2p1", "max3/2"):
+        for group, values in (("C2", [0.9, 0.1]), ("C4", [0.1, 0.9])):
+            trials.add({"family": "steerable", "group": group, "layout": layout}, values)
+    trials.add({"family": "steerable", "group": "D4", "layout": "max2/2"})
+    planner, shown = ExpectedImprovement(trials.study), trials.optuna.trials
+    seen, running = planner._observations(shown), planner._pending(shown)
+    before, after = (
+        planner._improvement(seen, pending, running, numpy.random.default_rng(0))[0]
+        for pending in ([], running)
+    )
+    assert after < 0.4 * before
+
+
 def test_candidates_are_drawn_at_random_and_from_neighbours_of_good_trials():
     """A neighbour keeps the exact weight of its parent's loss, which no random draft has."""
     trials = Trials(trivial.study(search__sampler="ehvi"))

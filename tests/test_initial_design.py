@@ -65,3 +65,22 @@ def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
         for w in (0.1, 0.2, 5)
     ]
     assert 0 < distance(weighted[0], weighted[1], 8) < distance(weighted[0], weighted[2], 8)
+
+
+def test_the_first_eight_proposals_do_not_depend_on_scores_and_later_ones_do(tmp_path):
+    def proposed(name, score):
+        study = trivial.study(search__sampler="ehvi", search__rungs=[])
+        with SearchDriver.create(tmp_path / name, study) as driver:
+            for _ in range(11):
+                assignment = driver.next()
+                value = score(len(assignment.architecture))
+                scores = {"epoch": 9, "accuracy": value, "symmetry_accuracy": value}
+                driver.report(assignment.number, 9, scores)
+                driver.finish(assignment.number, "complete")
+                yield assignment.architecture
+
+    long, short = (
+        list(proposed(name, score))
+        for name, score in (("long", lambda n: n / 200), ("short", lambda n: 1 - n / 200))
+    )
+    assert long[:8] == short[:8] and long[8:] != short[8:]

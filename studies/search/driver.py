@@ -84,9 +84,9 @@ class SearchDriver:
     ) -> SearchDriver:
         """A new study in `directory`, which may exist but must hold no study (ExistsError).
 
-        `channels` and `classes` are those of the data. `enqueue` are architectures to try first;
-        `warm_start` is the directory of an earlier study over the same space, whose results the
-        sampler learns from.
+        `channels` and `classes` are those of the data. `enqueue` are architectures to try before
+        those of `search.first`; `warm_start` is the directory of an earlier study over the same
+        space, whose results the sampler learns from.
         """
         from studies.search.warm_start import enqueue_architectures, learn_from
 
@@ -98,7 +98,8 @@ class SearchDriver:
                 {"channels": channels, "classes": classes, "objectives": list(study.objectives)}
             )
             driver.channels, driver.classes = channels, classes
-            enqueue_architectures(driver._journal.optuna, enqueue)
+            first = [*enqueue, *study.search.first]
+            enqueue_architectures(driver._journal.optuna, study, first)
             if warm_start is not None:
                 learn_from(driver._journal.optuna, study, Path(warm_start))
         return driver

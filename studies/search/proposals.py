@@ -69,12 +69,13 @@ def proposed(trial: Any, study: Study, channels: int, classes: int) -> Candidate
     """What an Optuna trial proposes: the architecture that it was enqueued with, or one drawn from
     the study's space.
     """
-    known = trial.user_attrs.get("enqueued")
-    if known is not None:
-        return Candidate.parse(known)
-    return study.space.sample(
-        trial, channels=channels, classes=classes, declared=Group.parse(study.symmetry.group)
-    )
+    declared = Group.parse(study.symmetry.group)
+    enqueued = trial.user_attrs.get("enqueued")
+    if enqueued is not None:
+        if trial.user_attrs.get("in_space"):  # sampled for its parameters alone
+            study.space.model_copy(update={"width": None}).sample(trial, declared=declared)
+        return Candidate.parse(enqueued)
+    return study.space.sample(trial, channels=channels, classes=classes, declared=declared)
 
 
 def attributes_of(

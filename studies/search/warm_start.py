@@ -30,10 +30,18 @@ def read_architectures(path: str | Path) -> list[str]:
     return found
 
 
-def enqueue_architectures(optuna_study: Any, architectures: Sequence[str]) -> None:
-    """Puts architectures in front of what the sampler will propose."""
+def enqueue_architectures(optuna_study: Any, study: Study, architectures: Sequence[str]) -> None:
+    """Puts architectures in front of what the sampler will propose.
+
+    Those in the study's space get their parameters, so that every sampler learns from them.
+    """
+    from studies.samplers.inversion import parameters_of
+
     for text in architectures:
-        optuna_study.enqueue_trial({}, user_attrs={"enqueued": str(Candidate.parse(text))})
+        candidate = Candidate.parse(text)
+        parameters = parameters_of(study, candidate)
+        marks = {"enqueued": str(candidate), "in_space": parameters is not None}
+        optuna_study.enqueue_trial(parameters or {}, user_attrs=marks)
 
 
 def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:

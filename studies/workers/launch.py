@@ -40,7 +40,7 @@ def new_driver(
         study,
         channels=channels,
         classes=classes,
-        enqueue=[*enqueue, *study.search.first],
+        enqueue=enqueue,
         warm_start=warm_start,
     )
 

@@ -1,0 +1,101 @@
+"""The parameters under which a search space samples a given candidate, so that samplers learn from
+architectures that did not come from them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from searchspace.groups import Group
+from searchspace.recipe import Candidate
+from studies.config import Study
+from studies.samplers.planned import base_name
+
+
+def parameters_of(study: Study, candidate: Candidate) -> dict[str, Any] | None:
+    """The parameters of `candidate` in the study's space, or None if it lies outside.
+
+    A candidate that only trains the same network in the same way counts too. Where the space
+    matches widths, they do not count: they follow from the parameters. A candidate without a
+    learning rate has that of the study's training.
+    """
+    space = study.space.model_copy(update={"width": None})
+    declared, rate = Group.parse(study.symmetry.group), study.training.learning_rate
+    wanted = _comparable(
+        study, candidate.with_learning_rate(candidate.recipe.learning_rate or rate)
+    )
+    alike: dict[str, Any] | None = None
+    for backbone, layout, exact in itertools.product(space.backbone, space.layout, (True, False)):
+        answers = _Answers(wanted, backbone, layout, exact)
+        try:
+            sampled = space.sample(answers, declared=declared)
+        except _OutsideError:
+            continue
+        if sampled.recipe.learning_rate is None:
+            sampled = sampled.with_learning_rate(rate)
+        sampled = _comparable(study, sampled)
+        if sampled == wanted:
+            return answers.params
+        if alike is None and sampled.key == wanted.key:
+            alike = answers.params
+    return alike
+
+
+def _comparable(study: Study, candidate: Candidate) -> Candidate:
+    """The candidate, with one field in every stage where the space matches widths."""
+    if study.space.width is None:
+        return candidate
+    architecture = candidate.architecture
+    stages = tuple(replace(stage, fields=1) for stage in architecture.stages)
+    return replace(candidate, architecture=replace(architecture, stages=stages))
+
+
+class _OutsideError(Exception):
+    """The candidate is not among the choices of the space."""
+
+
+class _Answers:
+    """A trial that answers with the choices of a candidate and keeps them in `params`."""
+
+    def __init__(self, candidate: Candidate, backbone: str, layout: str, exact: bool) -> None:
+        architecture, recipe = candidate.architecture, candidate.recipe
+        groups = [stage.group for stage in architecture.stages]
+        same = sum(1 for _ in itertools.takewhile(lambda group: group == groups[0], groups))
+        self._answers: dict[str, Any] = {
+            "family": architecture.family,
+            "group": str(groups[0]),
+            "restrict_after": "none" if same == len(groups) else same,
+            "restrict_to": str(groups[-1]),
+            "backbone": backbone,
+            "layout": layout,
+            "exact": exact,
+            "input_size": architecture.size[0],
+            "head": architecture.head,
+            "filters": architecture.filters,
+            "equivariance_loss": recipe.loss.kind,
+            "loss_weight": recipe.loss.weight,
+            "learning_rate": recipe.learning_rate,
+        }
+        self.params: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """The candidate's choice."""
+        return self._answer(name, self._answers.get(base_name(name)) in choices)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        """The candidate's number."""
+        value = self._answers[base_name(name)]
+        return self._answer(name, low <= value <= high and (value - low) % step == 0)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """The candidate's number."""
+        return self._answer(name, low <= self._answers[base_name(name)] <= high)
+
+    def _answer(self, name: str, fits: bool) -> Any:
+        if not fits:
+            raise _OutsideError(name)
+        self.params[name] = self._answers[base_name(name)]
+        return self.params[name]

@@ -9,8 +9,21 @@ import typer
 
 from studies.output import Format
 
+
+def _place(text: str) -> Path:
+    from studies.errors import StudyError
+    from studies.journal.directory import require_place
+
+    try:
+        require_place(text)
+    except StudyError as error:
+        raise typer.BadParameter(str(error)) from None
+    return Path(text)
+
+
 Directory = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The study's directory.", show_default=False)
+    Path,
+    typer.Argument(metavar="DIR", help="The study's directory.", show_default=False, parser=_place),
 ]
 StudyName = Annotated[
     str,
@@ -48,6 +61,14 @@ Trust = Annotated[
         "--trust",
         help="Take over what in DIR runs programs (resources.runtime_env and others), whoever "
         "wrote it.",
+    ),
+]
+AcceptData = Annotated[
+    bool,
+    typer.Option(
+        "--accept-data",
+        help="Go on although the data has changed: earlier trials leave the front, and new ones "
+        "are compared among themselves.",
     ),
 ]
 Settings = Annotated[

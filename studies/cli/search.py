@@ -11,6 +11,7 @@ import typer
 
 from studies.cli.app import LOOK, SEARCH, app
 from studies.cli.options import (
+    AcceptData,
     Address,
     Directory,
     FormatOption,
@@ -88,13 +89,14 @@ def resume(
     ray_address: Address = None,
     settings: Settings = None,
     trust: Trust = False,
+    accept_data: AcceptData = False,
     quiet: Quiet = False,
 ) -> None:
     """Continues the study in DIR; trials, timeout and resources may be changed."""
     from studies import config
     from studies.journal.directory import read_study
     from studies.journal.trust import require
-    from studies.search.driver import SearchDriver
+    from studies.workers.launch import open_driver
 
     overrides = {
         "search.trials": trials,
@@ -106,7 +108,11 @@ def resume(
     if not trust:
         # with what `revised` was made from, not with what lies there by then
         require(directory, stored, revised)
-    _drive(lambda: SearchDriver.open(directory, revised, trusted=True), directory, quiet)
+    _drive(
+        lambda: open_driver(directory, revised, trusted=True, accept_data=accept_data),
+        directory,
+        quiet,
+    )
 
 
 @app.command(rich_help_panel=LOOK)
@@ -204,9 +210,11 @@ def dashboard(
 ) -> None:
     """Opens optuna-dashboard on the study in DIR, which may be running; Ctrl-C ends it."""
     from studies.journal.directory import read_study
+    from studies.journal.origin import require_begun
     from studies.journal.reader import JOURNAL
 
     read_study(directory)
+    require_begun(directory)
     import optuna
     import optuna_dashboard
     from optuna.storages.journal import JournalFileBackend

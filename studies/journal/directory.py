@@ -7,39 +7,38 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from studies.config import Study, differences, dump, parse
+from studies.config import Study, dump, parse
 from studies.errors import ExistsError, StudyError
 from studies.journal import trust
-from studies.journal.folders import TRIALS
+from studies.journal.folders import TRIALS, read_folders
 from studies.journal.lock import StudyLock
+from studies.journal.origin import (
+    Images,
+    Look,
+    require_begun,
+    require_same_images,
+    require_same_study,
+)
+from studies.journal.reader import JOURNAL
 from trainers.files import write_whole
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
-WIDENING = (
-    "search.trials",
-    "search.timeout",
-    "search.patience",
-    "search.retries",
-    "resources.",
-    "loggers.",
-    "training.device",
-    "training.cuda_graphs",
-)
 
 
 def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLock, list[str]]:
-    """The absolute path of the new study's directory, with its files written, the lock on it, and
-    warnings.
+    """The absolute path of the new study's directory, the lock on it, and warnings; `publish` then
+    makes it a study.
 
     Raises ExistsError if it holds a study already.
     """
-    path = Path(directory).absolute()
+    path = require_place(directory)
     if path.exists() and not path.is_dir():
         raise ExistsError(f"{directory} is a file; give a directory that is new or empty")
     if (path / STUDY).exists():
@@ -50,44 +49,79 @@ def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLo
     path.mkdir(parents=True, exist_ok=True)
     lock = StudyLock(path)
     try:
+        _clear_unfinished_start(path)
         (path / TRIALS).mkdir(exist_ok=True)
         write_whole(path / VERSIONS, json.dumps(versions(), indent=1) + "\n")
-        warnings = trust.sign(path, study)
-        write_whole(path / STUDY, dump(study))
+        return path, lock, trust.sign(path, study)
     except BaseException:
         lock.close()
         raise
-    return path, lock, warnings
+
+
+def publish(directory: Path, study: Study, images: Mapping[str, Any]) -> None:
+    """Writes `study.yaml`, with which the directory holds a study: the last step of a start."""
+    write_whole(directory / DATA, json.dumps(dict(images), indent=1) + "\n")
+    write_whole(directory / STUDY, dump(study))
+
+
+def require_place(directory: str | Path) -> Path:
+    """The absolute path of a study's directory. Raises StudyError for the address of a remote
+    store, and for no name.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(directory), re.IGNORECASE):
+        raise StudyError(
+            f"{directory} is the address of a remote store; a study needs a directory of a file "
+            "system: choose a local path, or mount the store"
+        )
+    if not str(directory):
+        raise StudyError("the study's directory has no name; give a path such as runs/first")
+    return Path(directory).absolute()
+
+
+def _clear_unfinished_start(path: Path) -> None:
+    """Removes what a start left that ended before its first trial. Raises ExistsError where trials
+    lie there.
+    """
+    if not (path / JOURNAL).exists():
+        return
+    if read_folders(path):
+        raise ExistsError(
+            f"{path} holds trials and a journal but no {STUDY}: restore that file, or choose "
+            "another directory"
+        )
+    (path / JOURNAL).unlink()
 
 
 def open_directory(
-    directory: str | Path, study: Study | None, *, trusted: bool = False
-) -> tuple[Path, Study, StudyLock, list[str]]:
-    """Path, study, lock and warnings of an existing study; a `study` that widens the stored one
-    replaces it.
+    directory: str | Path,
+    study: Study | None,
+    *,
+    trusted: bool = False,
+    look: Look | None = None,
+    accept_data: bool = False,
+) -> tuple[Path, Study, StudyLock, list[str], Images | None]:
+    """Path, study, lock, warnings and images of an existing study; a `study` that widens the stored
+    one replaces it.
 
-    Raises UntrustedError, unless it is `trusted`, for a study that runs programs and was not
-    written by this user.
+    `look` reads the data, before anything else happens to the study. Raises UntrustedError, unless
+    it is `trusted`, for a study that runs programs and was not written by this user, and StudyError
+    for a study or data that changed; `accept_data` accepts other data.
     """
-    path = Path(directory).absolute()
+    path = require_place(directory)
     stored = read_study(path)
-    if study is not None and study != stored:
-        refused = [d for d in differences(stored, study) if not d.startswith(WIDENING)]
-        if refused:
-            raise StudyError(
-                f"the study has changed since {directory} was started ({'; '.join(refused)}); "
-                "start it in a new directory, or undo that (trials, timeout, patience and "
-                "resources may change)"
-            )
     if not trusted:
         trust.require(path, stored, study)
+    used = study or stored
+    started = require_begun(path)
+    images = look(used) if look is not None else None
+    same = images is not None and require_same_images(path, started, images, accept_data)
+    require_same_study(path, started, stored, used, same)
     lock = StudyLock(path)
     try:
-        used = study or stored
         warnings = [] if trust.signed(path, used) else trust.sign(path, used)
         if used != stored:
             write_whole(path / STUDY, dump(used))
-        return path, used, lock, [*warnings, *changed_versions(path)]
+        return path, used, lock, [*warnings, *changed_versions(path)], images
     except BaseException:
         lock.close()
         raise
@@ -102,11 +136,6 @@ def read_study(directory: str | Path) -> Study:
             f"{directory}` begins one"
         )
     return parse(path.read_text(encoding="utf-8"), name=str(path))
-
-
-def write_data(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Writes down what the study is told of its images (channels, classes) beside the journal."""
-    write_whole(directory / DATA, json.dumps(dict(facts), indent=1) + "\n")
 
 
 def read_data(directory: Path) -> dict[str, Any]:
@@ -143,7 +172,14 @@ def changed_versions(directory: Path) -> list[str]:
     path = directory / VERSIONS
     if not path.is_file():
         return []
-    before, now = json.loads(path.read_text(encoding="utf-8")), versions()
+    try:
+        before, now = json.loads(path.read_text(encoding="utf-8")), versions()
+        before.items()
+    except (OSError, ValueError, AttributeError):
+        return [
+            f"{path} is damaged: whether versions have changed since this study was started is "
+            "not known"
+        ]
     changed = [
         f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
         for name in {**before, **now}

@@ -13,6 +13,7 @@ import gc
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ JOURNAL = "optuna.journal"
 # optuna's codes of operations and of trial states, part of its file format
 CREATE_TRIAL, SET_PARAM, SET_STATE = 4, 5, 6
 SET_STUDY_ATTRIBUTE = 2
+STUDY_ATTRIBUTE = b'{"op_code":2,'
+# the study's attribute with the numbers of trials that were scored on other data
+SUPERSEDED = "superseded"
 STATES: dict[int, State] = {0: "running", 1: "complete", 2: "pruned", 3: "failed", 4: "waiting"}
 # parameters, and optuna's own notes: more than half of all lines
 PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')
+# the study's attribute with the numbers of trials that were scored on other data
+SUPERSEDED = "superseded"
+STUDY_ATTRIBUTE = b'{"op_code":2,'
 ATTRIBUTE, TRIAL = b'{"op_code":8,', b'"trial_id":'
 NOTHING = b"\n"  # begins no line
 
@@ -52,9 +59,27 @@ def read_journal(
     gc.disable()
     try:
         return _replay(Path(directory) / JOURNAL, parameters)
+    except (IndexError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{Path(directory) / JOURNAL} holds a record that cannot be read ({error!r}): it names "
+            "a trial that the journal does not hold, or comes from a newer version; "
+            f"`equisearch repair {directory}` keeps the others"
+        ) from None
     finally:
         if collecting:
             gc.enable()
+
+
+def study_attributes(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The study's attributes alone; lines that are not records are passed over."""
+    found: dict[str, Any] = {}
+    for line in (Path(directory) / JOURNAL).read_bytes().split(b"\n"):
+        if line.startswith(STUDY_ATTRIBUTE):
+            try:
+                found.update(json.loads(line)["user_attr"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    return found
 
 
 def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRecord]]:
@@ -88,7 +113,14 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRec
             _apply(trial, entry, operation)
             if trial["state"] in ENDED:
                 trial["order"], done = done, done + 1
-    return study, [_record(number, trial) for number, trial in enumerate(trials)]
+    superseded = frozenset(study.get(SUPERSEDED, ()))
+    records = [_record(number, trial) for number, trial in enumerate(trials)]
+    return study, [
+        replace(record, state="earlier")
+        if record.number in superseded and record.state in ENDED
+        else record
+        for record in records
+    ]
 
 
 def _entries(path: Path, parameters: bool) -> tuple[list[bytes], Iterator[dict[str, Any]]]:

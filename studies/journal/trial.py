@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from studies.errors import DamagedError
 
-# refused: proposed but not trained (too large, or a repeat); earlier: of a warm start
+# refused: proposed but not trained (too large, or a repeat); earlier: of a warm start,
+# or scored on data that has changed since
 State = Literal["waiting", "running", "complete", "pruned", "failed", "refused", "earlier"]
 # How a worker leaves a trial. `interrupted` and `lost` trials go back to waiting, and so does the
 # first `out_of_memory`; the second ends the trial as pruned.

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from studies.config import Study
 from studies.errors import ScoresError, StudyError
-from studies.journal.directory import create_directory, open_directory, write_data
+from studies.journal.directory import create_directory, open_directory, publish
 from studies.journal.lock import StudyLock
+from studies.journal.origin import Images, Look, adopt, first_attributes
 from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
 from studies.journal.writer import Described, OpenedJournal, Refusal, open_journal, writing
 from studies.search.assignments import (
@@ -52,7 +53,14 @@ class SearchDriver:
     """
 
     def __init__(
-        self, directory: Path, study: Study, lock: StudyLock, warnings: Sequence[str]
+        self,
+        directory: Path,
+        study: Study,
+        lock: StudyLock,
+        warnings: Sequence[str],
+        *,
+        images: Images | None = None,
+        begun: bool = False,
     ) -> None:
         self.directory, self.study = directory, study
         # for the user, such as a changed version of the code
@@ -69,7 +77,7 @@ class SearchDriver:
         self._progress = Progress(study.objectives)
         with self._on_failure_close():
             self._journal, opened = open_journal(directory, study.objectives)
-            self._restore(opened)
+            self._restore(adopt(self._journal, opened, study, images) if begun else opened)
 
     @classmethod
     def create(
@@ -81,6 +89,7 @@ class SearchDriver:
         classes: int = 10,
         enqueue: Sequence[str] = (),
         warm_start: str | Path | None = None,
+        images: Images | None = None,
     ) -> SearchDriver:
         """A new study in `directory`, which may exist but must hold no study (ExistsError).
 
@@ -93,20 +102,25 @@ class SearchDriver:
         directory, lock, warnings = create_directory(directory, study)
         driver = cls(directory, study, lock, warnings)
         with driver._on_failure_close(), writing(driver.directory):
-            write_data(driver.directory, {"channels": channels, "classes": classes})
-            driver._journal.describe(
-                {"channels": channels, "classes": classes, "objectives": list(study.objectives)}
-            )
+            first = first_attributes(study, channels, classes, images)
+            driver._journal.describe(first)
             driver.channels, driver.classes = channels, classes
             first = [*enqueue, *study.search.first]
             enqueue_architectures(driver._journal.optuna, study, first)
             if warm_start is not None:
                 learn_from(driver._journal.optuna, study, Path(warm_start))
+            publish(driver.directory, study, first)
         return driver
 
     @classmethod
     def open(
-        cls, directory: str | Path, study: Study | None = None, *, trusted: bool = False
+        cls,
+        directory: str | Path,
+        study: Study | None = None,
+        *,
+        trusted: bool = False,
+        look: Look | None = None,
+        accept_data: bool = False,
     ) -> SearchDriver:
         """The study in `directory`, ready to go on; `study` may widen its trials, timeout, patience
         and resources.
@@ -115,8 +129,10 @@ class SearchDriver:
         else that raises UntrustedError, unless this user wrote it. Raises LockedError if somebody
         else drives it, and StudyError if there is no study or `study` changes more than that.
         """
-        directory, stored, lock, warnings = open_directory(directory, study, trusted=trusted)
-        return cls(directory, stored, lock, warnings)
+        directory, stored, lock, warnings, images = open_directory(
+            directory, study, trusted=trusted, look=look, accept_data=accept_data
+        )
+        return cls(directory, stored, lock, warnings, images=images, begun=True)
 
     def _restore(self, opened: OpenedJournal) -> None:
         """Takes what the journal held into account."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from studies.config import Study
-from studies.errors import ExistsError
-from studies.journal.directory import STUDY
+from studies.errors import ExistsError, StudyError
+from studies.journal.directory import STUDY, require_place
+from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
 from studies.workers.executors import require_cluster
 
@@ -34,6 +35,7 @@ def new_driver(
             "choose another directory"
         )
     require_cluster(study.resources)
+    require_place(directory)
     channels, classes = read_data(study, note)
     return SearchDriver.create(
         directory,
@@ -42,7 +44,32 @@ def new_driver(
         classes=classes,
         enqueue=enqueue,
         warm_start=warm_start,
+        images=images_of(study),
     )
+
+
+def open_driver(
+    directory: Path, study: Study, *, trusted: bool = False, accept_data: bool = False
+) -> SearchDriver:
+    """The driver of the study in `directory`, which goes on as `study`; its data is looked at before
+    any trial. `accept_data` accepts data that has changed. Raises StudyError.
+    """
+    return SearchDriver.open(
+        directory, study, trusted=trusted, look=images_of, accept_data=accept_data
+    )
+
+
+def images_of(study: Study) -> Images:
+    """What identifies the study's images. Raises StudyError for data that is missing or cannot be
+    split.
+    """
+    from trainers.data.fingerprint import fingerprint
+
+    try:
+        found = fingerprint(study.data)
+    except (ValueError, OSError) as error:
+        raise StudyError(f"the study's data cannot be used: {error}") from error
+    return Images(found.fingerprint, found.images, found.classes)
 
 
 def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from studies.config import Study, dump, parse
 from studies.errors import ExistsError, StudyError
@@ -32,9 +32,18 @@ STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
 
 
-def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLock, list[str]]:
-    """The absolute path of the new study's directory, the lock on it, and warnings; `publish` then
-    makes it a study.
+class StudyPlace(NamedTuple):
+    """A study's directory, locked by this process."""
+
+    path: Path  # absolute
+    study: Study
+    lock: StudyLock
+    warnings: list[str]
+    images: Images | None = None  # those of the data now, where it was looked at
+
+
+def create_directory(directory: str | Path, study: Study) -> StudyPlace:
+    """The directory of a new study, locked; `publish` then makes it a study.
 
     Raises ExistsError if it holds a study already.
     """
@@ -52,7 +61,7 @@ def create_directory(directory: str | Path, study: Study) -> tuple[Path, StudyLo
         _clear_unfinished_start(path)
         (path / TRIALS).mkdir(exist_ok=True)
         write_whole(path / VERSIONS, json.dumps(versions(), indent=1) + "\n")
-        return path, lock, trust.sign(path, study)
+        return StudyPlace(path, study, lock, trust.sign(path, study))
     except BaseException:
         lock.close()
         raise
@@ -99,9 +108,8 @@ def open_directory(
     trusted: bool = False,
     look: Look | None = None,
     accept_data: bool = False,
-) -> tuple[Path, Study, StudyLock, list[str], Images | None]:
-    """Path, study, lock, warnings and images of an existing study; a `study` that widens the stored
-    one replaces it.
+) -> StudyPlace:
+    """The directory of an existing study, locked; a `study` that widens the stored one replaces it.
 
     `look` reads the data, before anything else happens to the study. Raises UntrustedError, unless
     it is `trusted`, for a study that runs programs and was not written by this user, and StudyError
@@ -121,7 +129,7 @@ def open_directory(
         warnings = [] if trust.signed(path, used) else trust.sign(path, used)
         if used != stored:
             write_whole(path / STUDY, dump(used))
-        return path, used, lock, [*warnings, *changed_versions(path)], images
+        return StudyPlace(path, used, lock, [*warnings, *changed_versions(path)], images)
     except BaseException:
         lock.close()
         raise

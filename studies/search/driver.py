@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 from studies.config import Study
 from studies.errors import ScoresError, StudyError
-from studies.journal.directory import create_directory, open_directory, publish
-from studies.journal.lock import StudyLock
+from studies.journal.directory import StudyPlace, create_directory, open_directory, publish
 from studies.journal.origin import Images, Look, adopt, first_attributes
 from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
 from studies.journal.writer import Described, OpenedJournal, Refusal, open_journal, writing
@@ -52,32 +51,23 @@ class SearchDriver:
     sampler thinks) and may run in one thread while `report` and `finish` run in another.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        study: Study,
-        lock: StudyLock,
-        warnings: Sequence[str],
-        *,
-        images: Images | None = None,
-        begun: bool = False,
-    ) -> None:
-        self.directory, self.study = directory, study
-        # for the user, such as a changed version of the code
-        self.warnings = tuple(warnings)
+    def __init__(self, place: StudyPlace, *, begun: bool) -> None:
+        self.directory, self.study, self._lock = place.path, place.study, place.lock
+        self.warnings = tuple(place.warnings)  # such as a changed version of the code
         # why nothing new is proposed: trials, patience, exhausted
         self.ended: str | None = None
-        self._lock = lock
         self._state = threading.RLock()
         self._running: dict[int, TrialRecord] = {}
         self._waiting: deque[TrialRecord] = deque()
-        self._promotions = Promotions(study.search.eta)
+        self._promotions = Promotions(self.study.search.eta)
         # canonical architecture -> how often it was or is being trained
         self._trainings: Counter[str] = Counter()
-        self._progress = Progress(study.objectives)
+        self._progress = Progress(self.study.objectives)
         with self._on_failure_close():
-            self._journal, opened = open_journal(directory, study.objectives)
-            self._restore(adopt(self._journal, opened, study, images) if begun else opened)
+            self._journal, opened = open_journal(self.directory, self.study.objectives)
+            if begun:
+                opened = adopt(self._journal, opened, self.study, place.images)
+            self._restore(opened)
 
     @classmethod
     def create(
@@ -99,8 +89,7 @@ class SearchDriver:
         """
         from studies.search.warm_start import enqueue_architectures, learn_from
 
-        directory, lock, warnings = create_directory(directory, study)
-        driver = cls(directory, study, lock, warnings)
+        driver = cls(create_directory(directory, study), begun=False)
         with driver._on_failure_close(), writing(driver.directory):
             first = first_attributes(study, channels, classes, images)
             driver._journal.describe(first)
@@ -126,13 +115,14 @@ class SearchDriver:
         and resources.
 
         `trusted` takes over what in it runs programs, whoever wrote it (`studies.journal.trust`);
-        else that raises UntrustedError, unless this user wrote it. Raises LockedError if somebody
-        else drives it, and StudyError if there is no study or `study` changes more than that.
+        else that raises UntrustedError, unless this user wrote it. `look` reads the data first;
+        `accept_data` accepts that it has changed. Raises LockedError if another process drives the
+        study, and StudyError if there is none or `study` changes more than that.
         """
-        directory, stored, lock, warnings, images = open_directory(
+        place = open_directory(
             directory, study, trusted=trusted, look=look, accept_data=accept_data
         )
-        return cls(directory, stored, lock, warnings, images=images, begun=True)
+        return cls(place, begun=True)
 
     def _restore(self, opened: OpenedJournal) -> None:
         """Takes what the journal held into account."""

@@ -1,7 +1,8 @@
 import pytest
 
-from trainers.instruments.accuracy import AngleCurve, proportion
+from trainers.instruments.accuracy import AngleCurve
 from trainers.instruments.angle_plot import draw, save_figure, sparkline
+from trainers.instruments.proportions import proportion
 
 CURVE = AngleCurve(
     tuple(range(0, 360, 10)),

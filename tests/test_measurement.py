@@ -9,7 +9,9 @@ from torch import nn
 
 from searchspace.groups import Group
 from support.toy_models import Lifting, constant, corner
-from trainers.instruments.measure import check_model, generators, is_folded, load_model, measure
+from trainers.instruments.loading import check_model, load_model
+from trainers.instruments.measure import is_folded, measure
+from trainers.instruments.measurement import generators
 
 IMAGES = torch.rand(160, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 D4, C4 = Group.parse("D4"), Group.parse("C4")

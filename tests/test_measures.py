@@ -12,15 +12,13 @@ from support.toy_models import Lifting, constant, corner, pixel_mean
 from trainers.actions import act
 from trainers.instruments.accuracy import (
     accuracy_by_angle,
-    angle_elements,
     consistency,
     effective_invariance,
-    invariant_elements,
-    predict,
-    proportion,
     summarise,
     symmetry_accuracy,
 )
+from trainers.instruments.predictions import angle_elements, invariant_elements, predict
+from trainers.instruments.proportions import proportion
 from trainers.networks.fold import fold
 from trainers.process import crew
 
@@ -161,7 +159,7 @@ def test_networks_share_angles_only_where_their_layout_keeps_them(text, forwards
 def test_the_upright_logits_come_along_in_the_order_of_the_images():
     model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
     with crew(2) as hands:
-        found = predict(model, IMAGES, C8.elements, batch_size=16, crew=hands)
+        found = predict(model, IMAGES, C8.elements, batch_size=16, executor=hands)
     assert torch.allclose(found.upright, model(IMAGES), atol=1e-5)
     assert predict(model, IMAGES, C8.elements[1:2]).upright is None
 
@@ -170,13 +168,17 @@ def test_a_crew_predicts_the_same():
     model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
     alone = predict(model, IMAGES, C8.elements, batch_size=16)
     with crew(3) as hands:
-        together = predict(model, IMAGES, C8.elements, batch_size=16, crew=hands)
+        together = predict(model, IMAGES, C8.elements, batch_size=16, executor=hands)
     assert torch.equal(alone.classes, together.classes) and torch.equal(
         alone.confidences, together.confidences
     )
     with crew(2) as hands, pytest.raises(ValueError, match="not all finite"):
         predict(
-            lambda x: corner(x) * float("nan"), IMAGES, C8.elements, crew=hands, share_exact=False
+            lambda x: corner(x) * float("nan"),
+            IMAGES,
+            C8.elements,
+            executor=hands,
+            share_exact=False,
         )
 
 

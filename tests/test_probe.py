@@ -7,7 +7,8 @@ import torch
 from searchspace.groups import Group
 from trainers.data.datasets import load
 from trainers.instruments import twosample
-from trainers.instruments.probe import probe, probe_images, wilson
+from trainers.instruments.probe import probe, probe_images
+from trainers.instruments.proportions import wilson
 from trainers.settings import Data
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"

@@ -17,7 +17,7 @@ from studies.errors import StudyError
 from trainers.cores import available_cores
 
 if TYPE_CHECKING:
-    from trainers.instruments.measure import Measurement
+    from trainers.instruments.measurement import Measurement
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def find_subject(name: str, *, run_code: bool = False) -> Subject:
     Of a bundle nothing is executed unless `run_code`: its weights are given to this program's own
     network.
     """
-    from trainers.instruments.measure import load_model
+    from trainers.instruments.loading import load_model
 
     if (Path(name) / "bundle.json").is_file():
         return _from_bundle(Path(name), run_code)
@@ -119,7 +119,8 @@ def measure_subject(
     from trainers.data.augment import seen
     from trainers.data.datasets import load
     from trainers.instruments.angle_plot import save_figure
-    from trainers.instruments.measure import check_model, measure
+    from trainers.instruments.loading import check_model
+    from trainers.instruments.measure import measure
     from trainers.process import tune_process
 
     # what affinity and container leave; nothing else runs in this process

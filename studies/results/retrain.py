@@ -78,7 +78,8 @@ def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
     from searchspace.groups import Group
     from searchspace.recipe import Candidate
     from trainers.data.datasets import load, normalise
-    from trainers.instruments.accuracy import accuracy_by_angle, predict, summarise
+    from trainers.instruments.accuracy import accuracy_by_angle, summarise
+    from trainers.instruments.predictions import predict
     from trainers.networks.fold import scoring
     from trainers.training.evaluate import evaluate
     from trainers.training.train import start, train

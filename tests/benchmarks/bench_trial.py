@@ -41,7 +41,7 @@ from searchspace.groups import IDENTITY
 from support.escnn_reference import EscnnNetwork
 from trainers.actions import act, act_on_fields
 from trainers.data.datasets import load, normalise
-from trainers.instruments.accuracy import predict
+from trainers.instruments.predictions import predict
 from trainers.networks.fold import scoring
 from trainers.process import tune_process
 from trainers.settings import Augment, Data, Symmetry, Training

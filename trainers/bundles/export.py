@@ -45,7 +45,7 @@ from trainers.bundles.model_card import card
 from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
 from trainers.data.augment import seen
 from trainers.data.datasets import Splits, normalise
-from trainers.instruments.accuracy import proportion
+from trainers.instruments.proportions import proportion
 from trainers.networks.networks import Network
 from trainers.training.config import TrainingConfig
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from searchspace.groups import IDENTITY, TRIVIAL, Element
 from trainers.actions import act
-from trainers.instruments.accuracy import predict
 from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels
 from trainers.instruments.layerwise import channel_correlations, match
+from trainers.instruments.predictions import predict
 from trainers.networks.fold import fold
 from trainers.networks.networks import Block, Convolution, Network, channels_last
 

@@ -21,25 +21,12 @@ from trainers.actions import act
 from trainers.data.datasets import load
 from trainers.data.fitting import fit_images
 from trainers.data.splitting import remainder, take
-from trainers.instruments.accuracy import proportion
+from trainers.instruments.proportions import Proportion, wilson
 from trainers.instruments.twosample import Classifier, Told, plain, tell
 from trainers.settings import Data
 
 # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
 LARGEST = 16
-
-
-@dataclass(frozen=True)
-class Share:
-    """A fraction of `count` trials with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.0f} % ({100 * self.low:.0f}-{100 * self.high:.0f})"
 
 
 @dataclass(frozen=True)
@@ -50,8 +37,8 @@ class Likeness:
 
     moved: str
     like: str
-    apart: Share
-    apart_upright: Share
+    apart: Proportion
+    apart_upright: Proportion
 
 
 @dataclass(frozen=True)
@@ -68,13 +55,13 @@ class ElementProbe:
     """
 
     element: str
-    apart: Share
+    apart: Proportion
     inputs: str
     labels: str
     likenesses: tuple[Likeness, ...]
     alike: tuple[str, ...]
-    accuracy_unseen: Share
-    accuracy_blind: Share
+    accuracy_unseen: Proportion
+    accuracy_blind: Proportion
     called: tuple[tuple[str, str, float], ...]
 
 
@@ -90,7 +77,7 @@ class Probe:
     group: str
     images: int
     classes: tuple[str, ...]
-    accuracy: Share
+    accuracy: Proportion
     elements: tuple[ElementProbe, ...]
     symmetric: str
     declare: str
@@ -176,14 +163,6 @@ def probe_images(
     )
 
 
-def wilson(successes: float, count: int) -> Share:
-    """A fraction with its 95 % interval by Wilson's score method, inside 0..1; nan of no trials."""
-    if count == 0:
-        return Share(math.nan, 0.0, 1.0, 0)
-    share = proportion(successes / count, count)
-    return Share(share.value, share.low, share.high, count)
-
-
 def _inverted(told: Told) -> Told:
     """The same answers about the inverse element: b moved looks like a exactly if a moved back
     looks like b.
@@ -240,7 +219,7 @@ def _judge(
     )
 
 
-def _inputs(apart: Share) -> str:
+def _inputs(apart: Proportion) -> str:
     """Thresholds leave room for seven elements tested at once: a true symmetry passes 0.52 once in
     a thousand.
     """
@@ -300,7 +279,7 @@ def _largest(
 def _headline(probe: Probe) -> str:
     return (
         f"{probe.images} images of {len(probe.classes)} classes under {probe.group}; "
-        f"a small plain classifier gets {probe.accuracy} of upright held-out images right"
+        f"a small plain classifier gets {probe.accuracy.short()} of upright held-out images right"
     )
 
 
@@ -316,7 +295,14 @@ def _table(probe: Probe) -> list[str]:
         )
     ]
     rows += [
-        (e.element, str(e.apart), e.inputs, e.labels, str(e.accuracy_unseen), str(e.accuracy_blind))
+        (
+            e.element,
+            e.apart.short(),
+            e.inputs,
+            e.labels,
+            e.accuracy_unseen.short(),
+            e.accuracy_blind.short(),
+        )
         for e in probe.elements
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -332,7 +318,7 @@ def _remarks(probe: Probe) -> list[str]:
             verb = "cannot be told from" if _collides(pair) else "comes close to"
             lines.append(
                 f"{e.element}: class {pair.moved} {verb} class {pair.like} (told apart "
-                f"{pair.apart}, upright {pair.apart_upright})"
+                f"{pair.apart.short()}, upright {pair.apart_upright.short()})"
             )
         if e.alike and e.inputs != "symmetric":
             lines.append(

@@ -15,8 +15,9 @@ from searchspace.cost import cost
 from searchspace.groups import TRIVIAL, Group
 from trainers.data.augment import seen
 from trainers.data.datasets import Images, Splits, batch, normalise
-from trainers.instruments.accuracy import SymmetryAccuracy, predict, summarise
+from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
+from trainers.instruments.predictions import predict
 from trainers.networks.fold import fold, scoring
 from trainers.networks.networks import Network
 from trainers.scores import Scores

@@ -425,6 +425,47 @@ def test_bfloat16_keeps_filters_statistics_and_logits_in_float32(filters):
         )
 
 
+STEPS = {
+    "max": "max2/2 max3/2p1",
+    "avg": "avg2/2 avg3/2p1",
+    "lp": "lp2/2 lp3/2p1",
+    "conv": "conv3/2p1",
+    "blur": "blur/2",
+    "blurmax": "blurmax/2",
+    "adaptive": "adaptive/2 adaptive5",
+    "adaptivemax": "adaptivemax/2 adaptivemax5",
+    "resize": "resize5 resize5bicubic resize5nearest resize17 resize17bicubic resize17nearest",
+    "crop": "crop7 crop15",
+}
+LAYERS = ["4k3p1reflect", "4k3p1circular", "4k3d2p2", "4k3s2", "4k3r", "4k3x2r"]
+
+
+def test_the_layers_that_are_tried_are_all_that_there_are():
+    assert set(STEPS) == set(KINDS)
+
+
+@pytest.mark.parametrize("group", ["", "@C4"])
+@pytest.mark.parametrize(
+    "layer", [f"4k3 {step}" for steps in STEPS.values() for step in steps.split()] + LAYERS
+)
+def test_every_layer_trains_in_bfloat16_as_in_float32(layer, group):
+    architecture = Architecture.parse(f"12px: 4k3{group}, {layer}, 4k3")
+    network = build(architecture, channels=1, classes=3)
+    x = images(architecture, 1, 8, dtype=torch.float32)
+    results = []
+    for enabled in (False, True):
+        network.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            logits, maps = network.forward_with_stages(x)
+        logits.square().sum().backward()
+        assert {m.dtype for m in maps} == {torch.bfloat16 if enabled else torch.float32}
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
+        results.append((logits.detach(), gradient))
+    (logits, gradient), (reduced_logits, reduced_gradient) = results
+    assert relative(reduced_logits, logits) < 0.1
+    assert torch.nn.functional.cosine_similarity(reduced_gradient, gradient, dim=0) > 0.95
+
+
 def test_equals_plain_torch_without_a_group():
     """A network over C1 is Conv2d, BatchNorm2d, ReLU."""
     from torch import nn

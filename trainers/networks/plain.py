@@ -123,7 +123,13 @@ def _resized(maps, step):
     if step["mode"] == "nearest":
         return F.interpolate(maps, size=size)
     shrinks = size[0] < maps.shape[-2] or size[1] < maps.shape[-1]
-    return F.interpolate(maps, size=size, mode=step["mode"], antialias=shrinks, align_corners=False)
+    # torch has no antialiasing in bfloat16 on a CPU
+    reduced = shrinks and maps.dtype == torch.bfloat16
+    values = maps.float() if reduced else maps
+    resized = F.interpolate(
+        values, size=size, mode=step["mode"], antialias=shrinks, align_corners=False
+    )
+    return resized.to(maps.dtype) if reduced else resized
 
 
 def _cropped(maps, step):

@@ -1,7 +1,7 @@
 """The study file: one YAML file is the whole experiment, validated into the immutable `Study`.
 
 `load` reads a file or a preset; every problem becomes one `StudyFileError` that names file, line
-and key, what came, and what is allowed. Nothing here imports torch, optuna or ray.
+and key, what was given, and what is allowed. Nothing here imports torch, optuna or ray.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _seconds(value: Any) -> Any:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
         if not match:
             raise ValueError(
-                f"'{value}' is no duration; write seconds, or a number with s, m, h or d such "
+                f"'{value}' is not a duration; write seconds, or a number with s, m, h or d such "
                 "as 90m"
             )
         return float(match[1]) * UNITS[match[2] or "s"]
@@ -71,10 +71,10 @@ class Constraints(Settings):
     is never on the front.
     """
 
-    params: int | None = Field(None, ge=1)
-    macs: int | None = Field(None, ge=1)  # multiply-accumulates per image
-    latency: float | None = Field(None, gt=0)  # milliseconds per image
-    memory: float | None = Field(None, gt=0)  # megabytes, the peak of the training
+    params: int | None = Field(default=None, ge=1)
+    macs: int | None = Field(default=None, ge=1)  # multiply-accumulates per image
+    latency: float | None = Field(default=None, gt=0)  # milliseconds per image
+    memory: float | None = Field(default=None, gt=0)  # megabytes, the peak of the training
 
     def limits(self) -> dict[str, float]:
         """The bounds that are set, by name."""
@@ -88,26 +88,26 @@ class Search(Settings):
         "ehvi", "evolution", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "qmc"
     ] = "ehvi"
     # that end: completed, stopped at a rung, or failed
-    trials: int = Field(60, ge=1)
+    trials: int = Field(default=60, ge=1)
     # epochs at which trials are compared; those before the last epoch count
     rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)
     # about 1/eta of the trials go on at each rung
-    eta: float = Field(2, gt=1)
+    eta: float = Field(default=2, gt=1)
     # a stopped trial goes on, as a new one, when it would be kept among those that came later
     second_chances: bool = True
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     # tried before anything is proposed: known ones, controls
     first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()
     # proposals before the sampler learns; None: the sampler's usual number
-    startup: int | None = Field(None, ge=0)
+    startup: int | None = Field(default=None, ge=0)
     # those are spread over degrees of equivariance, or random
     start: Literal["spread", "random"] = "spread"
     # trainings of one architecture, each with its own seed; 1: none is repeated
-    repeats: int = Field(2, ge=1)
+    repeats: int = Field(default=2, ge=1)
     # continuations of a trial whose worker died twice at the same rung
-    retries: int = Field(3, ge=0)
+    retries: int = Field(default=3, ge=0)
     # stop when the front has not moved for that many trials
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     timeout: Seconds | None = None  # stop after that long; `resume` goes on
 
     @model_validator(mode="after")
@@ -119,15 +119,14 @@ class Search(Settings):
         return self
 
 
-def _cards(value: Any) -> Any:
+def _gpus(value: Any) -> Any:
     """`auto` or a number; said in one sentence, where a union would name its first part only."""
     if value == "auto" or (
         isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
     ):
         return value
     raise ValueError(
-        f"{value!r} came; it must be auto, 0, a share of one card such as 0.25, or a number of "
-        "cards"
+        f"got {value!r}; it must be auto, 0, a share of one GPU such as 0.25, or a number of GPUs"
     )
 
 
@@ -138,14 +137,14 @@ class Resources(Settings):
     executor: Literal["auto", "in_process", "ray"] = "auto"
     # trials at the same time; auto: as many as fit
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    cpus_per_trial: float = Field(1, ge=0)
-    # Of cards, may be a fraction; 0: trials train on CPUs; auto: where there are cards, as much as
+    cpus_per_trial: float = Field(default=1, ge=0)
+    # GPUs, may be a fraction; 0: trials train on CPUs; auto: where there are GPUs, as much as
     # lets every core train, an eighth at least
     gpus_per_trial: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_cards)
+        Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_gpus)
     ] = "auto"
     # GB; with `workers: auto` no machine gets more trials than its memory holds
-    memory_per_trial: float = Field(1.2, ge=0)
+    memory_per_trial: float = Field(default=1.2, ge=0)
     custom: dict[str, float] = {}  # custom Ray resources of a trial
     # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
     address: str | None = None
@@ -155,15 +154,15 @@ class Resources(Settings):
     trial_timeout: Seconds | None = None
 
     @model_validator(mode="after")
-    def _whole_cards(self) -> Resources:
+    def _whole_gpus(self) -> Resources:
         if (
             self.gpus_per_trial != "auto"
             and self.gpus_per_trial > 1
             and self.gpus_per_trial != int(self.gpus_per_trial)
         ):
             raise ValueError(
-                f"gpus_per_trial is {self.gpus_per_trial:g}; a trial takes a share of one card, "
-                "up to 1, or whole cards"
+                f"gpus_per_trial is {self.gpus_per_trial:g}; a trial takes a share of one GPU, "
+                "up to 1, or whole GPUs"
             )
         return self
 
@@ -198,7 +197,7 @@ class Study(Settings):
 
     @property
     def trial_training(self) -> Training:
-        """The training as trials run it: on the CPU where they are given no card and the device is
+        """The training as trials run it: on the CPU where they get no GPU and the device is
         left open.
         """
         on_cpu = self.training.device == "auto" and self.resources.gpus_per_trial == 0
@@ -278,7 +277,7 @@ def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = N
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise StudyFileError(
-            f"{path} is no text file in UTF-8 ({error.reason} at byte {error.start}); "
+            f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}); "
             "a study file is YAML"
         ) from None
     return parse(text, name=str(path), beside=path.parent, overrides=overrides)
@@ -302,7 +301,7 @@ def parse(
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise StudyFileError(
-            f"{name}{place}: this is no valid YAML: {getattr(error, 'problem', None) or error}"
+            f"{name}{place}: this is not valid YAML: {getattr(error, 'problem', None) or error}"
         ) from None
     if not isinstance(content, dict):
         raise StudyFileError(
@@ -387,7 +386,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def explain(error: ValidationError, text: str, name: str, overridden: Sequence[str] = ()) -> str:
-    """One line per mistake: file, line, key, what came and what is allowed; keys that were set over
+    """One line per mistake: file, line, key, what was given and what is allowed; keys that were set over
     the file have no line in it.
     """
     lines = {}
@@ -475,12 +474,12 @@ def _complaint(problem: Mapping[str, Any], path: tuple[int | str, ...]) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return message
-    shown = (
+    given = (
         repr(value)
         if not isinstance(value, (dict, list))
         else f"a {'mapping' if isinstance(value, dict) else 'list'}"
     )
-    return f"{shown} came; {message[0].lower()}{message[1:]}"
+    return f"got {given}; {message[0].lower()}{message[1:]}"
 
 
 def _allowed(path: tuple[int | str, ...]) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def test_every_mistake_is_one_line():
     message = complaint("data: {name: digits}\nsearch: {trials: 0, eta: 1, sampler: magic}\n")
     lines = message.splitlines()
     assert len(lines) == 3 and all(line.startswith("my.yaml, line 2, search.") for line in lines)
-    assert "'magic' came; input should be 'ehvi', 'evolution'" in message
+    assert "got 'magic'; input should be 'ehvi', 'evolution'" in message
 
 
 def test_missing_data_is_named():
@@ -94,14 +94,14 @@ def test_a_space_in_which_nothing_fits():
     [
         (
             "training: {batch_size: many}",
-            "training.batch_size: 'many' came; input should be a valid integer",
+            "training.batch_size: got 'many'; input should be a valid integer",
         ),
-        ("objectives: [accuracy, speed]", "objectives.1: 'speed' came; input should be 'accuracy'"),
+        ("objectives: [accuracy, speed]", "objectives.1: got 'speed'; input should be 'accuracy'"),
         ("objectives: [accuracy, accuracy]", "each may be named once"),
         ("search: {rungs: [6, 2]}", "they must increase"),
-        ("search: {timeout: soon}", "'soon' is no duration"),
+        ("search: {timeout: soon}", "'soon' is not a duration"),
         ("resources: {workers: 0}", "resources.workers"),
-        ("search: 7", "search: 7 came; input should be a valid dictionary"),
+        ("search: 7", "search: got 7; input should be a valid dictionary"),
         ("constraints: {params: .nan}", "constraints.params"),
     ],
 )
@@ -111,19 +111,19 @@ def test_wrong_values_are_named(wrong, expected):
 
 
 def test_a_key_given_twice_is_an_error():
-    assert "line 3: this is no valid YAML: the key 'search' is given twice" in complaint(
+    assert "line 3: this is not valid YAML: the key 'search' is given twice" in complaint(
         "data: {name: digits}\nsearch: {}\nsearch: {}\n"
     )
 
 
 def test_no_yaml_and_no_mapping():
-    assert "line 1: this is no valid YAML" in complaint("data: [1, 2")
+    assert "line 1: this is not valid YAML" in complaint("data: [1, 2")
     assert "a study file is a mapping" in complaint("- a\n- b\n") and "it is empty" in complaint("")
 
 
 def test_a_binary_file_is_named(tmp_path):
     (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00binary")
-    with pytest.raises(StudyFileError, match="s.yaml is no text file in UTF-8"):
+    with pytest.raises(StudyFileError, match="s.yaml is not a text file in UTF-8"):
         load(tmp_path / "s.yaml")
 
 

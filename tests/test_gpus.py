@@ -50,7 +50,7 @@ def test_the_share_of_a_gpu(nodes, overrides, expected):
 @pytest.mark.parametrize(
     "value, why",
     [
-        (1.5, "a share of one card, up to 1, or whole cards"),
+        (1.5, "a share of one GPU, up to 1, or whole GPUs"),
         ("lots", "it must be auto, 0, a share"),
         (-1, "it must be auto, 0"),
         (True, "it must be auto, 0"),

@@ -14,7 +14,7 @@ MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # What is refused -> what to write.
 IDIOMS = {
     # "there is no trial 7" is English, "'x' is no duration" is not
-    r"(?<!\bthere )\b(?:is|are|was|were|holds) no (?!longer\b|more\b)": "'x' is not a duration",
+    r"(?<!\bthere )\b(?:is|are|was|were) no (?!longer\b|more\b)": "'x' is not a duration",
     r"\bcame(?:[;,.:)]|$)": "got a mapping",
     r"\b(?:no|some)body\b": "no process, another process, another user",
     r"\b(?:is|are|was|were) (?:asked|told)\b": "say who does it, in the active voice",

@@ -71,14 +71,14 @@ class Data(Settings):
     # where torchvision's sets lie, or are downloaded to
     root: Path = Path("data")
     download: bool = False
-    train: int | None = Field(None, ge=1)  # images; None: all that are left
+    train: int | None = Field(default=None, ge=1)  # images; None: all that are left
     # images taken from the training data; None: a fifth
-    validation: int | None = Field(None, ge=1)
-    test: int | None = Field(None, ge=1)  # images; None: the whole test split
+    validation: int | None = Field(default=None, ge=1)
+    test: int | None = Field(default=None, ge=1)  # images; None: the whole test split
     # how the input size is reached: bilinear resize, or padding / cropping
     fit: Literal["resize", "pad"] = "resize"
     color: bool | None = None  # None: as the images are (grey or colour)
-    seed: int = Field(0, ge=0)  # of the split, the same for every trial
+    seed: int = Field(default=0, ge=0)  # of the split, the same for every trial
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -111,22 +111,22 @@ class Augment(Settings):
     # group: a random element of `symmetry.group`
     rotation: Literal["none", "group", "uniform"] | Normal = "none"
     # random translation of at most this many pixels
-    shift: int = Field(0, ge=0)
+    shift: int = Field(default=0, ge=0)
     mirror: bool = False  # random left-right mirroring
 
 
 class Training(Settings):
     """How one architecture is trained."""
 
-    epochs: int = Field(18, ge=1)
-    batch_size: int = Field(128, ge=2)  # images
+    epochs: int = Field(default=18, ge=1)
+    batch_size: int = Field(default=128, ge=2)  # images
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(0.01, gt=0)  # the peak, where the schedule has one
+    learning_rate: float = Field(default=0.01, gt=0)  # the peak, where the schedule has one
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
-    weight_decay: float = Field(1e-5, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
+    weight_decay: float = Field(default=1e-5, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
     # share of a batch that the equivariance loss is measured on
-    equivariance_batch: float = Field(0.2, gt=0, le=1)
+    equivariance_batch: float = Field(default=0.2, gt=0, le=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: Augment = Augment()
     device: str = "auto"  # auto | cpu | cuda | cuda:1
@@ -141,4 +141,4 @@ class Symmetry(Settings):
 
     group: GroupName = "C4"
     # degrees between the points of the accuracy-by-angle curve
-    angles: int = Field(10, ge=1, le=180)
+    angles: int = Field(default=10, ge=1, le=180)

@@ -186,7 +186,7 @@ def test_a_mistake_in_what_is_set_over_a_file_is_not_looked_for_in_the_file():
     text = "data: {name: digits}\nsearch: {trials: 5}\nspace: {input_size: 3.5}\n"
     with pytest.raises(StudyFileError) as caught:
         parse(text, name="mine.yaml", overrides={"search.trials": "many", "training.epochs": None})
-    said = sorted(str(caught.value).splitlines())
-    assert said[0].startswith("mine.yaml, line 3, space.input_size: 3.5 came") and said[
+    lines = sorted(str(caught.value).splitlines())
+    assert lines[0].startswith("mine.yaml, line 3, space.input_size: got 3.5") and lines[
         1
-    ].startswith("search.trials, set over mine.yaml: 'many' came")
+    ].startswith("search.trials, set over mine.yaml: got 'many'")

@@ -17,7 +17,13 @@ from typing import Literal
 from searchspace.architecture import Architecture
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
 from searchspace.layers import layers_of
-from searchspace.mirroring import BY_AXES, exact_after, kept_elements, sees_pixels, unchanged
+from searchspace.mirroring import (
+    BY_AXES,
+    depends_on_pixels,
+    exact_after,
+    unchanged,
+    unshifted_elements,
+)
 from searchspace.symbolic import Program, program
 
 Reason = Literal["grid", "group", "shift"]
@@ -187,7 +193,7 @@ class Verdict:
             architecture.head != "none" and element in self.kept and element in built
         ):
             return True
-        if not sees_pixels(size, self._reads) and (
+        if not depends_on_pixels(size, self._reads) and (
             size[0] == size[1] or not element.on_grid or not element.swaps_axes
         ):
             return True
@@ -227,7 +233,7 @@ def verdict(architecture: Architecture, group: Group | None = None) -> Verdict:
 def _kept(architecture: Architecture) -> frozenset[Element]:
     if all(layer.remainder == UNSHIFTED for layer in architecture.layers):
         return BY_AXES[True, True]
-    return kept_elements(architecture.size, architecture.layers)
+    return unshifted_elements(architecture.size, architecture.layers)
 
 
 @cache

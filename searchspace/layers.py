@@ -39,6 +39,12 @@ class Layer(NamedTuple):
     weights: tuple[int, int] | None = None
     read: Read | None = None  # of the main branch
 
+    @property
+    def reading(self) -> Read:
+        """How this layer of the main branch reads its maps."""
+        assert self.read is not None, f"{self.name} is a skip connection"
+        return self.read
+
 
 def layers_of(
     size: Size, entry: Subsampling | None, stages: tuple[Stage, ...]

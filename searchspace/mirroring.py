@@ -3,9 +3,9 @@ remainders alone do not decide.
 
 A remainder of 0 in every layer is enough, but not needed: a window that covers the whole axis is
 symmetric wherever it starts, and a crop and a pool that each shift the grid may undo each other.
-The image and the moved image are both followed through the network as terms
-(`searchspace.symbolic`), with every kernel moved for the latter; features are exact iff both give
-the same terms in moved positions. Axes are followed one by one, or together where windows lie in
+The image and the moved image are both followed through the network as symbolic feature
+maps (`searchspace.symbolic`), with every kernel moved for the latter; features are exact iff both give
+the same symbols in moved positions. Axes are followed one by one, or together where windows lie in
 the padding alone: what these show is no pixel's on one axis and perhaps on neither.
 """
 
@@ -19,11 +19,12 @@ from searchspace.geometry import Rule, Size
 from searchspace.groups import IDENTITY, Element, Group
 from searchspace.layers import Layer, Read
 from searchspace.subsampling import CACHED, KINDS, place
-from searchspace.symbolic import Program, Terms, image, moved, program
+from searchspace.symbolic import Program, SymbolicMaps, image, moved, program
 
 GRID = Group(4, True).elements
-# of an image both of whose axes are followed at once: a second's work
+# of an image both of whose axes are followed at once, and what the windows of all its layers read
 MOST_POSITIONS = 5000
+MOST_READS = 20_000_000  # some seconds
 FLIP = Element.parse("m")  # reads the width backwards
 # What is left if mirroring the (height, width) is exact.
 BY_AXES = {
@@ -35,7 +36,7 @@ BY_AXES = {
 }
 
 
-def kept_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element]:
+def unshifted_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element]:
     """The elements (quarter turns and flips) that the windows of a network leave exact in its last
     maps, if all are built in.
     """
@@ -53,7 +54,7 @@ def exact_after(size: Size, reads: Program, element: Element) -> tuple[bool, ...
     those of each stage.
     """
     axes = _alone(reads, size[0]), _alone(reads, size[1])
-    if _must_look_together(size, axes):
+    if _must_look_together(size, reads, axes):
         return _together(size, reads, element)
     reversed_axes = [axis.stages for axis, reverses in zip(axes, element.reversed_axes) if reverses]
     return tuple(map(all, zip(*reversed_axes))) if reversed_axes else (True,) * len(reads)
@@ -68,7 +69,7 @@ def unchanged(size: Size, reads: Program, group: Group, head: str, element: Elem
     exchange of height and width.
     """
     axes = _alone(reads, size[0]), _alone(reads, size[1])
-    if _must_look_together(size, axes):
+    if _must_look_together(size, reads, axes):
         return _unchanged_together(size, reads, group.grid, head, element)
 
     def shows(exchange: Element) -> bool:
@@ -82,7 +83,7 @@ def unchanged(size: Size, reads: Program, group: Group, head: str, element: Elem
     return not all(map(shows, group.grid.elements if head != "none" else (IDENTITY,)))
 
 
-def sees_pixels(size: Size, reads: Program) -> bool:
+def depends_on_pixels(size: Size, reads: Program) -> bool:
     """Whether any pixel reaches the last maps; otherwise the network is a constant."""
     return all(_alone(reads, pixels).pixels for pixels in size)
 
@@ -100,46 +101,54 @@ class _Axis(NamedTuple):
     constants: bool
 
 
-def _must_look_together(size: Size, axes: tuple[_Axis, _Axis]) -> bool:
-    """Whether windows lie in the padding alone, on a map small enough: of larger ones what each
-    axis says is true, if not everything.
+def _must_look_together(size: Size, reads: Program, axes: tuple[_Axis, _Axis]) -> bool:
+    """Whether windows lie in the padding alone, on maps small enough: of larger ones what each axis
+    says is true, if not everything.
     """
-    return any(axis.constants for axis in axes) and size[0] * size[1] <= MOST_POSITIONS
+    return any(axis.constants for axis in axes) and _few_reads(size, reads)
+
+
+def _few_reads(size: Size, reads: Program) -> bool:
+    """Whether both axes can be followed at once within seconds."""
+    flat = [read for stage in reads for read in stage]
+    after = zip(*(_sizes(flat, pixels)[1:] for pixels in size), strict=True)
+    total = sum(h * w * read.rule.kernel**2 for read, (h, w) in zip(flat, after))
+    return size[0] * size[1] <= MOST_POSITIONS and total <= MOST_READS
 
 
 @lru_cache(maxsize=4096)
 def _alone(reads: Program, size: int) -> _Axis:
-    terms = Terms(size)
+    symbols = SymbolicMaps(size)
     upright = image(1, size)
     mirrored = same = moved(upright, FLIP)
     flags, number = [], 0
     for stage in reads:
-        upright = terms.follow(stage, upright, IDENTITY, number, flat=True)
-        mirrored = terms.follow(stage, mirrored, FLIP, number, flat=True)
-        same = terms.follow(stage, same, IDENTITY, number, flat=True)
+        upright = symbols.follow(stage, upright, IDENTITY, number, flat=True)
+        mirrored = symbols.follow(stage, mirrored, FLIP, number, flat=True)
+        same = symbols.follow(stage, same, IDENTITY, number, flat=True)
         number += len(stage)
         flags.append(mirrored == moved(upright, FLIP))
-    total, of_mirrored, of_same = map(terms.total, (upright, mirrored, same))
+    total, of_mirrored, of_same = map(symbols.total, (upright, mirrored, same))
     return _Axis(
         tuple(flags),
         total == of_mirrored,
         total == of_same,
         of_mirrored == of_same,
-        terms.sees_pixels(upright),
-        terms.constants,
+        symbols.depends_on_pixels(upright),
+        symbols.constants,
     )
 
 
 @lru_cache(maxsize=4096)
 def _together(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
-    terms = Terms(size[0] * size[1])
+    symbols = SymbolicMaps(size[0] * size[1])
     upright = image(*size)
     turned = moved(upright, element)
     flags, number = [], 0
     for stage in reads:
         upright, turned = (
-            terms.follow(stage, upright, IDENTITY, number),
-            terms.follow(stage, turned, element, number),
+            symbols.follow(stage, upright, IDENTITY, number),
+            symbols.follow(stage, turned, element, number),
         )
         number += len(stage)
         flags.append(turned == moved(upright, element))
@@ -151,11 +160,11 @@ def _unchanged_together(
     size: Size, reads: Program, group: Group, head: str, element: Element
 ) -> bool:
     flat = [read for stage in reads for read in stage]
-    terms = Terms(size[0] * size[1])
+    symbols = SymbolicMaps(size[0] * size[1])
 
     def means(move: Element) -> list[dict[int, int]]:
         taken = moved(image(*size), move)
-        return [terms.total(terms.follow(flat, taken, channel)) for channel in group.elements]
+        return [symbols.total(symbols.follow(flat, taken, channel)) for channel in group.elements]
 
     before, after = means(IDENTITY), means(element)
     if head == "none":
@@ -170,11 +179,11 @@ def _listed(total: dict[int, int]) -> list[tuple[int, int]]:
 
 
 def _summed(totals: list[dict[int, int]]) -> dict[int, int]:
-    found: dict[int, int] = {}
+    summed: dict[int, int] = {}
     for total in totals:
         for term, weight in total.items():
-            found[term] = found.get(term, 0) + weight
-    return found
+            summed[term] = summed.get(term, 0) + weight
+    return summed
 
 
 def _transposable(size: Size, reads: Program) -> bool:
@@ -193,7 +202,7 @@ def _transposable(size: Size, reads: Program) -> bool:
             ):
                 # every window shows two pixels on both axes: a transposed kernel makes a difference
                 return False
-            return size[0] * size[1] <= MOST_POSITIONS and _transposable_together(size, flat)
+            return _few_reads(size, reads) and _transposable_together(size, flat)
         smooth = rule.mode in ("bilinear", "bicubic") and (rule.output or 0) <= 2 * min(around)
         apart &= smooth or all(_tells_apart(rule, pixels) for pixels in around)
     return True
@@ -201,10 +210,10 @@ def _transposable(size: Size, reads: Program) -> bool:
 
 @lru_cache(maxsize=4096)
 def _transposable_together(size: Size, flat: tuple[Read, ...]) -> bool:
-    terms = Terms(size[0] * size[1])
+    symbols = SymbolicMaps(size[0] * size[1])
     transposed = tuple(zip(*image(*size)))
-    return terms.total(terms.follow(flat, image(*size))) == terms.total(
-        terms.follow(flat, transposed)
+    return symbols.total(symbols.follow(flat, image(*size))) == symbols.total(
+        symbols.follow(flat, transposed)
     )
 
 
@@ -220,20 +229,20 @@ def _kept_axis(main: Sequence[Layer], axis: int) -> bool | None:
     if not shifted:
         return (
             True
-            if all(_tells_apart(layer.read.rule, layer.size_in[axis]) for layer in main)
+            if all(_tells_apart(layer.reading.rule, layer.size_in[axis]) for layer in main)
             else None
         )
     first, last = shifted[0], shifted[-1]
-    first -= main[first].read.closing
-    last += main[last].read.opening
-    if not all(_tells_apart(layer.read.rule, layer.size_in[axis]) for layer in main[:first]):
+    first -= main[first].reading.closing
+    last += main[last].reading.opening
+    if not all(_tells_apart(layer.reading.rule, layer.size_in[axis]) for layer in main[:first]):
         return None
-    if not all(_shows_all(layer.read.rule) for layer in main[last + 1 :]):
+    if not all(_shows_all(layer.reading.rule) for layer in main[last + 1 :]):
         last = len(main) - 1
     between = main[first : last + 1]
     if _begins_elsewhere(between, axis):
         return False
-    return _kept_between(tuple(layer.read for layer in between), between[0].size_in[axis])
+    return _kept_between(tuple(layer.reading for layer in between), between[0].size_in[axis])
 
 
 def _tells_apart(rule: Rule, size: int) -> bool:
@@ -258,7 +267,7 @@ def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
     """
     begin, end = main[-1].size_out[axis] - 1, 0
     for layer in reversed(main):
-        rule, size = layer.read.rule, layer.size_in[axis]
+        rule, size = layer.reading.rule, layer.size_in[axis]
         read = KINDS[rule.kind].windows.range_of(rule, size, begin, end)
         if read is None:
             return False
@@ -270,17 +279,16 @@ def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
 
 @lru_cache(maxsize=CACHED)
 def _kept_between(flat: tuple[Read, ...], size: int) -> bool | None:
-    terms = Terms(size)
+    symbols = SymbolicMaps(size)
     upright = image(1, size)
-    mirrored = terms.follow(flat, moved(upright, FLIP), FLIP, flat=True)
-    upright = terms.follow(flat, upright, flat=True)
-    return None if terms.constants else mirrored == moved(upright, FLIP)
+    mirrored = symbols.follow(flat, moved(upright, FLIP), FLIP, flat=True)
+    upright = symbols.follow(flat, upright, flat=True)
+    return None if symbols.constants else mirrored == moved(upright, FLIP)
 
 
 def _sizes(flat: Sequence[Read], size: int) -> list[int]:
-    """The pixels of an axis before each layer."""
-    found = []
+    """The pixels of an axis before each layer, and after the last."""
+    sizes = [size]
     for read in flat:
-        found.append(size)
-        size = place(read.rule, size)[0]
-    return found
+        sizes.append(place(read.rule, sizes[-1])[0])
+    return sizes

@@ -2,187 +2,86 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import model_validator
 
 from searchspace.architecture import Architecture, Filters, Head, Stage
+from searchspace.choices import (
+    Groups,
+    InputSizes,
+    Interval,
+    Listed,
+    LossSpace,
+    NotEmpty,
+    Positive,
+    Restrict,
+    Section,
+    Sizes,
+    Texts,
+    Width,
+)
+from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
-from searchspace.recipe import Candidate, Loss, LossKind, Recipe
+from searchspace.recipe import Candidate, Loss, Recipe
 from searchspace.subsampling import Subsampling
-from searchspace.widths import Match, widened
 
+Family = Literal["steerable", "plain"]
+MOST_MISS = 2.0  # factor by which a matched width may miss
 SLOT = "*"  # where a backbone takes its subsampling from the layout
 
 
 class Trial(Protocol):
-    """What `SearchSpace.sample` asks of an Optuna trial."""
+    """What `SearchSpace.sample` calls of an Optuna trial."""
 
     def suggest_categorical(self, name: str, choices: list) -> Any:
         """One of `choices`."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         """A whole number from `low` to `high` in steps."""
+        ...
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """A number from `low` to `high`, even in the logarithm with `log`."""
+        ...
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Sizes(_Section):
-    """Input sizes in pixels, from `low` to `high` inclusive."""
-
-    low: int = Field(ge=1)
-    high: int = Field(ge=1)
-    step: int = Field(1, ge=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Sizes:
-        if self.low > self.high:
-            raise ValueError(
-                f"low is {self.low} and high is {self.high}; low must not be above high"
-            )
-        return self
-
-    @property
-    def pixels(self) -> tuple[int, ...]:
-        """Every size, ascending."""
-        return tuple(range(self.low, self.high + 1, self.step))
-
-
-class Interval(_Section):
-    """Real numbers from `low` to `high`, drawn evenly, or evenly in the logarithm."""
-
-    low: float = Field(gt=0)
-    high: float = Field(gt=0)
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Interval:
-        if self.low > self.high:
-            raise ValueError(
-                f"low is {self.low:g} and high is {self.high:g}; low must not be above high"
-            )
-        return self
-
-
-class Restrict(_Section):
-    """Equivariance relaxed in the deeper stages: from the stage behind `after` on, the group is one
-    of `to`.
-    """
-
-    after: tuple[Literal["none"] | int, ...] = ("none",)
-    to: tuple[str, ...] = ("C1",)
-
-    @field_validator("to", mode="before")
-    @classmethod
-    def _groups(cls, value: Any) -> Any:
-        return _group_names(value)
-
-    @field_validator("after", mode="before")
-    @classmethod
-    def _stages(cls, value: Any) -> Any:
-        stages = _listed(value)
-        for stage in stages:
-            if stage != "none" and (
-                isinstance(stage, bool) or not isinstance(stage, int) or stage < 1
-            ):
-                raise ValueError(
-                    f"'{stage}' is no stage to restrict after; write none or a stage's number, "
-                    "1 or more"
-                )
-        return stages
-
-
-class LossSpace(_Section):
-    """Kinds of equivariance loss, and the weights of those that are not none."""
-
-    kind: tuple[LossKind, ...] = ("none",)
-    weight: float | Interval = Interval(low=0.01, high=10, log=True)
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _kinds(cls, value: Any) -> Any:
-        return _listed(value)
-
-
-class Width(_Section):
-    """How wide networks are made, so that comparisons are fair: fields are scaled until params,
-    MACs or fields match.
-    """
-
-    match: Match
-    # trained parameters | multiply-accumulates per image | fields of the first stage
-    to: int = Field(ge=1)
-
-
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _group_names(value: Any) -> tuple[str, ...]:
-    return tuple(str(Group.parse(name)) for name in _listed(value))
-
-
-def _texts(value: Any) -> Any:
-    return tuple("none" if item is None else item for item in _listed(value))
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts), Field(min_length=1)]
 DEFAULT_BACKBONE = "10k3, 10k3 *, 10k3, 10k3, 10k3, 10k3, 10k3"
 
 
-class SearchSpace(_Section):
+class SearchSpace(Section):
     """Every architecture that a study may try. A value in place of a list fixes that choice."""
 
     # stages in text form; * marks where the layout's subsampling goes
     backbone: Texts = (DEFAULT_BACKBONE,)
-    family: Annotated[tuple[Literal["steerable", "plain"], ...], BeforeValidator(_listed)] = (
-        "steerable",
-        "plain",
-    )
-    group: Annotated[tuple[str, ...], BeforeValidator(_group_names), Field(min_length=1)] = (
-        "C1",
-        "C2",
-        "C4",
-        "D1",
-        "D4",
-    )
+    family: Annotated[tuple[Family, ...], Listed, NotEmpty] = ("steerable", "plain")
+    group: Groups = ("C1", "C2", "C4", "D1", "D4")
     restrict: Restrict = Restrict()
-    input_size: Sizes | tuple[int, ...] = (28,)
+    input_size: InputSizes = (28,)
     # one subsampling for all marks, or one for each, separated by |
     layout: Texts = ("max2/2",)
-    head: Annotated[tuple[Head, ...], BeforeValidator(_listed)] = ("group_max",)
-    filters: Annotated[tuple[Filters, ...], BeforeValidator(_listed)] = ("free",)
+    head: Annotated[tuple[Head, ...], Listed, NotEmpty] = ("group_max",)
+    filters: Annotated[tuple[Filters, ...], Listed, NotEmpty] = ("free",)
     equivariance_loss: LossSpace = LossSpace()
-    learning_rate: float | Interval | None = None
+    learning_rate: Positive | None = None
     width: Width | None = None
     # first whether windows fit the group exactly, then which size; or the size alone
     size_by: Literal["exactness", "pixels"] = "exactness"
 
-    @field_validator("input_size", mode="before")
-    @classmethod
-    def _sizes(cls, value: Any) -> Any:
-        return (
-            tuple(sorted(set(value)))
-            if isinstance(value, (list, tuple))
-            else (value,)
-            if isinstance(value, int)
-            else value
-        )
-
     @property
     def pixels(self) -> tuple[int, ...]:
         """Every input size of the space, ascending."""
-        return self.input_size.pixels if isinstance(self.input_size, Sizes) else self.input_size
+        sizes = self.input_size
+        if isinstance(sizes, Sizes):
+            return sizes.pixels
+        return tuple(sorted({sizes} if isinstance(sizes, int) else set(sizes)))
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -234,7 +133,61 @@ class SearchSpace(_Section):
                 "no architecture of the space fits: "
                 f"{self._misfit(self.backbone[0], self.layout[0], self.pixels[-1])}"
             )
+        self._check_width()
         return self
+
+    def _check_width(self) -> None:
+        """Raises ValueError where the smallest network of a group cannot come within a factor of 2
+        of the width.
+        """
+        for architecture in self._extremes() if self.width is not None else ():
+            share = self._width_share(architecture)
+            if not 1 / MOST_MISS <= share <= MOST_MISS:
+                raise ValueError(
+                    f"width: {self._width_text(architecture, share)}; choose a "
+                    f"{'larger' if share > 1 else 'smaller'} width.to, or another backbone"
+                )
+
+    def width_warnings(self, channels: int = 1, classes: int = 10) -> tuple[str, ...]:
+        """For each group the worst network whose params or MACs miss `width.to` by more than a
+        tenth, in words, at the smallest and largest input size.
+        """
+        if self.width is None:
+            return ()
+        worst: dict[Group, tuple[float, str]] = {}
+        for architecture in self._extremes():
+            share = self._width_share(architecture, channels, classes)
+            miss, group = max(share, 1 / share), architecture.stages[0].group
+            if miss > 1.1 and miss > worst.get(group, (0.0, ""))[0]:
+                worst[group] = miss, self._width_text(architecture, share)
+        return tuple(text for _, text in worst.values())
+
+    def _extremes(self) -> Iterator[Architecture]:
+        """Of each backbone, layout and group, the networks of the smallest and largest size."""
+        groups = (*(self.groups if "steerable" in self.family else ()),) + (
+            (TRIVIAL,) if "plain" in self.family else ()
+        )
+        for backbone, layout, group in itertools.product(self.backbone, self.layout, groups):
+            sizes = self._fitting_sizes(backbone, layout)
+            stages = _constrained(backbone, layout, group, None, group)
+            filters: Filters = "free" if group.on_grid else "basis"
+            for size in dict.fromkeys(sizes[:1] + sizes[-1:]):
+                with contextlib.suppress(ValueError):  # of a kernel that the basis cannot express
+                    yield Architecture((size, size), stages, filters=filters)
+
+    def _width_share(
+        self, architecture: Architecture, channels: int = 1, classes: int = 10
+    ) -> float:
+        assert self.width is not None
+        return matched_share(architecture, self.width.match, self.width.to, channels, classes)
+
+    def _width_text(self, architecture: Architecture, share: float) -> str:
+        assert self.width is not None
+        off = f"{share:.3g} times" if share > 2 or share < 0.5 else f"{share - 1:+.0%} off"
+        return (
+            f"networks of {architecture.stages[0].group} at {architecture.size[0]} px come no "
+            f"closer to {self.width.to:,} {self.width.match} than {off}"
+        )
 
     def sample(
         self,
@@ -346,7 +299,8 @@ class SearchSpace(_Section):
         return tuple(n for n in self.pixels if _fits(backbone, layout, n) is None)
 
     def _misfit(self, backbone: str, layout: str, size: int) -> str:
-        return f"backbone '{backbone}' with layout {layout} at {size} px: {_fits(backbone, layout, size)}"
+        reason = _fits(backbone, layout, size)
+        return f"backbone '{backbone}' with layout {layout} at {size} px: {reason}"
 
 
 def _choose(trial: Trial, name: str, choices: Any) -> Any:

@@ -23,7 +23,7 @@ from searchspace.layers import Layer, Read
 from searchspace.subsampling import KINDS, reads
 
 ZERO = 0  # the term of padding
-Map = tuple[tuple[int, ...], ...]
+SymbolicMap = tuple[tuple[int, ...], ...]
 # weights are compared in steps of 1 / FINE, sums of many in steps of 1 / COARSE; decimal digits
 # would round
 FINE = 2.0**30
@@ -37,16 +37,16 @@ Program = tuple[tuple[Read, ...], ...]
 
 def program(layers: Iterable[Layer]) -> Program:
     """How a network of these layers reads an image."""
-    found: list[list[Read]] = [[]]
+    reads: list[list[Read]] = [[]]
     for layer in layers:
         if layer.read is not None:
-            while len(found) <= layer.stage:
-                found.append([])
-            found[layer.stage].append(layer.read)
-    return tuple(map(tuple, found))
+            while len(reads) <= layer.stage:
+                reads.append([])
+            reads[layer.stage].append(layer.read)
+    return tuple(map(tuple, reads))
 
 
-def moved(maps: Map, element: Element) -> Map:
+def moved(maps: SymbolicMap, element: Element) -> SymbolicMap:
     """`maps` moved by `element`, as `trainers.actions.act` moves images."""
     if element.mirror:
         maps = tuple(row[::-1] for row in maps)
@@ -55,29 +55,29 @@ def moved(maps: Map, element: Element) -> Map:
     return maps
 
 
-def image(height: int, width: int) -> Map:
+def image(height: int, width: int) -> SymbolicMap:
     """The terms of an image, every pixel its own."""
     return tuple(tuple(range(1 + i * width, 1 + (i + 1) * width)) for i in range(height))
 
 
-class Terms:
+class SymbolicMaps:
     """The terms of networks that read images of so many pixels, numbered as they appear."""
 
     def __init__(self, pixels: int) -> None:
         self.numbers: dict[tuple, int] = {}
         self.sums: dict[int, dict[int, float]] = {}
         # of each term: whether it depends on a pixel of the image
-        self.sees = [False] + [True] * pixels
+        self.depends_on = [False] + [True] * pixels
         self.constants = False  # whether some window saw padding alone
 
     def follow(
         self,
         reads: Iterable[Read],
-        maps: Map,
+        maps: SymbolicMap,
         turn: Element = IDENTITY,
         number: int = 0,
         flat: bool = False,
-    ) -> Map:
+    ) -> SymbolicMap:
         """The map after `reads`, the first of which is layer `number` + 1, with kernels moved by
         `turn`.
         """
@@ -95,7 +95,9 @@ class Terms:
                 )
         return maps
 
-    def read(self, rule: Rule, number: int, maps: Map, turn: Element, flat: bool) -> Map:
+    def read(
+        self, rule: Rule, number: int, maps: SymbolicMap, turn: Element, flat: bool
+    ) -> SymbolicMap:
         """The map after layer `number`, a unique one unless its kernels have the same weights."""
         kind = KINDS[rule.kind]
         if kind.reduction == "trained":
@@ -109,38 +111,38 @@ class Terms:
         reduce = {"maximum": self._maximum, "sum": self._weighted, "power": self._root}
         return self._slide(maps, rule, reduce[kind.reduction], flat)
 
-    def _slide(self, maps: Map, rule: Rule, reduce: Callable, flat: bool) -> Map:
+    def _slide(self, maps: SymbolicMap, rule: Rule, reduce: Callable, flat: bool) -> SymbolicMap:
         rows = _ONE_ROW if flat else reads(rule, len(maps))
         columns = reads(rule, len(maps[0]))
         return tuple(tuple(reduce(maps, row, column) for column in columns) for row in rows)
 
     def _term(self, key: tuple, parts: Iterable[int]) -> int:
-        found = self.numbers.get(key)
-        if found is None:
-            found = self.numbers[key] = len(self.sees)
-            self.sees.append(any(map(self.sees.__getitem__, parts)))
-            self.constants |= not self.sees[-1]
-        return found
+        term = self.numbers.get(key)
+        if term is None:
+            term = self.numbers[key] = len(self.depends_on)
+            self.depends_on.append(any(map(self.depends_on.__getitem__, parts)))
+            self.constants |= not self.depends_on[-1]
+        return term
 
-    def _maximum(self, maps: Map, row: Weights, column: Weights) -> int:
+    def _maximum(self, maps: SymbolicMap, row: Weights, column: Weights) -> int:
         distinct = frozenset(maps[i][j] for i in row[0] for j in column[0])
         return (
             next(iter(distinct)) if len(distinct) == 1 else self._term(("max", distinct), distinct)
         )
 
-    def _weighted(self, maps: Map, row: Weights, column: Weights) -> int:
+    def _weighted(self, maps: SymbolicMap, row: Weights, column: Weights) -> int:
         weights, steps = self._weights(maps, row, column)
         term = self._combined("sum", steps)
         if term != ZERO and steps != ((term, round(FINE)),):
             self.sums[term] = weights
         return term
 
-    def _root(self, maps: Map, row: Weights, column: Weights) -> int:
+    def _root(self, maps: SymbolicMap, row: Weights, column: Weights) -> int:
         """The root of a weighted sum of squares, of values that are not negative."""
         return self._combined("root", self._weights(maps, row, column)[1])
 
     def _weights(
-        self, maps: Map, row: Weights, column: Weights
+        self, maps: SymbolicMap, row: Weights, column: Weights
     ) -> tuple[dict[int, float], tuple[tuple[int, int], ...]]:
         """The weight of each term that a window reads, as it is and in steps of 1 / FINE."""
         total: dict[int, float] = {}
@@ -159,7 +161,7 @@ class Terms:
             return steps[0][0]
         return self._term((how, steps), [term for term, _ in steps])
 
-    def total(self, maps: Map) -> dict[int, int]:
+    def total(self, maps: SymbolicMap) -> dict[int, int]:
         """How often each term counts in the sum of all, in steps of 1 / COARSE, with sums written
         out: what the spatial mean sees.
         """
@@ -169,9 +171,9 @@ class Terms:
                 total[part] = total.get(part, 0.0) + weight
         return {part: round(weight * COARSE) for part, weight in total.items() if part != ZERO}
 
-    def sees_pixels(self, maps: Map) -> bool:
+    def depends_on_pixels(self, maps: SymbolicMap) -> bool:
         """True if any term of `maps` depends on a pixel."""
-        return any(self.sees[term] for term in chain.from_iterable(maps))
+        return any(self.depends_on[term] for term in chain.from_iterable(maps))
 
 
 @lru_cache(maxsize=1024)
@@ -187,7 +189,7 @@ def _arranged(
     return itemgetter(*order) if len(order) > 1 else tuple
 
 
-def _windows(rule: Rule, maps: Map, flat: bool) -> Iterator[Iterator[tuple[int, ...]]]:
+def _windows(rule: Rule, maps: SymbolicMap, flat: bool) -> Iterator[Iterator[tuple[int, ...]]]:
     """Row by row, what each window of a convolution shows, its padding included."""
     rows = [_padded(rule, row, ZERO) for row in maps]
     if not flat:

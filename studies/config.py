@@ -24,8 +24,9 @@ from pydantic import (
     model_validator,
 )
 
+from searchspace.choices import Interval
 from searchspace.recipe import Recipe
-from searchspace.space import Interval, SearchSpace
+from searchspace.space import SearchSpace
 from studies.errors import StudyFileError
 from studies.pareto import Objective
 from studies.yaml_loader import StudyLoader, line_of

@@ -9,11 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from searchspace.architecture import Architecture
-from searchspace.cost import cost
+from searchspace.cost import cost, widened
 from searchspace.exactness import verdict
 from searchspace.groups import TRIVIAL, Group
 from searchspace.space import SearchSpace
-from searchspace.widths import widened
 
 FULL = {
     "family": ["steerable", "plain"],
@@ -193,7 +192,7 @@ def test_one_value_in_place_of_a_list_fixes_a_choice():
         ({"family": ["steerabel"]}, "steerable"),
         ({"restrict": {"after": [2], "to": ["D4"]}, "group": ["C4"]}, "no proper subgroup"),
         ({"restrict": {"after": [9]}}, "7 stages"),
-        ({"restrict": {"after": [0]}}, "no stage to restrict"),
+        ({"restrict": {"after": [0]}}, "not a stage to restrict"),
         ({"layout": ["pool2"]}, "subsampling"),
         ({"layout": []}, "at least 1"),
         (
@@ -207,9 +206,47 @@ def test_one_value_in_place_of_a_list_fixes_a_choice():
         ({"group": ["C8"], "filters": ["free"]}, "basis"),
         ({"width": {"match": "flops", "to": 3}}, "macs"),
         ({"learning_rate": {"low": 0, "high": 1}}, "greater than 0"),
+        ({"learning_rate": 0}, "greater than 0"),
+        ({"learning_rate": -1}, "greater than 0"),
+        ({"learning_rate": True}, "valid number"),
+        ({"equivariance_loss": {"kind": ["label"], "weight": -1}}, "greater than 0"),
+        ({"equivariance_loss": {"kind": []}}, "at least 1 item"),
+        ({"head": []}, "at least 1 item"),
+        ({"filters": []}, "at least 1 item"),
+        ({"family": []}, "at least 1 item"),
+        ({"restrict": {"after": [], "to": ["C1"]}}, "at least 1 item"),
+        ({"restrict": {"after": [2], "to": []}}, "at least 1 item"),
+        ({"input_size": []}, "at least 1 item"),
+        ({"input_size": ["a", 3]}, "valid integer"),
+        ({"input_size": 0}, "greater than or equal to 1"),
+        ({"input_size": {"low": 8, "high": 1_000_000_000}}, "less than or equal to 16384"),
+        ({"input_size": {"low": 8, "high": 16000}}, "15993 sizes; there must be at most 1024"),
+        ({"width": {"match": "params", "to": 1}}, "no closer to 1 params than 1.. times"),
+        ({"width": {"match": "macs", "to": 1000}}, "choose a larger width.to"),
+        ({"width": {"match": "fields", "to": 10**9}}, "at most 65536"),
+        ({"width": {"match": "params", "to": 10**13}}, "choose a smaller width.to"),
         ({"group": ["C1"], "family": ["steerable", "plain"]}, "beside C1"),
     ],
 )
-def test_bad_spaces_are_refused_with_the_remedy(change, says):
-    with pytest.raises(ValidationError, match=says):
+def test_bad_spaces_are_refused_with_one_remedy(change, says):
+    with pytest.raises(ValidationError, match=says) as refused:
         SearchSpace(**{**FULL, "restrict": {}, **change})
+    assert refused.value.error_count() == 1
+
+
+def test_no_restriction_may_be_written_as_null():
+    null = SearchSpace(**{**FULL, "restrict": {"after": [None, 2], "to": ["C2"]}})
+    assert null.restrict.after == ("none", 2)
+
+
+def test_a_width_that_is_missed_is_told_with_by_how_much():
+    space = {
+        "backbone": "16k3, 16k3 *, 16k3",
+        "group": ["C2", "D4"],
+        "family": "steerable",
+        "input_size": [16, 32],
+    }
+    assert not SearchSpace(**space, width={"match": "params", "to": 20_000}).width_warnings()
+    (text,) = SearchSpace(**space, width={"match": "macs", "to": 500_000}).width_warnings()
+    assert text.startswith("networks of D4 at 32 px come no closer to 500,000 macs than +62% off")
+    assert not SearchSpace(**space).width_warnings()

@@ -1,0 +1,161 @@
+"""The parts of a study file's `space:`: sizes, ranges, lists of choices, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from searchspace.cost import Match
+from searchspace.geometry import MOST_PIXELS
+from searchspace.groups import Group
+from searchspace.recipe import LossKind
+
+MOST_SIZES = 1024  # whether a network fits is looked at for each
+MOST_WIDTH = 10**13  # parameters, MACs or fields
+
+
+class Section(BaseModel):
+    """A mapping of a study file: frozen, with no other keys and no infinite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def listed(value: Any) -> Any:
+    """A tuple of the value, or of those of a list; None is `none`."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple("none" if item is None else item for item in values)
+
+
+def group_names(value: Any) -> tuple[str, ...]:
+    """The names of groups, each spelled as its group prints. Raises ValueError for another name."""
+    return tuple(str(Group.parse(name)) for name in listed(value))
+
+
+def _form(mapping: str) -> Discriminator:
+    """Chooses by the form of a value which type it must have, before any is tried: one complaint
+    for one mistake.
+    """
+
+    def chosen(value: Any) -> str:
+        if isinstance(value, (dict, BaseModel)):
+            return mapping
+        return "list()" if isinstance(value, (list, tuple)) else "number()"
+
+    return Discriminator(chosen)
+
+
+# one value in place of a list fixes a choice
+Listed = BeforeValidator(listed)
+NotEmpty = Field(min_length=1)
+Texts = Annotated[tuple[str, ...], Listed, NotEmpty]
+Groups = Annotated[tuple[str, ...], BeforeValidator(group_names), NotEmpty]
+Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS, strict=True)]
+
+
+class Sizes(Section):
+    """Input sizes in pixels, from `low` to `high` inclusive."""
+
+    low: Pixels
+    high: Pixels
+    step: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sizes:
+        if self.low > self.high:
+            raise ValueError(
+                f"low is {self.low} and high is {self.high}; low must not be above high"
+            )
+        if len(self.pixels) > MOST_SIZES:
+            raise ValueError(
+                f"low, high and step give {len(self.pixels)} sizes; there must be at most "
+                f"{MOST_SIZES}; take a larger step or a smaller high"
+            )
+        return self
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Every size, ascending."""
+        return tuple(range(self.low, self.high + 1, self.step))
+
+
+class Interval(Section):
+    """Real numbers from `low` to `high`, drawn evenly, or evenly in the logarithm."""
+
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Interval:
+        if self.low > self.high:
+            raise ValueError(
+                f"low is {self.low:g} and high is {self.high:g}; low must not be above high"
+            )
+        return self
+
+
+_ListOfSizes = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=MOST_SIZES)]
+_OneSize = Annotated[Pixels, AfterValidator(lambda pixels: (pixels,))]
+InputSizes = Annotated[
+    Annotated[Sizes, Tag("Sizes")]
+    | Annotated[_ListOfSizes, Tag("list()")]
+    | Annotated[_OneSize, Tag("number()")],
+    _form("Sizes"),
+]
+Positive = Annotated[
+    Annotated[Interval, Tag("Interval")]
+    | Annotated[float, Field(gt=0, strict=True), Tag("number()")]
+    | Annotated[float, Field(gt=0, strict=True), Tag("list()")],
+    _form("Interval"),
+]
+
+
+class Restrict(Section):
+    """Equivariance relaxed in the deeper stages: from the stage behind `after` on, the group is one
+    of `to`.
+    """
+
+    after: Annotated[tuple[Literal["none"] | int, ...], NotEmpty] = ("none",)
+    to: Groups = ("C1",)
+
+    @field_validator("after", mode="before")
+    @classmethod
+    def _stages(cls, value: Any) -> Any:
+        stages = listed(value)
+        for stage in stages:
+            if stage != "none" and (
+                isinstance(stage, bool) or not isinstance(stage, int) or stage < 1
+            ):
+                raise ValueError(
+                    f"'{stage}' is not a stage to restrict after; write none or a stage's number, "
+                    "1 or more"
+                )
+        return stages
+
+
+class LossSpace(Section):
+    """Kinds of equivariance loss, and the weights of those that are not none."""
+
+    kind: Annotated[tuple[LossKind, ...], Listed, NotEmpty] = ("none",)
+    weight: Positive = Interval(low=0.01, high=10, log=True)
+
+
+class Width(Section):
+    """How wide networks are, so that comparisons are fair: fields are scaled until params, MACs or
+    fields match.
+    """
+
+    match: Match
+    # trained parameters | multiply-accumulates per image | fields of the first stage
+    to: int = Field(ge=1, le=MOST_WIDTH)

@@ -243,6 +243,22 @@ def test_a_repeat_gets_another_seed_and_then_is_not_run(path):
     )
 
 
+def test_a_space_of_one_architecture_ends_with_one_sentence(path):
+    with create(path, **SMALL, space__family="steerable", search__repeats=2) as driver:
+        assert run_in_process(driver, trivial.trainable) == Ending("exhausted")
+        assert "every architecture of the space was trained 2 times" in driver.explanation
+    assert [r.state == "refused" for r in read_trials(path)] == [False, False, True]
+
+
+def test_fewer_trials_than_have_ended_are_refused(path):
+    with create(path, search__trials=3) as driver:
+        run_in_process(driver, trivial.trainable)
+    with pytest.raises(StudyError, match="search.trials is 1, but 3 trials of .* have ended"):
+        SearchDriver.open(path, trivial.study(search__trials=1))
+    with SearchDriver.open(path) as driver:
+        assert driver.study.search.trials == 3
+
+
 def test_the_grid_tries_every_choice_once(path):
     overrides = {**SMALL, "space__layout": ["max2/2", "max3/2", "avg3/2p1"]}
     with create(

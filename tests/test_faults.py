@@ -22,7 +22,8 @@ from studies.config import parse
 from studies.errors import StudyError
 from studies.journal.reader import JOURNAL, read_trials
 from studies.search.assignments import LeaveError
-from studies.search.driver import PROGRAM_DEATHS, SearchDriver
+from studies.search.attempts import PROGRAM_DEATHS
+from studies.search.driver import SearchDriver
 from studies.workers.executors import Interruption, _DirectReport, run_in_process
 from studies.workers.worker import run_trial
 from support import trivial

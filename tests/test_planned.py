@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from searchspace.groups import Group
 from studies.journal.reader import read_trials
+from studies.samplers.enumeration import all_candidates
 from studies.samplers.planned import Draft, as_key, draw
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
@@ -94,3 +95,13 @@ def test_a_small_space_is_searched_whole_without_repeats(tmp_path, sampler):
     refused = sum(r.state == "refused" for r in records)
     # TPE repeats itself, and a neighbour follows at once
     assert refused == 0 if sampler != "tpe" else refused <= 8
+
+
+def test_a_finite_space_is_enumerated_and_an_infinite_or_large_one_is_not():
+    study = trivial.study(**SMALL)
+    candidates = all_candidates(study, 1, 10, most=200)
+    assert candidates is not None and len(candidates) == len({c.key for c in candidates}) == 8
+    drawn = {draw(study, {}, rng(seed))[1].key for seed in range(100)}
+    assert drawn == {candidate.key for candidate in candidates}
+    assert all_candidates(study, 1, 10, most=7) is None
+    assert all_candidates(trivial.study(), 1, 10, most=10_000) is None

@@ -261,7 +261,7 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
             note(f"warning: {warning}")
         with Progress(driver, quiet=quiet) as progress:
             ending = run(driver, listener=progress)
-    note(f"ended: {ending.reason}")
+    note(f"ended: {ending.reason}" + (f": {driver.explanation}" if driver.explanation else ""))
     rows, columns, cells = tables.front_rows(*tables.open_study(directory))
     print_lines(tables.status_lines(tables.status(directory)))
     if rows:

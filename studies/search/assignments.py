@@ -82,6 +82,13 @@ def noted_epoch(assignment: Assignment) -> int:
         return 0
 
 
+def note_error(assignment: Assignment, text: str) -> None:
+    """Writes into the trial's folder why it failed."""
+    folder = Path(assignment.directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").write_text(f"{text}\n", encoding="utf-8")
+
+
 def with_folder(assignment: Assignment, *, new: bool = False) -> Assignment:
     """The assignment, once its folder is there; that of a trial that continues another begins as a
     copy of the other's.

@@ -14,8 +14,9 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from studies.config import Study
 from studies.errors import ScoresError, StudyError
@@ -27,20 +28,16 @@ from studies.search.assignments import (
     Assignment,
     assignment_of,
     note_epoch,
+    note_error,
     noted_epoch,
     with_folder,
 )
+from studies.search.attempts import Died, count_death
 from studies.search.progress import Progress
 from studies.search.promotions import Promotions
 from studies.search.proposals import attributes_of, continuation, facts, proposed
+from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
 from studies.search.scores import checked, constraint_excess, objective_values, rung_point
-
-REFUSALS_IN_A_ROW = 200
-# Deaths of the whole program during a trial, without another epoch, that end the trial. A machine
-# that is taken away is no fault of the trial; a trial that ends the program each time must not
-# stop the study for ever.
-PROGRAM_DEATHS = 10
-Died = Literal["worker", "program"]
 
 
 class SearchDriver:
@@ -56,6 +53,7 @@ class SearchDriver:
         self.warnings = tuple(place.warnings)  # such as a changed version of the code
         # why nothing new is proposed: trials, patience, exhausted
         self.ended: str | None = None
+        self.explanation: str | None = None  # of `exhausted`, in a sentence
         self._state = threading.RLock()
         self._running: dict[int, TrialRecord] = {}
         self._waiting: deque[TrialRecord] = deque()
@@ -117,8 +115,11 @@ class SearchDriver:
         `trusted` takes over what in it runs programs, whoever wrote it (`studies.journal.trust`);
         else that raises UntrustedError, unless this user wrote it. `look` reads the data first;
         `accept_data` accepts that it has changed. Raises LockedError if another process drives the
-        study, and StudyError if there is none or `study` changes more than that.
+        study, and StudyError if there is none, `study` changes more than that, or it allows fewer
+        trials than have ended.
         """
+        if study is not None:
+            require_trials(Path(directory), study)
         place = open_directory(
             directory, study, trusted=trusted, look=look, accept_data=accept_data
         )
@@ -167,27 +168,17 @@ class SearchDriver:
         the trial fails.
         """
         if died is not None:
-            record, reason = self._count_death(record, died)
+            attempts, reason = count_death(
+                record.attributes.get("attempts", {}),
+                died,
+                max([noted_epoch(self._assignment(record)), *record.rungs]),
+                self.study.search.retries,
+            )
+            record = self._journal.set(record, {"attempts": attempts})
             if reason is not None:
                 return self._end(record, "failed", reason)
         self._running.pop(record.number, None)
         self._waiting.append(self._journal.move(record, "waiting"))
-
-    def _count_death(self, record: TrialRecord, died: Died) -> tuple[TrialRecord, str | None]:
-        """The trial with one more death, and why it has to end, if it has to."""
-        noted = noted_epoch(self._assignment(record))
-        epoch = max([noted, *record.rungs])
-        attempts = record.attributes.get("attempts", {})
-        if attempts.get("epoch") != epoch:
-            attempts = {"epoch": epoch, "count": 0, "programs": 0}
-        name = {"worker": "count", "program": "programs"}[died]
-        attempts = {**attempts, name: attempts[name] + 1}
-        record = self._journal.set(record, {"attempts": attempts})
-        limit = self.study.search.retries + 1 if died == "worker" else PROGRAM_DEATHS
-        if attempts[name] < limit:
-            return record, None
-        who = "its worker" if died == "worker" else "the program that trained it"
-        return record, f"{who} died {limit} times without getting beyond epoch {epoch}"
 
     def _assignment(self, record: TrialRecord) -> Assignment:
         return assignment_of(self.directory, self.study, record)
@@ -221,7 +212,7 @@ class SearchDriver:
 
     def _stopping(self) -> bool:
         search, ended = self.study.search, self._progress.ended
-        exhausted = self._journal.exhausted and self._promotion() is None
+        exhausted = self._exhausted() and self._promotion() is None
         if self.ended is None:
             if search.patience is not None and self._progress.standstill >= search.patience:
                 self.ended = "patience"
@@ -247,7 +238,7 @@ class SearchDriver:
                     with self._state:
                         return self._give_out(record, new=True)
                 refused = record
-                if self._journal.exhausted:
+                if self._exhausted() or self._remaining.none_left(record, self._trainings):
                     break
         assert refused is not None
         if self._progress.ended + len(self._running) == 0:
@@ -255,9 +246,17 @@ class SearchDriver:
                 "no architecture of the space can be trained; the last one was refused: "
                 f"{refused.reason}"
             )
-        if not (self._journal.exhausted and self._running):
+        if not (self._exhausted() and self._running):
             self.ended = "exhausted"
+            self.explanation = self._remaining.explain(refused)
         return None
+
+    @cached_property
+    def _remaining(self) -> Remaining:
+        return Remaining(self.study, self.channels, self.classes)
+
+    def _exhausted(self) -> bool:
+        return self._journal.exhausted or self._remaining.exhausted
 
     def _describe(self, trial: Any) -> Described:
         """The attributes of what an Optuna trial proposes, and why it is refused, if it is."""
@@ -348,9 +347,7 @@ class SearchDriver:
             record = self._journal.set(record, {"constraints": excess})
         if reason:
             record = self._journal.set(record, {"reason": reason})
-            folder = Path(self._assignment(record).directory)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(f"{detail or reason}\n", encoding="utf-8")
+            note_error(self._assignment(record), detail or reason)
         record = self._journal.end(record, outcome, values)
         if record.stopped_at is not None:
             self._promotions.stop(record.stopped_at, record.number)

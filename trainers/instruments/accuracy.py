@@ -132,9 +132,7 @@ def summarise(
     seen: Iterable[Element] = (IDENTITY,),
     confidence: float = 0.95,
 ) -> SymmetryAccuracy:
-    """The symmetry accuracy of predictions that were made for every element of `group`, among
-    others.
-    """
+    """The symmetry accuracy of predictions for every element of `group`, among others."""
     shares = _accuracies(predictions, labels, group.elements, confidence)
     return SymmetryAccuracy(
         group, group.elements, shares, tuple(seen), len(labels), confidence, predictions.shared
@@ -202,7 +200,7 @@ class AngleCurve:
 def summarise_angles(
     predictions: Predictions, labels: Tensor, step: int = 10, confidence: float = 0.95
 ) -> AngleCurve:
-    """The accuracy by angle of predictions that were made for `angle_elements(step)`, among others."""
+    """The accuracy by angle of predictions for `angle_elements(step)`, among others."""
     elements = angle_elements(step)
     return AngleCurve(
         tuple(e.degrees for e in elements), _accuracies(predictions, labels, elements, confidence)

@@ -130,9 +130,36 @@ def equivariance_error(
     two images, for outputs that do not vary over the images (a constant is trivially equivariant
     and must not win a search) and for values that are not finite.
     """
+    elements = _compared(images, group)
+    with measuring(model):
+        images = pixels(images, model)
+        prepare = normalise or (lambda moved: moved)
+        logits, watched = run(model, prepare(images), stages=stages, fields=fields)
+        named = stages is not None or not hasattr(model, "forward_with_stages")
+        names = [stage.name for stage in watched] if named else None
+        unmoved = Stage("logits", logits, lambda output, element: output, None)
+        references = tuple(map(_reference, (unmoved, *watched)))
+        errors: list[list[tuple[float, ...]]] = [[] for _ in references]
+        at_once = images_per_pass or (64 if images.device.type == "cpu" else 512)
+        for chunk in _chunks(elements, images, at_once):
+            moved = torch.cat([prepare(act(images, element)) for element in chunk])
+            logits, watched = run(model, moved, stages=names, fields=fields)
+            outputs = (logits, *(stage.maps for stage in watched))
+            for reference, row, output in zip(references, errors, outputs):
+                for element, after in zip(chunk, output.split(len(images))):
+                    row.append(_compare(reference, after, element))
+    measured = [
+        StageError(reference.stage.name, elements, *zip(*row))
+        for reference, row in zip(references, errors)
+    ]
+    return EquivarianceError(group, len(images), measured[0], tuple(measured[1:]))
+
+
+def _compared(images: Tensor, group: Group) -> tuple[Element, ...]:
+    """The elements to measure under. Raises ValueError where there is nothing to compare."""
     if len(images) < 2:
         raise ValueError(
-            f"the equivariance error needs at least two images, to compare with; {len(images)} came"
+            f"the equivariance error needs at least two images to compare; got {len(images)}"
         )
     elements = tuple(e for e in group.elements if e != IDENTITY)
     if not elements:
@@ -140,35 +167,7 @@ def equivariance_error(
             "group C1 has no element but the identity, under which every model is exact; name a "
             "larger group"
         )
-    with measuring(model):
-        images = pixels(images, model)
-        prepare = normalise or (lambda moved: moved)
-        logits, found = run(model, prepare(images), stages=stages, fields=fields)
-        names = [stage.name for stage in found]
-        references = tuple(
-            map(_reference, (Stage("logits", logits, lambda output, element: output, None), *found))
-        )
-        rows: list[list[tuple[float, ...]]] = [[] for _ in references]
-        for chunk in _chunks(
-            elements, images, images_per_pass or (64 if images.device.type == "cpu" else 512)
-        ):
-            moved = [prepare(act(images, element)) for element in chunk]
-            logits, found = run(
-                model,
-                torch.cat(moved),
-                stages=names
-                if stages is not None or not hasattr(model, "forward_with_stages")
-                else None,
-                fields=fields,
-            )
-            for reference, row, output in zip(references, rows, (logits, *(s.maps for s in found))):
-                for element, after in zip(chunk, output.split(len(images))):
-                    row.append(_compare(reference, after, element))
-    measured = [
-        StageError(reference.stage.name, elements, *zip(*row))
-        for reference, row in zip(references, rows)
-    ]
-    return EquivarianceError(group, len(images), measured[0], tuple(measured[1:]))
+    return elements
 
 
 def _chunks(
@@ -207,7 +206,7 @@ def _spread(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if len(values) < 2:
         raise ValueError(
             f"the outputs of {name} must be compared between images, of which at least two are "
-            f"needed; {len(values)} came"
+            f"needed; got {len(values)}"
         )
     # Written out, because var over the first dimension takes several times as long; on rows,
     # because maps do too (torch 2.15, CPU).

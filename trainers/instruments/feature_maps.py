@@ -22,7 +22,8 @@ from trainers.actions import act, act_on_fields
 Model = Callable[[Tensor], Tensor]
 Normalise = Callable[[Tensor], Tensor]
 FieldAction = Callable[[Tensor, Element], Tensor]
-"""How an element acts on the maps [batch, channel, height, width] of one stage: pixels move, channels may be permuted."""
+"""How an element acts on the maps [batch, channel, height, width] of one stage: pixels move, and
+channels may be permuted."""
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -57,8 +58,8 @@ def measuring(model: Model) -> Iterator[None]:
     modes = [(module, module.training) for module in modules]
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
-        # eval(), not the flag: escnn's convolutions expand their filters when they are told.
-        if modes:
+        # eval(), not the flag: escnn's convolutions expand their filters in it
+        if isinstance(model, nn.Module):
             _evaluate(model)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         with ExitStack() as stack:
@@ -151,22 +152,20 @@ def run(
     for an unknown name, logits of another shape and values that are not finite.
     """
     fields = fields or {}
-    if stages is None and hasattr(model, "forward_with_stages"):
-        logits, maps = model.forward_with_stages(images)
-        groups = (
-            [s.group for s in model.architecture.stages]
-            if hasattr(model, "architecture")
-            else [None] * len(maps)
-        )
-        found = []
+    with_stages = getattr(model, "forward_with_stages", None)
+    if stages is None and with_stages is not None:
+        logits, maps = with_stages(images)
+        architecture = getattr(model, "architecture", None)
+        groups = [s.group for s in architecture.stages] if architecture else [None] * len(maps)
+        watched = []
         for number, (output, group) in enumerate(zip(maps, groups), start=1):
             group = fields.get(f"stage {number}", group)
-            found.append(_fields(f"stage {number}", output, group or TRIVIAL))
+            watched.append(_fields(f"stage {number}", output, group or TRIVIAL))
     else:
         names = _module_names(model, images) if stages is None else tuple(stages)
         logits, outputs = _run_with_hooks(model, images, names)
-        found = [_stage(name, outputs[name], fields.get(name)) for name in names]
-    return _checked(logits, images), tuple(found)
+        watched = [_stage(name, outputs[name], fields.get(name)) for name in names]
+    return _checked(logits, images), tuple(watched)
 
 
 def _checked(logits: Any, images: Tensor) -> Tensor:
@@ -290,7 +289,7 @@ def _watchable(module: nn.Module) -> bool:
     """True for modules that count as stages if they return maps; what torch.jit.script made takes
     no hooks.
     """
-    return not isinstance(module, (*_NORMS, torch.jit.RecursiveScriptModule))
+    return not isinstance(module, (*_NORMS, torch.jit.ScriptModule))
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

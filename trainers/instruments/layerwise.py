@@ -129,7 +129,7 @@ def _varies(maps: Tensor) -> Tensor:
 
 
 def match(similarities: Tensor) -> Tensor:
-    """The permutation [channel] of columns with the largest sum of similarities (Hungarian method)."""
+    """The permutation [channel] of columns with the largest sum of similarities (Hungarian)."""
     return torch.from_numpy(linear_sum_assignment(similarities.numpy(), maximize=True)[1])
 
 

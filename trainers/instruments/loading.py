@@ -34,11 +34,11 @@ def check_model(
             ) from error
     logits = getattr(logits, "tensor", logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        found = (
+        given = (
             f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         )
         raise ValueError(
-            f"the model returned {found} for {len(images)} images; it must return logits "
+            f"the model returned {given} for {len(images)} images; it must return logits "
             "[batch, classes]"
         )
     if logits.shape[1] != classes:
@@ -59,15 +59,15 @@ def load_model(source: str) -> nn.Module:
     place, _, name = source.rpartition(":")
     if not place or not name:
         raise ValueError(
-            f"'{source}' names no model; write module:function or file.py:function, where the "
-            "function returns the model"
+            f"'{source}' does not name a model; write module:function or file.py:function, where "
+            "the function returns the model"
         )
     function = getattr(_imported(place), name, None)
     if not callable(function):
         raise ValueError(f"{place} has no function {name}; name one that returns the model")
     try:
         model = function()
-    except (Exception, SystemExit) as error:  # somebody's code
+    except (Exception, SystemExit) as error:  # the user's code
         raise ValueError(
             f"your function failed: {type(error).__name__}: {error}; {source} is called without "
             "arguments"
@@ -88,7 +88,7 @@ def _imported(place: str) -> Any:
         raise ValueError(f"there is no file {place}; give the path of a Python file")
     try:
         return _from_file(Path(place)) if place.endswith(".py") else _by_name(place)
-    except (Exception, SystemExit) as error:  # somebody's code
+    except (Exception, SystemExit) as error:  # the user's code
         hint = (
             "; run in its folder, or write file.py:function"
             if isinstance(error, ModuleNotFoundError)
@@ -107,13 +107,15 @@ def _by_name(name: str) -> Any:
 
 def _from_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    known = path.stem in sys.modules
+    imported_before = path.stem in sys.modules
     sys.modules.setdefault(path.stem, module)
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        if not known:
+        if not imported_before:
             sys.modules.pop(path.stem, None)
         raise
     return module

@@ -72,12 +72,7 @@ def measure(
     Raises ValueError for logits that do not vary over the images or are not finite.
     """
     began = time.perf_counter()
-    elements = tuple(dict.fromkeys((*group.elements, *angle_elements(step))))
-    if images.shape[-1] != images.shape[-2] and any(e.swaps_axes for e in elements if e.on_grid):
-        raise ValueError(
-            f"the images are {images.shape[-2]}x{images.shape[-1]} pixels, and quarter turns "
-            "change their shape; make them square"
-        )
+    elements = _elements(images, group, step)
     scored, prepare = model, normalise
     if isinstance(model, Network):
         fields = {f"stage {n}": s.group for n, s in enumerate(model.architecture.stages, start=1)}
@@ -97,6 +92,17 @@ def measure(
     return _summarised(
         predictions, labels, group, seen, step, measured, inside, began=began, notes=tuple(notes)
     )
+
+
+def _elements(images: Tensor, group: Group, step: int) -> tuple[Element, ...]:
+    """Those of the group and of the angles. Raises ValueError where they change the shape."""
+    elements = tuple(dict.fromkeys((*group.elements, *angle_elements(step))))
+    if images.shape[-1] != images.shape[-2] and any(e.swaps_axes for e in elements if e.on_grid):
+        raise ValueError(
+            f"the images are {images.shape[-2]}x{images.shape[-1]} pixels, and quarter turns "
+            "change their shape; make them square"
+        )
+    return elements
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Measurement:
 
 
 def generators(group: Group) -> tuple[Element, ...]:
-    """The smallest rotation of the group on the pixel grid and its mirror, as far as it has them."""
+    """The smallest rotation of the group on the pixel grid and its mirror, where it has them."""
     grid = group.grid
     rotations = [grid.elements[1]] if grid.rotations > 1 else []
     return (*rotations, *([grid.elements[grid.rotations]] if grid.mirror else []))

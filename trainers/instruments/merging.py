@@ -38,8 +38,8 @@ class MergeBarrier:
     unaligned: float  # average without matching channels
     aligned: float  # average after matching channels
     reset: float  # and the statistics of batch norm measured again
-    # and the outputs of every block given the mean spread of both networks (REPAIR,
-    # arXiv:2211.08403)
+    # and the outputs of every block given the mean and std between those of both networks
+    # (REPAIR, arXiv:2211.08403)
     repaired: float
 
     @property
@@ -88,25 +88,8 @@ def merge_barrier(
     with measuring(network):
         batch = prepare(pixels(images[:512] if calibration is None else calibration, network))
         copied = moved_copy(network, element)
-        original_maps, copied_maps = _maps(network, batch), _maps(copied, batch)
-        spaces = _spaces(network)
-        permutations = {
-            name: match(
-                sum(channel_correlations(original_maps[m], copied_maps[m]) for m in members)
-                / len(members)
-            )
-            for name, members in spaces.members.items()
-        }
-        aligned_copy = permuted(copied, spaces, permutations)
-        merged, crude = _average(network, aligned_copy), _average(network, copied)
-        reset = _with_measured_statistics(merged, batch)
-        goals = {
-            m: _between(original_maps[m], copied_maps[m][:, permutations[name]])
-            for name, members in spaces.members.items()
-            for m in members
-            if m in spaces.blocks
-        }
-        repaired = _repaired(reset, batch, goals)
+        merged, reset, repaired = _merged(network, copied, batch)
+        unaligned = _average(network, copied)
 
     def accuracy(model: Model) -> float:
         scored = fold(model) if isinstance(model, Network) else model
@@ -120,8 +103,39 @@ def merge_barrier(
         return float((classes == labels.cpu()).double().mean())
 
     return MergeBarrier(
-        element, *(accuracy(m) for m in (network, copied, crude, merged, reset, repaired))
+        element=element,
+        original=accuracy(network),
+        moved=accuracy(copied),
+        unaligned=accuracy(unaligned),
+        aligned=accuracy(merged),
+        reset=accuracy(reset),
+        repaired=accuracy(repaired),
     )
+
+
+def _merged(network: Network, copied: Network, batch: Tensor) -> tuple[Network, Network, Model]:
+    """The average of a network and its moved copy after matching their channels on `batch`: as it
+    is, with its statistics measured again, and with its outputs repaired, too.
+    """
+    original_maps, copied_maps = _maps(network, batch), _maps(copied, batch)
+    spaces = _spaces(network)
+    permutations = {
+        name: match(
+            torch.stack(
+                [channel_correlations(original_maps[m], copied_maps[m]) for m in members]
+            ).mean(0)
+        )
+        for name, members in spaces.members.items()
+    }
+    merged = _average(network, permuted(copied, spaces, permutations))
+    reset = _with_measured_statistics(merged, batch)
+    goals = {
+        m: _between(original_maps[m], copied_maps[m][:, permutations[name]])
+        for name, members in spaces.members.items()
+        for m in members
+        if m in spaces.blocks
+    }
+    return merged, reset, _repaired(reset, batch, goals)
 
 
 def _check(network: Network, element: Element) -> None:
@@ -139,8 +153,8 @@ def _check(network: Network, element: Element) -> None:
         )
     if not element.on_grid or element == IDENTITY:
         raise ValueError(
-            f"kernels cannot be moved by {element} to a purpose; name a quarter turn or flip, "
-            "such as r90 or m"
+            f"moving kernels by {element} measures nothing; name a quarter turn or flip, such as "
+            "r90 or m"
         )
     if uneven := next((c for c in network.convolutions if c.padding[0] != c.padding[1]), None):
         raise ValueError(
@@ -176,7 +190,7 @@ class _Spaces:
     members: dict[str, list[str]] = field(default_factory=dict)
     convolutions: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     blocks: set[str] = field(default_factory=set)
-    last: str | None = None
+    last: str = ""  # that the classifier reads
 
 
 def _spaces(network: Network) -> _Spaces:
@@ -185,12 +199,13 @@ def _spaces(network: Network) -> _Spaces:
     """
     spaces = _Spaces()
     for name, block in _blocks(network):
-        incoming = spaces.last
+        incoming = spaces.last or None
         if not block.residual:
             spaces.convolutions[f"{name}.convolutions.0"] = (incoming, name)
             outgoing = name
         else:
-            inside, outgoing = f"{name}.convolutions.0", incoming if block.skip is None else name
+            inside = f"{name}.convolutions.0"
+            outgoing = name if block.skip is not None or incoming is None else incoming
             spaces.convolutions[inside] = (incoming, inside)
             spaces.convolutions[f"{name}.convolutions.1"] = (inside, outgoing)
             spaces.members[inside] = [inside]
@@ -205,24 +220,28 @@ def _spaces(network: Network) -> _Spaces:
 def _blocks(network: Network) -> Iterator[tuple[str, Block]]:
     """The blocks in the order they run, with their names."""
     for number, (blocks, step) in enumerate(zip(network.stages, network.steps)):
-        yield from ((f"stages.{number}.{n}", block) for n, block in enumerate(blocks))
+        yield from (
+            (f"stages.{number}.{n}", block)
+            for n, block in enumerate(blocks.children())
+            if isinstance(block, Block)
+        )
         if isinstance(step, Block):
             yield f"steps.{number}", step
 
 
 def _maps(network: Network, batch: Tensor) -> dict[str, Tensor]:
     """The outputs of all blocks and convolutions, by name."""
-    found: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, arguments, output: maps.__setitem__(name, output.clone())
+
     with ExitStack() as stack:
         for name, module in network.named_modules():
             if isinstance(module, (Block, Convolution)):
-                stack.callback(
-                    module.register_forward_hook(
-                        lambda m, a, output, name=name: found.__setitem__(name, output.clone())
-                    ).remove
-                )
+                stack.callback(module.register_forward_hook(keep(name)).remove)
         network(batch)
-    return found
+    return maps
 
 
 def permuted(network: Network, spaces: _Spaces, permutations: dict[str, Tensor]) -> Network:
@@ -230,9 +249,9 @@ def permuted(network: Network, spaces: _Spaces, permutations: dict[str, Tensor])
     permutation[c].
     """
     result = copy.deepcopy(network)
-    modules = dict(result.named_modules())
     for name, (incoming, outgoing) in spaces.convolutions.items():
-        convolution, rows = modules[name], permutations[outgoing]
+        convolution, rows = result.get_submodule(name), permutations[outgoing]
+        assert isinstance(convolution, Convolution)
         weight = _weight(convolution)[rows]
         if incoming is not None:
             weight = weight[:, permutations[incoming]]
@@ -261,8 +280,8 @@ def _with_measured_statistics(network: Network, batch: Tensor) -> Network:
 
     def note(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(arguments[0], (0, 2, 3))
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        norm.get_buffer("running_mean").copy_(mean)
+        norm.get_buffer("running_var").copy_(variance)
 
     with ExitStack() as stack:
         for convolution in result.convolutions:
@@ -286,7 +305,7 @@ def _repaired(
     """The network with an affine map after every block that gives its channels their goal for
     `batch`, block after block.
     """
-    modules, affine = dict(network.named_modules()), {}
+    affine: dict[str, tuple[Tensor, Tensor]] = {}
 
     def measure(name: str, output: Tensor) -> Tensor:
         std, mean = torch.std_mean(output, (0, 2, 3))
@@ -303,13 +322,13 @@ def _repaired(
         return output * scale[:, None, None] + shift[:, None, None]
 
     def forward(images: Tensor, change: Callable[[str, Tensor], Tensor] = apply) -> Tensor:
+        def changing(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+            return lambda module, arguments, output: change(name, output)
+
         with ExitStack() as stack:
             for name in goals:
-                stack.callback(
-                    modules[name]
-                    .register_forward_hook(lambda m, a, output, name=name: change(name, output))
-                    .remove
-                )
+                hook = network.get_submodule(name).register_forward_hook(changing(name))
+                stack.callback(hook.remove)
             return network(images)
 
     forward(batch, measure)

@@ -1,4 +1,4 @@
-"""What a model predicts for images under each of several elements: one forward per image and element.
+"""What a model predicts for images under each of several elements, one forward for each.
 
 Images are moved while they are pixels and normalised afterwards, so that the corners that a
 rotation uncovers are black, as in training.
@@ -103,13 +103,8 @@ def predict(
     elements = tuple(dict.fromkeys(elements))
     if not elements:
         raise ValueError("there is no element to predict under; name at least the identity")
-    square = images.shape[-1] == images.shape[-2]
-    shared: tuple[Element, ...] = (IDENTITY,)
-    if share_exact and square and len(images) > 1:
-        shared = invariant_elements(
-            model, images[:: max(1, len(images) // 16)][:16], Group(4, True), normalise=normalise
-        )
-    plan = _plan(elements, shared, square)
+    shared = _shared(model, images, normalise) if share_exact else (IDENTITY,)
+    plan = _plan(elements, shared, images.shape[-1] == images.shape[-2])
     prepare = normalise or (lambda moved: moved)
 
     def work(task: tuple[int, Element]) -> list[_Row]:
@@ -137,6 +132,14 @@ def predict(
         len(plan.needed),
         torch.cat(upright) if upright else None,
     )
+
+
+def _shared(model: Model, images: Tensor, normalise: Normalise | None) -> tuple[Element, ...]:
+    """The quarter turns and flips under which the model is exact on 16 of the images."""
+    if images.shape[-1] != images.shape[-2] or len(images) < 2:
+        return (IDENTITY,)
+    few = images[:: max(1, len(images) // 16)][:16]
+    return invariant_elements(model, few, Group(4, True), normalise=normalise)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Probe:
         return asdict(self)
 
     def text(self) -> str:
-        """A table of the elements, what is special about each, and what to declare and to expect."""
+        """A table of the elements, remarks on each, and what to declare and to expect."""
         return "\n".join([_headline(self), "", *_table(self), "", *_remarks(self), *_advice(self)])
 
 
@@ -108,7 +108,8 @@ def probe(data: Data, group: Group, *, images: int = 2000, seed: int = 0) -> Pro
     labels = torch.cat([splits.train.labels, splits.validation.labels])
     chosen = torch.from_numpy(take(labels.numpy(), min(images, len(labels)), (seed, 0)))
     pixels = torch.cat([splits.train.pixels, splits.validation.pixels])[chosen]
-    square = fit_images(pixels, (min(splits.size),) * 2, "pad")
+    side = min(splits.size)
+    square = fit_images(pixels, (side, side), "pad")
     return probe_images(square.float() / 255, labels[chosen], splits.classes, group, seed=seed)
 
 

@@ -92,8 +92,8 @@ class SearchDriver:
             first = first_attributes(study, channels, classes, images)
             driver._journal.describe(first)
             driver.channels, driver.classes = channels, classes
-            first = [*enqueue, *study.search.first]
-            enqueue_architectures(driver._journal.optuna, study, first)
+            texts = [*enqueue, *study.search.first]
+            enqueue_architectures(driver._journal.optuna, study, texts)
             if warm_start is not None:
                 learn_from(driver._journal.optuna, study, Path(warm_start))
             publish(driver.directory, study, first)

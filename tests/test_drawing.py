@@ -52,6 +52,13 @@ def test_every_published_network_fits_the_terminal(name, ascii_only):
     assert text.isascii() or not ascii_only
 
 
+def test_a_stage_is_shown_whole_up_to_34_cells_and_cut_behind_them():
+    whole, longer = "10k3p2:1reflectx12 max3/2p0:1ceil", "100k5p2:1reflectd2x12 max3/2p0:1ceil"
+    assert len(whole) == 33 and len(longer) == 36
+    text = "\n".join(drawn(f"200px: {whole}, {longer}", width=100))
+    assert f"  {whole}  " in text and f"  {longer[:31]}...  " in text
+
+
 def test_equal_neighbours_are_folded():
     lines = drawn("64px: " + ", ".join(["8k3@C4"] + ["8k3"] * 30))
     assert (

@@ -55,6 +55,32 @@ def test_a_residual_network_is_repaired_by_pools_that_take_over_the_strides():
     assert abs(best.macs_change) < 0.25
 
 
+def test_the_cheapest_layout_comes_first():
+    layouts = repair_layouts(Architecture.parse("18px: 3k2s2p0@D1, 1k5s3x2r"))
+    work = [round(p.macs_change, 2) for p in layouts]
+    assert work == sorted(work) and work[0] == 0 < work[-1]
+
+
+def test_what_takes_several_changes_is_found_behind_a_first_change_that_costs_more():
+    """Of the first stage's alternatives, the one of nearly the same MACs leads nowhere."""
+    text = "24px: 1k4s3p1replicate@C2, 1k2, 3k1s2p0replicated2 max3/3 head=group_mean"
+    layouts = repair_layouts(Architecture.parse(text))
+    assert layouts and all(len(p.changes) > 1 for p in layouts)
+
+
+def test_breakings_that_leave_more_and_cost_less_come_first():
+    exact = Architecture.parse("28px: 4k3@D4, 4k3 max2/2, 4k3")
+    layouts = [p for p in breakings(exact) if p.kind == "layout"]
+    order = [(-len(p.surviving), len(p.changes), abs(p.macs_change)) for p in layouts]
+    assert order == sorted(order) and order[0] < order[-1]
+
+
+def test_what_fits_behind_its_entry_alone_is_repaired_with_an_entry():
+    proposals = repair_sizes(Architecture.parse("4px resize12: 3k3@C4 avg9/2p1"))
+    assert all(verdict(p.architecture).grid_exact for p in proposals)
+    assert any(p.kind == "entry" for p in proposals)
+
+
 def test_torchvisions_resnet_can_be_repaired_at_its_size():
     c4 = Architecture.parse(PUBLISHED["resnet18-torchvision"].text.replace("64k7s2", "8k7s2@C4"))
     assert {193, 225} <= {p.architecture.size[0] for p in repair_sizes(c4) if p.kind == "size"}

@@ -120,6 +120,14 @@ def test_residual_backbones_keep_equal_fields_together():
     )
 
 
+@pytest.mark.parametrize("to", [9_000, 17_000, 33_000, 70_000])
+def test_widening_adds_no_projection_to_a_residual_network(to):
+    narrow = Architecture.parse("33px: 8k3@C4, 8k3x2r, 8k3x2r, 16k3s2x2r")
+    skips = [layer.name for layer in narrow.layers if layer.branch == "skip"]
+    wide = widened(narrow, "params", to)
+    assert [layer.name for layer in wide.layers if layer.branch == "skip"] == skips
+
+
 def test_sizes_that_do_not_fit_are_never_proposed():
     space = SearchSpace(
         backbone="4k3 *, 4k3 *, 4k5p0",

@@ -5,19 +5,38 @@ right.
 import errno
 import gzip
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from studies.config import parse
 from studies.errors import StudyError
-from studies.replays.record import Entry, Table, enumerate_space, read_table, record, write_table
-from studies.replays.replay import Method, full_volume, methods, replay
+from studies.pareto import front_volume
+from studies.replays.record import (
+    Table,
+    TableEntry,
+    enumerate_space,
+    read_table,
+    record,
+    write_table,
+)
+from studies.replays.replay import (
+    OBJECTIVES,
+    Method,
+    Replayed,
+    _driver_steps,
+    _epochs_until,
+    full_volume,
+    methods,
+    replay,
+)
 
 TEXT = """
 data: {name: digits, train: 120, validation: 60}
@@ -35,7 +54,7 @@ def made_up(text=TEXT):
         digest = hashlib.sha256(str(proposal).encode()).digest()
         final = (0.5 + digest[0] / 520, 0.5 + digest[1] / 520)
         entries.append(
-            Entry(
+            TableEntry(
                 str(proposal.with_learning_rate(None)),
                 proposal.recipe.learning_rate,
                 proposal.key,
@@ -44,7 +63,7 @@ def made_up(text=TEXT):
                 tuple((final[0] * share, final[1] * share) for share in (0.5, 0.8, 1.0)),
             )
         )
-    return Table(study, 1, 10, {}, tuple(entries))
+    return Table(study, 1, 10, {}, tuple(entries), len(entries))
 
 
 def test_every_architecture_is_enumerated_once():
@@ -131,7 +150,10 @@ def test_a_table_is_recorded_written_and_gone_on_with(tmp_path):
 
 def test_what_is_no_table_is_refused(tmp_path):
     (tmp_path / "broken.gz").write_bytes(b"hello")
-    for name, says in (("broken.gz", "no recorded table"), ("missing.gz", "there is no table")):
+    for name, says in (
+        ("broken.gz", "is not a recorded table"),
+        ("missing.gz", "there is no table"),
+    ):
         with pytest.raises(StudyError, match=says):
             read_table(tmp_path / name)
 
@@ -298,3 +320,128 @@ def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
         == 4
     )
     assert len(trained) == 2
+
+
+def test_each_recorded_score_has_its_place_and_is_rounded(tmp_path, monkeypatch):
+    def trained(recording):
+        return [
+            {"accuracy": 0.9, "symmetry_accuracy": 0.1234567, "params": 5, "macs": 7},
+            {"accuracy": 0.8, "symmetry_accuracy": 0.2, "params": 5, "macs": 7},
+            {"accuracy": 0.7, "symmetry_accuracy": 0.3, "params": 5, "macs": 7},
+        ]
+
+    monkeypatch.setattr("studies.replays.record._record_one", trained)
+    table = record(parse(TEXT), tmp_path / "t.gz", channels=1, classes=10, workers=1)
+    entry = table.entries[0]
+    assert entry.epochs == ((0.9, 0.12346), (0.8, 0.2), (0.7, 0.3))
+    assert (entry.params, entry.macs) == (5, 7) and table.total == len(table.entries) == 14
+
+
+def test_a_continued_training_costs_only_what_is_added():
+    table = made_up()
+    changes = {"search.rungs": [1], "search.sampler": "random", "search.repeats": 1}
+    continued = 0
+    for seed in range(6):
+        steps = list(_driver_steps(table, changes, seed))
+        # every architecture trains its first epoch once; two more lead to the end, now or later
+        ends = sum(scores is not None for _, scores in steps)
+        assert sum(epochs for epochs, _ in steps) == len(table.entries) + 2 * ends
+        # a stopped trial continues as a new one
+        assert len(steps) == len(table.entries) + sum(epochs == 2 for epochs, _ in steps)
+        continued += len(steps) - len(table.entries)
+    assert continued
+
+
+def test_a_method_needs_the_epochs_up_to_the_goal_and_no_more():
+    point = (0.9, 0.9)
+    steps = [(2, None), (3, (0.1, 0.1)), (4, point), (5, point)]
+    goal = front_volume([point], OBJECTIVES)
+    assert _epochs_until(goal, 100, iter(steps)) == 9
+    assert _epochs_until(goal, 9, iter(steps)) == 9 and _epochs_until(goal, 4, iter(steps)) == 5
+    assert _epochs_until(goal, 100, iter(steps[:2])) == 101
+
+
+def test_the_table_of_an_unfinished_recording_is_replayed_as_far_as_it_goes(tmp_path):
+    whole = made_up()
+    part = replace(whole, entries=whole.entries[::2])
+    write_table(part, tmp_path / "t.gz")
+    assert read_table(tmp_path / "t.gz") == part
+    for method in (
+        Method("random", optuna="random"),
+        Method("ours", changes={"search.rungs": [1], "search.sampler": "random"}),
+    ):
+        found = replay(part, method, 2, share=0.7)
+        assert found.reached == 2 and max(found.epochs) <= 3 * len(part.entries)
+    with pytest.raises(StudyError, match="holds no architecture yet; `equisearch record"):
+        replay(replace(whole, entries=()), Method("random", optuna="random"), 1)
+
+
+def test_a_table_of_an_earlier_version_is_whole(tmp_path):
+    write_table(made_up(), tmp_path / "t.gz")
+    content = json.loads(gzip.decompress((tmp_path / "t.gz").read_bytes()))
+    del content["architectures"]
+    (tmp_path / "t.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    assert read_table(tmp_path / "t.gz") == made_up()
+
+
+def without(key):
+    return lambda content: content.pop(key)
+
+
+def in_entry(key, value):
+    return lambda content: content["entries"][1].update({key: value})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(without(key) for key in ("format", "study", "channels", "classes", "entries")),
+        lambda content: content.update(format="one"),
+        lambda content: content.update(format=None),
+        lambda content: content.update(channels=0),
+        lambda content: content.update(versions=[]),
+        lambda content: content.update(study={}),
+        lambda content: content.update(entries={}),
+        lambda content: content.update(entries=[[1, 2]]),
+        lambda content: content["entries"][0].pop("epochs"),
+        in_entry("epochs", []),
+        in_entry("epochs", [[0.5, 0.5]]),
+        in_entry("epochs", [[0.5]] * 3),
+        in_entry("epochs", [[0.5, float("nan")]] * 3),
+        in_entry("epochs", [[0.5, 7.0]] * 3),
+        in_entry("key", None),
+        in_entry("learning_rate", "fast"),
+    ],
+)
+def test_an_odd_table_is_refused_in_one_message(tmp_path, spoil):
+    path = tmp_path / "t.gz"
+    write_table(made_up(), path)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    spoil(content)
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(StudyError, match=r"t\.gz is not a recorded table \(.+\); give another"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        gzip.compress(b"[]"),
+        gzip.compress(b"\xff"),
+        gzip.compress(b'{"format": 1')[:-4],
+        gzip.compress(b"[" * 200_000),
+        gzip.compress(b"{}")[:12] + b"\xff" * 8,
+    ],
+)
+def test_a_file_that_is_not_a_table_is_refused_in_one_message(tmp_path, content):
+    (tmp_path / "a b.gz").write_bytes(content)
+    with pytest.raises(StudyError, match="is not a recorded table .* STUDY '.*a b.gz'` makes one"):
+        read_table(tmp_path / "a b.gz")
+
+
+def test_quartiles_and_median():
+    assert Replayed("x", (1, 2, 3, 4, 10), 5).quartiles == (2, 4)
+    assert Replayed("x", (1, 2, 3, 4, 10), 5).median == 3
+    assert Replayed("x", (7,), 1).quartiles == (7, 7)

@@ -38,7 +38,7 @@ def record(
     channels, classes = read_data(chosen, note)
     given = resources(workers, None, None)["resources.workers"]
 
-    def on_entry(done: int, total: int, entry: recording.Entry) -> None:
+    def on_entry(done: int, total: int, entry: recording.TableEntry) -> None:
         note(
             f"{done} of {total}: accuracy {100 * entry.epochs[-1][0]:.1f} %, symmetry accuracy "
             f"{100 * entry.epochs[-1][1]:.1f} %  {entry.architecture}"

@@ -15,12 +15,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
-from studies.errors import StudyError
+from studies.errors import StudyError, StudyFileError
 from trainers.files import write_whole
 
 FORMAT = 1
@@ -29,13 +32,12 @@ SCORES = ("accuracy", "symmetry_accuracy")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One architecture and what each epoch gave."""
+class TableEntry:
+    """One architecture and its scores after each epoch."""
 
     architecture: str
     learning_rate: float | None
-    # `Candidate.key`: what proposals are recognised by
-    key: str
+    key: str  # `Candidate.key`
     params: int
     macs: int
     epochs: tuple[tuple[float, float], ...]  # (accuracy, symmetry accuracy) after each epoch
@@ -49,12 +51,39 @@ class Table:
     channels: int
     classes: int
     versions: dict[str, str]
-    entries: tuple[Entry, ...]
+    entries: tuple[TableEntry, ...]
+    total: int  # architectures of the space: more than `entries` while recording is not finished
 
     @property
-    def by_key(self) -> dict[str, Entry]:
-        """The entries by what proposals are recognised by."""
+    def by_key(self) -> dict[str, TableEntry]:
+        """The entries by the keys of their candidates."""
         return {entry.key: entry for entry in self.entries}
+
+
+Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class _FileEntry(BaseModel):
+    """A `TableEntry` as it stands in a file."""
+
+    architecture: str
+    learning_rate: Annotated[float, Field(gt=0)] | None
+    key: str
+    params: Annotated[int, Field(ge=0)]
+    macs: Annotated[int, Field(ge=0)]
+    epochs: tuple[tuple[Score, Score], ...]
+
+
+class _TableFile(BaseModel):
+    """The values in a table's file."""
+
+    format: Literal[1]
+    study: str
+    channels: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(ge=1)]
+    versions: dict[str, str]
+    entries: tuple[_FileEntry, ...]
+    architectures: int | None = None  # of the space; not in tables of earlier versions
 
 
 def enumerate_space(study: Study, channels: int, classes: int) -> Iterator[Candidate]:
@@ -91,21 +120,21 @@ def _with_grid(study: Study) -> Study:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Recording:
     study: Study
-    proposal: Candidate
+    candidate: Candidate
 
 
-def _record_one(job: _Job) -> list[dict[str, Any]]:
+def _record_one(job: _Recording) -> list[dict[str, Any]]:
     """The scores after each epoch of one training."""
     from studies.workers.processes import prepare_process
     from trainers.training.train import train
 
     prepare_process(job.study)
-    config = job.study.training_config(job.study.search.seed, job.proposal.recipe)
+    config = job.study.training_config(job.study.search.seed, job.candidate.recipe)
     with tempfile.TemporaryDirectory() as folder:
         return [
-            train(job.proposal.architecture, config, Path(folder), epoch).as_dict()
+            train(job.candidate.architecture, config, Path(folder), epoch).as_dict()
             for epoch in range(1, job.study.training.epochs + 1)
         ]
 
@@ -117,7 +146,7 @@ def record(
     channels: int,
     classes: int,
     workers: int,
-    on_entry: Callable[[int, int, Entry], None] = lambda done, total, entry: None,
+    on_entry: Callable[[int, int, TableEntry], None] = lambda done, total, entry: None,
 ) -> Table:
     """Trains every architecture of the space and writes the table; entries that `path` already
     holds are kept.
@@ -128,47 +157,57 @@ def record(
     from studies.journal.directory import versions
     from studies.workers.processes import run_each
 
-    proposals = list(enumerate_space(study, channels, classes))
-    known: dict[str, Entry] = {}
-    if path.exists():
-        old = read_table(path)
-        if (old.study.data, old.study.training, old.study.symmetry) != (
-            study.data,
-            study.training,
-            study.symmetry,
-        ):
-            raise StudyError(
-                f"{path} holds a table of another study (data, training or symmetry differ); "
-                "give another file"
-            )
-        known = old.by_key
-    missing = [proposal for proposal in proposals if proposal.key not in known]
-    order = [proposal.key for proposal in proposals]
+    candidates = {c.key: c for c in enumerate_space(study, channels, classes)}
+    entries = _recorded_before(study, path)
+    missing = [candidate for key, candidate in candidates.items() if key not in entries]
 
     def table() -> Table:
-        return Table(
-            study, channels, classes, versions(), tuple(known[key] for key in order if key in known)
-        )
+        recorded = tuple(entries[key] for key in candidates if key in entries)
+        return Table(study, channels, classes, versions(), recorded, len(candidates))
 
     def keep(index: int, rows: list[dict[str, Any]]) -> None:
-        proposal = missing[index]
-        entry = Entry(
-            str(proposal.with_learning_rate(None)),
-            proposal.recipe.learning_rate,
-            proposal.key,
-            rows[-1]["params"],
-            rows[-1]["macs"],
-            tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows),
-        )
-        known[entry.key] = entry
-        write_table(table(), path)
-        on_entry(sum(key in known for key in order), len(order), entry)
+        entry = _entry_of(missing[index], rows)
+        entries[entry.key] = entry
+        written = table()
+        write_table(written, path)
+        on_entry(len(written.entries), len(candidates), entry)
 
-    run_each(_record_one, [_Job(study, proposal) for proposal in missing], workers, keep)
+    run_each(_record_one, [_Recording(study, candidate) for candidate in missing], workers, keep)
     # nothing was missing, but the study's search or space is described anew
     if path.exists() and read_table(path) != table():
         write_table(table(), path)
     return table()
+
+
+def _recorded_before(study: Study, path: Path) -> dict[str, TableEntry]:
+    """The entries of an earlier recording in `path`, by key. Raises StudyError if they are of
+    another study.
+    """
+    if not path.exists():
+        return {}
+    before = read_table(path)
+    if (before.study.data, before.study.training, before.study.symmetry) != (
+        study.data,
+        study.training,
+        study.symmetry,
+    ):
+        raise StudyError(
+            f"{path} holds a table of another study (data, training or symmetry differ); "
+            "give another file"
+        )
+    return before.by_key
+
+
+def _entry_of(candidate: Candidate, rows: list[dict[str, Any]]) -> TableEntry:
+    """The entry of a candidate whose scores after each epoch are `rows`."""
+    return TableEntry(
+        str(candidate.with_learning_rate(None)),
+        candidate.recipe.learning_rate,
+        candidate.key,
+        rows[-1]["params"],
+        rows[-1]["macs"],
+        tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows),
+    )
 
 
 def write_table(table: Table, path: Path) -> None:
@@ -182,6 +221,7 @@ def write_table(table: Table, path: Path) -> None:
         "classes": table.classes,
         "versions": table.versions,
         "entries": [asdict(entry) for entry in table.entries],
+        "architectures": table.total,
     }
     packed = gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
     try:
@@ -195,39 +235,56 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> Table:
-    """The table in a file. Raises StudyError for a file that does not hold one, one of another
-    format, and one of more than `MOST_BYTES`.
+    """The table in a file, whole or as far as a recording got. Raises StudyError if there is none,
+    for another format, and where a value is missing or odd.
     """
+    command = f"`equisearch record STUDY {quote(str(path))}`"
     try:
         with gzip.open(path) as file:
             text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise StudyError(
-                f"{path} unpacks to more than {MOST_BYTES >> 20} MB, which a recorded table does "
-                "not; record it again"
-            )
-        content = json.loads(text)
-        number = content["format"]
     except FileNotFoundError:
+        raise StudyError(f"there is no table '{path}'; {command} makes one") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise StudyError(
-            f"there is no table '{path}'; `equisearch record STUDY {path}` makes one"
+            f"{path} is not a recorded table ({error}); give another file, or delete it and "
+            f"{command} makes one"
         ) from None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error):
+    try:
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MB")
+        content = json.loads(text)
+        number = content.get("format") if isinstance(content, dict) else None
+        if isinstance(number, int) and number != FORMAT:
+            raise StudyError(
+                f"{path} has format {number}, and this version reads {FORMAT}; record it again"
+            )
+        return _table(_TableFile.model_validate(content, strict=False), str(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, StudyFileError):
+            raise
         raise StudyError(
-            f"{path} is no recorded table; `equisearch record STUDY FILE` makes one"
+            f"{path} is not a recorded table ({_first_fault(error)}); give another file, or "
+            f"delete it and {command} makes one"
         ) from None
-    if number != FORMAT:
-        raise StudyError(
-            f"{path} has format {number}, and this version reads {FORMAT}; record it again"
-        )
-    entries = tuple(
-        Entry(**{**entry, "epochs": tuple(map(tuple, entry["epochs"]))})
-        for entry in content["entries"]
-    )
-    return Table(
-        parse(content["study"], name=str(path)),
-        content["channels"],
-        content["classes"],
-        content["versions"],
-        entries,
-    )
+
+
+def _table(content: _TableFile, name: str) -> Table:
+    """The table of a file's values. Raises ValueError where they contradict each other."""
+    study = parse(content.study, name=name)
+    for entry in content.entries:
+        if len(entry.epochs) != study.training.epochs:
+            raise ValueError(
+                f"{entry.architecture} has scores of {len(entry.epochs)} epochs, and the study "
+                f"trains {study.training.epochs}"
+            )
+    total = len(content.entries) if content.architectures is None else content.architectures
+    entries = tuple(TableEntry(**dict(entry)) for entry in content.entries)
+    return Table(study, content.channels, content.classes, content.versions, entries, total)
+
+
+def _first_fault(error: Exception) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

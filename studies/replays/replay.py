@@ -18,13 +18,17 @@ from typing import Any
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
+from studies.errors import StudyError
 from studies.pareto import front_volume
-from studies.replays.record import Entry, Table
+from studies.replays.record import Table, TableEntry
 from studies.search.assignments import Assignment
 from studies.search.driver import SearchDriver
 
 SHARE = 0.95  # of the whole table's hypervolume
 OBJECTIVES = ("accuracy", "symmetry_accuracy")
+WORST = (0.0, 0.0)  # of an architecture that an unfinished recording lacks
+# of plain Optuna for each architecture of the space: it proposes again what it had before
+PROPOSALS = 100
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,13 @@ def replay(table: Table, method: Method, seeds: int, *, share: float = SHARE) ->
     """Epochs until the front of fully trained trials has `share` of the whole table's hypervolume,
     for seeds 0, 1, 2 ...
 
-    The budget is that of training the whole table.
+    The budget is that of training the whole table. What an unfinished recording lacks has the worst
+    scores and costs nothing. Raises StudyError for a table without entries.
     """
+    if not table.entries:
+        raise StudyError(
+            "the table holds no architecture yet; `equisearch record STUDY FILE` continues it"
+        )
     goal = share * full_volume(table)
     budget = len(table.entries) * table.study.training.epochs
     needed = []
@@ -148,14 +157,15 @@ def _optuna_steps(
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=made)
     space = _changed(table.study, {"space.size_by": "pixels"}).space
     entries, declared = table.by_key, Group.parse(table.study.symmetry.group)
-    while True:
+    for _ in range(PROPOSALS * table.total):
         trial = study.ask()
         proposal = space.sample(
             trial, channels=table.channels, classes=table.classes, declared=declared
         )
-        scores = entries[proposal.key].epochs[-1]
+        entry = entries.get(proposal.key)
+        scores = WORST if entry is None else entry.epochs[-1]
         study.tell(trial, scores)
-        yield table.study.training.epochs, scores
+        yield (0, None) if entry is None else (table.study.training.epochs, scores)
 
 
 def _driver_steps(
@@ -167,7 +177,7 @@ def _driver_steps(
         {
             **changes,
             "search.seed": seed,
-            "search.trials": len(table.entries) * 2,
+            "search.trials": table.total * 2,
             "resources.executor": "in_process",
         },
     )
@@ -183,7 +193,7 @@ def _driver_steps(
             entry, decision = _entry(entries, assignment), "continue"
             before = 0 if assignment.continues is None else trained[assignment.continues]
             for rung in study.rungs:
-                accuracy, symmetry = entry.epochs[rung - 1]
+                accuracy, symmetry = WORST if entry is None else entry.epochs[rung - 1]
                 decision = driver.report(
                     assignment.number, rung, {"accuracy": accuracy, "symmetry_accuracy": symmetry}
                 )
@@ -191,16 +201,16 @@ def _driver_steps(
                 if decision == "stop":
                     break
             driver.finish(assignment.number, "pruned" if decision == "stop" else "complete")
-            yield (
-                trained[assignment.number] - before,
-                None if decision == "stop" else entry.epochs[-1],
-            )
+            if entry is None:
+                yield 0, None
+            else:
+                scores = None if decision == "stop" else entry.epochs[-1]
+                yield trained[assignment.number] - before, scores
 
 
-def _entry(entries: Mapping[str, Entry], assignment: Assignment) -> Entry:
-    return entries[
-        Candidate.parse(assignment.architecture).with_learning_rate(assignment.learning_rate).key
-    ]
+def _entry(entries: Mapping[str, TableEntry], assignment: Assignment) -> TableEntry | None:
+    candidate = Candidate.parse(assignment.architecture)
+    return entries.get(candidate.with_learning_rate(assignment.learning_rate).key)
 
 
 def _changed(study: Study, changes: Mapping[str, Any]) -> Study:

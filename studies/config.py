@@ -151,7 +151,8 @@ class Resources(Settings):
     address: str | None = None
     # Ray's, for clusters whose nodes lack the package
     runtime_env: dict[str, Any] = {}
-    # a worker silent for that long (no epoch finished) is replaced
+    # a worker silent for that long (no epoch finished) is replaced; None: on Ray 20 times the
+    # longest epoch so far, 10 minutes at least, and no limit in process
     trial_timeout: Seconds | None = None
 
     @model_validator(mode="after")

@@ -40,6 +40,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_value(value: dict[str, Any], form: Format, text: str) -> None:
+    """Prints one result: `text` as a table, or `value` as JSON or as one row of CSV."""
+    if form is Format.json:
+        print_json(value)
+    elif form is Format.csv:
+        _print_csv([value])
+    else:
+        print(text)
+
+
 def print_rows(
     rows: Sequence[dict[str, Any]],
     form: Format,

@@ -139,3 +139,46 @@ def test_a_missing_package_is_named(tmp_path, name):
                 run_in_process(driver, trivial.trainable)
     else:
         pytest.skip(f"{name} is installed")
+
+
+class Callback:
+    """A logger of Tune's that keeps what it is given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def setup(self):
+        pass
+
+    def log_trial_start(self, trial):
+        self.calls.append(("start", str(trial), trial.evaluated_params["architecture"]))
+
+    def log_trial_result(self, epoch, trial, result):
+        self.calls.append(("result", str(trial), epoch, result["training_iteration"]))
+
+    def log_trial_end(self, trial, failed):
+        self.calls.append(("end", str(trial), failed))
+
+    def on_experiment_end(self, trials):
+        self.calls.append(("over",))
+
+
+def test_loggers_are_given_starts_results_and_ends_and_which_trials_failed(tmp_path, monkeypatch):
+    callback = Callback()
+    monkeypatch.setattr("studies.workers.loggers._tensorboard", lambda: callback)
+
+    def second_fails(study, assignment, report):
+        if assignment.number == 1:
+            raise RuntimeError("no luck")
+        trivial.trainable(study, assignment, report)
+
+    study = trivial.study(search__trials=3, search__rungs=[2], loggers__tensorboard=True)
+    with SearchDriver.create(tmp_path / "study", study) as driver:
+        run_in_process(driver, second_fails)
+        records = {record.number: record for record in read_trials(tmp_path / "study")}
+    ends = [call for call in callback.calls if call[0] == "end"]
+    assert ends == [("end", f"trial_{n:05d}", n == 1) for n in (0, 1, 2)]
+    assert callback.calls[0] == ("start", "trial_00000", records[0].architecture)
+    results = [call for call in callback.calls if call[:2] == ("result", "trial_00000")]
+    assert results == [("result", "trial_00000", n, n) for n in records[0].rungs]
+    assert callback.calls[-1] == ("over",)

@@ -11,8 +11,10 @@ import pytest
 from searchspace.recipe import Candidate
 from studies.errors import StudyError
 from studies.markup import html, joined
+from studies.pareto import knee
 from studies.results import tables as views
 from studies.results.report import FACETS, _growth, _natural, write_report
+from studies.results.retrain import MeanStd
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support import trivial
@@ -52,10 +54,11 @@ def test_scores_are_compared_over_all_complete_trials(study):
     page = write_report(study).read_text(encoding="utf-8")
     complete = [r for r in views.open_study(study)[1] if r.state == "complete"]
     for section in re.findall(r"<h3>By .*?</table>", page, flags=re.DOTALL):
-        counts = [
-            int(row.split("<td class=right>")[1].split("<")[0]) for row in section.split("<tr>")[2:]
-        ]
+        rows = section.split("<tr>")[2:]
+        counts = [int(row.split("<td class=right>")[1].split("<")[0]) for row in rows]
         assert sum(counts) == len(complete) and len(counts) > 1
+        exact = sum(int(row.rsplit("<td class=right>", 1)[1].split("<")[0]) for row in rows)
+        assert exact == sum(record.attributes["exact"] for record in complete) > 0
     assert "<h3>By group of the stages</h3>" in page
     assert FACETS["group of the stages"](Candidate.parse("12px: 4k3@D4, 4k3, 4k3@C2")) == "D4 to C2"
 
@@ -225,3 +228,31 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path, study):
 def test_values_are_sorted_as_people_do():
     assert sorted(["C16", "D4", "C4", "C1"], key=_natural) == ["C1", "C4", "C16", "D4"]
     assert sorted(["100 px", "28 px", "9 px"], key=_natural) == ["9 px", "28 px", "100 px"]
+
+
+def test_the_best_compromise_is_the_marked_row(study):
+    opened, records = views.open_study(study)
+    rows, _, cells = views.front_rows(opened, records)
+    front = views.members(opened, records)
+    best = front[knee([record.values for record in front], opened.objectives)]
+    # not the first one, which would be marked without looking
+    assert best is not front[0]
+    assert [row["trial"] for row in rows if row["knee"]] == [best.number]
+    assert [cell[0] for cell in cells if cell[0].startswith("*")] == [f"*{best.number}"]
+
+
+def test_the_means_of_a_facet_are_those_of_its_trials(study):
+    page = write_report(study).read_text(encoding="utf-8")
+    complete = [r for r in views.open_study(study)[1] if r.state == "complete"]
+    by_size: dict[str, list] = {}
+    for record in complete:
+        name = FACETS["input size"](Candidate.parse(record.architecture))
+        by_size.setdefault(name, []).append(record.scores)
+    section = re.search(r"<h3>By input size</h3>.*?</table>", page, re.DOTALL)[0]
+    for name, scores in by_size.items():
+        row = next(row for row in section.split("<tr>") if row.startswith(f"<td>{name}<"))
+        cells = re.findall(r"<td class=right>([^<]*)</td>", row)
+        assert cells[0] == str(len(scores))
+        assert cells[1] == MeanStd.of([s["accuracy"] for s in scores]).percent()
+        assert cells[2] == MeanStd.of([s["symmetry_accuracy"] for s in scores]).percent()
+        assert cells[3] == f"{100 * max(s['symmetry_accuracy'] for s in scores):.2f}"

@@ -3,13 +3,25 @@ experiment's table.
 """
 
 import json
+from contextlib import closing
 
 import pytest
 
+from searchspace.recipe import Candidate
 from studies.config import parse
-from studies.errors import StudyError
+from studies.errors import LockedError, StudyError
+from studies.journal.lock import StudyLock
 from studies.results import reproduce
-from studies.results.retrain import RESULT, Job, MeanStd, run_jobs, summarised
+from studies.results.retrain import (
+    RESULT,
+    Job,
+    MeanStd,
+    default_workers,
+    plain,
+    run_jobs,
+    summarised,
+)
+from studies.results.train_one import train_one
 
 STUDY = """
 data: {name: digits, train: 200, validation: 80, test: 90}
@@ -67,6 +79,71 @@ def test_spread_is_the_sample_standard_deviation():
         pytest.approx(0.95), pytest.approx(0.0707107, rel=1e-5), 2
     )
     assert MeanStd.of([0.5]) == MeanStd(0.5, 0.0, 1) and "±" not in MeanStd.of([0.5]).percent()
+
+
+def result(seed=1, **changes):
+    """What a training leaves behind, made up."""
+    test = {"accuracy": 0.7, "symmetry_accuracy": 0.6, "symmetry_accuracy_worst": 0.2}
+    return {
+        "name": "trial 3",
+        "architecture": "12px: 4k3@C4",
+        "seed": seed,
+        "epochs": 9,
+        "num_test": 77,
+        "test": {**test, "equivariance_error": 0.1, "params": 1, "macs": 2},
+        "quarter_turns": {"0": 0.9, "90": 0.5, "180": 0.4, "270": 0.2},
+        "accuracy_by_angle": {"0": 0.9, "45": 0.3, "90": 0.6},
+        **changes,
+    }
+
+
+def test_the_summary_of_angles_and_elements():
+    other = result(2, accuracy_by_angle={"0": 0.8, "45": 0.7, "90": 0.1})
+    (row,) = summarised([result(), other])
+    # the worst angle of each seed, whichever it is
+    assert row["angle_worst"] == MeanStd.of([0.3, 0.1])
+    assert row["angle_mean"].mean == pytest.approx((0.6 + 1.6 / 3) / 2)
+    assert row["quarter_turn_mean"] == MeanStd(pytest.approx(0.5), 0.0, 2)
+    assert [row[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)] == [0.9, 0.5, 0.4, 0.2]
+    assert row["by_angle"]["45"] == MeanStd.of([0.3, 0.7])
+    assert (row["accuracy"].mean, row["symmetry_accuracy"].mean) == (0.7, 0.6)
+    assert (row["symmetry_accuracy_worst"].mean, row["equivariance_error"].mean) == (0.2, 0.1)
+    assert (row["n"], row["epochs"], row["num_test"]) == (2, 9, 77)
+    assert plain(row)["accuracy"] == {"mean": 0.7, "std": 0.0, "n": 2}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "", '{"name": 1}', "[" * 100_000])
+def test_a_result_that_is_none_ends_in_one_message(tmp_path, text):
+    (job, _) = jobs(tmp_path, seeds=(1,))
+    path = tmp_path / "exact" / "1" / RESULT
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(
+        StudyError, match=r"result\.json holds no result of a training .* delete it"
+    ):
+        run_jobs([job], 1)
+
+
+def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path):
+    (job, _) = jobs(tmp_path, seeds=(1,))
+    folder = tmp_path / "exact" / "1"
+    folder.mkdir(parents=True)
+    candidate = Candidate.parse(job.architecture)
+    with closing(StudyLock(folder)):
+        for train in (
+            lambda: run_jobs([job], 1),
+            lambda: train_one(job.study, candidate, out=folder),
+        ):
+            with pytest.raises(LockedError, match=r"written by another process \(pid \d+ on"):
+                train()
+    assert not list(folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("cpus, cores, expected", [(1, 6, 6), (2, 7, 3), (0, 4, 4), (8, 4, 1)])
+def test_as_many_trainings_as_cores_allow(monkeypatch, cpus, cores, expected):
+    monkeypatch.setattr("studies.results.retrain.available_cores", lambda: cores)
+    study = parse(STUDY, overrides={"training.device": "cpu", "resources.cpus_per_trial": cpus})
+    assert default_workers(study) == expected
 
 
 def test_data_without_a_test_split_is_refused(tmp_path):

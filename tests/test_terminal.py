@@ -5,18 +5,20 @@ trial ends because it is gone.
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from studies import terminal
 from studies.cli import main as cli
-from studies.cli.live import Progress
+from studies.cli.live import LiveView, bar
 from studies.journal.reader import JOURNAL, read_trials
 from studies.search.driver import SearchDriver
-from studies.workers.executors import run_in_process
+from studies.workers.executors import Event, run_in_process
 from support import trivial
 
 ROOT = Path(__file__).parents[1]
@@ -195,12 +197,31 @@ def test_no_trial_fails_because_nobody_listens(tmp_path, monkeypatch, error, ter
     with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=5)) as driver:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", Gone(error, terminal))
-            with Progress(driver) as progress:
+            with LiveView(driver) as progress:
                 run_in_process(driver, trivial.trainable, progress)
     states = [
         record.state for record in read_trials(tmp_path / "study") if record.state != "refused"
     ]
     assert len(states) == 5 and set(states) <= {"complete", "pruned"}
+
+
+def test_the_live_table_shows_what_runs_and_the_last_trials_that_ended(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study(search__trials=8)) as driver:
+        view = LiveView(driver, quiet=True)
+        run_in_process(driver, trivial.trainable, view)
+        view(Event("started", 8))
+        view(Event("epoch", 8, 3))
+        text = io.StringIO()
+        Console(file=text, width=120).print(view._table())
+    numbers = [int(n) for n in re.findall(r"^ *(\d+) +[█░]", text.getvalue(), re.MULTILINE)]
+    assert numbers == [2, 3, 4, 5, 6, 7, 8]
+    assert "█" * 18 + " 8 of 8 trials" in text.getvalue()
+    assert "█" * 6 + "░" * 12 + " 3/9" in text.getvalue() and "running" in text.getvalue()
+
+
+def test_a_bar_is_as_full_as_what_is_done():
+    assert bar(0, 9) == "░" * 18 and bar(9, 9) == bar(12, 9) == "█" * 18
+    assert bar(3, 9) == "█" * 6 + "░" * 12 and bar(0, 0) == "░" * 18
 
 
 def test_a_listener_that_raises_is_heard_no_more_and_touches_no_trial(tmp_path):

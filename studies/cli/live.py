@@ -18,7 +18,7 @@ RECENT = 6  # trials shown after they ended
 BAR = 18  # characters
 
 
-class Progress:
+class LiveView:
     """Listens to an executor and shows what happens; a context manager. `quiet` shows nothing."""
 
     def __init__(self, driver: SearchDriver, *, quiet: bool = False) -> None:
@@ -29,7 +29,7 @@ class Progress:
         self._counts: Counter[str] = Counter()
         self._live = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> LiveView:
         if not self._quiet and is_terminal(sys.stderr):
             from rich.console import Console
             from rich.live import Live

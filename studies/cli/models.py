@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ from studies.cli.options import (
     pairs,
     resources,
 )
-from studies.output import Format, note, print_json, print_rows, print_table
+from studies.output import Format, note, print_json, print_rows, print_value
 
 if TYPE_CHECKING:
     from studies.results.retrain import Job
@@ -69,7 +70,7 @@ def check(
     from studies.results.check import check as check_architecture
 
     checked = check_architecture(architecture, group, channels=channels, classes=classes, size=size)
-    print_json(checked.as_dict()) if format is Format.json else print(checked.text())
+    print_value(checked.as_dict(), format, checked.text())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -115,7 +116,7 @@ def train(
             )
 
     result = train_one(chosen, named(architecture), seed=seed, out=out, on_epoch=on_epoch)
-    print_json(result) if format is Format.json else print("\n".join(train_lines(result)))
+    print_value(result, format, "\n".join(train_lines(result)))
 
 
 @app.command(rich_help_panel=MODELS)
@@ -142,7 +143,7 @@ def probe(
     probed = probe_data(
         chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed
     )
-    print_json(probed.as_dict()) if format is Format.json else print(probed.text())
+    print_value(probed.as_dict(), format, probed.text())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -191,7 +192,7 @@ def measure(
     measured = measure_subject(
         model, data=study, group=group, images=images, figure=figure, run_code=run_code
     )
-    print_json(measured.as_dict()) if format is Format.json else print(measured.text())
+    print_value(measured.as_dict(), format, measured.text())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -297,7 +298,10 @@ def reproduce(
                 ],
             }
         )
-    print_table(*published.compared(shift, rows))
+    columns, cells = published.compared(shift, rows)
+    print_rows([retraining.plain(row) for row in rows], format, columns, cells)
+    if format is Format.csv:
+        return None
     for claim in claims:
         print(
             f"{'holds' if claim.holds else 'DOES NOT HOLD':>13}  {claim.statement}: "
@@ -330,7 +334,7 @@ def export(
     print(bundle)
     note(
         f"compared and written; read {bundle}/README.md, check it any time with `equisearch "
-        f"verify {bundle}`"
+        f"verify {quote(str(bundle))}`"
     )
 
 
@@ -348,7 +352,7 @@ def verify(
     from studies.results.export_trial import verify_bundle
 
     report = verify_bundle(bundle, run_code=run_code)
-    print_json(report.as_dict()) if format is Format.json else print(report.text())
+    print_value(report.as_dict(), format, report.text())
     if not report.good:
         raise typer.Exit(1)
 

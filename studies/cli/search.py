@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,7 +27,8 @@ from studies.cli.options import (
     pairs,
     resources,
 )
-from studies.output import Format, note, print_json, print_lines, print_rows, print_table
+from studies.output import Format, note, print_lines, print_rows, print_table, print_value
+from studies.terminal import one_line
 
 if TYPE_CHECKING:
     from studies.search.driver import SearchDriver
@@ -121,9 +123,7 @@ def status(directory: Directory, format: FormatOption = Format.table) -> None:
     from studies.results import tables
 
     state = tables.status(directory)
-    if format is Format.json:
-        return print_json(state)
-    print_lines(tables.status_lines(state))
+    print_value(state, format, "\n".join(map(one_line, tables.status_lines(state))))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -191,8 +191,8 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
         "parameters": record.parameters,
         "rungs": record.rungs,
     }
-    if format is Format.json:
-        return print_json(row)
+    if format is not Format.table:
+        return print_value(row, format, "")
     print_lines(tables.show_lines(directory, row, record.rungs))
     if record.architecture:
         from studies.results.check import check
@@ -252,25 +252,26 @@ def repair(directory: Directory) -> None:
 
 def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> None:
     """Runs a study to its end or interruption, then prints its front and what to type next."""
-    from studies.cli.live import Progress
+    from studies.cli.live import LiveView
     from studies.results import tables
     from studies.workers.executors import run
 
     with opened() as driver:
         for warning in driver.warnings:
             note(f"warning: {warning}")
-        with Progress(driver, quiet=quiet) as progress:
-            ending = run(driver, listener=progress)
+        with LiveView(driver, quiet=quiet) as view:
+            ending = run(driver, listener=view)
     note(f"ended: {ending.reason}" + (f": {driver.explanation}" if driver.explanation else ""))
+    quoted = quote(str(directory))
     rows, columns, cells = tables.front_rows(*tables.open_study(directory))
     print_lines(tables.status_lines(tables.status(directory)))
     if rows:
         print_table(columns, cells)
         best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])
         note(
-            f"next: equisearch show {directory} {best}  |  equisearch export {directory} {best} "
-            f" |  equisearch resume {directory} --trials N"
+            f"next: equisearch show {quoted} {best}  |  equisearch export {quoted} {best} "
+            f" |  equisearch resume {quoted} --trials N"
         )
     if ending.exit_status:
-        note(f"interrupted; continue with: equisearch resume {directory}")
+        note(f"interrupted; continue with: equisearch resume {quoted}")
         raise typer.Exit(ending.exit_status)

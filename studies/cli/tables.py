@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from studies.cli.app import BENCHMARKS, app
 from studies.cli.options import FormatOption, Settings, StudyName, Workers, pairs, resources
-from studies.output import Column, Format, note, print_json, print_table
+from studies.output import Column, Format, note, print_json, print_rows, print_table
 
 
 @app.command(rich_help_panel=BENCHMARKS)
@@ -75,11 +76,30 @@ def replay(
     from studies.replays import replay as replaying
 
     table = recording.read_table(file)
+    if len(table.entries) < table.total:
+        note(
+            f"{file} holds {len(table.entries)} of {table.total} architectures; those that are "
+            f"missing have the worst scores and cost nothing (`equisearch record STUDY "
+            f"{quote(str(file))}` continues the recording)"
+        )
     rows = []
     for method in replaying.methods(table):
         rows.append(replaying.replay(table, method, seeds, share=share))
         note(f"{rows[-1].name}: median {rows[-1].median:g} epochs")
     best = min(row.median for row in rows[:3])
+    methods = [
+        {
+            "name": row.name,
+            "median": row.median,
+            "quartiles": list(row.quartiles),
+            "reached": row.reached,
+            "share_of_best_plain": row.median / best,
+            "epochs": list(row.epochs),
+        }
+        for row in rows
+    ]
+    if format is Format.csv:
+        return print_rows(methods, format, (), ())
     if format is Format.json:
         return print_json(
             {
@@ -88,17 +108,7 @@ def replay(
                 "hypervolume": replaying.full_volume(table),
                 "share": share,
                 "seeds": seeds,
-                "methods": [
-                    {
-                        "name": row.name,
-                        "median": row.median,
-                        "quartiles": list(row.quartiles),
-                        "reached": row.reached,
-                        "share_of_best_plain": row.median / best,
-                        "epochs": list(row.epochs),
-                    }
-                    for row in rows
-                ],
+                "methods": methods,
             }
         )
     print(

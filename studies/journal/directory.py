@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from studies.config import Study, dump, parse
@@ -52,7 +53,7 @@ def create_directory(directory: str | Path, study: Study) -> StudyPlace:
         raise ExistsError(f"{directory} is a file; give a directory that is new or empty")
     if (path / STUDY).exists():
         raise ExistsError(
-            f"{directory} already holds a study; go on with `equisearch resume {directory}`, or "
+            f"{directory} already holds a study; go on with `equisearch resume {quote(str(directory))}`, or "
             "choose another directory"
         )
     path.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ def read_study(directory: str | Path) -> Study:
     if not path.is_file():
         raise StudyError(
             f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY "
-            f"{directory}` begins one"
+            f"{quote(str(directory))}` begins one"
         )
     return parse(path.read_text(encoding="utf-8"), name=str(path))
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from studies.errors import NO_SPACE, StudyError
@@ -70,7 +71,7 @@ def writing(directory: Path) -> Iterator[None]:
             raise
         raise StudyError(
             f"no space is left on the device of {directory}; nothing earlier is lost: "
-            f"free some space, then `equisearch resume {directory}`"
+            f"free some space, then `equisearch resume {quote(str(directory))}`"
         ) from error
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from statistics import mean, stdev
 from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
+from studies.journal.lock import StudyLock
 from trainers.cores import available_cores
 from trainers.files import write_whole
 
@@ -58,7 +61,7 @@ class MeanStd:
 
 def run_job(job: Job) -> dict[str, Any]:
     """The result of one training on the test split: scores, accuracy per declared element and by
-    angle. Reads it if it is there.
+    angle. Reads it if it is there. Raises LockedError while another process trains in its folder.
     """
     from studies.workers.processes import prepare_process
 
@@ -66,10 +69,27 @@ def run_job(job: Job) -> dict[str, Any]:
     directory = Path(job.directory)
     path = directory / RESULT
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    result = _train_and_test(job, directory)
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+        return read_result(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    with closing(StudyLock(directory)):
+        result = _train_and_test(job, directory)
+        write_whole(path, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result in a file. Raises StudyError for a file that holds none."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        summarised([result])
+        if not isinstance(result["epochs"], int):
+            raise ValueError(f"epochs is {result['epochs']!r} and must be a whole number")
+        return result if "seed" in result else {**result, "seed": None}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise StudyError(
+            f"{path} holds no result of a training ({type(error).__name__}: {error}); "
+            "delete it, and the same command, or `equisearch retrain`, makes it anew"
+        ) from None
 
 
 def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
@@ -126,21 +146,7 @@ def tested_results(directory: Path) -> list[dict[str, Any]]:
     """The results of everything that was retrained in a study's directory. Raises StudyError for a
     file that holds none.
     """
-    found = []
-    for path in sorted(directory.glob(f"retrained/*/*/{RESULT}")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            summarised([result])
-            if not isinstance(result["epochs"], int):
-                raise ValueError(f"epochs is {result['epochs']!r} and must be a whole number")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StudyError(
-                f"{path} holds no result of a training ({type(error).__name__}: {error}); "
-                "delete it, and `equisearch retrain "
-                f"{directory}` makes it anew"
-            ) from None
-        found.append(result)
-    return found
+    return [read_result(path) for path in sorted(directory.glob(f"retrained/*/*/{RESULT}"))]
 
 
 def run_jobs(
@@ -247,7 +253,7 @@ def front_jobs(
     if not chosen:
         raise StudyError(
             f"{directory} has no front yet: no trial is complete; `equisearch resume "
-            f"{directory}` goes on"
+            f"{quote(str(directory))}` goes on"
         )
     if epochs is not None:
         study = study.model_copy(

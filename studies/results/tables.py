@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from studies.config import Study
@@ -44,7 +45,7 @@ def find_trial(records: Sequence[TrialRecord], number: int, directory: Path) -> 
         there = f"it has trials 0 to {len(records) - 1}" if records else "it has no trials yet"
         raise StudyError(
             f"there is no trial {number} in {directory}; {there} (`equisearch trials "
-            f"{directory}` lists them)"
+            f"{quote(str(directory))}` lists them)"
         )
     return records[number]
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
+from studies.journal.lock import StudyLock
 
 
 def train_one(
@@ -27,6 +28,7 @@ def train_one(
     epochs of the study.
 
     `out` keeps the checkpoint, from which the next call goes on; without it nothing is kept.
+    Raises LockedError while another process trains there.
     """
     from trainers.data.datasets import load, normalise
     from trainers.instruments.accuracy import accuracy_by_angle
@@ -38,9 +40,12 @@ def train_one(
     architecture = candidate.architecture
     splits = load(study.data, architecture.size)
     with ExitStack() as stack:
-        directory = (
-            out if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        )
+        if out is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            directory = out
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(closing(StudyLock(directory)))
         scores = train(
             architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch
         )

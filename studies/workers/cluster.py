@@ -18,6 +18,7 @@ from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from studies.config import Resources, Study
@@ -144,7 +145,7 @@ def living_nodes(directory: Path) -> list[dict[str, float]]:
         raise StudyError(
             f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished "
             "is lost: "
-            f"`equisearch resume {directory}` goes on when it is back, or elsewhere with "
+            f"`equisearch resume {quote(str(directory))}` goes on when it is back, or elsewhere with "
             "--ray-address"
         ) from None
 

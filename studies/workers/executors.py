@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from shlex import quote
 from types import FrameType
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
 from studies.journal.trial import Decision, Outcome
 from studies.search.assignments import Assignment, LeaveError, Trainable
 from studies.search.driver import SearchDriver
+from studies.workers.silence import AwakeClock
 from trainers.cores import available_cores
 
 DEFAULT_TRAINABLE = "studies.workers.worker:run_trial"
@@ -113,13 +115,14 @@ def run_in_process(
     with (
         listening(driver, listener) as show,
         Interruption(driver.study.search.timeout) as interruption,
+        AwakeClock() as clock,
     ):
         while not interruption.requested:
             assignment = driver.next()
             if assignment is None:
                 return Ending(driver.ended or "trials")
             show(Event("started", assignment.number))
-            report = _DirectReport(driver, assignment, interruption, show)
+            report = _DirectReport(driver, assignment, interruption, show, clock)
             error: BaseException | None = None
             try:
                 resolve(trainable)(driver.study, assignment, report)
@@ -202,11 +205,12 @@ class _DirectReport:
         assignment: Assignment,
         interruption: Interruption,
         show: Listener,
+        clock: AwakeClock,
     ) -> None:
         self._driver, self._number = driver, assignment.number
-        self._interruption, self._show = interruption, show
+        self._interruption, self._show, self._clock = interruption, show, clock
         self.stopped = False
-        self._heard = time.monotonic()
+        self._heard = clock.seconds()
 
     def __call__(self, scores: Mapping[str, Any]) -> Decision:
         decision = self._driver.report(self._number, scores["epoch"], scores)
@@ -215,10 +219,12 @@ class _DirectReport:
         return decision
 
     def heartbeat(self, epoch: int) -> None:
-        """Tells the epoch, and leaves if the study is being stopped."""
+        """Reports the epoch. Raises LeaveError if the study is being stopped, and TimeoutError for
+        an epoch that took too long (a suspended machine does not count).
+        """
         self._driver.heartbeat(self._number, epoch)
         self._show(Event("epoch", self._number, epoch))
-        limit, now = self._driver.study.resources.trial_timeout, time.monotonic()
+        limit, now = self._driver.study.resources.trial_timeout, self._clock.seconds()
         if limit is not None and now - self._heard > limit:
             raise TimeoutError(
                 f"epoch {epoch} took {now - self._heard:.0f} s, and resources.trial_timeout is "
@@ -229,11 +235,14 @@ class _DirectReport:
             raise LeaveError
 
 
+FailureKind = Literal["left", "failed", "out_of_memory", "no_space", "study"]
+
+
 @dataclass(frozen=True)
 class Failure:
     """How a trainable ended other than by returning, in plain values that can be pickled."""
 
-    kind: Literal["left", "failed", "out_of_memory", "no_space", "study"]
+    kind: FailureKind
     reason: str  # one line
     detail: str  # the traceback
 
@@ -249,7 +258,16 @@ class Failure:
         return cls(_kind(error), reason, detail)
 
 
-def _kind(error: BaseException) -> Literal["left", "failed", "out_of_memory", "no_space", "study"]:
+OUTCOMES: dict[FailureKind, Outcome] = {
+    "left": "interrupted",
+    "no_space": "interrupted",
+    "study": "interrupted",
+    "out_of_memory": "out_of_memory",
+    "failed": "failed",
+}
+
+
+def _kind(error: BaseException) -> FailureKind:
     if isinstance(error, LeaveError):
         return "left"
     if isinstance(error, StudyError):
@@ -277,14 +295,9 @@ def settle(
     """Tells the driver how a trial ended. Raises StudyError if that ends the study too."""
     outcome: Outcome = "pruned" if stopped else "complete"
     if failure is not None:
-        outcome = {
-            "left": "interrupted",
-            "no_space": "interrupted",
-            "study": "interrupted",
-            "out_of_memory": "out_of_memory",
-            "failed": "failed",
-        }[failure.kind]  # type: ignore[assignment]
-    reason = failure.reason if failure else None
+        outcome = OUTCOMES[failure.kind]
+    # that the study is being stopped is not a reason of the trial's
+    reason = failure.reason if failure and failure.kind != "left" else None
     try:
         driver.finish(number, outcome, reason, failure.detail if failure else None)
     finally:
@@ -293,7 +306,7 @@ def settle(
         raise StudyError(
             f"no space is left on the device for trial {number} ({reason}); nothing earlier is "
             "lost: free some space, "
-            f"then `equisearch resume {driver.directory}`"
+            f"then `equisearch resume {quote(str(driver.directory))}`"
         )
     if failure is not None and failure.kind == "study":
         raise StudyError(failure.reason.partition(": ")[2])

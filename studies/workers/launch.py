@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
@@ -31,7 +32,7 @@ def new_driver(
     """
     if (directory / STUDY).exists():
         raise ExistsError(
-            f"{directory} already holds a study; go on with `equisearch resume {directory}`, or "
+            f"{directory} already holds a study; go on with `equisearch resume {quote(str(directory))}`, or "
             "choose another directory"
         )
     require_cluster(study.resources)

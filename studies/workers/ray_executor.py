@@ -44,6 +44,7 @@ from studies.workers.executors import (
     settle,
 )
 from studies.workers.ray_worker import Heartbeat, Ready, Rung, Worker
+from studies.workers.silence import FLOOR, SUSPENDED, Silence
 
 POLL = 0.5  # seconds between looks at signals, clocks and new nodes
 STARTS_IN_A_ROW = 3  # workers that die before they are ready
@@ -129,6 +130,7 @@ class _WorkerPool:
         self._proposer = ThreadPoolExecutor(1, thread_name_prefix="proposer")
         self._proposing = self._nothing_left = self._came_back = False
         self._failed_starts = 0
+        self._silence, self._warned = Silence(resources.trial_timeout), False
         self._grown = -math.inf
         self._fits = self._looked = time.monotonic()
 
@@ -270,6 +272,8 @@ class _WorkerPool:
         if error is not None:
             self._died(member, error)
             return
+        if member.assignment is not None:
+            self._silence = self._silence.heard_after(time.monotonic() - member.heard)
         message, number = done.result(), member.assignment.number if member.assignment else -1
         if isinstance(message, Ready):
             self._started(member, message)
@@ -316,16 +320,25 @@ class _WorkerPool:
         self._nothing_left, self._came_back = False, True
 
     def _replace_silent(self) -> None:
-        self._looked = time.monotonic()
-        limit = self._driver.study.resources.trial_timeout
+        """Replaces workers that hang; time in which this process did not run does not count."""
+        now = time.monotonic()
+        gap, self._looked = now - self._looked, now
         for member in list(self._members):
-            silence = time.monotonic() - member.heard
-            if limit is not None and member.assignment is not None and silence > limit:
-                self._lost(
-                    member,
-                    f"the worker was silent for {silence:.0f} s (resources.trial_timeout is "
-                    f"{limit:g} s)",
+            if gap > SUSPENDED:
+                member.heard += gap
+            silence, limit = now - member.heard, self._silence.limit
+            if member.assignment is None:
+                continue
+            if limit is not None and silence > limit:
+                self._lost(member, self._silence.reason(silence))
+            elif limit is None and silence > FLOOR and not self._warned:
+                self._warned = True
+                text = (
+                    f"trial {member.assignment.number} has not finished its first epoch in "
+                    f"{silence:.0f} s; to have a worker that hangs replaced, interrupt the study "
+                    "and resume it with `--set resources.trial_timeout=30m`"
                 )
+                self._show(Event("warning", -1, reason=text))
 
     def _lost(self, member: _PoolWorker, reason: str) -> None:
         """Replaces a worker; its trial continues elsewhere."""

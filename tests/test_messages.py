@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("studies/cli",)
+ROOMS = ("searchspace", "trainers", "studies")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # What is refused -> what to write.
 IDIOMS = {

@@ -182,7 +182,7 @@ class Architecture:
     def _check_group(self, number: int, group: Group, previous: Group) -> None:
         if not group <= previous:
             raise ValueError(
-                f"stage {number} has group {group}, which is no subgroup of stage "
+                f"stage {number} has group {group}, which is not a subgroup of stage "
                 f"{number - 1}'s {previous}; "
                 f"choose one of {', '.join(map(str, previous.subgroups()))}"
             )

@@ -49,7 +49,7 @@ def parse_stage(text: str, group: Group) -> Stage:
     match = _CONV.fullmatch(words[0]) if words else None
     if not match:
         raise ValueError(
-            f"'{text.strip()}' is no stage; write one like 16k3, 16k5@D4 max3/2p1 or 32k3s2x3r "
+            f"'{text.strip()}' is not a stage; write one like 16k3, 16k5@D4 max3/2p1 or 32k3s2x3r "
             "(fields, k kernel, s stride, p padding, d dilation, x repeats, r residual, @GROUP, "
             "then the subsampling)"
         )
@@ -143,7 +143,7 @@ def parse_candidate(text: str) -> Candidate:
         )
     if not colon or not match:
         raise ValueError(
-            f"'{text.strip()[:60]}' is no architecture; write the input size, a colon and the "
+            f"'{text.strip()[:60]}' is not an architecture; write the input size, a colon and the "
             "stages, "
             "such as '28px: 10k3@C4, 10k3 max2/2, 10k4p0 head=group_max'"
         )

@@ -61,7 +61,7 @@ class Element:
     def quarter_turns(self) -> int:
         """The number of quarter turns, 0 to 3. Raises ValueError off the grid."""
         if not self.on_grid:
-            raise ValueError(f"{self} is no multiple of a quarter turn")
+            raise ValueError(f"{self} is not a multiple of a quarter turn")
         return int(self.turn * 4)
 
     @property
@@ -148,7 +148,7 @@ class Group:
         steps = element.turn * self.rotations
         if steps.denominator != 1 or (element.mirror and not self.mirror):
             raise ValueError(
-                f"{element} is no element of {self}, whose elements are "
+                f"{element} is not an element of {self}, whose elements are "
                 f"{', '.join(map(str, self.elements))}"
             )
         return int(steps) + (self.rotations if element.mirror else 0)

@@ -112,7 +112,7 @@ class SearchSpace(Section):
         for name in self.restrict.to if set(self.restrict.after) != {"none"} else ():
             if groups and not any(Group.parse(name) < group for group in groups):
                 raise ValueError(
-                    f"restrict to {name}, which is no proper subgroup of any group of the space "
+                    f"restrict to {name}, which is not a proper subgroup of any group of the space "
                     f"({', '.join(map(str, groups))}); choose one of "
                     f"{', '.join(sorted({str(s) for g in groups for s in g.subgroups()[:-1]}))}"
                 )

@@ -165,7 +165,7 @@ def test_interpolated_images_can_be_trained_on_after_they_were_measured():
 
 
 def test_refuses_strangers():
-    with pytest.raises(ValueError, match="no whole number of fields"):
+    with pytest.raises(ValueError, match="not a whole number of fields"):
         act_on_fields(torch.zeros(1, 6, 3, 3), GRID[1], Group.parse("C4"))
-    with pytest.raises(ValueError, match="no element of C4"):
+    with pytest.raises(ValueError, match="not an element of C4"):
         act_on_fields(torch.zeros(1, 4, 3, 3), Element(Fraction(0), True), Group.parse("C4"))

@@ -157,10 +157,10 @@ def test_text_is_forgiving_about_spaces_and_the_order_of_modifiers():
     [
         ("28: 3k3", "input size"),
         ("", "input size"),
-        ("28px:", "no stage"),
+        ("28px:", "not a stage"),
         ("28px: 3k3q", "'q'"),
-        ("28px: 3x3", "no stage"),
-        ("28px: 10k3@C4, 10k3@D4", "no subgroup of stage 1's C4"),
+        ("28px: 3x3", "not a stage"),
+        ("28px: 10k3@C4, 10k3@D4", "not a subgroup of stage 1's C4"),
         ("28px: 10k3@E4", "no group"),
         ("0px: 3k3", "height"),
         ("28px: 10k3@C8 filters=free", "filters=basis"),

@@ -205,7 +205,7 @@ def test_presets_are_listed_and_printed(run):
         (["front", "nowhere"], 1, "holds no study"),
         (["resume", "nowhere"], 1, "holds no study"),
         (["start", "nothing.yaml", "x"], 1, "no study file 'nothing.yaml'"),
-        (["train", "quickstart", "12: 3"], 1, "no architecture"),
+        (["train", "quickstart", "12: 3"], 1, "not an architecture"),
         (["train", "quickstart", "12px: 4k3@E4"], 1, "no group"),
         (["start", "quickstart", "x", "--trials", "0"], 2, "--trials"),
         (["nonsense"], 2, "nonsense"),
@@ -374,7 +374,7 @@ def test_measure_takes_a_trial_and_any_model(run, study, tmp_path, monkeypatch):
         and "--data" in run("measure", f"{tmp_path / 'mine.py'}:model").err
     )
     assert (
-        "no bundle" in run("measure", str(tmp_path)).err
+        "not a bundle" in run("measure", str(tmp_path)).err
         and "trials 0 to" in run("measure", f"{study}:99").err
     )
 

@@ -59,5 +59,5 @@ def test_code_in_a_bundle_is_executed_only_when_told_to(tmp_path):
 
 
 def test_a_name_that_means_nothing_is_refused(tmp_path):
-    with pytest.raises(StudyError, match="no bundle"):
+    with pytest.raises(StudyError, match="not a bundle"):
         find_subject(str(tmp_path))

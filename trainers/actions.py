@@ -58,13 +58,13 @@ def act_on_fields(maps: Tensor, element: Element, group: Group) -> Tensor:
     regular fields.
 
     Pixels move as in `act`, and the value at group element h of each field moves to element @ h.
-    Raises ValueError if the channels are no whole number of fields, or if the element is not in the
+    Raises ValueError if the channels are not a whole number of fields, or if the element is not in the
     group.
     """
     batch, channels = maps.shape[:2]
     if channels % group.order:
         raise ValueError(
-            f"{channels} channels are no whole number of fields of {group}, whose fields have "
+            f"{channels} channels are not a whole number of fields of {group}, whose fields have "
             f"{group.order} channels"
         )
     moved = act(maps, element)

@@ -133,7 +133,7 @@ def require_same_images(
             f"the data of {directory} has changed since the study was started "
             f"({'; '.join(changed)}): scores before and after cannot be compared. Put the data "
             "back, start a new study, or give --accept-data, which takes the earlier trials off "
-            "the front and begins the comparison anew"
+            "the front and starts a new comparison"
         )
     return False
 

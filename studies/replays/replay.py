@@ -61,7 +61,7 @@ def methods(table: Table) -> tuple[Method, ...]:
         Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
         Method("ours, random", changes={**ours, "search.sampler": "random"}),
         Method("ours without rungs", changes={**ours, "search.rungs": []}),
-        Method("ours without second chances", changes={**ours, "search.second_chances": False}),
+        Method("ours without promotions", changes={**ours, "search.second_chances": False}),
         Method("ours without spread start", changes={**ours, "search.start": "random"}),
         Method(
             "ours without exactness",

@@ -48,7 +48,7 @@ def find_subject(name: str, *, run_code: bool = False) -> Subject:
         return _from_trial(Path(place), int(last))
     if Path(name).exists() or ":" not in name:
         raise StudyError(
-            f"'{name}' is no bundle (it has no bundle.json); give a bundle's folder, DIR:TRIAL "
+            f"'{name}' is not a bundle (it has no bundle.json); give a bundle's folder, DIR:TRIAL "
             "such as runs/quickstart:3, "
             "or module:function"
         )

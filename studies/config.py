@@ -6,18 +6,13 @@ and key, what was given, and what is allowed. Nothing here imports torch, optuna
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     ValidationError,
@@ -27,36 +22,27 @@ from pydantic import (
 from searchspace.choices import Interval
 from searchspace.recipe import Recipe
 from searchspace.space import SearchSpace
+from studies.complaints import booleans, explain, place_of, visible
+from studies.durations import Seconds
 from studies.errors import StudyFileError
 from studies.pareto import Objective
-from studies.yaml_loader import StudyLoader, line_of
+from studies.yaml_loader import YamlError, read_yaml, write_yaml
 from trainers.settings import Data, Settings, Symmetry, Training
 from trainers.training.config import TrainingConfig
 
 PRESETS = Path(__file__).parent / "presets"
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _seconds(value: Any) -> Any:
-    """Seconds from a number or from text such as `90s`, `30m`, `2h`, `1d`."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
-        if not match:
-            raise ValueError(
-                f"'{value}' is not a duration; write seconds, or a number with s, m, h or d such "
-                "as 90m"
-            )
-        return float(match[1]) * UNITS[match[2] or "s"]
-    return value
+NULL = object()  # among overrides: sets a key to null, where None leaves it as it is
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"objectives are {', '.join(names)}; each may be named once")
+    if set(names) <= {"params", "macs", "latency"}:
+        raise ValueError(
+            f"objectives are {', '.join(names)}, which are costs: the smallest network wins; add "
+            "what is to be good, such as accuracy"
+        )
     return names
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
 def _architectures(value: Any) -> Any:
@@ -75,7 +61,8 @@ class Constraints(Settings):
     params: int | None = Field(default=None, ge=1)
     macs: int | None = Field(default=None, ge=1)  # multiply-accumulates per image
     latency: float | None = Field(default=None, gt=0)  # milliseconds per image
-    memory: float | None = Field(default=None, gt=0)  # megabytes, the peak of the training
+    # megabytes of a GPU, the peak of the training
+    memory: float | None = Field(default=None, gt=0)
 
     def limits(self) -> dict[str, float]:
         """The bounds that are set, by name."""
@@ -96,7 +83,7 @@ class Search(Settings):
     eta: float = Field(default=2, gt=1)
     # a stopped trial goes on, as a new one, when it would be kept among those that came later
     second_chances: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     # tried before anything is proposed: known ones, controls
     first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()
     # proposals before the sampler learns; None: the sampler's usual number
@@ -224,6 +211,15 @@ class Study(Settings):
         )
 
     @model_validator(mode="after")
+    def _measured(self) -> Study:
+        if self.constraints.memory is not None and self.trial_training.device == "cpu":
+            raise ValueError(
+                "constraints.memory limits the memory of a GPU, and the trials train on CPUs; leave "
+                "it out, or limit params or macs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _enumerable(self) -> Study:
         ranges = {
             "learning_rate": self.space.learning_rate,
@@ -282,7 +278,22 @@ def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = N
             f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}); "
             "a study file is YAML"
         ) from None
-    return parse(text, name=str(path), beside=path.parent, overrides=overrides)
+    study = parse(text, name=str(path), beside=path.parent, overrides=overrides)
+    _require_a_rung(study, str(path), overrides or {})
+    return study
+
+
+def _require_a_rung(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
+    """Raises StudyFileError for rungs that no trial reaches; fewer epochs than the file says may be
+    set over it.
+    """
+    shortened = overrides.get("training.epochs") is not None and "search.rungs" not in overrides
+    given, epochs = study.search.rungs, study.training.epochs
+    if "rungs" in study.search.model_fields_set and given and not shortened and min(given) > epochs:
+        raise StudyFileError(
+            f"{name}, search.rungs: rungs are at epochs {', '.join(map(str, given))}, and a "
+            f"training has {epochs}; choose one below {epochs}, or [] to compare at the end only"
+        )
 
 
 def parse(
@@ -298,33 +309,33 @@ def parse(
     they are.
     """
     try:
-        content = yaml.load(text, Loader=StudyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise StudyFileError(
-            f"{name}{place}: this is not valid YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
+        content = read_yaml(text)
+    except YamlError as error:
+        place = f", line {error.line}" if error.line else ""
+        raise StudyFileError(f"{name}{place}: this is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise StudyFileError(
             f"{name}: a study file is a mapping with the keys {', '.join(Study.model_fields)}; "
             f"{'it is empty' if content is None else f'this is a {type(content).__name__}'}"
         )
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            _override(content, key, value, name)
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    for key, value in given.items():
+        _override(content, key, None if value is NULL else value, name)
     if beside is not None and isinstance(content.get("data"), dict):
         _make_absolute(content["data"], beside)
+    wrong = [
+        f"{visible(place_of(path, text, name, list(given)))}: got true or false; it must be a number or text"
+        for path in booleans(Study, content)
+    ]
+    if wrong:
+        raise StudyFileError("\n".join(wrong))
     try:
         return Study.model_validate(content)
     except ValidationError as error:
+        raise StudyFileError(explain(error, Study, text, name, list(given))) from None
+    except (RecursionError, OverflowError):
         raise StudyFileError(
-            explain(
-                error,
-                text,
-                name,
-                [key for key, value in (overrides or {}).items() if value is not None],
-            )
+            f"{name}: a number is too large, or values are nested too deeply"
         ) from None
 
 
@@ -357,9 +368,7 @@ def _make_absolute(data: dict[str, Any], beside: Path) -> None:
 
 def dump(study: Study) -> str:
     """The study as YAML with every value written out; `parse` gives the same study back."""
-    return yaml.safe_dump(
-        study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
-    )
+    return write_yaml(study.model_dump(mode="json"))
 
 
 def schema() -> dict[str, Any]:
@@ -385,108 +394,3 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
             for k, v in _flat(inner, f"{path}.{key}" if path else str(key)).items()
         }
     return {path: value}
-
-
-def explain(error: ValidationError, text: str, name: str, overridden: Sequence[str] = ()) -> str:
-    """One line per mistake: file, line, key, what was given and what is allowed; keys that were set over
-    the file have no line in it.
-    """
-    lines = {}
-    for problem in error.errors(include_url=False):
-        path = _keys(problem["loc"])
-        key, line = ".".join(map(str, path)), line_of(text, path)
-        if any(f"{key}.".startswith(f"{given}.") for given in overridden):
-            place = f"{key}, set over {name}"
-        else:
-            place = f"{name}{f', line {line}' if line else ''}" + (f", {key}" if key else "")
-        lines.setdefault(place, _complaint(problem, path))
-    return "\n".join(f"{place}: {complaint}" for place, complaint in lines.items())
-
-
-def _keys(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The path of keys in the file: pydantic also names the members of unions and validators, which
-    are no keys.
-    """
-    keys: list[int | str] = []
-    model: Any = Study
-    for part in loc:
-        fields = _fields(model)
-        if (
-            fields is not None
-            and part not in fields
-            and (re.search(r"[\[\]()\-]", str(part)) or part in _member_names(model))
-        ):
-            continue
-        if fields is None and isinstance(part, str) and not _is_mapping(model):
-            continue
-        keys.append(part)
-        model = fields[part].annotation if fields and part in fields else _inner(model)
-    return tuple(keys)
-
-
-def _members(model: Any) -> list[Any]:
-    """The types inside unions and annotations, flattened."""
-    if typing.get_origin(model) is Annotated:
-        return _members(typing.get_args(model)[0])
-    if typing.get_origin(model) in (Union, type(int | str)):
-        return [member for argument in typing.get_args(model) for member in _members(argument)]
-    return [model]
-
-
-def _models(model: Any) -> list[type[BaseModel]]:
-    return [m for m in _members(model) if isinstance(m, type) and issubclass(m, BaseModel)]
-
-
-def _member_names(model: Any) -> set[str]:
-    return {m.__name__ for m in _models(model)}
-
-
-def _fields(model: Any) -> dict[str, Any] | None:
-    models = _models(model)
-    return (
-        {name: field for m in models for name, field in m.model_fields.items()} if models else None
-    )
-
-
-def _is_mapping(model: Any) -> bool:
-    return any(m is dict or typing.get_origin(m) is dict for m in _members(model))
-
-
-def _inner(model: Any) -> Any:
-    """The type of the members of a list, tuple or mapping."""
-    for member in _members(model):
-        arguments = [a for a in typing.get_args(member) if a is not Ellipsis]
-        if arguments and typing.get_origin(member) is not Literal:
-            return arguments[-1]
-    return Any
-
-
-def _complaint(problem: Mapping[str, Any], path: tuple[int | str, ...]) -> str:
-    kind, value = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        allowed = list(_allowed(path[:-1]))
-        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
-        return (
-            f"unknown key '{path[-1]}'"
-            + (f" (did you mean '{close[0]}'?)" if close else "")
-            + f"; allowed are {', '.join(allowed)}"
-        )
-    if kind == "missing":
-        return "this key is missing; it has no default"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if kind == "value_error":
-        return message
-    given = (
-        repr(value)
-        if not isinstance(value, (dict, list))
-        else f"a {'mapping' if isinstance(value, dict) else 'list'}"
-    )
-    return f"got {given}; {message[0].lower()}{message[1:]}"
-
-
-def _allowed(path: tuple[int | str, ...]) -> tuple[str, ...]:
-    model: Any = Study
-    for part in path:
-        fields = _fields(model)
-        model = fields[part].annotation if fields and part in fields else _inner(model)
-    return tuple(_fields(model) or ())

@@ -9,6 +9,8 @@ import textwrap
 import pytest
 import yaml
 
+from studies import config
+from studies.cli.options import pairs
 from studies.config import Study, differences, dump, load, parse, presets, schema
 from studies.errors import StudyFileError
 from support import trivial
@@ -190,3 +192,83 @@ def test_a_mistake_in_what_is_set_over_a_file_is_not_looked_for_in_the_file():
     assert lines[0].startswith("mine.yaml, line 3, space.input_size: got 3.5") and lines[
         1
     ].startswith("search.trials, set over mine.yaml: got 'many'")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("search: {trials: true}", "line 2, search.trials: got true or false"),
+        ("search: {rungs: [true, 3]}", "search.rungs.0: got true or false"),
+        ("training: {learning_rate: false}", "training.learning_rate: got true or false"),
+        ("space: {input_size: {low: true, high: 30}}", "space.input_size.low: got true"),
+        ("search: {timeout: true}", "search.timeout: got true"),
+        ("search: {trials: null}", "search.trials: got None"),
+        ("search: {trials: 1:30}", "search.trials: got '1:30'"),
+        ("search: {seed: 100000000000000000000}", "search.seed"),
+        ("objectives: [params]", "are costs"),
+        ("objectives: [latency, macs]", "are costs"),
+        (
+            "training: {device: cpu}\nconstraints: {memory: 100}",
+            "constraints.memory limits the memory of a GPU",
+        ),
+        (
+            "resources: {gpus_per_trial: 0}\nconstraints: {memory: 100}",
+            "constraints.memory limits the memory of a GPU",
+        ),
+        ("? [a, b]\n: 3", "a key must be a word"),
+        ("search: {? {a: 1} : 2}", "a key must be a word"),
+        ("resources: {runtime_env: " + "{a: " * 60 + "1" + "}" * 60 + "}", "nested more than 40"),
+        ("search: " + "[" * 5000, "nested more than 40"),
+        ("search: 2020-13-45", "month must be in"),
+        ("# " + "x" * 1_000_000, "at most 1,000,000 are read"),
+    ],
+)
+def test_nonsense_is_refused_in_one_message(wrong, expected):
+    message = complaint(f"data: {{name: digits}}\n{wrong}\n")
+    assert expected in message and message.count("\n") == 0 and len(message) < 400
+
+
+def test_aliases_that_repeat_without_limit_are_refused():
+    lines = ["data: {name: digits}", "resources:", "  runtime_env:", "    a0: &a0 [x, x]"]
+    lines += [f"    a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 9) + "]" for n in range(1, 10)]
+    assert "more than 100,000 values" in complaint("\n".join(lines))
+    assert "nested more than 40" in complaint("data: {name: digits}\nsearch: &a [*a]")
+
+
+def test_null_over_a_file_removes_a_value_and_none_leaves_it():
+    text = "data: {name: digits}\nsearch: {timeout: 2h, trials: 5}"
+    assert parse(text, overrides={"search.timeout": config.NULL}).search.timeout is None
+    assert parse(text, overrides={"search.timeout": None}).search.timeout == 7200
+    with pytest.raises(StudyFileError, match="search.trials, set over study: got None"):
+        parse(text, overrides={"search.trials": config.NULL})
+    assert pairs(["search.timeout=null", "search.seed=1:30", "training.learning_rate=1e-3"]) == {
+        "search.timeout": config.NULL,
+        "search.seed": "1:30",
+        "training.learning_rate": 1e-3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86400), (7, 7)]
+)
+def test_durations(given, seconds):
+    assert parse("data: {name: digits}", overrides={"search.timeout": given}).search.timeout == (
+        seconds
+    )
+
+
+def test_rungs_that_no_trial_reaches_are_refused_unless_epochs_were_shortened(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("data: {name: digits}\ntraining: {epochs: 2}\nsearch: {rungs: [5]}")
+    with pytest.raises(StudyFileError, match=r"rungs are at epochs 5, and a training has 2"):
+        load(path)
+    path.write_text("data: {name: digits}\ntraining: {epochs: 9}\nsearch: {rungs: [5]}")
+    assert load(path, {"training.epochs": 2}).rungs == (2,)
+    with pytest.raises(StudyFileError, match="rungs are at epochs 20"):
+        load(path, {"search.rungs": [20]})
+
+
+def test_what_is_dumped_reads_back_whatever_it_looks_like():
+    environment = {"a": "1:30", "b": "1e-3", "c": "010", "d": "0x1f", "e": "null", "f": 1e-05}
+    study = parse("data: {name: digits}", overrides={"resources.runtime_env": environment})
+    assert parse(dump(study)).resources.runtime_env == environment

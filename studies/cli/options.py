@@ -92,7 +92,8 @@ RunCode = Annotated[
 
 def pairs(settings: list[str] | None) -> dict[str, Any]:
     """Dotted keys and their values, from the --set options."""
-    import yaml
+    from studies.config import NULL
+    from studies.yaml_loader import YamlError, read_yaml
 
     overrides: dict[str, Any] = {}
     for text in settings or ():
@@ -103,11 +104,12 @@ def pairs(settings: list[str] | None) -> dict[str, Any]:
                 param_hint="--set",
             )
         try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = read_yaml(value)
+        except YamlError:
             raise typer.BadParameter(
                 f"the value in '{text}' is not YAML; quote it as YAML does", param_hint="--set"
             ) from None
+        overrides[key.strip()] = NULL if parsed is None else parsed
     return overrides
 
 

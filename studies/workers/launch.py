@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.journal.directory import STUDY, require_place
 from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
+from studies.search.proposals import facts
 from studies.workers.executors import require_cluster
 
 
@@ -37,7 +40,10 @@ def new_driver(
         )
     require_cluster(study.resources)
     require_place(directory)
+    require_devices(study)
     channels, classes = read_data(study, note)
+    first = [*enqueue, *study.search.first]
+    require_buildable(first, study, channels, classes)
     return SearchDriver.create(
         directory,
         study,
@@ -47,6 +53,42 @@ def new_driver(
         warm_start=warm_start,
         images=images_of(study),
     )
+
+
+def require_buildable(
+    architectures: Sequence[str], study: Study, channels: int, classes: int
+) -> None:
+    """Raises StudyError for the first of the architectures that the study could not train."""
+    for text in architectures:
+        try:
+            candidate = Candidate.parse(text)
+            reason = facts(candidate.architecture, study, channels, classes).broken
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise StudyError(
+                f"the architecture '{text}', which is to be tried first, cannot be trained: "
+                f"{reason}; correct it or leave it out (search.first, --enqueue)"
+            )
+
+
+def require_devices(study: Study) -> None:
+    """Raises StudyError where a study for this machine needs a GPU that it lacks."""
+    share = study.resources.gpus_per_trial
+    needs = [
+        *(["constraints.memory"] if study.constraints.memory is not None else []),
+        *([f"resources.gpus_per_trial={share}"] if share not in ("auto", 0) else []),
+    ]
+    if not needs or study.resources.address is not None or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < (1 if share == "auto" else max(1.0, share)):
+        raise StudyError(
+            f"the study needs GPUs ({' and '.join(needs)}), and this machine has {count}: leave "
+            "that out, or name a cluster (--ray-address)"
+        )
 
 
 def open_driver(

@@ -1,0 +1,28 @@
+"""Durations in a study file: seconds as a number, or text such as `90s`, `30m`, `2h`, `1d`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds from a number or from text such as `90s`, `30m`, `2h`, `1d`."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+        if not match:
+            raise ValueError(
+                f"'{value}' is not a duration; write seconds, or a number with s, m, h or d such "
+                "as 90m"
+            )
+        return float(match[1]) * UNITS[match[2] or "s"]
+    if isinstance(value, bool):
+        raise ValueError(f"got {value}; write seconds, or a number with s, m, h or d such as 90m")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import yaml
+from yaml.scanner import ScannerError
 
 # of a study file: far more than the largest that makes sense
 MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 1_000_000, 40, 100_000
@@ -53,7 +54,7 @@ class StudyLoader(_Numbers, yaml.SafeLoader):
     def fetch_more_tokens(self) -> None:
         """Reads on. Raises ScannerError where brackets or indents are nested too deeply."""
         if max(self.flow_level, len(self.indents)) > MOST_DEPTH:
-            raise yaml.scanner.ScannerError(
+            raise ScannerError(
                 None, None, f"values are nested more than {MOST_DEPTH} deep", self.get_mark()
             )
         super().fetch_more_tokens()

@@ -63,7 +63,7 @@ def test_files_and_folders_that_are_named_exist(path):
     places = [path.parent, ROOT, ROOT / "tests", *(ROOT / package for package in PACKAGES)]
     for span in re.findall(r"`([^`\n]+)`", prose(path.read_text())):
         name = span.split()[-1] if span.startswith(("python ", "uv run ")) else span
-        if re.fullmatch(r"[\w./-]+\.(py|toml|json\.gz)|[a-z_]+(/[a-z_]+)*/[\w]*", name):
+        if re.fullmatch(r"[\w./-]+\.(py|toml|json\.gz)|[a-z_]+(/[a-z_]+)*/([a-z_]+)?", name):
             made_by_a_study = name.split("/")[0] in (
                 "train",
                 "validation",

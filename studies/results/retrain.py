@@ -88,7 +88,7 @@ def read_result(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise StudyError(
             f"{path} holds no result of a training ({type(error).__name__}: {error}); "
-            "delete it, and the same command, or `equisearch retrain`, makes it anew"
+            "delete it, and the same command, or `equisearch retrain`, trains it again"
         ) from None
 
 

@@ -39,6 +39,11 @@ def test_non_finite_logits_are_refused():
         equivariance_error(lambda x: corner(x) / 0, IMAGES, D4)
 
 
+def test_logits_that_are_integers_are_refused():
+    with pytest.raises(ValueError, match="logits of type torch.int64; they must be floating"):
+        equivariance_error(lambda x: (9 * corner(x)).long(), IMAGES, Group.parse("C4"))
+
+
 def test_one_image_is_refused():
     with pytest.raises(ValueError, match="at least two images"):
         equivariance_error(corner, IMAGES[:1], D4)

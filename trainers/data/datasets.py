@@ -186,7 +186,7 @@ def normaliser(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[Tensor], Tensor]:
-    """`normalise` with its numbers on the device already: to send them there anew, every batch
+    """`normalise` with its numbers on the device already: to send them there with every batch
     would wait for a GPU.
     """
     shift, scale = (
@@ -241,15 +241,15 @@ def _select(
         for pool, index, rows in zip(pools, drawn, (out[:num_train], out[num_train:]))
     ]
     _check_lost([*lost[0].values(), *lost[1].values()], len(out))
-    kept = [remainder(len(index), list(failed)) for index, failed in zip(drawn, lost)]
-    labels = [pool.labels[index[rows]] for pool, index, rows in zip(pools, drawn, kept)]
+    readable = [remainder(len(index), list(failed)) for index, failed in zip(drawn, lost)]
+    labels = [pool.labels[index[rows]] for pool, index, rows in zip(pools, drawn, readable)]
     for part, left in zip(("train", "validation"), labels):
         check_classes(source, part, left)
-    rows = np.concatenate([kept[0], num_train + kept[1]])
-    mean, std = _moments(out, kept[0])
+    rows = np.concatenate([readable[0], num_train + readable[1]])
+    mean, std = _moments(out, readable[0])
     return (None if len(rows) == len(out) else rows), {
         "labels": np.concatenate(labels).tolist(),
-        "num_train": len(kept[0]),
+        "num_train": len(readable[0]),
         "classes": source.classes,
         "mean": mean,
         "std": std,
@@ -293,10 +293,10 @@ def _take_test(
     out = allocate((len(index), splits.channels, *splits.size))
     lost = render(pool, index, splits.data.fit, out, splits.top)
     _check_lost(list(lost.values()), len(out))
-    kept = remainder(len(index), list(lost))
-    check_classes(source, "test", pool.labels[index[kept]])
-    return (kept if lost else None), {
-        "labels": pool.labels[index[kept]].tolist(),
+    readable = remainder(len(index), list(lost))
+    check_classes(source, "test", pool.labels[index[readable]])
+    return (readable if lost else None), {
+        "labels": pool.labels[index[readable]].tolist(),
         "skipped": list(lost.values()),
     }
 

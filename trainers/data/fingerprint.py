@@ -41,7 +41,7 @@ def fingerprint(data: Data) -> DataFingerprint:
     It changes when an image is added, removed, renamed, moved to another class or changes its size
     in bytes, and with the settings of the split. Of a folder that holds its own test split, that
     split does not count, since no score of a study depends on it. The arrays of a named set are
-    read once and its counts then kept in the cache. Raises ValueError for data that is missing or
+    read once and its counts then stored in the cache. Raises ValueError for data that is missing or
     cannot be split.
     """
     if data.folder is not None:
@@ -56,7 +56,7 @@ def fingerprint(data: Data) -> DataFingerprint:
     key = cache.key([VERSION, "fingerprint", data.model_dump(mode="json", exclude={"root"}), files])
 
     def build(allocate: cache.Allocate) -> tuple[None, dict[str, Any]]:
-        allocate((1,))[:] = 0  # what is kept is the content
+        allocate((1,))[:] = 0  # the content is what matters
         return None, _fingerprint(data, files, sources.open_named(data)).as_dict()
 
     _, content = cache.cached(key, build)

@@ -189,19 +189,19 @@ def _chunks(
     return [tuple(kind[i : i + at_once]) for kind in kinds for i in range(0, len(kind), at_once)]
 
 
-def spread_of(name: str, values: Tensor) -> Tensor:
+def between_image_variance(name: str, values: Tensor) -> Tensor:
     """Mean squared difference between different images: twice the variance, mean over channels; [1,
     1, height, width] or [].
 
     `values` are [batch, channel, height, width] or [batch, class]. Raises ValueError where they do
     not vary over the images.
     """
-    return _spread(name, values)[0]
+    return _between_image_moments(name, values)[0]
 
 
-def _spread(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`spread_of`, and the mean and the variance over the images that it comes from, [positions,
-    channel].
+def _between_image_moments(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`between_image_variance`, and the mean and the variance over the images that it comes from,
+    [positions, channel].
     """
     if len(values) < 2:
         raise ValueError(
@@ -213,12 +213,12 @@ def _spread(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = _rows(values)
     mean = rows.mean(0)
     variance = (rows - mean).square_().sum(0) / (len(rows) - 1)
-    spread = 2 * variance.mean(1)
-    if not math.isfinite(float(spread.sum())):
+    variance_between = 2 * variance.mean(1)
+    if not math.isfinite(float(variance_between.sum())):
         raise ValueError(f"the outputs of {name} are not all finite; nothing can be measured")
     # Rounding makes a constant vary in its last digits. No value is larger than the norm of all,
     # which is known.
-    typical, rounding = float(spread.mean().sqrt()), 16 * torch.finfo(values.dtype).eps
+    typical, rounding = float(variance_between.mean().sqrt()), 16 * torch.finfo(values.dtype).eps
     norm = float(_squares(mean, variance, len(values)).sum().sqrt())
     if typical <= rounding * norm and typical <= rounding * float(values.abs().max()):
         raise ValueError(
@@ -226,7 +226,11 @@ def _spread(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             "says nothing; "
             "train the model, or measure on different images"
         )
-    return spread.view(1, 1, *values.shape[2:]) if values.ndim == 4 else spread[0], mean, variance
+    return (
+        variance_between.view(1, 1, *values.shape[2:]) if values.ndim == 4 else variance_between[0],
+        mean,
+        variance,
+    )
 
 
 def _squares(mean: Tensor, variance: Tensor, count: int) -> Tensor:
@@ -239,16 +243,18 @@ class _Reference:
     """A stage's maps for the images as they are, and what every comparison with them needs."""
 
     stage: Stage
-    spread: Tensor
+    variance_between: Tensor
     # sums of values and of squares by channel, over images and positions
     moments: tuple[Tensor, Tensor]
 
 
 def _reference(stage: Stage) -> _Reference:
-    spread, mean, variance = _spread(stage.name, stage.maps)
+    variance_between, mean, variance = _between_image_moments(stage.name, stage.maps)
     count = len(stage.maps)
     return _Reference(
-        stage, spread, ((count * mean.double()).sum(0), _squares(mean, variance, count).sum(0))
+        stage,
+        variance_between,
+        ((count * mean.double()).sum(0), _squares(mean, variance, count).sum(0)),
     )
 
 
@@ -257,12 +263,15 @@ def _compare(
 ) -> tuple[float, float, float, float]:
     """Relative error, correlation, l1 and l2 of one stage under one element."""
     maps, moving, moments = _alignment(reference, after, element)
-    inside, spread, count = None, reference.spread, after[0].numel()
+    inside, variance_between, count = None, reference.variance_between, after[0].numel()
     if after.ndim == 4:
-        spread = act(spread, element)
+        variance_between = act(variance_between, element)
         if not element.on_grid:
             inside = _disc(*after.shape[-2:], device=after.device).flatten()
-            spread, count = spread.flatten()[inside], int(inside.sum()) * after.shape[1]
+            variance_between, count = (
+                variance_between.flatten()[inside],
+                int(inside.sum()) * after.shape[1],
+            )
     step = max(1, AT_ONCE // after[0].numel())
     parts = []
     for start in range(0, len(after), step):
@@ -279,7 +288,7 @@ def _compare(
     squares = torch.cat(squares)  # [image, channel]
     of_after = _added(of_after)
     of_expected = moments or _added(of_expected)
-    relative = (squares.sum() / (len(after) * count) / spread.double().mean()).sqrt()
+    relative = (squares.sum() / (len(after) * count) / variance_between.double().mean()).sqrt()
     correlation = _correlation(
         of_expected, of_after, squares.sum(0), len(after) * count // after.shape[1]
     )

@@ -176,6 +176,10 @@ def _checked(logits: Any, images: Tensor) -> Tensor:
             f"the model returned {shape} for {len(images)} images; it must return logits "
             "[batch, classes]"
         )
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"the model returned logits of type {logits.dtype}; they must be floating point numbers"
+        )
     if not logits.isfinite().all():
         raise ValueError("the model's logits are not all finite; nothing can be measured")
     return logits

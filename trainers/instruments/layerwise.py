@@ -1,4 +1,4 @@
-"""What a network that nobody made equivariant has learned: matched channels, and features that an
+"""What a network that was not built equivariant has learned: matched channels, and features that an
 element acts on linearly.
 
 Being equivariant from end to end does not mean being so layer by layer. Two instruments look
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
-from trainers.instruments.equivariance import spread_of
+from trainers.instruments.equivariance import between_image_variance
 from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels, run
 
 
@@ -84,7 +84,7 @@ def layerwise_equivariance(
 
 
 def _matched(name: str, element: Element, maps: Tensor, moved: Tensor) -> MatchedStage:
-    spread_of(name, maps)
+    between_image_variance(name, maps)
     if maps.shape != moved.shape:
         raise ValueError(
             f"{name} has maps of shape {list(moved.shape)} for moved images and "
@@ -189,27 +189,27 @@ def steerability(
         for start in range(0, len(images), batch_size):
             batch = pixels(images[start : start + batch_size], model)
             for moved, into in ((batch, before), (act(batch, element), after)):
-                _, found = run(
+                _, watched = run(
                     model,
                     normalise(moved) if normalise else moved,
                     stages=None if stage is None or stage.startswith("stage ") else [stage],
                 )
-                into.append(_features(found, stage))
+                into.append(_features(watched, stage))
         return _fit(torch.cat(before), torch.cat(after), element)
 
 
-def _features(found: Sequence[Any], stage: str | None) -> Tensor:
-    chosen = [s for s in found if stage in (None, s.name)]
+def _features(watched: Sequence[Any], stage: str | None) -> Tensor:
+    chosen = [s for s in watched if stage in (None, s.name)]
     if not chosen:
         raise ValueError(
             f"the model shows no stage {stage or 'at all'}; its stages are "
-            f"{', '.join(s.name for s in found) or 'none'}"
+            f"{', '.join(s.name for s in watched) or 'none'}"
         )
     return chosen[-1].maps.mean((2, 3))
 
 
 def _fit(before: Tensor, after: Tensor, element: Element) -> Steerability:
-    spread_of("the stage", before)
+    between_image_variance("the stage", before)
     # Directions that only rounding fills would be fitted to noise.
     smallest = torch.finfo(before.dtype).eps ** (2 / 3)
     before, after = before.double().cpu(), after.double().cpu()
@@ -227,7 +227,7 @@ def _fit(before: Tensor, after: Tensor, element: Element) -> Steerability:
         before[:half] @ directions, after[:half] @ directions, driver="gelsd"
     ).solution
     error = (before[half:] @ directions @ matrix @ directions.T - after[half:]).norm()
-    spread = (after[half:] - after[half:].mean(0)).norm()
+    deviation = (after[half:] - after[half:].mean(0)).norm()
     values = torch.linalg.eigvals(matrix)
     order = 2 if element.mirror else element.turn.denominator
     roots = torch.exp(2j * torch.pi * torch.arange(order, dtype=torch.float64) / order)
@@ -235,8 +235,8 @@ def _fit(before: Tensor, after: Tensor, element: Element) -> Steerability:
     return Steerability(
         element,
         float(error / after[half:].norm()),
-        float(error / spread),
-        float((before[half:] - after[half:]).norm() / spread),
+        float(error / deviation),
+        float((before[half:] - after[half:]).norm() / deviation),
         tuple(complex(v) for v in values),
         float(distance),
         before.shape[1],

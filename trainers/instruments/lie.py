@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from searchspace.groups import Group
-from trainers.instruments.equivariance import spread_of
+from trainers.instruments.equivariance import between_image_variance
 from trainers.instruments.feature_maps import Model, Normalise, Stage, measuring, pixels, run
 
 # Velocity at the point (x right, y down) from the centre, pixels per unit: v = matrix @ (x, y) +
@@ -92,19 +92,21 @@ def lie_derivatives(
     divided by, is the one that fits best. Raises ValueError for outputs that do not vary over the
     images.
     """
-    found = []
+    derivatives = []
     for motion in motions:
         logits, stage_outputs = _differentiate(model, images, motion, stages, fields, normalise)
         slide = _rms_velocity(motion, images.shape[-2:])
         value, slope = logits
         probabilities = value.softmax(1)
         softmax = probabilities * (slope - (probabilities * slope).sum(1, keepdim=True))
-        found.append(_summary(motion, "logits", value, slope, slide, float(softmax.abs().mean())))
+        derivatives.append(
+            _summary(motion, "logits", value, slope, slide, float(softmax.abs().mean()))
+        )
         for stage, slope in stage_outputs:
             residual = _residual(motion, stage, slope)
             if residual is not None:
-                found.append(_summary(motion, stage.name, stage.maps, residual, slide, None))
-    return tuple(found)
+                derivatives.append(_summary(motion, stage.name, stage.maps, residual, slide, None))
+    return tuple(derivatives)
 
 
 def lie_derivative(
@@ -170,7 +172,7 @@ def _differentiate(
         dual = forward_ad.make_dual(images, moving(images, motion))
         try:
             with _Duals():
-                logits, found = run(
+                logits, watched = run(
                     model, normalise(dual) if normalise else dual, stages=stages, fields=fields
                 )
         except NotImplementedError as error:
@@ -178,8 +180,10 @@ def _differentiate(
                 f"the model cannot be differentiated forwards ({error}); measure a folded or "
                 "plain torch version of it"
             ) from error
-        maps = [_split(stage.maps) for stage in found]
-        pairs = [(replace(stage, maps=value), slope) for stage, (value, slope) in zip(found, maps)]
+        maps = [_split(stage.maps) for stage in watched]
+        pairs = [
+            (replace(stage, maps=value), slope) for stage, (value, slope) in zip(watched, maps)
+        ]
         return _split(logits), pairs
 
 
@@ -235,7 +239,7 @@ def _split(dual: Tensor) -> tuple[Tensor, Tensor]:
 
 def _residual(motion: str, stage: Stage, slope: Tensor) -> Tensor | None:
     """The derivative of T_-t h(T_t x): how the maps change, less how moving maps would; None where
-    that is not known.
+    that is unknown.
     """
     moved = moving(stage.maps, motion)
     if motion.startswith("translation"):
@@ -279,5 +283,5 @@ def _summary(
             f"the derivative of {name} under {motion} is not finite; nothing can be measured"
         )
     absolute = float(slope.square().mean().sqrt())
-    relative = absolute / float(spread_of(name, value).mean().sqrt())
+    relative = absolute / float(between_image_variance(name, value).mean().sqrt())
     return LieDerivative(motion, name, absolute, relative, relative / slide, softmax)

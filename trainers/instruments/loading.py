@@ -25,7 +25,7 @@ def check_model(
         batch = pixels(images, model)
         try:
             logits = model(normalise(batch) if normalise else batch)
-        except Exception as error:  # a model is somebody's code
+        except Exception as error:  # the user's code
             said = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"the model does not take images of shape {shape}: {type(error).__name__}: "

@@ -166,9 +166,10 @@ def _stages(m: Measurement) -> str:
     )
 
 
-def _motions(found: Sequence[LieDerivative]) -> str:
+def _motions(derivatives: Sequence[LieDerivative]) -> str:
     rows = [
-        (d.motion, f"{d.relative:.3f}", f"{d.per_pixel:.4f}", f"{d.softmax:.4f}") for d in found
+        (d.motion, f"{d.relative:.3f}", f"{d.per_pixel:.4f}", f"{d.softmax:.4f}")
+        for d in derivatives
     ]
     return (
         _table("Lie derivative of the logits", ("motion", "relative", "per pixel", "softmax"), rows)

@@ -18,8 +18,8 @@ from searchspace.groups import IDENTITY, Element, Group, largest_subgroup
 from trainers.actions import act, parts
 from trainers.instruments.feature_maps import Model, Normalise, device_of, measuring, pixels, run
 
-# relative to the spread of the logits, float32: exact networks have 1e-6, broken layouts 6e-2 and
-# more
+# relative to the standard deviation of the logits, float32: exact networks have 1e-6, broken
+# layouts 6e-2 and more
 EXACT = 1e-5
 
 
@@ -42,7 +42,7 @@ class Predictions:
         """
         if element not in self.elements:
             raise ValueError(
-                f"there are no predictions for {element}; they were made for "
+                f"predictions under {element} are missing; there are those under "
                 f"{', '.join(map(str, self.elements))}"
             )
         return self.classes[self.elements.index(element)], self.confidences[
@@ -54,12 +54,12 @@ class Predictions:
 def invariant_elements(
     model: Model, images: Tensor, group: Group, *, normalise: Normalise | None = None
 ) -> tuple[Element, ...]:
-    """The subgroup of quarter turns and flips in `group` under which the logits are measured not to
-    change, in float32.
+    """The subgroup of quarter turns and flips in `group` under which the logits of the images, and
+    of the images moved by any of them, are measured not to change, in float32.
 
-    Not to change means by less than 1e-5 of the spread of the logits over `images`, besides
-    rounding; 16 images are enough, 2 needed. A constant model is invariant. Non-square images keep
-    only the elements that keep their shape.
+    Not to change means by less than 1e-5 of the standard deviation of the logits over `images`,
+    besides rounding; 16 images are enough, 2 needed. A constant model is invariant. Non-square
+    images keep only the elements that keep their shape.
     """
     with measuring(model):
         images = pixels(images, model)
@@ -69,12 +69,15 @@ def invariant_elements(
         logits, _ = run(model, prepare(torch.cat([act(images, e) for e in candidates])), stages=())
         logits = logits.reshape(len(candidates), len(images), -1)
         # Where logits hardly vary, at the start of training, their last digits are larger than 1e-5
-        # of the spread.
+        # of that.
         rounding = 4 * torch.finfo(logits.dtype).eps * float(logits.abs().max())
         tolerance = EXACT * float(logits[0].std(0).mean()) + rounding
-        changes = (logits - logits[0]).abs().amax((1, 2))
+        # of the moved images, too: what changes nothing upright may after a quarter turn
         return largest_subgroup(
-            e for e, change in zip(candidates, changes) if float(change) <= tolerance
+            k
+            for k in candidates
+            if float((logits[[candidates.index(k @ e) for e in candidates]] - logits).abs().max())
+            <= tolerance
         )
 
 
@@ -102,7 +105,7 @@ def predict(
     batch_size = batch_size or (128 if device_of(model, images).type == "cpu" else 1024)
     elements = tuple(dict.fromkeys(elements))
     if not elements:
-        raise ValueError("there is no element to predict under; name at least the identity")
+        raise ValueError("got no element to predict under; name at least the identity")
     shared = _shared(model, images, normalise) if share_exact else (IDENTITY,)
     plan = _plan(elements, shared, images.shape[-1] == images.shape[-2])
     prepare = normalise or (lambda moved: moved)

@@ -22,7 +22,7 @@ from trainers.data.datasets import load
 from trainers.data.fitting import fit_images
 from trainers.data.splitting import remainder, take
 from trainers.instruments.proportions import Proportion, wilson
-from trainers.instruments.twosample import Classifier, Told, plain, tell
+from trainers.instruments.twosample import Answers, Classifier, count_answers, plain
 from trainers.settings import Data
 
 # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
@@ -138,17 +138,21 @@ def probe_images(
     train = (pixels[fit], labels[fit])
     test = (pixels[held_out], labels[held_out])
     upright = plain(train, len(classes), seed)
-    told: dict[Element, Told] = {}
+    answers: dict[Element, Answers] = {}
     for element in group.elements:
         if element != IDENTITY:
-            other = told.get(element.inverse)
-            told[element] = (
-                _inverted(other) if other else tell(train, test, element, len(classes), seed)
+            other = answers.get(element.inverse)
+            answers[element] = (
+                _inverted(other)
+                if other
+                else count_answers(train, test, element, len(classes), seed)
             )
-    surely = NormalDist().inv_cdf(1 - 0.05 / max(1, len(classes) * (len(classes) - 1) * len(told)))
+    surely = NormalDist().inv_cdf(
+        1 - 0.05 / max(1, len(classes) * (len(classes) - 1) * len(answers))
+    )
     elements = tuple(
-        _judge(element, answers, upright, test, classes, surely)
-        for element, answers in told.items()
+        _judge(element, counted, upright, test, classes, surely)
+        for element, counted in answers.items()
     )
     right = int((upright(test[0]).argmax(1) == test[1]).sum())
     return Probe(
@@ -164,16 +168,16 @@ def probe_images(
     )
 
 
-def _inverted(told: Told) -> Told:
+def _inverted(answers: Answers) -> Answers:
     """The same answers about the inverse element: b moved looks like a exactly if a moved back
     looks like b.
     """
-    return Told(told.apart, told.labels, told.pairs.T, told.upright, told.counts)
+    return Answers(answers.apart, answers.labels, answers.pairs.T, answers.upright, answers.counts)
 
 
 def _judge(
     element: Element,
-    told: Told,
+    answers: Answers,
     upright: Classifier,
     test: tuple[Tensor, Tensor],
     classes: tuple[str, ...],
@@ -182,20 +186,20 @@ def _judge(
     images, labels = test
     count = len(labels)
     # both views of an image count as one trial
-    apart = wilson(told.apart / 2, count)
-    likenesses = tuple(_likenesses(told, classes, surely))
+    apart = wilson(answers.apart / 2, count)
+    likenesses = tuple(_likenesses(answers, classes, surely))
     inputs = _inputs(apart)
     alike = tuple(
         name
         for i, name in enumerate(classes)
-        if told.counts[i] >= 10
-        and wilson(float(told.pairs[i, i]) / 2, int(told.counts[i])).value < 0.6
+        if answers.counts[i] >= 10
+        and wilson(float(answers.pairs[i, i]) / 2, int(answers.counts[i])).value < 0.6
     )
     called = upright(act(images, element)).argmax(1)
     fractions = [
         (a, b, float((called[labels == a] == b).float().mean()))
         for a in range(len(classes))
-        if told.counts[a]
+        if answers.counts[a]
         for b in range(len(classes))
         if a != b
     ]
@@ -211,7 +215,7 @@ def _judge(
         if likenesses
         else "kept",
         accuracy_unseen=wilson(int((called == labels).sum()), count),
-        accuracy_blind=wilson(told.labels / 2, count),
+        accuracy_blind=wilson(answers.labels / 2, count),
         called=tuple(
             (classes[a], classes[b], fraction)
             for a, b, fraction in sorted(fractions, key=lambda f: -f[2])
@@ -231,31 +235,31 @@ def _inputs(apart: Proportion) -> str:
     return "symmetric" if apart.high < 0.65 else "undecided"
 
 
-def _likenesses(told: Told, classes: tuple[str, ...], surely: float) -> list[Likeness]:
+def _likenesses(answers: Answers, classes: tuple[str, ...], surely: float) -> list[Likeness]:
     """Pairs of classes that come closer under the element, by 5 points and `surely` standard errors
     at least; the closest first.
 
     `surely` allows for the number of pairs and elements asked about, so that chance finds a pair in
     one data set of twenty.
     """
-    found = []
+    closer = []
     for b in range(len(classes)):
         for a in range(len(classes)):
-            count = int(told.counts[a] + told.counts[b])
+            count = int(answers.counts[a] + answers.counts[b])
             if a == b or not count:
                 continue
             pair = Likeness(
                 classes[b],
                 classes[a],
-                *(wilson(float(right[b, a]), count) for right in (told.pairs, told.upright)),
+                *(wilson(float(right[b, a]), count) for right in (answers.pairs, answers.upright)),
             )
             fall, middle = (
                 pair.apart_upright.value - pair.apart.value,
                 (pair.apart_upright.value + pair.apart.value) / 2,
             )
             if fall >= 0.05 and fall > surely * math.sqrt(2 * middle * (1 - middle) / count):
-                found.append(pair)
-    return sorted(found, key=lambda pair: pair.apart.value)
+                closer.append(pair)
+    return sorted(closer, key=lambda pair: pair.apart.value)
 
 
 def _collides(pair: Likeness) -> bool:

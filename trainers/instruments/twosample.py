@@ -28,7 +28,7 @@ Classifier = Callable[[Tensor], Tensor]  # images -> logits
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class Answers:
     """What a classifier of (class, moved or not) says of held-out images x and moved images gx, in
     numbers of right answers.
 
@@ -44,7 +44,9 @@ class Told:
     counts: Tensor
 
 
-def tell(train: Labelled, test: Labelled, element: Element, num_classes: int, seed: int) -> Told:
+def count_answers(
+    train: Labelled, test: Labelled, element: Element, num_classes: int, seed: int
+) -> Answers:
     """Train a classifier on upright and moved images, as 2 x `num_classes` classes, and count its
     right answers on `test`.
 
@@ -154,7 +156,7 @@ def _network(shape: torch.Size, num_classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * positions, num_classes))
 
 
-def _count(upright: Tensor, moved: Tensor, labels: Tensor, num_classes: int) -> Told:
+def _count(upright: Tensor, moved: Tensor, labels: Tensor, num_classes: int) -> Answers:
     """Right answers from the logits [N, 2K] of upright and of moved images, whose first K columns
     say upright.
     """
@@ -174,6 +176,6 @@ def _count(upright: Tensor, moved: Tensor, labels: Tensor, num_classes: int) -> 
         first, second = logits[:, :num_classes], logits[:, num_classes:]
         apart += int(((second.logsumexp(1) > first.logsumexp(1)) == is_moved).sum())
         right += int((torch.logaddexp(first, second).argmax(1) == labels).sum())
-    return Told(
+    return Answers(
         apart, right, moved_right + upright_right.T, unmoved_right + unmoved_right.T, one_hot.sum(0)
     )

@@ -105,6 +105,10 @@ def test_a_space_in_which_nothing_fits():
         ("resources: {workers: 0}", "resources.workers"),
         ("search: 7", "search: got 7; input should be a valid dictionary"),
         ("constraints: {params: .nan}", "constraints.params"),
+        ("symmetry: {angles: 7}", "7 degrees do not divide a full turn of 360; choose one of 1, 2"),
+        ("training: {learning_rate: 1e9}", "less than or equal to 100"),
+        ("training: {device: tpu}", "'tpu' is not a device to train on; write auto, cpu, cuda"),
+        ("training: {device: meta}", "'meta' is not a device to train on"),
     ],
 )
 def test_wrong_values_are_named(wrong, expected):
@@ -272,3 +276,14 @@ def test_what_is_dumped_reads_back_whatever_it_looks_like():
     environment = {"a": "1:30", "b": "1e-3", "c": "010", "d": "0x1f", "e": "null", "f": 1e-05}
     study = parse("data: {name: digits}", overrides={"resources.runtime_env": environment})
     assert parse(dump(study)).resources.runtime_env == environment
+
+
+@pytest.mark.parametrize("key", ["train", "validation", "test"])
+def test_a_split_has_two_images_at_least(key):
+    written = f"data: {{name: digits, {key}: 1}}\n"
+    assert f"data.{key}: got 1; input should be greater than or equal to 2" in complaint(written)
+
+
+def test_a_seed_of_data_has_64_bits_at_most():
+    assert parse(f"data: {{name: digits, seed: {2**63 - 1}}}").data.seed == 2**63 - 1
+    assert "data.seed" in complaint(f"data: {{name: digits, seed: {2**63}}}")

@@ -130,10 +130,10 @@ def test_processes_spread_over_the_gpus(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(devices, "limit_memory", limits.append)
-    devices.take_card.cache_clear()
+    devices.take_gpu.cache_clear()
     for _ in range(2):  # a worker does several jobs
-        devices.take_card(number, workers)
-    devices.take_card.cache_clear()
+        devices.take_gpu(number, workers)
+    devices.take_gpu.cache_clear()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == (expected or visible or "")
     assert limits == ([] if expected is None else [share or 1.0])
 

@@ -20,7 +20,7 @@ from trainers.instruments.accuracy import (
 from trainers.instruments.predictions import angle_elements, invariant_elements, predict
 from trainers.instruments.proportions import proportion
 from trainers.networks.fold import fold
-from trainers.process import crew
+from trainers.process import thread_pool
 
 C4, C8, D4 = Group.parse("C4"), Group.parse("C8"), Group.parse("D4")
 IMAGES = torch.rand(60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -158,26 +158,26 @@ def test_networks_share_angles_only_where_their_layout_keeps_them(text, forwards
 
 def test_the_upright_logits_come_along_in_the_order_of_the_images():
     model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
-    with crew(2) as hands:
-        found = predict(model, IMAGES, C8.elements, batch_size=16, executor=hands)
+    with thread_pool(2) as pool:
+        found = predict(model, IMAGES, C8.elements, batch_size=16, executor=pool)
     assert torch.allclose(found.upright, model(IMAGES), atol=1e-5)
     assert predict(model, IMAGES, C8.elements[1:2]).upright is None
 
 
-def test_a_crew_predicts_the_same():
+def test_a_thread_pool_predicts_the_same():
     model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
     alone = predict(model, IMAGES, C8.elements, batch_size=16)
-    with crew(3) as hands:
-        together = predict(model, IMAGES, C8.elements, batch_size=16, executor=hands)
+    with thread_pool(3) as pool:
+        together = predict(model, IMAGES, C8.elements, batch_size=16, executor=pool)
     assert torch.equal(alone.classes, together.classes) and torch.equal(
         alone.confidences, together.confidences
     )
-    with crew(2) as hands, pytest.raises(ValueError, match="not all finite"):
+    with thread_pool(2) as pool, pytest.raises(ValueError, match="not all finite"):
         predict(
             lambda x: corner(x) * float("nan"),
             IMAGES,
             C8.elements,
-            executor=hands,
+            executor=pool,
             share_exact=False,
         )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from searchspace.architecture import Architecture
-from searchspace.recipe import Candidate
+from searchspace.recipe import Candidate, Recipe
 from trainers.data.datasets import load, normalise
 from trainers.networks.fold import fold
 from trainers.settings import Augment, Data, Symmetry, Training
@@ -141,10 +141,12 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
 
 
 def test_a_diverged_loss_is_told_with_its_remedy(tmp_path):
+    diverging = config(optimizer="sgd", schedule="constant")
+    diverging = replace(diverging, recipe=Recipe(learning_rate=1e30))
     with pytest.raises(DivergedError, match="lower learning rate"):
         train(
             Architecture.parse("12px: 4k3, 4k3"),
-            config(learning_rate=1e30, optimizer="sgd", schedule="constant"),
+            diverging,
             tmp_path,
             4,
         )

@@ -1,11 +1,14 @@
-"""What a worker trains, scores and reports of a trial that goes on from a checkpoint."""
+"""What a worker trains, scores and reports, and what is refused before there is anything to train."""
 
 import contextlib
 
 import pytest
 
 from studies.config import parse
+from studies.errors import StudyError
 from studies.search.assignments import Assignment, LeaveError
+from studies.workers.executors import Failure
+from studies.workers.launch import new_driver, read_data
 from studies.workers.worker import SCORES, run_trial
 from trainers.training import train as training_module
 
@@ -79,3 +82,47 @@ def test_a_damaged_record_is_scored_again(tmp_path, scored):
     scored.clear()
     run_trial(study, assignment, Report())
     assert scored == [2, 4]
+
+
+@pytest.mark.parametrize("batch_size, warned", [(100, False), (101, True)])
+def test_a_batch_of_more_images_than_there_are_is_said_before_the_first_trial(batch_size, warned):
+    notes = []
+    read_data(parse(STUDY, overrides={"training.batch_size": batch_size}), notes.append)
+    assert any("each epoch is one step on all of them" in note for note in notes) == warned
+
+
+@pytest.mark.parametrize(
+    "values, complaint",
+    [
+        ({"training.augment.shift": 8}, "shift is 8 pixels, and inputs have 8.*at most 7"),
+        ({"training.device": "cuda:7"}, "cuda:7 is not there: this machine shows 0 GPUs"),
+        ({"training.device": "mps"}, "device mps cannot be used"),
+        ({"resources.gpus_per_trial": 2}, "gpus_per_trial=2.*this machine has 0"),
+        ({"training.device": "cuda:1", "resources.executor": "ray"}, "a trial sees 1 of the GPUs"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_the_first_trial(
+    tmp_path, monkeypatch, values, complaint
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    overrides = {"space.input_size": [8], "resources.executor": "in_process", **values}
+    study = parse(STUDY, overrides=overrides)
+    with pytest.raises((StudyError, ValueError), match=complaint):
+        new_driver(study, tmp_path / "study")
+    assert not (tmp_path / "study" / "study.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), "out_of_memory"),
+        (MemoryError("not enough memory for a convolution"), "out_of_memory"),
+        (RuntimeError("shapes do not fit"), "failed"),
+    ],
+)
+def test_an_allocator_without_memory_is_not_a_failure_of_the_trial(error, kind):
+    assert Failure.of(error).kind == kind

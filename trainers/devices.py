@@ -1,4 +1,4 @@
-"""Where a training runs: the CPU or a card, what is sent there, and how much of it a worker may
+"""Where a training runs: the CPU or a GPU, what is sent there, and how much of it a worker may
 take.
 """
 
@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-CONTEXT_BYTES = 600 << 20  # of a card's memory that CUDA itself takes for each process, about
+CONTEXT_BYTES = 600 << 20  # of a GPU's memory that CUDA itself takes for each process, about
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,8 +27,15 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name} is not there: this machine shows {torch.cuda.device_count()} GPUs; "
             "take device: auto "
-            "(on Ray, a trial is shown the cards that resources.gpus_per_trial asks for)"
+            "(on Ray, a trial is shown the GPUs that resources.gpus_per_trial asks for)"
         )
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(
+                f"device {name} cannot be used: {str(error).splitlines()[0]}; take device: auto"
+            ) from None
     return device
 
 
@@ -49,10 +56,10 @@ def wait(device: torch.device) -> None:
 
 
 def limit_memory(share: float) -> None:
-    """Keeps this process to its share of every card it sees, between 0 and 1, so that a large trial
+    """Keeps this process to its share of every GPU it sees, between 0 and 1, so that a large trial
     fails by itself and not its neighbours.
 
-    A share of 0 or of 1 and more (no card, or whole cards) limits nothing. What CUDA needs for the
+    A share of 0 or of 1 and more (no GPU, or whole GPUs) limits nothing. What CUDA needs for the
     process counts.
     """
     if not 0 < share < 1:
@@ -65,15 +72,15 @@ def limit_memory(share: float) -> None:
 
 
 @cache  # once in a process
-def take_card(number: int, workers: int) -> None:
-    """Gives this process, worker `number` of `workers` on this machine, one of its cards and its
-    share of that card's memory.
+def take_gpu(number: int, workers: int) -> None:
+    """Gives this process, worker `number` of `workers` on this machine, one of its GPUs and its
+    share of that GPU's memory.
 
-    Before CUDA is used. A process that is alone keeps all cards.
+    Before CUDA is used. A process that is alone keeps all GPUs.
     """
-    cards = torch.cuda.device_count() if workers > 1 else 0
-    if not cards:
+    gpus = torch.cuda.device_count() if workers > 1 else 0
+    if not gpus:
         return
-    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cards)))
-    os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % cards]
-    limit_memory(1 / -(-(workers - number % cards) // cards))  # whoever else takes the same
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % gpus]
+    limit_memory(1 / -(-(workers - number % gpus) // gpus))  # whoever else takes the same

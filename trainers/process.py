@@ -34,7 +34,7 @@ def tune_process(threads: int = 1) -> None:
 
 
 @contextmanager
-def crew(threads: int) -> Iterator[Executor]:
+def thread_pool(threads: int) -> Iterator[Executor]:
     """`threads` threads that compute side by side, each with one thread of its own inside torch,
     which lets go of the interpreter.
 
@@ -43,7 +43,10 @@ def crew(threads: int) -> Iterator[Executor]:
     """
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(
-        max(1, threads), thread_name_prefix="crew", initializer=torch.set_num_threads, initargs=(1,)
+        max(1, threads),
+        thread_name_prefix="equisearch",
+        initializer=torch.set_num_threads,
+        initargs=(1,),
     )
     try:
         yield pool

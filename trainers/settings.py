@@ -1,4 +1,4 @@
-"""What one training is told: the `data`, `training` and `symmetry` sections of a study file, as
+"""The settings of a training: the `data`, `training` and `symmetry` sections of a study file, as
 immutable values.
 
 Nothing here imports torch, so that reading a study file is cheap.
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from searchspace.groups import Group
 
@@ -59,6 +59,29 @@ def _data_name(value: Any) -> Any:
     )
 
 
+def _divides_turn(angle: int) -> int:
+    """The angle, if whole steps of it make a full turn."""
+    if 360 % angle:
+        divisors = [str(n) for n in range(1, 181) if 360 % n == 0]
+        raise ValueError(
+            f"{angle} degrees do not divide a full turn of 360; choose one of {', '.join(divisors)}"
+        )
+    return angle
+
+
+def _device_name(name: str) -> str:
+    """The name, if it can be a device to train on; whether it is there, `devices.pick_device` says."""
+    if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", name):
+        raise ValueError(
+            f"'{name}' is not a device to train on; write auto, cpu, cuda, or a certain GPU such "
+            "as cuda:1"
+        )
+    return name
+
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""What random numbers are drawn from; torch takes 64 bits."""
+
 GroupName = Annotated[str, BeforeValidator(_group_name)]
 """The name of a group such as `D4`, checked and spelled canonically."""
 
@@ -71,14 +94,15 @@ class Data(Settings):
     # where torchvision's sets lie, or are downloaded to
     root: Path = Path("data")
     download: bool = False
-    train: int | None = Field(default=None, ge=1)  # images; None: all that are left
+    # two at least of each: a score of one image says nothing, and batch norm needs two
+    train: int | None = Field(default=None, ge=2)  # images; None: all that are left
     # images taken from the training data; None: a fifth
-    validation: int | None = Field(default=None, ge=1)
-    test: int | None = Field(default=None, ge=1)  # images; None: the whole test split
+    validation: int | None = Field(default=None, ge=2)
+    test: int | None = Field(default=None, ge=2)  # images; None: the whole test split
     # how the input size is reached: bilinear resize, or padding / cropping
     fit: Literal["resize", "pad"] = "resize"
     color: bool | None = None  # None: as the images are (grey or colour)
-    seed: int = Field(default=0, ge=0)  # of the split, the same for every trial
+    seed: Seed = 0  # of the split, the same for every trial
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -111,7 +135,7 @@ class Augment(Settings):
     # group: a random element of `symmetry.group`
     rotation: Literal["none", "group", "uniform"] | Normal = "none"
     # random translation of at most this many pixels
-    shift: int = Field(default=0, ge=0)
+    shift: Annotated[int, Field(ge=0)] = 0
     mirror: bool = False  # random left-right mirroring
 
 
@@ -121,7 +145,8 @@ class Training(Settings):
     epochs: int = Field(default=18, ge=1)
     batch_size: int = Field(default=128, ge=2)  # images
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(default=0.01, gt=0)  # the peak, where the schedule has one
+    # the peak, where the schedule has one; above 100 no optimizer here trains
+    learning_rate: float = Field(default=0.01, gt=0, le=100)
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     weight_decay: float = Field(default=1e-5, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
@@ -129,7 +154,7 @@ class Training(Settings):
     equivariance_batch: float = Field(default=0.2, gt=0, le=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: Augment = Augment()
-    device: str = "auto"  # auto | cpu | cuda | cuda:1
+    device: Annotated[str, AfterValidator(_device_name)] = "auto"  # auto | cpu | cuda | cuda:1
     # on a GPU, replay steps from a graph where that is right and faster
     cuda_graphs: bool = True
 
@@ -141,4 +166,4 @@ class Symmetry(Settings):
 
     group: GroupName = "C4"
     # degrees between the points of the accuracy-by-angle curve
-    angles: int = Field(default=10, ge=1, le=180)
+    angles: Annotated[int, Field(ge=1, le=180), AfterValidator(_divides_turn)] = 10

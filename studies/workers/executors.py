@@ -63,6 +63,9 @@ class Ending:
 
 
 Listener = Callable[[Event], None]
+# in the words of torch and its libraries, whose errors are plain RuntimeErrors
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+
 TrainableName = Trainable | str | None
 """A function, `module:function`, or None: what carries out an assignment; None trains."""
 
@@ -282,7 +285,7 @@ def _kind(error: BaseException) -> FailureKind:
         if (
             isinstance(chain, MemoryError)
             or type(chain).__name__ == "OutOfMemoryError"
-            or "out of memory" in str(chain).lower()
+            or any(words in str(chain).lower() for words in NO_MEMORY)
         ):
             return "out_of_memory"
         chain = chain.__cause__

@@ -15,7 +15,7 @@ from studies.journal.directory import STUDY, require_place
 from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
-from studies.workers.executors import require_cluster
+from studies.workers.executors import on_ray, require_cluster
 
 
 def new_driver(
@@ -73,7 +73,8 @@ def require_buildable(
 
 
 def require_devices(study: Study) -> None:
-    """Raises StudyError where a study for this machine needs a GPU that it lacks."""
+    """Raises StudyError where a study for this machine needs a GPU, or a device, that it lacks."""
+    require_device(study)
     share = study.resources.gpus_per_trial
     needs = [
         *(["constraints.memory"] if study.constraints.memory is not None else []),
@@ -91,12 +92,35 @@ def require_devices(study: Study) -> None:
         )
 
 
+def require_device(study: Study) -> None:
+    """Raises StudyError if trials cannot have the device that the study names. What the nodes of a
+    cluster have is seen when it is joined.
+    """
+    device, share = study.trial_training.device, study.resources.gpus_per_trial
+    if on_ray(study.resources):
+        seen = 1 if share == "auto" else max(1, int(share))
+        if int(device.partition(":")[2] or 0) >= seen:
+            raise StudyError(
+                f"training.device is {device}, and on Ray a trial sees {seen} of the GPUs, counted "
+                "from 0; take device: auto, with resources.gpus_per_trial"
+            )
+        if study.resources.address is not None or os.environ.get("RAY_ADDRESS"):
+            return
+    from trainers.devices import pick_device
+
+    try:
+        pick_device(device)
+    except ValueError as error:
+        raise StudyError(f"training.device: {error}") from None
+
+
 def open_driver(
     directory: Path, study: Study, *, trusted: bool = False, accept_data: bool = False
 ) -> SearchDriver:
     """The driver of the study in `directory`, which goes on as `study`; its data is looked at before
     any trial. `accept_data` accepts data that has changed. Raises StudyError.
     """
+    require_device(study)
     return SearchDriver.open(
         directory, study, trusted=trusted, look=images_of, accept_data=accept_data
     )
@@ -120,11 +144,13 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
     out. Raises ValueError or OSError for data that cannot be read.
     """
     from trainers.data.datasets import DataWarning, describe, load
+    from trainers.training.config import check_training
 
     size = study.space.pixels[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # `describe` says it
         splits = load(study.data, (size, size))
-    for line in describe(splits):
+    warned = check_training(study.training, len(splits.train), min(study.space.pixels))
+    for line in [*describe(splits), *warned]:
         note(line)
     return splits.channels, len(splits.classes)

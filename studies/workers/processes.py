@@ -220,9 +220,9 @@ def prepare_process(study: Study) -> None:
     """Makes this process, a worker of `run_each` or none, ready to train: threads, memory, and its
     card where there are some.
     """
-    from trainers.devices import take_card
+    from trainers.devices import take_gpu
     from trainers.process import tune_process
 
     tune_process(max(1, int(study.resources.cpus_per_trial)))
     if study.trial_training.device != "cpu":
-        take_card(*slot())
+        take_gpu(*slot())

@@ -34,7 +34,7 @@ from trainers.instruments.predictions import Predictions, angle_elements, predic
 from trainers.networks.fold import scoring
 from trainers.networks.networks import Network, channels_last
 from trainers.networks.plain import PlainNetwork
-from trainers.process import crew
+from trainers.process import thread_pool
 
 ERROR_IMAGES = 64  # for the equivariance error and the Lie derivative
 MATCH_IMAGES = 128  # for matching channels
@@ -180,7 +180,7 @@ def _executor(model: Model, threads: int | None) -> Iterator[Executor]:
     if threads < 2 or not is_folded(model) or next(model.parameters()).device.type != "cpu":
         yield _InTurn()
     else:
-        with crew(threads) as pool:
+        with thread_pool(threads) as pool:
             yield pool
 
 

@@ -99,7 +99,7 @@ def predict(
     measured not to change on 16 of the images cost no forward: 2 instead of 8 for C8 and an exact
     C4 network. A forward takes `batch_size` images, by default 128 on a CPU, where larger ones were
     slower, and 1024 on a GPU, which waits after each. `executor` takes batches side by side in
-    threads (`trainers.process.crew`); the model must then bear to be called by several threads at
+    threads (`trainers.process.thread_pool`); the model must then bear to be called by several threads at
     once, as folded networks do. Raises ValueError for logits that are not finite.
     """
     batch_size = batch_size or (128 if device_of(model, images).type == "cpu" else 1024)

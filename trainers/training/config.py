@@ -31,3 +31,22 @@ class TrainingConfig:
     def group(self) -> Group:
         """The declared group: under which the model will be used."""
         return Group.parse(self.symmetry.group)
+
+
+def check_training(training: Training, images: int, size: int) -> list[str]:
+    """What a user should know of `training` on that many images, one line each.
+
+    `size` is the shortest side of an input in pixels. Raises ValueError for settings under which
+    nothing can be learned.
+    """
+    if training.augment.shift >= size:
+        raise ValueError(
+            f"training.augment.shift is {training.augment.shift} pixels, and inputs have {size}: a "
+            f"shifted image may be empty; take at most {size - 1}"
+        )
+    if training.batch_size > images:
+        return [
+            f"training.batch_size is {training.batch_size}, and there are {images} training "
+            "images: each epoch is one step on all of them"
+        ]
+    return []

@@ -28,7 +28,7 @@ from trainers.scores import Scores
 from trainers.seeds import derived_seed
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
-from trainers.training.config import TrainingConfig
+from trainers.training.config import TrainingConfig, check_training
 from trainers.training.cuda_graph import GraphedStep
 from trainers.training.evaluate import evaluate
 from trainers.training.schedule import rate_at
@@ -155,8 +155,8 @@ def train(
     Goes on from the checkpoint in `directory`, if there is one, and leaves one there after each
     epoch. `splits` are loaded from `config.data` unless given. `on_epoch(epoch, row)` is called
     after each epoch's checkpoint; what it raises ends the training there. Raises DivergedError if
-    the loss is not finite, ValueError if the checkpoint belongs to another training, OSError if it
-    cannot be written.
+    the loss is not finite, ValueError if the checkpoint belongs to another training or the settings
+    do not suit the images, OSError if the checkpoint cannot be written.
     """
     if not 1 <= until_epoch <= config.training.epochs:
         raise ValueError(
@@ -167,6 +167,7 @@ def train(
     for left in partial_files(directory):  # by a worker that was killed
         left.unlink(missing_ok=True)
     splits = load(config.data, architecture.size) if splits is None else splits
+    check_training(config.training, len(splits.train), min(architecture.size))
     run = start(
         architecture, config, directory, on_device(splits, pick_device(config.training.device))
     )

@@ -81,9 +81,9 @@ class Stage:
         """Computed once: enumerations look stages up by the million. Not kept in pickles, since
         hashes of strings are a process's own.
         """
-        known = self.__dict__.get("_hash")
-        if known is None:
-            known = self.__dict__["_hash"] = hash(
+        computed = self.__dict__.get("_hash")
+        if computed is None:
+            computed = self.__dict__["_hash"] = hash(
                 (
                     self.fields,
                     self.kernel,
@@ -97,7 +97,7 @@ class Stage:
                     self.residual,
                 )
             )
-        return known
+        return computed
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_hash"}
@@ -247,10 +247,10 @@ class Architecture:
         """The simplest architecture that builds the same network; equal networks by description
         have equal canonical forms.
 
-        Repeats are written out unless `keep_repeats`, a head over a trivial group is none, and steps
-        without effect go: a dilation of one pixel, a padding mode without padding, a pool of one
-        pixel, rounding up where nothing is rounded; an adaptive pool to an integer fraction is the
-        ordinary pool.
+        Repeats are written out unless `keep_repeats`, a head over a trivial group is none, and
+        steps without effect go: a dilation of one pixel, a padding mode without padding, a pool of
+        one pixel, rounding up where nothing is rounded; an adaptive pool to an integer fraction is
+        the ordinary pool.
         """
         stages: list[Stage] = []
         for number, stage in enumerate(self.stages, start=1):

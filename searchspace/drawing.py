@@ -82,13 +82,13 @@ def verdict_html(verdict: Verdict) -> str:
     """The verdict in a sentence, the drawing, and where each element that does not survive is lost,
     as HTML that needs no script and no other file.
     """
-    group, kept = verdict.group, " ".join(map(str, verdict.surviving))
+    group, survivors = verdict.group, " ".join(map(str, verdict.surviving))
     if verdict.exact:
         answer = f"exact under {group}"
     else:
         answer = (
             f"not exact under {group}: {len(verdict.surviving)} of {group.order} elements "
-            f"survive ({kept})"
+            f"survive ({survivors})"
         )
     rows = "".join(
         f"<tr><td>{escape(str(element))}</td><td>{escape('; '.join(places(breaks)))}</td></tr>\n"
@@ -204,18 +204,18 @@ def _pixels(size: tuple[int, int]) -> str:
 
 
 def _folded(rows: list[_Row], shown: int = 2) -> list[_Row]:
-    """The rows, where of more than three equal neighbours only the first and last are kept, with an
+    """The rows, where of more than three equal neighbours only the first and last stay, with an
     empty row between them.
     """
-    found: list[_Row] = []
+    folded: list[_Row] = []
     start = 0
     while start < len(rows):
         end = start + 1
         while end < len(rows) and rows[start].like(rows[end]):
             end += 1
         run = rows[start:end]
-        found += (
+        folded += (
             run if len(run) <= shown + 1 else [run[0], _Row("", "", "", (0, 0), (), ""), run[-1]]
         )
         start = end
-    return found
+    return folded

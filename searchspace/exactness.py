@@ -1,4 +1,4 @@
-"""Which elements of a group a network respects exactly, known before it is trained.
+"""Which elements of a group a network respects exactly, decided before it is trained.
 
 An element maps feature maps to feature maps exactly iff every stage's group contains it, it maps
 the pixel grid onto itself, and no window is shifted on an axis that it reads backwards ("Using and
@@ -52,7 +52,7 @@ class Break:
 
 
 def shift_text(layer: str, axes: tuple[str, ...], remainder: int) -> str:
-    """How a shifted window is told: `height and width shifted by 1 px`. A nearest-neighbour resize
+    """A shifted window in words: `height and width shifted by 1 px`. A nearest-neighbour resize
     counts samples, not pixels.
     """
     if layer.endswith("nearest"):
@@ -80,12 +80,12 @@ def places(breaks: Iterable[Break]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which elements of `group` survive in an architecture, and where each of the others is lost."""
+    """Which elements of `group` survive in an architecture, and where each other one is lost."""
 
     architecture: Architecture
-    group: Group  # the group asked about
+    group: Group  # whose elements are judged
     # the quarter turns and flips that the windows leave exact, built in or not
-    kept: frozenset[Element]
+    unshifted_elements: frozenset[Element]
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the answer, a drawing, and where elements are lost."""
@@ -98,7 +98,7 @@ class Verdict:
         """The elements under which the features are exactly equivariant, in the group's order;
         always with the identity.
         """
-        return _surviving(self.group, self.architecture.group, self.kept)
+        return _surviving(self.group, self.architecture.group, self.unshifted_elements)
 
     @property
     def surviving_group(self) -> str:
@@ -125,7 +125,7 @@ class Verdict:
         repair.
         """
         return all(
-            e in self.kept
+            e in self.unshifted_elements
             for e in self.group.elements
             if e.on_grid and e in self.architecture.group
         )
@@ -135,7 +135,7 @@ class Verdict:
         """Every element of the group with the places where it is lost, first place first; no
         places: it survives.
 
-        A shifted window behind which the element is exact again, or still, is no such place.
+        A shifted window behind which the element is exact again, or still, is not such a place.
         """
         return tuple((element, self._places(element)) for element in self.group.elements)
 
@@ -161,7 +161,7 @@ class Verdict:
             )
         if not element.on_grid:
             return (Break("grid", 1, "", "", 0),)
-        if element in self.kept:
+        if element in self.unshifted_elements:
             return ()
         exact = exact_after(self.architecture.size, self._reads, element)
         since = max(
@@ -190,7 +190,7 @@ class Verdict:
         architecture = self.architecture
         size, built = architecture.size, architecture.group
         if element == IDENTITY or (
-            architecture.head != "none" and element in self.kept and element in built
+            architecture.head != "none" and element in self.unshifted_elements and element in built
         ):
             return True
         if not depends_on_pixels(size, self._reads) and (
@@ -224,21 +224,23 @@ class Verdict:
 
 
 def verdict(architecture: Architecture, group: Group | None = None) -> Verdict:
-    """The verdict on `architecture` for every element of `group`; None: the group it is built with."""
+    """The verdict on `architecture` for every element of `group`; None: the group it is built
+    with.
+    """
     return Verdict(
-        architecture, architecture.group if group is None else group, _kept(architecture)
+        architecture, architecture.group if group is None else group, _unshifted(architecture)
     )
 
 
-def _kept(architecture: Architecture) -> frozenset[Element]:
+def _unshifted(architecture: Architecture) -> frozenset[Element]:
     if all(layer.remainder == UNSHIFTED for layer in architecture.layers):
         return BY_AXES[True, True]
     return unshifted_elements(architecture.size, architecture.layers)
 
 
 @cache
-def _surviving(group: Group, built: Group, kept: frozenset[Element]) -> tuple[Element, ...]:
-    return tuple(e for e in group.elements if e in built and e in kept)
+def _surviving(group: Group, built: Group, unshifted: frozenset[Element]) -> tuple[Element, ...]:
+    return tuple(e for e in group.elements if e in built and e in unshifted)
 
 
 def exact_sizes(
@@ -253,20 +255,20 @@ def exact_sizes(
     """
     height, width = architecture.size
     if height == width:
-        found = [(n, n) for n in _around(height, within) if _is_exact(architecture, (n, n))]
-        below = [s for s in found if height <= 3 * s[0] < 3 * height][:most]
-        above = [s for s in found if s[0] > height][:most]
+        sizes = [(n, n) for n in _around(height, within) if _is_exact(architecture, (n, n))]
+        below = [s for s in sizes if height <= 3 * s[0] < 3 * height][:most]
+        above = [s for s in sizes if s[0] > height][:most]
         return tuple(
             sorted(
-                below + [s for s in found if s[0] == height] + above,
+                below + [s for s in sizes if s[0] == height] + above,
                 key=lambda s: (abs(s[0] - height), s[0]),
             )
         )
     near = min(within, 8)
     pairs = ((h, w) for h in _around(height, near) for w in _around(width, near))
-    found = [pair for pair in pairs if _is_exact(architecture, pair)]
+    sizes = [pair for pair in pairs if _is_exact(architecture, pair)]
     return tuple(
-        sorted(found, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), s))[: 2 * most]
+        sorted(sizes, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), s))[: 2 * most]
     )
 
 
@@ -281,5 +283,6 @@ def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
         return False
     if size == architecture.size:
         return verdict(architecture).grid_exact
-    kept = BY_AXES[tuple(all(layer.remainder[axis] == 0 for layer in layers) for axis in (0, 1))]
-    return all(e in kept for e in architecture.group.grid.elements)
+    height, width = (all(layer.remainder[axis] == 0 for layer in layers) for axis in (0, 1))
+    unshifted = BY_AXES[height, width]
+    return all(e in unshifted for e in architecture.group.grid.elements)

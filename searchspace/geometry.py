@@ -95,7 +95,9 @@ def _float32(value: float) -> float:
 
 
 def whole_number(value: int | None, least: int, what: str, most: int | None = None) -> None:
-    """Raises ValueError, naming `what`, unless the value is a whole number from `least` to `most`."""
+    """Raises ValueError, naming `what`, unless the value is a whole number from `least` to
+    `most`.
+    """
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{what} is {value}; it must be a whole number of at least {least}")
     if most is not None and value > most:

@@ -8,16 +8,17 @@ entry        :=  resize29 | resize29nearest | resize29bicubic | crop27
 stage        :=  conv [subsampling]
 conv         :=  FIELDS "k" KERNEL, then in any order
                  sN       stride (1)
-                 pN       padding (kernel//2); pN:M before and after; pNreflect, pNcircular, pNreplicate
+                 pN       padding (kernel//2); pN:M before and after; pNreflect, pNcircular,
+                          pNreplicate
                  dN       dilation (1)
                  xN       repeats: that many convolutions, or residual blocks (1)
                  r        residual blocks of two convolutions
                  @GROUP   where the group changes; it stays until the next change (C1)
-subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/2p1 | blur/2 |
-blurmax/2
-              |  adaptive | adaptive/2 | adaptive14 | adaptivemax14 | resize29 | crop27
+subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/2p1 | lp3/2
+              |  blur/2 | blurmax/2 | adaptive | adaptive/2 | adaptive14 | adaptivemax14
+              |  resize29 | crop27
 option       :=  head=group_max | group_mean | none
-              |  filters=free | basis                 (free, where all groups are of quarter turns and flips)
+              |  filters=free | basis                 (free, where all groups are of quarter turns)
               |  family=plain | steerable             (checked against the groups)
 recipe       :=  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | none
               |  learning_rate=0.01                   (the study's)
@@ -26,8 +27,9 @@ recipe       :=  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | n
 from __future__ import annotations
 
 import re
+from typing import Any, cast
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture, Filters, Head, Stage
 from searchspace.geometry import pixels_text
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
@@ -62,7 +64,7 @@ def parse_stage(text: str, group: Group) -> Stage:
     values = _modifiers(match[3], text)
     dilation = values.get("d", 1)
     if "padding" not in values:
-        values["padding"] = (dilation * (kernel // 2),) * 2
+        values["padding"] = (dilation * (kernel // 2), dilation * (kernel // 2))
     subsampling = Subsampling.parse(words[1]) if len(words) == 2 else None
     return Stage(
         fields,
@@ -78,36 +80,41 @@ def parse_stage(text: str, group: Group) -> Stage:
     )
 
 
-def _modifiers(text: str, stage: str) -> dict:
-    values, position = {}, 0
+def _modifiers(text: str, stage: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    position = 0
     while position < len(text):
         match = _MODIFIER.match(text, position)
         if not match:
             raise ValueError(
-                f"'{text[position:]}' in stage '{stage.strip()}' says nothing known; after the "
-                "kernel may follow "
-                "sN (stride), pN (padding), dN (dilation), xN (repeats), r (residual) and @GROUP"
+                f"'{text[position:]}' in stage '{stage.strip()}' is not a modifier; after "
+                "the kernel may follow sN (stride), pN (padding), dN (dilation), xN (repeats), "
+                "r (residual) and @GROUP"
             )
         before, after, mode, letter, number, residual, group = match.groups()
         if before is not None:
-            found = {"padding": (int(before), int(after or before)), "mode": mode or "zeros"}
+            modifier: dict[str, Any] = {
+                "padding": (int(before), int(after or before)),
+                "mode": mode or "zeros",
+            }
         elif letter:
-            found = {letter: int(number)}
+            modifier = {letter: int(number)}
         else:
-            found = {"r": True} if residual else {"group": Group.parse(group)}
-        twice = values.keys() & found.keys()
+            modifier = {"r": True} if residual else {"group": Group.parse(group)}
+        twice = values.keys() & modifier.keys()
         if twice:
             raise ValueError(
                 f"stage '{stage.strip()}' says {match[0]!r} after it was already given; say it once"
             )
-        values.update(found)
+        values.update(modifier)
         position = match.end()
     return values
 
 
 def format_stage(stage: Stage, group: Group) -> str:
     """The text form of `stage` after a stage of `group`; parses back."""
-    default = (stage.dilation * (stage.kernel // 2),) * 2
+    half = stage.dilation * (stage.kernel // 2)
+    default = (half, half)
     mode = stage.padding_mode if stage.padding_mode != "zeros" else ""
     padding = _format_padding(stage.padding, None if mode else default) + mode
     parts = [
@@ -159,8 +166,8 @@ def parse_candidate(text: str) -> Candidate:
     architecture = Architecture(
         size,
         stages,
-        options.get("head", "group_max"),
-        options.get("filters", "free" if on_grid else "basis"),
+        cast(Head, options.get("head", "group_max")),  # checked by Architecture
+        cast(Filters, options.get("filters", "free" if on_grid else "basis")),
         entry,
     )
     family = options.get("family", architecture.family)

@@ -167,12 +167,12 @@ class Group:
     def subgroups(self) -> tuple[Group, ...]:
         """Every subgroup of this form, the trivial one first, this one last."""
         divisors = [n for n in range(1, self.rotations + 1) if self.rotations % n == 0]
-        found = [
+        subgroups = [
             Group(n, mirror)
             for n in divisors
             for mirror in ((False, True) if self.mirror else (False,))
         ]
-        return tuple(sorted(found, key=lambda g: (g.order, g.mirror)))
+        return tuple(sorted(subgroups, key=lambda g: (g.order, g.mirror)))
 
     @property
     def grid(self) -> Group:

@@ -3,8 +3,8 @@ remainders alone do not decide.
 
 A remainder of 0 in every layer is enough, but not needed: a window that covers the whole axis is
 symmetric wherever it starts, and a crop and a pool that each shift the grid may undo each other.
-The image and the moved image are both followed through the network as symbolic feature
-maps (`searchspace.symbolic`), with every kernel moved for the latter; features are exact iff both give
+The image and the moved image are both followed through the network as symbolic feature maps
+(`searchspace.symbolic`), with every kernel moved for the latter; features are exact iff both give
 the same symbols in moved positions. Axes are followed one by one, or together where windows lie in
 the padding alone: what these show is no pixel's on one axis and perhaps on neither.
 """
@@ -41,8 +41,8 @@ def unshifted_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element
     maps, if all are built in.
     """
     main = [layer for layer in layers if layer.read is not None]
-    height = _kept_axis(main, 0)
-    width = height if size[0] == size[1] else _kept_axis(main, 1)
+    height = _unshifted_axis(main, 0)
+    width = height if size[0] == size[1] else _unshifted_axis(main, 1)
     if height is not None and width is not None:
         return BY_AXES[height, width]
     reads = program(main)
@@ -190,7 +190,7 @@ def _transposable(size: Size, reads: Program) -> bool:
     """Whether transposing the image leaves the mean of every channel as it is."""
     flat = tuple(read for stage in reads for read in stage)
     sizes = [(down, across) for down, across in zip(_sizes(flat, size[0]), _sizes(flat, size[1]))]
-    apart = True  # whether different positions have different terms
+    apart = True  # whether different positions have different symbols
     for read, around in zip(flat, sizes):
         rule = read.rule
         if _trained(rule) and rule.kernel > 1:
@@ -217,7 +217,7 @@ def _transposable_together(size: Size, flat: tuple[Read, ...]) -> bool:
     )
 
 
-def _kept_axis(main: Sequence[Layer], axis: int) -> bool | None:
+def _unshifted_axis(main: Sequence[Layer], axis: int) -> bool | None:
     """Whether the windows mirror an axis exactly, from the layers between the first and the last
     shifted one; None: undecided.
 
@@ -242,7 +242,7 @@ def _kept_axis(main: Sequence[Layer], axis: int) -> bool | None:
     between = main[first : last + 1]
     if _begins_elsewhere(between, axis):
         return False
-    return _kept_between(tuple(layer.reading for layer in between), between[0].size_in[axis])
+    return _unshifted_between(tuple(layer.reading for layer in between), between[0].size_in[axis])
 
 
 def _tells_apart(rule: Rule, size: int) -> bool:
@@ -278,7 +278,7 @@ def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
 
 
 @lru_cache(maxsize=CACHED)
-def _kept_between(flat: tuple[Read, ...], size: int) -> bool | None:
+def _unshifted_between(flat: tuple[Read, ...], size: int) -> bool | None:
     symbols = SymbolicMaps(size)
     upright = image(1, size)
     mirrored = symbols.follow(flat, moved(upright, FLIP), FLIP, flat=True)

@@ -31,7 +31,7 @@ class Proposal:
     kind: Kind
     architecture: Architecture
     changes: tuple[str, ...]  # such as "stage 2: max2/2 -> max3/2"
-    surviving: tuple[Element, ...]  # of the group asked about
+    surviving: tuple[Element, ...]  # of the group whose elements count
     gained: tuple[Element, ...]  # exact here, not before
     freed: tuple[Element, ...]  # exact before, not here
     macs: int  # of one image
@@ -66,7 +66,7 @@ def repair_sizes(
     if before.unshifted:
         return ()
     sizes = exact_sizes(architecture, most=most)
-    found = [
+    proposals = [
         _proposal(
             "size",
             before,
@@ -85,12 +85,12 @@ def repair_sizes(
             entry = Subsampling(kind, output=height)
             changed = _try(architecture, entry=entry)
             if changed is not None and entry != architecture.entry:
-                found.append(
+                proposals.append(
                     _proposal(
                         "entry", before, changed, _changes(architecture, changed), channels, classes
                     )
                 )
-    return tuple(p for p in found if p is not None and verdict(p.architecture, group).unshifted)
+    return tuple(p for p in proposals if verdict(p.architecture, group).unshifted)
 
 
 def repair_layouts(
@@ -143,11 +143,11 @@ def repair_layouts(
         if len(done) >= most or not grown:
             break
         partial = sorted(grown, key=price)[:BEAM]
-    found = (
+    proposals = (
         _proposal("layout", before, candidate, _changes(architecture, candidate), channels, classes)
         for candidate in sorted(done, key=price)[:most]
     )
-    return tuple(p for p in found if verdict(p.architecture, group).unshifted)
+    return tuple(p for p in proposals if verdict(p.architecture, group).unshifted)
 
 
 def breakings(
@@ -167,7 +167,7 @@ def breakings(
     """
     before = verdict(architecture, group)
     height, width = architecture.size
-    found = []
+    moved = []
     for size in (
         (height + 1, width + 1),
         (height - 1, width - 1),
@@ -176,7 +176,7 @@ def breakings(
     ):
         changed = _try(architecture, size=size) if min(size) > 0 else None
         if changed is not None:
-            found.append(
+            moved.append(
                 _proposal(
                     "size",
                     before,
@@ -188,7 +188,7 @@ def breakings(
             )
     sizes = [
         p
-        for p in found
+        for p in moved
         if p.freed
         and (
             p.architecture.size[0] - height == p.architecture.size[1] - width
@@ -242,10 +242,10 @@ def _first_shift(architecture: Architecture, group: Group | None) -> int | None:
     """The stage (0: the entry) whose window is the first to lie shifted on an axis that an element
     of `group` reads backwards; or None.
     """
-    asked = [
+    elements = [
         e for e in (group or architecture.group).elements if e.on_grid and e in architecture.group
     ]
-    axes = [axis for axis in (0, 1) if any(e.reversed_axes[axis] for e in asked)]
+    axes = [axis for axis in (0, 1) if any(e.reversed_axes[axis] for e in elements)]
     return next(
         (
             layer.stage
@@ -258,7 +258,7 @@ def _first_shift(architecture: Architecture, group: Group | None) -> int | None:
 
 def _try(architecture: Architecture, **changes: object) -> Architecture | None:
     try:
-        return replace(architecture, **changes)  # type: ignore[arg-type]
+        return replace(architecture, **changes)  # pyright: ignore[reportArgumentType]  the keyword arguments of one caller each
     except ValueError:  # does not fit, or cannot be built
         return None
 

@@ -1,4 +1,4 @@
-"""The search space: what a study file's `space:` may say, and how one candidate is drawn from it."""
+"""The search space: what a study file's `space:` may say, and how a candidate is drawn from it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class SearchSpace(Section):
         groups = self.groups if "steerable" in self.family else ()
         if "steerable" in self.family and not groups:
             raise ValueError(
-                "family is steerable, but group names no group beside C1; add one, such as C4, "
+                "family is steerable, but group has none beside C1; add one, such as C4, "
                 "or drop steerable"
             )
         stages = min(len(_backbone_stages(backbone, self.layout[0])) for backbone in self.backbone)
@@ -233,8 +233,8 @@ class SearchSpace(Section):
         return Group.parse(_choose(trial, "group", [str(group) for group in self.groups]))
 
     def _sample_size(self, trial: Trial, stages: tuple[Stage, ...], sizes: tuple[int, ...]) -> int:
-        """A size in two questions: is the layout exact at it, which splits the sizes, and which of
-        those.
+        """A size in two choices: whether the layout is exact at it, which splits the sizes, and
+        which of those.
 
         One pixel decides exactness, so a sampler that sees pixels has to learn that 26, 28 and 30
         belong together, for each layout anew, and random proposals hardly ever meet an exact
@@ -304,7 +304,7 @@ class SearchSpace(Section):
 
 
 def _choose(trial: Trial, name: str, choices: Any) -> Any:
-    """One of `choices`; the trial is asked only where there are two or more."""
+    """One of `choices`; it is sampled only where there are two or more."""
     options = list(dict.fromkeys(choices))
     return options[0] if len(options) == 1 else trial.suggest_categorical(name, options)
 

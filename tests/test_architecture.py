@@ -201,7 +201,7 @@ def test_text_is_forgiving_about_spaces_and_the_order_of_modifiers():
         ("28px max2/2: 3k3", "resize or crop"),
         ("7px: 3k3 adaptive9", "fewer"),
         ("28px: 3k3 head=none head=none", "twice"),
-        ("28px: 3k3p1:-2", "nothing known"),
+        ("28px: 3k3p1:-2", "not a modifier"),
     ],
 )
 def test_bad_text_gets_one_clear_message(text, says):

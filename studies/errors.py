@@ -9,6 +9,8 @@ import errno
 # a full disk, a quota, a limit on file sizes
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 class StudyError(Exception):
     """Something a user can repair: the message says what came, what must hold, and what to do."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +20,7 @@ from studies.errors import (
     StudyError,
     TooManyFailuresError,
 )
+from studies.journal.directory import read_study
 from studies.journal.lock import holder
 from studies.journal.reader import read_journal, read_trials
 from studies.search.driver import SearchDriver
@@ -365,3 +369,71 @@ def test_given_out_trials_are_bounded_by_the_number_of_trials(path):
         again = driver.next()
         assert again == first and Path(again.directory).name == "00000"
         assert second.number == 1
+
+
+def test_a_file_system_that_cannot_lock_is_named(path, monkeypatch):
+    SearchDriver.create(path, trivial.study()).close()
+
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("studies.journal.lock.fcntl.flock", refuse)
+    with pytest.raises(StudyError, match="cannot lock files.*local disk") as caught:
+        SearchDriver.open(path)
+    assert not isinstance(caught.value, LockedError)
+
+
+@pytest.mark.parametrize("fault", ["renamed", "deleted", "lock deleted", "lock replaced"])
+def test_a_directory_that_goes_while_it_is_driven_gives_out_no_work(path, fault):
+    with SearchDriver.create(path, trivial.study()) as driver:
+        driver.finish(driver.next().number, "interrupted")
+        if fault == "renamed":
+            path.rename(path.with_name("elsewhere"))
+        elif fault == "deleted":
+            shutil.rmtree(path)
+        else:
+            (path / "lock").unlink()
+            if fault == "lock replaced":
+                (path / "lock").write_text("")
+        with pytest.raises(StudyError, match="moved or deleted while this process drove"):
+            driver.next()
+    assert path.exists() == fault.startswith("lock")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("search.trials", 99), ("search.retries", 9), ("search.timeout", "1h")]
+)
+def test_what_may_be_widened(path, key, value):
+    SearchDriver.create(path, trivial.study()).close()
+    SearchDriver.open(path, trivial.study(**{key.replace(".", "__"): value})).close()
+    assert trivial.study() != read_study(path)
+
+
+def test_a_changed_library_is_named(path):
+    SearchDriver.create(path, trivial.study()).close()
+    versions = json.loads((path / "versions.json").read_text())
+    for name in ("torch", "optuna", "python", "code"):
+        (path / "versions.json").write_text(json.dumps({**versions, name: "0.1"}))
+        with SearchDriver.open(path) as driver:
+            assert f"{name} 0.1 -> {versions[name]}" in driver.warnings[0]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_directory_that_cannot_be_written_is_named_with_what_to_do(path, monkeypatch, number):
+    SearchDriver.create(path, trivial.study()).close()
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("studies.journal.lock._open", refuse)
+        with pytest.raises(StudyError, match="use an account that may write"):
+            SearchDriver.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("studies.journal.writer.drop_torn_line", refuse)
+        with pytest.raises(StudyError, match="use an account that may write"):
+            SearchDriver.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        with pytest.raises(StudyError, match="cannot be created.*choose a place"):
+            SearchDriver.create(path / "new", trivial.study())

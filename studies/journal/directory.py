@@ -56,7 +56,13 @@ def create_directory(directory: str | Path, study: Study) -> StudyPlace:
             f"{directory} already holds a study; go on with `equisearch resume {quote(str(directory))}`, or "
             "choose another directory"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(
+            f"the directory {path} cannot be created ({error.strerror}); choose a place where "
+            "this account may write"
+        ) from error
     lock = StudyLock(path)
     try:
         _clear_unfinished_start(path)

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from studies.errors import LockedError, StudyError
+from studies.errors import READ_ONLY, LockedError, StudyError
 
 LOCK = "lock"
 # 0.2 s: somebody may be looking (`holder`), or a killed driver's last child be ending
 ATTEMPTS = 5
+TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # another process has the lock
 
 
 class NotRegularError(OSError):
@@ -54,9 +55,12 @@ class StudyLock:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._path = directory / LOCK
         try:
-            self._file = _open(directory / LOCK, "a+")
-        except (PermissionError, NotRegularError) as error:
+            self._file = _open(self._path, "a+")
+        except OSError as error:
+            if not isinstance(error, NotRegularError) and error.errno not in READ_ONLY:
+                raise
             raise StudyError(
                 f"{directory / LOCK} cannot be locked ({error.strerror}); it must be a file "
                 "that you can write: "
@@ -66,7 +70,13 @@ class StudyLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    self._file.close()
+                    raise StudyError(
+                        f"the file system of {directory} cannot lock files ({error.strerror}): "
+                        "keep the study on a local disk, or on a share that supports flock"
+                    ) from None
                 time.sleep(0.05 if attempt < ATTEMPTS - 1 else 0)
         else:
             self._file.seek(0)
@@ -79,6 +89,20 @@ class StudyLock:
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
+
+    def require(self) -> None:
+        """Raises StudyError where the directory or its lock file was moved or deleted since: what
+        is written now would be lost, or beside another writer.
+        """
+        try:
+            there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:
+            there = False
+        if not there:
+            raise StudyError(
+                f"{self._path} was moved or deleted while this process drove the study; what had "
+                "ended is in the journal: put the directory in place, then resume"
+            )
 
     def close(self) -> None:
         """Gives the lock back; again, it does nothing."""
@@ -101,6 +125,8 @@ def holder(directory: Path) -> str | None:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in TAKEN:
+                return f"unknown (the file system cannot lock: {error.strerror})"
             return file.read().strip()
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from studies.errors import NO_SPACE, StudyError
+from studies.errors import NO_SPACE, READ_ONLY, StudyError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal
 from studies.journal.trial import RUNG, Decision, Outcome, State, TrialRecord
 
@@ -67,6 +67,11 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in READ_ONLY:
+            raise StudyError(
+                f"{error.filename or directory} cannot be written ({error.strerror}): use an "
+                "account that may write to it, or a copy of the directory"
+            ) from error
         if error.errno not in NO_SPACE:
             raise
         raise StudyError(

@@ -187,6 +187,7 @@ class SearchDriver:
         """The next piece of work, or None: all trials are given out, or `ended` says why none will
         follow.
         """
+        self._lock.require()
         with self._state, writing(self.directory):
             if self._waiting:
                 return self._give_out(self._journal.move(self._waiting.popleft(), "running"))
@@ -315,6 +316,8 @@ class SearchDriver:
         `reason` is one line, `detail` (a traceback) goes to `error.txt`. Raises
         TooManyFailuresError after the fifth failure in a row.
         """
+        if state == "failed":
+            self._lock.require()  # whatever trains in a directory that is gone fails
         with self._state, writing(self.directory):
             record = self._running[number]
             if state == "interrupted":

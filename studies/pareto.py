@@ -123,8 +123,9 @@ def front_volume(values: Sequence[Sequence[float]], objectives: Sequence[str]) -
 def knee(values: Sequence[Sequence[float]], objectives: Sequence[str]) -> int | None:
     """Index of the front member with the best compromise, or None for an empty front.
 
-    The member that alone has the largest hypervolume, the product of its utilities. Scaling each objective to the front instead makes all members of a front of two equal: 98 % and
-    23 % would be as good as 94 % and 94 %.
+    The member that alone has the largest hypervolume, the product of its utilities. Scaling each
+    objective to the front instead makes all members of a front of two equal: 98 % and 23 % would be
+    as good as 94 % and 94 %.
     """
     if not values:
         return None

@@ -180,7 +180,7 @@ def test_no_space_for_the_journal_loses_nothing(tmp_path):
 
 
 def killed(path, epoch=None):
-    """Hands out trial 0, notes an epoch, and lets go of the study without a word, as a kill does."""
+    """Hands out trial 0, notes an epoch, and closes the study without ending it, as a kill does."""
     with SearchDriver.open(path) as driver:
         assert driver.next().number == 0
         if epoch is not None:

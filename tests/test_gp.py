@@ -43,7 +43,7 @@ def test_one_setting_is_scikit_learns_gaussian_process(monkeypatch):
 
 
 def test_settings_that_explain_the_scores_are_believed():
-    """Only the first of four features matters: what is expected follows it, and ignores the others."""
+    """Only the first of four features matters: predictions follow it and ignore the others."""
     rng = numpy.random.default_rng(0)
     x = rng.integers(0, 2, (60, 4)).astype(float)
     y = numpy.stack([0.3 + 0.5 * x[:, 0], 0.8 - 0.5 * x[:, 0]], axis=1) + rng.normal(

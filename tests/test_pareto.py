@@ -92,7 +92,10 @@ def test_knee_is_the_bulge_of_the_front():
 
 
 def test_looking_at_a_study_imports_nothing_heavy():
-    code = "import studies.pareto, studies.journal.reader, studies.config, sys; print([m for m in ('torch','optuna','ray','numpy','escnn') if m in sys.modules])"
+    code = (
+        "import studies.pareto, studies.journal.reader, studies.config, sys; "
+        "print([m for m in ('torch', 'optuna', 'ray', 'numpy', 'escnn') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -249,7 +249,7 @@ def plans(study, trials, number=200):
 
 
 def layouts(study, order, number=200):
-    """How often children have the layout of `good` trials; `order` says which of 24 trials are good.
+    """How often children have the layout of good trials; `order` says which of 24 are good.
 
     One trial dominates all others, so that only what each has alone tells these apart.
     """

@@ -44,7 +44,7 @@ def read_trials(
 ) -> list[TrialRecord]:
     """Every trial of the study in `directory`, in the order of their numbers.
 
-    A torn last line is passed over. Raises FileNotFoundError without a journal, DamagedError for a
+    A torn last line is skipped. Raises FileNotFoundError without a journal, DamagedError for a
     line in the middle that is not JSON (`equisearch repair` cuts there).
     """
     return read_journal(directory, parameters=parameters)[1]
@@ -71,7 +71,7 @@ def read_journal(
 
 
 def study_attributes(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The study's attributes alone; lines that are not records are passed over."""
+    """The study's attributes alone; lines that are not records are skipped."""
     found: dict[str, Any] = {}
     for line in (Path(directory) / JOURNAL).read_bytes().split(b"\n"):
         if line.startswith(STUDY_ATTRIBUTE):
@@ -125,7 +125,7 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRec
 
 def _entries(path: Path, parameters: bool) -> tuple[list[bytes], Iterator[dict[str, Any]]]:
     """The lines that matter, and what those say that set no attributes; what follows the last
-    newline is torn, and passed over.
+    newline is torn, and skipped.
     """
     lines = path.read_bytes().split(b"\n")[:-1]
     skipped = PREFIXES[1:] if parameters else PREFIXES

@@ -46,11 +46,10 @@ class SingleWriterJournal(BaseJournalBackend):
         self._lock = threading.RLock()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The records that came since the last call, those of others (a dashboard's notes)
-        included.
+        """The records since the last call, those of other programs (a dashboard's notes) included.
 
-        `log_number_from` is what optuna has read, which is what was handed out: nobody else reads
-        through this object.
+        `log_number_from` is what optuna has read, which is what was handed out: only optuna
+        reads through this object.
         """
         with self._lock:
             self._take_in()

@@ -52,7 +52,7 @@ class Observation:
 
 
 class ExpectedImprovement:
-    """Plans the untried candidate with the largest acquisition; further calls give the next best."""
+    """Plans the untried candidate with the largest acquisition; each further call, the next."""
 
     def __init__(self, study: Study) -> None:
         self._study, self._group = study, Group.parse(study.symmetry.group)
@@ -259,8 +259,8 @@ def _boxes(points: Sequence[Point], objectives: int) -> Iterator[tuple[Point, Po
 
 
 def improvements(points: Array, lower: Array, upper: Array) -> Array:
-    """By how much each of `points` (..., objectives) would increase the hypervolume of the front that
-    leaves these boxes free.
+    """By how much each of `points` (..., objectives) would increase the hypervolume of the front
+    that leaves these boxes free.
     """
     total = numpy.zeros(points.shape[:-1])
     for low, high in zip(lower, upper):

@@ -1,10 +1,8 @@
-"""Proposals planned whole: what a sampler needs that looks at architectures instead of single
-parameters.
+"""Proposals planned whole, for samplers that compare architectures instead of single parameters.
 
-Optuna asks for one parameter after the other and learns only at the end what they make. A draft
-runs the search space on paper first, in less than a millisecond, so that a sampler can compare
-several whole architectures, with all that is known of them without training, and never proposes
-what was tried before.
+Optuna samples one parameter after the other and learns the architecture only at the end. A draft
+runs through the search space first, in less than a millisecond, so that a sampler can compare
+several whole architectures by features known without training, and proposes none twice.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ _ENDED: WeakKeyDictionary[optuna.Study, dict[int, frozenset]] = WeakKeyDictionar
 
 
 class Draft:
-    """A trial on paper: follows a plan where the space allows it, draws the rest, and keeps what
-    was chosen in `params`.
+    """A trial outside of any study: follows a plan where the space allows it, draws the rest, and
+    keeps all choices in `params`.
 
     A choice that the plan has under another condition (`input_size/25-33/2` for `input_size`) is
     taken where it exists.
@@ -76,10 +74,9 @@ class Planner(Protocol):
 
 
 class PlannedSampler(optuna.samplers.BaseSampler):
-    """Proposes what its planner plans, but nothing that was tried before while there is something
-    new to be found.
+    """Proposes what its planner plans, and repeats a proposal only if no new one is found.
 
-    Made anew, with its own seed, for every proposal.
+    Each proposal has a sampler of its own, with its own seed.
     """
 
     def __init__(self, study: Study, planner: Planner, seed: int) -> None:
@@ -91,7 +88,7 @@ class PlannedSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Nothing: choices are made one by one, since which ones there are depends on earlier ones."""
+        """Nothing: parameters are sampled one by one, since earlier ones decide on others."""
         return {}
 
     def sample_relative(
@@ -132,17 +129,15 @@ class PlannedSampler(optuna.samplers.BaseSampler):
 
 
 def _tried(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Counter[frozenset]:
-    """How often each choice of parameters was proposed; that of an ended trial is made into a key
-    once.
-    """
-    known = _ENDED.setdefault(study, {})
+    """How often each choice of parameters was proposed; the keys of ended trials are cached."""
+    cached = _ENDED.setdefault(study, {})
     keys = []
     for trial in trials:
-        key = known.get(trial.number)
+        key = cached.get(trial.number)
         if key is None and trial.params:
             key = as_key(trial.params)
             if trial.state.is_finished():
-                known[trial.number] = key
+                cached[trial.number] = key
         if key is not None:
             keys.append(key)
     return Counter(keys)

@@ -1,5 +1,5 @@
-"""TPE that looks at the best and the newest trials only, so that a proposal takes as long at the
-thousandth trial as at the 250th.
+"""TPE on the best and the newest trials only, so that a proposal takes as long at the thousandth
+trial as at the 250th.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.journal.trial import is_feasible
 from studies.pareto import pareto
 
-# finished trials that are looked at; of 250, optuna's TPE counts 25 as good, and of more never more
+# finished trials that TPE learns from; of 250 it counts 25 as good, and never more than that
 BEST, NEWEST = 60, 190
 
 
@@ -21,13 +21,13 @@ class BoundedTPE(optuna.samplers.TPESampler):
     """Optuna's TPE on the `BEST` complete trials by non-dominated rank, the `NEWEST` finished ones,
     and all that are running.
 
-    Until so many trials have finished it proposes what TPE does. One is made for each proposal
-    (`studies.samplers.factory.make_sampler`).
+    Until so many trials have finished it proposes what TPE does. Each proposal has a sampler of its
+    own (`studies.samplers.factory.make_sampler`).
     """
 
     def __init__(self, objectives: Sequence[str], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._objectives, self._seen = tuple(objectives), None
+        self._objectives, self._cached = tuple(objectives), None
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
         """See optuna."""
@@ -46,9 +46,9 @@ class BoundedTPE(optuna.samplers.TPESampler):
         return super().sample_independent(self._view(study), trial, param_name, param_distribution)
 
     def _view(self, study: Any) -> Any:
-        if self._seen is None:
-            self._seen = _View(study, self._objectives)
-        return self._seen
+        if self._cached is None:
+            self._cached = _View(study, self._objectives)
+        return self._cached
 
 
 class _View:
@@ -73,7 +73,7 @@ class _View:
 def informative(
     trials: Sequence[FrozenTrial], objectives: Sequence[str], most: int = BEST, newest: int = NEWEST
 ) -> list[FrozenTrial]:
-    """The trials that a sampler is shown, in the order of their numbers: all, until more than
+    """The trials that a sampler learns from, in the order of their numbers: all, until more than
     `most` and `newest` have finished; then the `most` best complete ones, the `newest` finished
     ones and all that run.
     """

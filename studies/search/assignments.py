@@ -41,7 +41,7 @@ class Report(Protocol):
         ...
 
     def heartbeat(self, epoch: int) -> None:
-        """Says that an epoch is trained and saved. Raises `LeaveError` when the study is being stopped."""
+        """Says that an epoch is trained and saved. Raises LeaveError if the study is stopping."""
 
 
 Trainable = Callable[[Study, Assignment, Report], None]

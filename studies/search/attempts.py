@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 Died = Literal["worker", "program"]
 # Deaths of the whole program during a trial, without another epoch, that end the trial. A machine
-# that is taken away is no fault of the trial; a trial that ends the program each time must not
-# stop the study for ever.
+# that is taken away is not a fault of the trial, but a trial that ends the program each time must
+# not block the study.
 PROGRAM_DEATHS = 10
 COUNTS: dict[Died, str] = {"worker": "count", "program": "programs"}
 

@@ -41,7 +41,7 @@ class Promotions:
         return self._origin(number) in self._best(epoch)
 
     def stop(self, epoch: int, number: int) -> None:
-        """Notes that trial `number` ended at the rung of `epoch`: it may be promoted from now on."""
+        """Notes that trial `number` ended at the rung of `epoch` and may be promoted."""
         self._stopped.setdefault(epoch, {})[self._origin(number)] = number
 
     def next(self) -> int | None:

@@ -1,4 +1,4 @@
-"""What is known about a proposed architecture before it is trained."""
+"""What a study determines of a proposed candidate before training: costs, symmetry, limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Facts:
 
 
 def facts(architecture: Architecture, study: Study, channels: int, classes: int) -> Facts:
-    """What is known about `architecture` in a study whose images have `channels` and `classes`."""
+    """The facts of `architecture` in a study whose images have `channels` and `classes`."""
     spent = cost(architecture, channels, classes)
     declared = Group.parse(study.symmetry.group)
     invariant = verdict(architecture, declared).invariant
@@ -81,8 +81,8 @@ def proposed(trial: Any, study: Study, channels: int, classes: int) -> Candidate
 def attributes_of(
     candidate: Candidate, known: Facts, key: str, repeat: int, seed: int
 ) -> dict[str, Any]:
-    """What the journal says about a candidate. The architecture, with its loss, comes last: with it,
-    the record is complete.
+    """The attributes of a candidate. The architecture, with its loss, comes last: with it, the
+    record is complete.
     """
     return {
         **asdict(known.plain),

@@ -64,7 +64,7 @@ class Remaining:
 
 
 def require_trials(directory: Path, study: Study) -> None:
-    """Raises StudyError if `study` allows fewer trials than have ended in the study of a directory."""
+    """Raises StudyError if `study` allows fewer trials than have ended in the directory's study."""
     if study.search.trials >= read_study(directory).search.trials:
         return
     if (directory / JOURNAL).exists():

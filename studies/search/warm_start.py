@@ -1,4 +1,4 @@
-"""What a study starts from: known architectures to try first, or the results of an earlier study."""
+"""What a study starts from: architectures to try first, or the results of an earlier study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studies.journal.reader import read_trials
 
 def read_architectures(path: str | Path) -> list[str]:
     """The architectures in a text file, one a line; empty lines and those that begin with # are
-    passed over.
+    skipped.
 
     Raises StudyError that names the line of the first one that cannot be parsed.
     """

@@ -36,9 +36,10 @@ def memory(field: str) -> float:
 def worker(text: str, batch: int, root: str) -> dict[str, float]:
     """Resident memory, MB, after each step of a worker's life, and its peak."""
     found = {"python": memory("VmRSS")}
+    from benchmark_data import load_or_exit
+
     from searchspace.recipe import Candidate
     from studies.workers.worker import run_trial  # noqa: F401  what a worker imports
-    from trainers.data.datasets import load
     from trainers.process import tune_process
     from trainers.settings import Augment, Data, Symmetry, Training
     from trainers.training.config import TrainingConfig
@@ -49,7 +50,7 @@ def worker(text: str, batch: int, root: str) -> dict[str, float]:
     candidate = Candidate.parse(text)
     architecture = candidate.architecture
     data = Data(name="mnist", root=root, train=8000, validation=2000)
-    splits = load(data, architecture.size)
+    splits = load_or_exit(data, architecture.size)
     found["data"] = memory("VmRSS")
     config = TrainingConfig(
         data,
@@ -97,7 +98,9 @@ def main() -> None:
                 text,
                 str(batch),
             ]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr.strip() or f"status {done.returncode}")
             results.append(
                 {
                     "architecture": text,

@@ -40,8 +40,9 @@ class Stopped(Exception):
 
 def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, epochs) -> None:
     """Trains one trial after the other until told to stop, and counts finished epochs."""
+    from benchmark_data import load_or_exit
+
     from searchspace.architecture import Architecture
-    from trainers.data.datasets import load
     from trainers.process import tune_process
     from trainers.settings import Data, Symmetry, Training
     from trainers.training.config import TrainingConfig
@@ -53,7 +54,7 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
     )
     training = Training(epochs=EPOCHS, batch_size=128, learning_rate=0.01, device=arguments.device)
     architecture = Architecture.parse(arguments.architecture)
-    splits = load(data, architecture.size)
+    splits = load_or_exit(data, architecture.size)
 
     def trial(number: int, until: int) -> None:
         def count(epoch, row) -> None:

@@ -33,6 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 import torch
 import torch.nn.functional as F
 from bench_step import architecture, hardware, parity
+from benchmark_data import load_or_exit
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as TF
@@ -40,7 +41,7 @@ from torchvision.transforms import functional as TF
 from searchspace.groups import IDENTITY
 from support.escnn_reference import EscnnNetwork
 from trainers.actions import act, act_on_fields
-from trainers.data.datasets import load, normalise
+from trainers.data.datasets import normalise
 from trainers.instruments.predictions import predict
 from trainers.networks.fold import scoring
 from trainers.process import tune_process
@@ -147,7 +148,7 @@ def engine(arguments, filters: str, precision: str) -> dict[str, float]:
     )
     config = TrainingConfig(data, training, Symmetry(group="C8"))
     with tempfile.TemporaryDirectory() as folder:
-        splits = load(data, shape.size)
+        splits = load_or_exit(data, shape.size)
         run = start(shape, config, Path(folder), splits)
         lap("build")
         for _ in range(arguments.epochs):

@@ -1,4 +1,4 @@
-"""What a worker trains, scores and reports, and what is refused before there is anything to train."""
+"""What a worker trains, scores and reports, and what is refused before the first trial."""
 
 import contextlib
 

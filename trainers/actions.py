@@ -58,8 +58,8 @@ def act_on_fields(maps: Tensor, element: Element, group: Group) -> Tensor:
     regular fields.
 
     Pixels move as in `act`, and the value at group element h of each field moves to element @ h.
-    Raises ValueError if the channels are not a whole number of fields, or if the element is not in the
-    group.
+    Raises ValueError if the channels are not a whole number of fields, or if the element is not in
+    the group.
     """
     batch, channels = maps.shape[:2]
     if channels % group.order:

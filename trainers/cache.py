@@ -347,7 +347,7 @@ def _write(path: Path, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Takes `size` bytes of the disk: a full one must not end in SIGBUS while the file is mapped."""
+    """Takes `size` bytes of the disk: a full one must not cause SIGBUS while the file is mapped."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)

@@ -1,4 +1,4 @@
-"""Figures as files: what their names may be, and how they are written. Nothing here imports torch."""
+"""Figures as files: what their names may be, and how they are written. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which precision networks are trained: float32, or bfloat16 where the hardware makes it fast."""
+"""The precision of training: float32, or bfloat16 where the hardware makes it fast."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch.nn.functional as functional
 Precision = Literal["float32", "bfloat16"]
 
 
-def resolve(precision: str, device: torch.device | str) -> Precision:
-    """The precision to train in on `device`: `auto` is bfloat16 where that is fast, else float32."""
+def resolve(precision: Precision | Literal["auto"], device: torch.device | str) -> Precision:
+    """The precision of training on `device`: `auto` is bfloat16 where that is fast, else float32."""
     if precision == "auto":
         return "bfloat16" if fast_bfloat16(torch.device(device).type) else "float32"
     return precision

@@ -54,6 +54,7 @@ def evaluate(
     symmetry = summarise(
         predictions, images.labels, declared, seen(config.training.augment, declared)
     )
+    assert predictions.upright is not None  # every group holds the identity
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
     errors = (
         (0.0, 0.0)

@@ -102,7 +102,7 @@ class TrainingRun:
             )
 
     def settle(self) -> None:
-        """Makes the network fit to be evaluated where it was stopped on the way to a later epoch."""
+        """Makes the network fit to be evaluated where it stopped on the way to a later epoch."""
         if not self.progress.settled:
             self._settle(self._order(self.epoch - 1))
             self.progress = replace(self.progress, settled=True)

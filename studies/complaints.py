@@ -1,4 +1,4 @@
-"""What is wrong with a study file, in sentences: file, line, key, what was given, what is allowed."""
+"""What is wrong with a study file, in sentences: file, line, key, what was given, what may be."""
 
 from __future__ import annotations
 

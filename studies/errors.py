@@ -13,7 +13,7 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StudyError(Exception):
-    """Something a user can repair: the message says what came, what must hold, and what to do."""
+    """Something a user can repair: the message says what was given, what must hold, and what to do."""
 
     exit_status = 1
 
@@ -43,7 +43,7 @@ class UntrustedError(StudyError):
 
 
 class DamagedError(StudyError, ValueError):
-    """The journal holds a line that is no record; the message names it."""
+    """The journal holds a line that is not a record; the message names it."""
 
 
 class TooManyFailuresError(StudyError):

@@ -1,5 +1,5 @@
-"""What the folders of trials say, apart from the journal: enough to rebuild a trial that the journal
-lost, and to see that a folder belongs to another trial than the journal's.
+"""What the folders of trials say, apart from the journal: enough to rebuild a trial that the
+journal lost, and to see that a folder belongs to another trial than the journal's.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _given(path: Path) -> dict[str, Any]:
 
 
 def _of_checkpoint(path: Path) -> dict[str, Any]:
-    """The architecture, seed and rate that a checkpoint names, without unpickling anything of it."""
+    """The architecture, seed and rate that a checkpoint names, without unpickling it."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))

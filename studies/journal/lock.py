@@ -16,7 +16,7 @@ from typing import IO, Any
 from studies.errors import READ_ONLY, LockedError, StudyError
 
 LOCK = "lock"
-# 0.2 s: somebody may be looking (`holder`), or a killed driver's last child be ending
+# 0.2 s: another process may be looking (`holder`), or a killed driver's last child be ending
 ATTEMPTS = 5
 TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # another process has the lock
 
@@ -49,7 +49,7 @@ class StudyLock:
     """The right to write to a study's directory, held from creation to `close`. The file names the
     holder.
 
-    Raises LockedError, with the holder's process id and host, if somebody else holds it, and
+    Raises LockedError, with the holder's process id and host, if another process holds it, and
     StudyError if the file is another user's or not a regular file. A file left by a dead process is
     no obstacle: the lock itself went with the process.
     """
@@ -112,7 +112,7 @@ class StudyLock:
 
 
 def holder(directory: Path) -> str | None:
-    """Who drives the study now, such as `pid 4711 on host`; None if nobody does.
+    """Who drives the study now, such as `pid 4711 on host`; None if no process does.
 
     A text that begins with `unknown` where this user cannot tell.
     """

@@ -94,13 +94,12 @@ def predict(
 ) -> Predictions:
     """The predictions of a model for images under each of `elements`.
 
-    `images` are [image, channel, height, width], uint8 or floating point; `normalise` is applied
-    after they were moved. With `share_exact`, quarter turns and flips under which the logits are
-    measured not to change on 16 of the images cost no forward: 2 instead of 8 for C8 and an exact
-    C4 network. A forward takes `batch_size` images, by default 128 on a CPU, where larger ones were
-    slower, and 1024 on a GPU, which waits after each. `executor` takes batches side by side in
-    threads (`trainers.process.thread_pool`); the model must then bear to be called by several threads at
-    once, as folded networks do. Raises ValueError for logits that are not finite.
+    `images` are [image, channel, height, width], uint8 or floating point, moved before `normalise`
+    is applied. With `share_exact`, quarter turns and flips under which the logits are measured not
+    to change cost no forward: 2 instead of 8 for C8 and an exact C4 network. A forward takes
+    `batch_size` images (None: 128 on a CPU, 1024 on a GPU). `executor`, such as
+    `trainers.process.thread_pool`, runs batches side by side, if several threads may call the
+    model. Raises ValueError for logits that are not finite.
     """
     batch_size = batch_size or (128 if device_of(model, images).type == "cpu" else 1024)
     elements = tuple(dict.fromkeys(elements))
@@ -126,11 +125,10 @@ def predict(
                 confidences[row, start : start + len(best)] = confidence
                 if plan.needed[row] == IDENTITY:
                     upright.append(logits.cpu())
-    rows = torch.tensor(plan.rows)
     return Predictions(
         elements,
-        classes[rows],
-        confidences[rows],
+        classes[list(plan.rows)],
+        confidences[list(plan.rows)],
         shared,
         len(plan.needed),
         torch.cat(upright) if upright else None,

@@ -142,14 +142,12 @@ def probe_images(
     for element in group.elements:
         if element != IDENTITY:
             other = answers.get(element.inverse)
-            answers[element] = (
-                _inverted(other)
-                if other
-                else count_answers(train, test, element, len(classes), seed)
-            )
-    surely = NormalDist().inv_cdf(
-        1 - 0.05 / max(1, len(classes) * (len(classes) - 1) * len(answers))
-    )
+            if other is not None:
+                answers[element] = _inverted(other)
+            else:
+                answers[element] = count_answers(train, test, element, len(classes), seed)
+    questions = max(1, len(classes) * (len(classes) - 1) * len(answers))
+    surely = NormalDist().inv_cdf(1 - 0.05 / questions)
     elements = tuple(
         _judge(element, counted, upright, test, classes, surely)
         for element, counted in answers.items()

@@ -15,7 +15,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def resolve(precision: Precision | Literal["auto"], device: torch.device | str) -> Precision:
-    """The precision of training on `device`: `auto` is bfloat16 where that is fast, else float32."""
+    """The training precision on `device`: `auto` is bfloat16 where that is fast, else float32."""
     if precision == "auto":
         return "bfloat16" if fast_bfloat16(torch.device(device).type) else "float32"
     return precision

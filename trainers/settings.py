@@ -70,7 +70,7 @@ def _divides_turn(angle: int) -> int:
 
 
 def _device_name(name: str) -> str:
-    """The name, if it names a device to train on; `devices.pick_device` looks whether it is there."""
+    """The name, if it names a device to train on; `devices.pick_device` looks for the device."""
     if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", name):
         raise ValueError(
             f"'{name}' is not a device to train on; write auto, cpu, cuda, or a certain GPU such "

@@ -369,13 +369,13 @@ def test_a_compiler_that_fails_is_named_with_its_message(fresh, monkeypatch, cap
 
 def test_code_that_computes_something_else_is_not_used(fresh, monkeypatch, caplog):
     """A compiler's fault must not become a result."""
-    load, broken = compiled.load, fresh.parent / "broken"
+    load, broken = compiled.load_library, fresh.parent / "broken"
     broken.mkdir(parents=True)
     for file in ("fourier.c", "fourier.h"):
         shutil.copy(Path(fourier.__file__).with_name(file), broken)
     header = broken / "fourier.h"
     header.write_text(header.read_text().replace("y[3] = -b;", "y[3] = b;"))
-    monkeypatch.setattr(compiled, "load", lambda source: load(broken / "fourier.c"))
+    monkeypatch.setattr(compiled, "load_library", lambda source: load(broken / "fourier.c"))
     assert "is wrong by" in reason(caplog)
 
 

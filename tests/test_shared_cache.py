@@ -253,11 +253,11 @@ def evil_library(tmp_path, name):
 def test_code_that_others_could_have_written_is_not_run(
     folder, source, tmp_path, caplog, make_foreign
 ):
-    compiled.load(source)
+    compiled.load_library(source)
     [path] = libraries(folder)
     os.replace(evil_library(tmp_path, path.name), path)
     make_foreign(path)
-    assert compiled.load(source).answer() == 42
+    assert compiled.load_library(source).answer() == 42
     assert "are not used" in caplog.text
 
 
@@ -266,7 +266,7 @@ def test_code_that_others_could_have_written_is_not_run(
 def test_the_code_that_runs_is_the_file_that_was_checked(
     folder, source, tmp_path, monkeypatch, descriptors
 ):
-    compiled.load(source)
+    compiled.load_library(source)
     [_path] = libraries(folder)
     own, checked = [], compiled.open_own
 
@@ -277,7 +277,7 @@ def test_the_code_that_runs_is_the_file_that_was_checked(
 
     monkeypatch.setattr(compiled, "DESCRIPTORS", descriptors)
     monkeypatch.setattr(compiled, "open_own", replaced_after_the_check)
-    assert compiled.load(source).answer() == 42 and own[0] is not None
+    assert compiled.load_library(source).answer() == 42 and own[0] is not None
     monkeypatch.undo()
 
 
@@ -293,26 +293,29 @@ def test_what_was_compiled_is_not_taken_from_the_shared_folder(
         os.replace(evil_library(tmp_path, path.name), path)
 
     monkeypatch.setattr(compiled, "_keep", exchanged)
-    assert compiled.load(source).answer() == 42
+    assert compiled.load_library(source).answer() == 42
 
 
 @needs_compiler
 def test_code_under_the_name_of_other_code_is_not_used(folder, source, tmp_path):
-    compiled.load(source)
+    compiled.load_library(source)
     [path] = libraries(folder)
     os.replace(evil_library(tmp_path, "evil-0.so"), path)
-    assert compiled.load(source).answer() == 42
+    assert compiled.load_library(source).answer() == 42
 
 
 @needs_compiler
 def test_the_second_process_compiles_nothing(folder, source, monkeypatch):
-    compiled.load(source)
+    compiled.load_library(source)
 
     def compile_again(*_):
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(compiled, "_compile", compile_again)
-    assert isinstance(compiled.load(source), ctypes.CDLL) and compiled.load(source).answer() == 42
+    assert (
+        isinstance(compiled.load_library(source), ctypes.CDLL)
+        and compiled.load_library(source).answer() == 42
+    )
 
 
 @needs_compiler
@@ -320,7 +323,7 @@ def test_waiting_for_another_processs_compiler_ends(folder, source, held, monkey
     name = f"{source.stem}-{compiled._key(source, compiled.compiler())}.so.lock"
     held(folder / "compiled" / name)
     monkeypatch.setattr(compiled, "WAIT", 0.2)
-    assert compiled.load(source).answer() == 42
+    assert compiled.load_library(source).answer() == 42
     assert "another process holds" in caplog.text and not libraries(folder)
 
 
@@ -384,7 +387,7 @@ def test_a_folder_that_cannot_be_is_done_without(
     with pytest.warns(UserWarning, match=message):
         assert (cache.cached("array", build)[0] == 7).all()
     if compiled.compiler():
-        assert compiled.load(source).answer() == 42 and message in caplog.text
+        assert compiled.load_library(source).answer() == 42 and message in caplog.text
     monkeypatch.setattr(bases, "_memory", {})
     bases.load([(Group.parse("C1"), 1)])
     assert message in caplog.text and bases._memory

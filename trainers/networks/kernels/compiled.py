@@ -29,14 +29,14 @@ from trainers.files import write_whole
 # vectorised by hand: gcc's own attempts cost a third
 FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")
 OFF = ("0", "off", "no", "false")  # values of EQUISEARCH_COMPILE; any other leaves it on
-PATIENCE = 120.0  # seconds for a compiler, which takes about 4
-WAIT = PATIENCE + 10  # seconds for another process that compiles the same
+TIMEOUT = 120.0  # seconds for a compiler, which takes about 4
+WAIT = TIMEOUT + 10  # seconds for another process that compiles the same
 KEY = "equisearch_key"  # the symbol of each library that holds its file's name, without the ending
 DESCRIPTORS = Path("/proc/self/fd")  # where Linux opens what a descriptor stands for
 
 
-class NotCompiled(Exception):
-    """Why there is no compiled code, in one sentence."""
+class NotCompiledError(Exception):
+    """There is no compiled code; the message says why, in one sentence."""
 
 
 @cache
@@ -54,20 +54,22 @@ def compiler() -> tuple[str, ...] | None:
     return None
 
 
-def load(source: Path) -> ctypes.CDLL:
-    """The library made from a C file and the header of the same name, if there is one. Raises
-    NotCompiled where it cannot be made or loaded.
+def load_library(source: Path) -> ctypes.CDLL:
+    """The library compiled from a C file and the header of the same name, if there is one.
+
+    Waits up to `WAIT` seconds for another process that compiles the same. Raises NotCompiledError
+    where it cannot be compiled or loaded.
     """
-    asked = os.environ.get("EQUISEARCH_COMPILE", "1")
-    if asked.strip().lower() in OFF:
-        raise NotCompiled(f"EQUISEARCH_COMPILE={asked} turns it off")
+    choice = os.environ.get("EQUISEARCH_COMPILE", "1")
+    if choice.strip().lower() in OFF:
+        raise NotCompiledError(f"EQUISEARCH_COMPILE={choice} turns it off")
     command = compiler()
     if command is None:
-        raise NotCompiled("there is no C compiler; install gcc or clang, or name one in $CC")
+        raise NotCompiledError("there is no C compiler; install gcc or clang, or name one in $CC")
     name = f"{source.stem}-{_key(source, command)}.so"
     try:
         path = directory() / "compiled" / name
-        if library := _opened(path):
+        if library := _cached(path):
             return library
         make_folder(path.parent)
         lock = acquire(path, WAIT)  # others that start at once wait for the first
@@ -76,14 +78,15 @@ def load(source: Path) -> ctypes.CDLL:
             f"compiled code is not kept, because the cache cannot be used ({error}); every "
             "process compiles it again"
         )
-        return _made(source, command, name, None)
+        return _compiled(source, command, name, None)
     try:
-        return _opened(path) or _made(source, command, name, path)
+        return _cached(path) or _compiled(source, command, name, path)
     finally:
         lock.release()
 
 
 def _key(source: Path, command: tuple[str, ...]) -> str:
+    """A hash of all that the compiled code depends on, hexadecimal."""
     digest = hashlib.sha256()
     for file in filter(Path.exists, (source, source.with_suffix(".h"))):
         digest.update(file.read_bytes())
@@ -109,7 +112,7 @@ def _processor() -> str:
     )
 
 
-def _opened(path: Path) -> ctypes.CDLL | None:
+def _cached(path: Path) -> ctypes.CDLL | None:
     """The library in a cached file; None for one that is missing, torn, another than its name says,
     or not ours (`open_own`).
     """
@@ -127,11 +130,11 @@ def _loaded(file: BinaryIO) -> ctypes.CDLL:
     """The library in an open file, whatever its name stands for by now. Raises OSError."""
     if DESCRIPTORS.is_dir():
         # never closed: a later file of that number would be taken for this one
-        kept = os.dup(file.fileno())
+        descriptor = os.dup(file.fileno())
         try:
-            return ctypes.CDLL(str(DESCRIPTORS / str(kept)))
+            return ctypes.CDLL(str(DESCRIPTORS / str(descriptor)))
         except OSError:
-            os.close(kept)
+            os.close(descriptor)
             raise
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "library.so"
@@ -142,29 +145,29 @@ def _loaded(file: BinaryIO) -> ctypes.CDLL:
 def _named(library: ctypes.CDLL) -> str:
     """The name that `_compile` gave a library; '' for one without."""
     try:
-        return ctypes.c_char_p.in_dll(library, KEY).value.decode()
+        return (ctypes.c_char_p.in_dll(library, KEY).value or b"").decode()
     except (ValueError, AttributeError, UnicodeDecodeError):
         return ""
 
 
-def _made(source: Path, command: tuple[str, ...], name: str, keep: Path | None) -> ctypes.CDLL:
+def _compiled(source: Path, command: tuple[str, ...], name: str, keep: Path | None) -> ctypes.CDLL:
     """The library, compiled and loaded in a private folder, with a copy in the file `keep`. Raises
-    NotCompiled.
+    NotCompiledError.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / name
-            _compile(source, command, made)
+            built = Path(folder) / name
+            _compile(source, command, built)
             if keep is not None:
-                _keep(made.read_bytes(), keep)
+                _keep(built.read_bytes(), keep)
             try:
-                return ctypes.CDLL(str(made))
+                return ctypes.CDLL(str(built))
             except OSError:  # nothing may be run from the temporary folder; perhaps from the cache
-                if keep is None or (library := _opened(keep)) is None:
+                if keep is None or (library := _cached(keep)) is None:
                     raise
                 return library
     except OSError as error:
-        raise NotCompiled(f"what was compiled cannot be loaded: {error}") from None
+        raise NotCompiledError(f"what was compiled cannot be loaded: {error}") from None
 
 
 def _compile(source: Path, command: tuple[str, ...], path: Path) -> None:
@@ -177,14 +180,14 @@ def _compile(source: Path, command: tuple[str, ...], path: Path) -> None:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        raise NotCompiled(
-            f"{command[0]} took more than {PATIENCE:.0f} s to compile {source.name}"
+        raise NotCompiledError(
+            f"{command[0]} took more than {TIMEOUT:.0f} s to compile {source.name}"
         ) from None
     if done.returncode:
-        raise NotCompiled(
+        raise NotCompiledError(
             f"{command[0]} could not compile {source.name}: "
             f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}"
         )

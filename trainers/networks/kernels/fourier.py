@@ -10,10 +10,11 @@ place p
 where a s is the tap to which a moves s. For an irreducible representation r of H, of dimension d,
 let
 
-    v_s(r) = sum over a of v_s[a] r(a),    c_s(r) = sum over h of c[s, h] r(h);    then    y(r) = sum over s of v_s(r) c_s(r)'
+    v_s(r) = sum over a of v_s[a] r(a),    c_s(r) = sum over h of c[s, h] r(h);    then
+    y(r) = sum over s of v_s(r) c_s(r)'
 
 and y_g = sum over r of d / |H| trace(y(r) r(g)'); of C4's representation of dimension 2 over the
-reals, whose rows repeat each other, only the first row is made and counted. Representations do not
+reals, whose rows repeat each other, only the first row is computed and counted. Representations do not
 mix, which leaves |H|^2 / sum of rows x d^2 times fewer products: 16 / 6 = 2.7 for C4, 64 / 12 = 5.3
 for D4. That equivariant layers are block-diagonal in this basis is how Bökman, Nordström & Kahl
 (arXiv:2502.05169) save theirs, between fields of irreducible type; here the fields are regular, as
@@ -27,7 +28,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -36,14 +37,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from searchspace.groups import Element, Group
-from trainers.actions import act
-from trainers.networks.filters import Parametrisation, arrange, expand, restricted_order
+from searchspace.groups import Group
+from trainers.networks.filters import Parametrisation, arrange, expand
 from trainers.networks.kernels import compiled
+from trainers.networks.kernels.transform import Layer, Transform, transform
+
+__all__ = ["convolve", "library", "status", "suits", "transform"]
 
 log = logging.getLogger(__name__)
 
-KINDS = {"C1": 0, "C2": 1, "D1": 1, "D2": 2, "C4": 3, "D4": 4}  # as fourier.c numbers them
+# largest difference from torch's convolution, as a share of the largest value (rounding: 1e-6)
+AGREEMENT = 1e-4
 LEAST_LENGTH = 5  # of a side of the maps, pixels
 LEAST_CHANNELS = 24  # below which transforming a value costs more than its products
 # channels to whose multiples torch rounds up, so that even groups of two elements are faster
@@ -51,31 +55,8 @@ LEAST_CHANNELS = 24  # below which transforming a value costs more than its prod
 BLOCK = 16
 
 
-class _Layer(ctypes.Structure):
-    """`struct layer` of fourier.h."""
-
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "kind",
-                "order",
-                "fields_in",
-                "fields_out",
-                "height",
-                "width",
-                "kernel",
-                "stride",
-                "padding",
-                "dilation",
-            )
-        ),
-        *((name, ctypes.c_void_p) for name in ("channels_in", "channels_out", "taps", "bias")),
-    ]
-
-
 def library() -> ctypes.CDLL | None:
-    """The compiled code, once it has agreed with torch's convolution; None where there is none."""
+    """The compiled code, once its results have agreed with torch's; None where there is none."""
     return status()[0]
 
 
@@ -84,130 +65,36 @@ def status() -> tuple[ctypes.CDLL | None, str]:
     """(the compiled code or None, why there is none)."""
     try:
         return _load(), ""
-    except compiled.NotCompiled as reason:
+    except compiled.NotCompiledError as reason:
         log.info("convolutions are torch's: %s", reason)
         return None, str(reason)
 
 
 def _load() -> ctypes.CDLL:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        raise compiled.NotCompiled(
+        raise compiled.NotCompiledError(
             "they are faster in the Fourier basis only on a processor with AVX-512"
         )
-    found = compiled.load(Path(__file__).with_suffix(".c"))
+    code = compiled.load_library(Path(__file__).with_suffix(".c"))
     for name in ("convolve", "spectra_gradient"):
-        getattr(found, name).argtypes = [
-            ctypes.POINTER(_Layer),
-            ctypes.c_int64,
-            *[ctypes.c_void_p] * 3,
-        ]
-        getattr(found, name).restype = ctypes.c_int
+        function = getattr(code, name)
+        function.argtypes = [ctypes.POINTER(Layer), ctypes.c_int64, *[ctypes.c_void_p] * 3]
+        function.restype = ctypes.c_int
     for group in (Group(4), Group(4, True)):
-        apart = _disagreement(found, group)
-        if not apart < 1e-4:
-            raise compiled.NotCompiled(
-                f"compiled code for {group} is wrong by {apart:.1g} of the largest value; "
+        error = _disagreement(code, group)
+        if not error < AGREEMENT:
+            raise compiled.NotCompiledError(
+                f"compiled code for {group} is wrong by {error:.1g} of the largest value; "
                 "another compiler may do"
             )
-    return found
-
-
-class Transform:
-    """What all convolutions of a kernel between fields of `source` and of `group` share: where the
-    entries of their spectra come from.
-    """
-
-    def __init__(
-        self, group: Group, source: Group, channels_in: int, channels_out: int, kernel: int
-    ) -> None:
-        self.grid, self.kernel = group.grid, kernel
-        self.channels_in, self.channels_out = (
-            _channels(source, self.grid, channels_in),
-            _channels(group, self.grid, channels_out),
-        )
-        self.taps = _taps(self.grid, kernel)
-        self.matrix, dimensions = _matrix(self.grid)
-        shape = (channels_out, channels_in, kernel * kernel)
-        self.entries = _entries(shape, self.channels_out[:, :1], self.channels_in, self.taps)
-        self.order = _order(len(self.channels_out), len(self.channels_in), kernel**2, dimensions)
-        self.inverse_order = torch.argsort(self.order).to(torch.int32)
-        # The gradient of the maps is a convolution with the filters turned by 180 degrees, from
-        # outgoing to incoming fields.
-        backward = _entries(shape, self.channels_out, self.channels_in[:, :1], self.taps.flip(1))
-        by_field = backward.view(
-            len(self.channels_out), len(self.channels_in), kernel**2, self.grid.order
-        )
-        self.backward_entries = by_field.transpose(0, 1).flatten()
-        self.backward_order = _order(
-            len(self.channels_in), len(self.channels_out), kernel**2, dimensions
-        )
-
-    def spectra(self, weight: Tensor, backward: bool = False) -> Tensor:
-        """c_s(r) of all pairs of fields, each times d / |H|, from a weight [channels out, channels
-        in, k, k]: flat, block by block.
-        """
-        entries, order = (
-            (self.backward_entries, self.backward_order) if backward else (self.entries, self.order)
-        )
-        rows = weight.reshape(-1).index_select(0, entries).view(-1, self.grid.order)
-        return (rows @ self.matrix).view(-1).index_select(0, order)
-
-    def weight_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient of a weight from that of its spectra: all of it at the rows that determine
-        the others.
-        """
-        rows = (
-            gradient.index_select(0, self.inverse_order).view(-1, self.matrix.shape[1])
-            @ self.matrix.t()
-        )
-        return (
-            gradient.new_zeros(shape.numel())
-            .index_copy_(0, self.entries.long(), rows.view(-1))
-            .view(shape)
-        )
-
-    def layer(
-        self,
-        maps: Tensor,
-        stride: int,
-        padding: int,
-        dilation: int,
-        backward: bool = False,
-        bias: Tensor | None = None,
-    ) -> _Layer:
-        """What the compiled code must know of a convolution of `maps`."""
-        fields = (
-            (self.channels_out, self.channels_in)
-            if backward
-            else (self.channels_in, self.channels_out)
-        )
-        return _Layer(
-            KINDS[str(self.grid)],
-            self.grid.order,
-            *map(len, fields),
-            *maps.shape[2:],
-            self.kernel,
-            stride,
-            padding,
-            dilation,
-            *(table.data_ptr() for table in (*fields, self.taps)),
-            None if bias is None else bias.data_ptr(),
-        )
-
-
-@lru_cache(maxsize=256)
-def transform(
-    group: Group, source: Group, channels_in: int, channels_out: int, kernel: int
-) -> Transform:
-    """The shared tables of such convolutions."""
-    return Transform(group, source, channels_in, channels_out, kernel)
+    return code
 
 
 def suits(
     group: Group, maps: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
 ) -> bool:
-    """True if a convolution of regular fields of `group` is to be made here: allowed, possible and
-    faster than torch's by `tests/benchmarks/bench_convolution.py`.
+    """True if a convolution of regular fields of `group` should be computed here: allowed, possible
+    and faster than torch's by `tests/benchmarks/bench_convolution.py`.
 
     The number of images does not matter, so that an image's maps are the same in every batch. Not
     under autocast, in other precisions or on other devices, nor where something must look inside:
@@ -243,8 +130,9 @@ def convolve(
     height, width] and an equivariant weight.
 
     Equal to rounding. The gradient with respect to `weight` is that of the row of the identity and
-    zero elsewhere, which is the same for the parameters that the weight is made from. `bias`
-    [channels] has no gradient. Raises MemoryError where memory lacks.
+    zero elsewhere, which gives the parameters behind the weight the same gradient. `bias`
+    [channels] has no gradient. Raises MemoryError if there
+    is not enough memory.
     """
     return _Convolution.apply(maps, weight, shared, stride, padding, dilation, bias)
 
@@ -262,7 +150,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         maps, weight = ctx.saved_tensors
         shared, (stride, padding, dilation) = ctx.shared, ctx.window
         grad = grad.contiguous(memory_format=torch.channels_last)
@@ -300,11 +188,11 @@ class _Convolution(torch.autograd.Function):
         return grad_maps, grad_weight, None, None, None, None, None
 
 
-def _convolve(layer: _Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ...]) -> Tensor:
-    out = torch.empty(shape, memory_format=torch.channels_last)
+def _convolve(layer: Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ...]) -> Tensor:
+    code, out = _required(), torch.empty(shape, memory_format=torch.channels_last)
 
     def part(first: int, last: int) -> int:
-        return library().convolve(
+        return code.convolve(
             layer, last - first, maps[first:].data_ptr(), spectra.data_ptr(), out[first:].data_ptr()
         )
 
@@ -312,13 +200,19 @@ def _convolve(layer: _Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ..
     return out
 
 
-def _spectra_gradient(layer: _Layer, maps: Tensor, grad: Tensor, size: int) -> Tensor:
-    sums: dict[int, Tensor] = {}
+def _required() -> ctypes.CDLL:
+    code = library()
+    assert code is not None, "`suits` is False without compiled code"
+    return code
+
+
+def _spectra_gradient(layer: Layer, maps: Tensor, grad: Tensor, size: int) -> Tensor:
+    code, sums = _required(), dict[int, Tensor]()
 
     def part(first: int, last: int) -> int:
         out = torch.empty(size)
         sums[first] = out
-        return library().spectra_gradient(
+        return code.spectra_gradient(
             layer, last - first, maps[first:].data_ptr(), grad[first:].data_ptr(), out.data_ptr()
         )
 
@@ -340,6 +234,7 @@ def _in_parts(part: Callable[[int, int], int], images: int) -> None:
 
 
 def _plain(values: Tensor) -> bool:
+    """True for an ordinary float32 tensor on the CPU that carries no forward-mode derivative."""
     if (
         values.device.type != "cpu"
         or values.dtype != torch.float32
@@ -355,7 +250,7 @@ def _watched() -> bool:
     """True where an operation must not disappear into compiled code."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -363,92 +258,7 @@ def _watched() -> bool:
     )
 
 
-def _representations(group: Group) -> list[tuple[int, Callable[[Element], Tensor]]]:
-    """(dimension, matrices) of the irreducible representations of a group on the grid, in the order
-    of fourier.h; over the reals.
-    """
-    signs = (
-        [lambda e: 1.0, lambda e: -1.0 if e.mirror else 1.0] if group.mirror else [lambda e: 1.0]
-    )
-    steps = group.rotations  # a half turn of two, a quarter turn of four: -1
-    turns = (
-        [lambda e: 1.0, lambda e: (-1.0) ** int(e.turn * steps)] if steps > 1 else [lambda e: 1.0]
-    )
-    found = [
-        (1, lambda e, t=turn, s=sign: torch.tensor([[t(e) * s(e)]]))
-        for turn in turns
-        for sign in signs
-    ]
-    if steps == 4:
-        found.append((2, _plane))
-    return found
-
-
-def _plane(element: Element) -> Tensor:
-    """The element as a matrix of the plane: a mirror of its second axis, then a rotation."""
-    turn = torch.linalg.matrix_power(torch.tensor([[0.0, -1.0], [1.0, 0.0]]), element.quarter_turns)
-    return turn * torch.tensor([1.0, -1.0]) if element.mirror else turn
-
-
-@cache
-def _matrix(group: Group) -> tuple[Tensor, tuple[int, ...]]:
-    """(the entries of all representations times d / |H| [|H|, sum of d^2], their dimensions d)."""
-    kinds = _representations(group)
-    columns = [
-        torch.stack([matrices(e) for e in group.elements]).flatten(1) * dimension / group.order
-        for dimension, matrices in kinds
-    ]
-    return torch.cat(columns, 1), tuple(dimension for dimension, _ in kinds)
-
-
-@cache
-def _taps(group: Group, kernel: int) -> Tensor:
-    """[|H|, k x k]: the tap to which an element moves a tap."""
-    taps = torch.arange(kernel * kernel).view(1, 1, kernel, kernel)
-    return torch.stack(
-        [torch.argsort(act(taps, element).flatten()) for element in group.elements]
-    ).to(torch.int32)
-
-
-def _channels(group: Group, subgroup: Group, channels: int) -> Tensor:
-    """[fields, |H|]: the channels of fields of `group`, seen as fields of the subgroup."""
-    found = torch.arange(0, channels, group.order)[:, None] + torch.tensor(
-        restricted_order(group, subgroup)
-    )
-    return found.view(-1, subgroup.order).to(torch.int32)
-
-
-def _entries(shape: tuple[int, int, int], rows: Tensor, columns: Tensor, taps: Tensor) -> Tensor:
-    """Where c[s, h] of all pairs of fields lies in a weight of that shape: flat [fields out, fields
-    in, k x k, |H|], int32.
-
-    `rows` and `columns` [fields, 1 or |H|] are the channels of the elements h, or of the identity.
-    """
-    _, channels_in, size = shape
-    found = (rows[:, None, None, :] * channels_in + columns[None, :, None, :]) * size + taps.t()[
-        None, None
-    ]
-    return found.flatten().to(torch.int32)
-
-
-def _order(fields_out: int, fields_in: int, size: int, dimensions: tuple[int, ...]) -> Tensor:
-    """Where [block][field out, row, field in, tap, column] lies in [field out, field in, tap,
-    entry], flat, int32.
-    """
-    entries = sum(d * d for d in dimensions)
-    places = torch.arange(fields_out * fields_in * size * entries).view(
-        fields_out, fields_in, size, entries
-    )
-    parts = places.split([d * d for d in dimensions], -1)
-    return torch.cat(
-        [
-            part.unflatten(-1, (d, d)).permute(0, 3, 1, 2, 4).flatten()
-            for part, d in zip(parts, dimensions)
-        ]
-    ).to(torch.int32)
-
-
-def _disagreement(found: ctypes.CDLL, group: Group) -> float:
+def _disagreement(code: ctypes.CDLL, group: Group) -> float:
     """How far the compiled convolution of `group` and its gradient are from torch's convolution, as
     a share of their size.
     """
@@ -475,8 +285,8 @@ def _disagreement(found: ctypes.CDLL, group: Group) -> float:
         torch.empty_like(expected, memory_format=torch.channels_last),
     )
     spectra, gradient = shared.spectra(weight), torch.empty(len(shared.order))
-    failed = found.convolve(layer, len(maps), maps.data_ptr(), spectra.data_ptr(), out.data_ptr())
-    failed = failed or found.spectra_gradient(
+    failed = code.convolve(layer, len(maps), maps.data_ptr(), spectra.data_ptr(), out.data_ptr())
+    failed = failed or code.spectra_gradient(
         layer, len(maps), maps.data_ptr(), out.data_ptr(), gradient.data_ptr()
     )
     if failed:

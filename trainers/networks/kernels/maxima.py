@@ -33,10 +33,10 @@ def _over_blocks(maps: Tensor, block: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """
     if block == 1:
         return maps.clone(), ()
-    found = [_maxima(blocks) for blocks in _blocks_of(maps, block)]
-    values = [values.squeeze(-1) for values, _ in found]
+    pairs = [_maxima(blocks) for blocks in _blocks_of(maps, block)]
+    values = [values.squeeze(-1) for values, _ in pairs]
     return (values[0] if len(values) == 1 else torch.cat(values, -1)).permute(0, 3, 1, 2), tuple(
-        places for _, places in found
+        places for _, places in pairs
     )
 
 
@@ -77,8 +77,8 @@ def _maxima(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def library() -> ctypes.CDLL | None:
     """The compiled code; None where there is none, or where it does not find torch's maxima."""
     try:
-        code = compiled.load(Path(__file__).with_suffix(".c"))
-    except compiled.NotCompiled:  # `trainers.networks.kernels.fourier` says why
+        code = compiled.load_library(Path(__file__).with_suffix(".c"))
+    except compiled.NotCompiledError:  # `trainers.networks.kernels.fourier` says why
         return None
     code.block_maxima.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
     for block in (2, 3, 4, 8, 16):
@@ -96,20 +96,20 @@ class _Parts(torch.autograd.Function):
 
     The gradient of a part is added in place where it belongs: the gradients of a slice and of a
     maximum would fill maps with zeros and add them, for every part. The maps' own gradient comes
-    from the next layer of the network, which hands it to nobody else.
+    from the next layer of the network, which gives it to no other.
     """
 
     @staticmethod
     def forward(ctx, maps, parts, block):
         maxima, places = zip(*(_over_blocks(maps[part], block) for part in parts))
         ctx.parts, ctx.block = parts, block
-        ctx.save_for_backward(*(place for found in places for place in found))
+        ctx.save_for_backward(*(place for part in places for place in part))
         ctx.set_materialize_grads(False)
         return maps.view_as(maps), *maxima
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, *of_parts):
+    def backward(ctx, grad, *of_parts):  # pyright: ignore[reportIncompatibleMethodOverride]
         # maps that were averaged have one gradient for all places, which must become many
         grad = grad.contiguous(memory_format=torch.channels_last)
         places = iter(ctx.saved_tensors)

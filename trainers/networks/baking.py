@@ -114,7 +114,7 @@ def sample(group: Group, kernel: int) -> dict[str, np.ndarray]:
         (block,) = (
             m for name, m in expansion.named_children() if name.startswith("block_expansion")
         )
-        sampled = block.sampled_basis.numpy()
+        sampled = np.asarray(block.sampled_basis)
         arrays[kind] = sampled.reshape(*sampled.shape[:3], kernel, kernel)
         arrays[f"{kind}_std"] = init._generalized_he_init_variances(expansion).numpy()
     return arrays
@@ -128,7 +128,8 @@ def main(arguments: list[str]) -> None:
     isolate_escnn()
     for name in arguments[1:]:
         group, kernel = name.split(":")
-        np.savez(folder / f"{group}-{kernel}.npz", **sample(Group.parse(group), int(kernel)))
+        arrays = sample(Group.parse(group), int(kernel))
+        np.savez(folder / f"{group}-{kernel}.npz", allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@ equivariant by construction.
 
 A group convolution between regular fields is an ordinary convolution whose weight satisfies
 
-    weight[g @ o, g @ h] = weight[o, h] moved by g        for all g of the group, output element o and input element h
+    weight[g @ o, g @ h] = weight[o, h] moved by g
 
+for all g of the group, output elements o and input elements h
 (escnn's convention; channels are field-major, elements in the order of `Group.elements`). The row
-of the identity therefore determines all rows, which are made per pair of an outgoing and an
+of the identity therefore determines all rows, which are computed per pair of an outgoing and an
 incoming field:
 
-free   the row itself is the parameter [|G_in|, k, k], moved by quarter turns and flips: any kernel
-size, no band limit basis  coefficients of escnn's sampled basis, any C_N and D_N
+    free   the row itself is the parameter [|G_in|, k, k], moved by quarter turns and flips: any
+           kernel size, no band limit
+    basis  coefficients of escnn's sampled basis (Weiler & Cesa, arXiv:1911.08251): any C_N and D_N
 
 An image channel is a scalar field: one channel that every element leaves in place.
 """
@@ -31,7 +33,7 @@ from trainers.networks.bases import basis
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """How the filters between two fields are made from their parameters."""
+    """How the filters between two fields are computed from their parameters."""
 
     filters: Filters
     group: Group  # of the outgoing regular fields, and of the incoming ones
@@ -59,8 +61,8 @@ class Parametrisation:
         """The standard deviations [size] of He's initialisation for a convolution from `fields_in`
         fields.
 
-        For the basis escnn's generalisation of it (`generalized_he_init`); for free filters He's
-        own, arXiv:1502.01852.
+        For the basis escnn's generalisation of it (`generalized_he_init`); for free filters
+        sqrt(2 / fan in), arXiv:1502.01852, equation 10.
         """
         if self.filters == "basis":
             return basis(self.group, self.kernel, self.lifting).deviations / fields_in**0.5
@@ -142,8 +144,8 @@ class _Gather(torch.autograd.Function):
     """parameters.index_select(1, sources), where every parameter has equally many copies, listed in
     `copies`.
 
-    So the gradient is a gather and a sum: without the atomic additions of index_select's own, hence
-    the same in every run.
+    So the gradient is a gather and a sum, the same in every run: index_select's own gradient adds
+    atomically, in any order.
     """
 
     @staticmethod
@@ -156,5 +158,5 @@ class _Gather(torch.autograd.Function):
         ctx.size = parameters.shape[1]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         return grad.index_select(1, ctx.copies).unflatten(1, (ctx.size, -1)).sum(2), None, None

@@ -1,4 +1,4 @@
-"""A trained network as plain Conv2d, ReLU, pooling and Linear modules (`trainers.networks.plain`)."""
+"""A trained network folded to Conv2d, ReLU, pooling and Linear (`trainers.networks.plain`)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def fold(network: Network) -> PlainNetwork:
         weights = dict(zip(network.convolutions, network.weights()))
         for convolution, module in zip(network.convolutions, _convolutions(folded), strict=True):
             scale, shift = convolution.norm.scale_and_shift()
+            assert module.bias is not None, "every convolution of a folded network has a bias"
             module.weight.copy_(weights[convolution].double() * scale[:, None, None, None])
             module.bias.copy_(shift)
         folded.head.linear.load_state_dict(network.linear.state_dict())
@@ -64,10 +65,11 @@ class _FourierConvolution(nn.Module):
     def __init__(self, conv: nn.Conv2d, group: Group, source: Group) -> None:
         super().__init__()
         self.conv, self.group, self.source = conv, group, source
+        # never a word such as "same": `trainers.networks.plain.convolution` gives pixels
+        self.window = conv.stride[0], int(conv.padding[0]), conv.dilation[0]
 
     def forward(self, maps: Tensor) -> Tensor:
-        conv = self.conv
-        window = conv.stride[0], conv.padding[0], conv.dilation[0]
+        conv, window = self.conv, self.window
         if not fourier.suits(self.group, maps, conv.weight, *window):
             return conv(maps)
         shared = fourier.transform(

@@ -32,8 +32,12 @@ class FieldNorm(nn.Module):
 
     Statistics are taken over batch, space and the channels of the field, which a group element
     permutes: the layer is equivariant. Equal to escnn's InnerBatchNorm and, for `order` 1, to
-    BatchNorm2d. They are float32 also for bfloat16 maps.
+    BatchNorm2d (Ioffe & Szegedy, arXiv:1502.03167). They are float32 also for bfloat16 maps.
     """
+
+    running_mean: Tensor  # [fields]
+    running_var: Tensor  # [fields], unbiased
+    gather: Tensor  # [channels, channels]
 
     def __init__(self, fields: int, order: int, relu: bool) -> None:
         super().__init__()
@@ -75,7 +79,7 @@ class FieldNorm(nn.Module):
         )
 
     def pooled(self, maps: Tensor, signs: Tensor, pool: Pooling) -> Tensor:
-        """ReLU(max pool(normalised maps)) in training, of a convolution whose channels came
+        """ReLU(max pool(normalised maps)) in training, of a convolution whose channels were
         multiplied by `signs()`.
 
         A maximum commutes with a rising affine map, so that the pooled maps are normalised, and
@@ -88,8 +92,8 @@ class FieldNorm(nn.Module):
         )
 
     def signs(self) -> Tensor:
-        """-1 for fields whose scale is negative, else 1 [fields]: with it in the weights of the
-        convolution, all scales are positive.
+        """-1 for fields whose scale is negative, else 1 [fields]: with these factors in the weights
+        of the convolution before, all scales are positive.
         """
         return torch.where(self.weight.detach() < 0, -1.0, 1.0).to(self.weight.dtype)
 
@@ -133,7 +137,7 @@ class FieldNorm(nn.Module):
         return self._per_channel(scale).detach(), self._per_channel(shift).detach()
 
     def _per_channel(self, per_field: Tensor) -> Tensor:
-        return _spread(per_field, self.order)
+        return _broadcast(per_field, self.order)
 
     def extra_repr(self) -> str:
         return f"fields={self.fields}, order={self.order}, relu={self.relu}"
@@ -142,7 +146,7 @@ class FieldNorm(nn.Module):
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replaces the running statistics of every FieldNorm in `network` by their mean over these
-    batches, under today's weights.
+    batches of images, under the present weights.
 
     Running averages lag behind weights that move: while the learning rate is high, evaluation with
     them says little about the network (PreciseBN; Wu & Johnson, arXiv:2105.07576, section 3).
@@ -160,8 +164,8 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
             norm.momentum = MOMENTUM
 
 
-def _spread(per_field: Tensor, order: int) -> Tensor:
-    """[..., fields] -> [..., fields x order]"""
+def _broadcast(per_field: Tensor, order: int) -> Tensor:
+    """Each field's value for all of its channels: [..., fields] -> [..., fields x order]."""
     return (
         per_field
         if order == 1
@@ -174,8 +178,8 @@ def _channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
     if maps.device.type != "cpu":  # which sums in float32 at least
         return torch.batch_norm_update_stats(maps, None, None, MOMENTUM)
     # Fast in any layout; var_mean over the outer dimensions of channels-last maps takes 15 times as
-    # long (torch 2.15). The buffer says in which dtype the statistics are kept; its values are not
-    # used.
+    # long (torch 2.15). The buffer sets the dtype of the statistics; its values are not
+    # read.
     unused = torch.empty(maps.shape[1], dtype=torch.promote_types(maps.dtype, torch.float32))
     return torch.batch_norm_update_stats(maps, unused, unused, MOMENTUM)
 
@@ -207,7 +211,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         maps, vectors, gather, normed = ctx.saved_tensors
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, normed, 0)
@@ -254,7 +258,7 @@ class _NormaliseMaximum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         maps, vectors, gather, normed, pooled, places = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grad, normed, 0)
         parameters, grad_maps, factor = _through_statistics(
@@ -278,7 +282,7 @@ def _per_channel(
     """The four per channel of the maps, in the dtype of the statistics: [4, channels]."""
     if scale.dtype != mean.dtype:
         scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
-    return _spread(torch.stack((mean, variance, scale, shift)), maps.shape[1] // len(mean))
+    return _broadcast(torch.stack((mean, variance, scale, shift)), maps.shape[1] // len(mean))
 
 
 def _affine(maps: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -288,7 +292,7 @@ def _affine(maps: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: 
 
 def _through_statistics(
     grad: Tensor, read: Tensor, maps: Tensor, vectors: Tensor, gather: Tensor | None, ctx
-) -> tuple[tuple[Tensor, Tensor], Tensor | None, Tensor]:
+) -> tuple[list[Tensor], Tensor | None, Tensor]:
     """(gradients of scale and shift, the part of the maps' gradient through their statistics, the
     factor [channels] of the rest).
 
@@ -317,7 +321,7 @@ def _through_statistics(
     sums = torch.stack((along, total))
     if gather is not None:
         sums = sums @ gather.to(sums.dtype)
-    parameters = sums[:, :: ctx.order].to(ctx.dtype).unbind()
+    parameters = list(sums[:, :: ctx.order].to(ctx.dtype).unbind())
     if not ctx.needs_input_grad[0]:
         return parameters, None, factor
     along, total = sums * (factor * (-maps.shape[1] / (ctx.order * maps.numel())))

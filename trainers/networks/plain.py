@@ -11,8 +11,10 @@ The description is a dict of numbers and strings:
     stages  a list of {"blocks": [...], "step": a step or a convolution or null}
     block   {"convolutions": [...], "skip": null (no skip) | "identity" | a convolution}
     convolution  {"in", "out", "kernel", "stride", "padding": [before, after], "dilation", "mode"}
-    step    {"kind", "kernel", "stride", "padding": [before, after], "ceil", "output", "mode", "channels"}
-    head    {"kind": "group_max" | "group_mean" | "none", "order": channels of a field, "features", "classes"}
+    step    {"kind", "kernel", "stride", "padding": [before, after], "ceil", "output", "mode",
+             "channels"}
+    head    {"kind": "group_max" | "group_mean" | "none", "order": channels of a field, "features",
+             "classes"}
 """
 
 import torch

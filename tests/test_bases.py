@@ -110,7 +110,7 @@ def test_a_damaged_file_is_baked_again(fresh, monkeypatch):
     for content in (b"", whole[:500], whole[:-30], b"no such format", whole):
         bases._file(group, 3).write_bytes(content)
         bases._memory.clear()
-        bases.load([(group, 3)])
+        bases.load_bases([(group, 3)])
     assert len(baked) == 4 and all((group, 3) in missing for missing in baked)
 
 

@@ -21,17 +21,17 @@ from support.bundles import bundle, copied, manifest_of, subject  # noqa: F401  
 from support.isolation import OURS, accuracies, run_alone
 from trainers.bundles import export as exporting
 from trainers.bundles import formats as files
-from trainers.bundles.export import Subject, export
+from trainers.bundles.export import TrainedNetwork, export
 from trainers.bundles.formats import (
     CARD,
     FORMATS,
-    Refused,
+    FormatError,
     content_of,
     logits,
     model_of,
     runner,
     source,
-    write,
+    write_format,
 )
 from trainers.bundles.model import Model
 from trainers.bundles.model_card import card
@@ -197,7 +197,7 @@ def differences(architecture, channels, seed, folder):
     expected = copy.deepcopy(network).eval()((images - 0.4) / 0.25).detach()
     found = {}
     for name in FORMATS:
-        write(model, content, folder, name)
+        write_format(model, content, folder, name)
         run = runner(folder, name)
         parts = [(logits(run, images[:n]) - expected[:n]).abs().max() for n in (1, 9)]
         found[name] = float(max(parts) / expected.abs().max())
@@ -206,7 +206,7 @@ def differences(architecture, channels, seed, folder):
 
 def spoiled(name, monkeypatch):
     """Makes one format's writer change a weight."""
-    honest = files.write
+    honest = files.write_format
 
     def writer(model, content, folder, wanted):
         if wanted == name:
@@ -214,7 +214,7 @@ def spoiled(name, monkeypatch):
             model.network.head.linear.weight.data[0, 0] += 0.01
         honest(model, content, folder, wanted)
 
-    monkeypatch.setattr(exporting, "write", writer)
+    monkeypatch.setattr(exporting, "write_format", writer)
 
 
 def test_plain_torch_that_differs_is_not_exported(subject, tmp_path, monkeypatch):
@@ -245,21 +245,21 @@ def test_an_exporter_that_fails_names_format_and_reason(subject, tmp_path, monke
     monkeypatch.setattr(torch.onnx, "export", broken)
     content = content_of(subject.network, (0.0,), (1.0,), "resize", tuple("0123456789"))
     with pytest.raises(
-        Refused,
+        FormatError,
         match="onnx cannot hold this network: RuntimeError: no translation of this operation",
     ):
-        write(model_of(subject.network, content), content, tmp_path, "onnx")
+        write_format(model_of(subject.network, content), content, tmp_path, "onnx")
 
 
 def test_exporters_are_silent(subject, tmp_path, capfd, recwarn):
     content = content_of(subject.network, (0.0,), (1.0,), "resize", tuple("0123456789"))
     for name in FORMATS:
-        write(model_of(subject.network, content), content, tmp_path, name)
+        write_format(model_of(subject.network, content), content, tmp_path, name)
     assert capfd.readouterr() == ("", "") and len(recwarn) == 0
 
 
 def test_a_network_that_does_not_give_its_reported_accuracy_is_not_exported(subject, tmp_path):
-    other = Subject(
+    other = TrainedNetwork(
         subject.network,
         subject.splits,
         subject.config,
@@ -295,7 +295,7 @@ def test_only_a_bundle_of_the_same_training_is_replaced(subject, copied, tmp_pat
     monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
     (copied / "__pycache__").mkdir()
     assert export(subject, copied) == copied and not (copied / "model.onnx").exists()
-    other = Subject(
+    other = TrainedNetwork(
         subject.network,
         subject.splits,
         subject.config,
@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_the_earlier_bundle(subject, copied, monkeypatch):
         (folder / "model.pt").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exporting, "write", full)
+    monkeypatch.setattr(exporting, "write_format", full)
     with pytest.raises(OSError, match="could not be written .*No space left.*still there"):
         export(subject, copied)
     assert [path.name for path in copied.parent.iterdir()] == [copied.name] and verify(copied).good
@@ -334,7 +334,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from searchspace.architecture import Architecture
-from trainers.bundles.formats import FORMATS, content_of, model_of, write
+from trainers.bundles.formats import FORMATS, content_of, model_of, write_format
 from trainers.networks.networks import build
 
 network = build(Architecture.parse("17px: 8k3@D4 max3/2p1, 8k3"), channels=1, classes=5).eval()
@@ -343,7 +343,7 @@ model = model_of(network, content)
 resource.setrlimit(resource.RLIMIT_FSIZE, (12000, resource.RLIM_INFINITY))
 for name in FORMATS:
     try:
-        write(model, content, Path(sys.argv[1]), name)
+        write_format(model, content, Path(sys.argv[1]), name)
     except OSError as error:
         print(name, error.strerror)
 """
@@ -432,7 +432,9 @@ def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkey
     splits = load(config.data, architecture.size)
     scores = train(architecture, config, tmp_path / "training", 1, splits=splits)
     network = start(architecture, config, tmp_path / "training", splits).network
-    folder = export(Subject(network, splits, config, scores.as_dict(), {}), tmp_path / "bundle")
+    folder = export(
+        TrainedNetwork(network, splits, config, scores.as_dict(), {}), tmp_path / "bundle"
+    )
     rows = {row["element"]: row for row in manifest_of(folder)["elements"]}
     assert len(rows) == 15 and not any(row["exact"] for row in rows.values())
     assert (

@@ -161,7 +161,7 @@ def test_trial_without_checkpoint(study):
     for path in (study / "trials" / "00000").glob("*.pt"):
         path.unlink()
     with pytest.raises(
-        StudyError, match="trial 0 has no checkpoint in .*00000; it was moved or deleted"
+        StudyError, match="trial 0 has no checkpoint in .*00000 .it is complete.; choose"
     ):
         export_trial(study, 0)
 
@@ -176,7 +176,7 @@ def test_torn_checkpoint(study):
 def test_data_that_are_gone(study):
     text = (study / "study.yaml").read_text()
     (study / "study.yaml").write_text(text.replace("/images", "/moved"))
-    with pytest.raises(StudyError, match="trial 0 cannot be exported: .*moved"):
+    with pytest.raises(StudyError, match="trial 0 cannot be loaded: .*moved"):
         export_trial(study, 0)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from searchspace.architecture import Architecture
-from trainers.networks import networks
+from trainers.networks import convolution
 from trainers.networks.lifting import fits, lift
 from trainers.networks.networks import build
 from trainers.networks.normalization import FieldNorm
@@ -98,7 +98,7 @@ def test_images_that_need_a_gradient_get_it(monkeypatch):
     assert fits(images, weight) and not fits(images.requires_grad_(), weight)
     (gradient,) = torch.autograd.grad(network(images).square().sum(), images)
     assert gradient.abs().max() > 0
-    monkeypatch.setattr(networks, "fits", lambda *_: False)
+    monkeypatch.setattr(convolution, "fits", lambda *_: False)
     other = build(architecture, channels=1, classes=3)
     assert torch.allclose(torch.autograd.grad(other(images).square().sum(), images)[0], gradient)
 

@@ -15,7 +15,8 @@ from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.subsampling import KINDS, Subsampling, place
 from trainers.actions import act, act_on_fields
-from trainers.networks.networks import build, channels_last, step_spec
+from trainers.networks.convolution import channels_last
+from trainers.networks.networks import build, step_spec
 from trainers.networks.plain import Subsample
 
 P4CNN = "12px: 3k3@{}, 4k3p0 max2/2, 2k3, 3k4p0 filters=basis"

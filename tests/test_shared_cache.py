@@ -389,7 +389,7 @@ def test_a_folder_that_cannot_be_is_done_without(
     if compiled.compiler():
         assert compiled.load_library(source).answer() == 42 and message in caplog.text
     monkeypatch.setattr(bases, "_memory", {})
-    bases.load([(Group.parse("C1"), 1)])
+    bases.load_bases([(Group.parse("C1"), 1)])
     assert message in caplog.text and bases._memory
     found = doctor._cache()
     assert found.level == "bad" and message in found.found

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.journal.directory import TRIALS
 from studies.journal.trial import TrialRecord
 from studies.results.tables import find_trial, open_study
+from studies.results.trained import load_trained
 
 if TYPE_CHECKING:
-    from trainers.bundles.export import Subject
-    from trainers.bundles.verify import Report
+    from trainers.bundles.export import TrainedNetwork
+    from trainers.bundles.verify import BundleReport
 
 EXPORTS = "exports"
 
@@ -32,9 +32,9 @@ def export_trial(
 ) -> Path:
     """The path of the bundle of trial `number`, written to `out` (DIR/exports/00017 unless given).
 
-    An earlier bundle of the same trial is replaced; another one only with `force`. `note` is told
-    what a user should know besides. Raises StudyError for a trial that is unknown or not complete,
-    has no checkpoint, or whose data are missing or have changed.
+    An earlier bundle of the same trial is replaced; another one only with `force`. `note` is called
+    with what a user should know besides. Raises StudyError for a trial that is unknown or not
+    complete, has no checkpoint, or whose data are missing or have changed.
     """
     directory = Path(directory).absolute()
     study, records = open_study(directory)
@@ -44,7 +44,6 @@ def export_trial(
             f"trial {number} is {record.state}{f' ({record.reason})' if record.reason else ''}; "
             "only complete trials are exported: " + _complete(records)
         )
-    trained = directory / TRIALS / f"{number:05d}"
     folder = Path(out) if out is not None else directory / EXPORTS / f"{number:05d}"
     origin = {
         "study": directory.name,
@@ -60,9 +59,9 @@ def export_trial(
         check_place(folder, origin, force)
     except ValueError as error:
         raise ExistsError(str(error)) from None
-    subject = _subject(study, record, trained, origin)
+    trained = _trained(study, record, directory, origin)
     try:
-        bundle = export(subject, folder, force=force)
+        bundle = export(trained, folder, force=force)
     except ValueError as error:
         raise StudyError(f"trial {number}: {error}") from error
     for name in FORMATS:
@@ -71,9 +70,9 @@ def export_trial(
     return bundle
 
 
-def verify_bundle(bundle: Path | str, *, run_code: bool = False) -> Report:
-    """What is found in the bundle: `good`, `text()`, `as_dict()`. Its code is executed only with
-    `run_code`. Raises StudyError if there is none.
+def verify_bundle(bundle: Path | str, *, run_code: bool = False) -> BundleReport:
+    """The results of all checks of the bundle: `good`, `text()`, `as_dict()`. Its code is executed
+    only with `run_code`. Raises StudyError if there is none.
     """
     from trainers.bundles.verify import verify
 
@@ -92,35 +91,17 @@ def _complete(records: list[TrialRecord]) -> str:
     )
 
 
-def _subject(study: Study, record: TrialRecord, trained: Path, origin: dict[str, Any]) -> Subject:
-    """The trained network of a trial with its data. Raises StudyError where one is missing."""
-    from trainers.bundles.export import Subject
-    from trainers.data.datasets import load
-    from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
-    from trainers.training.train import start
+def _trained(
+    study: Study, record: TrialRecord, directory: Path, origin: dict[str, Any]
+) -> TrainedNetwork:
+    """The trained network of a trial with its scores. Raises StudyError where one is missing."""
+    from trainers.bundles.export import TrainedNetwork
 
-    if not any((trained / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
+    trial, scores = load_trained(study, record, directory, device="cpu"), record.scores or {}
+    if trial.epoch != scores.get("epoch"):
         raise StudyError(
-            f"trial {record.number} has no checkpoint in {trained}; it was moved or deleted, so "
-            "train the architecture again: "
-            "equisearch train STUDY ARCHITECTURE --out DIR"
+            f"the checkpoint of trial {record.number} is of epoch {trial.epoch}, the reported "
+            f"scores of epoch {scores.get('epoch')}: it is torn or of another run "
+            f"({directory / TRIALS / f'{record.number:05d}'})"
         )
-    candidate = Candidate.parse(record.attributes["architecture"]).with_learning_rate(
-        record.attributes["learning_rate"]
-    )
-    architecture = candidate.architecture
-    config = study.training_config(record.attributes["seed"], candidate.recipe, device="cpu")
-    try:
-        splits = load(study.data, architecture.size)
-        state = start(architecture, config, trained, splits)
-    # torch reports other classes or channels as RuntimeError
-    except (ValueError, RuntimeError) as error:
-        raise StudyError(f"trial {record.number} cannot be exported: {error}") from error
-    scores = record.scores or {}
-    if state.epoch != scores.get("epoch"):
-        raise StudyError(
-            f"the checkpoint of trial {record.number} is of epoch {state.epoch}, the reported "
-            f"scores of epoch {scores.get('epoch')}: "
-            f"it is torn or of another run ({trained})"
-        )
-    return Subject(state.network, splits, config, scores, origin)
+    return TrainedNetwork(trial.network, trial.splits, trial.config, scores, origin)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from searchspace.groups import Group
 from studies.config import Study
 from studies.errors import StudyError
+from studies.results.trained import load_trained
 from trainers.cores import available_cores
 
 if TYPE_CHECKING:
@@ -74,29 +75,16 @@ def _from_bundle(folder: Path, run_code: bool) -> Subject:
 
 
 def _from_trial(directory: Path, number: int) -> Subject:
-    from searchspace.recipe import Candidate
-    from studies.results import tables as views
-    from trainers.data.datasets import load, normalise
-    from trainers.training.checkpoint import CHECKPOINT
-    from trainers.training.train import start
+    from studies.results import tables
+    from trainers.data.datasets import normalise
 
-    study, records = views.open_study(directory)
-    record = views.find_trial(records, number, directory)
-    folder = directory.absolute() / "trials" / f"{number:05d}"
-    if not record.architecture or not (folder / CHECKPOINT).is_file():
-        raise StudyError(
-            f"trial {number} of {directory} has no checkpoint (it is {record.state}); choose "
-            "one that was trained"
-        )
-    candidate = Candidate.parse(record.architecture).with_learning_rate(
-        record.attributes.get("learning_rate")
-    )
-    architecture = candidate.architecture
-    config = study.training_config(record.attributes["seed"], candidate.recipe)
-    splits = load(study.data, architecture.size)
-    network = start(architecture, config, folder, splits).network
+    study, records = tables.open_study(directory)
+    trial = load_trained(study, tables.find_trial(records, number, directory), directory)
     return Subject(
-        network, architecture.size, study, partial(normalise, mean=splits.mean, std=splits.std)
+        trial.network,
+        trial.network.architecture.size,
+        study,
+        partial(normalise, mean=trial.splits.mean, std=trial.splits.std),
     )
 
 

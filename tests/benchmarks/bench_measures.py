@@ -38,8 +38,9 @@ from support.escnn_reference import EscnnNetwork, copy_to_escnn
 from trainers.actions import act, act_on_fields
 from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.measure import measure
+from trainers.networks.convolution import channels_last
 from trainers.networks.fold import scoring
-from trainers.networks.networks import build, channels_last
+from trainers.networks.networks import build
 from trainers.process import tune_process
 
 # of Edixhoven et al.

@@ -41,8 +41,9 @@ from trainers.actions import act
 from trainers.data.datasets import normaliser
 from trainers.devices import wait
 from trainers.networks import bases
+from trainers.networks.convolution import channels_last
 from trainers.networks.kernels import fourier
-from trainers.networks.networks import build, channels_last
+from trainers.networks.networks import build
 from trainers.precision import fast_bfloat16
 from trainers.process import tune_process
 from trainers.settings import Data, Symmetry, Training

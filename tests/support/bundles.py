@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from searchspace.architecture import Architecture
-from trainers.bundles.export import Subject, export
+from trainers.bundles.export import TrainedNetwork, export
 from trainers.bundles.formats import (
     CARD,
     FORMATS,
@@ -17,7 +17,7 @@ from trainers.bundles.formats import (
     logits,
     model_of,
     sha256,
-    write,
+    write_format,
 )
 from trainers.bundles.manifest import FORMAT_VERSION
 from trainers.bundles.symmetry_check import probe_images
@@ -42,7 +42,7 @@ def subject(tmp_path_factory):
     architecture = Architecture.parse(EXACT)
     splits = load(config.data, architecture.size)
     scores = train(architecture, config, folder, 2, splits=splits)
-    return Subject(
+    return TrainedNetwork(
         start(architecture, config, folder, splits).network,
         splits,
         config,
@@ -89,7 +89,7 @@ def untrained(folder, text, network):
     content = content_of(network, (0.2,), (0.3,), "resize", classes)
     model = model_of(network, content)
     for name in ("torch", "safetensors"):
-        write(model, content, folder, name)
+        write_format(model, content, folder, name)
     (folder / CARD).write_text("a card")
     probes = probe_images(1, model.size)
     manifest = {

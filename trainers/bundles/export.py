@@ -1,5 +1,5 @@
 """Export of one trained network as a bundle: a folder that runs without this program, compared with
-the network before it is there.
+the network before it takes its place.
 
 Nothing half-written ever lies at the bundle's place: files are written to a folder beside it,
 loaded again from there, compared with the trained network on validation images, measured, and only
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from searchspace.cost import cost
-from searchspace.exactness import verdict
+from searchspace.exactness import Verdict, verdict
 from searchspace.groups import Element
 from searchspace.recipe import Candidate
 from trainers.bundles.formats import (
@@ -32,13 +32,13 @@ from trainers.bundles.formats import (
     FORMATS,
     MANIFEST,
     REQUIRED,
-    Refused,
+    FormatError,
     content_of,
     logits,
     model_of,
     runner,
     sha256,
-    write,
+    write_format,
 )
 from trainers.bundles.manifest import FORMAT_VERSION
 from trainers.bundles.model_card import card
@@ -58,9 +58,9 @@ SLACK = 0.0015
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is exported: a trained network, how it was trained, and what was reported of it on the
-    validation images.
+class TrainedNetwork:
+    """A network to be exported, with its data, how it was trained, and its scores on the validation
+    images.
     """
 
     network: Network
@@ -71,7 +71,7 @@ class Subject:
     origin: Mapping[str, Any]
 
 
-def export(subject: Subject, folder: Path, *, force: bool = False) -> Path:
+def export(trained: TrainedNetwork, folder: Path, *, force: bool = False) -> Path:
     """The absolute path of the bundle, written to `folder`.
 
     A format that cannot hold the network is left out, and the bundle says so; plain torch and
@@ -81,13 +81,13 @@ def export(subject: Subject, folder: Path, *, force: bool = False) -> Path:
     it cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    check_place(folder, subject.origin, force)
+    check_place(folder, trained.origin, force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
-        manifest = _fill(subject, part)
+        manifest = _fill(trained, part)
         (part / CARD).write_text(card(manifest), encoding="utf-8")
         manifest["files"] = {
             path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
@@ -155,13 +155,10 @@ def _move(part: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fill(subject: Subject, folder: Path) -> dict[str, Any]:
+def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
     """Writes and examines every format; returns the manifest without the hashes."""
-    network, splits, config = (
-        copy.deepcopy(subject.network).cpu().eval(),
-        subject.splits,
-        subject.config,
-    )
+    network = copy.deepcopy(trained.network).cpu().eval()
+    splits, config = trained.splits, trained.config
     content = content_of(network, splits.mean, splits.std, splits.data.fit, splits.classes)
     model = model_of(network, content)
     ruling = verdict(network.architecture, config.group)
@@ -172,12 +169,12 @@ def _fill(subject: Subject, folder: Path) -> dict[str, Any]:
     reference = logits(
         lambda pixels: network(normalise(pixels, splits.mean, splits.std)), images[chosen]
     )
-    _check_accuracy(subject, model, images)
+    _check_accuracy(trained, model, images)
     formats, refused, measured = {}, {}, {}
     probes = probe_images(splits.channels, network.architecture.size)
     for name in FORMATS:
         try:
-            write(model, content, folder, name)
+            write_format(model, content, folder, name)
             formats[name], measured[name] = _examine(
                 folder,
                 name,
@@ -188,14 +185,14 @@ def _fill(subject: Subject, folder: Path) -> dict[str, Any]:
                 claimed,
                 probes,
             )
-        except Refused as error:
+        except FormatError as error:
             if name in REQUIRED:
                 raise ValueError(f"nothing was exported: {error}") from error
             for file in FORMATS[name]:
                 (folder / file).unlink(missing_ok=True)
             refused[name] = str(error)
     return {
-        **_facts(subject, network, ruling),
+        **_facts(trained, network, ruling),
         "compared_images": len(chosen),
         "moved_images": min(MOVED, len(images)),
         "formats": formats,
@@ -206,25 +203,13 @@ def _fill(subject: Subject, folder: Path) -> dict[str, Any]:
     }
 
 
-def _facts(subject: Subject, network: Network, ruling) -> dict[str, Any]:
-    """What is known without the files: plain values."""
-    splits, config, architecture = subject.splits, subject.config, network.architecture
-    price, num = cost(architecture, splits.channels, len(splits.classes)), len(splits.validation)
-    data = {
-        "data": splits.data.name or Path(splits.data.folder).name,
-        "fit": splits.data.fit,
-        "train_images": len(splits.train),
-        "validation_images": num,
-        "has_test": splits.has_test,
-    }
-    share = {
-        name: proportion(value, num).as_dict()
-        for name, value in subject.scores.items()
-        if "accuracy" in name and value is not None
-    }
+def _facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[str, Any]:
+    """The part of the manifest that needs no files: plain values."""
+    splits, config, architecture = trained.splits, trained.config, network.architecture
+    price = cost(architecture, splits.channels, len(splits.classes))
     return {
         "format_version": FORMAT_VERSION,
-        "origin": dict(subject.origin),
+        "origin": dict(trained.origin),
         "architecture": str(Candidate(architecture, config.recipe).with_learning_rate(None)),
         "family": architecture.family,
         "group": str(architecture.group),
@@ -240,19 +225,14 @@ def _facts(subject: Subject, network: Network, ruling) -> dict[str, Any]:
         },
         "output": {"name": "logits"},
         "normalisation": {"mean": list(splits.mean), "std": list(splits.std), "inside": True},
-        "data": data,
-        "training": {
-            "epochs": subject.scores["epoch"],
-            "seed": config.seed,
-            "learning_rate": config.peak_rate,
-            "optimizer": config.training.optimizer,
-            "batch_size": config.training.batch_size,
-            "augment": config.training.augment.model_dump(mode="json"),
-            "loss": {"kind": config.recipe.loss.kind, "weight": config.recipe.loss.weight},
-            "seen": [str(e) for e in seen(config.training.augment, config.group)],
+        "data": _data(splits),
+        "training": _training(trained),
+        "scores": dict(trained.scores),
+        "intervals": {
+            name: proportion(value, len(splits.validation)).as_dict()
+            for name, value in trained.scores.items()
+            if "accuracy" in name and value is not None
         },
-        "scores": dict(subject.scores),
-        "intervals": share,
         "exactness": {
             "exact": ruling.exact,
             "surviving": [str(e) for e in ruling.surviving],
@@ -269,14 +249,42 @@ def _facts(subject: Subject, network: Network, ruling) -> dict[str, Any]:
     }
 
 
+def _data(splits: Splits) -> dict[str, Any]:
+    data = splits.data
+    # one of the two names every data set
+    name = data.name or Path(data.folder or "").name
+    return {
+        "data": name,
+        "fit": data.fit,
+        "train_images": len(splits.train),
+        "validation_images": len(splits.validation),
+        "has_test": splits.has_test,
+    }
+
+
+def _training(trained: TrainedNetwork) -> dict[str, Any]:
+    config = trained.config
+    settings = config.training
+    return {
+        "epochs": trained.scores["epoch"],
+        "seed": config.seed,
+        "learning_rate": config.peak_rate,
+        "optimizer": settings.optimizer,
+        "batch_size": settings.batch_size,
+        "augment": settings.augment.model_dump(mode="json"),
+        "loss": {"kind": config.recipe.loss.kind, "weight": config.recipe.loss.weight},
+        "seen": [str(e) for e in seen(settings.augment, config.group)],
+    }
+
+
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _spaced(total: int, most: int) -> Tensor:
@@ -286,12 +294,10 @@ def _spaced(total: int, most: int) -> Tensor:
     )
 
 
-def _check_accuracy(subject: Subject, model: torch.nn.Module, images: Tensor) -> None:
-    labels = subject.splits.validation.labels.cpu()
-    accuracy, reported = (
-        float((logits(model, images).argmax(1) == labels).double().mean()),
-        subject.scores["accuracy"],
-    )
+def _check_accuracy(trained: TrainedNetwork, model: torch.nn.Module, images: Tensor) -> None:
+    labels = trained.splits.validation.labels.cpu()
+    accuracy = float((logits(model, images).argmax(1) == labels).double().mean())
+    reported = trained.scores["accuracy"]
     if abs(accuracy - reported) > SLACK + 1 / len(labels):
         raise ValueError(
             f"nothing was exported: the checkpoint has accuracy {accuracy:.4f} on the "
@@ -311,22 +317,23 @@ def _examine(
     claimed: tuple[Element, ...],
     probes: Tensor,
 ) -> tuple[dict[str, Any], dict[Element, Change]]:
-    """What a written format does, loaded from its files. Raises Refused where it is not the
+    """(the manifest's entry of a written format, the change of its logits by each of `elements`),
+    measured after it is loaded from its files. Raises FormatError where it is not the
     network, or not as symmetric as claimed.
     """
     try:
         run = runner(folder, name)
-        found, alone = logits(run, images), logits(run, images[:1])
+        outputs, alone = logits(run, images), logits(run, images[:1])
     except Exception as error:
-        raise Refused(
+        raise FormatError(
             f"{name} was written, but does not run: {type(error).__name__}: {str(error)[:300]}"
         ) from error
     difference = max(
-        float((found - reference).abs().max()), float((alone - reference[:1]).abs().max())
+        float((outputs - reference).abs().max()), float((alone - reference[:1]).abs().max())
     )
     tolerance = parity_tolerance(reference)
     if not difference <= tolerance:
-        raise Refused(
+        raise FormatError(
             f"{name} differs from the trained network: its logits by up to {difference:.3g} on "
             f"{len(images)} validation images, "
             f"more than {tolerance:.3g}"
@@ -336,12 +343,12 @@ def _examine(
     for what, change in (("validation", measured), ("random", changes(run, probes, claimed))):
         if broken := [e for e in claimed if not change[e].negligible]:
             worst = change[broken[0]]
-            raise Refused(
+            raise FormatError(
                 f"{name} is less symmetric than the architecture: {broken[0]} changes its "
                 f"logits by {worst.largest:.3g} on {what} images, "
                 f"{worst.relative:.3g} of their spread"
             )
-    accuracy = float((found.argmax(1) == labels).double().mean())
+    accuracy = float((outputs.argmax(1) == labels).double().mean())
     return {
         "files": list(FORMATS[name]),
         "max_difference": difference,
@@ -351,7 +358,7 @@ def _examine(
 
 
 def _elements(
-    ruling,
+    ruling: Verdict,
     movable_: tuple[Element, ...],
     claimed: tuple[Element, ...],
     measured: Mapping[str, Mapping[Element, Change]],
@@ -374,7 +381,7 @@ def _elements(
                 "exact": element in claimed,
                 "lost": why,
                 "relative_change": {
-                    name: found[element].relative for name, found in measured.items()
+                    name: change[element].relative for name, change in measured.items()
                 }
                 if element in movable_
                 else None,

@@ -8,8 +8,8 @@ but numbers and an ONNX graph, for bundles of unknown origin.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainers.bundles import model as standalone
 from trainers.bundles.model import STATE, Model
+from trainers.bundles.onnx_graph import for_onnx, refuse_external_data
 from trainers.networks import plain
 from trainers.networks.fold import description, fold
 from trainers.networks.networks import Network
@@ -44,9 +45,9 @@ BATCH = 128  # images per forward; larger ones were slower on a CPU
 INPUT, OUTPUT = "images", "logits"  # names in the ONNX graph
 
 
-# The hashes of each text that an equisearch has written as model.py; the present one counts without
-# standing here. Before a change of plain.py or standalone.py changes that text, the hash of the
-# text before belongs here, so that bundles with it are still recognised.
+# SHA-256 of every earlier text of model.py in a bundle. When plain.py or model.py changes, add the
+# hash of the text before, so that bundles with it are still recognised; the present text is
+# compared as a whole.
 WRITTEN = frozenset(
     {
         "507ddfc79e498c54a3613b531fd2979c3b1f18225308afae67920392569ff169",
@@ -55,11 +56,11 @@ WRITTEN = frozenset(
 )
 
 
-class Refused(ValueError):
+class FormatError(ValueError):
     """One format cannot hold this model; the message says why."""
 
 
-class RunsCode(ValueError):
+class NeedsCodeError(ValueError):
     """A format cannot be loaded without executing code of the bundle; the message says which file
     holds it.
     """
@@ -93,8 +94,10 @@ def model_of(network: Network, content: dict[str, Any]) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def write(model: Model, content: dict[str, Any], folder: Path, name: str) -> None:
-    """Writes one of FORMATS into `folder`. Raises Refused if it cannot hold this model."""
+def write_format(model: Model, content: dict[str, Any], folder: Path, name: str) -> None:
+    """Writes the files of one of FORMATS into `folder`. Raises FormatError if it cannot hold this
+    model.
+    """
     {
         "torch": _write_torch,
         "safetensors": _write_safetensors,
@@ -120,14 +123,16 @@ def careful_runner(folder: Path, name: str, content: dict[str, Any]) -> Runner:
     `content` is what its model is built from.
 
     Plain torch and safetensors are this program's own `Model` with the numbers of the file. Raises
-    RunsCode for torch.export, and for plain torch with a model.py that this program does not write;
-    ValueError where a file holds another model than `content`, or an ONNX graph refers to other
-    files. The library's own errors pass through.
+    NeedsCodeError for torch.export, and for plain torch with a model.py that this program does not
+    write; ValueError where a file holds another model than `content`, or an ONNX graph refers to
+    other files. The library's own errors pass through.
     """
     if name == "torch" and not is_written((folder / SOURCE).read_bytes()):
-        raise RunsCode(f"{SOURCE} is not what this version of equisearch or an earlier one writes")
+        raise NeedsCodeError(
+            f"{SOURCE} is not what this version of equisearch or an earlier one writes"
+        )
     if name == "torch.export":
-        raise RunsCode(f"{FORMATS[name][0]} holds a program that loading executes")
+        raise NeedsCodeError(f"{FORMATS[name][0]} holds a program that loading executes")
     return {"torch": _read_torch, "safetensors": _read_safetensors, "onnx": _read_onnx}[name](
         folder, content
     )
@@ -154,15 +159,14 @@ def logits(run: Runner, images: Tensor, batch: int = BATCH) -> Tensor:
 
 def source() -> str:
     """The text of a bundle's `model.py`."""
-    head, tail = (
-        Path(module.__file__).read_text(encoding="utf-8") for module in (plain, standalone)
-    )
+    head, tail = map(inspect.getsource, (plain, standalone))
     _, _, body = tail.split('"""', 2)
     body = re.sub(r"^(import|from) .*\n", "", body, flags=re.MULTILINE).strip()
     _, docstring, head = head.split('"""', 2)
     _, start, rest = docstring.partition("The description is")
-    top = f'"""The exported model in nothing but torch: `from model import load; model = load()`.\n\n{start}{rest or docstring}"""'
-    return f"{top}{head.replace('import torch', 'import os{0}{0}import torch'.format(chr(10)), 1).rstrip()}\n\n\n{body}\n"
+    summary = "The exported model in nothing but torch: `from model import load; model = load()`."
+    layers = head.replace("import torch", "import os\n\nimport torch", 1).rstrip()
+    return f'"""{summary}\n\n{start}{rest or docstring}"""{layers}\n\n\n{body}\n'
 
 
 def sha256(path: Path) -> str:
@@ -172,8 +176,8 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Nothing on stdout and stderr, no warnings, no log lines below errors: the exporters tell a
-    user nothing that helps.
+    """Silences stdout, stderr, warnings and log lines below errors: what the exporters print helps
+    no user.
     """
     before = logging.root.manager.disable
     with (
@@ -221,11 +225,11 @@ def _read_torch(folder: Path, content: dict[str, Any]) -> Runner:
     return _own(content, saved, state)
 
 
-def _own(content: dict[str, Any], found: Any, state: Any) -> Model:
-    """The model of `content` with the numbers in `state`, if the file was written for it: `found`
-    is what the file says of itself.
+def _own(content: dict[str, Any], description: Any, state: Any) -> Model:
+    """The model of `content` with the weights in `state`, if the file was written for it:
+    `description` is the content that lies in the file.
     """
-    if found != content:
+    if description != content:
         raise ValueError("the file describes another model than the architecture in the manifest")
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
@@ -257,9 +261,9 @@ def _read_safetensors(folder: Path, content: dict[str, Any]) -> Model:
     from safetensors import safe_open
 
     with safe_open(folder / FORMATS["safetensors"][0], "pt") as file:
-        found = (file.metadata() or {}).get("content", "null")
+        description = (file.metadata() or {}).get("content", "null")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _own(content, json.loads(found), state)
+        return _own(content, json.loads(description), state)
 
 
 def _write_export(model: Model, content: dict[str, Any], folder: Path) -> None:
@@ -280,7 +284,7 @@ def _run_export(folder: Path) -> Runner:
 def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
     with _refusing("onnx"), silence():
         program = torch.onnx.export(
-            _for_onnx(model),
+            for_onnx(model),
             (_example(model),),
             dynamo=True,
             dynamic_shapes=(_DYNAMIC,),
@@ -288,6 +292,7 @@ def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
             output_names=[OUTPUT],
             verbose=False,
         )
+        assert program is not None, "torch.onnx.export returns a program with dynamo=True"
         proto = program.model_proto
         for part in (
             proto.graph,
@@ -323,30 +328,8 @@ def _read_onnx(folder: Path, content: dict[str, Any]) -> Runner:
     import onnx
 
     path = folder / FORMATS["onnx"][0]
-    _refuse_outside(onnx.load_model_from_string(path.read_bytes()))
+    refuse_external_data(onnx.load_model_from_string(path.read_bytes()))
     return _run_onnx(folder)
-
-
-def _refuse_outside(part: Any) -> None:
-    """Raises ValueError if a tensor anywhere in a part of an ONNX model lies in another file; an
-    export writes all weights inside.
-    """
-    pending = [part]
-    while pending:
-        message = pending.pop()
-        if message.DESCRIPTOR.name == "TensorProto" and (
-            message.data_location or message.external_data
-        ):
-            where = ", ".join(
-                entry.value for entry in message.external_data if entry.key == "location"
-            )
-            raise ValueError(
-                f"it takes weights from another file ({where[:200]!r}); an export writes them "
-                "inside"
-            )
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                pending += [value] if hasattr(value, "DESCRIPTOR") else value
 
 
 _DYNAMIC = {0: torch.export.Dim("batch", min=1)}
@@ -368,43 +351,6 @@ def _refusing(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # exporters raise nearly anything on what they do not know
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise Refused(
+        raise FormatError(
             f"{name} cannot hold this network: {type(error).__name__}: {' '.join(lines)[:300]}"
         ) from error
-
-
-class WindowMax(nn.Module):
-    """Adaptive max pooling as maxima of slices, for a format that does not know it (onnxscript
-    0.7.2 has no translation).
-    """
-
-    def __init__(self, step: dict[str, Any]) -> None:
-        super().__init__()
-        self.output, self.stride = step["output"], step["stride"]
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """The maps in their new resolution."""
-        for axis in (-2, -1):
-            pixels = maps.shape[axis]
-            output = self.output or -(-pixels // self.stride)
-            windows = [
-                (n * pixels // output, -(-(n + 1) * pixels // output)) for n in range(output)
-            ]
-            maps = torch.cat(
-                [
-                    maps.narrow(axis, start, end - start).amax(axis, keepdim=True)
-                    for start, end in windows
-                ],
-                axis,
-            )
-        return maps
-
-
-def _for_onnx(model: Model) -> Model:
-    """A copy of the model in operations that the ONNX exporter knows."""
-    copied = copy.deepcopy(model)
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, plain.Subsample) and module.step["kind"] == "adaptivemax":
-            parent, _, child = name.rpartition(".")
-            setattr(copied.get_submodule(parent), child, WindowMax(module.step))
-    return copied

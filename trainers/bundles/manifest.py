@@ -1,5 +1,5 @@
-"""The manifest of a bundle (bundle.json), read as what it is: text from somewhere, of which nothing
-is believed before it is checked.
+"""The manifest of a bundle (bundle.json), validated when it is read: a bundle may come from
+anywhere, and nothing in it is trusted before it is checked.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ class Content(_Part):
 
 
 class Manifest(_Part):
-    """What an export says of its bundle. Keys with a default were never needed to check or to run
-    one.
-    """
+    """What an export says of its bundle. Keys with a default are not needed to check or run it."""
 
     format_version: Annotated[int, Field(ge=1)]
     architecture: Name
@@ -163,7 +161,7 @@ class Manifest(_Part):
         return json.loads(self.content.model_dump_json())
 
 
-def read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in `folder`. Raises ValueError, in one sentence, if there is none,
     or a damaged or later one.
     """
@@ -176,7 +174,7 @@ def read(folder: Path) -> Manifest:
     text = path.read_bytes()
     if (version := _version(text)) > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {version}, this program knows up to {FORMAT_VERSION}; install a "
+            f"{path} has format {version}, this program reads up to {FORMAT_VERSION}; install a "
             "later equisearch"
         )
     try:
@@ -184,11 +182,13 @@ def read(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        said = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+        problem = (
+            f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+        )
     except (ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-        said = str(error) or type(error).__name__
+        problem = str(error) or type(error).__name__
     raise ValueError(
-        f"{path} is damaged: it is not what an export writes ({shown([said])}); export the "
+        f"{path} is damaged: it is not what an export writes ({shown([problem])}); export the "
         "trial again"
     )
 
@@ -200,47 +200,47 @@ def _version(text: bytes) -> int:
     try:
         return Version.model_validate_json(text).format_version
     except ValidationError:
-        return 0  # damaged: `read` says how
+        return 0  # damaged: `read_manifest` says how
 
 
 def gaps(manifest: Manifest) -> list[str]:
-    """What a whole manifest says and this one does not, a phrase each."""
-    found = [
+    """What an export would have written and this manifest lacks or contradicts, a phrase each."""
+    problems = [
         f"{MANIFEST} says nothing of the format {name}, neither that it is there nor why not"
         for name in FORMATS
         if name not in manifest.formats and name not in manifest.refused
     ]
-    found += [
+    problems += [
         f"{MANIFEST} has no format {name}, which every export writes"
         for name in REQUIRED
         if name in manifest.refused
     ]
     for name, entry in manifest.formats.items():
         if entry.files != FORMATS[name]:
-            found.append(
+            problems.append(
                 f"{MANIFEST} lists {shown(entry.files) or 'no file'} for the format {name}, "
                 f"which consists of {shown(FORMATS[name])}"
             )
     for name in (CARD, *(file for form in manifest.formats for file in FORMATS[form])):
         if name not in manifest.files:
-            found.append(
+            problems.append(
                 f"{name} is not among the files that {MANIFEST} lists, so nothing says whether "
                 "it has changed"
             )
-    return found
+    return problems
 
 
 def strangers(manifest: Manifest, folder: Path) -> tuple[list[str], list[str]]:
-    """(what Python would load from the folder, other entries): names that the manifest does not
-    know, sorted.
+    """(names that Python would import from the folder, other names) that the manifest does not
+    list, sorted.
     """
-    known = {
+    listed = {
         *manifest.files,
         MANIFEST,
         *(file for form in manifest.formats for file in FORMATS[form]),
     }
     entries = sorted(
-        (path for path in folder.iterdir() if path.name not in known), key=lambda path: path.name
+        (path for path in folder.iterdir() if path.name not in listed), key=lambda path: path.name
     )
     loaded = [
         path.name

@@ -25,6 +25,26 @@ FITS = {
     "pad": "padded with zeros or cropped, centred, to {size} (of an odd difference, the larger "
     "half lies below and right)",
 }
+FROM_FILES = (
+    "## Use\n\nThe blocks run in this folder. From image files, with torch and Pillow; `prepare` "
+    "does what training did with its images:\n"
+    """
+```python
+import numpy, torch
+from PIL import Image, ImageOps
+from model import load
+
+model = load()
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("MODE")
+"""
+    "pixels = torch.from_numpy(numpy.array(image)).reshape(image.height, image.width, -1)"
+    """.permute(2, 0, 1)
+with torch.no_grad():
+    shares = model(model.prepare(pixels[None])).softmax(1)[0]
+print(model.classes[shares.argmax()], float(shares.max()))
+```
+"""
+)
 
 
 def text_of(value: Any) -> str:
@@ -86,14 +106,24 @@ def _head(manifest: Mapping[str, Any]) -> str:
         if manifest["group"] == "C1"
         else f"a convolutional network built to be equivariant under {manifest['group']}"
     )
-    return f"""# Image classifier: {text_of(data["data"])}, {manifest["architecture"].split(":")[0]}, {manifest["group"]}
-
-Tells {len(classes)} classes apart: {shown}. It is {built}, folded to plain convolutions, and is meant for images that may appear under
-the symmetry **{manifest["declared"]}**. Input: {"grey" if given["channels"] == 1 else "colour"} images of {_size(manifest)}, as float32
-`[batch, {given["channels"]}, {given["height"]}, {given["width"]}]` in 0..1; normalisation is inside. Output: logits, in the order of the classes.
-
-    {_line(manifest["architecture"])}
-"""
+    size = manifest["architecture"].split(":")[0]
+    colour = "grey" if given["channels"] == 1 else "colour"
+    shape = ", ".join(str(given[key]) for key in ("channels", "height", "width"))
+    return "\n".join(
+        [
+            f"# Image classifier: {text_of(data['data'])}, {size}, {manifest['group']}",
+            "",
+            f"Tells {len(classes)} classes apart: {shown}. It is {built}, folded to plain "
+            "convolutions, and is meant for images that may appear under",
+            f"the symmetry **{manifest['declared']}**. Input: {colour} images of "
+            f"{_size(manifest)}, as float32",
+            f"`[batch, {shape}]` in 0..1; normalisation is inside. Output: logits, in the order of "
+            "the classes.",
+            "",
+            f"    {_line(manifest['architecture'])}",
+            "",
+        ]
+    )
 
 
 def _scores(manifest: Mapping[str, Any]) -> str:
@@ -186,25 +216,7 @@ def _words(name: str) -> str:
 def _use(manifest: Mapping[str, Any]) -> str:
     given = manifest["input"]
     shape = f"{given['channels']}, {given['height']}, {given['width']}"
-    parts = [
-        f"""## Use
-
-The blocks run in this folder. From image files, with torch and Pillow; `prepare` does what training did with its images:
-
-```python
-import numpy, torch
-from PIL import Image, ImageOps
-from model import load
-
-model = load()
-image = ImageOps.exif_transpose(Image.open("image.png")).convert("{"L" if given["channels"] == 1 else "RGB"}")
-pixels = torch.from_numpy(numpy.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1)
-with torch.no_grad():
-    shares = model(model.prepare(pixels[None])).softmax(1)[0]
-print(model.classes[shares.argmax()], float(shares.max()))
-```
-"""
-    ]
+    parts = [FROM_FILES.replace("MODE", "L" if given["channels"] == 1 else "RGB")]
     if "torch.export" in manifest["formats"]:
         parts.append(f"""With torch alone, no Python source:
 
@@ -240,15 +252,24 @@ def _images(manifest: Mapping[str, Any]) -> str:
     numbers = ", ".join(
         f"{mean:.4f} / {std:.4f}" for mean, std in zip(normal["mean"], normal["std"])
     )
-    return f"""## How images are prepared
-
-1. Decoded to 8-bit {"grey" if manifest["input"]["channels"] == 1 else "RGB"}, upright by their EXIF orientation, what is transparent made black.
-2. {fit[0].upper()}{fit[1:]}.
-3. Divided by 255. This is the input of every file here.
-4. Inside the files: normalised by the mean / standard deviation of the training images, {numbers}.
-
-Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for 8-bit images without transparency. Trained on {data["train_images"]} images of {text_of(data["data"])}.
-"""
+    colour = "grey" if manifest["input"]["channels"] == 1 else "RGB"
+    return "\n".join(
+        [
+            "## How images are prepared",
+            "",
+            f"1. Decoded to 8-bit {colour}, upright by their EXIF orientation, what is transparent "
+            "made black.",
+            f"2. {fit[0].upper()}{fit[1:]}.",
+            "3. Divided by 255. This is the input of every file here.",
+            "4. Inside the files: normalised by the mean / standard deviation of the training "
+            f"images, {numbers}.",
+            "",
+            "Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for "
+            "8-bit images without transparency. "
+            f"Trained on {data['train_images']} images of {text_of(data['data'])}.",
+            "",
+        ]
+    )
 
 
 def _files(manifest: Mapping[str, Any]) -> str:

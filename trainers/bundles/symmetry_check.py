@@ -62,9 +62,11 @@ def changes(run: Runner, images: Tensor, elements: Iterable[Element]) -> dict[El
     """The change under each of `elements` (from `movable`), on images uint8 or in 0..1."""
     upright = logits(run, images)
     spread, peak = float(upright.std(0).mean()), float(upright.abs().max())
-    found = {}
+    change_by_element = {}
     for element in elements:
         largest = float((logits(run, act(images, element)) - upright).abs().max())
         relative = largest / spread if spread > 0 else 0.0 if largest == 0 else 1.0
-        found[element] = Change(largest, relative, largest <= OF_SPREAD * spread + OF_PEAK * peak)
-    return found
+        change_by_element[element] = Change(
+            largest, relative, largest <= OF_SPREAD * spread + OF_PEAK * peak
+        )
+    return change_by_element

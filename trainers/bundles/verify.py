@@ -12,20 +12,21 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
+from searchspace.groups import Element
 from trainers.bundles import manifest as manifests
 from trainers.bundles.formats import (
     FORMATS,
     MANIFEST,
     SOURCE,
+    NeedsCodeError,
     Runner,
-    RunsCode,
     careful_runner,
     is_written,
     logits,
@@ -34,13 +35,13 @@ from trainers.bundles.formats import (
 )
 from trainers.bundles.manifest import Hashed, Manifest, shown
 from trainers.bundles.model import Model
-from trainers.bundles.symmetry_check import changes, parity_tolerance, probe_images
+from trainers.bundles.symmetry_check import Change, changes, parity_tolerance, probe_images
 from trainers.networks.fold import description
 from trainers.networks.networks import Network
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check and how it ended."""
 
     check: str  # files | a format's name | agreement | symmetry
@@ -49,12 +50,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found in a bundle."""
+class BundleReport:
+    """The results of all checks of a bundle."""
 
     bundle: Path
     architecture: str
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckResult, ...]
 
     @property
     def good(self) -> bool:
@@ -87,10 +88,16 @@ class Report:
     def _verdict(self) -> str:
         bad = sum(finding.good is False for finding in self.findings)
         if bad:
-            return f"the bundle is damaged or was changed ({bad} of {len(self.findings)} checks failed); export the trial again"
+            return (
+                f"the bundle is damaged or was changed ({bad} of {len(self.findings)} checks "
+                "failed); export the trial again"
+            )
         if self.not_run:
-            return f"nothing wrong was found; not run: {', '.join(self.not_run)} (--run-code runs it, if you trust where the bundle came from)"
-        return "the bundle is sound: whole and as it was exported; that says nothing of who made it"
+            return (
+                f"nothing wrong was found; not run: {', '.join(self.not_run)} (--run-code runs it, "
+                "if you trust where the bundle came from)"
+            )
+        return "the bundle is sound: whole and as it was exported; that does not say who made it"
 
 
 TRUST = "pass --run-code if you trust where it came from"
@@ -98,38 +105,38 @@ TRUST = "pass --run-code if you trust where it came from"
 LARGEST_MEMBER = 2**28
 
 
-def verify(folder: Path, *, run_code: bool = False) -> Report:
-    """What is found in the bundle in `folder`: are the files those that were written and all that
-    belong there, do the formats load and agree with each other and with the logits recorded at
-    export, do the claimed symmetries hold on random dense images.
+def verify(folder: Path, *, run_code: bool = False) -> BundleReport:
+    """The results of all checks of the bundle in `folder`: its files are those that were written,
+    its formats load and agree with each other and with the logits recorded at the export, and the
+    claimed symmetries hold on random dense images.
 
     Nothing of the bundle is executed unless `run_code`: model.py is compared with what this program
     writes, the weights are run by this program's own network, the torch.export program is not run.
     A format whose files have changed is not loaded. Raises ValueError if there is no bundle, a
     damaged manifest, or one of a later format.
     """
-    manifest = manifests.read(folder)
+    manifest = manifests.read_manifest(folder)
     bad_files = {
         name: problem
         for name, expected in manifest.files.items()
         if (problem := _file_problem(folder / name, expected))
     }
-    findings = [*_file_findings(manifest, folder, bad_files)]
+    results = [*_file_results(manifest, folder, bad_files)]
     given, recorded = manifest.input, torch.tensor(manifest.probe.logits)
     probes = probe_images(given.channels, (given.height, given.width), manifest.probe.images)
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for name in manifest.formats:
         if not bad_files.keys() & set(FORMATS[name]) and manifest.files.keys() >= set(
             FORMATS[name]
         ):
-            findings += _check_format(folder, name, manifest, run_code, probes, recorded, found)
-    findings += [
-        Finding(name, True, f"absent since the export: {shown([reason])}")
+            results += _check_format(folder, name, manifest, run_code, probes, recorded, outputs)
+    results += [
+        CheckResult(name, True, f"absent since the export: {shown([reason])}")
         for name, reason in manifest.refused.items()
     ]
-    if len(found) > 1:
-        findings.append(_agreement(found, recorded))
-    return Report(folder, manifest.architecture, tuple(findings))
+    if len(outputs) > 1:
+        results.append(_agreement(outputs, recorded))
+    return BundleReport(folder, manifest.architecture, tuple(results))
 
 
 def load_checked(folder: Path, *, run_code: bool = False) -> tuple[Manifest, Model]:
@@ -137,7 +144,7 @@ def load_checked(folder: Path, *, run_code: bool = False) -> tuple[Manifest, Mod
     program's own network with the weights of model.safetensors; with `run_code` what the bundle's
     model.py returns. Raises ValueError for any other bundle.
     """
-    manifest = manifests.read(folder)
+    manifest = manifests.read_manifest(folder)
     name = "torch" if run_code else "safetensors"
     problems = manifests.gaps(manifest)
     problems += [
@@ -151,12 +158,13 @@ def load_checked(folder: Path, *, run_code: bool = False) -> tuple[Manifest, Mod
             f"again (`equisearch verify {folder}` names all)"
         )
     try:
-        return manifest, _runner(folder, name, manifest, run_code)
+        model = _runner(folder, name, manifest, run_code)
     except Exception as error:  # files fail in any way
         raise ValueError(
             f"the bundle {folder} cannot be loaded: {name}: {type(error).__name__}: "
             f"{shown([str(error)])}"
         ) from error
+    return manifest, cast(Model, model)  # that of model.py has the same class body
 
 
 def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
@@ -188,26 +196,28 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
     return content
 
 
-def _file_findings(manifest: Manifest, folder: Path, bad: Mapping[str, str]) -> Iterator[Finding]:
+def _file_results(
+    manifest: Manifest, folder: Path, bad: Mapping[str, str]
+) -> Iterator[CheckResult]:
     gaps = manifests.gaps(manifest)
-    yield from (Finding("files", False, f"{name} {problem}") for name, problem in bad.items())
-    yield from (Finding("files", False, gap) for gap in gaps)
+    yield from (CheckResult("files", False, f"{name} {problem}") for name, problem in bad.items())
+    yield from (CheckResult("files", False, gap) for gap in gaps)
     loaded, others = manifests.strangers(manifest, folder)
     if loaded:
-        yield Finding(
+        yield CheckResult(
             "files",
             False,
             f"not of the bundle, but Python loads it from this folder: {shown(loaded)}; remove it",
         )
     if not bad and not gaps and not loaded:
-        yield Finding("files", True, f"{len(manifest.files)} files as they were written")
+        yield CheckResult("files", True, f"{len(manifest.files)} files as they were written")
     if others:
         caution = (
             "; Python runs what lies in __pycache__, remove it unless you made it"
             if "__pycache__" in others
             else ""
         )
-        yield Finding("other files", True, f"not of the bundle: {shown(others)}{caution}")
+        yield CheckResult("other files", True, f"not of the bundle: {shown(others)}{caution}")
 
 
 def _file_problem(path: Path, expected: Hashed) -> str | None:
@@ -230,11 +240,11 @@ def _runner(folder: Path, name: str, manifest: Manifest, run_code: bool) -> Runn
 
 
 def _pickled_code(path: Path) -> str | None:
-    """The member of a .pt2 that holds a pickle which calls anything but torch's own builders of
-    tensors, if one is seen.
+    """The name of a member of a .pt2 file that is a pickle which calls anything but torch's own
+    builders of tensors; None if none is detected.
 
-    It finds clumsy attacks only: what it does not find is not run either. Raises ValueError or
-    zipfile.BadZipFile for no whole archive.
+    It detects clumsy attacks only: a file without one is not run either. Raises ValueError or
+    zipfile.BadZipFile if the archive is not whole.
     """
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("archive_format") for name in archive.namelist()):
@@ -256,31 +266,31 @@ def _calls(data: bytes) -> bool:
     names = set()
     try:
         names = {code.name for code, _, _ in pickletools.genops(data)}
-    except Exception:  # numbers and texts are no pickles
+    except Exception:  # numbers and texts are not pickles
         return False
     return bool(names & {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
 
 
-def _not_run(folder: Path, name: str, reason: RunsCode) -> Finding:
+def _not_run(folder: Path, name: str, reason: NeedsCodeError) -> CheckResult:
     if name == "torch":
-        return Finding(name, False, f"not run: {reason}; {TRUST}")
+        return CheckResult(name, False, f"not run: {reason}; {TRUST}")
     try:
         member = _pickled_code(folder / FORMATS[name][0])
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
-        return Finding(
+        return CheckResult(
             name,
             False,
             f"does not run: it is not a whole archive ({type(error).__name__}: "
             f"{shown([str(error)])})",
         )
     if member is not None:
-        return Finding(
+        return CheckResult(
             name,
             False,
             f"not run: {shown([member])} in it is a pickle that calls functions, which no "
             "export writes",
         )
-    return Finding(name, None, f"not run: {reason}; {TRUST}")
+    return CheckResult(name, None, f"not run: {reason}; {TRUST}")
 
 
 def _check_format(
@@ -290,59 +300,61 @@ def _check_format(
     run_code: bool,
     probes: Tensor,
     recorded: Tensor,
-    found: dict[str, Tensor],
-) -> list[Finding]:
-    """Loads and runs one format; its logits go into `found`."""
-    claimed = manifest.claimed
+    outputs: dict[str, Tensor],
+) -> list[CheckResult]:
+    """Loads and runs one format; its logits go into `outputs`."""
     try:
         run = _runner(folder, name, manifest, run_code)
-        found[name] = logits(run, probes)
-        measured = changes(run, probes, claimed)
-    except RunsCode as reason:
+        outputs[name] = logits(run, probes)
+        measured = changes(run, probes, manifest.claimed)
+    except NeedsCodeError as reason:
         return [_not_run(folder, name, reason)]
     except Exception as error:  # files and runtimes fail in any way
         return [
-            Finding(name, False, f"does not run: {type(error).__name__}: {shown([str(error)])}")
+            CheckResult(name, False, f"does not run: {type(error).__name__}: {shown([str(error)])}")
         ]
-    if found[name].shape != recorded.shape:
+    if outputs[name].shape != recorded.shape:
         return [
-            Finding(
+            CheckResult(
                 name,
                 False,
-                f"gives logits of shape {list(found.pop(name).shape)}, not {list(recorded.shape)}",
+                f"gives logits of shape {list(outputs.pop(name).shape)}, "
+                f"not {list(recorded.shape)}",
             )
         ]
     own = name != "torch" or is_written((folder / SOURCE).read_bytes())
     foreign = "" if own else f"; {SOURCE} is not what an equisearch known to this one writes"
-    difference, tolerance = float((found[name] - recorded).abs().max()), parity_tolerance(recorded)
-    findings = [
-        Finding(
-            name,
-            difference <= tolerance,
-            f"logits on {len(probes)} random images differ by {difference:.2g} from those at "
-            "the export "
-            f"(allowed {tolerance:.2g}){foreign}",
-        )
-    ]
-    if claimed:
-        worst = max(measured, key=lambda e: measured[e].relative)
-        broken = [str(e) for e, change in measured.items() if not change.negligible]
-        text = f"logits change by at most {measured[worst].relative:.2g} of their spread ({worst}), over {len(claimed)} exact elements"
-        findings.append(
-            Finding(
-                f"{name} symmetry",
-                not broken,
-                text + (f"; claimed, but broken: {' '.join(broken)}" if broken else ""),
-            )
-        )
-    return findings
+    difference = float((outputs[name] - recorded).abs().max())
+    tolerance = parity_tolerance(recorded)
+    result = CheckResult(
+        name,
+        difference <= tolerance,
+        f"logits on {len(probes)} random images differ by {difference:.2g} from those at the "
+        f"export (allowed {tolerance:.2g}){foreign}",
+    )
+    return [result, *_symmetry(name, measured)]
 
 
-def _agreement(found: Mapping[str, Tensor], recorded: Tensor) -> Finding:
-    outputs = torch.stack(list(found.values()))
-    difference = float((outputs.amax(0) - outputs.amin(0)).max())
-    return Finding(
+def _symmetry(name: str, measured: Mapping[Element, Change]) -> Iterator[CheckResult]:
+    """Whether the logits stay the same under the claimed elements; nothing if none is claimed."""
+    if not measured:
+        return
+    worst = max(measured, key=lambda e: measured[e].relative)
+    broken = [str(e) for e, change in measured.items() if not change.negligible]
+    yield CheckResult(
+        f"{name} symmetry",
+        not broken,
+        f"logits change by at most {measured[worst].relative:.2g} of their spread ({worst}), "
+        f"over {len(measured)} exact elements"
+        + (f"; claimed, but broken: {' '.join(broken)}" if broken else ""),
+    )
+
+
+def _agreement(outputs: Mapping[str, Tensor], recorded: Tensor) -> CheckResult:
+    stacked = torch.stack(list(outputs.values()))
+    difference = float((stacked.amax(0) - stacked.amin(0)).max())
+    return CheckResult(
         "agreement",
         difference <= 2 * parity_tolerance(recorded),
-        f"{', '.join(found)} differ by at most {difference:.2g} from each other",
+        f"{', '.join(outputs)} differ by at most {difference:.2g} from each other",
     )

@@ -31,8 +31,9 @@ from trainers.instruments.lie import LieDerivative, lie_derivatives
 from trainers.instruments.measurement import Measurement, generators
 from trainers.instruments.merging import MergeBarrier, merge_barrier
 from trainers.instruments.predictions import Predictions, angle_elements, predict
+from trainers.networks.convolution import channels_last
 from trainers.networks.fold import scoring
-from trainers.networks.networks import Network, channels_last
+from trainers.networks.networks import Network
 from trainers.networks.plain import PlainNetwork
 from trainers.process import thread_pool
 

@@ -22,8 +22,9 @@ from trainers.actions import act
 from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels
 from trainers.instruments.layerwise import channel_correlations, match
 from trainers.instruments.predictions import predict
+from trainers.networks.convolution import Block, Convolution, channels_last
 from trainers.networks.fold import fold
-from trainers.networks.networks import Block, Convolution, Network, channels_last
+from trainers.networks.networks import Network
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ def main(arguments: list[str]) -> None:
     for name in arguments[1:]:
         group, kernel = name.split(":")
         arrays = sample(Group.parse(group), int(kernel))
-        np.savez(folder / f"{group}-{kernel}.npz", allow_pickle=False, **arrays)
+        path = folder / f"{group}-{kernel}.npz"
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]  # stubs of numpy 2
 
 
 if __name__ == "__main__":

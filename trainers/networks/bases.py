@@ -2,8 +2,8 @@
 
 They lie in the cache folder (`trainers.cache`) and may be deleted at any time. A file's name holds
 all that its content depends on (format, escnn's version, group, kernel), and is in the file. Files
-appear by renaming, and two workers that bake the same one write the same bytes, so nothing is
-locked. Files that another user may have written are baked again.
+appear whole (`trainers.files`), and two workers that sample the same basis write the same bytes, so
+nothing is locked. Files that another user may have written are baked again.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Basis:
     deviations: Tensor  # [size]: of He's initialisation of the coefficients, for one incoming field
 
 
-def load(wanted: Iterable[tuple[Group, int]]) -> None:
-    """Bring the bases of all (group, kernel) in `wanted` into memory, baking those that no file
-    holds in one process.
+def load_bases(wanted: Iterable[tuple[Group, int]]) -> None:
+    """Reads the bases of all (group, kernel) in `wanted` into memory; those that no file holds are
+    sampled in one process.
 
     Kernels of 2 pixels are left out: their basis is empty.
     """
@@ -59,7 +59,7 @@ def load(wanted: Iterable[tuple[Group, int]]) -> None:
     ):
         key = (group, kernel, version("escnn"))
         if key not in _memory:
-            arrays = _kept(group, kernel)
+            arrays = _cached(group, kernel)
             if arrays is None:
                 missing.append((group, kernel))
             else:
@@ -69,7 +69,7 @@ def load(wanted: Iterable[tuple[Group, int]]) -> None:
             (group, kernel)
             for group, _ in missing
             for kernel in USUAL_KERNELS
-            if _kept(group, kernel) is None
+            if _cached(group, kernel) is None
         ]
         _bake(list(dict.fromkeys(missing + usual)))
 
@@ -88,7 +88,7 @@ def basis(group: Group, kernel: int, lifting: bool) -> Basis:
             f"the band-limited basis of {group} is empty for kernel 2; use free filters or "
             "another kernel"
         )
-    load([(group, kernel)])
+    load_bases([(group, kernel)])
     arrays = _memory[group, kernel, version("escnn")]
     kind = "scalar" if lifting else "regular"
     return Basis(
@@ -103,11 +103,11 @@ def exact_on_grid(kernels: Tensor, group: Group) -> Tensor:
 
     An equivariant kernel's row of element h @ c is its row of c, moved by h. escnn samples every
     row by itself, in float32; here one row per orbit of the grid's elements is kept and the others
-    are made from it by index moves.
+    are computed from it by index moves.
     """
-    exact, made = torch.empty_like(kernels), set()
+    exact, done = torch.empty_like(kernels), set()
     for source in group.elements:
-        if group.index(source) in made:
+        if group.index(source) in done:
             continue
         for element in group.grid.elements:
             target = group.index(element @ source)
@@ -115,7 +115,7 @@ def exact_on_grid(kernels: Tensor, group: Group) -> Tensor:
             if kernels.shape[2] > 1:
                 row = row[:, list(permutation(group, element.inverse))]
             exact[:, target] = row
-            made.add(target)
+            done.add(target)
     return exact
 
 
@@ -126,7 +126,7 @@ def _file(group: Group, kernel: int) -> Path:
     return cache.directory() / f"bases-{FORMAT}-escnn-{version('escnn')}" / f"{group}-{kernel}.npz"
 
 
-def _kept(group: Group, kernel: int) -> dict[str, np.ndarray] | None:
+def _cached(group: Group, kernel: int) -> dict[str, np.ndarray] | None:
     """The cached arrays; None without a file of them, or without a cache."""
     try:
         return _read(_file(group, kernel))
@@ -162,7 +162,7 @@ def _label(path: Path) -> str:
 
 
 def _bake(missing: list[tuple[Group, int]]) -> None:
-    """Sample what is missing with escnn in a process of its own, keep it in memory and, where
+    """Samples the missing bases with escnn in a process of its own, keeps them in memory and, where
     possible, on disk.
     """
     root = str(Path(__file__).resolve().parents[2])
@@ -200,13 +200,14 @@ def _bake(missing: list[tuple[Group, int]]) -> None:
 
 
 def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write `arrays` to `path` at once or not at all; a folder that cannot be written costs time,
+    """Writes `arrays` to `path`, whole or not at all; a folder that cannot be written costs time,
     not the result.
     """
     try:
         cache.make_folder(path.parent)
         content = io.BytesIO()
-        np.savez(content, allow_pickle=False, label=np.array(_label(path)), **arrays)
+        labelled = {**arrays, "label": np.array(_label(path))}
+        np.savez(content, **labelled)  # pyright: ignore[reportArgumentType]  # stubs of numpy 2
         write_whole(path, content.getbuffer(), private=True)
     except OSError as error:
         warnings.warn(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from searchspace.groups import Group
+from trainers.networks.convolution import Block, Convolution
 from trainers.networks.kernels import fourier
-from trainers.networks.networks import Block, Convolution, Network, step_spec
+from trainers.networks.networks import Network, step_spec
 from trainers.networks.plain import PlainNetwork
 
 
@@ -87,10 +89,12 @@ def description(network: Network) -> dict[str, Any]:
     for stage, blocks, step in zip(architecture.stages, network.stages, network.steps):
         spec: dict | None = None
         if isinstance(step, Block):
-            spec = _convolution(step.convolutions[0])
+            spec = _convolution(step.layers[0])
         elif stage.subsampling is not None:
             spec = step_spec(stage.subsampling, stage.channels)
-        stages.append({"blocks": [_block(block) for block in blocks], "step": spec})
+        stages.append(
+            {"blocks": [_block(block) for block in cast(Iterable[Block], blocks)], "step": spec}
+        )
     head = {
         "kind": architecture.head,
         "order": network.order,
@@ -114,7 +118,7 @@ def _block(block: Block) -> dict[str, Any]:
         if block.skip is None
         else _convolution(block.skip)
     )
-    return {"convolutions": [_convolution(c) for c in block.convolutions], "skip": skip}
+    return {"convolutions": [_convolution(c) for c in block.layers], "skip": skip}
 
 
 def _convolution(convolution: Convolution) -> dict[str, Any]:

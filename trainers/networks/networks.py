@@ -5,8 +5,8 @@ equivariant by `filters`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,11 @@ from searchspace.architecture import Architecture, Filters, Stage
 from searchspace.groups import Group
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
-from trainers.networks.filters import Parametrisation, arrange, expand, restricted_order
-from trainers.networks.kernels import fourier, maxima
-from trainers.networks.lifting import fits, lift
-from trainers.networks.normalization import FieldNorm, Pooling
-from trainers.networks.plain import Pad, Subsample
+from trainers.networks.convolution import Block, Convolution, channels_last
+from trainers.networks.filters import Parametrisation, expand
+from trainers.networks.kernels import maxima
+from trainers.networks.normalization import Pooling
+from trainers.networks.plain import Subsample
 
 
 def build(architecture: Architecture, *, channels: int, classes: int, seed: int = 0) -> Network:
@@ -44,125 +44,6 @@ def build(architecture: Architecture, *, channels: int, classes: int, seed: int 
         for parameter in network.linear.parameters():
             parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
     return network
-
-
-class Convolution(nn.Module):
-    """A group convolution's parameters, its batch norm over fields and, with `relu`, the ReLU after
-    it.
-
-    `filters` are [fields out x fields in, parameters of a pair of fields]. `source` is the group of
-    the incoming regular fields, None for an image; a larger source is read as more fields of
-    `group`.
-    """
-
-    def __init__(
-        self,
-        fields: int,
-        group: Group,
-        channels_in: int,
-        source: Group | None,
-        filters: Filters,
-        kernel: int,
-        stride: int = 1,
-        padding: tuple[int, int] = (0, 0),
-        dilation: int = 1,
-        mode: str = "zeros",
-        relu: bool = True,
-        pool: Pooling | None = None,
-    ) -> None:
-        super().__init__()
-        self.parametrisation = Parametrisation(filters, group, kernel, lifting=source is None)
-        self.fields, self.fields_in = fields, channels_in // self.parametrisation.incoming
-        self.channels_in, self.kernel, self.stride, self.padding = (
-            channels_in,
-            kernel,
-            stride,
-            padding,
-        )
-        self.dilation, self.mode, self.pool = dilation, mode, pool
-        self.filters = nn.Parameter(
-            torch.empty(self.fields * self.fields_in, self.parametrisation.size)
-        )
-        self.norm = FieldNorm(fields, group.order, relu)
-        self.source = source
-        equal_zeros = padding[0] == padding[1] and mode == "zeros"
-        self.pad = None if equal_zeros else Pad(padding, mode)
-        if source is not None and source != group:
-            order = torch.tensor(restricted_order(source, group))
-            fields_before = torch.arange(channels_in // source.order)[:, None] * source.order
-            # Channel n, seen as the subgroup's fields, lies at order[n]; so the weight of channel c
-            # is that of order's inverse.
-            self.register_buffer(
-                "restriction", torch.argsort((fields_before + order).flatten()), persistent=False
-            )
-        else:
-            self.restriction = None
-
-    def weight(self, filters: Tensor) -> Tensor:
-        """The convolution's weight [channels out, channels in, k, k] from expanded filters [pairs,
-        |G|, incoming, k, k].
-        """
-        weight = arrange(filters, self.fields)
-        return weight if self.restriction is None else weight.index_select(1, self.restriction)
-
-    def forward(self, maps: Tensor, weight: Tensor, skip: Tensor | None = None) -> Tensor:
-        """The feature maps after norm, plus `skip`, and ReLU; in training, with a `pool`, after
-        that too.
-        """
-        padding = self.padding[0]
-        if self.pad is not None:
-            maps, padding = channels_last(self.pad(maps)), 0
-        if self.training and self.parametrisation.lifting and skip is None and fits(maps, weight):
-            maps = lift(maps, weight, self.norm, self.stride, padding, self.dilation)
-            return maps if self.pool is None else F.relu_(F.max_pool2d(maps, *self.pool))
-        if self.training and self.pool is not None:
-            signs = self.norm.signs()
-            positive = (
-                weight.unflatten(0, (self.fields, -1)) * signs.view(-1, 1, 1, 1, 1)
-            ).flatten(0, 1)
-            return self.norm.pooled(self.convolve(maps, positive, padding), signs, self.pool)
-        return self.norm(self.convolve(maps, weight, padding), skip)
-
-    def convolve(self, maps: Tensor, weight: Tensor, padding: int) -> Tensor:
-        """conv2d(maps, weight) of padded maps, in the Fourier basis of the group where that is
-        faster.
-        """
-        group = self.parametrisation.group
-        if self.source is not None and fourier.suits(
-            group, maps, weight, self.stride, padding, self.dilation
-        ):
-            shared = fourier.transform(
-                group, self.source, self.channels_in, len(weight), self.kernel
-            )
-            return fourier.convolve(maps, weight, shared, self.stride, padding, self.dilation)
-        return F.conv2d(maps, weight, stride=self.stride, padding=padding, dilation=self.dilation)
-
-    def extra_repr(self) -> str:
-        p = self.parametrisation
-        return f"{self.channels_in} -> {self.fields} fields of {p.group}, {p.filters}, kernel={self.kernel}, stride={self.stride}"
-
-
-class Block(nn.Module):
-    """One convolution, or a residual block of two and a skip connection
-    (`searchspace.architecture.Stage`).
-    """
-
-    def __init__(
-        self, convolutions: list[Convolution], residual: bool, skip: Convolution | None
-    ) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList(convolutions)
-        self.residual, self.skip = residual, skip
-
-    def forward(self, maps: Tensor, weights: Iterator[Tensor]) -> Tensor:
-        """The feature maps after the last ReLU; takes its weights from the iterator, the skip's
-        last.
-        """
-        if not self.residual:
-            return self.convolutions[0](maps, next(weights))
-        first, second = self.convolutions
-        out, weight = first(maps, next(weights)), next(weights)
-        return second(out, weight, maps if self.skip is None else self.skip(maps, next(weights)))
 
 
 class MaximumThenReLU(nn.Module):
@@ -190,7 +71,7 @@ class Network(nn.Module):
     def __init__(self, architecture: Architecture, channels: int, classes: int) -> None:
         super().__init__()
         self.architecture, self.channels, self.classes = architecture, channels, classes
-        bases.load(_bases(architecture))
+        bases.load_bases(_bases(architecture))
         self.entry = (
             Subsample(step_spec(architecture.entry, channels)) if architecture.entry else None
         )
@@ -210,8 +91,8 @@ class Network(nn.Module):
         self._register_constants()
 
     def _register_constants(self) -> None:
-        """Group the convolutions by parametrisation, so that each kind is expanded at once, and
-        hold what that needs.
+        """Groups the convolutions by parametrisation, so that the filters of each kind are expanded
+        at once, and registers the constants of each kind.
         """
         self.convolutions = tuple(
             m
@@ -233,18 +114,18 @@ class Network(nn.Module):
         """The weight of every convolution [channels out, channels in, k, k], in the order of
         `convolutions`: that of the forward pass.
         """
-        found: list[Tensor | None] = [None] * len(self.convolutions)
+        weights: dict[int, Tensor] = {}
         # Autocast would multiply the basis in bfloat16 and blur what must be exact.
         with torch.autocast(self.linear.weight.device.type, enabled=False):
             for number, (parametrisation, members) in enumerate(self._kinds.items()):
-                parameters = [self.convolutions[m].filters for m in members]
+                parameters: list[Tensor] = [self.convolutions[m].filters for m in members]
                 joined = parameters[0] if len(parameters) == 1 else torch.cat(parameters)
                 expanded = expand(
                     joined, parametrisation, getattr(self, f"constants_{number}"), self.training
                 )
                 for member, filters in zip(members, expanded.split([len(p) for p in parameters])):
-                    found[member] = self.convolutions[member].weight(filters)
-        return found
+                    weights[member] = self.convolutions[member].weight(filters)
+        return [weights[number] for number in range(len(weights))]
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits [batch, classes] of images [batch, channels, height, width]."""
@@ -266,8 +147,8 @@ class Network(nn.Module):
         """
 
         def cut(maps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            whole, *found = maxima.of_parts(maps, parts, block)
-            return whole, tuple(found)
+            whole, *compared = maxima.of_parts(maps, parts, block)
+            return whole, tuple(compared)
 
         return self._run(images, cut)
 
@@ -287,11 +168,11 @@ class Network(nn.Module):
         maps = channels_last(images if self.entry is None else self.entry(images))
         outputs = []
         for blocks, step in zip(self.stages, self.steps):
-            for block in blocks:
+            for block in cast(Iterable[Block], blocks):
                 maps = block(maps, weights)
             maps = step(maps, weights) if isinstance(step, Block) else step(maps)
-            maps, kept = keep(maps)
-            outputs.append(kept)
+            maps, output = keep(maps)
+            outputs.append(output)
         return self._classify(maps), tuple(outputs)
 
     def _classify(self, maps: Tensor) -> Tensor:
@@ -301,19 +182,6 @@ class Network(nn.Module):
             features = fields.amax(2) if self.architecture.head == "group_max" else fields.mean(2)
         with torch.autocast(maps.device.type, enabled=False):
             return self.linear(features)
-
-
-def channels_last(maps: Tensor) -> Tensor:
-    """The maps in channels-last layout.
-
-    One channel lies the same in both layouts, so that `contiguous` changes nothing and torch goes
-    on in the other one from the first convolution on; hence the strides are written out.
-    """
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    if maps.shape[1] > 1:
-        return maps
-    _batch, _, height, width = maps.shape
-    return maps.as_strided(maps.shape, (height * width, 1, width, 1))
 
 
 def step_spec(step: Subsampling, channels: int) -> dict:
@@ -418,8 +286,8 @@ def _bases(architecture: Architecture) -> set[tuple[Group, int]]:
     """The (group, kernel) of every steerable basis that the network needs."""
     if architecture.filters == "free":
         return set()
-    found = set()
-    for layer in architecture.layers:
-        if layer.weights is not None:
-            found.add((architecture.stages[layer.stage - 1].group, layer.kernel))
-    return found
+    return {
+        (architecture.stages[layer.stage - 1].group, layer.kernel)
+        for layer in architecture.layers
+        if layer.weights is not None
+    }

@@ -189,21 +189,17 @@ class Block(nn.Module):
     def __init__(self, spec):
         super().__init__()
         self.convolutions = nn.ModuleList(convolution(c) for c in spec["convolutions"])
-        self.residual = spec["skip"] is not None
-        self.skip = (
-            convolution(spec["skip"])
-            if isinstance(spec["skip"], dict)
-            else nn.Identity()
-            if self.residual
-            else None
-        )
+        self.skip = None
+        if spec["skip"] is not None:
+            is_identity = spec["skip"] == "identity"
+            self.skip = nn.Identity() if is_identity else convolution(spec["skip"])
 
     def forward(self, maps):
         """The feature maps after the last ReLU."""
         out = self.convolutions[0](maps)
         for conv in self.convolutions[1:]:
             out = conv(F.relu(out, inplace=True))
-        return F.relu(out + self.skip(maps) if self.residual else out, inplace=True)
+        return F.relu(out if self.skip is None else out + self.skip(maps), inplace=True)
 
 
 class Head(nn.Module):
@@ -235,14 +231,12 @@ class PlainNetwork(nn.Module):
         self.entry = Subsample(description["entry"]) if description["entry"] else nn.Identity()
         self.stages = nn.ModuleList()
         for stage in description["stages"]:
-            parts = [Block(block) for block in stage["blocks"]]
-            if stage["step"]:
-                is_step = "kind" in stage["step"]
-                parts.append(
-                    Subsample(stage["step"])
-                    if is_step
-                    else Block({"convolutions": [stage["step"]], "skip": None})
-                )
+            parts: list[nn.Module] = [Block(block) for block in stage["blocks"]]
+            step = stage["step"]
+            if step and "kind" in step:
+                parts.append(Subsample(step))
+            elif step:
+                parts.append(Block({"convolutions": [step], "skip": None}))
             self.stages.append(nn.Sequential(*parts))
         self.head = Head(description["head"])
 

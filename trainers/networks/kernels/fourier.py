@@ -14,9 +14,9 @@ let
     y(r) = sum over s of v_s(r) c_s(r)'
 
 and y_g = sum over r of d / |H| trace(y(r) r(g)'); of C4's representation of dimension 2 over the
-reals, whose rows repeat each other, only the first row is computed and counted. Representations do not
-mix, which leaves |H|^2 / sum of rows x d^2 times fewer products: 16 / 6 = 2.7 for C4, 64 / 12 = 5.3
-for D4. That equivariant layers are block-diagonal in this basis is how Bökman, Nordström & Kahl
+reals, whose rows repeat each other, only the first row is computed and counted. Representations do
+not mix, which leaves |H|^2 / sum of rows x d^2 times fewer products: 16 / 6 = 2.7 for C4, 64 / 12 =
+5.3 for D4. That equivariant layers are block-diagonal in this basis is how Bökman, Nordström & Kahl
 (arXiv:2502.05169) save theirs, between fields of irreducible type; here the fields are regular, as
 ReLU needs them, and the transformed values of a tile of places exist only in the processor's cache
 (`fourier.c`).

@@ -1,0 +1,63 @@
+"""The trained network of a trial, loaded from its folder for export and for measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from searchspace.recipe import Candidate
+from studies.config import Study
+from studies.errors import StudyError
+from studies.journal.directory import TRIALS
+from studies.journal.trial import TrialRecord
+
+if TYPE_CHECKING:
+    from trainers.data.datasets import Splits
+    from trainers.networks.networks import Network
+    from trainers.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainedTrial:
+    """The network of a trial with the data and the configuration of its training."""
+
+    network: Network
+    splits: Splits
+    config: TrainingConfig
+    epoch: int  # of the checkpoint
+
+
+def load_trained(
+    study: Study, record: TrialRecord, directory: Path, *, device: str | None = None
+) -> TrainedTrial:
+    """The trial's network from its last whole checkpoint in the study's `directory`, on `device`
+    (None: that of the study).
+
+    Raises StudyError where there is no checkpoint, or where its data are missing or do not fit it.
+    """
+    from trainers.data.datasets import load
+    from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
+    from trainers.training.train import start
+
+    folder = directory.absolute() / TRIALS / f"{record.number:05d}"
+    if not record.architecture or not any(
+        (folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)
+    ):
+        raise StudyError(
+            f"trial {record.number} has no checkpoint in {folder} (it is {record.state}); choose a "
+            "trial that was trained, or train the architecture again: "
+            "equisearch train STUDY ARCHITECTURE --out DIR"
+        )
+    candidate = Candidate.parse(record.architecture).with_learning_rate(
+        record.attributes.get("learning_rate")
+    )
+    seed, architecture = record.attributes["seed"], candidate.architecture
+    config = study.training_config(seed, candidate.recipe, device=device)
+    try:
+        splits = load(study.data, architecture.size)
+        state = start(architecture, config, folder, splits)
+    # torch reports other classes or channels as RuntimeError
+    except (ValueError, RuntimeError) as error:
+        raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error
+    return TrainedTrial(state.network, splits, config, state.epoch)

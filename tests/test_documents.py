@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from typer.main import get_command
 
 from searchspace.recipe import Candidate
 from studies.cli import main as cli
 from studies.config import Constraints, Loggers, Resources, Search, parse
+from trainers.settings import Augment, Data, Symmetry, Training
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("searchspace", "trainers", "studies")
@@ -144,23 +146,31 @@ def test_study_files_are_valid(path):
 
 
 @pytest.mark.parametrize(
-    "section, model",
+    "package, section, model",
     [
-        ("search", Search),
-        ("resources", Resources),
-        ("constraints", Constraints),
-        ("loggers", Loggers),
+        ("studies", "search", Search),
+        ("studies", "resources", Resources),
+        ("studies", "constraints", Constraints),
+        ("studies", "loggers", Loggers),
+        ("trainers", "data", Data),
+        ("trainers", "training", Training),
+        ("trainers", "augment", Augment),
+        ("trainers", "symmetry", Symmetry),
     ],
 )
-def test_the_reference_of_the_study_file_is_complete(section, model):
-    text = (ROOT / "studies" / "README.md").read_text()
+def test_the_reference_of_the_study_file_is_complete(package, section, model):
+    text = (ROOT / package / "README.md").read_text()
     part = text.partition(f"### `{section}:`")[2].partition("\n### ")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", part, re.MULTILINE))
     assert list(rows) == list(model.model_fields)
     for name, default in rows.items():
         value = model.model_fields[name].default
         written = yaml.safe_load(default.strip("`"))
-        assert written == (list(value) if isinstance(value, tuple) else value), name
+        if isinstance(value, BaseModel):
+            assert type(value)(**written) == value, name
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            assert written == (str(plain) if isinstance(plain, Path) else plain), name
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,5 +1,6 @@
 """The Python surface: what scripts and notebooks get from `studies`, and what imports cost."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import studies
+import trainers
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Group
@@ -37,8 +39,8 @@ def opened(tmp_path_factory):
 
 def test_importing_the_package_imports_nothing_and_its_names_nothing_heavy():
     code = (
-        "import sys, studies\n"
-        "bare = [name for name in ('pydantic', 'yaml') if name in sys.modules]\n"
+        "import sys, studies, trainers\n"
+        "bare = [name for name in ('pydantic', 'yaml', 'torch') if name in sys.modules]\n"
         "from studies import *\n"
         "heavy = ('torch', 'escnn', 'optuna', 'ray', 'numpy', 'pandas', 'matplotlib')\n"
         "print(bare, [name for name in heavy if name in sys.modules], open_study.__module__)"
@@ -47,11 +49,25 @@ def test_importing_the_package_imports_nothing_and_its_names_nothing_heavy():
     assert done.stdout.strip() == "[] [] studies.results.opened", (done.stdout, done.stderr)
 
 
-def test_every_public_name_is_there_and_others_are_refused():
-    assert [name for name in studies.__all__ if getattr(studies, name, None) is None] == []
-    assert sorted(studies._WHERE) == sorted(studies.__all__)
+@pytest.mark.parametrize("package", [studies, trainers], ids=lambda package: package.__name__)
+def test_every_public_name_is_there_and_others_are_refused(package):
+    assert [name for name in package.__all__ if getattr(package, name, None) is None] == []
+    assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        studies.nothing
+        package.nothing
+
+
+@pytest.mark.parametrize("package", [studies, trainers], ids=lambda package: package.__name__)
+def test_type_checkers_see_the_same_names_in_the_same_places(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
+    declared = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert declared == package._WHERE and sorted(declared) == sorted(package.__all__)
 
 
 def test_the_front_is_what_the_command_prints_and_reads_as_a_data_frame(opened):

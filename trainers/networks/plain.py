@@ -109,7 +109,8 @@ def _blurred_maximum(maps, step, window):
 
 
 def _output(maps, step):
-    return [step["output"] or -(-pixels // step["stride"]) for pixels in maps.shape[-2:]]
+    height, width = (step["output"] or -(-side // step["stride"]) for side in maps.shape[-2:])
+    return height, width
 
 
 def _adaptive_average(maps, step):

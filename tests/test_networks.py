@@ -13,8 +13,9 @@ import trainers.networks.bases
 import trainers.networks.filters
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
-from searchspace.subsampling import KINDS, Subsampling, place
+from searchspace.subsampling import BLUR_KERNEL, KINDS, Blur, Subsampling, place
 from trainers.actions import act, act_on_fields
+from trainers.networks import plain
 from trainers.networks.convolution import channels_last
 from trainers.networks.networks import build, step_spec
 from trainers.networks.plain import Subsample
@@ -351,6 +352,13 @@ def test_every_subsampling_has_finite_gradients_where_nothing_is_active(kind, dt
     assert pooled.dtype == dtype and tuple(pooled.shape[-2:]) == (place(step.rule, 16)[0],) * 2
     pooled.float().square().sum().backward()
     assert maps.grad is not None and torch.isfinite(maps.grad).all() and not maps.grad[:, 1].any()
+
+
+def test_the_plain_network_blurs_with_the_window_that_verdicts_assume():
+    """plain.py stands alone, so that it has numbers of its own."""
+    bells = {name: kind.windows for name, kind in KINDS.items() if isinstance(kind, Blur)}
+    assert {name: bell.sigma for name, bell in bells.items()} == plain.BLUR_SIGMA
+    assert plain.BLUR_PIXELS == BLUR_KERNEL
 
 
 def test_power_pooling_trains_in_both_precisions():

@@ -108,7 +108,7 @@ class Attack:
 
 def spoil_source(folder, marker):
     with open(folder / "model.py", "a") as file:
-        file.write(f"\nopen({str(marker)!r}, 'w')\n")
+        file.write(f"\nopen({str(marker)!r}, 'w').close()\n")
 
 
 def spoil_and_rehash(folder, marker):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from trainers.bundles.verify import BundleReport, verify
     from trainers.data.datasets import Splits
     from trainers.data.datasets import load as load_data
-    from trainers.instruments.measure import Measurement, measure
+    from trainers.instruments.measure import measure
+    from trainers.instruments.measurement import Measurement
     from trainers.networks.fold import fold
     from trainers.networks.networks import Network, build
     from trainers.scores import Scores
@@ -32,7 +33,7 @@ _WHERE = {
     "Augment": ("trainers.settings", "Augment"),
     "BundleReport": ("trainers.bundles.verify", "BundleReport"),
     "Data": ("trainers.settings", "Data"),
-    "Measurement": ("trainers.instruments.measure", "Measurement"),
+    "Measurement": ("trainers.instruments.measurement", "Measurement"),
     "Network": ("trainers.networks.networks", "Network"),
     "Scores": ("trainers.scores", "Scores"),
     "Splits": ("trainers.data.datasets", "Splits"),

@@ -214,8 +214,8 @@ class Study(Settings):
     def _measured(self) -> Study:
         if self.constraints.memory is not None and self.trial_training.device == "cpu":
             raise ValueError(
-                "constraints.memory limits the memory of a GPU, and the trials train on CPUs; leave "
-                "it out, or limit params or macs"
+                "constraints.memory limits the memory of a GPU, and the trials train on CPUs; "
+                "leave it out, or limit params or macs"
             )
         return self
 
@@ -324,7 +324,8 @@ def parse(
     if beside is not None and isinstance(content.get("data"), dict):
         _make_absolute(content["data"], beside)
     wrong = [
-        f"{visible(place_of(path, text, name, list(given)))}: got true or false; it must be a number or text"
+        f"{visible(place_of(path, text, name, list(given)))}: got true or false; "
+        "it must be a number or text"
         for path in booleans(Study, content)
     ]
     if wrong:

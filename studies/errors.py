@@ -13,7 +13,9 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StudyError(Exception):
-    """Something a user can repair: the message says what was given, what must hold, and what to do."""
+    """Something a user can repair: the message says what was given, what must hold, and
+    what to do.
+    """
 
     exit_status = 1
 

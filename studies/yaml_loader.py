@@ -1,5 +1,5 @@
-"""YAML as a study file needs it: numbers such as 1e-3 are numbers and 1:30 is text, a key given twice
-is an error, keys know their line, and no file makes the program work without limit.
+"""YAML as a study file needs it: numbers such as 1e-3 are numbers and 1:30 is text, a key given
+twice is an error, keys know their line, and no file makes the program work without limit.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class YamlError(ValueError):
 
 
 class _Numbers(yaml.resolver.Resolver):
-    """Numbers as YAML 1.2 has them: 1e-3 and 25e3 are numbers (YAML 1.1 reads text, because it wants
-    a dot and a signed exponent), 1:30 is text (90 there), 010 is ten (eight there).
+    """Numbers as YAML 1.2 has them: 1e-3 and 25e3 are numbers (YAML 1.1 reads text, because it
+    wants a dot and a signed exponent), 1:30 is text (90 there), 010 is ten (eight there).
     """
 
     yaml_implicit_resolvers = {
@@ -92,7 +92,9 @@ class _StudyDumper(_Numbers, yaml.SafeDumper):
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a text. Raises YamlError where it is not YAML, too large, or too deeply nested."""
+    """The value of a text. Raises YamlError where it is not YAML, too large, or too
+    deeply nested.
+    """
     if len(text) > MOST_CHARACTERS:
         raise YamlError(f"it has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
     try:

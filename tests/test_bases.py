@@ -58,7 +58,9 @@ def test_kernels_are_escnns(name):
 
 
 def test_the_kernel_of_a_matrix_is_one_and_the_same():
-    """The same subspace, presented by other rows, has the same basis; escnn's own is a random one."""
+    """The same subspace, presented by other rows, has the same basis; escnn's own is a
+    random one.
+    """
     generator = np.random.default_rng(0)
     rows = generator.standard_normal((3, 8))
     first, second = (

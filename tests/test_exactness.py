@@ -117,7 +117,7 @@ def test_features_and_logits_are_told_apart():
     assert len(pooled.invariant) == 4 and [str(e) for e in apart.invariant] == ["e"]
 
 
-def test_the_logits_of_elements_that_are_not_built_in_stay_only_where_kernels_might_have_one_pixel():
+def test_logits_of_elements_that_are_not_built_in_stay_only_where_kernels_may_have_one_pixel():
     d4 = Group.parse("D4")
     assert len(verdict(Architecture.parse("8px: 2k1 head=none"), d4).invariant) == 8
     assert [str(e) for e in verdict(Architecture.parse("8px: 2k3"), d4).invariant] == ["e"]

@@ -81,7 +81,9 @@ def network(architecture: Architecture, seed: int) -> Network:
 
 
 def asked(architecture: Architecture) -> list[Element]:
-    """All elements of the network's first group, and all quarter turns and flips, but the identity."""
+    """All elements of the network's first group, and all quarter turns and flips, but
+    the identity.
+    """
     own = architecture.stages[0].group
     off_grid = () if own.on_grid or sees_its_centre_alone(architecture) else own.elements
     return [
@@ -152,7 +154,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def claimed(architecture: Architecture, elements: list[Element]) -> Survivors:
-    """What the verdict says of `elements`, asked under D4 and under the network's own first group."""
+    """What the verdict says of `elements`, asked under D4 and under the network's own
+    first group.
+    """
     found = [verdict(architecture, group) for group in (GRID, architecture.stages[0].group)]
     for one in found:
         assert set(one.surviving) == set(one.after_stages[-1]), str(architecture)

@@ -50,8 +50,8 @@ EVERY_LAYER = (
     "head=group_max",
     "15x18px resize20: 2k3@C4 max2/2ceil, 2k3p1replicate blur/2, 3k3@C2 conv3/2p1, 2k1 resize7, "
     "2k3 adaptive3 head=group_mean",
-    "12px: 2k3@C4 resize16bicubic, 2k3 lp3/1p1, 2k3 blurmax/2, 2k3s2r crop6, 2k3 resize9nearest, 2k3 "
-    "avg2/2ceil, 2k3 adaptivemax2 head=none filters=basis",
+    "12px: 2k3@C4 resize16bicubic, 2k3 lp3/1p1, 2k3 blurmax/2, 2k3s2r crop6, 2k3 resize9nearest, "
+    "2k3 avg2/2ceil, 2k3 adaptivemax2 head=none filters=basis",
 )
 
 

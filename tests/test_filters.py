@@ -1,4 +1,6 @@
-"""Filter parametrisations: the constraint they promise, by brute force, and what they may express."""
+"""Filter parametrisations: the constraint they promise, by brute force, and what they
+may express.
+"""
 
 import itertools
 
@@ -36,7 +38,9 @@ def expanded(parametrisation, pairs=3, seed=0):
     ],
 )
 def test_filters_obey_the_constraint(filters, name, kernel, lifting):
-    """weight[g @ o, g @ h] is weight[o, h] moved by g: bit for bit, for every element of the grid."""
+    """weight[g @ o, g @ h] is weight[o, h] moved by g: bit for bit, for every element
+    of the grid.
+    """
     group = Group.parse(name)
     weight = expanded(Parametrisation(filters, group, kernel, lifting))
     for g in group.grid.elements:

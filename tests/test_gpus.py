@@ -1,5 +1,5 @@
-"""How trials share GPUs: as many trials as cores can feed, each given its share, and none where the study
-says so.
+"""How trials share GPUs: as many trials as cores can feed, each given its share, and none where
+the study says so.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Equivariance losses: zero for what is exact, positive for what is not, equal to their formulas."""
+"""Equivariance losses: zero for what is exact, positive for what is not, equal to their
+formulas.
+"""
 
 import pytest
 import torch

@@ -37,7 +37,9 @@ def spread(model, images=None):
 
 
 def settled(model):
-    """The network with the statistics that its batch norms have on the images, as after training."""
+    """The network with the statistics that its batch norms have on the images, as after
+    training.
+    """
     model.train()
     with torch.no_grad():
         for _ in range(80):

@@ -1,4 +1,6 @@
-"""What a study was started with: a changed study file, changed data and lost records are refused."""
+"""What a study was started with: a changed study file, changed data and lost records
+are refused.
+"""
 
 import shutil
 

@@ -42,7 +42,8 @@ TEXT = """
 data: {name: digits, train: 120, validation: 60}
 training: {epochs: 3, batch_size: 64}
 symmetry: {group: C4}
-space: {backbone: "3k3 *, 3k3", group: [C1, C4], input_size: [8, 9], layout: [max2/2, max3/2p1], equivariance_loss: {kind: [none, label], weight: 1.0}}
+space: {backbone: "3k3 *, 3k3", group: [C1, C4], input_size: [8, 9],
+        layout: [max2/2, max3/2p1], equivariance_loss: {kind: [none, label], weight: 1.0}}
 """
 
 

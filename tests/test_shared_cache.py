@@ -144,7 +144,10 @@ def test_a_name_that_cannot_be_replaced_costs_the_file_only(folder, monkeypatch,
 
 # locks
 
-HOLD = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+HOLD = (
+    "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); "
+    "print('held', flush=True); sys.stdin.read()"
+)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Any mapping of known keys to odd values is a study, or is refused in one message; nothing hangs."""
+"""Any mapping of known keys to odd values is a study, or is refused in one message;
+nothing hangs.
+"""
 
 from __future__ import annotations
 

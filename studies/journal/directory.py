@@ -53,8 +53,8 @@ def create_directory(directory: str | Path, study: Study) -> StudyPlace:
         raise ExistsError(f"{directory} is a file; give a directory that is new or empty")
     if (path / STUDY).exists():
         raise ExistsError(
-            f"{directory} already holds a study; go on with `equisearch resume {quote(str(directory))}`, or "
-            "choose another directory"
+            f"{directory} already holds a study; "
+            f"go on with `equisearch resume {quote(str(directory))}`, or choose another directory"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,9 @@ def read_data(directory: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of the libraries that decide about results, and a hash of this code."""
+    """The versions of Python, of the libraries that decide about results, and a hash of
+    this code.
+    """
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -192,7 +192,8 @@ def _refuse(what: str, old: Study, new: Study, same_images: bool) -> None:
 def _changes(before: Mapping[str, Any], images: Images) -> list[str]:
     """What can be named of the difference between two sets of images."""
     changed = [
-        f"{split} images: {before['images'].get(split, 'none')} -> {images.images.get(split, 'none')}"
+        f"{split} images: {before['images'].get(split, 'none')} -> "
+        f"{images.images.get(split, 'none')}"
         for split in dict.fromkeys([*before["images"], *images.images])
         if before["images"].get(split) != images.images.get(split)
     ]

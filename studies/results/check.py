@@ -100,7 +100,9 @@ class Checked:
         ]
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict with its drawing, and what repairs the architecture."""
+        """What a notebook shows: the verdict with its drawing, and what repairs the
+        architecture.
+        """
         repairs = [html("<li><code>{}</code></li>", repair) for repair in self.repairs]
         listed = html("To make it exact:<ul>{}</ul>", joined(repairs)) if repairs else Html("")
         return joined([Html(self.verdict._repr_html_()), listed])

@@ -144,9 +144,8 @@ def living_nodes(directory: Path) -> list[dict[str, float]]:
     except TimeoutError:
         raise StudyError(
             f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished "
-            "is lost: "
-            f"`equisearch resume {quote(str(directory))}` goes on when it is back, or elsewhere with "
-            "--ray-address"
+            f"is lost: `equisearch resume {quote(str(directory))}` goes on when it is back, "
+            "or elsewhere with --ray-address"
         ) from None
 
 

@@ -35,8 +35,8 @@ def new_driver(
     """
     if (directory / STUDY).exists():
         raise ExistsError(
-            f"{directory} already holds a study; go on with `equisearch resume {quote(str(directory))}`, or "
-            "choose another directory"
+            f"{directory} already holds a study; "
+            f"go on with `equisearch resume {quote(str(directory))}`, or choose another directory"
         )
     require_cluster(study.resources)
     require_place(directory)
@@ -117,8 +117,8 @@ def require_device(study: Study) -> None:
 def open_driver(
     directory: Path, study: Study, *, trusted: bool = False, accept_data: bool = False
 ) -> SearchDriver:
-    """The driver of the study in `directory`, which goes on as `study`; its data is looked at before
-    any trial. `accept_data` accepts data that has changed. Raises StudyError.
+    """The driver of the study in `directory`, which goes on as `study`; its data is looked at
+    before any trial. `accept_data` accepts data that has changed. Raises StudyError.
     """
     require_device(study)
     return SearchDriver.open(

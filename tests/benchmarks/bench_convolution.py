@@ -155,7 +155,9 @@ def main() -> None:
         raise SystemExit(f"convolutions are torch's: {fourier.status()[1]}")
     results = []
     print(
-        f"{'group':6}{'channels':>10}{'kernel':>7}{'images':>7}{'side':>5}{'stride':>7}{'used':>6}   torch / ours: forward, gradient of maps, of weight"
+        f"{'group':6}{'channels':>10}{'kernel':>7}{'images':>7}{'side':>5}{'stride':>7}"
+        f"{'used':>6}   "
+        "torch / ours: forward, gradient of maps, of weight"
     )
     for name in arguments.groups:
         for shape in SHAPES:
@@ -168,7 +170,8 @@ def main() -> None:
             (into, out), kernel, images, side, stride, _ = shape
             print(
                 f"{name:6}{into:>5} "
-                f"{out:>4}{kernel:>7}{images:>7}{side:>5}{stride:>7}{'yes' if found['used'] else 'no':>6}   "
+                f"{out:>4}{kernel:>7}{images:>7}{side:>5}{stride:>7}"
+                f"{'yes' if found['used'] else 'no':>6}   "
                 f"{found['forward']:.2f}  {found['maps']:.2f}  {found['weight']:.2f}",
                 flush=True,
             )

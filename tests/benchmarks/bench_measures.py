@@ -1,7 +1,8 @@
 """What measuring symmetry costs, as ratios in one interleaved run and as seconds of the whole
 measurement.
 
-    python tests/benchmarks/bench_measures.py [--rounds 7] [--images 2000] [--parts layerwise whole] [--json FILE]
+    python tests/benchmarks/bench_measures.py [--rounds 7] [--images 2000]
+        [--parts layerwise whole] [--json FILE]
     python tests/benchmarks/bench_measures.py --short        # parity in full, few and small timings
 
 Layerwise: the equivariance error of every stage under every element in one batched pass, against
@@ -74,7 +75,9 @@ def relative(after, expected, reference) -> float:
 
 @torch.no_grad()
 def escnn_elements(network: EscnnNetwork, images: torch.Tensor, group: Group) -> dict:
-    """What escnn calls each of the group's elements but the identity: what moves the images alike."""
+    """What escnn calls each of the group's elements but the identity: what moves the
+    images alike.
+    """
     incoming = enn.GeometricTensor(images, network.image_type)
     found = {}
     for theirs in network.image_type.gspace.fibergroup.elements:

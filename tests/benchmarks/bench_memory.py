@@ -1,6 +1,7 @@
 """What a worker that trains on MNIST takes of the machine's memory, step by step.
 
-    python tests/benchmarks/bench_memory.py [--batches 128 256] [--architectures TEXT ...] [--json FILE]
+    python tests/benchmarks/bench_memory.py [--batches 128 256] [--architectures TEXT ...]
+        [--json FILE]
 
 Each worker is a fresh process that imports what a worker imports, trains one epoch, scores, and
 trains a second one. `peak` is the kernel's high-water mark of resident memory (VmHWM), in MB of 1e6

@@ -2,7 +2,8 @@
 best one found.
 
     python tests/benchmarks/bench_packing.py [--seconds 40] [--repeats 3] [--json FILE]
-    python tests/benchmarks/bench_packing.py --device cuda --workers 1 2 4 8      # on one GPU; its busy share is read from nvidia-smi
+    # on one GPU; its busy share is read from nvidia-smi
+    python tests/benchmarks/bench_packing.py --device cuda --workers 1 2 4 8
 
 Each way starts its workers, lets each train once to warm up, and then counts epochs that all of
 them finish in the given time, the evaluation at the end and checkpoints included; an hour's trials

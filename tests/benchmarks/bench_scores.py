@@ -1,8 +1,10 @@
 """Do two ways of training end with the same scores? Trains both with the same seeds and prints
 paired differences.
 
-    python tests/benchmarks/bench_scores.py estimator [--data mnist] [--seeds 5]     # equivariance loss on a fifth of a batch, or on all of it
-    python tests/benchmarks/bench_scores.py precision [--data digits] [--seeds 5]    # bfloat16, or float32
+    # equivariance loss on a fifth of a batch, or on all of it
+    python tests/benchmarks/bench_scores.py estimator [--data mnist] [--seeds 5]
+    # bfloat16, or float32
+    python tests/benchmarks/bench_scores.py precision [--data digits] [--seeds 5]
 
 Each seed has its own split, weights and order: with one split for all, a few of its images would
 decide in all pairs alike. A difference is "within noise" where the 95 % interval of its mean over

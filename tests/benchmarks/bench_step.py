@@ -1,8 +1,10 @@
 """What a training step costs: this engine against escnn and against a plain CNN of the same
 channels, as ratios.
 
-    python tests/benchmarks/bench_step.py [--rounds 9] [--groups C4 D8] [--networks p4cnn residual] [--json FILE]
-    python tests/benchmarks/bench_step.py --short        # parity in full, few and small timings: for CI, fails on parity only
+    python tests/benchmarks/bench_step.py [--rounds 9] [--groups C4 D8]
+        [--networks p4cnn residual] [--json FILE]
+    # parity in full, few and small timings: for CI, fails on parity only
+    python tests/benchmarks/bench_step.py --short
 
 The variants run in turn in one process set up as a training worker (one thread, memory kept), in
 reversed order every other round; each ratio is the median over rounds of (variant / reference in

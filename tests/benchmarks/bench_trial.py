@@ -1,8 +1,10 @@
 """What a whole trial costs: this engine against the program that a good user of escnn writes today,
 as a ratio per core.
 
-    python tests/benchmarks/bench_trial.py [--images 8000] [--validation 2000] [--epochs 5] [--repeats 2] [--json FILE]
-    python tests/benchmarks/bench_trial.py --images 1280 --validation 256 --epochs 1     # about a minute; costs are linear in images
+    python tests/benchmarks/bench_trial.py [--images 8000] [--validation 2000] [--epochs 5]
+        [--repeats 2] [--json FILE]
+    # about a minute; costs are linear in images
+    python tests/benchmarks/bench_trial.py --images 1280 --validation 256 --epochs 1
 
 Both train the same network (P4CNN over C4, the same parameters) on MNIST with uniform rotations,
 one thread, and end with the validation accuracy of every epoch, the accuracy at 8 angles and the

@@ -12,7 +12,8 @@ GUARD = """
 import importlib.util, sys
 
 class Guard:
-    def find_spec(self, name, path=None, target=None):      # torch looks whether some are there, and does not import them
+    # torch looks whether some are there, and does not import them
+    def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {forbidden!r}:
             return importlib.util.spec_from_loader(name, self)
 

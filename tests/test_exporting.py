@@ -21,8 +21,9 @@ STUDY = """
 data: {folder: images, fit: pad}
 training: {epochs: 5, batch_size: 32}
 symmetry: {group: C4}
-space: {backbone: "3k3 *, 3k3", family: [steerable], group: [C4], input_size: [9], layout: [max3/2p1],
-        head: [group_max], equivariance_loss: {kind: [none]}, width: {match: fields, to: 3}}
+space: {backbone: "3k3 *, 3k3", family: [steerable], group: [C4], input_size: [9],
+        layout: [max3/2p1], head: [group_max], equivariance_loss: {kind: [none]},
+        width: {match: fields, to: 3}}
 search: {sampler: random, trials: 1, rungs: [], seed: 1}
 """
 

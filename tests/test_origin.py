@@ -13,10 +13,10 @@ from studies.errors import ExistsError, StudyError
 from studies.journal.directory import STUDY, VERSIONS, require_place
 from studies.journal.origin import Images
 from studies.journal.reader import JOURNAL, read_trials
-from studies.results.tables import members
+from studies.results.tables import members, status, status_lines
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
-from studies.workers.launch import images_of, open_driver
+from studies.workers.launch import images_of, new_driver, open_driver
 from support import trivial
 
 BEFORE = Images("a", {"train": 100, "validation": 20}, tuple("0123456789"))
@@ -181,3 +181,27 @@ def test_damaged_versions_are_a_warning(path):
 def test_a_remote_store_and_no_name_are_no_directory(place):
     with pytest.raises(StudyError, match="remote store|no name"):
         require_place(place)
+
+
+def test_a_front_says_how_many_trials_other_images_have_left_out(path, capsys):
+    from studies.cli.search import front
+
+    front(path)
+    assert "left out" not in capsys.readouterr().err
+    with SearchDriver.open(path, look=lambda study: AFTER, accept_data=True):
+        pass
+    front(path)
+    assert "4 earlier trials (of a warm start, or of images that have changed" in (
+        capsys.readouterr().err
+    )
+    assert "4 earlier" in "\n".join(status_lines(status(path)))
+
+
+def test_a_start_says_which_widths_cannot_be_met(tmp_path):
+    space = {"family": "steerable", "backbone": "1k3 *, 1k3", "group": ["C4"]}
+    width = {"match": "params", "to": 100}
+    study = parse("data: {name: digits}", overrides={"space": {**space, "width": width}})
+    heard = []
+    with new_driver(study, tmp_path / "study", note=heard.append):
+        pass
+    assert any(text.startswith("warning: space.width: networks of C4 at") for text in heard)

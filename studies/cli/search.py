@@ -154,6 +154,8 @@ def front(
     study, records = tables.open_study(directory)
     rows, columns, cells = tables.front_rows(study, records)
     print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
+    if text := tables.left_out(records):
+        note(text)
     plotted = front_plot.plotted_trials(study, records) if format is Format.table or figure else []
     if format is Format.table and (drawn := front_plot.draw_text(plotted, study.objectives)):
         print(f"\n{drawn}")

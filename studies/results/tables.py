@@ -19,7 +19,7 @@ from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import front_volume, knee, pareto
 
-STATES = ("complete", "pruned", "failed", "running", "waiting", "refused")
+STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
 
 
@@ -77,6 +77,19 @@ def status(directory: Path) -> dict[str, Any]:
         "objectives": list(study.objectives),
         "driver": holder(directory),
     }
+
+
+def left_out(records: Sequence[TrialRecord]) -> str:
+    """One sentence about trials that a front leaves out because their scores do not compare: those
+    of a warm start, or of images that have changed since; empty if there are none.
+    """
+    count = sum(record.state == "earlier" for record in records)
+    return (
+        f"{count} earlier trial{'' if count == 1 else 's'} (of a warm start, or of images that "
+        "have changed since) left out: their scores do not compare"
+        if count
+        else ""
+    )
 
 
 def status_lines(value: dict[str, Any]) -> list[str]:

@@ -44,6 +44,8 @@ def new_driver(
     channels, classes = read_data(study, note)
     first = [*enqueue, *study.search.first]
     require_buildable(first, study, channels, classes)
+    for text in study.space.width_warnings(channels, classes):
+        note(f"warning: space.width: {text}")
     return SearchDriver.create(
         directory,
         study,

@@ -25,6 +25,7 @@ from studies.search.assignments import LeaveError
 from studies.search.attempts import PROGRAM_DEATHS
 from studies.search.driver import SearchDriver
 from studies.workers.executors import Interruption, _DirectReport, run_in_process
+from studies.workers.silence import AwakeClock
 from studies.workers.worker import run_trial
 from support import trivial
 
@@ -266,7 +267,9 @@ def test_a_torn_checkpoint_goes_back_to_the_one_before_and_changes_no_result(tmp
                 2,
                 driver.study,
                 assignment,
-                _DirectReport(driver, assignment, Interruption(None), lambda event: None),
+                _DirectReport(
+                    driver, assignment, Interruption(None), lambda event: None, AwakeClock()
+                ),
             )
         driver.finish(0, "interrupted")
     checkpoint = tmp_path / "torn" / "trials" / "00000" / "checkpoint.pt"

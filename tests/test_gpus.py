@@ -53,7 +53,7 @@ def test_the_share_of_a_gpu(nodes, overrides, expected):
         (1.5, "a share of one GPU, up to 1, or whole GPUs"),
         ("lots", "it must be auto, 0, a share"),
         (-1, "it must be auto, 0"),
-        (True, "it must be auto, 0"),
+        (True, "it must be a number or text"),
     ],
 )
 def test_what_is_no_share_of_a_gpu_is_refused(value, why):

@@ -181,7 +181,7 @@ def test_a_trial_that_always_kills_its_worker_fails_alone(tmp_path):
     records = read_trials(tmp_path / "study")
     assert (
         records[0].state == "failed"
-        and "died 2 times without getting any further" in records[0].reason
+        and "died 2 times without getting beyond epoch 0" in records[0].reason
     )
     assert {r.state for r in records[1:]} <= {"complete", "pruned"} and len(records) == 3
 

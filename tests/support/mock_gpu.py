@@ -56,6 +56,10 @@ class MockTensor(torch.Tensor):
     def __torch_dispatch__(cls, function, types, arguments=(), options=None):
         return _run(function, arguments, options or {})
 
+    def __reduce_ex__(self, protocol):
+        """Saved as a tensor of the CPU, as a file that is loaded elsewhere has it."""
+        return self.on_cpu.__reduce_ex__(protocol)
+
 
 class Crossings(list):
     """Descriptions of what passed between the CPU and the device, in order; those that make Python

@@ -87,12 +87,11 @@ def restore(
     owner: str,
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    device: torch.device,
 ) -> Progress:
     """Gives network and optimizer the state of the checkpoint in `directory` and returns how far it
     is; without a checkpoint nothing changes. Raises ValueError if it is not `owner`'s.
     """
-    saved = read(directory, owner, device)
+    saved = read(directory, owner)
     if saved is None:
         return Progress()
     network.load_state_dict(saved["network"])
@@ -104,16 +103,16 @@ def epochs_done(directory: Path, owner: str) -> int:
     """The epoch of the checkpoint in `directory`; 0 without one. Raises ValueError if it is not
     `owner`'s.
     """
-    saved = read(directory, owner, torch.device("cpu"))
+    saved = read(directory, owner)
     return 0 if saved is None else _progress(saved).epoch
 
 
-def read(directory: Path, owner: str, device: torch.device) -> Mapping[str, Any] | None:
+def read(directory: Path, owner: str) -> Mapping[str, Any] | None:
     """The content of the checkpoint in `directory`, or of the one before where a crash of the
     machine tore the last; None if there is neither. Raises ValueError if it is not `owner`'s.
     """
     for path in (directory / CHECKPOINT, directory / PREVIOUS):
-        saved = _read(path, device)
+        saved = _read(path)
         if saved is None:
             continue
         if saved["fingerprint"] != owner:
@@ -131,9 +130,9 @@ def _progress(saved: Mapping[str, Any]) -> Progress:
     )
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except Exception:  # torn: a zip file cut anywhere fails in many ways

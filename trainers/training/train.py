@@ -195,7 +195,7 @@ def start(
         network, architecture, config, normaliser(splits.mean, splits.std, device)
     )
     owner = checkpoint.fingerprint(architecture, config)
-    progress = checkpoint.restore(directory, owner, network, step.optimizer, device)
+    progress = checkpoint.restore(directory, owner, network, step.optimizer)
     return TrainingRun(step, _graphed(step, splits), splits, owner, progress)
 
 

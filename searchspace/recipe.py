@@ -18,6 +18,7 @@ from searchspace.architecture import Architecture
 LossKind = Literal["none", "layerwise", "latent", "label"]
 LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
 RECIPE_OPTIONS = ("loss", "learning_rate")
+HIGHEST_RATE = 100  # of learning: above it no optimizer here trains
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,21 @@ def parse_loss(text: str) -> Loss:
 
 def _rate(text: str) -> float:
     try:
-        return float(text)
+        rate = float(text)
     except ValueError:
         raise ValueError(
             f"learning_rate is '{text}'; write a number above 0, such as learning_rate=0.01"
         ) from None
+    return require_trainable(rate) if math.isfinite(rate) else rate
+
+
+def require_trainable(rate: float) -> float:
+    """The learning rate. Raises ValueError where it is above what any optimizer here trains with.
+
+    A recipe alone does not ask that: journals of earlier versions hold higher rates.
+    """
+    if rate > HIGHEST_RATE:
+        raise ValueError(
+            f"learning_rate is {rate:g}; it must be at most {HIGHEST_RATE}, such as 0.01"
+        )
+    return rate

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from searchspace.architecture import Architecture, Filters, Head, Stage
 from searchspace.choices import (
@@ -30,7 +30,7 @@ from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
-from searchspace.recipe import Candidate, Loss, Recipe
+from searchspace.recipe import Candidate, Loss, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
 
 Family = Literal["steerable", "plain"]
@@ -90,6 +90,13 @@ class SearchSpace(Section):
         """
         groups = tuple(Group.parse(name) for name in self.group)
         return tuple(g for g in groups if g != TRIVIAL) if "plain" in self.family else groups
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _trainable(cls, value: float | Interval | None) -> float | Interval | None:
+        if value is not None:
+            require_trainable(value.high if isinstance(value, Interval) else value)
+        return value
 
     @model_validator(mode="after")
     def _something_fits(self) -> SearchSpace:

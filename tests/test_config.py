@@ -107,6 +107,8 @@ def test_a_space_in_which_nothing_fits():
         ("constraints: {params: .nan}", "constraints.params"),
         ("symmetry: {angles: 7}", "7 degrees do not divide a full turn of 360; choose one of 1, 2"),
         ("training: {learning_rate: 1e9}", "less than or equal to 100"),
+        ("search: {first: ['16px: 2k3 learning_rate=1e9']}", "at most 100"),
+        ("space: {learning_rate: 1e9}", "at most 100"),
         ("training: {device: tpu}", "'tpu' is not a device to train on; write auto, cpu, cuda"),
         ("training: {device: meta}", "'meta' is not a device to train on"),
     ],

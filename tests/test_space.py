@@ -216,6 +216,8 @@ def test_one_value_in_place_of_a_list_fixes_a_choice():
         ({"learning_rate": {"low": 0, "high": 1}}, "greater than 0"),
         ({"learning_rate": 0}, "greater than 0"),
         ({"learning_rate": -1}, "greater than 0"),
+        ({"learning_rate": 101}, "at most 100"),
+        ({"learning_rate": {"low": 0.1, "high": 1e9}}, "at most 100"),
         ({"learning_rate": True}, "valid number"),
         ({"equivariance_loss": {"kind": ["label"], "weight": -1}}, "greater than 0"),
         ({"equivariance_loss": {"kind": []}}, "at least 1 item"),

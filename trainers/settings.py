@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from searchspace.groups import Group
+from searchspace.recipe import HIGHEST_RATE
 
 # Sets that torchvision knows (read from `root`, downloaded on request) and those made here from
 # scikit-learn or MNIST.
@@ -145,8 +146,8 @@ class Training(Settings):
     epochs: int = Field(default=18, ge=1)
     batch_size: int = Field(default=128, ge=2)  # images
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    # the peak, where the schedule has one; above 100 no optimizer here trains
-    learning_rate: float = Field(default=0.01, gt=0, le=100)
+    # the peak, where the schedule has one
+    learning_rate: float = Field(default=0.01, gt=0, le=HIGHEST_RATE)
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     weight_decay: float = Field(default=1e-5, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd

@@ -144,6 +144,24 @@ def test_a_repaired_study_holds_its_trials_and_goes_on(study, tmp_path, kind):
     assert repair(path, described) == []
 
 
+def test_channels_and_classes_that_are_lost_come_from_the_images(study, tmp_path):
+    path = tmp_path / "study"
+    shutil.copytree(study[0], path)
+    (path / "data.json").unlink()
+    (path / JOURNAL).unlink()
+    for scores in path.glob("trials/*/scores.jsonl"):
+        scores.unlink()
+
+    def unreadable(study):
+        raise ValueError("the folder is not there")
+
+    done = repair(path, described, unreadable)
+    assert any("the folder is not there): put the data back, then" in line for line in done)
+    repair(path, described, lambda study: (1, 7))
+    with SearchDriver.open(path, trivial.study(search__trials=18)) as driver:
+        assert (driver.channels, driver.classes) == (1, 7)
+
+
 def test_folders_of_no_trial_are_moved_aside(study, tmp_path):
     path = tmp_path / "study"
     shutil.copytree(study[0], path)

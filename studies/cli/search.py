@@ -247,8 +247,9 @@ def repair(directory: Directory) -> None:
     """
     from studies.journal.repair import repair as repair_directory
     from studies.search.proposals import described
+    from studies.workers.launch import read_data
 
-    done = repair_directory(directory, described)
+    done = repair_directory(directory, described, read_data)
     print_lines(done or [f"nothing was wrong with {directory}"])
 
 

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.recipe import Candidate
 from studies.config import Study
+from studies.errors import StudyError
 from studies.journal.directory import read_data, read_study
 from studies.journal.folders import TRIALS, TrialFolder, move_aside, read_folders
 from studies.journal.lock import StudyLock
@@ -31,34 +33,36 @@ from studies.journal.trial import ENDED
 from trainers.files import partial_files, write_whole
 
 Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.described`
-UNKNOWN_IMAGES = (
-    "the journal lost how many channels and classes the images have; `resume` takes them from the "
-    "data"
-)
+Look = Callable[[Study], tuple[int, int]]  # (channels, classes) of the study's images
 MOST_DAMAGE = 5  # sentences about damaged lines that are shown
 # of a study's images, that costs are compared with
 CHANNELS, CLASSES = (1, 2, 3, 4), range(2, 1001)
 
 
-def repair(directory: Path, describe: Describe | None = None) -> list[str]:
+def repair(
+    directory: Path, describe: Describe | None = None, look: Look | None = None
+) -> list[str]:
     """What was done, one line each; empty if nothing was wrong.
 
     Every whole record of the journal is kept (a copy of the damaged journal stays beside it); what
     it lost of a trial is rebuilt from the trial's folder; folders that are not those of the
     journal's trials are moved to `orphaned/`; leftovers are removed. `describe` says what a journal
     holds of an architecture: without it, trials that the journal lost wholly are not rebuilt.
+    `look` reads the images, where nothing else tells how many channels and classes they have.
     Raises LockedError if another process drives the study, StudyError if there is none.
     """
     study = read_study(directory)
     lock = StudyLock(directory)
     try:
-        done = _mend_journal(directory, study, describe)
+        done = _mend_journal(directory, study, describe, look)
         return [*done, *_move_orphans(directory), *_remove_leftovers(directory)]
     finally:
         lock.close()
 
 
-def _mend_journal(directory: Path, study: Study, describe: Describe | None) -> list[str]:
+def _mend_journal(
+    directory: Path, study: Study, describe: Describe | None, look: Look | None
+) -> list[str]:
     path = directory / JOURNAL
     content = path.read_bytes() if path.exists() else b""
     saved = salvage(content)
@@ -69,7 +73,7 @@ def _mend_journal(directory: Path, study: Study, describe: Describe | None) -> l
     if not entries and not folders:
         return [*done, f"there is no {JOURNAL} and no trial: the study was never started"]
     before = sum(trial.ended is not None for trial in trials_of(entries))
-    done += _begin(directory, entries, study, folders)
+    done += _begin(directory, entries, study, folders, look)
     done += _rebuild(entries, study, folders, _for_study(describe, study, entries))
     if not saved.damage and entries == list(saved.entries):
         return done
@@ -103,7 +107,11 @@ def _given(entries: list[Entry]) -> dict[str, Any]:
 
 
 def _begin(
-    directory: Path, entries: list[Entry], study: Study, folders: dict[int, TrialFolder]
+    directory: Path,
+    entries: list[Entry],
+    study: Study,
+    folders: dict[int, TrialFolder],
+    look: Look | None,
 ) -> list[str]:
     """Puts the study's own records at the beginning if they are lost."""
     given = _given(entries)
@@ -111,13 +119,32 @@ def _begin(
     if there and {"channels", "classes"} <= set(given):
         return []
     given = {**(read_data(directory) or _data_facts(entries, folders)), **given}
-    if there and not {"channels", "classes"} <= set(given):
-        return [UNKNOWN_IMAGES]
+    unknown = []
+    if not {"channels", "classes"} <= set(given):
+        found, unknown = _look_at_images(directory, study, look)
+        given = {**found, **given}
+    if there and unknown:
+        return unknown
     kept = [entry for entry in entries if entry["op_code"] not in (0, 2)]
     entries[:] = [*study_entries(study, given), *kept]
-    if not {"channels", "classes"} <= set(given):
-        return [UNKNOWN_IMAGES]
-    return ["the journal lost what it said of the study; it is rebuilt"]
+    return unknown or ["the journal lost what it said of the study; it is rebuilt"]
+
+
+def _look_at_images(
+    directory: Path, study: Study, look: Look | None
+) -> tuple[dict[str, int], list[str]]:
+    """(channels and classes of the study's images, what to do where they cannot be read)."""
+    try:
+        if look is not None:
+            channels, classes = look(study)
+            return {"channels": channels, "classes": classes}, []
+        reason = "the images were not read"
+    except (StudyError, ValueError, OSError) as error:
+        reason = str(error)
+    return {}, [
+        "the journal lost how many channels and classes the images have, and the study's data does "
+        f"not tell ({reason}): put the data back, then `equisearch repair {quote(str(directory))}`"
+    ]
 
 
 def _data_facts(entries: list[Entry], folders: dict[int, TrialFolder]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import AXES, Verdict, places, shift_text, verdict
+from searchspace.geometry import size_text
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, isomorphic_name, largest_subgroup
 from searchspace.layers import Layer
@@ -63,7 +64,7 @@ def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
         text = row.text if len(row.text) <= label else row.text[: label - 3] + "..."
         lines.append(
             f"{row.stage:>6}  {row.group:5}  "
-            f"{text:{label}}  {bar + ' ' + _pixels(row.size):{BAR + 9}}  {row.left}".rstrip()
+            f"{text:{label}}  {bar + ' ' + size_text(row.size):{BAR + 9}}  {row.left}".rstrip()
         )
         lines += [f"{'':15}{SHIFT[ascii_only]} {note}" for note in row.notes]
     return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines)
@@ -123,7 +124,7 @@ def _svg(verdict: Verdict) -> str:
             f'<g><title>{title}</title><rect x="{middle - 14}" y="{TALLEST - bar}" width="28" '
             f'height="{bar}" fill="{FILLS[row.survives]}"/>'
             f'<g text-anchor="middle"><text x="{middle}" y="{TALLEST - bar - 3}">{mark}</text>'
-            f'<text x="{middle}" y="{TALLEST + 14}">{_pixels(row.size)} px</text>'
+            f'<text x="{middle}" y="{TALLEST + 14}">{size_text(row.size)} px</text>'
             f'<text x="{middle}" y="{TALLEST + 28}">{escape(row.group or row.stage)}</text>'
             "</g></g>"
         )
@@ -182,7 +183,7 @@ def _notes(layers: Iterable[Layer], stage: int) -> tuple[str, ...]:
                 what = shift_text(layer.name, AXES, shifted[0][1])
             else:
                 what = ", ".join(shift_text(layer.name, (axis,), r) for axis, r in shifted)
-            notes.setdefault(f"{what} ({_pixels(layer.size_in)} px in)", []).append(layer.name)
+            notes.setdefault(f"{what} ({size_text(layer.size_in)} px in)", []).append(layer.name)
     return tuple(f"{', '.join(names)}: {what}" for what, names in notes.items())
 
 
@@ -197,10 +198,6 @@ def _named(elements: tuple[Element, ...], verdict: Verdict) -> str:
         )
     text = " ".join(map(str, elements))
     return f"{name}: {text}" if len(text) <= 14 else name
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def _folded(rows: list[_Row], shown: int = 2) -> list[_Row]:

@@ -104,6 +104,12 @@ def whole_number(value: int | None, least: int, what: str, most: int | None = No
         raise ValueError(f"{what} is {value}; it must be at most {most}")
 
 
+def size_text(size: Size) -> str:
+    """`28` for a square image, `28x32` for height and width that differ."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
 def pixels_text(before_after: tuple[int, int]) -> str:
     """`1` for equal paddings, `0:1` for pixels before and after."""
     before, after = before_after

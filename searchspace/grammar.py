@@ -30,7 +30,7 @@ import re
 from typing import Any, cast
 
 from searchspace.architecture import Architecture, Filters, Head, Stage
-from searchspace.geometry import pixels_text
+from searchspace.geometry import pixels_text, size_text
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
 from searchspace.subsampling import Subsampling
@@ -209,8 +209,7 @@ def parse_stages(text: str) -> tuple[tuple[Stage, ...], dict[str, str]]:
 
 def format_architecture(architecture: Architecture) -> str:
     """The text form of `architecture`; parses back to an equal value."""
-    height, width = architecture.size
-    header = f"{height}px" if height == width else f"{height}x{width}px"
+    header = f"{size_text(architecture.size)}px"
     if architecture.entry is not None:
         header += f" {architecture.entry}"
     stages, group = [], TRIVIAL

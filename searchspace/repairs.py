@@ -14,6 +14,7 @@ from typing import Literal
 from searchspace.architecture import Architecture, Stage
 from searchspace.cost import cost
 from searchspace.exactness import Verdict, exact_sizes, verdict
+from searchspace.geometry import size_text
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, Group, isomorphic_name, largest_subgroup
 from searchspace.subsampling import Subsampling, pools
@@ -71,7 +72,7 @@ def repair_sizes(
             "size",
             before,
             architecture.with_size(*size),
-            (f"{_px(architecture.size)} -> {_px(size)}",),
+            (f"{size_text(architecture.size)} px -> {size_text(size)} px",),
             channels,
             classes,
         )
@@ -181,7 +182,7 @@ def breakings(
                     "size",
                     before,
                     changed,
-                    (f"{_px(architecture.size)} -> {_px(size)}",),
+                    (f"{size_text(architecture.size)} px -> {size_text(size)} px",),
                     channels,
                     classes,
                 )
@@ -207,10 +208,6 @@ def breakings(
             layouts += [p for p in proposals if p.freed]
     layouts.sort(key=lambda p: (-len(p.surviving), len(p.changes), abs(p.macs_change)))
     return tuple(sizes[: most - 2] + layouts)[:most]
-
-
-def _px(size: tuple[int, int]) -> str:
-    return f"{size[0]} px" if size[0] == size[1] else f"{size[0]}x{size[1]} px"
 
 
 def _proposal(

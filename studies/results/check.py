@@ -12,6 +12,7 @@ from searchspace.architecture import Architecture
 from searchspace.cost import Cost, cost
 from searchspace.drawing import draw
 from searchspace.exactness import Verdict, exact_sizes, places, verdict
+from searchspace.geometry import size_text
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
 from searchspace.recipe import Candidate
@@ -130,7 +131,7 @@ class Checked:
         lines.append(
             f"{self.cost.params:,} parameters ({self.cost.expanded_params:,} folded), "
             f"{self.cost.macs:,} multiply-accumulates "
-            f"on {self.channels} x {_text(self.architecture.size)} px"
+            f"on {self.channels} x {size_text(self.architecture.size)} px"
         )
         return "\n".join(lines)
 
@@ -170,7 +171,7 @@ class Checked:
         if self.exact_sizes:
             lines.append(
                 "Exact input sizes nearby: "
-                f"{', '.join(_text(size) for size in self.exact_sizes)} px."
+                f"{', '.join(size_text(size) for size in self.exact_sizes)} px."
             )
         return "\n".join(lines)
 
@@ -215,7 +216,7 @@ class Checked:
             else f"would keep {kept.surviving_group} ({' '.join(_names(kept.surviving))}) of {d4}"
         )
         sizes = (
-            f"; all of it at {', '.join(_text(s) for s in exact_sizes(steerable))} px"
+            f"; all of it at {', '.join(size_text(s) for s in exact_sizes(steerable))} px"
             if not kept.exact
             else ""
         )
@@ -313,7 +314,3 @@ def _several(names: list[str]) -> str:
 
 def _plain(pair: tuple[int, int]) -> int | list[int]:
     return pair[0] if pair[0] == pair[1] else list(pair)
-
-
-def _text(size: tuple[int, int]) -> str:
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

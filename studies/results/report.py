@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from searchspace.geometry import size_text
 from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
@@ -36,7 +37,7 @@ FACETS: dict[str, Callable[[Candidate], str]] = {
     "equivariance loss": lambda a: a.recipe.loss.kind,
     "head": lambda a: a.architecture.head,
     "filters": lambda a: a.architecture.filters,
-    "input size": lambda a: "x".join(map(str, dict.fromkeys(a.architecture.size))) + " px",
+    "input size": lambda a: f"{size_text(a.architecture.size)} px",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }

@@ -10,9 +10,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from ipaddress import ip_address
 from typing import Any, Literal
+
+from trainers.versions import library_versions
 
 Level = Literal["ok", "note", "bad"]
 LOOPBACK = "the loopback interface alone"
@@ -118,9 +119,8 @@ def _python() -> Finding:
 
 
 def _library(name: str) -> Finding:
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
+    version = library_versions([name]).get(name)
+    if version is None:
         return Finding(
             name, "bad", "not installed", f"install {name}, or run through `uv run`, which does"
         )

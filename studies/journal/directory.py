@@ -9,7 +9,6 @@ import json
 import platform
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from studies.journal.origin import (
 )
 from studies.journal.reader import JOURNAL
 from trainers.files import write_whole
+from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
@@ -166,13 +166,8 @@ def versions() -> dict[str, str]:
     """The versions of Python, of the libraries that decide about results, and a hash of
     this code.
     """
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**found, "code": code_hash()}
+    libraries = library_versions(LIBRARIES)
+    return {"python": platform.python_version(), **libraries, "code": code_hash()}
 
 
 def code_hash() -> str:

@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ from trainers.data.datasets import Splits, normalise
 from trainers.instruments.proportions import proportion
 from trainers.networks.networks import Network
 from trainers.training.config import TrainingConfig
+from trainers.versions import library_versions
 
 COMPARED = 2000  # validation images that every format is compared on
 MOVED = 64  # validation images that every format's symmetry is measured on
@@ -244,7 +244,7 @@ def _facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[s
             "expanded_params": price.expanded_params,
             "macs": price.macs,
         },
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **library_versions(LIBRARIES)},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -275,16 +275,6 @@ def _training(trained: TrainedNetwork) -> dict[str, Any]:
         "loss": {"kind": config.recipe.loss.kind, "weight": config.recipe.loss.weight},
         "seen": [str(e) for e in seen(settings.augment, config.group)],
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _spaced(total: int, most: int) -> Tensor:

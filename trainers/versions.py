@@ -1,0 +1,17 @@
+"""The versions of installed libraries. Imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import metadata
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """The version of each library in `names` that is installed; the others are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -18,6 +18,8 @@ from studies.results.trained import load_trained
 from trainers.cores import available_cores
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainers.instruments.measurement import Measurement
 
 
@@ -104,11 +106,9 @@ def measure_subject(
     where the curve of accuracy by angle is drawn (png, svg or pdf). With `run_code` a bundle's own
     model.py is executed.
     """
-    from trainers.data.augment import seen
     from trainers.data.datasets import load
     from trainers.instruments.angle_plot import save_figure
     from trainers.instruments.loading import check_model
-    from trainers.instruments.measure import measure
     from trainers.process import tune_process
 
     # what affinity and container leave; nothing else runs in this process
@@ -121,25 +121,33 @@ def measure_subject(
             "are: --data STUDY"
         )
     splits = load(study.data, subject.size)
+    pixels, labels = splits.validation.pixels, splits.validation.labels
+    check_model(subject.model, pixels[:2], len(splits.classes), subject.normalise)
+    step = max(1, len(labels) // images)
     declared = Group.parse(group or study.symmetry.group)
-    validation = splits.validation
-    check_model(subject.model, validation.pixels[:2], len(splits.classes), subject.normalise)
-    step = max(1, len(validation.labels) // images)
-    known = seen(study.training.augment, declared)
+    found = _measure(subject, pixels[::step][:images], labels[::step][:images], study, declared)
+    if figure is not None:
+        save_figure({name: found.curve}, figure)
+    return found
+
+
+def _measure(
+    subject: Subject, pixels: Tensor, labels: Tensor, study: Study, declared: Group
+) -> Measurement:
+    from trainers.data.augment import seen
+    from trainers.instruments.measure import measure
+
     with warnings.catch_warnings():
         # torch's forward-mode differentiation compiles its decompositions with the deprecated
         # torch.jit.script (torch 2.15)
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)
-        found = measure(
+        return measure(
             subject.model,
-            validation.pixels[::step][:images],
-            validation.labels[::step][:images],
+            pixels,
+            labels,
             declared,
-            seen=known,
+            seen=seen(study.training.augment, declared),
             normalise=subject.normalise,
             step=study.symmetry.angles,
             fields=subject.fields,
         )
-    if figure is not None:
-        save_figure({name: found.curve}, figure)
-    return found

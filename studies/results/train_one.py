@@ -5,8 +5,8 @@ train`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,7 @@ def train_one(
     config = study.training_config(seed, candidate.recipe)
     architecture = candidate.architecture
     splits = load(study.data, architecture.size)
-    with ExitStack() as stack:
-        if out is None:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            directory = out
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(closing(StudyLock(directory)))
+    with _folder(out) as directory:
         scores = train(
             architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch
         )
@@ -69,6 +63,18 @@ def train_one(
         "seed": seed,
         "num_validation": len(splits.validation.labels),
     }
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """`out`, made where it is missing and locked meanwhile; a temporary folder for None."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with closing(StudyLock(out)):
+        yield out
 
 
 def train_lines(result: dict[str, Any]) -> list[str]:

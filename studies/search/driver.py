@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.config import Study
-from studies.errors import ScoresError, StudyError
+from studies.errors import StudyError
 from studies.journal.directory import StudyPlace, create_directory, open_directory, publish
 from studies.journal.origin import Images, Look, adopt, first_attributes
 from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
@@ -37,7 +37,7 @@ from studies.search.progress import Progress
 from studies.search.promotions import Promotions
 from studies.search.proposals import attributes_of, continuation, facts, proposed
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
-from studies.search.scores import checked, constraint_excess, objective_values, rung_point
+from studies.search.scores import checked, ending, rung_point
 
 
 class SearchDriver:
@@ -336,16 +336,7 @@ class SearchDriver:
         reason: str | None = None,
         detail: str | None = None,
     ) -> None:
-        values, excess = None, record.constraints
-        if outcome == "complete":
-            try:
-                values = objective_values(self.study, record)
-                excess = constraint_excess(self.study, record)
-            except ScoresError as error:
-                outcome, reason = "failed", str(error)
-        if outcome == "out_of_memory":
-            reason = f"out of memory even with half the batch: {reason}"
-            excess = {**excess, "memory": 1.0}
+        outcome, reason, values, excess = ending(self.study, record, outcome, reason)
         if excess != record.constraints:
             record = self._journal.set(record, {"constraints": excess})
         if reason:

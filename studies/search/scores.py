@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from studies.config import Study
 from studies.errors import ScoresError
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import Outcome, TrialRecord
 from studies.pareto import Point
 
 # what rungs compare: costs are known before training
@@ -43,6 +43,31 @@ def checked(scores: Mapping[str, Any]) -> dict[str, Any]:
 def rung_point(scores: Mapping[str, Any]) -> Point:
     """The scores that rungs compare, all maximised."""
     return tuple(float(scores[name]) for name in RUNG_SCORES)
+
+
+class Ending(NamedTuple):
+    """How a trial ends, as the journal writes it."""
+
+    outcome: Outcome
+    reason: str | None
+    values: tuple[float, ...] | None  # of the objectives; None unless it is complete
+    excess: dict[str, float]  # over each constraint, as in `constraint_excess`
+
+
+def ending(study: Study, record: TrialRecord, outcome: Outcome, reason: str | None) -> Ending:
+    """The ending of `record` where its training ended with `outcome`: a complete one fails if its
+    scores lack an objective.
+    """
+    if outcome == "complete":
+        try:
+            values = objective_values(study, record)
+            return Ending(outcome, reason, values, constraint_excess(study, record))
+        except ScoresError as error:
+            return Ending("failed", str(error), None, record.constraints)
+    if outcome == "out_of_memory":
+        reason = f"out of memory even with half the batch: {reason}"
+        return Ending(outcome, reason, None, {**record.constraints, "memory": 1.0})
+    return Ending(outcome, reason, None, record.constraints)
 
 
 def objective_values(study: Study, record: TrialRecord) -> tuple[float, ...]:

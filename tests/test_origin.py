@@ -13,7 +13,7 @@ from studies.errors import ExistsError, StudyError
 from studies.journal.directory import STUDY, VERSIONS, require_place
 from studies.journal.origin import Images
 from studies.journal.reader import JOURNAL, read_trials
-from studies.results.tables import members, status, status_lines
+from studies.results.tables import members, open_study, status, status_lines
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from studies.workers.launch import images_of, new_driver, open_driver
@@ -205,3 +205,40 @@ def test_a_start_says_which_widths_cannot_be_met(tmp_path):
     with new_driver(study, tmp_path / "study", note=heard.append):
         pass
     assert any(text.startswith("warning: space.width: networks of C4 at") for text in heard)
+
+
+@pytest.mark.parametrize(
+    "old,new",
+    [
+        ("  angles: 10", "  angles: 7"),
+        ("  train: null", "  train: 1"),
+        ("  learning_rate: 0.01", "  learning_rate: 1000.0"),
+        ("  memory: null", "  memory: 100.0"),
+        ("  batch_size: 128", "  batch_size: 1"),
+    ],
+)
+def test_a_value_that_is_refused_today_hides_no_trial(path, capsys, old, new):
+    from studies.cli import search
+
+    before = [show_front(path), status(path)]
+    text = (path / STUDY).read_text()
+    (path / STUDY).write_text(text.replace(old, new))
+    assert text.count(old) and [show_front(path), status(path)] == before
+    for command in (search.trials, search.front, search.status, lambda path: search.show(path, 0)):
+        command(path)
+    assert "0" in capsys.readouterr().out
+    with pytest.raises(StudyError):
+        SearchDriver.open(path)
+
+
+def show_front(path):
+    return [record.number for record in members(*open_study(path, reading=True))]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["objectives: [speed]\n", "unknown: 1\n", "search: 7\n", "a: [\n"]
+)
+def test_a_study_file_that_no_version_accepted_is_an_error(path, wrong):
+    (path / STUDY).write_text(f"data: {{name: digits}}\n{wrong}\n")
+    with pytest.raises(StudyError):
+        open_study(path, reading=True)

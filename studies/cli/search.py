@@ -151,7 +151,7 @@ def front(
     """
     from studies.results import front_plot, tables
 
-    study, records = tables.open_study(directory)
+    study, records = tables.open_study(directory, reading=True)
     rows, columns, cells = tables.front_rows(study, records)
     print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
     if text := tables.left_out(records):
@@ -186,7 +186,7 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
     """Prints everything about one trial: its scores at every rung, its exactness, its files."""
     from studies.results import tables
 
-    study, records = tables.open_study(directory, parameters=True)
+    study, records = tables.open_study(directory, parameters=True, reading=True)
     record = tables.find_trial(records, trial, directory)
     row = {
         **tables.trial_row(study, record),
@@ -211,11 +211,11 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
 ) -> None:
     """Opens optuna-dashboard on the study in DIR, which may be running; Ctrl-C ends it."""
-    from studies.journal.directory import read_study
     from studies.journal.origin import require_begun
     from studies.journal.reader import JOURNAL
+    from studies.journal.stored import read_stored
 
-    read_study(directory)
+    read_stored(directory)
     require_begun(directory)
     import optuna
     import optuna_dashboard

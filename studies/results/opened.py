@@ -15,6 +15,7 @@ from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.journal.directory import read_study
+from studies.journal.stored import read_stored
 from studies.markup import Html, html, joined, svg_html, table_html
 from studies.output import Column, flattened
 from studies.results import tables as views
@@ -91,8 +92,8 @@ class StudyDirectory:
 
     @property
     def study(self) -> Study:
-        """The study file, validated."""
-        return read_study(self.path)
+        """The study file, validated, except for values that an earlier version accepted."""
+        return read_stored(self.path)
 
     @property
     def study_file(self) -> str:
@@ -113,7 +114,7 @@ class StudyDirectory:
     @property
     def front(self) -> TrialTable:
         """The Pareto front, best first objective first; `front.best` is the best compromise."""
-        study, records = views.open_study(self.path)
+        study, records = views.open_study(self.path, reading=True)
         rows, columns, cells = views.front_rows(study, records)
 
         def figure() -> Html:
@@ -172,7 +173,7 @@ class StudyDirectory:
 def open_study(directory: Path | str) -> StudyDirectory:
     """The study in `directory`, to read and export from. Raises StudyError if there is none."""
     opened = StudyDirectory(Path(directory))
-    views.open_study(opened.path)
+    views.open_study(opened.path, reading=True)
     return opened
 
 

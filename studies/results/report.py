@@ -59,7 +59,7 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     retrained, what failed, and the study file. It holds its figures and refers to nothing. Raises
     StudyError if there is no study, or the page cannot be written.
     """
-    study, records = views.open_study(directory)
+    study, records = views.open_study(directory, reading=True)
     path = Path(out) if out is not None else directory / REPORT
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

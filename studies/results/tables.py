@@ -15,6 +15,7 @@ from studies.errors import StudyError
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
 from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.stored import read_stored
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import front_volume, knee, pareto
@@ -23,11 +24,15 @@ STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earl
 COST_OBJECTIVES = ("params", "macs", "latency")
 
 
-def open_study(directory: Path, *, parameters: bool = False) -> tuple[Study, list[TrialRecord]]:
-    """The study in `directory` and its trials. Raises StudyError if there is none, or its journal
-    is damaged.
+def open_study(
+    directory: Path, *, parameters: bool = False, reading: bool = False
+) -> tuple[Study, list[TrialRecord]]:
+    """The study in `directory` and its trials. `reading`: values of the study file that this
+    version refuses are no error, since nothing is trained with them.
+
+    Raises StudyError if there is no study, or its journal is damaged.
     """
-    study = read_study(directory)
+    study = read_stored(directory) if reading else read_study(directory)
     if not (directory / JOURNAL).is_file():
         raise StudyError(
             f"{directory} holds a study but no {JOURNAL}: it was never started, or the file was "
@@ -65,7 +70,7 @@ def values_of(records: Sequence[TrialRecord]) -> list[tuple[float, ...]]:
 
 def status(directory: Path) -> dict[str, Any]:
     """How a study stands: trials by state, size and hypervolume of the front, and who drives it."""
-    study, records = open_study(directory)
+    study, records = open_study(directory, reading=True)
     counts = Counter(record.state for record in records)
     front = members(study, records)
     return {
@@ -132,7 +137,7 @@ def trial_row(study: Study, record: TrialRecord) -> dict[str, Any]:
 
 def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """Every trial as values, and as the cells of a table."""
-    study, records = open_study(directory, parameters=True)
+    study, records = open_study(directory, parameters=True, reading=True)
     rows = [{**trial_row(study, record), "parameters": record.parameters} for record in records]
     columns = [
         Column("trial", True),

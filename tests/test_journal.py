@@ -10,6 +10,7 @@ from studies.errors import DamagedError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal, read_trials
 from studies.journal.repair import repair
 from studies.journal.storage import SingleWriterJournal
+from studies.journal.trial import JournalAttributes, TrialRecord
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support import trivial
@@ -95,3 +96,29 @@ def test_a_line_damaged_inside_an_attribute_is_named_when_its_trial_is_asked(tmp
     with SearchDriver.open(tmp_path / "study") as driver:
         run_in_process(driver, trivial.trainable)
     assert trivial.audit(tmp_path / "study", 3)["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("constraints", "feasible"),
+    [
+        (None, True),
+        ({}, True),
+        ({"params": 0.0}, True),  # at the limit
+        ({"params": -0.5, "macs": -0.1}, True),
+        ({"params": -0.5, "macs": 0.1}, False),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_trial_is_infeasible_wherever_its_lines_say_so(constraints, feasible, place):
+    attributes = [{"params": 5}, {"seed": 3}]
+    if constraints is not None:
+        attributes.insert(place, {"constraints": constraints})
+    lines = [json.dumps({"op_code": 8, "user_attr": entry}).encode() for entry in attributes]
+    assert TrialRecord(0, "complete", (1.0,), JournalAttributes(0, lines)).feasible is feasible
+
+
+def test_a_trial_without_constraints_is_feasible_without_parsing_its_attributes():
+    torn = JournalAttributes(0, [b'{"op_code":8,"user_attr":{"params'])
+    assert TrialRecord(0, "complete", (1.0,), torn).feasible
+    with pytest.raises(DamagedError):
+        _ = torn["params"]

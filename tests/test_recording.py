@@ -327,14 +327,14 @@ def test_each_recorded_score_has_its_place_and_is_rounded(tmp_path, monkeypatch)
     def trained(recording):
         return [
             {"accuracy": 0.9, "symmetry_accuracy": 0.1234567, "params": 5, "macs": 7},
-            {"accuracy": 0.8, "symmetry_accuracy": 0.2, "params": 5, "macs": 7},
+            {"accuracy": 0.8765432, "symmetry_accuracy": 0.2, "params": 5, "macs": 7},
             {"accuracy": 0.7, "symmetry_accuracy": 0.3, "params": 5, "macs": 7},
         ]
 
     monkeypatch.setattr("studies.replays.record._record_one", trained)
     table = record(parse(TEXT), tmp_path / "t.gz", channels=1, classes=10, workers=1)
     entry = table.entries[0]
-    assert entry.epochs == ((0.9, 0.12346), (0.8, 0.2), (0.7, 0.3))
+    assert entry.epochs == ((0.9, 0.12346), (0.87654, 0.2), (0.7, 0.3))
     assert (entry.params, entry.macs) == (5, 7) and table.total == len(table.entries) == 14
 
 

@@ -211,7 +211,7 @@ def test_a_study_without_a_result_has_a_page_too(tmp_path):
     with SearchDriver.create(tmp_path / "study", trivial.study()):
         pass
     assert "No trial is complete yet." in write_report(
-        tmp_path / "study", tmp_path / "deep" / "page.html"
+        tmp_path / "study", tmp_path / "deep" / "deeper" / "page.html"
     ).read_text(encoding="utf-8")
 
 

@@ -139,6 +139,19 @@ def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path):
     assert not list(folder.glob("*.pt"))
 
 
+def test_a_single_training_notes_a_batch_larger_than_the_training_set():
+    settings = {
+        "training.device": "cpu",
+        "training.epochs": 1,
+        "training.batch_size": 64,
+        "data.train": 60,
+        "data.validation": 20,
+    }
+    study, notes = parse("data: {name: digits}", overrides=settings), []
+    train_one(study, Candidate.parse("12px: 2k3"), note=notes.append)
+    assert len(notes) == 1 and "batch_size is 64, and there are 60 training images" in notes[0]
+
+
 @pytest.mark.parametrize("cpus, cores, expected", [(1, 6, 6), (2, 7, 3), (0, 4, 4), (8, 4, 1)])
 def test_as_many_trainings_as_cores_allow(monkeypatch, cpus, cores, expected):
     monkeypatch.setattr("studies.results.retrain.available_cores", lambda: cores)

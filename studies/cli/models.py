@@ -115,7 +115,9 @@ def train(
                 f"{row['seconds']:.1f} s"
             )
 
-    result = train_one(chosen, named(architecture), seed=seed, out=out, on_epoch=on_epoch)
+    result = train_one(
+        chosen, named(architecture), seed=seed, out=out, on_epoch=on_epoch, note=note
+    )
     print_value(result, format, "\n".join(train_lines(result)))
 
 

@@ -23,22 +23,27 @@ def train_one(
     seed: int = 0,
     out: Path | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Scores, accuracy by angle (validation images) and cost of `candidate`, trained for all
     epochs of the study.
 
     `out` keeps the checkpoint, from which the next call goes on; without it nothing is kept.
-    Raises LockedError while another process trains there.
+    `note` receives what a user should know of the settings. Raises LockedError while another
+    process trains there, ValueError for settings under which nothing can be learned.
     """
     from trainers.data.datasets import load, normalise
     from trainers.instruments.accuracy import accuracy_by_angle
     from trainers.process import tune_process
+    from trainers.training.config import check_training
     from trainers.training.train import start, train
 
     tune_process(max(1, int(study.resources.cpus_per_trial)))
     config = study.training_config(seed, candidate.recipe)
     architecture = candidate.architecture
     splits = load(study.data, architecture.size)
+    for line in check_training(study.training, len(splits.train), min(architecture.size)):
+        note(line)
     with _folder(out) as directory:
         scores = train(
             architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch

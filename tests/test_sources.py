@@ -8,6 +8,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from trainers.catalogue import CATALOGUE
+from trainers.data import sources
 from trainers.data.datasets import load
 from trainers.settings import Data
 
@@ -243,3 +245,11 @@ def test_download_fetches_both_splits_once(tmp_path, monkeypatch):
     for _ in range(2):
         assert len(load(Data(name="mnist", root=tmp_path, download=True)).test()) == 100
     assert calls == [1]
+
+
+def test_every_named_set_can_be_opened():
+    import torchvision.datasets
+
+    for name, known in CATALOGUE.items():
+        assert callable(getattr(sources, known.opener, None)), name
+        assert not known.torchvision or hasattr(torchvision.datasets, known.torchvision), name

@@ -14,25 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from searchspace.groups import Group
 from searchspace.recipe import HIGHEST_RATE
-
-# Sets that torchvision knows (read from `root`, downloaded on request) and those made here from
-# scikit-learn or MNIST.
-TORCHVISION = (
-    "mnist",
-    "fashion_mnist",
-    "kmnist",
-    "emnist",
-    "cifar10",
-    "cifar100",
-    "svhn",
-    "stl10",
-    "pcam",
-    "eurosat",
-    "gtsrb",
-    "flowers102",
-)
-DERIVED = ("digits", "rotated_mnist", "mnist6_180", "mnist6_m", "mnist_t10k")
-NAMES = DERIVED + TORCHVISION
+from trainers.catalogue import CATALOGUE
 
 
 class Settings(BaseModel):
@@ -52,11 +34,11 @@ def _data_name(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     folded = re.sub(r"[^a-z0-9]", "", value.lower())
-    for name in NAMES:
+    for name in CATALOGUE:
         if name.replace("_", "") == folded:
             return name
     raise ValueError(
-        f"there is no data set '{value}'; choose one of {', '.join(NAMES)}, or give `folder:`"
+        f"there is no data set '{value}'; choose one of {', '.join(CATALOGUE)}, or give `folder:`"
     )
 
 

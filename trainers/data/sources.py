@@ -13,29 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainers.catalogue import CATALOGUE
 from trainers.data.augment import rotate
 from trainers.data.pools import ArrayPool, Pool, Source, file_pool
 from trainers.settings import Data
 
-# What each set is in torchvision, and where that keeps it below the root (what is looked for, and
-# what the cache compares).
-TORCHVISION = {
-    "mnist": ("MNIST", ("MNIST/raw",)),
-    "fashion_mnist": ("FashionMNIST", ("FashionMNIST/raw",)),
-    "kmnist": ("KMNIST", ("KMNIST/raw",)),
-    "emnist": ("EMNIST", ("EMNIST/raw",)),
-    "cifar10": ("CIFAR10", ("cifar-10-batches-py",)),
-    "cifar100": ("CIFAR100", ("cifar-100-python",)),
-    "svhn": ("SVHN", ("train_32x32.mat", "test_32x32.mat")),
-    "stl10": ("STL10", ("stl10_binary",)),
-    "pcam": ("PCAM", ("pcam",)),
-    "eurosat": ("EuroSAT", ("eurosat",)),
-    "gtsrb": ("GTSRB", ("gtsrb",)),
-    "flowers102": ("Flowers102", ("flowers-102",)),
-}
 # what torchvision downloads and unpacks; it may be deleted afterwards
 ARCHIVES = (".gz", ".tgz", ".zip", ".tar")
-MADE_FROM_MNIST = ("rotated_mnist", "mnist6_180", "mnist6_m", "mnist_t10k")
 
 
 def files(data: Data) -> list[tuple[str, int, int]]:
@@ -44,9 +28,9 @@ def files(data: Data) -> list[tuple[str, int, int]]:
 
     Raises ValueError for a set that is not there.
     """
-    if data.name == "digits":  # comes with scikit-learn
+    _, name, places = CATALOGUE[str(data.name)]
+    if not places:
         return []
-    name, places = TORCHVISION[_stored(data)]
     root = data.root.expanduser()
     listed = _files(root, places)
     if not listed and data.download:
@@ -66,31 +50,8 @@ def files(data: Data) -> list[tuple[str, int, int]]:
 
 def open_named(data: Data) -> Source:
     """The named set as pools. Raises ValueError where its files are missing or damaged."""
-    functions: dict[str | None, Callable[[Data], Source]] = {
-        "digits": _digits,
-        "mnist": _mnist_like,
-        "fashion_mnist": _mnist_like,
-        "kmnist": _mnist_like,
-        "emnist": _emnist,
-        "cifar10": _cifar,
-        "cifar100": _cifar,
-        "svhn": _svhn,
-        "stl10": _stl10,
-        "pcam": _pcam,
-        "eurosat": _eurosat,
-        "gtsrb": _gtsrb,
-        "flowers102": _flowers102,
-        "rotated_mnist": _rotated_mnist,
-        "mnist_t10k": _mnist_t10k,
-        "mnist6_180": _mnist6,
-        "mnist6_m": _mnist6,
-    }
-    return functions[data.name](data)
-
-
-def _stored(data: Data) -> str:
-    """The set whose files are read: MNIST for what is made from it."""
-    return "mnist" if data.name in MADE_FROM_MNIST else str(data.name)
+    opened: Source = globals()[CATALOGUE[str(data.name)].opener](data)
+    return opened
 
 
 def _files(root: Path, places: tuple[str, ...]) -> list[tuple[str, int, int]]:
@@ -112,7 +73,7 @@ def _torchvision(data: Data, **arguments: Any) -> Any:
     """
     import torchvision.datasets  # slow, and digits do without
 
-    name, places = TORCHVISION[_stored(data)]
+    _, name, places = CATALOGUE[str(data.name)]
     root = data.root.expanduser()
     try:
         return getattr(torchvision.datasets, name)(root, download=data.download, **arguments)
@@ -153,7 +114,7 @@ def _both(
     )
 
 
-def _digits(data: Data) -> Source:
+def open_digits(data: Data) -> Source:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, grey values 0..16 scaled to 0..255;
     no official test split.
     """
@@ -164,7 +125,8 @@ def _digits(data: Data) -> Source:
     return Source(tuple("0123456789"), _arrays(pixels, labels), holds_out_test=True)
 
 
-def _mnist_like(data: Data) -> Source:
+def open_mnist_like(data: Data) -> Source:
+    """A set in the files of MNIST: 60,000 training and 10,000 test images in 10 classes."""
     source = _both(
         data,
         lambda dataset: _arrays(dataset.data, dataset.targets),
@@ -176,7 +138,7 @@ def _mnist_like(data: Data) -> Source:
     return source if data.name != "mnist" else replace(source, classes=tuple("0123456789"))
 
 
-def _emnist(data: Data) -> Source:
+def open_emnist(data: Data) -> Source:
     """EMNIST `balanced`: 47 classes, 112,800 training and 18,800 test images.
 
     Its files hold every image transposed; here they are upright, because orientation is what this
@@ -191,7 +153,8 @@ def _emnist(data: Data) -> Source:
     )
 
 
-def _cifar(data: Data) -> Source:
+def open_cifar(data: Data) -> Source:
+    """CIFAR-10 or CIFAR-100: 50,000 training and 10,000 test images of 32 x 32 pixels."""
     return _both(
         data,
         lambda dataset: _arrays(dataset.data.transpose(0, 3, 1, 2), dataset.targets),
@@ -201,7 +164,7 @@ def _cifar(data: Data) -> Source:
     )
 
 
-def _svhn(data: Data) -> Source:
+def open_svhn(data: Data) -> Source:
     """The cropped digits of SVHN: 73,257 training (without the easier `extra` ones) and 26,032 test
     images.
     """
@@ -214,7 +177,7 @@ def _svhn(data: Data) -> Source:
     )
 
 
-def _stl10(data: Data) -> Source:
+def open_stl10(data: Data) -> Source:
     """The labelled part of STL10: 5,000 training and 8,000 test images of 96 x 96 pixels."""
     return _both(
         data,
@@ -225,7 +188,7 @@ def _stl10(data: Data) -> Source:
     )
 
 
-def _pcam(data: Data) -> Source:
+def open_pcam(data: Data) -> Source:
     """PatchCamelyon with its own validation split. Needs h5py (torchvision says so by name)."""
 
     def read(split: str) -> ArrayPool:
@@ -241,14 +204,14 @@ def _pcam(data: Data) -> Source:
     return Source(("no tumor", "tumor"), read("train"), read("val"), lambda: read("test"))
 
 
-def _eurosat(data: Data) -> Source:
+def open_eurosat(data: Data) -> Source:
     """EuroSAT in RGB: 27,000 images of 64 x 64 pixels, no official test split."""
     dataset = _torchvision(data)
     paths, labels = zip(*dataset.samples)
     return Source(tuple(dataset.classes), file_pool(paths, labels), holds_out_test=True)
 
 
-def _gtsrb(data: Data) -> Source:
+def open_gtsrb(data: Data) -> Source:
     """German traffic signs: 43 classes, images of unequal sizes."""
 
     def read(dataset: Any) -> Pool:
@@ -259,7 +222,7 @@ def _gtsrb(data: Data) -> Source:
     return _both(data, read, {"split": "train"}, {"split": "test"}, 43)
 
 
-def _flowers102(data: Data) -> Source:
+def open_flowers102(data: Data) -> Source:
     """Oxford's 102 flowers with their own validation split; images of unequal sizes."""
 
     def read(split: str) -> Pool:
@@ -275,7 +238,7 @@ def _mnist(data: Data, train: bool) -> tuple[np.ndarray, np.ndarray]:
     return dataset.data.numpy()[:, None], dataset.targets.numpy()
 
 
-def _mnist_t10k(data: Data) -> Source:
+def open_mnist_t10k(data: Data) -> Source:
     """MNIST with its files exchanged: the 10,000 test images are trained on, the 60,000 training
     images are the test split.
 
@@ -290,7 +253,7 @@ def _mnist_t10k(data: Data) -> Source:
     )
 
 
-def _rotated_mnist(data: Data) -> Source:
+def open_rotated_mnist(data: Data) -> Source:
     """Rotated MNIST: 12,000 images to train and validate on, 50,000 to test on, each turned by its
     own uniform angle.
 
@@ -321,7 +284,7 @@ def _rotated_mnist(data: Data) -> Source:
     )
 
 
-def _mnist6(data: Data) -> Source:
+def open_mnist6(data: Data) -> Source:
     """MNIST's sixes in two classes: as they are, and turned by 180 degrees (`mnist6_180`) or
     mirrored left-right (`mnist6_m`).
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.errors import LockedError, StudyError
+from studies.errors import DamagedError, LockedError, StudyError
 from studies.journal.folders import write_given
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
@@ -197,6 +197,10 @@ def test_records_of_a_newer_version_and_of_unknown_trials_are_named(directory):
     whole = (directory / JOURNAL).read_bytes()
     strange = b'{"op_code":42,"x":1}\n{"op_code":6,"trial_id":99,"state":1,"values":null}\n'
     (directory / JOURNAL).write_bytes(whole + strange)
+    with pytest.raises(
+        DamagedError, match=f"{JOURNAL} holds a record that cannot be read .*equisearch repair"
+    ):
+        read_trials(directory)
     done = repair(directory)
     assert "line 13 is not a record of this version" in done[0]
     assert any("1 records name trials" in line for line in done)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -28,7 +28,9 @@ from studies.errors import StudyFileError
 from studies.pareto import Objective
 from studies.yaml_loader import YamlError, read_yaml, write_yaml
 from trainers.settings import Data, Settings, Symmetry, Training
-from trainers.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from trainers.training.config import TrainingConfig
 
 PRESETS = Path(__file__).parent / "presets"
 NULL = object()  # among overrides: sets a key to null, where None leaves it as it is
@@ -203,6 +205,8 @@ class Study(Settings):
         """How one training of this study runs, under a candidate's recipe; `device` replaces the
         study's.
         """
+        from trainers.training.config import TrainingConfig
+
         training = self.trial_training
         if device is not None:
             training = training.model_copy(update={"device": device})

@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from studies.config import Study
 from studies.errors import UntrustedError
 from studies.terminal import one_line
@@ -153,6 +151,9 @@ def _key(*, create: bool = False) -> bytes:
     path = state_directory() / KEY
     if create and not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # only where a key is made: its import takes a tenth of what a reading command takes
+        from filelock import FileLock
+
         with FileLock(path.with_name(KEY + ".lock")):
             if not path.exists():
                 write_whole(path, secrets.token_bytes(KEY_BYTES), private=True)

@@ -162,6 +162,22 @@ def test_channels_and_classes_that_are_lost_come_from_the_images(study, tmp_path
         assert (driver.channels, driver.classes) == (1, 7)
 
 
+def test_architectures_that_were_to_be_tried_first_are_not_forgotten(tmp_path):
+    path, first = tmp_path / "study", ["8px: 2k3", "8px: 3k3", "8px: 4k3"]
+    opened = trivial.study(search__trials=4, search__first=first)
+    with SearchDriver.create(path, opened, classes=7) as driver:
+        run_in_process(driver, scored)
+    _, *later = sorted((path / "trials").iterdir())
+    for folder in later:  # as if it had ended behind the first
+        shutil.rmtree(folder)
+    (path / JOURNAL).unlink()
+    assert any("2 architectures of search.first" in line for line in repair(path, described))
+    assert repair(path, described) == []
+    with SearchDriver.open(path) as driver:
+        run_in_process(driver, scored)
+    assert [record.architecture for record in read_trials(path)][:3] == first
+
+
 def test_folders_of_no_trial_are_moved_aside(study, tmp_path):
     path = tmp_path / "study"
     shutil.copytree(study[0], path)

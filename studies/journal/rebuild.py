@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.folders import TrialFolder
 from studies.journal.reader import CREATE_TRIAL, SET_STATE, STATES
@@ -114,6 +115,20 @@ def new_trial(
     if state == "failed":
         attributes["reason"] = folder.error
     return _created(state, attributes, values), state != "running"
+
+
+def untried(entries: list[Entry], study: Study) -> list[Entry]:
+    """The records of trials that wait, one for each architecture of `search.first` that no trial of
+    the records trains or waits with.
+    """
+    held = [trial.attributes for trial in trials_of(entries)]
+    known = {str(given.get(name)) for given in held for name in ("canonical", "enqueued")}
+    first = {Candidate.parse(text).key: text for text in study.search.first}
+    return [
+        _created("running", {"enqueued": text, "in_space": False}, None)
+        for key, text in first.items()
+        if not {key, text} & known
+    ]
 
 
 def described(folder: TrialFolder, study: Study, describe: DescribeTrial | None) -> dict[str, Any]:

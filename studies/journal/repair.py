@@ -27,6 +27,7 @@ from studies.journal.rebuild import (
     new_trial,
     study_entries,
     trials_of,
+    untried,
 )
 from studies.journal.salvage import Entry, salvage
 from studies.journal.trial import ENDED
@@ -73,8 +74,13 @@ def _mend_journal(
     if not entries and not folders:
         return [*done, f"there is no {JOURNAL} and no trial: the study was never started"]
     before = sum(trial.ended is not None for trial in trials_of(entries))
+    lost_beginning = not any(entry["op_code"] == 0 for entry in entries)
     done += _begin(directory, entries, study, folders, look)
-    done += _rebuild(entries, study, folders, _for_study(describe, study, entries))
+    known = _for_study(describe, study, entries)
+    done += _rebuild(entries, study, folders, known)
+    if lost_beginning and known is not None and (waiting := untried(entries, study)):
+        entries += waiting
+        done.append(f"{len(waiting)} architectures of search.first were not tried; they wait again")
     if not saved.damage and entries == list(saved.entries):
         return done
     done += _replace(path, content, entries)

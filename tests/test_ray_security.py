@@ -168,3 +168,16 @@ def test_a_node_that_starts_too_slowly_is_tried_again(monkeypatch, failures, sta
             with local_ray.local_ray():
                 pass
     assert len(calls) == starts
+
+
+def test_a_long_folder_of_temporary_files_is_not_used_or_named(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    folder = local_ray._private_folder()
+    folder.rmdir()
+    assert len(str(folder)) <= local_ray.LONGEST_FOLDER
+    monkeypatch.setattr(local_ray, "SHORT", str(tmp_path / "absent"))
+    with pytest.raises(StudyError, match="absent cannot be written .*; set TMPDIR to a writable"):
+        local_ray._private_folder()

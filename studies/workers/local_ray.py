@@ -28,6 +28,7 @@ ATTEMPTS = 3  # at starting Ray
 OBJECT_STORE = 128 * 2**20  # bytes: nothing large passes through it
 # characters: Ray's sockets lie 65 below it, and a socket's path has 107 at most
 LONGEST_FOLDER = 40
+SHORT = "/tmp"  # where the folder of temporary files has a longer path
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # else Ray warns of a change to come, once per worker
@@ -243,15 +244,20 @@ def _require_token(token: str) -> None:
 
 def _private_folder() -> Path:
     """A new folder that only this user can enter: Ray lets everybody write to its own. Short, since
-    sockets lie in it.
+    sockets lie in it. Raises StudyError, with the variable to set, where there is none.
     """
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    return Path(
-        tempfile.mkdtemp(
-            prefix="ray",
-            dir=wanted if len(wanted) + len("/ray12345678/ray") <= LONGEST_FOLDER else "/tmp",
-        )
-    )
+    short = len(wanted) + len("/ray12345678/ray") <= LONGEST_FOLDER
+    folder = wanted if short else SHORT
+    try:
+        return Path(tempfile.mkdtemp(prefix="ray", dir=folder))
+    except OSError as error:
+        raise StudyError(
+            f"Ray's sockets need a folder with a short path, and {folder} cannot be written "
+            f"({error.strerror}); set {name} to a writable folder whose path has "
+            f"at most {LONGEST_FOLDER - len('/ray12345678/ray')} characters"
+        ) from error
 
 
 @contextmanager

@@ -7,8 +7,9 @@ A mutant is one change of the source by an operator of cosmic-ray (another compa
 number, `not` left out, `break` for `continue` ...) in the packages whose wrong decisions only
 tests would notice. Each is applied to a copy of the tree, where the test files that import the
 mutated module run, the one of the same name first, until one fails. Annotations are left out: they
-are not evaluated. A mutant that runs into the time limit counts as killed (it hangs). 300 mutants
-take hours on two cores, so this is run by hand.
+are not evaluated; so are mutants that do not compile. One that runs into the time limit counts as
+`timeout`, not as killed: it may hang, or the machine may be busy. 300 mutants take hours
+on two cores, so this is run by hand.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,8 +144,10 @@ def _importers(name: str) -> set[str]:
     }
 
 
-def judged(mutant: Mutant, tree: Path, seconds: float) -> Result:
-    """How the tests meet a mutant, applied to the copy in `tree` and taken back afterwards."""
+def judged(mutant: Mutant, tree: Path, seconds: float) -> Result | None:
+    """How the tests meet a mutant, applied to the copy in `tree` and taken back afterwards; None
+    for one that does not compile.
+    """
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -151,6 +155,10 @@ def judged(mutant: Mutant, tree: Path, seconds: float) -> Result:
     before = path.read_text(encoding="utf-8")
     after = mutate_code(before, get_operator(mutant.operator)(), mutant.occurrence)
     assert after is not None, mutant
+    try:
+        compile(after, mutant.module, "exec")
+    except SyntaxError:
+        return None
     change = "\n".join(
         line
         for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
@@ -227,23 +235,28 @@ def main() -> int:
         if file.name != "__init__.py"
     ]
     mutants = [mutant for path in paths for mutant in mutants_of(path)]
-    chosen = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
-    print(f"{len(chosen)} of {len(mutants)} mutants of {len(paths)} modules")
+    random.Random(arguments.seed).shuffle(mutants)
+    print(f"{arguments.sample} of {len(mutants)} mutants of {len(paths)} modules")
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder))
-        for mutant in chosen:
-            results.append(judged(mutant, tree, arguments.seconds))
-            _report(results, arguments.json)
-    share = sum(result.ending in ("killed", "timeout") for result in results) / len(results)
-    print(f"{share:.1%} of {len(results)} mutants killed")
+        for mutant in mutants:
+            if len(results) == arguments.sample:
+                break
+            result = judged(mutant, tree, arguments.seconds)
+            if result is not None:
+                results.append(result)
+                _report(results, arguments.json)
+    endings = Counter(result.ending for result in results)
+    share = endings["killed"] / len(results)
+    print(f"{share:.1%} of {len(results)} mutants killed ({dict(endings)})")
     return 0 if share >= 0.9 else 1
 
 
 def _report(results: Sequence[Result], file: Path | None) -> None:
     """Prints the latest result if it survived, and writes all to a file."""
     last = results[-1]
-    if last.ending in ("survived", "untested"):
+    if last.ending != "killed":
         where = f"{last.mutant.module}:{last.mutant.line}"
         print(f"{last.ending} {where} {last.mutant.operator}\n{last.change}", flush=True)
     if file is not None:

@@ -113,11 +113,11 @@ def trained(text, settings, kind=None):
                 training_module, "GraphedStep", partial(GraphedStep, make=partial(kind, crossings))
             )
         trained_as(text, settings, Path(folder), settings.training.epochs)
-        saved = torch.load(Path(folder) / CHECKPOINT, weights_only=False)
+        saved = torch.load(Path(folder) / CHECKPOINT, weights_only=True)
         for group in saved["optimizer"]["param_groups"]:
             assert isinstance(group["lr"], float) and not group.get("capturable", False)
         return (
-            {name: value.on_cpu.detach() for name, value in saved["network"].items()},
+            {name: value.detach() for name, value in saved["network"].items()},
             StandIn.replays,
             messages,
         )

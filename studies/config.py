@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     ValidationError,
     model_validator,
@@ -23,9 +22,9 @@ from searchspace.choices import Interval
 from searchspace.recipe import Recipe
 from searchspace.space import SearchSpace
 from studies.complaints import booleans, explain, place_of, visible
-from studies.durations import Seconds
 from studies.errors import StudyFileError
 from studies.pareto import Objective
+from studies.sections import Constraints, Loggers, Resources, Search
 from studies.yaml_loader import YamlError, read_yaml, write_yaml
 from trainers.settings import Data, Settings, Symmetry, Training
 
@@ -45,127 +44,6 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
             "what is to be good, such as accuracy"
         )
     return names
-
-
-def _architectures(value: Any) -> Any:
-    """Architectures in text form, each checked and spelled canonically."""
-    from searchspace.recipe import Candidate
-
-    texts = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(str(Candidate.parse(str(text))) for text in texts)
-
-
-class Constraints(Settings):
-    """Upper bounds. What surely breaks one is refused before it trains; what breaks one afterwards
-    is never on the front.
-    """
-
-    params: int | None = Field(default=None, ge=1)
-    macs: int | None = Field(default=None, ge=1)  # multiply-accumulates per image
-    latency: float | None = Field(default=None, gt=0)  # milliseconds per image
-    # megabytes of a GPU, the peak of the training
-    memory: float | None = Field(default=None, gt=0)
-
-    def limits(self) -> dict[str, float]:
-        """The bounds that are set, by name."""
-        return {name: value for name, value in self if value is not None}
-
-
-class Search(Settings):
-    """How architectures are proposed, compared and stopped."""
-
-    sampler: Literal[
-        "ehvi", "evolution", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "qmc"
-    ] = "ehvi"
-    # that end: completed, stopped at a rung, or failed
-    trials: int = Field(default=60, ge=1)
-    # epochs at which trials are compared; those before the last epoch count
-    rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)
-    # about 1/eta of the trials go on at each rung
-    eta: float = Field(default=2, gt=1)
-    # a stopped trial goes on, as a new one, when it would be kept among those that came later
-    second_chances: bool = True
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    # tried before anything is proposed: known ones, controls
-    first: Annotated[tuple[str, ...], BeforeValidator(_architectures)] = ()
-    # proposals before the sampler learns; None: the sampler's usual number
-    startup: int | None = Field(default=None, ge=0)
-    # those are spread over degrees of equivariance, or random
-    start: Literal["spread", "random"] = "spread"
-    # trainings of one architecture, each with its own seed; 1: none is repeated
-    repeats: int = Field(default=2, ge=1)
-    # continuations of a trial whose worker died twice at the same rung
-    retries: int = Field(default=3, ge=0)
-    # stop when the front has not moved for that many trials
-    patience: int | None = Field(default=None, ge=1)
-    timeout: Seconds | None = None  # stop after that long; `resume` goes on
-
-    @model_validator(mode="after")
-    def _increasing(self) -> Search:
-        if any(a >= b for a, b in zip(self.rungs, self.rungs[1:])):
-            raise ValueError(
-                f"rungs are {list(self.rungs)}; they must increase, for example [2, 6, 18]"
-            )
-        return self
-
-
-def _gpus(value: Any) -> Any:
-    """`auto` or a number; said in one sentence, where a union would name its first part only."""
-    if value == "auto" or (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-    ):
-        return value
-    raise ValueError(
-        f"got {value!r}; it must be auto, 0, a share of one GPU such as 0.25, or a number of GPUs"
-    )
-
-
-class Resources(Settings):
-    """Where and on what trials run."""
-
-    # auto: in process for one worker without an address, else Ray
-    executor: Literal["auto", "in_process", "ray"] = "auto"
-    # trials at the same time; auto: as many as fit
-    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    cpus_per_trial: float = Field(default=1, ge=0)
-    # GPUs, may be a fraction; 0: trials train on CPUs; auto: where there are GPUs, as much as
-    # lets every core train, an eighth at least
-    gpus_per_trial: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_gpus)
-    ] = "auto"
-    # GB; with `workers: auto` no machine gets more trials than its memory holds
-    memory_per_trial: float = Field(default=1.2, ge=0)
-    custom: dict[str, float] = {}  # custom Ray resources of a trial
-    # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
-    address: str | None = None
-    # Ray's, for clusters whose nodes lack the package
-    runtime_env: dict[str, Any] = {}
-    # a worker silent for that long (no epoch finished) is replaced; None: on Ray 20 times the
-    # longest epoch so far, 10 minutes at least, and no limit in process
-    trial_timeout: Seconds | None = None
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Resources:
-        if (
-            self.gpus_per_trial != "auto"
-            and self.gpus_per_trial > 1
-            and self.gpus_per_trial != int(self.gpus_per_trial)
-        ):
-            raise ValueError(
-                f"gpus_per_trial is {self.gpus_per_trial:g}; a trial takes a share of one GPU, "
-                "up to 1, or whole GPUs"
-            )
-        return self
-
-
-class Loggers(Settings):
-    """Ray Tune's loggers, on top of the study's own records."""
-
-    tensorboard: bool = False  # under DIR/tensorboard
-    # arguments of ray.air.integrations.mlflow.MLflowLoggerCallback
-    mlflow: dict[str, Any] | None = None
-    # arguments of ray.air.integrations.wandb.WandbLoggerCallback
-    wandb: dict[str, Any] | None = None
 
 
 class Study(Settings):

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from studies.config import Resources, parse
+from studies.config import parse
 from studies.errors import StudyError
 from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
+from studies.sections import Resources
 from studies.workers import cluster
 from studies.workers.ray_executor import run_on_ray
 from support import trivial

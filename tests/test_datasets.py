@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers import cache
+from trainers import cache, cached_arrays
 from trainers.data import pools
 from trainers.data.datasets import batch, load, normalise
 from trainers.data.fitting import fit_images
@@ -238,7 +238,7 @@ def test_beyond_the_limit_what_was_unused_for_longest_is_deleted(monkeypatch):
     left = cache.directory() / "left.part"
     left.write_text("")
     os.utime(left, (0, 0))
-    cache.prune()
+    cached_arrays.prune()
     assert [path.exists() for path in paths] == [True, False, False] and not left.exists()
     # beyond the limit again, but both are in use
     load(Data(name="digits", seed=1), (12, 12))
@@ -269,7 +269,7 @@ def build_slowly(log):
         pixels[:] = np.arange(350, dtype=np.uint8).reshape(50, 7)
         return np.arange(1, 50), {"about": "all"}
 
-    pixels, content = cache.cached("array", build)
+    pixels, content = cached_arrays.cached("array", build)
     assert pixels.shape == (49, 7) and pixels[0, 0] == 7 and content == {"about": "all"}
 
 
@@ -291,7 +291,7 @@ def test_an_error_while_building_leaves_no_file():
         raise ValueError("unreadable")
 
     with pytest.raises(ValueError, match="unreadable"):
-        cache.cached("array", build)
+        cached_arrays.cached("array", build)
     assert {path.suffix for path in cache.directory().iterdir()} <= {".lock"}
 
 

@@ -14,7 +14,8 @@ from typer.main import get_command
 
 from searchspace.recipe import Candidate
 from studies.cli import main as cli
-from studies.config import Constraints, Loggers, Resources, Search, parse
+from studies.config import parse
+from studies.sections import Constraints, Loggers, Resources, Search
 from trainers.settings import Augment, Data, Symmetry, Training
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from studies.cli import doctor
-from studies.config import Resources
 from studies.errors import StudyError
+from studies.sections import Resources
 from studies.workers import cluster, local_ray
 
 # of a cluster that asks for none, and of one that does
@@ -128,7 +128,7 @@ def test_under_uv_run_ray_starts_even_where_it_was_imported_before(tmp_path):
     start workers through uv.
     """
     code = (
-        "import ray; from studies.workers.cluster import connected; from studies.config import "
+        "import ray; from studies.workers.cluster import connected; from studies.sections import "
         "Resources\n"
         "with connected(Resources(address='local', workers=1)):\n"
         "    print(ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60), "

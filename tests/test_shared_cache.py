@@ -18,7 +18,7 @@ from searchspace.groups import Group
 from studies.cli import doctor
 from studies.errors import StudyError
 from studies.journal.lock import StudyLock, holder
-from trainers import cache
+from trainers import cache, cached_arrays
 from trainers.data.datasets import load
 from trainers.networks import bases
 from trainers.networks.kernels import compiled
@@ -64,12 +64,14 @@ FOREIGN = [pytest.param(give_away, marks=as_root), open_to_all, behind_a_link, w
 def poison(path):
     """The file with every label 0, as another user would write it."""
     content = path.read_bytes()
-    length = int.from_bytes(content[-len(cache.MARK) - 8 : -len(cache.MARK)], "little")
-    start = len(content) - len(cache.MARK) - 8 - length
+    length = int.from_bytes(
+        content[-len(cached_arrays.MARK) - 8 : -len(cached_arrays.MARK)], "little"
+    )
+    start = len(content) - len(cached_arrays.MARK) - 8 - length
     about = json.loads(content[start : start + length])
     about["content"]["labels"] = [0] * len(about["content"]["labels"])
     text = json.dumps(about).encode()
-    path.write_bytes(content[:start] + text + len(text).to_bytes(8, "little") + cache.MARK)
+    path.write_bytes(content[:start] + text + len(text).to_bytes(8, "little") + cached_arrays.MARK)
 
 
 def test_the_poison_works_on_a_file_of_ones_own(folder):
@@ -87,7 +89,7 @@ def test_labels_that_others_could_have_written_are_not_used(folder, caplog, make
     make_foreign(path)
     assert torch.equal(load(DIGITS).train.labels, labels) and labels.any()
     assert caplog.text.count("are not used") == 1 and "EQUISEARCH_CACHE" in caplog.text
-    assert cache.read(path) is not None  # our own file took its place
+    assert cached_arrays.read_array(path) is not None  # our own file took its place
 
 
 def test_one_file_of_ours_under_the_name_of_another_is_not_used(folder):
@@ -112,7 +114,7 @@ def test_what_is_read_is_the_file_that_was_checked(folder, monkeypatch):
         os.replace(evil, path)
         return file
 
-    monkeypatch.setattr(cache, "open_own", replaced_after_the_check)
+    monkeypatch.setattr(cached_arrays, "open_own", replaced_after_the_check)
     assert torch.equal(load(DIGITS).train.labels, labels)
 
 
@@ -192,9 +194,9 @@ def build(allocate):
 
 def test_waiting_for_the_images_of_another_process_ends(folder, held, monkeypatch):
     held(folder / "array.npy.lock")
-    monkeypatch.setattr(cache, "WAIT", 0.2)
+    monkeypatch.setattr(cached_arrays, "WAIT", 0.2)
     with pytest.warns(UserWarning, match="another process holds .*array.npy.lock"):
-        pixels, content = cache.cached("array", build)
+        pixels, content = cached_arrays.cached("array", build)
     assert (pixels == 7).all() and content == {"labels": [1]}
 
 
@@ -202,8 +204,8 @@ def test_waiting_for_the_images_of_another_process_ends(folder, held, monkeypatc
 def test_a_lock_is_waited_for_once(folder, held, waits):
     held(folder / "array.npy.lock")
     for _ in range(2):
-        assert (cache.cached("array", build)[0] == 7).all()
-    assert waits == [cache.WAIT, 0.0] and 0 < cache.WAIT <= 3600
+        assert (cached_arrays.cached("array", build)[0] == 7).all()
+    assert waits == [cached_arrays.WAIT, 0.0] and 0 < cached_arrays.WAIT <= 3600
 
 
 @as_root
@@ -211,18 +213,18 @@ def test_another_users_lock_is_not_waited_for(folder, held, waits):
     held(folder / "array.npy.lock")
     give_away(folder / "array.npy.lock")
     with pytest.warns(UserWarning, match="another process holds"):
-        assert (cache.cached("array", build)[0] == 7).all()
+        assert (cached_arrays.cached("array", build)[0] == 7).all()
     assert waits == [0.0]
 
 
 def test_a_lock_that_cannot_be_opened_does_not_break_us(folder):
     (folder / "array.npy.lock").mkdir(parents=True)
     with pytest.warns(UserWarning, match="decoded in memory"):
-        assert (cache.cached("array", build)[0] == 7).all()
+        assert (cached_arrays.cached("array", build)[0] == 7).all()
 
 
 def test_others_cannot_open_our_locks(folder):
-    cache.cached("array", build)
+    cached_arrays.cached("array", build)
     assert (folder / "array.npy.lock").stat().st_mode & 0o777 == 0o600
 
 
@@ -388,7 +390,7 @@ def test_a_folder_that_cannot_be_is_done_without(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EQUISEARCH_CACHE", value)
     with pytest.warns(UserWarning, match=message):
-        assert (cache.cached("array", build)[0] == 7).all()
+        assert (cached_arrays.cached("array", build)[0] == 7).all()
     if compiled.compiler():
         assert compiled.load_library(source).answer() == 42 and message in caplog.text
     monkeypatch.setattr(bases, "_memory", {})

@@ -61,7 +61,7 @@ IMPORTS = (
 RAY_TASK = """
 import json, ray
 from studies.workers.cluster import connected
-from studies.config import Resources
+from studies.sections import Resources
 from studies.workers.local_ray import listeners, refuses_strangers
 with connected(Resources(address="local")):
     assert ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60) == 42
@@ -236,7 +236,7 @@ def _gpu_found() -> Finding:
 
 
 def _threads() -> Finding:
-    from studies.config import Resources
+    from studies.sections import Resources
     from trainers.cores import available_cores
 
     cores = available_cores()
@@ -270,7 +270,7 @@ def _convolutions() -> Finding:
 
 def _cache() -> Finding:
     def found() -> Finding:
-        from trainers import cache
+        from trainers import cache, cached_arrays
 
         directory = cache.directory()
         cache.make_folder(directory)
@@ -280,7 +280,7 @@ def _cache() -> Finding:
         return Finding(
             "cache directory",
             "ok",
-            f"{directory}, {size:.1f} of {cache.limit() / 1e9:g} GB of images",
+            f"{directory}, {size:.1f} of {cached_arrays.limit() / 1e9:g} GB of images",
         )
 
     return _guarded(

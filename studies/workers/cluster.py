@@ -21,9 +21,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from studies.config import Resources, Study
+from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import STUDY
+from studies.sections import Resources
 from studies.workers.local_ray import ENVIRONMENT, first_line, local_ray, read_environment, settings
 from trainers.cores import available_cores
 

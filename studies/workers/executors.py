@@ -27,11 +27,11 @@ from shlex import quote
 from types import FrameType
 from typing import Any, Literal
 
-from studies.config import Resources
 from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
 from studies.journal.trial import Decision, Outcome
 from studies.search.assignments import Assignment, LeaveError, Trainable
 from studies.search.driver import SearchDriver
+from studies.sections import Resources
 from studies.workers.silence import AwakeClock
 from trainers.cores import available_cores
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers import cache
+from trainers import cached_arrays
 from trainers.data import folders, sources
 from trainers.data.decoding import FULL
 from trainers.data.pools import FilePool, Pool, Source, render
@@ -107,17 +107,18 @@ def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
     size most images have.
 
     Decoded images are kept in a cache directory and mapped from there, so all workers share one
-    copy (`trainers.cache`). The split depends on the data and on `data.seed` only, and takes every
-    class in proportion. Official validation and test splits are used where there are any. Otherwise
-    test images (a fifth, or `data.test`) are taken first (but not from a folder that has `train/`
-    and no `test/`), then validation images (a fifth of what is left), then training images. Files
-    that cannot be read are left out with a warning, and named in `skipped`. Raises ValueError for
-    data that is missing, cannot be split, has fewer images than asked for, or is unreadable for
-    more than 1 %.
-    """
+    copy (`trainers.cached_arrays`). The split depends on the data and on `data.seed` only, and
+    takes every class in proportion. Official validation and test splits are used where there are
+    any. Otherwise test images (a fifth, or `data.test`) are taken first (but not from a folder that
+    has `train/` and no `test/`), then validation images (a fifth of what is left), then training
+    images. Files that cannot be read are left out with a warning, and named in `skipped`. Raises
+    ValueError for data that is missing, cannot be split, has fewer images than asked for, or is
+    unreadable for more than 1 %."""
     files, source, layout = open_source(data)
     name = _key(data, files, size, "selection", ("train", "validation", "test"))
-    pixels, about = cache.cached(name, lambda allocate: _select(source(), data, size, allocate))
+    pixels, about = cached_arrays.cached(
+        name, lambda allocate: _select(source(), data, size, allocate)
+    )
     labels = torch.tensor(about["labels"], dtype=torch.int64)
     num_train = about["num_train"]
     parts = [
@@ -199,7 +200,9 @@ def _load_test(splits: Splits) -> Images:
     data, size = splits.data, splits.size
     files, source, _ = open_source(data)
     name = _key(data, files, (splits.channels, *size, splits.top), "test", ("test",))
-    pixels, about = cache.cached(name, lambda allocate: _take_test(source(), splits, allocate))
+    pixels, about = cached_arrays.cached(
+        name, lambda allocate: _take_test(source(), splits, allocate)
+    )
     _warn(about["skipped"], len(pixels))
     return Images(
         torch.from_numpy(pixels),
@@ -223,11 +226,11 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
 
 def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]) -> str:
     chosen = data.model_dump(mode="json", include={"name", "fit", "color", "seed", *numbers})
-    return cache.key([VERSION, part, chosen, size, files])
+    return cached_arrays.key([VERSION, part, chosen, size, files])
 
 
 def _select(
-    source: Source, data: Data, size: tuple[int, int] | None, allocate: cache.Allocate
+    source: Source, data: Data, size: tuple[int, int] | None, allocate: cached_arrays.Allocate
 ) -> tuple[np.ndarray | None, dict]:
     """Draw the training and validation images and decode them, in this order, into one array."""
     drawn = draw(source, data)
@@ -285,7 +288,7 @@ def _depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:
 
 
 def _take_test(
-    source: Source, splits: Splits, allocate: cache.Allocate
+    source: Source, splits: Splits, allocate: cached_arrays.Allocate
 ) -> tuple[np.ndarray | None, dict]:
     """Decode the test images: the official split, or those that `draw` leaves out."""
     pool: Pool = source.test() if source.test is not None else source.train

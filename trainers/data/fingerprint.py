@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers import cache
+from trainers import cached_arrays
 from trainers.data import folders, sources
 from trainers.data.folders import Folder, Listing
 from trainers.data.pools import Source
@@ -53,13 +53,15 @@ def fingerprint(data: Data) -> DataFingerprint:
         for name, size, _ in sources.files(data)
         if Path(name).suffix not in sources.ARCHIVES
     ]
-    key = cache.key([VERSION, "fingerprint", data.model_dump(mode="json", exclude={"root"}), files])
+    key = cached_arrays.key(
+        [VERSION, "fingerprint", data.model_dump(mode="json", exclude={"root"}), files]
+    )
 
-    def build(allocate: cache.Allocate) -> tuple[None, dict[str, Any]]:
+    def build(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
         allocate((1,))[:] = 0  # the content is what matters
         return None, _fingerprint(data, files, sources.open_named(data)).as_dict()
 
-    _, content = cache.cached(key, build)
+    _, content = cached_arrays.cached(key, build)
     return DataFingerprint(content["fingerprint"], content["images"], tuple(content["classes"]))
 
 
@@ -69,7 +71,9 @@ def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprin
     if source.holds_out_test:
         images["test"] = len(draw_test(source, data, source.train.labels))
     names = source.classes if data.folder is None else ()  # a folder's stand beside its files
-    key = cache.key([VERSION, _split_settings(data, source), data.name, files, names, images])
+    key = cached_arrays.key(
+        [VERSION, _split_settings(data, source), data.name, files, names, images]
+    )
     return DataFingerprint(key, images, tuple(source.classes))
 
 

@@ -1,0 +1,74 @@
+"""The projection of weights to the equivariant ones: what it is, by its properties and on networks'
+own weights.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from searchspace.architecture import Architecture
+from searchspace.groups import Group
+from trainers.actions import act, act_on_fields
+from trainers.networks.networks import build
+from trainers.networks.projection import distance, project
+
+CASES = [
+    (source, fields, kernel)
+    for fields in ("C2", "C4", "D1", "D2", "D4")
+    for source in (None, fields, "D4")
+    for kernel in (1, 2, 3)
+]
+
+
+def drawn(source: Group | None, fields: Group, kernel: int, seed: int = 0) -> torch.Tensor:
+    into = 3 if source is None else 2 * source.order
+    generator = torch.Generator().manual_seed(seed)
+    shape = 2 * fields.order, into, kernel, kernel
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("source, fields, kernel", CASES)
+def test_a_projected_weight_is_equivariant_and_the_projection_orthogonal(source, fields, kernel):
+    source, fields = source and Group.parse(source), Group.parse(fields)
+    weight, other = drawn(source, fields, kernel), drawn(source, fields, kernel, 1)
+    projected = project(weight, source, fields)
+    images = torch.randn((2, weight.shape[1], 6, 6), dtype=torch.float64)
+    for element in fields.elements:
+        moved = act(images, element) if source is None else act_on_fields(images, element, source)
+        expected = act_on_fields(F.conv2d(images, projected), element, fields)
+        assert torch.allclose(F.conv2d(moved, projected), expected, rtol=0, atol=1e-12)
+    again = project(projected, source, fields)
+    assert torch.allclose(again, projected, rtol=0, atol=1e-14)
+    mixed = project(2 * weight - 3 * other, source, fields)
+    assert torch.allclose(
+        mixed, 2 * projected - 3 * project(other, source, fields), rtol=0, atol=1e-13
+    )
+    assert abs(float(((weight - projected) * project(other, source, fields)).sum())) < 1e-12
+
+
+@pytest.mark.parametrize("text", ["8px: 2k3@D4, 2k3s2r, 3k2@D2, 2k3@D1", "8px: 2k3@C4, 2k3@C1"])
+def test_the_weights_of_steerable_networks_are_fixed(text):
+    network = build(Architecture.parse(text), channels=2, classes=3).double()
+    for convolution, weight in zip(network.convolutions, network.weights()):
+        fields = convolution.parametrisation.group
+        assert torch.allclose(project(weight, convolution.source, fields), weight, atol=1e-14)
+        assert distance(weight, convolution.source, fields) < 1e-14
+
+
+def test_a_subgroup_fixes_more_and_the_distance_is_relative():
+    fields, half = Group.parse("C4"), Group.parse("C2")
+    weight = drawn(fields, fields, 3)
+    towards = project(weight, fields, fields, half)
+    assert distance(towards, fields, fields, half) < 1e-14 < distance(towards, fields, fields)
+    assert distance(5 * weight, fields, fields) == pytest.approx(distance(weight, fields, fields))
+    # of a weight whose entries are independent, 1 / |G| of the squared norm is equivariant
+    many = torch.cat([drawn(fields, fields, 3, seed) for seed in range(200)])
+    assert distance(many, fields, fields) == pytest.approx(0.75**0.5, rel=0.01)
+    assert distance(torch.zeros(4, 4, 3, 3), fields, fields) == 0
+
+
+def test_what_has_no_projection():
+    with pytest.raises(ValueError, match="off their grid; choose its subgroup C4"):
+        project(torch.zeros(8, 8, 3, 3), Group.parse("C8"), Group.parse("C8"))
+    with pytest.raises(ValueError, match="6 channels are not a whole number of fields of C4"):
+        project(torch.zeros(6, 4, 3, 3), Group.parse("C4"), Group.parse("C4"))

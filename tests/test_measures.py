@@ -55,6 +55,7 @@ def test_the_worst_element_is_the_one_that_is_wrong():
         lambda x: corner(act(x, turned)), IMAGES, labels_of(corner), C4, seen=[turned]
     )
     assert scores.mean_seen.value == 1 and turned not in scores.unseen and scores.worst[0] != turned
+    assert scores.mean_unseen.value < scores.mean.value < 1
     assert scores.unseen == tuple(e for e in C4.elements if e != turned)
 
 
@@ -75,9 +76,29 @@ def test_exact_and_interpolated_elements_are_kept_apart():
     assert symmetry_accuracy(model, IMAGES, labels_of(model), C4).interpolated is None
 
 
-def test_where_everything_was_seen_everything_is_scored():
-    scores = symmetry_accuracy(corner, IMAGES, labels_of(corner), C4, seen=C4.elements)
-    assert scores.unseen == () and scores.mean == scores.mean_all == scores.mean_seen
+@pytest.mark.parametrize("seen", [(IDENTITY,), C4.elements, C4.elements[1:]])
+def test_symmetry_accuracy_is_the_same_whatever_training_has_seen(seen):
+    upright = symmetry_accuracy(corner, IMAGES, labels_of(corner), C4)
+    scores = symmetry_accuracy(corner, IMAGES, labels_of(corner), C4, seen=seen)
+    assert (scores.mean, scores.worst, scores.exact) == (upright.mean, upright.worst, upright.exact)
+    assert scores.worst[0] != IDENTITY and scores.mean.value < 1
+
+
+def test_what_training_has_not_seen_is_a_second_figure():
+    labels, turned = labels_of(corner), C4.elements[1:]
+    all_seen = symmetry_accuracy(corner, IMAGES, labels, C4, seen=C4.elements)
+    assert all_seen.unseen == () and all_seen.mean_unseen is None
+    only_upright_unseen = symmetry_accuracy(corner, IMAGES, labels, C4, seen=turned)
+    assert only_upright_unseen.mean_unseen.value == 1 and only_upright_unseen.mean.value < 1
+
+
+def test_the_definition_of_the_first_version_is_kept_for_its_studies():
+    predictions = predict(corner, IMAGES, C4.elements)
+    labels = labels_of(corner)
+    seen_all = summarise(predictions, labels, C4, C4.elements, over="unseen")
+    assert seen_all.mean == seen_all.mean_all == seen_all.mean_seen
+    seen_turned = summarise(predictions, labels, C4, C4.elements[1:], over="unseen")
+    assert seen_turned.mean.value == 1
 
 
 def test_sharing_saves_forwards_and_changes_nothing():

@@ -10,9 +10,10 @@ from PIL import Image
 
 from studies.config import parse
 from studies.errors import ExistsError, StudyError
+from studies.journal.definition import DEFINITIONS
 from studies.journal.directory import STUDY, VERSIONS, require_place
 from studies.journal.origin import Images
-from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.reader import JOURNAL, read_trials, study_attributes
 from studies.results.tables import members, open_study, status, status_lines
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
@@ -48,6 +49,44 @@ def test_an_edited_study_file_is_refused_with_its_differences(path):
     with SearchDriver.open(path) as driver:
         run_in_process(driver, trivial.trainable)
     assert driver.finished == 6
+
+
+def without_definition(path):
+    """The study as version 0.1.0 left it, which wrote down no definition of symmetry accuracy."""
+    kept = [line for line in (path / STUDY).read_text().splitlines(True) if "scored:" not in line]
+    (path / STUDY).write_text("".join(kept))
+    text = (path / JOURNAL).read_text().replace(',"scored":"others"', "")
+    lines = [line for line in text.splitlines(True) if '{"symmetry_accuracy":' not in line]
+    (path / JOURNAL).write_text("".join(lines))
+
+
+def test_symmetry_accuracy_goes_on_as_a_study_began_it_and_the_study_says_so(path):
+    assert study_attributes(path)["symmetry_accuracy"] == DEFINITIONS["others"]
+    assert status(path)["note"] is None
+    without_definition(path)
+    with SearchDriver.open(path) as driver:
+        assert driver.study.training_config(0).symmetry.scored == "unseen"
+    assert study_attributes(path)["symmetry_accuracy"] == DEFINITIONS["unseen"]
+    assert DEFINITIONS["unseen"] in status_lines(status(path))[-1]
+    # a study file says none: that of the study is taken, not another one
+    with SearchDriver.open(path, trivial.study(search__trials=9)) as driver:
+        assert driver.study.symmetry.scored == "unseen" and driver.study.search.trials == 9
+
+
+def test_the_definition_of_symmetry_accuracy_cannot_be_changed(path):
+    text = (path / STUDY).read_text()
+    (path / STUDY).write_text(text.replace("scored: others", "scored: unseen"))
+    with pytest.raises(StudyError, match="symmetry.scored: others -> unseen"):
+        SearchDriver.open(path)
+
+
+def test_values_of_another_definition_do_not_warm_a_study_up(path, tmp_path):
+    without_definition(path)
+    with SearchDriver.create(tmp_path / "a", trivial.study(), warm_start=path):
+        pass  # training saw upright images alone: both definitions give the same values
+    (path / STUDY).write_text((path / STUDY).read_text().replace("mirror: false", "mirror: true"))
+    with pytest.raises(StudyError, match="symmetry.scored: unseen -> others"):
+        SearchDriver.create(tmp_path / "b", trivial.study(), warm_start=path)
 
 
 def test_a_study_of_an_earlier_version_is_taken_as_it_is(path):

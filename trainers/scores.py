@@ -13,19 +13,22 @@ class Scores:
     ValueError.
 
     Accuracies and errors are fractions in 0..1, except the equivariance errors, which are relative
-    to the spread over images (0 exact, 1 as much as another image). "Unseen" are the declared
-    group's elements whose orientation training has not seen; where training has seen all of them,
-    all count.
+    to the spread over images (0 exact, 1 as much as another image). Symmetry accuracy is over the
+    declared group's elements other than the identity, whatever training has seen; what training
+    has not seen is a score of its own. (Studies of version 0.1.0 go on with the elements that
+    training has not seen, or all where it saw all: `symmetry.scored: unseen`.)
     """
 
     epoch: int  # epochs trained
     accuracy: float  # upright images
-    symmetry_accuracy: float  # mean over the unseen elements
+    symmetry_accuracy: float  # mean over the elements
     symmetry_accuracy_worst: float  # the lowest of them
-    # mean over unseen quarter turns and flips; None: none declared
+    # mean over those that are quarter turns and flips; None: none declared
     symmetry_accuracy_exact: float | None
-    # mean over unseen elements off the pixel grid; None: none declared
+    # mean over those off the pixel grid; None: none declared
     symmetry_accuracy_interpolated: float | None
+    # mean over the declared elements that training has not seen; None: it has seen all
+    unseen_symmetry_accuracy: float | None
     equivariance_error: float  # of the logits, mean over elements
     equivariance_error_features: float  # mean over stages and elements
     loss: float  # validation cross entropy, nats

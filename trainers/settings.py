@@ -148,5 +148,8 @@ class Symmetry(Settings):
     """
 
     group: GroupName = "C4"
+    # elements that symmetry accuracy is a mean over: all but the identity, or, in studies of
+    # earlier versions, those that training has not seen
+    scored: Literal["others", "unseen"] = "others"
     # degrees between the points of the accuracy-by-angle curve
     angles: Annotated[int, Field(ge=1, le=180), AfterValidator(_divides_turn)] = 10

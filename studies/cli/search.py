@@ -149,12 +149,13 @@ def front(
     """Prints the Pareto front of the study in DIR and draws it among all trials; * marks the best
     compromise.
     """
+    from studies.journal.definition import definition_note
     from studies.results import front_plot, tables
 
     study, records = tables.open_study(directory, reading=True)
     rows, columns, cells = tables.front_rows(study, records)
     print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
-    if text := tables.left_out(records):
+    for text in filter(None, (tables.left_out(records), definition_note(study))):
         note(text)
     plotted = front_plot.plotted_trials(study, records) if format is Format.table or figure else []
     if format is Format.table and (drawn := front_plot.draw_text(plotted, study.objectives)):
@@ -184,6 +185,7 @@ def report(
 @app.command(rich_help_panel=LOOK)
 def show(directory: Directory, trial: Trial, format: FormatOption = Format.table) -> None:
     """Prints everything about one trial: its scores at every rung, its exactness, its files."""
+    from studies.journal.definition import definition_note
     from studies.results import tables
 
     study, records = tables.open_study(directory, parameters=True, reading=True)
@@ -192,6 +194,8 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
         **tables.trial_row(study, record),
         "parameters": record.parameters,
         "rungs": record.rungs,
+        "scored": study.symmetry.scored,
+        "note": definition_note(study),
     }
     if format is not Format.table:
         return print_value(row, format, "")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from studies.config import Study, dump, parse
 from studies.errors import ExistsError, StudyError
 from studies.journal import trust
+from studies.journal.definition import as_stored
 from studies.journal.folders import TRIALS, read_folders
 from studies.journal.lock import StudyLock
 from studies.journal.origin import (
@@ -126,7 +127,7 @@ def open_directory(
     stored = read_study(path)
     if not trusted:
         trust.require(path, stored, study)
-    used = study or stored
+    used = stored if study is None else as_stored(study, stored)
     started = require_begun(path)
     images = look(used) if look is not None else None
     same = images is not None and require_same_images(path, started, images, accept_data)
@@ -143,14 +144,17 @@ def open_directory(
 
 
 def read_study(directory: str | Path) -> Study:
-    """The study of a directory. Raises StudyError if it holds none."""
+    """The study of a directory, with the definition of symmetry accuracy that it was started with.
+
+    Raises StudyError if it holds none.
+    """
     path = Path(directory) / STUDY
     if not path.is_file():
         raise StudyError(
             f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY "
             f"{quote(str(directory))}` begins one"
         )
-    return parse(path.read_text(encoding="utf-8"), name=str(path))
+    return as_stored(parse(path.read_text(encoding="utf-8"), name=str(path)))
 
 
 def read_data(directory: Path) -> dict[str, Any]:

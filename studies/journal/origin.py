@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from studies.config import Study, differences
 from studies.errors import StudyError
+from studies.journal.definition import ATTRIBUTE, as_stored, definition_attribute
 from studies.journal.folders import read_folders
 from studies.journal.reader import JOURNAL, SUPERSEDED, study_attributes
 
@@ -60,6 +61,7 @@ def first_attributes(
         "classes": classes,
         "objectives": list(study.objectives),
         "study": study.model_dump(mode="json"),
+        **definition_attribute(study),
         **({} if images is None else {"data": images.as_dict()}),
     }
 
@@ -149,6 +151,8 @@ def adopt(
     new: dict[str, Any] = {}
     if opened.attributes.get("study") != study.model_dump(mode="json"):
         new["study"] = study.model_dump(mode="json")
+    if ATTRIBUTE not in opened.attributes:
+        new.update(definition_attribute(study))
     records = list(opened.records)
     before = opened.attributes.get("data")
     if images is not None and (before is None or before["fingerprint"] != images.fingerprint):
@@ -174,7 +178,7 @@ def _study(started: Mapping[str, Any], stored: Study) -> Study:
     if "study" not in started:
         return stored
     try:
-        return Study.model_validate(started["study"])
+        return as_stored(Study.model_validate(started["study"]))
     except ValidationError:
         return stored
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from studies.config import Study
 from studies.errors import StudyFileError
+from studies.journal.definition import as_stored
 from studies.journal.directory import STUDY, read_study
 from studies.yaml_loader import YamlError, read_yaml
 
@@ -47,7 +48,7 @@ def read_stored(directory: str | Path) -> Study:
         study = _leniently(content) if isinstance(content, dict) else None
         if study is None:
             raise
-        return study
+        return as_stored(study)
 
 
 def _leniently(content: dict[str, Any]) -> Study | None:

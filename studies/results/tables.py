@@ -5,13 +5,14 @@ torch, optuna or ray.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
+from studies.journal.definition import definition_note
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
 from studies.journal.reader import JOURNAL, read_trials
@@ -80,7 +81,9 @@ def status(directory: Path) -> dict[str, Any]:
         "front_size": len(front),
         "hypervolume": front_volume(values_of(front), study.objectives),
         "objectives": list(study.objectives),
+        "scored": study.symmetry.scored,
         "driver": holder(directory),
+        "note": definition_note(study),
     }
 
 
@@ -108,6 +111,7 @@ def status_lines(value: dict[str, Any]) -> list[str]:
         f"({states or 'none yet'}); {driven}",
         f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, "
         f"hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})",
+        *([value["note"]] if value["note"] else []),
     ]
 
 
@@ -226,8 +230,16 @@ def _what(row: dict[str, Any]) -> str:
     return "  ".join([str(row["architecture"] or ""), *(f"[{note}]" for note in notes)])
 
 
+def _unseen(scores: Mapping[str, Any]) -> str:
+    """The mean over what training has not seen, where the scores tell it."""
+    if "unseen_symmetry_accuracy" not in scores:
+        return ""
+    value = scores["unseen_symmetry_accuracy"]
+    return ", training has seen all" if value is None else f", unseen {percent(value)} %"
+
+
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
-    """One trial in full, as text."""
+    """One trial in full, as text; `row["note"]` is what must be said of its study's scores."""
     rate = "that of the study" if row["learning_rate"] is None else row["learning_rate"]
     lines = [
         f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
@@ -248,10 +260,13 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
         lines.append(
             f"  epoch {epoch}: accuracy {percent(scores.get('accuracy'))} %, symmetry accuracy "
             f"{percent(scores.get('symmetry_accuracy'))} % "
-            f"(worst {percent(scores.get('symmetry_accuracy_worst'))} %), equivariance error "
+            f"(worst {percent(scores.get('symmetry_accuracy_worst'))} %{_unseen(scores)}), "
+            "equivariance error "
             f"{formatted(scores.get('equivariance_error', float('nan')), '.3g')}, "
             f"{formatted(scores.get('seconds', 0), '.1f')} s"
         )
+    if row.get("note"):
+        lines.append(f"  {row['note']}")
     folder = directory / "trials" / f"{row['trial']:05d}"
     if folder.is_dir():
         lines.append(f"  files in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")

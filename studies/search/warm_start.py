@@ -9,6 +9,7 @@ from typing import Any
 from searchspace.recipe import Candidate
 from studies.config import Study, differences
 from studies.errors import StudyError
+from studies.journal.definition import sees_more
 from studies.journal.directory import read_study
 from studies.journal.reader import read_trials
 
@@ -48,7 +49,8 @@ def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
     """Shows the completed trials of an earlier study to the sampler, and returns how many they are.
 
     They never reach the front: they were trained under other settings. Raises StudyError if the
-    spaces or the objectives differ, since parameters then mean something else.
+    spaces or the objectives differ, or how symmetry is scored: parameters or values then mean
+    something else.
     """
     import optuna
 
@@ -56,7 +58,8 @@ def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
     from studies.journal.storage import open_storage
 
     earlier = read_study(directory)
-    unlike = [d for d in differences(earlier, study) if d.startswith(("space", "objectives"))]
+    same = ("space", "objectives", *(["symmetry.scored"] if sees_more(earlier) else []))
+    unlike = [d for d in differences(earlier, study) if d.startswith(tuple(same))]
     if unlike:
         raise StudyError(
             f"{directory} cannot warm this study up: its {'; '.join(unlike)}; enqueue its best "

@@ -274,6 +274,7 @@ def _training(trained: TrainedNetwork) -> dict[str, Any]:
         "augment": settings.augment.model_dump(mode="json"),
         "loss": {"kind": config.recipe.loss.kind, "weight": config.recipe.loss.weight},
         "seen": [str(e) for e in seen(settings.augment, config.group)],
+        "scored": config.symmetry.scored,
     }
 
 

@@ -136,12 +136,18 @@ def _scores(manifest: Mapping[str, Any]) -> str:
     rows = [
         ("accuracy, as the images are", "accuracy"),
         (
-            f"accuracy under {manifest['declared']}, mean over what training has not seen",
+            f"accuracy under {manifest['declared']}, mean over "
+            + (
+                "all elements but the identity"
+                if manifest["training"].get("scored", "unseen") == "others"
+                else "what training has not seen"
+            ),
             "symmetry_accuracy",
         ),
         ("the lowest of these", "symmetry_accuracy_worst"),
         ("of these, quarter turns and flips", "symmetry_accuracy_exact"),
         ("of these, other angles", "symmetry_accuracy_interpolated"),
+        ("mean over what training has not seen", "unseen_symmetry_accuracy"),
     ]
     table = [
         f"| {what} | {_percent(scores[key])} | {_percent(intervals[key]['low'])} to "

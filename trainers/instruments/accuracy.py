@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,14 +17,17 @@ from trainers.instruments.feature_maps import Model, Normalise
 from trainers.instruments.predictions import Predictions, angle_elements, predict
 from trainers.instruments.proportions import Proportion, proportion
 
+Over = Literal["others", "unseen"]  # the elements that symmetry accuracy is a mean over
+
 
 @dataclass(frozen=True)
 class SymmetryAccuracy:
-    """Accuracy under every element of a declared group, and its summaries over those that training
-    has not seen.
+    """Accuracy under every element of a declared group, and its summaries over those other than
+    the identity, whatever training has seen: one definition for every model.
 
-    Where training has seen every declared element, the summaries are over all of them (`unseen` is
-    then empty).
+    `over` unseen is the definition of version 0.1.0: the summaries are over the elements that
+    training has not seen, or over all where it has seen all. Of the trivial group the identity is
+    summarised.
     """
 
     group: Group
@@ -35,6 +38,7 @@ class SymmetryAccuracy:
     confidence: float
     # elements whose predictions were shared, because measured exact
     shared: tuple[Element, ...]
+    over: Over = "others"
 
     @property
     def unseen(self) -> tuple[Element, ...]:
@@ -48,12 +52,12 @@ class SymmetryAccuracy:
 
     @property
     def mean(self) -> Proportion:
-        """Mean accuracy over the unseen elements."""
+        """Mean accuracy over the elements that are scored."""
         return self._over(self._scored)
 
     @property
     def worst(self) -> tuple[Element, Proportion]:
-        """The unseen element with the lowest accuracy; its interval does not account for having
+        """The scored element with the lowest accuracy; its interval does not account for having
         been chosen.
         """
         scored = self._scored
@@ -64,14 +68,14 @@ class SymmetryAccuracy:
 
     @property
     def exact(self) -> Proportion | None:
-        """Mean accuracy over the unseen quarter turns and flips, which move pixels exactly; None
+        """Mean accuracy over the scored quarter turns and flips, which move pixels exactly; None
         where there is none.
         """
         return self._over([e for e in self._scored if e.on_grid])
 
     @property
     def interpolated(self) -> Proportion | None:
-        """Mean accuracy over the unseen elements that interpolate; None where there is none."""
+        """Mean accuracy over the scored elements that interpolate; None where there is none."""
         return self._over([e for e in self._scored if not e.on_grid])
 
     @property
@@ -82,6 +86,13 @@ class SymmetryAccuracy:
         return self._over([e for e in self.elements if e in self.seen])
 
     @property
+    def mean_unseen(self) -> Proportion | None:
+        """Mean accuracy over the declared elements that training has not seen; None where it has
+        seen all.
+        """
+        return self._over(self.unseen)
+
+    @property
     def mean_all(self) -> Proportion:
         """Mean accuracy over all declared elements, the identity included: what Edixhoven et al.
         call unseen.
@@ -90,7 +101,8 @@ class SymmetryAccuracy:
 
     @property
     def _scored(self) -> tuple[Element, ...]:
-        return self.unseen or self.elements
+        others = tuple(e for e in self.elements if e != IDENTITY)
+        return (self.unseen if self.over == "unseen" else others) or self.elements
 
     def _over(self, elements: Sequence[Element]) -> Any:
         chosen = [a.value for e, a in zip(self.elements, self.accuracies) if e in elements]
@@ -117,6 +129,7 @@ class SymmetryAccuracy:
             "exact": plain(self.exact),
             "interpolated": plain(self.interpolated),
             "mean_seen": plain(self.mean_seen),
+            "mean_unseen": plain(self.mean_unseen),
             "mean_all": self.mean_all.as_dict(),
             "num_images": self.num_images,
             "confidence": self.confidence,
@@ -131,11 +144,19 @@ def summarise(
     group: Group,
     seen: Iterable[Element] = (IDENTITY,),
     confidence: float = 0.95,
+    over: Over = "others",
 ) -> SymmetryAccuracy:
     """The symmetry accuracy of predictions for every element of `group`, among others."""
     shares = _accuracies(predictions, labels, group.elements, confidence)
     return SymmetryAccuracy(
-        group, group.elements, shares, tuple(seen), len(labels), confidence, predictions.shared
+        group,
+        group.elements,
+        shares,
+        tuple(seen),
+        len(labels),
+        confidence,
+        predictions.shared,
+        over,
     )
 
 

@@ -99,14 +99,14 @@ def _share(share: Proportion | None) -> tuple[str, str]:
 
 def _scores(m: Measurement) -> str:
     worst, lowest = m.accuracy.worst
-    what = "unseen elements" if m.accuracy.unseen else "elements, all seen in training"
     rows = [
         ("accuracy", *_share(m.accuracy.accuracy)),
-        (f"mean over {what}", *_share(m.accuracy.mean)),
+        ("mean over other elements", *_share(m.accuracy.mean)),
         (f"worst of them, {worst}", *_share(lowest)),
         ("  quarter turns and flips (exact)", *_share(m.accuracy.exact)),
         ("  other angles (interpolated)", *_share(m.accuracy.interpolated)),
         ("mean over seen elements", *_share(m.accuracy.mean_seen)),
+        ("mean over unseen elements", *_share(m.accuracy.mean_unseen)),
         ("mean over all elements", *_share(m.accuracy.mean_all)),
         (f"mean over {len(m.curve.degrees)} angles", f"{100 * m.curve.mean:.2f} %", ""),
         (f"worst angle, {m.curve.worst[0]:g}", *_share(m.curve.worst[1])),

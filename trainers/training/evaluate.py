@@ -52,7 +52,11 @@ def evaluate(
     scored = scoring(network)
     predictions = predict(scored, images.pixels, declared.elements, normalise=normal)
     symmetry = summarise(
-        predictions, images.labels, declared, seen(config.training.augment, declared)
+        predictions,
+        images.labels,
+        declared,
+        seen(config.training.augment, declared),
+        over=config.symmetry.scored,
     )
     assert predictions.upright is not None  # every group holds the identity
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
@@ -69,6 +73,7 @@ def evaluate(
         symmetry_accuracy_worst=symmetry.worst[1].value,
         symmetry_accuracy_exact=_value(symmetry, "exact"),
         symmetry_accuracy_interpolated=_value(symmetry, "interpolated"),
+        unseen_symmetry_accuracy=_value(symmetry, "mean_unseen"),
         equivariance_error=errors[0],
         equivariance_error_features=errors[1],
         loss=loss,

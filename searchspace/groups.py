@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from math import gcd
 
 MAX_ROTATIONS = 64
 _GROUP = re.compile(r"([CD])_?(\d+)", re.IGNORECASE)
@@ -163,6 +164,10 @@ class Group:
 
     def __lt__(self, other: Group) -> bool:
         return self != other and self <= other
+
+    def __and__(self, other: Group) -> Group:
+        """The largest group that is a subgroup of both."""
+        return Group(gcd(self.rotations, other.rotations), self.mirror and other.mirror)
 
     def subgroups(self) -> tuple[Group, ...]:
         """Every subgroup of this form, the trivial one first, this one last."""

@@ -1,0 +1,217 @@
+"""A relaxed network has the function of the trained one, its optimizer moves on as the other would
+have, and training goes on from there.
+"""
+
+import pytest
+import torch
+from test_layerwise import network
+from test_train import DIGITS, config
+
+from searchspace.architecture import Architecture
+from searchspace.groups import Group
+from trainers.actions import act
+from trainers.data.datasets import load
+from trainers.networks.networks import build
+from trainers.networks.relaxing import Relaxation, relax
+from trainers.training.inheritance import Training, begin, carry_over
+from trainers.training.step import build_optimizer
+from trainers.training.train import start, train
+
+IMAGES = torch.rand(6, 1, 17, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+PLAIN_STAGES = "17px: 2k3@D4, 2k3x2 max2/2, 2k3@C4 conv3/2p1 head={}"
+RESIDUAL = "17px: 2k3@D4, 2k3x2r, 3k3s2r avg3/2p1, 2k3r head={}"
+COARSE = "17px: 3k3@C4 lp3/2, 2k2p0:1@C2 max2/2ceil, 2k3r head={}"
+
+
+def relaxations(text):
+    """(number of the stage, group) of every stage and every proper subgroup of its group."""
+    stages = Architecture.parse(text).stages
+    return [(n, h) for n, s in enumerate(stages, 1) for h in s.group.subgroups()[:-1]]
+
+
+def state(model, optimizer):
+    """The optimizer with the state that it has after a few steps on noise."""
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.rand(parameter.shape, generator=generator).to(parameter) - 0.3
+        optimizer.step()
+    return optimizer
+
+
+def step_at_rest(model, optimizer):
+    """The network after the step that its optimizer makes of itself, without a gradient."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize(
+    "text",
+    [PLAIN_STAGES.format("none"), RESIDUAL.format("group_mean"), COARSE.format("group_mean")],
+)
+@torch.no_grad()
+def test_relaxing_any_stage_to_any_subgroup_keeps_the_function(text):
+    model = network(text).double()
+    for number, group in relaxations(text):
+        relaxed = relax(model, model.architecture.relaxed(number, group))
+        stage = relaxed.architecture.stages[number - 1]
+        assert (
+            stage.group == group
+            and stage.channels == model.architecture.stages[number - 1].channels
+        )
+        for images in (IMAGES, act(IMAGES, Group.parse("D4").elements[5])):
+            assert torch.allclose(relaxed(images), model(images), rtol=0, atol=1e-10)
+
+
+def test_a_basis_keeps_the_function_to_the_rounding_of_its_samples():
+    model = network("17px: 2k3@C8 max2/2, 2k3 head=none").double()
+    for number, group in relaxations(str(model.architecture)):
+        relaxed = relax(model, model.architecture.relaxed(number, group))
+        assert relaxed.architecture.filters == "basis"
+        assert torch.allclose(relaxed(IMAGES), model(IMAGES), rtol=0, atol=1e-6)
+
+
+def test_relaxing_twice_is_relaxing_both_stages_at_once():
+    model = network(PLAIN_STAGES.format("none")).double()
+    once = model.architecture.relaxed(3, Group.parse("C2"))
+    both = once.relaxed(2, Group.parse("C4"))
+    assert [str(s.group) for s in both.stages] == ["D4", "C4", "C2"]
+    direct, in_turn = relax(model, both), relax(relax(model, once), both)
+    assert all(
+        torch.equal(value, in_turn.state_dict()[name])
+        for name, value in direct.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("text", [PLAIN_STAGES.format("none"), RESIDUAL.format("group_mean")])
+def test_the_next_step_of_its_own_momentum_moves_the_function_alike(text, optimizer):
+    model = network(text).double()
+    settings = config(optimizer=optimizer, learning_rate=0.01, weight_decay=0.0)
+    parent = state(model, build_optimizer(model, settings))
+    saved = parent.state_dict()
+    for number, group in relaxations(text)[::6]:
+        architecture = model.architecture.relaxed(number, group)
+        relaxed = relax(model, architecture)
+        child = build_optimizer(relaxed, settings)
+        carry_over(saved, Relaxation(model, architecture), relaxed, child)
+        again = build(model.architecture, channels=1, classes=5).double().eval()
+        again.load_state_dict(model.state_dict())
+        mine = build_optimizer(again, settings)
+        mine.load_state_dict(saved)
+        for chosen in (child, mine):
+            for group_of in chosen.param_groups:
+                if "eps" in group_of:
+                    group_of["eps"] = 1e-30
+        moved = step_at_rest(again, mine)(IMAGES)
+        assert not torch.allclose(moved, model(IMAGES), atol=1e-4)
+        assert torch.allclose(step_at_rest(relaxed, child)(IMAGES), moved, rtol=0, atol=1e-10)
+
+
+def test_equivariance_is_kept_at_first_and_lost_by_training():
+    model = network("16px: 3k3@D4 max2/2, 3k3 head=group_mean").double()
+    relaxed = relax(model, model.architecture.relaxed(2, Group.parse("D1")))
+    images = torch.rand(12, 1, 16, 16, dtype=torch.float64)
+
+    def errors():
+        return [
+            float((relaxed(act(images, e)) - relaxed(images)).abs().max().detach())
+            for e in Group.parse("D4").elements
+        ]
+
+    assert max(errors()) < 1e-12
+    optimizer = torch.optim.SGD(relaxed.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        relaxed(images).square().mean().backward()
+        optimizer.step()
+    after = dict(zip(Group.parse("D4").elements, errors()))
+    for element, error in after.items():
+        assert error < 1e-12 if element in Group.parse("D1") else error > 1e-6
+
+
+@torch.no_grad()
+def test_a_new_skip_connection_is_the_identity_in_training_too():
+    model = network("17px: 4k3@C4, 4k3r, 4k3r head=none").double()
+    architecture = model.architecture.relaxed(3, Group.parse("C2"))
+    measured = relax(model, architecture, images=IMAGES)
+    assert torch.allclose(measured(IMAGES), model(IMAGES), rtol=0, atol=1e-10)
+    block = measured.stages[2][0]
+    maps = model.forward_with_stages(IMAGES)[1][1]
+    weight = dict(zip(measured.convolutions, measured.weights()))[block.skip]
+    added = block.train().skip(maps, weight)
+    assert torch.allclose(added.sum(1), maps.sum(1), atol=1e-3 * float(maps.sum(1).abs().max()))
+
+
+@pytest.mark.parametrize(
+    "text,stage,group,message",
+    [
+        ("16px: 4k3@C4, 4k3", 3, "C2", "stages 1 to 2"),
+        ("16px: 4k3@C4, 4k3", 2, "D1", "not a proper subgroup of C4.*C1, C2"),
+        ("16px: 4k3@C4, 4k3", 2, "C4", "not a proper subgroup"),
+        ("16px: 4k3", 1, "C1", "cannot be relaxed any further"),
+        ("16px: 4k3@C4, 4k3 head=group_max", 2, "C2", "group_mean or head=none"),
+        ("16px: 4k3@D4, 8k3r@C4 head=none", 1, "C4", "skip connection has no weights"),
+    ],
+)
+def test_what_cannot_be_relaxed_is_said(text, stage, group, message):
+    with pytest.raises(ValueError, match=message):
+        Architecture.parse(text).relaxed(stage, Group.parse(group))
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("12px: 4k3@C4, 4k3@C2 head=none", "stage 2 has 8 channels.*with 8 fields"),
+        ("12px: 4k3@D4, 4k3 head=none", "D4, which is not a subgroup of .* C4"),
+        ("12px: 4k3@C4, 8k3@C2 head=group_mean", "groups differ and nothing else"),
+        ("12px: 4k3@C4, 8k5@C2 head=none", "groups differ and nothing else"),
+    ],
+)
+def test_weights_of_what_is_not_a_relaxation_are_not_inherited(text, message):
+    with pytest.raises(ValueError, match=message):
+        relax(network("12px: 4k3@C4, 4k3 head=none"), Architecture.parse(text))
+
+
+def test_a_training_begins_with_the_weights_of_another_and_goes_on(tmp_path):
+    splits = load(DIGITS, (12, 12))
+    whole, epochs = Architecture.parse("12px: 4k3@C4 max2/2, 4k3 head=none"), config()
+    parent = Training(whole, epochs, tmp_path / "parent")
+    scores = train(whole, epochs, parent.directory, 4, splits=splits)
+    child = Training(whole.relaxed(2, Group.parse("C2")), epochs, tmp_path / "child")
+    begin(child, parent, 3, splits)
+    begun = start(child.architecture, child.config, child.directory, splits)
+    trained = start(whole, epochs, parent.directory, splits)
+    assert begun.epoch == 3 and begun.progress.seconds == 0
+    pixels = splits.validation.pixels[:20].float() / 255
+    assert torch.allclose(begun.network.eval()(pixels), trained.network.eval()(pixels), atol=1e-5)
+    seen = []
+    found = train(
+        child.architecture,
+        child.config,
+        child.directory,
+        4,
+        splits=splits,
+        on_epoch=lambda epoch, row: seen.append(epoch),
+    )
+    assert seen == [4] and found.epoch == 4 and scores.params < found.params
+    begin(child, parent, 3, splits)  # as after a kill: nothing is begun again
+    assert start(child.architecture, child.config, child.directory, splits).epoch == 4
+
+
+def test_a_parent_without_a_checkpoint_or_of_other_images_is_named(tmp_path):
+    splits = load(DIGITS, (12, 12))
+    architecture = Architecture.parse("12px: 2k3@C4, 2k3 head=none")
+    parent = Training(architecture, config(), tmp_path / "parent")
+    child = Training(architecture.relaxed(2, Group.parse("C1")), config(), tmp_path / "child")
+    with pytest.raises(ValueError, match="no checkpoint in .*parent"):
+        begin(child, parent, 1, splits)
+    train(architecture, config(), parent.directory, 1, splits=splits)
+    content = torch.load(parent.directory / "checkpoint.pt", weights_only=True)
+    content["network"]["stages.0.0.convolutions.0.filters"] = torch.zeros(6, 9)
+    torch.save(content, parent.directory / "checkpoint.pt")
+    with pytest.raises(ValueError, match="which have 1 channels and 10 classes"):
+        begin(child, parent, 1, splits)
+    assert not child.directory.exists()

@@ -1,0 +1,255 @@
+"""Relaxation of a trained network: stages held to a smaller group, with the function kept.
+
+A regular field of a group G is, seen from a subgroup H, |G|/|H| regular fields of H: the same
+channels in another order (`trainers.networks.filters.restricted_order`). The weight of every
+convolution, its channels in that order, is equivariant under H too, so that parameters of H give
+it: it is EquiNAS's relaxation morphism (Maile et al., arXiv:2210.05484). What trains on from there
+has |G|/|H| times the parameters. In training mode the function may differ: batch statistics are
+taken over the smaller fields.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from searchspace.architecture import Architecture
+from searchspace.groups import Group
+from trainers.networks.convolution import Convolution
+from trainers.networks.filters import Parametrisation, expand, restricted_order
+from trainers.networks.networks import Network, build
+from trainers.networks.normalization import EPSILON
+
+# of a weight, up to which a basis may miss it: escnn samples each basis by itself, in float32
+MOST_MISSED = 1e-4
+
+
+@torch.no_grad()
+def relax(network: Network, architecture: Architecture, *, images: Tensor | None = None) -> Network:
+    """A network of `architecture` (`Architecture.relaxed`) with the function of `network`, in its
+    dtype and mode, on its device. Raises ValueError if the architecture is not a relaxation of the
+    network's.
+
+    Free filters keep the function to rounding, those of a basis to about 1e-6. A skip connection
+    that was the identity and gets weights stands as the identity; with `images` [batch, channel,
+    height, width], as the network takes them, its batch norm has their statistics, so that training
+    begins near the identity too.
+    """
+    relaxation = Relaxation(network, architecture)
+    state = relaxation.moved(network.state_dict())
+    state |= relaxation.identities(images)
+    relaxed = copy.deepcopy(relaxation.after)
+    relaxed.load_state_dict(state)
+    return relaxed.train(network.training)
+
+
+class Relaxation:
+    """The linear map from parameters and statistics of a network to those of a relaxed one.
+
+    Both are known by their names in the state dict.
+    """
+
+    def __init__(self, before: Network, architecture: Architecture) -> None:
+        require_relaxation(before.architecture, architecture)
+        self.before = before
+        self.after = build(architecture, channels=before.channels, classes=before.classes).to(
+            before.linear.weight
+        )
+
+    @cached_property
+    def _pairs(self) -> dict[str, tuple[Convolution, Convolution]]:
+        """The convolutions that both have, by name."""
+        theirs = dict(self.before.named_modules())
+        return {
+            name: (before, module)
+            for name, module in self.after.named_modules()
+            if isinstance(module, Convolution)
+            and isinstance(before := theirs.get(name), Convolution)
+        }
+
+    @cached_property
+    def new(self) -> tuple[str, ...]:
+        """The names of the convolutions that only the relaxed network has: of skip connections
+        which were the identity.
+        """
+        return tuple(
+            name
+            for name, module in self.after.named_modules()
+            if isinstance(module, Convolution) and name not in self._pairs
+        )
+
+    def moved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values by name (parameters, statistics, or what adds to them, such as a momentum) as
+        those of the relaxed network; what `values` lacks is left out.
+        """
+        moved: dict[str, Tensor] = {}
+        for name, (before, after) in self._pairs.items():
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                if (value := values.get(f"{name}.norm.{part}")) is not None:
+                    moved[f"{name}.norm.{part}"] = value.repeat_interleave(_copies(before, after))
+            if (filters := values.get(f"{name}.filters")) is not None:
+                moved[f"{name}.filters"] = _filters(filters, before, after)
+        if (weight := values.get("linear.weight")) is not None:
+            moved["linear.weight"] = self._linear(weight)
+        if (bias := values.get("linear.bias")) is not None:
+            moved["linear.bias"] = bias.clone()
+        return moved
+
+    def copies(self, name: str) -> int:
+        """By how many parameters of the relaxed network the one called `name` is replaced: their
+        gradients sum to its gradient.
+        """
+        pair = self._pair_of(name)
+        return 1 if pair is None else _copies(*pair)
+
+    def _pair_of(self, name: str) -> tuple[Convolution, Convolution] | None:
+        return self._pairs.get(name.rpartition(".")[0].removesuffix(".norm"))
+
+    def spread(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of single parameters that do not add up, such as mean squares of gradients, for
+        every copy of the parameter; coefficients of a basis, which have no copies, get the mean.
+        """
+        spread = {}
+        for name, value in values.items():
+            pair = self._pair_of(name) if name.endswith(".filters") else None
+            if pair is not None and not _copied(*pair):
+                spread[name] = value.mean().expand(pair[1].filters.shape).clone()
+            elif name == "linear.weight":
+                spread[name] = self._linear(value) * self._head_copies
+            else:
+                spread |= self.moved({name: value})
+        return spread
+
+    @property
+    def _head_copies(self) -> int:
+        """Columns of the classifier into which one falls."""
+        return self.after.linear.in_features // self.before.linear.in_features
+
+    def _linear(self, weight: Tensor) -> Tensor:
+        if self.before.architecture.head == "none":
+            order = _order(
+                weight.shape[1], self.before.architecture.group, self.after.architecture.group
+            )
+            return weight[:, order.to(weight.device)]
+        return weight.repeat_interleave(self._head_copies, 1) / self._head_copies
+
+    def identities(self, images: Tensor | None) -> dict[str, Tensor]:
+        """The parameters and statistics of `new` convolutions under which each is the identity."""
+        state: dict[str, Tensor] = {}
+        for name in self.new:
+            module = self.after.get_submodule(name)
+            assert isinstance(module, Convolution)
+            channels = module.channels_in
+            weight = torch.eye(channels).to(module.filters).view(channels, channels, 1, 1)
+            assert module.source is not None, "an image has no skip connection"
+            order = _order(channels, module.source, module.parametrisation.group)
+            state[f"{name}.filters"] = _parameters(weight[order], module)
+            mean, variance = self._statistics(name, order, images)
+            state[f"{name}.norm.running_mean"] = state[f"{name}.norm.bias"] = mean
+            state[f"{name}.norm.running_var"] = variance
+            state[f"{name}.norm.weight"] = (variance + EPSILON).sqrt()
+        return state
+
+    def _statistics(self, name: str, order: Tensor, images: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(mean, variance) per field of what the skip connection `name` adds: of its stage's input
+        where there are images, else 0 and 1.
+        """
+        module = self.after.get_submodule(name)
+        assert isinstance(module, Convolution)
+        if images is None:
+            return torch.zeros_like(module.norm.bias), torch.ones_like(module.norm.bias)
+        stage, training = int(name.split(".")[1]), self.before.training
+        _, outputs = self.before.eval().forward_with_stages(images)
+        self.before.train(training)
+        maps = outputs[stage - 1][:, order.to(images.device)]
+        fields = maps.unflatten(1, (module.fields, -1)).movedim(1, 0).flatten(1)
+        variance, mean = torch.var_mean(fields, 1)
+        return mean.to(module.norm.bias), variance.to(module.norm.bias)
+
+
+def require_relaxation(before: Architecture, after: Architecture) -> None:
+    """Raises ValueError that says in what `after` is not a relaxation of `before`."""
+    for number, (old, new) in enumerate(zip(before.stages, after.stages), start=1):
+        if not new.group <= old.group:
+            raise ValueError(
+                f"stage {number} has group {new.group}, which is not a subgroup of the trained "
+                f"network's {old.group}; weights are inherited by a relaxation only"
+            )
+        if new.channels != old.channels:
+            raise ValueError(
+                f"stage {number} has {new.channels} channels, the trained network's has "
+                f"{old.channels}; a relaxation to {new.group} keeps them, with "
+                f"{old.channels // new.group.order} fields"
+            )
+    same = before
+    for number, stage in enumerate(after.stages[: len(before.stages)], start=1):
+        if stage.group < same.stages[number - 1].group:
+            same = same.relaxed(number, stage.group)
+    if same != after:
+        raise ValueError(
+            f"'{after}' is not a relaxation of the trained '{before}', such as '{same}': weights "
+            "are inherited where groups differ and nothing else"
+        )
+
+
+def _copies(before: Convolution, after: Convolution) -> int:
+    return before.parametrisation.group.order // after.parametrisation.group.order
+
+
+def _copied(before: Convolution, after: Convolution) -> bool:
+    """Whether every parameter of the relaxed filters is a copy of one of the filters before."""
+    kinds = before.parametrisation, after.parametrisation
+    return kinds[0].filters == "free" or kinds[0] == kinds[1]
+
+
+def _order(channels: int, group: Group, subgroup: Group) -> Tensor:
+    """Which channel of fields of `group` is each channel of the same as fields of `subgroup`."""
+    if group == subgroup:
+        return torch.arange(channels)
+    fields = torch.arange(channels // group.order)[:, None] * group.order
+    return (fields + torch.tensor(restricted_order(group, subgroup))).flatten()
+
+
+def _filters(values: Tensor, before: Convolution, after: Convolution) -> Tensor:
+    """Values of the filters' parameters as those of the relaxed convolution's."""
+    if before.parametrisation == after.parametrisation and before.source == after.source:
+        return values.clone()
+    constants = _constants(before.parametrisation, values)
+    weight = before.weight(expand(values, before.parametrisation, constants, training=False))
+    out, group = before.parametrisation.group, after.parametrisation.group
+    weight = weight[_order(len(weight), out, group).to(weight.device)]
+    if before.source is not None and after.source is not None:
+        order = _order(before.channels_in, before.source, after.source)
+        weight = weight[:, order.to(weight.device)]
+    return _parameters(weight, after)
+
+
+def _parameters(weight: Tensor, convolution: Convolution) -> Tensor:
+    """The parameters of the convolution's filters that give this weight [channels out, channels in,
+    k, k]. Raises ValueError where its basis misses the weight.
+    """
+    kind = convolution.parametrisation
+    if convolution.restriction is not None:
+        weight = weight[:, torch.argsort(convolution.restriction)]
+    order, incoming, kernel, _ = kind.expanded_shape
+    pairs = weight.reshape(convolution.fields, order, -1, incoming, kernel, kernel).transpose(1, 2)
+    if kind.filters == "free":
+        return pairs[:, :, 0].reshape(convolution.filters.shape).clone()
+    basis, entries = _constants(kind, weight).double(), pairs.reshape(-1, kind.constants().shape[1])
+    found = torch.linalg.lstsq(basis.T, entries.double().T).solution.T
+    missed = (found @ basis - entries.double()).norm()
+    if missed > MOST_MISSED * entries.double().norm():
+        raise ValueError(
+            f"the band-limited basis of {kind.group} cannot express the trained weights of a "
+            f"kernel of {kind.kernel}; take filters=free"
+        )
+    return found.to(weight.dtype)
+
+
+def _constants(kind: Parametrisation, like: Tensor) -> Tensor:
+    constants = kind.constants().to(like.device)
+    return constants.to(like.dtype) if constants.is_floating_point() else constants

@@ -1,0 +1,129 @@
+"""Trainings that begin with another's weights: those of a network of which theirs is a relaxation
+(`trainers.networks.relaxing`).
+
+The first checkpoint of such a training holds the relaxed network and the relaxed state of the
+optimizer, at the epoch of the schedule from which it goes on; from then on it is like any other.
+
+One parameter becomes several, which share its gradient. What keeps the motion of the *function*:
+SGD's momentum is copied to each of them. Adam's mean gradient and mean square are those of the
+smaller gradients to come (divided by the number of copies, and by its square), so that the next
+update is that of the parent (up to Adam's epsilon), and later ones are not scaled by statistics
+that no longer hold. A relaxed network then learns, along the function of the parent, at 1/copies of
+SGD's rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from searchspace.architecture import Architecture
+from trainers.data.datasets import Splits, batch, normaliser
+from trainers.devices import pick_device
+from trainers.networks.networks import Network, build
+from trainers.networks.relaxing import Relaxation, relax
+from trainers.training import checkpoint
+from trainers.training.checkpoint import Progress
+from trainers.training.config import TrainingConfig
+from trainers.training.step import build_optimizer
+
+IMAGES = 512  # training images that a new skip connection is measured on
+
+
+class Training(NamedTuple):
+    """A training: what is trained, how, and where its checkpoints lie."""
+
+    architecture: Architecture
+    config: TrainingConfig
+    directory: Path
+
+
+def begin(child: Training, parent: Training, epoch: int, splits: Splits) -> None:
+    """Leaves a checkpoint of `epoch` of the child's schedule with the parent's last weights, unless
+    the child has one.
+
+    Raises ValueError where the parent has no checkpoint, its images had other channels or classes,
+    or the child's architecture is not a relaxation of the parent's; OSError where the checkpoint
+    cannot be written.
+    """
+    owner = checkpoint.fingerprint(child.architecture, child.config)
+    if checkpoint.read(child.directory, owner) is not None:
+        return
+    before, saved = _trained(parent, splits)
+    device = pick_device(child.config.training.device)
+    images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), device)
+    prepared = normaliser(splits.mean, splits.std, device)(images)
+    network = relax(before.to(device), child.architecture, images=prepared)
+    optimizer = build_optimizer(network, child.config)
+    carry_over(saved["optimizer"], Relaxation(before, child.architecture), network, optimizer)
+    child.directory.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(child.directory, owner, network, optimizer, Progress(epoch))
+
+
+def _trained(parent: Training, splits: Splits) -> tuple[Network, Mapping[str, Any]]:
+    """(the parent's network, its checkpoint). Raises ValueError."""
+    owner = checkpoint.fingerprint(parent.architecture, parent.config)
+    saved = checkpoint.read(parent.directory, owner)
+    if saved is None:
+        raise ValueError(
+            f"there is no checkpoint in {parent.directory} whose weights could be inherited; "
+            "choose a trial that was trained and whose folder is whole"
+        )
+    network = build(parent.architecture, channels=splits.channels, classes=len(splits.classes))
+    for name, value in network.state_dict().items():
+        if (held := saved["network"].get(name)) is None or held.shape != value.shape:
+            raise ValueError(
+                f"the checkpoint in {parent.directory} was trained on other images than these, "
+                f"which have {splits.channels} channels and {len(splits.classes)} classes ({name} "
+                f"is {None if held is None else list(held.shape)} there, {list(value.shape)} "
+                "here); weights are inherited on the same data"
+            )
+    network.load_state_dict(saved["network"])
+    return network, saved
+
+
+@torch.no_grad()
+def carry_over(
+    saved: Mapping[str, Any],
+    relaxation: Relaxation,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Gives the new optimizer of the relaxed `network` the state that corresponds to the state dict
+    `saved` of the parent's; parameters of new skip connections begin at rest.
+
+    Nothing is carried over where the two are optimizers of different kinds.
+    """
+    old = [name for name, _ in relaxation.before.named_parameters()]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for number, values in saved["state"].items():
+        for part, value in values.items():
+            if isinstance(value, Tensor):
+                parts.setdefault(part, {})[old[number]] = value
+    state = _moved(parts, relaxation)
+    kind = type(optimizer)
+    if ("exp_avg" in parts) != issubclass(kind, torch.optim.Adam):
+        return
+    for name, parameter in network.named_parameters():
+        values = {part: named[name].to(parameter) for part, named in state.items() if name in named}
+        at_rest = {part: torch.zeros_like(parameter) for part in state if part != "step"}
+        if state:
+            optimizer.state[parameter] = at_rest | values
+        if "step" in parts:  # the same for all
+            optimizer.state[parameter]["step"] = next(iter(parts["step"].values())).clone()
+
+
+def _moved(parts: Mapping[str, Mapping[str, Tensor]], relaxation: Relaxation) -> dict[str, Any]:
+    """The state by part and name of parameter, without the count of steps."""
+    if "exp_avg" not in parts:
+        return {part: relaxation.moved(named) for part, named in parts.items() if part != "step"}
+    mean, square = parts["exp_avg"], parts["exp_avg_sq"]
+    # a gradient that was always 0 has not moved its parameter
+    motion = {n: torch.where(square[n] > 0, m / square[n].sqrt(), 0) for n, m in mean.items()}
+    squares = relaxation.spread({n: s / relaxation.copies(n) ** 2 for n, s in square.items()})
+    means = {n: m * squares[n].sqrt() for n, m in relaxation.moved(motion).items()}
+    return {"exp_avg": means, "exp_avg_sq": squares}

@@ -24,8 +24,10 @@ from searchspace.subsampling import Subsampling
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
 Head = Literal["group_max", "group_mean", "none"]
 Filters = Literal["free", "basis"]
+DropoutKind = Literal["none", "values", "fields"]
 
 PADDING_MODES, HEADS, FILTERS = map(get_args, (PaddingMode, Head, Filters))
+DROPOUT_KINDS: tuple[DropoutKind, ...] = get_args(DropoutKind)
 MOST_REPEATS = 1000
 MOST_FIELDS = 65536
 MOST_WEIGHTS = 10**10  # of all convolutions: 40 GB
@@ -37,13 +39,46 @@ def _choice(value: str, choices: tuple[str, ...], what: str) -> None:
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """What training sets to zero at random in a stage's maps: a share `rate` of single values, or
+    of whole fields, whose group elements and pixels share one draw.
+
+    What is kept is divided by 1 - rate. Evaluation drops nothing: a rate of 0 is none.
+    """
+
+    kind: DropoutKind = "none"
+    rate: float = 0.0  # from 0 to below 1
+
+    def __post_init__(self) -> None:
+        _choice(self.kind, DROPOUT_KINDS, "the kind of dropout")
+        if not 0 <= self.rate < 1:
+            raise ValueError(
+                f"the rate of a dropout is {self.rate}; it must be at least 0 and below 1"
+            )
+        if (self.kind == "none") != (self.rate == 0):
+            object.__setattr__(self, "kind", "none")
+            object.__setattr__(self, "rate", 0.0)
+
+    def __bool__(self) -> bool:
+        return self.rate > 0
+
+    def __str__(self) -> str:
+        """The modifier of the text form, such as drop0.3; nothing for none."""
+        return f"{'field' if self.kind == 'fields' else ''}drop{self.rate!r}" if self else ""
+
+
+NO_DROPOUT = Dropout()
+
+
+@dataclass(frozen=True)
 class Stage:
     """One part of the network: a convolution, several, or residual blocks, then optionally one
     subsampling.
 
     Every convolution is followed by batch norm over fields and ReLU. With `residual`, each of the
     `repeats` is a block of two convolutions and a skip connection, which is a 1x1 convolution where
-    stride, fields or group change. Only the first convolution has the stride.
+    stride, fields or group change. Only the first convolution has the stride. In training `dropout`
+    acts on the stage's result: after its last ReLU and its subsampling.
     """
 
     fields: int  # channels = fields x order of the group
@@ -56,6 +91,7 @@ class Stage:
     padding_mode: PaddingMode = "zeros"
     repeats: int = 1
     residual: bool = False
+    dropout: Dropout = NO_DROPOUT
 
     def __post_init__(self) -> None:
         whole_number(self.fields, 1, "a stage's number of fields", MOST_FIELDS)
@@ -95,6 +131,7 @@ class Stage:
                     self.padding_mode,
                     self.repeats,
                     self.residual,
+                    self.dropout,
                 )
             )
         return computed
@@ -339,4 +376,5 @@ def _written_out(stage: Stage) -> Iterator[Stage]:
             repeats=1,
             stride=stage.stride if repeat == 0 else 1,
             subsampling=stage.subsampling if last else None,
+            dropout=stage.dropout if last else NO_DROPOUT,
         )

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from searchspace.architecture import Dropout, DropoutKind
 from searchspace.cost import Match
 from searchspace.geometry import MOST_PIXELS
 from searchspace.groups import Group
@@ -149,6 +150,33 @@ class LossSpace(Section):
 
     kind: Annotated[tuple[LossKind, ...], Listed, NotEmpty] = ("none",)
     weight: Positive = Interval(low=0.01, high=10, log=True)
+
+
+_Rate = Annotated[float, Field(strict=True), AfterValidator(lambda r: Dropout("values", r).rate)]
+_ListOfRates = Annotated[tuple[_Rate, ...], NotEmpty]
+_OneRate = Annotated[_Rate, AfterValidator(lambda rate: (rate,))]
+Rates = Annotated[
+    Annotated[Interval, Tag("Interval")]
+    | Annotated[_ListOfRates, Tag("list()")]
+    | Annotated[_OneRate, Tag("number()")],
+    _form("Interval"),
+]
+
+
+class DropoutSpace(Section):
+    """Kinds of dropout, and the rates of those that are not none: of every stage whose backbone
+    names none of its own.
+    """
+
+    kind: Annotated[tuple[DropoutKind, ...], Listed, NotEmpty] = ("none",)
+    rate: Rates = (0.3,)
+
+    @field_validator("rate")
+    @classmethod
+    def _below_one(cls, value: Any) -> Any:
+        if isinstance(value, Interval):
+            Dropout("values", value.high)
+        return value
 
 
 class Width(Section):

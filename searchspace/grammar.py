@@ -13,6 +13,8 @@ conv         :=  FIELDS "k" KERNEL, then in any order
                  dN       dilation (1)
                  xN       repeats: that many convolutions, or residual blocks (1)
                  r        residual blocks of two convolutions
+                 dropR    dropout of single values of the stage's result, in training alone, at
+                          rate R (0 <= R < 1); fielddropR of whole fields
                  @GROUP   where the group changes; it stays until the next change (C1)
 subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/2p1 | lp3/2
               |  blur/2 | blurmax/2 | adaptive | adaptive/2 | adaptive14 | adaptivemax14
@@ -29,7 +31,15 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-from searchspace.architecture import Architecture, Filters, Head, Stage
+from searchspace.architecture import (
+    NO_DROPOUT,
+    Architecture,
+    Dropout,
+    DropoutKind,
+    Filters,
+    Head,
+    Stage,
+)
 from searchspace.geometry import pixels_text, size_text
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
@@ -39,7 +49,9 @@ _HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?\s*px(?:\s+(\S+))?\s*")
 _CONV = re.compile(r"(\d+)k(\d+)(\S*)")
 _MODIFIER = re.compile(
     r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)|@([A-Za-z]_?\d+)"
+    r"|((?:field)?drop)(\d+(?:\.\d+)?(?:e-?\d+)?)"
 )
+_DROPOUTS: dict[str, DropoutKind] = {"drop": "values", "fielddrop": "fields"}
 _OPTIONS = ("head", *RECIPE_OPTIONS, "filters", "family")
 
 
@@ -52,8 +64,8 @@ def parse_stage(text: str, group: Group) -> Stage:
     if not match:
         raise ValueError(
             f"'{text.strip()}' is not a stage; write one like 16k3, 16k5@D4 max3/2p1 or 32k3s2x3r "
-            "(fields, k kernel, s stride, p padding, d dilation, x repeats, r residual, @GROUP, "
-            "then the subsampling)"
+            "(fields, k kernel, s stride, p padding, d dilation, x repeats, r residual, drop or "
+            "fielddrop with a rate, @GROUP, then the subsampling)"
         )
     if len(words) > 2:
         raise ValueError(
@@ -77,6 +89,7 @@ def parse_stage(text: str, group: Group) -> Stage:
         values.get("mode", "zeros"),
         values.get("x", 1),
         values.get("r", False),
+        values.get("dropout", NO_DROPOUT),
     )
 
 
@@ -89,9 +102,9 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
             raise ValueError(
                 f"'{text[position:]}' in stage '{stage.strip()}' is not a modifier; after "
                 "the kernel may follow sN (stride), pN (padding), dN (dilation), xN (repeats), "
-                "r (residual) and @GROUP"
+                "r (residual), dropR and fielddropR (dropout at rate R) and @GROUP"
             )
-        before, after, mode, letter, number, residual, group = match.groups()
+        before, after, mode, letter, number, residual, group, drop, rate = match.groups()
         if before is not None:
             modifier: dict[str, Any] = {
                 "padding": (int(before), int(after or before)),
@@ -99,6 +112,8 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
             }
         elif letter:
             modifier = {letter: int(number)}
+        elif drop:
+            modifier = {"dropout": Dropout(_DROPOUTS[drop], float(rate))}
         else:
             modifier = {"r": True} if residual else {"group": Group.parse(group)}
         twice = values.keys() & modifier.keys()
@@ -124,6 +139,7 @@ def format_stage(stage: Stage, group: Group) -> str:
         f"d{stage.dilation}" if stage.dilation != 1 else "",
         f"x{stage.repeats}" if stage.repeats != 1 else "",
         "r" if stage.residual else "",
+        str(stage.dropout),
         f"@{stage.group}" if stage.group != group else "",
         f" {stage.subsampling}" if stage.subsampling else "",
     ]

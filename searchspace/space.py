@@ -11,8 +11,16 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import field_validator, model_validator
 
-from searchspace.architecture import Architecture, Filters, Head, Stage
+from searchspace.architecture import (
+    NO_DROPOUT,
+    Architecture,
+    Dropout,
+    Filters,
+    Head,
+    Stage,
+)
 from searchspace.choices import (
+    DropoutSpace,
     Groups,
     InputSizes,
     Interval,
@@ -69,6 +77,7 @@ class SearchSpace(Section):
     layout: Texts = ("max2/2",)
     head: Annotated[tuple[Head, ...], Listed, NotEmpty] = ("group_max",)
     filters: Annotated[tuple[Filters, ...], Listed, NotEmpty] = ("free",)
+    dropout: DropoutSpace = DropoutSpace()
     equivariance_loss: LossSpace = LossSpace()
     learning_rate: Positive | None = None
     width: Width | None = None
@@ -224,6 +233,7 @@ class SearchSpace(Section):
         last = stages[-1].group
         head = _choose(trial, "head", self.head) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
+        stages = _with_dropout(stages, self._sample_dropout(trial))
         architecture = Architecture((size, size), stages, head, filters)
         if self.width is not None:
             architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
@@ -285,6 +295,15 @@ class SearchSpace(Section):
             return "basis"
         return _choose(trial, "filters", self.filters) if group != TRIVIAL else "free"
 
+    def _sample_dropout(self, trial: Trial) -> Dropout:
+        kind = _choose(trial, "dropout", self.dropout.kind)
+        if kind == "none":
+            return NO_DROPOUT
+        rate = self.dropout.rate
+        if isinstance(rate, Interval):
+            return Dropout(kind, _real(trial, "dropout_rate", rate))
+        return Dropout(kind, _choose(trial, "dropout_rate", rate))
+
     def _sample_loss(
         self, trial: Trial, architecture: Architecture, declared: Group | None
     ) -> Loss:
@@ -308,6 +327,15 @@ class SearchSpace(Section):
     def _misfit(self, backbone: str, layout: str, size: int) -> str:
         reason = _fits(backbone, layout, size)
         return f"backbone '{backbone}' with layout {layout} at {size} px: {reason}"
+
+
+def _with_dropout(stages: tuple[Stage, ...], dropout: Dropout) -> tuple[Stage, ...]:
+    """The stages with `dropout` in each that has none of its own."""
+    return (
+        tuple(replace(stage, dropout=stage.dropout or dropout) for stage in stages)
+        if dropout
+        else stages
+    )
 
 
 def _choose(trial: Trial, name: str, choices: Any) -> Any:

@@ -106,9 +106,11 @@ class Study(Settings):
         ranges = {
             "learning_rate": self.space.learning_rate,
             "equivariance_loss.weight": self.space.equivariance_loss.weight,
+            "dropout.rate": self.space.dropout.rate,
         }
         for name, choice in ranges.items():
-            unused = name != "learning_rate" and set(self.space.equivariance_loss.kind) == {"none"}
+            kinds = getattr(getattr(self.space, name.split(".")[0]), "kind", ())
+            unused = set(kinds) == {"none"}
             if (
                 self.search.sampler == "grid"
                 and isinstance(choice, Interval)

@@ -32,7 +32,7 @@ class StandIn:
 
     replays = 0
 
-    def __init__(self, crossings, function, *arguments):
+    def __init__(self, crossings, function, *arguments, generators=()):
         self.crossings, self.function, self.own = (
             crossings,
             function,
@@ -153,6 +153,14 @@ def test_replayed_steps_train_as_others_do(process, optimizer):
     assert none == 0 and replays == 2 + 2 * 5 - WARM_UP
 
 
+def test_replays_go_on_with_the_masks_of_dropout(process):
+    """The two steps that prove a graph leave no draw behind."""
+    text = "12px: 4k3drop0.3@C4, 4k3fielddrop0.2r max2/2, 4k3"
+    expected = process.submit(trained, text, config(cuda_graphs=False)).result()[0]
+    weights, replays, messages = process.submit(trained, text, config(), StandIn).result()
+    assert same(weights, expected) and not messages and replays > 2
+
+
 @pytest.mark.parametrize("loss", ["layerwise:1", "latent:1", "label:1"])
 def test_a_step_with_an_equivariance_loss_can_be_captured(process, loss):
     _, replays, messages = process.submit(trained, TEXT.format(loss), config(), StandIn).result()
@@ -190,7 +198,7 @@ def test_on_the_cpu_nothing_is_captured(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cuda_graph_trains_as_single_kernels_do(tmp_path):
     architecture, folders = (
-        Architecture.parse(TEXT.format("none")),
+        Architecture.parse("12px: 4k3drop0.3@C4, 4k3r max2/2, 4k3"),
         (tmp_path / "graph", tmp_path / "single"),
     )
     for folder, graphs in zip(folders, (True, False)):

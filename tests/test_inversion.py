@@ -30,6 +30,10 @@ STUDIES = {
         space__backbone=["4k3, 4k3 *, 4k3, 4k3", "4k3 *, 4k3 *, 4k3, 4k3"],
         space__size_by="pixels",
     ),
+    "dropout": trivial.study(
+        space__backbone=["4k3drop0.5, 4k3 *, 4k3", "4k3, 4k3 *, 4k3drop0.5, 4k3"],
+        space__dropout={"kind": ["none", "values", "fields"], "rate": {"low": 0.1, "high": 0.5}},
+    ),
     "quickstart": load("quickstart"),
 }
 

@@ -27,7 +27,7 @@ DIGITS = Data(name="digits", train=300, validation=100)
 TEXTS = (
     "12px: 4k3@C4, 4k3 max2/2, 4k3 loss=layerwise:0.5",
     "12px: 4k3@D4, 4k3r, 4k3@C2 avg3/2p1, 4k3 head=none loss=label:0.5",
-    "12px: 6k3, 6k3 max2/2, 6k3 loss=latent:0.5",
+    "12px: 6k3drop0.3, 6k3fielddrop0.2 max2/2, 6k3 loss=latent:0.5",
 )
 
 

@@ -133,6 +133,8 @@ class Checked:
             f"{self.cost.macs:,} multiply-accumulates "
             f"on {self.channels} x {size_text(self.architecture.size)} px"
         )
+        if any(stage.dropout for stage in self.architecture.stages):
+            lines.append("Dropout acts in training alone; what follows holds in evaluation.")
         return "\n".join(lines)
 
     @cached_property

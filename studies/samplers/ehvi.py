@@ -209,7 +209,9 @@ class FeatureCoding:
     def __init__(self, study: Study, features: Sequence[Features]) -> None:
         sizes = study.space.pixels
         span = max(1, sizes[-1] - sizes[0])
-        columns = zip(*[f.choices for f in features])
+        # no columns of what no training has: weights are drawn for each
+        dropped = any(f.dropout for f in features)
+        columns = zip(*[(*f.choices, *((f.dropout,) if dropped else ())) for f in features])
         self._choices = numpy.array(list(zip(*[_codes(column) for column in columns])))
         self._numbers = numpy.array(
             [
@@ -218,6 +220,7 @@ class FeatureCoding:
                     f.loss_weight / DECADES[0],
                     f.surviving,
                     math.log10(f.learning_rate or study.training.learning_rate) / DECADES[1],
+                    *((f.dropout_rate,) if dropped else ()),
                 )
                 for f in features
             ]

@@ -147,8 +147,8 @@ class Mutation:
             choices = (
                 lattice_neighbours(str(value), [str(c) for c in distribution.choices]) or choices
             )
-        elif isinstance(value, int) and all(isinstance(c, int) for c in choices):
-            ordered = sorted(c for c in distribution.choices if isinstance(c, int))
+        elif isinstance(value, (int, float)) and all(isinstance(c, (int, float)) for c in choices):
+            ordered = sorted(c for c in distribution.choices if isinstance(c, (int, float)))
             place = ordered.index(value)
             choices = ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]
         return choices[self._rng.integers(len(choices))]

@@ -66,6 +66,8 @@ class Features:
     size: int  # pixels
     loss_weight: float  # decimal logarithm; 0 without a loss
     surviving: float  # share of the declared symmetry under which the logits are invariant
+    dropout: tuple[str, ...] = ()  # the kind of each stage; empty where all are none
+    dropout_rate: float = 0.0  # mean over the stages
     learning_rate: float | None = None  # None: the study's
 
 
@@ -75,6 +77,7 @@ def features_of(candidate: Candidate, declared: Group) -> Features:
     stages = architecture.stages
     shape = tuple((s.kernel, s.stride, s.padding, s.residual) for s in stages)
     layout = tuple(str(s.subsampling) for s in stages)
+    dropouts = [s.dropout for s in stages]
     choices = (
         architecture.family,
         str(stages[0].group),
@@ -91,6 +94,8 @@ def features_of(candidate: Candidate, declared: Group) -> Features:
         architecture.size[0],
         math.log10(loss.weight) if loss.kind != "none" else 0.0,
         _surviving(architecture, declared),
+        tuple(d.kind for d in dropouts) if any(dropouts) else (),
+        sum(d.rate for d in dropouts) / len(dropouts),
     )
 
 
@@ -106,6 +111,8 @@ def distance(a: Features, b: Features, span: int) -> float:
         sum(x != y for x, y in zip(a.choices, b.choices))
         + min(1.0, abs(a.size - b.size) / span)
         + min(1.0, abs(a.loss_weight - b.loss_weight) / DECADES)
+        + (a.dropout != b.dropout)
+        + abs(a.dropout_rate - b.dropout_rate)
     )
     return differing / (len(a.choices) + 2) + SURVIVING * abs(a.surviving - b.surviving)
 

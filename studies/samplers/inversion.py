@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from searchspace.architecture import Dropout
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
@@ -28,8 +29,11 @@ def parameters_of(study: Study, candidate: Candidate) -> dict[str, Any] | None:
         study, candidate.with_learning_rate(candidate.recipe.learning_rate or rate)
     )
     alike: dict[str, Any] | None = None
-    for backbone, layout, exact in itertools.product(space.backbone, space.layout, (True, False)):
-        answers = _Answers(wanted, backbone, layout, exact)
+    dropouts = tuple(dict.fromkeys(stage.dropout for stage in wanted.architecture.stages))
+    for backbone, layout, exact, dropout in itertools.product(
+        space.backbone, space.layout, (True, False), dropouts
+    ):
+        answers = _Answers(wanted, backbone, layout, exact, dropout)
         try:
             sampled = space.sample(answers, declared=declared)
         except _OutsideError:
@@ -60,7 +64,9 @@ class _OutsideError(Exception):
 class _Answers:
     """A trial that answers with the choices of a candidate and keeps them in `params`."""
 
-    def __init__(self, candidate: Candidate, backbone: str, layout: str, exact: bool) -> None:
+    def __init__(
+        self, candidate: Candidate, backbone: str, layout: str, exact: bool, dropout: Dropout
+    ) -> None:
         architecture, recipe = candidate.architecture, candidate.recipe
         groups = [stage.group for stage in architecture.stages]
         same = sum(1 for _ in itertools.takewhile(lambda group: group == groups[0], groups))
@@ -75,6 +81,8 @@ class _Answers:
             "input_size": architecture.size[0],
             "head": architecture.head,
             "filters": architecture.filters,
+            "dropout": dropout.kind,
+            "dropout_rate": dropout.rate,
             "equivariance_loss": recipe.loss.kind,
             "loss_weight": recipe.loss.weight,
             "learning_rate": recipe.learning_rate,

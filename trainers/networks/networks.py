@@ -17,6 +17,7 @@ from searchspace.groups import Group
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
 from trainers.networks.convolution import Block, Convolution, channels_last
+from trainers.networks.dropout import Dropout
 from trainers.networks.filters import Parametrisation, expand
 from trainers.networks.kernels import maxima
 from trainers.networks.normalization import Pooling
@@ -75,7 +76,7 @@ class Network(nn.Module):
         self.entry = (
             Subsample(step_spec(architecture.entry, channels)) if architecture.entry else None
         )
-        self.stages, self.steps = nn.ModuleList(), nn.ModuleList()
+        self.stages, self.steps, self.dropouts = (nn.ModuleList() for _ in range(3))
         source: Group | None = None
         for stage in architecture.stages:
             self.stages.append(
@@ -83,6 +84,9 @@ class Network(nn.Module):
             )
             channels, source = stage.channels, stage.group
             self.steps.append(_step(stage, architecture.filters))
+            self.dropouts.append(
+                Dropout(stage.dropout, stage.group.order) if stage.dropout else nn.Identity()
+            )
         self.order = architecture.group.order
         features = channels if architecture.head == "none" else channels // self.order
         # torch's own initialisation draws from the global generator
@@ -132,8 +136,8 @@ class Network(nn.Module):
         return self.forward_with_stages(images)[0]
 
     def forward_with_stages(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(logits, the feature maps after each stage and its subsampling). Raises ValueError for
-        images of another size.
+        """(logits, the feature maps after each stage and its subsampling, before its dropout).
+        Raises ValueError for images of another size.
 
         Images that are not square may come turned by a quarter, with height and width exchanged.
         """
@@ -167,12 +171,13 @@ class Network(nn.Module):
         weights = iter(self.weights())
         maps = channels_last(images if self.entry is None else self.entry(images))
         outputs = []
-        for blocks, step in zip(self.stages, self.steps):
+        for blocks, step, dropout in zip(self.stages, self.steps, self.dropouts):
             for block in cast(Iterable[Block], blocks):
                 maps = block(maps, weights)
             maps = step(maps, weights) if isinstance(step, Block) else step(maps)
             maps, output = keep(maps)
             outputs.append(output)
+            maps = dropout(maps)
         return self._classify(maps), tuple(outputs)
 
     def _classify(self, maps: Tensor) -> Tensor:

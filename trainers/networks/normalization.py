@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trainers.networks.dropout import without_dropout
+
 EPSILON = 1e-5  # added to the variance, as in torch and escnn
 MOMENTUM = 0.1  # weight of a batch in the running statistics, as in torch and escnn
 
@@ -149,16 +151,17 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     batches of images, under the present weights.
 
     Running averages lag behind weights that move: while the learning rate is high, evaluation with
-    them says little about the network (PreciseBN; Wu & Johnson, arXiv:2105.07576, section 3).
-    Leaves the network in training mode.
+    them says little about the network (PreciseBN; Wu & Johnson, arXiv:2105.07576, section 3). As
+    in evaluation, nothing is dropped. Leaves the network in training mode.
     """
     norms = [module for module in network.modules() if isinstance(module, FieldNorm)]
     network.train()
     try:
-        for number, images in enumerate(batches, start=1):
-            for norm in norms:
-                norm.momentum = 1 / number  # the mean of all batches so far
-            network(images)
+        with without_dropout(network):
+            for number, images in enumerate(batches, start=1):
+                for norm in norms:
+                    norm.momentum = 1 / number  # the mean of all batches so far
+                network(images)
     finally:
         for norm in norms:
             norm.momentum = MOMENTUM

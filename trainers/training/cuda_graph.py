@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ class Step(Protocol):
         """The optimizer of the network's parameters."""
         ...
 
+    @property
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """What it draws from on the network's device."""
+        ...
+
     def __call__(self, pixels: Tensor, labels: Tensor, /) -> Tensor:
         """The loss after one step on the batch."""
         ...
@@ -53,13 +58,21 @@ class CudaGraph:
     graph's own and replays it.
 
     The function must launch the same kernels for all arguments of these shapes and wait for none of
-    them. What it returns are the graph's own tensors, which the next call overwrites. Raises
-    RuntimeError where it cannot be captured.
+    them. What it returns are the graph's own tensors, which the next call overwrites. Every replay
+    goes on drawing from the `generators`, as a call of the function would. Raises RuntimeError
+    where it cannot be captured.
     """
 
-    def __init__(self, function: Callable[..., Any], *arguments: Tensor) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *arguments: Tensor,
+        generators: tuple[torch.Generator, ...] = (),
+    ) -> None:
         self._arguments = tuple(argument.clone() for argument in arguments)
         self._graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            self._graph.register_generator_state(generator)
         with torch.cuda.graph(self._graph):
             self._result = function(*self._arguments)
 
@@ -68,6 +81,13 @@ class CudaGraph:
             own.copy_(given)
         self._graph.replay()
         return self._result
+
+
+class _State(NamedTuple):
+    """What a step changes, as it was."""
+
+    tensors: list[Tensor]
+    generators: list[Tensor]
 
 
 class GraphedStep:
@@ -162,7 +182,7 @@ class GraphedStep:
             if "capturable" in group:
                 group["capturable"] = True
         try:
-            return self._make(self._step, pixels, labels)
+            return self._make(self._step, pixels, labels, generators=self._step.generators)
         finally:
             for group, values in zip(groups, before):
                 group.update(values)
@@ -175,16 +195,21 @@ class GraphedStep:
         for state in self._step.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
-    def _state(self) -> list[Tensor]:
-        return [tensor.detach().clone() for tensor in self._tensors()]
+    def _state(self) -> _State:
+        return _State(
+            [tensor.detach().clone() for tensor in self._tensors()],
+            [generator.get_state() for generator in self._step.generators],
+        )
 
     @torch.no_grad()
-    def _restore(self, state: list[Tensor]) -> None:
+    def _restore(self, state: _State) -> None:
         """In place, since a graph knows tensors by their address."""
-        for tensor, value in zip(self._tensors(), state, strict=True):
+        for tensor, value in zip(self._tensors(), state.tensors, strict=True):
             tensor.copy_(value)
+        for generator, drawn in zip(self._step.generators, state.generators, strict=True):
+            generator.set_state(drawn)
 
-    def _apart(self, before: list[Tensor], after: list[Tensor], replayed: list[Tensor]) -> float:
+    def _apart(self, before: _State, after: _State, replayed: _State) -> float:
         """How far the replay's parameters, or buffers, are from the step's, as a share of what the
         step changed.
         """
@@ -194,8 +219,8 @@ class GraphedStep:
         )
         kinds = slice(parameters), slice(parameters, parameters + buffers)
         return max(
-            _distance(after[kind], replayed[kind])
-            / max(_distance(before[kind], after[kind]), 1e-12)
+            _distance(after.tensors[kind], replayed.tensors[kind])
+            / max(_distance(before.tensors[kind], after.tensors[kind]), 1e-12)
             for kind in kinds
         )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from searchspace.groups import Element
 from trainers.data.augment import transform
+from trainers.networks.dropout import dropouts
 from trainers.networks.networks import Network
 from trainers.precision import Precision, autocast, resolve
 from trainers.training.config import TrainingConfig
@@ -30,6 +31,8 @@ class TrainingStep:
     precision: Precision
     # of order, augmentation and the loss's elements; seeded anew for every epoch
     generator: torch.Generator
+    # of dropout, on the network's device, likewise; none where nothing is dropped
+    generators: tuple[torch.Generator, ...] = ()
 
     @classmethod
     def of(
@@ -52,6 +55,7 @@ class TrainingStep:
             normalise,
             resolve(config.training.precision, next(network.parameters()).device),
             torch.Generator(),
+            _dropout_generators(network),
         )
 
     @property
@@ -102,9 +106,24 @@ class TrainingStep:
         """How many of a batch of `count` images the equivariance loss is measured on."""
         return max(1, round(self.config.training.equivariance_batch * count))
 
+    def seed_dropout(self, seed: int) -> None:
+        """Makes the masks of the next steps those of `seed`."""
+        for generator in self.generators:
+            generator.manual_seed(seed)
+
     def augment(self, pixels: Tensor) -> Tensor:
         """Images in 0..1 as training sees them."""
         return transform(pixels, self.config.training.augment, self.config.group, self.generator)
+
+
+def _dropout_generators(network: Network) -> tuple[torch.Generator, ...]:
+    """The generator that all dropouts of the network draw from henceforth, if it has any."""
+    found = dropouts(network)
+    device = next(network.parameters()).device
+    generator = torch.Generator(device if device.type == "cuda" else "cpu")
+    for module in found:
+        module.generator = generator
+    return (generator,) if found else ()
 
 
 def build_optimizer(network: Network, config: TrainingConfig) -> torch.optim.Optimizer:

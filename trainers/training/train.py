@@ -36,6 +36,9 @@ from trainers.training.step import TrainingStep
 
 # for the batch norm statistics before an evaluation, at most half of an epoch's
 STATISTICS_IMAGES = 512
+DROPOUT_STREAM = (
+    1  # behind seed and epoch: dropout's numbers are not those of order and augmentation
+)
 
 
 class DivergedError(ValueError):
@@ -74,6 +77,7 @@ class TrainingRun:
         training, count = config.training, len(images)
         steps = -(-count // training.batch_size)
         order = self._order(self.epoch)
+        self.step.seed_dropout(derived_seed(self.step.config.seed, self.epoch, DROPOUT_STREAM))
         self.network.train()
         total = torch.zeros((), device=device)
         parts = send(order, images.pixels.device).split(training.batch_size)

@@ -5,6 +5,7 @@ that match a cost: comparisons of groups and layouts are fair at equal params, M
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Literal
@@ -76,48 +77,51 @@ def widened(
     all of them at once leaves steps of 10 % at 25,000 parameters. (Residual stages of unequal
     fields would need projections.)
     """
-    first = architecture.stages[0].fields
+    if match == "fields":
+        factor = to / architecture.stages[0].fields
+        return _with_fields(architecture, _times(architecture, factor))
 
-    def distance(candidate: Architecture) -> float:
-        return abs(getattr(cost(candidate, channels, classes), match) - to)
+    def measured(candidate: Architecture) -> int:
+        return getattr(cost(candidate, channels, classes), match)
 
-    def scaled(factor: float) -> Architecture:
-        stages = tuple(
-            replace(stage, fields=max(1, round(stage.fields * factor)))
-            for stage in architecture.stages
-        )
-        return replace(architecture, stages=stages)
+    def distance(candidate: Architecture) -> int:
+        return abs(measured(candidate) - to)
 
-    def reaches(factor: float) -> bool:
+    @cache  # far fewer fields than factors
+    def reaches(fields: tuple[int, ...]) -> bool:
         try:
-            return getattr(cost(scaled(factor), channels, classes), match) >= to
+            return measured(_with_fields(architecture, fields)) >= to
         except ValueError:  # wider than any network may be
             return True
 
-    if match == "fields":
-        return scaled(to / first)
     low, high = 0.0, 1.0
-    while not reaches(high):
+    while not reaches(_times(architecture, high)):
         high *= 2
     for _ in range(24):
         middle = (low + high) / 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
+        low, high = (low, middle) if reaches(_times(architecture, middle)) else (middle, high)
+    best = _with_fields(architecture, _times(architecture, low))
     if any(stage.residual for stage in architecture.stages):
-        candidates = [scaled(low)]
         with contextlib.suppress(ValueError):
-            candidates.append(scaled(high))
-        return min(candidates, key=distance)
-    best = scaled(low)
+            wider = _with_fields(architecture, _times(architecture, high))
+            best = min(best, wider, key=distance)
+        return best
     for number in reversed(range(len(best.stages))):
-        stage = best.stages[number]
-        wider = (
-            best.stages[:number]
-            + (replace(stage, fields=stage.fields + 1),)
-            + best.stages[number + 1 :]
-        )
+        fields = [stage.fields + (n == number) for n, stage in enumerate(best.stages)]
         with contextlib.suppress(ValueError):
-            best = min(best, replace(best, stages=wider), key=distance)
+            best = min(best, _with_fields(best, fields), key=distance)
     return best
+
+
+def _times(architecture: Architecture, factor: float) -> tuple[int, ...]:
+    """The fields of each stage times `factor`, one at least."""
+    return tuple(max(1, round(stage.fields * factor)) for stage in architecture.stages)
+
+
+def _with_fields(architecture: Architecture, fields: Sequence[int]) -> Architecture:
+    """The architecture with these fields. Raises ValueError for a network that is too wide."""
+    stages = tuple(replace(s, fields=n) for s, n in zip(architecture.stages, fields))
+    return replace(architecture, stages=stages)
 
 
 def matched_share(

@@ -19,7 +19,7 @@ from searchspace.grammar import format_stage
 from searchspace.groups import Element, Group, isomorphic_name, largest_subgroup
 from searchspace.subsampling import Subsampling, pools
 
-Kind = Literal["size", "entry", "layout"]
+ProposalKind = Literal["size", "entry", "layout"]
 BEAM = 10  # partly repaired layouts kept after each stage
 MOST_CHANGES = 12  # stages changed in one proposal
 
@@ -29,7 +29,7 @@ class Proposal:
     """One neighbour of an architecture, with what it changes, keeps and costs."""
 
     # size: other images; entry: the images resized or cropped first; layout: at the same size
-    kind: Kind
+    kind: ProposalKind
     architecture: Architecture
     changes: tuple[str, ...]  # such as "stage 2: max2/2 -> max3/2"
     surviving: tuple[Element, ...]  # of the group whose elements count
@@ -63,21 +63,11 @@ def repair_sizes(
 
     Empty if nothing is shifted. `group`: whose elements count; None: all that are built in.
     """
-    before = verdict(architecture, group)
-    if before.unshifted:
+    original = _Original.of(architecture, group, channels, classes)
+    if original.verdict.unshifted:
         return ()
     sizes = exact_sizes(architecture, most=most)
-    proposals = [
-        _proposal(
-            "size",
-            before,
-            architecture.with_size(*size),
-            (f"{size_text(architecture.size)} px -> {size_text(size)} px",),
-            channels,
-            classes,
-        )
-        for size in sizes
-    ]
+    proposals = [original.resized(architecture.with_size(*size)) for size in sizes]
     inner = _without_entry(architecture)
     for height, width in exact_sizes(inner, most=most):
         if height != width:
@@ -86,11 +76,7 @@ def repair_sizes(
             entry = Subsampling(kind, output=height)
             changed = _try(architecture, entry=entry)
             if changed is not None and entry != architecture.entry:
-                proposals.append(
-                    _proposal(
-                        "entry", before, changed, _changes(architecture, changed), channels, classes
-                    )
-                )
+                proposals.append(original.changed("entry", changed))
     return tuple(p for p in proposals if verdict(p.architecture, group).unshifted)
 
 
@@ -108,24 +94,10 @@ def repair_layouts(
     The first shifted stage is replaced by each of its alternatives, then the next, keeping the
     cheapest few at each step. Empty if nothing is shifted, or if no layout nearby is exact.
     """
-    before = verdict(architecture, group)
-    if before.unshifted:
+    original = _Original.of(architecture, group, channels, classes)
+    if original.verdict.unshifted:
         return ()
-    macs = cost(architecture, channels, classes).macs
-
-    def price(candidate: Architecture) -> tuple[int, int, int, float]:
-        """Nearly the same work first, in steps of a quarter; then few stages changed, few kinds of
-        steps, and the work itself.
-        """
-        work = abs(cost(candidate, channels, classes).macs / macs - 1)
-        return (
-            round(4 * work),
-            len(_changes(architecture, candidate)),
-            len({str(stage.subsampling) for stage in candidate.stages}),
-            work,
-        )
-
-    partial, done, seen = [architecture], [], {architecture}
+    partial, exact, seen = [architecture], [], {architecture}
     for _ in range(MOST_CHANGES):
         grown = []
         for current in partial:
@@ -138,16 +110,14 @@ def repair_layouts(
                 seen.add(candidate)
                 next_stage = _first_shift(candidate, group)
                 if next_stage is None:
-                    done.append(candidate)
+                    exact.append(candidate)
                 elif next_stage > stage:
                     grown.append(candidate)
-        if len(done) >= most or not grown:
+        if len(exact) >= most or not grown:
             break
-        partial = sorted(grown, key=price)[:BEAM]
-    proposals = (
-        _proposal("layout", before, candidate, _changes(architecture, candidate), channels, classes)
-        for candidate in sorted(done, key=price)[:most]
-    )
+        partial = sorted(grown, key=original.price)[:BEAM]
+    cheapest = sorted(exact, key=original.price)[:most]
+    proposals = (original.changed("layout", candidate) for candidate in cheapest)
     return tuple(p for p in proposals if verdict(p.architecture, group).unshifted)
 
 
@@ -166,73 +136,85 @@ def breakings(
     and cost nearly the same first. Images that are no longer square are offered where the elements
     that stay are a group, such as one mirror of two. Empty if nothing survives but the identity.
     """
-    before = verdict(architecture, group)
-    height, width = architecture.size
-    moved = []
-    for size in (
-        (height + 1, width + 1),
-        (height - 1, width - 1),
-        (height, width + 1),
-        (height + 1, width),
-    ):
-        changed = _try(architecture, size=size) if min(size) > 0 else None
-        if changed is not None:
-            moved.append(
-                _proposal(
-                    "size",
-                    before,
-                    changed,
-                    (f"{size_text(architecture.size)} px -> {size_text(size)} px",),
-                    channels,
-                    classes,
-                )
-            )
-    sizes = [
-        p
-        for p in moved
-        if p.freed
-        and (
-            p.architecture.size[0] - height == p.architecture.size[1] - width
-            or 1 < len(p.surviving) == len(largest_subgroup(p.surviving))
-        )
+    original = _Original.of(architecture, group, channels, classes)
+    layouts = [
+        original.changed("layout", changed)
+        for number, stage in enumerate(architecture.stages, start=1)
+        if stage.subsampling is not None or stage.stride > 1
+        for changed in _alternatives(architecture, number)
     ]
-    layouts = []
-    for number, stage in enumerate(architecture.stages, start=1):
-        if stage.subsampling is not None or stage.stride > 1:
-            proposals = (
-                _proposal(
-                    "layout", before, changed, _changes(architecture, changed), channels, classes
-                )
-                for changed in _alternatives(architecture, number)
-            )
-            layouts += [p for p in proposals if p.freed]
-    layouts.sort(key=lambda p: (-len(p.surviving), len(p.changes), abs(p.macs_change)))
-    return tuple(sizes[: most - 2] + layouts)[:most]
+    layouts = sorted(
+        (p for p in layouts if p.freed),
+        key=lambda p: (-len(p.surviving), len(p.changes), abs(p.macs_change)),
+    )
+    return (*_breaking_sizes(original)[: most - 2], *layouts)[:most]
 
 
-def _proposal(
-    kind: Kind,
-    before: Verdict,
-    changed: Architecture,
-    changes: tuple[str, ...],
-    channels: int,
-    classes: int,
-) -> Proposal:
-    surviving = verdict(changed, before.group).surviving
-    was, now = (
-        cost(before.architecture, channels, classes).macs,
-        cost(changed, channels, classes).macs,
-    )
-    return Proposal(
-        kind,
-        changed,
-        changes,
-        surviving,
-        tuple(e for e in surviving if e not in before.surviving),
-        tuple(e for e in before.surviving if e not in surviving),
-        now,
-        now / was - 1,
-    )
+@dataclass(frozen=True)
+class _Original:
+    """The architecture that is to change, with what its neighbours are compared to."""
+
+    verdict: Verdict
+    channels: int
+    classes: int
+    macs: int
+
+    @classmethod
+    def of(
+        cls, architecture: Architecture, group: Group | None, channels: int, classes: int
+    ) -> _Original:
+        """The architecture judged under `group`, on images of `channels` and `classes`."""
+        macs = cost(architecture, channels, classes).macs
+        return cls(verdict(architecture, group), channels, classes, macs)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture itself."""
+        return self.verdict.architecture
+
+    def resized(self, changed: Architecture) -> Proposal:
+        """The proposal of other images."""
+        sizes = (size_text(a.size) for a in (self.architecture, changed))
+        return self._proposal("size", changed, (" px -> ".join(sizes) + " px",))
+
+    def changed(self, kind: ProposalKind, changed: Architecture) -> Proposal:
+        """The proposal of another entry or layout."""
+        return self._proposal(kind, changed, _changes(self.architecture, changed))
+
+    def _proposal(
+        self, kind: ProposalKind, changed: Architecture, changes: tuple[str, ...]
+    ) -> Proposal:
+        before = self.verdict.surviving
+        after = verdict(changed, self.verdict.group).surviving
+        macs = cost(changed, self.channels, self.classes).macs
+        gained = tuple(e for e in after if e not in before)
+        freed = tuple(e for e in before if e not in after)
+        return Proposal(kind, changed, changes, after, gained, freed, macs, macs / self.macs - 1)
+
+    def price(self, candidate: Architecture) -> tuple[int, int, int, float]:
+        """What sorts layouts: nearly the same work first, in steps of a quarter; then few stages
+        changed, few kinds of steps, and the work itself.
+        """
+        work = abs(cost(candidate, self.channels, self.classes).macs / self.macs - 1)
+        steps = {str(stage.subsampling) for stage in candidate.stages}
+        return round(4 * work), len(_changes(self.architecture, candidate)), len(steps), work
+
+
+def _breaking_sizes(original: _Original) -> list[Proposal]:
+    """One pixel more or less on both axes, or more on one axis where the rest is a group."""
+    height, width = original.architecture.size
+    proposals = []
+    for taller, wider in ((1, 1), (-1, -1), (0, 1), (1, 0)):
+        changed = _try(original.architecture, size=(height + taller, width + wider))
+        if changed is None:
+            continue
+        proposal = original.resized(changed)
+        rest = len(proposal.surviving)
+        if proposal.freed and (
+            taller == wider or 1 < rest == len(largest_subgroup(proposal.surviving))
+        ):
+            proposals.append(proposal)
+    return proposals
 
 
 def _first_shift(architecture: Architecture, group: Group | None) -> int | None:

@@ -239,6 +239,10 @@ def test_published_networks_parse_and_print_as_written(name):
         ("resnet26-z2", 7.24),
         ("resnet26-p4m", 7.17),
         ("equinas", 0.89),
+        ("resnet18-z2", 11.17),
+        ("resnet18-torchvision", 11.69),
+        ("wrn28-10-c4", 36.5),
+        ("wrn28-10-d4", 36.5),
     ],
 )
 def test_published_widths_give_the_published_parameters(name, millions):

@@ -139,7 +139,7 @@ def test_one_axis_is_broken_where_a_mirror_is_left():
     found = {
         p.architecture.size: p for p in breakings(Architecture.parse("28px: 4k3@D2, 4k3 max2/2"))
     }
-    assert list(found)[:2] == [(29, 29), (27, 27)]
+    assert list(found)[:4] == [(29, 29), (27, 27), (28, 29), (29, 28)]
     assert [str(e) for e in found[28, 29].surviving] == ["e", "mr180"] and [
         str(e) for e in found[28, 29].freed
     ] == ["r180", "m"]
@@ -152,6 +152,38 @@ def test_residual_strides_are_replaced_at_nearly_the_same_work():
         and best.changes[-1] == "stage 5: 184k3s2x2r -> 184k3x2r"
         and len(best.changes) == 4
     )
+
+
+@pytest.mark.parametrize(
+    "text, others",
+    [
+        # one pixel less and more of kernel, with both paddings that keep the size, and of padding
+        (
+            "28px: 4k3s2@C4",
+            "4k2s2, 4k2s2p0, 4k4s2, 4k4s2p1, 4k3 avg2/2, 4k3 max2/2, 4k3 adaptive/2",
+        ),
+        ("28px: 4k3s3@C4", "4k3s3p0, 4k3s3p2, 4k4s3, 4k4s3p1, 4k3 avg3/3, 4k3 max3/3"),
+        # a dilated kernel keeps its size with as much more padding
+        (
+            "28px: 4k3s3d2@C4",
+            "4k3s3p1d2, 4k3s3p3d2, 4k4s3d2, 4k4s3p2d2, 4k3d2 avg3/3, 4k3d2 max3/3",
+        ),
+        # windows that lie on padding alone are not proposed
+        ("30px: 4k3s3p2@C4", "4k4s3, 4k3p2 adaptive/3"),
+    ],
+)
+def test_what_a_stride_can_be_instead(text, others):
+    architecture = Architecture.parse(text)
+    propose = breakings if verdict(architecture).exact else repair_layouts
+    layouts = [p for p in propose(architecture, most=100) if p.kind == "layout"]
+    assert sorted(p.changes[0].split(" -> ")[1] for p in layouts) == sorted(others.split(", "))
+
+
+def test_a_stride_moves_into_a_pool_in_front_of_it():
+    layouts = repair_layouts(Architecture.parse("28px: 4k4s2p1@C4, 4k3s2"), most=100)
+    assert ("stage 1: 4k4s2p1 -> 4k4s2p1 avg2/2", "stage 2: 4k3s2 -> 4k3") in [
+        p.changes for p in layouts
+    ]
 
 
 def test_a_plain_network_has_nothing_to_break():

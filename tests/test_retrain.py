@@ -16,8 +16,8 @@ from studies.results.retrain import (
     RESULT,
     Job,
     MeanStd,
+    as_dict,
     default_workers,
-    plain,
     run_jobs,
     summarised,
 )
@@ -109,7 +109,7 @@ def test_the_summary_of_angles_and_elements():
     assert (row["accuracy"].mean, row["symmetry_accuracy"].mean) == (0.7, 0.6)
     assert (row["symmetry_accuracy_worst"].mean, row["equivariance_error"].mean) == (0.2, 0.1)
     assert (row["n"], row["epochs"], row["num_test"]) == (2, 9, 77)
-    assert plain(row)["accuracy"] == {"mean": 0.7, "std": 0.0, "n": 2}
+    assert as_dict(row)["accuracy"] == {"mean": 0.7, "std": 0.0, "n": 2}
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "", '{"name": 1}', "[" * 100_000])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ from studies.cli.options import (
     pairs,
     resources,
 )
-from studies.output import Format, note, print_json, print_rows, print_value
+from studies.output import Format, note, print_json, print_lines, print_rows, print_value
 
 if TYPE_CHECKING:
     from studies.results.retrain import Job
@@ -244,7 +245,7 @@ def retrain(
         ]
         for row in rows
     ]
-    print_rows([retraining.plain(row) for row in rows], format, columns, cells)
+    print_rows([retraining.as_dict(row) for row in rows], format, columns, cells)
 
 
 @app.command(rich_help_panel=BENCHMARKS)
@@ -288,27 +289,12 @@ def reproduce(
         ),
         workers,
     )
-    claims = published.claims(shift, rows)
+    claims, values = published.claims(shift, rows), [retraining.as_dict(row) for row in rows]
     if format is Format.json:
-        return print_json(
-            {
-                "shift": shift,
-                "rows": [retraining.plain(row) for row in rows],
-                "claims": [
-                    {"statement": c.statement, "measured": c.measured, "holds": c.holds}
-                    for c in claims
-                ],
-            }
-        )
-    columns, cells = published.compared(shift, rows)
-    print_rows([retraining.plain(row) for row in rows], format, columns, cells)
-    if format is Format.csv:
-        return None
-    for claim in claims:
-        print(
-            f"{'holds' if claim.holds else 'DOES NOT HOLD':>13}  {claim.statement}: "
-            f"{claim.measured}"
-        )
+        return print_json({"shift": shift, "rows": values, "claims": list(map(asdict, claims))})
+    print_rows(values, format, *published.compared(shift, rows))
+    if format is Format.table:
+        print_lines([str(claim) for claim in claims])
 
 
 @app.command(rich_help_panel=MODELS)

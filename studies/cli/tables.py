@@ -10,7 +10,7 @@ import typer
 
 from studies.cli.app import BENCHMARKS, app
 from studies.cli.options import FormatOption, Settings, StudyName, Workers, pairs, resources
-from studies.output import Column, Format, note, print_json, print_rows, print_table
+from studies.output import Format, note, print_json, print_rows
 
 
 @app.command(rich_help_panel=BENCHMARKS)
@@ -86,52 +86,12 @@ def replay(
     for method in replaying.methods(table):
         rows.append(replaying.replay(table, method, seeds, share=share))
         note(f"{rows[-1].name}: median {rows[-1].median:g} epochs")
-    best = min(row.median for row in rows[:3])
-    methods = [
-        {
-            "name": row.name,
-            "median": row.median,
-            "quartiles": list(row.quartiles),
-            "reached": row.reached,
-            "share_of_best_plain": row.median / best,
-            "epochs": list(row.epochs),
-        }
-        for row in rows
-    ]
-    if format is Format.csv:
-        return print_rows(methods, format, (), ())
     if format is Format.json:
-        return print_json(
-            {
-                "architectures": len(table.entries),
-                "epochs": table.study.training.epochs,
-                "hypervolume": replaying.full_volume(table),
-                "share": share,
-                "seeds": seeds,
-                "methods": methods,
-            }
+        return print_json(replaying.summary(table, rows, seeds, share))
+    if format is Format.table:
+        print(
+            f"{len(table.entries)} architectures, {table.study.training.epochs} epochs each; "
+            f"epochs until the front has {100 * share:g} % of the full hypervolume, "
+            f"{replaying.full_volume(table):.4f}; {seeds} seeds"
         )
-    print(
-        f"{len(table.entries)} architectures, {table.study.training.epochs} epochs each; epochs "
-        f"until the front has {100 * share:g} % of the full "
-        f"hypervolume, {replaying.full_volume(table):.4f}; {seeds} seeds"
-    )
-    print_table(
-        [
-            Column("search"),
-            Column("epochs, median", True),
-            Column("quartiles", True),
-            Column("of the best plain search", True),
-            Column("reached", True),
-        ],
-        [
-            [
-                row.name,
-                f"{row.median:g}",
-                "{:g} to {:g}".format(*row.quartiles),
-                f"{row.median / best:.2f}",
-                f"{row.reached} of {seeds}",
-            ]
-            for row in rows
-        ],
-    )
+    print_rows(replaying.as_dicts(rows), format, *replaying.compared(rows, seeds))

@@ -9,7 +9,7 @@ project's driver, with each of its parts left out once.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -19,6 +19,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.errors import StudyError
+from studies.output import Column
 from studies.pareto import front_volume
 from studies.replays.record import Table, TableEntry
 from studies.search.assignments import Assignment
@@ -122,6 +123,53 @@ def replay(table: Table, method: Method, seeds: int, *, share: float = SHARE) ->
     return Replayed(
         method.name, tuple(min(n, budget) for n in needed), sum(n <= budget for n in needed)
     )
+
+
+def as_dicts(rows: Sequence[Replayed]) -> list[dict[str, Any]]:
+    """Plain values for JSON and CSV. `share_of_best_plain`: the median, relative to the best of
+    plain Optuna, which the first three of `methods` are.
+    """
+    best = min(row.median for row in rows[:3])
+    return [
+        {
+            "name": row.name,
+            "median": row.median,
+            "quartiles": list(row.quartiles),
+            "reached": row.reached,
+            "share_of_best_plain": row.median / best,
+            "epochs": list(row.epochs),
+        }
+        for row in rows
+    ]
+
+
+def summary(table: Table, rows: Sequence[Replayed], seeds: int, share: float) -> dict[str, Any]:
+    """All of a comparison as plain values for JSON."""
+    return {
+        "architectures": len(table.entries),
+        "epochs": table.study.training.epochs,
+        "hypervolume": full_volume(table),
+        "share": share,
+        "seeds": seeds,
+        "methods": as_dicts(rows),
+    }
+
+
+def compared(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column], list[list[str]]]:
+    """The comparison as a table."""
+    titles = ("epochs, median", "quartiles", "of the best plain search", "reached")
+    columns = [Column("search"), *(Column(title, True) for title in titles)]
+    cells = [
+        [
+            row["name"],
+            f"{row['median']:g}",
+            "{:g} to {:g}".format(*row["quartiles"]),
+            f"{row['share_of_best_plain']:.2f}",
+            f"{row['reached']} of {seeds}",
+        ]
+        for row in as_dicts(rows)
+    ]
+    return columns, cells
 
 
 def _epochs_until(

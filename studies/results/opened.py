@@ -156,7 +156,7 @@ class StudyDirectory:
         jobs = retraining.front_jobs(self.path, seeds=seeds, epochs=epochs, trials=trials)
         count = workers or retraining.default_workers(jobs[0].study)
         results = retraining.run_jobs(jobs, min(count, len(jobs)))
-        return [retraining.plain(row) for row in retraining.summarised(results)]
+        return [retraining.as_dict(row) for row in retraining.summarised(results)]
 
     def report(self, out: Path | None = None) -> Path:
         """The path of the page that `equisearch report` writes."""

@@ -143,19 +143,19 @@ def compared(shift: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Column], 
             "angle_worst",
         )
         cells.append([row["name"], str(row["n"]), *(row[pick].percent() for pick in picks)])
-        known = PUBLISHED.get(shift, {}).get(row["name"])
-        if known:
+        published = PUBLISHED.get(shift, {}).get(row["name"])
+        if published:
             cells.append(
                 [
                     "  published",
-                    str(known.runs),
-                    f"{known.upright:.2f} ± {known.upright_std:.2f}",
+                    str(published.runs),
+                    f"{published.upright:.2f} ± {published.upright_std:.2f}",
                     "",
                     "",
                     "",
-                    f"{known.quarter_turn_mean:.2f}",
-                    f"{known.angle_mean:.2f}",
-                    f"{known.angle_worst:.1f}",
+                    f"{published.quarter_turn_mean:.2f}",
+                    f"{published.angle_mean:.2f}",
+                    f"{published.angle_worst:.1f}",
                 ]
             )
     return columns, cells
@@ -169,6 +169,10 @@ class Claim:
     measured: str
     holds: bool
 
+    def __str__(self) -> str:
+        sentence = f"{self.statement}: {self.measured}"
+        return f"{'holds' if self.holds else 'DOES NOT HOLD':>13}  {sentence}"
+
 
 def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[Claim]:
     """What the paper says of this shift, held against the rows; only `upright` has statements with
@@ -179,7 +183,7 @@ def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[Claim]:
         return []
     exact = by_name["P4 28 px"]
     turns = [exact[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)]
-    found = [
+    statements = [
         Claim(
             "28 px: the same on every quarter turn",
             f"spread {100 * (max(turns) - min(turns)):.3f} points",
@@ -190,14 +194,14 @@ def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[Claim]:
         row = by_name[name]
         better = 100 * (row["turn_0"].mean - exact["turn_0"].mean)
         worse = 100 * (exact["quarter_turn_mean"].mean - row["quarter_turn_mean"].mean)
-        found.append(
+        statements.append(
             Claim(f"{name}: better than 28 px upright", f"{better:+.2f} points", better > 0)
         )
-        found.append(
+        statements.append(
             Claim(
                 f"{name}: 15 to 25 points worse over quarter turns",
                 f"{worse:.2f} points",
                 15 <= worse <= 25,
             )
         )
-    return found
+    return statements

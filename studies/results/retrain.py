@@ -216,7 +216,7 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def plain(row: dict[str, Any]) -> dict[str, Any]:
+def as_dict(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `summarised` for JSON."""
 
     def value(item: Any) -> Any:

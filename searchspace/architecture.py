@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
+from searchspace.function.orbit import check_orbit
 from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
 from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Layer, layers_of
@@ -158,7 +159,8 @@ class Architecture:
     the |G| channels of a field become one feature after the spatial mean (`none`: they stay apart,
     and the logits are not invariant); `filters` the parametrisation: `free` kernels that the
     elements transform (quarter turns and flips, any kernel size) or escnn's band-limited `basis`
-    (any group). Raises ValueError where no such network can be built.
+    (any group). With an `orbit`, the logits are the mean of those of the image moved by each of its
+    elements, in training too. Raises ValueError where no such network can be built.
     """
 
     size: tuple[int, int]
@@ -166,6 +168,7 @@ class Architecture:
     head: Head = "group_max"
     filters: Filters = "free"
     entry: Subsampling | None = None
+    orbit: Group = TRIVIAL
     # all that have a window, in order, with sizes and remainders
     layers: tuple[Layer, ...] = field(init=False, compare=False)
 
@@ -186,6 +189,7 @@ class Architecture:
                 f"the input can be changed by resize or crop, not by {self.entry.kind}"
             )
         self._check_groups()
+        check_orbit(self.orbit, self.size)
         # raises ValueError where a layer does not fit
         self.__dict__["layers"] = layers_of(self.size, self.entry, self.stages)
         weights = sum(
@@ -262,6 +266,13 @@ class Architecture:
         from end to end.
         """
         return self.stages[-1].group
+
+    @property
+    def symmetry(self) -> Group:
+        """The group under which the network is meant to be exact: the one that is built in, or
+        that of the orbit average, where it is not within the former.
+        """
+        return max(self.group, self.orbit)
 
     @property
     def family(self) -> Literal["plain", "steerable"]:

@@ -22,7 +22,8 @@ class Cost:
     params: int  # trained values
     # of the folded network: convolution weights with one bias per channel, and the linear layer
     expanded_params: int
-    # multiply-accumulates of one image's forward pass: convolutions and the linear layer
+    # multiply-accumulates of one image's forward pass: convolutions and the linear layer, as many
+    # times as an orbit average runs them
     macs: int
 
 
@@ -63,7 +64,8 @@ def cost(architecture: Architecture, channels: int = 1, classes: int = 10) -> Co
     last = architecture.stages[-1]
     features = last.channels if architecture.head == "none" else last.fields
     linear = (features + 1) * classes
-    return Cost(params + linear, expanded + linear, macs + features * classes)
+    macs = (macs + features * classes) * architecture.orbit.order
+    return Cost(params + linear, expanded + linear, macs)
 
 
 @lru_cache(maxsize=65536)

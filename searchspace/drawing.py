@@ -12,7 +12,7 @@ from searchspace.architecture import Architecture
 from searchspace.exactness import AXES, Verdict, places, shift_text, verdict
 from searchspace.geometry import size_text
 from searchspace.grammar import format_stage
-from searchspace.groups import Element, isomorphic_name, largest_subgroup
+from searchspace.groups import TRIVIAL, Element, isomorphic_name, largest_subgroup
 from searchspace.layers import Layer
 
 BAR = 16  # cells of the longest bar
@@ -162,6 +162,16 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
         )
         group = stage.group
     assert group == architecture.group
+    if architecture.orbit != TRIVIAL:
+        yield _Row(
+            "orbit",
+            str(architecture.orbit),
+            f"mean of {architecture.orbit.order} logits",
+            (1, 1),
+            (),
+            _named(verdict.surviving, verdict),
+            _survives(verdict.surviving, verdict),
+        )
 
 
 def _survives(elements: tuple[Element, ...], verdict: Verdict) -> str:

@@ -5,17 +5,29 @@ the pixel grid onto itself, and no window is shifted on an axis that it reads ba
 Abusing Equivariance", arXiv:2308.11316; tested against float64 measurements element by element in
 `tests/test_exactness_proof.py`). Shifts that undo each other, or that no feature sees, break
 nothing (`searchspace.mirroring`). Whatever is not exact is measured, never claimed.
+
+Of an orbit average the logits are all that there is: `surviving` are the elements that leave them
+unchanged (`searchspace.function.orbit`), and what its stages keep is that of the network inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal
 
 from searchspace.architecture import Architecture
-from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
+from searchspace.function.orbit import averaged_elements
+from searchspace.geometry import Size
+from searchspace.groups import (
+    IDENTITY,
+    TRIVIAL,
+    Element,
+    Group,
+    isomorphic_name,
+    largest_subgroup,
+)
 from searchspace.layers import layers_of
 from searchspace.mirroring import (
     BY_AXES,
@@ -26,8 +38,9 @@ from searchspace.mirroring import (
 )
 from searchspace.symbolic import Program, program
 
-Reason = Literal["grid", "group", "shift"]
+Reason = Literal["grid", "group", "shift", "orbit"]
 AXES = ("height", "width")
+GRID_GROUP = Group(4, True)
 UNSHIFTED = (0, 0)
 
 
@@ -35,7 +48,8 @@ UNSHIFTED = (0, 0)
 class Break:
     """One place where an element stops being exact."""
 
-    # grid: no pixel permutation; group: not built in from this stage on; shift: a window is shifted
+    # grid: no pixel permutation; group: not built in from this stage on; shift: a window is
+    # shifted; orbit: the orbit average lacks it, and the logits inside change
     reason: Reason
     stage: int  # counted from 1; 0 is the entry
     layer: str  # such as conv1 or max2/2; empty unless shifted
@@ -47,6 +61,8 @@ class Break:
             return "off the pixel grid: never exact, measure it"
         if self.reason == "group":
             return f"not built in from stage {self.stage} on: never guaranteed, measure it"
+        if self.reason == "orbit":
+            return "not of the orbit, and the logits inside change: never guaranteed, measure it"
         place = f"stage {self.stage}" if self.stage else "entry"
         return f"{place} {self.layer}: {shift_text(self.layer, (self.axis,), self.remainder)}"
 
@@ -96,8 +112,10 @@ class Verdict:
     @property
     def surviving(self) -> tuple[Element, ...]:
         """The elements under which the features are exactly equivariant, in the group's order;
-        always with the identity.
+        always with the identity. Of an orbit average those that leave the logits unchanged.
         """
+        if self.architecture.orbit != TRIVIAL:
+            return self.invariant
         return _surviving(self.group, self.architecture.group, self.unshifted_elements)
 
     @property
@@ -122,8 +140,10 @@ class Verdict:
     @property
     def unshifted(self) -> bool:
         """True if no element that is built in and on the grid is lost: no shifted window is left to
-        repair.
+        repair, or the orbit average does not need it.
         """
+        if self.architecture.orbit != TRIVIAL and self.grid_exact:
+            return True
         return all(
             e in self.unshifted_elements
             for e in self.group.elements
@@ -137,7 +157,12 @@ class Verdict:
 
         A shifted window behind which the element is exact again, or still, is not such a place.
         """
-        return tuple((element, self._places(element)) for element in self.group.elements)
+        if self.architecture.orbit == TRIVIAL:
+            return tuple((element, self._places(element)) for element in self.group.elements)
+        return tuple(
+            (e, () if e in self.surviving else self._places(e) or (Break("orbit", 0, "", "", 0),))
+            for e in self.group.elements
+        )
 
     def breaks(self, element: Element) -> tuple[Break, ...]:
         """Where `element` is lost, first place first; empty if it survives. Raises KeyError outside
@@ -184,7 +209,20 @@ class Verdict:
         built in or not, where kernels might as well have one pixel. A network that sees no pixel is
         invariant under everything.
         """
+        if self.architecture.orbit != TRIVIAL:
+            return self._averaged
         return tuple(element for element in self.group.elements if self._unchanged(element))
+
+    @property
+    def _averaged(self) -> tuple[Element, ...]:
+        inner = replace(self.architecture, orbit=TRIVIAL)
+
+        def inside(size: Size) -> tuple[Element, ...]:
+            return verdict(inner.with_size(*size), GRID_GROUP).invariant
+
+        kept = averaged_elements(self.architecture.orbit, self.architecture.size, inside)
+        constant = verdict(inner, self.group).invariant  # off the grid: where no pixel is seen
+        return tuple(e for e in self.group.elements if e in (kept if e.on_grid else constant))
 
     def _unchanged(self, element: Element) -> bool:
         architecture = self.architecture
@@ -225,10 +263,10 @@ class Verdict:
 
 def verdict(architecture: Architecture, group: Group | None = None) -> Verdict:
     """The verdict on `architecture` for every element of `group`; None: the group it is built
-    with.
+    with, or averaged over.
     """
     return Verdict(
-        architecture, architecture.group if group is None else group, _unshifted(architecture)
+        architecture, architecture.symmetry if group is None else group, _unshifted(architecture)
     )
 
 

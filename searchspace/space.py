@@ -29,13 +29,13 @@ from searchspace.choices import (
     NotEmpty,
     Positive,
     Restrict,
-    Section,
     Sizes,
     Texts,
     Width,
 )
 from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
+from searchspace.function.choices import FunctionChoices
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate, Loss, Recipe, require_trainable
@@ -64,7 +64,7 @@ class Trial(Protocol):
 DEFAULT_BACKBONE = "10k3, 10k3 *, 10k3, 10k3, 10k3, 10k3, 10k3"
 
 
-class SearchSpace(Section):
+class SearchSpace(FunctionChoices):
     """Every architecture that a study may try. A value in place of a list fixes that choice."""
 
     # stages in text form; * marks where the layout's subsampling goes
@@ -234,7 +234,7 @@ class SearchSpace(Section):
         head = _choose(trial, "head", self.head) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
         stages = _with_dropout(stages, self._sample_dropout(trial))
-        architecture = Architecture((size, size), stages, head, filters)
+        architecture = self.averaged(trial, Architecture((size, size), stages, head, filters))
         if self.width is not None:
             architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
         loss = self._sample_loss(trial, architecture, declared)
@@ -309,7 +309,7 @@ class SearchSpace(Section):
     ) -> Loss:
         if (
             declared is not None
-            and architecture.head != "none"
+            and (architecture.head != "none" or architecture.orbit != TRIVIAL)
             and verdict(architecture, declared).exact
         ):
             return Loss()

@@ -17,6 +17,7 @@ KEYS = {
     "architecture",
     "preset",
     "family",
+    "orbit",
     "group",
     "exact",
     "grid_exact",

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
-from searchspace.groups import IDENTITY, Element, Group
+from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED
 from support.architectures import ANY, ODD, odd_architecture, random_architecture
 from trainers.actions import act, act_on_fields
@@ -159,7 +159,8 @@ def claimed(architecture: Architecture, elements: list[Element]) -> Survivors:
     """
     found = [verdict(architecture, group) for group in (GRID, architecture.stages[0].group)]
     for one in found:
-        assert set(one.surviving) == set(one.after_stages[-1]), str(architecture)
+        features = one.invariant if architecture.orbit != TRIVIAL else one.after_stages[-1]
+        assert set(one.surviving) == set(features), str(architecture)
         assert [e for e, breaks in one.losses if not breaks] == list(one.surviving), str(
             architecture
         )
@@ -273,6 +274,18 @@ def test_random_architectures_with_elements_off_the_grid():
     assert not sample(random_architecture, 3, 40, groups=ANY)
 
 
+def averaged_architecture(rng: random.Random, **choices) -> Architecture:
+    """A random architecture averaged over an orbit that keeps its images' shape."""
+    made = random_architecture(rng, **choices)
+    names = ("C2", "D1", "D2", "C4", "D4") if made.size[0] == made.size[1] else ("C2", "D1", "D2")
+    return replace(made, orbit=Group.parse(rng.choice(names)))
+
+
+def test_random_architectures_averaged_over_an_orbit():
+    assert not sample(averaged_architecture, 5, 20)
+    assert not sample(averaged_architecture, 6, 8, square=0.0)
+
+
 def test_odd_architectures():
     assert not sample(odd_architecture, 4, 150, groups=ODD)
 
@@ -283,6 +296,8 @@ def test_thousands_of_random_architectures(proof_seed):
         random_architecture, proof_seed, 30, square=0.0
     )
     found += sample(random_architecture, proof_seed, 20, groups=ANY)
+    found += sample(averaged_architecture, proof_seed, 30)
+    found += sample(averaged_architecture, proof_seed, 10, square=0.0)
     found += sample(odd_architecture, proof_seed, 60) + sample(
         odd_architecture, proof_seed, 40, groups=ODD
     )

@@ -49,6 +49,7 @@ class Checked:
             "preset": self.preset,
             "family": self.architecture.family,
             "group": str(found.group),
+            "orbit": str(self.architecture.orbit),
             "exact": found.exact,
             "grid_exact": found.grid_exact,
             "surviving": found.surviving_group,
@@ -142,7 +143,9 @@ class Checked:
         found, group = self.verdict, self.verdict.group
         if group == TRIVIAL:
             return self._plain_answer
-        if found.exact:
+        if self.architecture.orbit != TRIVIAL:
+            lines = self._averaged_answer
+        elif found.exact:
             lines = [f"Exact under {group}: moving the image moves the features."]
         else:
             kept = " ".join(_names(found.surviving))
@@ -156,7 +159,7 @@ class Checked:
                     f"Built in is {self.architecture.stages[0].group}; @{group} in the first "
                     f"stage would build in all of {group}."
                 )
-        if set(found.invariant) != set(found.surviving):
+        if set(found.invariant) != set(found.surviving):  # never of an orbit average
             what = (
                 "only the identity"
                 if found.invariant == (IDENTITY,)
@@ -170,12 +173,30 @@ class Checked:
                     else "."
                 )
             )
-        if self.exact_sizes:
+        if self.exact_sizes and self.architecture.orbit == TRIVIAL:
             lines.append(
                 "Exact input sizes nearby: "
                 f"{', '.join(size_text(size) for size in self.exact_sizes)} px."
             )
         return "\n".join(lines)
+
+    @property
+    def _averaged_answer(self) -> list[str]:
+        """Lines on an orbit average, of which the logits alone are exact."""
+        found, orbit = self.verdict, self.architecture.orbit
+        price = f"each image runs {orbit.order} times"
+        if found.exact:
+            return [
+                f"Exact under {found.group}: the mean over the orbit {orbit} leaves the logits "
+                f"unchanged; {price}."
+            ]
+        kept = " ".join(_names(found.surviving))
+        lines = [
+            f"Not exact under {found.group}: of {found.group.order} elements, "
+            f"{len(found.surviving)} leave the logits of the orbit average over {orbit} unchanged "
+            f"({kept}); {price}."
+        ]
+        return lines + [f"  {_several(_names(e))}: {told}" for told, e in self._losses.items()]
 
     @property
     def _losses(self) -> dict[str, tuple[Element, ...]]:

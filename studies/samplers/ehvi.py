@@ -211,7 +211,8 @@ class FeatureCoding:
         span = max(1, sizes[-1] - sizes[0])
         # no columns of what no training has: weights are drawn for each
         dropped = any(f.dropout for f in features)
-        columns = zip(*[(*f.choices, *((f.dropout,) if dropped else ())) for f in features])
+        columns = [*zip(*[(*f.choices, *((f.dropout,) if dropped else ())) for f in features])]
+        columns += [c for c in zip(*[f.optional for f in features]) if len(set(c)) > 1]
         self._choices = numpy.array(list(zip(*[_codes(column) for column in columns])))
         self._numbers = numpy.array(
             [

@@ -69,6 +69,9 @@ class Features:
     dropout: tuple[str, ...] = ()  # the kind of each stage; empty where all are none
     dropout_rate: float = 0.0  # mean over the stages
     learning_rate: float | None = None  # None: the study's
+    # choices that most spaces leave at their default: orbit. They count only where they differ, so
+    # that a space without them is searched as if there were none.
+    optional: tuple[Any, ...] = ()
 
 
 def features_of(candidate: Candidate, declared: Group) -> Features:
@@ -96,6 +99,7 @@ def features_of(candidate: Candidate, declared: Group) -> Features:
         _surviving(architecture, declared),
         tuple(d.kind for d in dropouts) if any(dropouts) else (),
         sum(d.rate for d in dropouts) / len(dropouts),
+        optional=(str(architecture.orbit),),
     )
 
 
@@ -114,7 +118,10 @@ def distance(a: Features, b: Features, span: int) -> float:
         + (a.dropout != b.dropout)
         + abs(a.dropout_rate - b.dropout_rate)
     )
-    return differing / (len(a.choices) + 2) + SURVIVING * abs(a.surviving - b.surviving)
+    more = sum(x != y for x, y in zip(a.optional, b.optional))
+    return (differing + more) / (len(a.choices) + 2 + more) + SURVIVING * abs(
+        a.surviving - b.surviving
+    )
 
 
 @lru_cache(maxsize=16384)

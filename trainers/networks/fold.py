@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from searchspace.groups import Group
+from searchspace.groups import TRIVIAL, Group
 from trainers.networks.convolution import Block, Convolution
 from trainers.networks.kernels import fourier
 from trainers.networks.networks import Network, step_spec
@@ -101,13 +101,17 @@ def description(network: Network) -> dict[str, Any]:
         "features": network.linear.in_features,
         "classes": network.classes,
     }
-    return {
+    described = {
         "channels": channels,
         "size": list(architecture.size),
         "stages": stages,
         "head": head,
         "entry": step_spec(architecture.entry, channels) if architecture.entry else None,
     }
+    # left out where absent: descriptions of earlier versions stay what they are
+    if architecture.orbit != TRIVIAL:
+        described["orbit"] = [[e.mirror, e.quarter_turns] for e in architecture.orbit.elements]
+    return described
 
 
 def _block(block: Block) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture, Filters, Stage
-from searchspace.groups import Group
+from searchspace.groups import TRIVIAL, Group
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
 from trainers.networks.convolution import Block, Convolution, channels_last
@@ -21,6 +21,7 @@ from trainers.networks.dropout import Dropout
 from trainers.networks.filters import Parametrisation, expand
 from trainers.networks.kernels import maxima
 from trainers.networks.normalization import Pooling
+from trainers.networks.orbit import averaged, orbit_of
 from trainers.networks.plain import Subsample
 
 
@@ -139,9 +140,12 @@ class Network(nn.Module):
         """(logits, the feature maps after each stage and its subsampling, before its dropout).
         Raises ValueError for images of another size.
 
-        Images that are not square may come turned by a quarter, with height and width exchanged.
+        Of an orbit average the maps are those of the images as they are. Images that are not square
+        may come turned by a quarter, with height and width exchanged.
         """
-        return self._run(images, lambda maps: (maps, maps))
+        count = len(images)
+        averages = self.architecture.orbit != TRIVIAL
+        return self._run(images, lambda maps: (maps, maps[:count] if averages else maps))
 
     def forward_with_parts(
         self, images: Tensor, *parts: slice, block: int = 1
@@ -150,8 +154,10 @@ class Network(nn.Module):
         few images costs little backwards.
         """
 
+        bounded = tuple(slice(*part.indices(len(images))) for part in parts)
+
         def cut(maps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            whole, *compared = maxima.of_parts(maps, parts, block)
+            whole, *compared = maxima.of_parts(maps, bounded, block)
             return whole, tuple(compared)
 
         return self._run(images, cut)
@@ -168,6 +174,8 @@ class Network(nn.Module):
                 f"the network takes images [batch, {', '.join(map(str, expected))}], got "
                 f"{list(images.shape)}"
             )
+        # in one batch, so that the statistics of a training step are those of the whole orbit
+        images = orbit_of(images, self.architecture.orbit)
         weights = iter(self.weights())
         maps = channels_last(images if self.entry is None else self.entry(images))
         outputs = []
@@ -186,7 +194,7 @@ class Network(nn.Module):
             fields = features.unflatten(1, (-1, self.order))
             features = fields.amax(2) if self.architecture.head == "group_max" else fields.mean(2)
         with torch.autocast(maps.device.type, enabled=False):
-            return self.linear(features)
+            return averaged(self.linear(features), self.architecture.orbit)
 
 
 def step_spec(step: Subsampling, channels: int) -> dict:

@@ -15,6 +15,8 @@ The description is a dict of numbers and strings:
              "channels"}
     head    {"kind": "group_max" | "group_mean" | "none", "order": channels of a field, "features",
              "classes"}
+    orbit   may be left out: the logits are the mean over these moves of the images, a list of
+            [mirror left to right first, quarter turns counter-clockwise]
 """
 
 import torch
@@ -222,6 +224,12 @@ class Head(nn.Module):
         return self.linear(features)
 
 
+def moved(images, mirror, turns):
+    """The images mirrored left to right if `mirror`, then turned by quarters counter-clockwise."""
+    images = images.flip(-1) if mirror else images
+    return torch.rot90(images, turns, (-2, -1)) if turns else images
+
+
 class PlainNetwork(nn.Module):
     """The folded network of a description: Conv2d, ReLU, pooling, one Linear. For evaluation; it
     holds no batch norm.
@@ -240,18 +248,27 @@ class PlainNetwork(nn.Module):
                 parts.append(Block({"convolutions": [step], "skip": None}))
             self.stages.append(nn.Sequential(*parts))
         self.head = Head(description["head"])
+        self.orbit = tuple(map(tuple, description.get("orbit", [(False, 0)])))
 
     def forward(self, images):
         """The logits [batch, classes] of images [batch, channels, height, width]."""
+        return self._averaged(images, self._logits(images))
+
+    def forward_with_stages(self, images):
+        """(logits, a tuple with the feature maps after each stage, of the images as they are)."""
+        maps, outputs = self.entry(images), []
+        for stage in self.stages:
+            maps = stage(maps)
+            outputs.append(maps)
+        return self._averaged(images, self.head(maps)), tuple(outputs)
+
+    def _logits(self, images):
         maps = self.entry(images)
         for stage in self.stages:
             maps = stage(maps)
         return self.head(maps)
 
-    def forward_with_stages(self, images):
-        """(logits, a tuple with the feature maps after each stage)."""
-        maps, outputs = self.entry(images), []
-        for stage in self.stages:
-            maps = stage(maps)
-            outputs.append(maps)
-        return self.head(maps), tuple(outputs)
+    def _averaged(self, images, logits):
+        for mirror, turns in self.orbit[1:]:
+            logits = logits + self._logits(moved(images, mirror, turns))
+        return logits if len(self.orbit) == 1 else logits / len(self.orbit)

@@ -1,0 +1,1 @@
+"""Choices about the whole function that an architecture computes, around and beside its stages."""

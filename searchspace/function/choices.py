@@ -1,0 +1,64 @@
+"""The keys of a study file's `space:` about the whole function: what stands around and beside the
+stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+from pydantic import field_validator
+
+from searchspace.architecture import Architecture
+from searchspace.choices import Groups, Section
+from searchspace.exactness import verdict
+from searchspace.function.orbit import check_orbit
+from searchspace.groups import TRIVIAL, Group
+
+SQUARE = (1, 1)
+
+
+class Chooser(Protocol):
+    """What is called of an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: list) -> Any:
+        """One of `choices`."""
+
+
+class FunctionChoices(Section):
+    """Choices around the stages; each default leaves the network as its stages are."""
+
+    orbit: Groups = ("C1",)  # the logits are averaged over; C1: not averaged
+
+    @field_validator("orbit")
+    @classmethod
+    def _exact(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            check_orbit(Group.parse(name), SQUARE)
+        return names
+
+    def averaged(self, trial: Chooser, architecture: Architecture) -> Architecture:
+        """`architecture` with an orbit drawn from `trial`, of those that change its function: an
+        average of a network that is invariant already costs more and gives the same.
+        """
+        names = [
+            name
+            for name in self.orbit
+            if len(verdict(architecture, Group.parse(name)).invariant) < Group.parse(name).order
+            or Group.parse(name) == TRIVIAL
+        ]
+        name = _one_of(trial, "orbit", names or ["C1"], self.orbit)
+        return replace(architecture, orbit=Group.parse(name))
+
+
+def _one_of(trial: Chooser, name: str, options: list[Any], listed: tuple[Any, ...]) -> Any:
+    """One of the options, which are some of those `listed`; it is sampled where there are two or
+    more.
+    """
+    options = list(dict.fromkeys(options))
+    if len(options) == 1:
+        return options[0]
+    narrowed = len(options) < len(dict.fromkeys(listed))
+    return trial.suggest_categorical(
+        f"{name}/{','.join(map(str, options))}" if narrowed else name, options
+    )

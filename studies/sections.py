@@ -60,6 +60,8 @@ class Search(Settings):
     start: Literal["spread", "random"] = "spread"
     # trainings of one architecture, each with its own seed; 1: none is repeated
     repeats: int = Field(default=2, ge=1)
+    # `evolution`: children by relaxation begin with their parents' weights
+    inherit: bool = False
     # continuations of a trial whose worker died twice at the same rung
     retries: int = Field(default=3, ge=0)
     # stop when the front has not moved for that many trials
@@ -71,6 +73,15 @@ class Search(Settings):
         if any(a >= b for a, b in zip(self.rungs, self.rungs[1:])):
             raise ValueError(
                 f"rungs are {list(self.rungs)}; they must increase, for example [2, 6, 18]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_parents(self) -> Search:
+        if self.inherit and self.sampler != "evolution":
+            raise ValueError(
+                f"inherit is true and the sampler is {self.sampler}; only evolution has parents "
+                "whose weights a child can inherit: take sampler: evolution, or leave inherit out"
             )
         return self
 

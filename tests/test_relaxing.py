@@ -181,7 +181,7 @@ def test_a_training_begins_with_the_weights_of_another_and_goes_on(tmp_path):
     parent = Training(whole, epochs, tmp_path / "parent")
     scores = train(whole, epochs, parent.directory, 4, splits=splits)
     child = Training(whole.relaxed(2, Group.parse("C2")), epochs, tmp_path / "child")
-    begin(child, parent, 3, splits)
+    begin(child, parent, 3, lambda: splits)
     begun = start(child.architecture, child.config, child.directory, splits)
     trained = start(whole, epochs, parent.directory, splits)
     assert begun.epoch == 3 and begun.progress.seconds == 0
@@ -197,7 +197,7 @@ def test_a_training_begins_with_the_weights_of_another_and_goes_on(tmp_path):
         on_epoch=lambda epoch, row: seen.append(epoch),
     )
     assert seen == [4] and found.epoch == 4 and scores.params < found.params
-    begin(child, parent, 3, splits)  # as after a kill: nothing is begun again
+    begin(child, parent, 3, lambda: splits)  # as after a kill: nothing is begun again
     assert start(child.architecture, child.config, child.directory, splits).epoch == 4
 
 
@@ -207,11 +207,11 @@ def test_a_parent_without_a_checkpoint_or_of_other_images_is_named(tmp_path):
     parent = Training(architecture, config(), tmp_path / "parent")
     child = Training(architecture.relaxed(2, Group.parse("C1")), config(), tmp_path / "child")
     with pytest.raises(ValueError, match="no checkpoint in .*parent"):
-        begin(child, parent, 1, splits)
+        begin(child, parent, 1, lambda: splits)
     train(architecture, config(), parent.directory, 1, splits=splits)
     content = torch.load(parent.directory / "checkpoint.pt", weights_only=True)
     content["network"]["stages.0.0.convolutions.0.filters"] = torch.zeros(6, 9)
     torch.save(content, parent.directory / "checkpoint.pt")
     with pytest.raises(ValueError, match="which have 1 channels and 10 classes"):
-        begin(child, parent, 1, splits)
+        begin(child, parent, 1, lambda: splits)
     assert not child.directory.exists()

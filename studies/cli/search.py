@@ -117,6 +117,32 @@ def resume(
     )
 
 
+@app.command(rich_help_panel=SEARCH)
+def relax(
+    directory: Directory,
+    trial: Trial,
+    stage: Annotated[
+        int,
+        typer.Option(min=1, help="The first stage that is relaxed; 1 is the first of all."),
+    ],
+    to: Annotated[str, typer.Option(metavar="GROUP", help="The smaller group, such as C2 or C1.")],
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Epochs to train; else the last third of the schedule.", show_default=False
+        ),
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Adds a trial to the study in DIR that begins with the weights and the function of TRIAL, its
+    stages from one on held to a smaller group; `resume` trains it.
+    """
+    from studies.results.relax_trial import relax_lines, relax_trial
+
+    made = relax_trial(directory, trial, stage, to, epochs=epochs)
+    print_value(made, format, "\n".join(relax_lines(directory, made)))
+
+
 @app.command(rich_help_panel=LOOK)
 def status(directory: Directory, format: FormatOption = Format.table) -> None:
     """Prints the state of the study in DIR: trials, front, and which process drives it."""

@@ -20,6 +20,7 @@ EPOCH = "epoch"  # the last one that was trained and saved
 ERROR = "error.txt"  # why it failed
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 GIVEN = ("architecture", "learning_rate", "seed", "continues")
+INHERITED = ("inherited_from", "inherited_epoch")  # given to trials with another's weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TrialFolder:
 
     path: Path
     number: int
-    # architecture, learning_rate, seed, continues: those that are known
+    # architecture, learning_rate, seed, continues, and what is inherited: those that are known
     given: Mapping[str, Any]
     scores: Mapping[int, dict[str, Any]]  # by epoch, ascending
     error: str | None  # the last line of what made the trial fail
@@ -76,10 +77,12 @@ def read_folder(path: Path) -> TrialFolder:
 
 
 def write_given(path: Path, given: Mapping[str, Any]) -> None:
-    """Writes down whose folder this is: `given` holds architecture, learning rate, seed, and what
-    the trial continues.
+    """Writes down whose folder this is: `given` holds architecture, learning rate, seed, what the
+    trial continues, and whose weights it inherits.
     """
     content = {name: given.get(name) for name in GIVEN}
+    if given.get("inherited_from") is not None:
+        content |= {name: given[name] for name in INHERITED}
     (path / ARCHITECTURE).write_text(f"{content['architecture']}\n", encoding="utf-8")
     (path / TRIAL).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -101,7 +104,8 @@ def move_aside(path: Path) -> Path:
 def _given(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_text(path / TRIAL))
-        return {name: content[name] for name in GIVEN}
+        inherited = {name: content[name] for name in INHERITED if name in content}
+        return {name: content[name] for name in GIVEN} | inherited
     except (ValueError, KeyError, TypeError):
         pass  # of an older version, or damaged
     architecture = _text(path / ARCHITECTURE).strip()

@@ -9,10 +9,10 @@ from typing import Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.journal.folders import TrialFolder
+from studies.journal.folders import INHERITED, TrialFolder
 from studies.journal.reader import CREATE_TRIAL, SET_STATE, STATES
 from studies.journal.salvage import LOST_TRIAL, SET_TRIAL_ATTRIBUTE, Entry
-from studies.journal.trial import ENDED, RUNG, recorded_rungs
+from studies.journal.trial import ENDED, RUNG, inherited_key, recorded_rungs
 from studies.pareto import DIRECTIONS
 
 WAITING = 4
@@ -144,9 +144,13 @@ def described(folder: TrialFolder, study: Study, describe: DescribeTrial | None)
     assert folder.architecture is not None
     seed = folder.given.get("seed", study.search.seed)
     continues = folder.given.get("continues")
+    inherited = {name: folder.given[name] for name in INHERITED if name in folder.given}
+    known = describe(folder.architecture, rate, seed)
     return {
         **({} if continues is None else {"continues": continues}),
-        **describe(folder.architecture, rate, seed),
+        **inherited,
+        **known,
+        "canonical": inherited_key(known["canonical"], inherited.get("inherited_from")),
     }
 
 

@@ -40,6 +40,13 @@ def recorded_rungs(attributes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     }
 
 
+def inherited_key(key: str, parent: int | None) -> str:
+    """The key of a training that begins with the weights of trial `parent` (None: with its own):
+    trials with the same key train the same network in the same way.
+    """
+    return key if parent is None else f"{key} inherited_from={parent}"
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """One trial: what was proposed, how far it is trained, and how it ended."""
@@ -78,6 +85,16 @@ class TrialRecord:
     def continues(self) -> int | None:
         """The number of the stopped trial whose training this one continues."""
         return self.attributes.get("continues")
+
+    @property
+    def inherited_from(self) -> int | None:
+        """The number of the trial with whose weights this one's training began."""
+        return self.attributes.get("inherited_from")
+
+    @property
+    def inherited_epoch(self) -> int:
+        """The epoch of the schedule at which a training with another's weights began, else 0."""
+        return self.attributes.get("inherited_epoch", 0)
 
     @property
     def key(self) -> str | None:

@@ -38,6 +38,8 @@ class Refusal:
     learn: bool = False
 
 
+# The parameters of a trial that waits to be proposed, and its first attributes.
+Queued = tuple[Mapping[str, Any], Mapping[str, Any]]
 # The attributes of a proposal, and why it is refused, if it is.
 Described = tuple[Mapping[str, Any], Refusal | None]
 
@@ -104,13 +106,25 @@ class JournalWriter:
             (trial.number for trial in trials if trial.state.name == "WAITING"), len(trials)
         )
 
-    def propose(self, sampler: Any, describe: Callable[[Any], Described]) -> TrialRecord:
+    def queue(self, queued: Queued) -> int:
+        """The number of a new trial that waits to be proposed."""
+        parameters, attributes = queued
+        number = len(self._storage.get_all_trials(self._id, deepcopy=False))
+        self.optuna.enqueue_trial(dict(parameters), user_attrs=dict(attributes))
+        return number
+
+    def propose(
+        self, sampler: Any, describe: Callable[[Any], Described], queued: Queued | None = None
+    ) -> TrialRecord:
         """A new trial, running or refused, on disk whole or not at all.
 
-        `describe(trial)` draws the proposal from an Optuna trial that asks `sampler`.
+        `describe(trial)` draws the proposal from an Optuna trial that asks `sampler`; `queued` is
+        proposed before anything is sampled, unless a trial waits already.
         """
         self.optuna.sampler = sampler
         with self._backend.transaction():
+            if queued is not None and not self._waits:
+                self.queue(queued)
             trial = self.optuna.ask()
             attributes, refusal = describe(trial)
             record = TrialRecord(
@@ -189,6 +203,11 @@ class JournalWriter:
 
     def _trial_id(self, record: TrialRecord) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, record.number)
+
+    @property
+    def _waits(self) -> bool:
+        trials = self._storage.get_all_trials(self._id, deepcopy=False)
+        return any(trial.state.name == "WAITING" for trial in trials)
 
     @property
     def exhausted(self) -> bool:

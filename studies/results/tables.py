@@ -132,6 +132,8 @@ def trial_row(study: Study, record: TrialRecord) -> dict[str, Any]:
         "learning_rate": facts.get("learning_rate"),
         "seed": facts.get("seed"),
         "continues": facts.get("continues"),
+        "inherited_from": facts.get("inherited_from"),
+        "inherited_epoch": facts.get("inherited_epoch"),
         "scores": record.scores,
         "reason": record.reason,
         "started": record.started,
@@ -224,9 +226,11 @@ def _yes(value: bool | None) -> str:
 
 
 def _what(row: dict[str, Any]) -> str:
-    notes = ([f"continues trial {row['continues']}"] if row["continues"] is not None else []) + (
-        [row["reason"]] if row["reason"] else []
-    )
+    notes = [
+        *([f"continues trial {row['continues']}"] if row["continues"] is not None else []),
+        *([f"inherits trial {row['inherited_from']}"] if row["inherited_from"] is not None else []),
+        *([row["reason"]] if row["reason"] else []),
+    ]
     return "  ".join([str(row["architecture"] or ""), *(f"[{note}]" for note in notes)])
 
 
@@ -255,6 +259,11 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
     if row["continues"] is not None:
         lines.append(
             f"  continues the training of trial {row['continues']}, which was stopped at a rung"
+        )
+    if row["inherited_from"] is not None:
+        lines.append(
+            f"  began with the weights of trial {row['inherited_from']}, relaxed, after epoch "
+            f"{row['inherited_epoch']} of the schedule"
         )
     for epoch, scores in rungs.items():
         lines.append(

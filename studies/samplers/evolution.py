@@ -12,7 +12,8 @@ layout's own sizes) is taken from the parent where it still exists there, else d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy
@@ -25,10 +26,12 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.journal.trial import is_feasible
+from studies.journal.trial import inherited_key, is_feasible
 from studies.pareto import hypervolume, pareto, utilities
 from studies.samplers.planned import base_name
+from trainers.seeds import derived_seed
 
 # Median epochs of `evolution` until 95 % of the best front, 40 seeds on mnist_table and
 # mnist_d4_table (`studies.replays`), with these values: 107 and 140.
@@ -41,6 +44,7 @@ ALONE = 0.05
 CROSSOVER = 0.3
 STEP = 0.15  # of a mutated real number, as a share of its range, standard deviation
 FURTHER = 0.3  # chance of each further mutation
+RELAXED = 0.5  # share of proposals that relax a parent, with `search.inherit`
 
 
 class SubgroupEvolution:
@@ -56,10 +60,10 @@ class SubgroupEvolution:
         """
         if self._best is None:  # each proposal has a planner of its own
             complete = [t for t in trials if t.state == TrialState.COMPLETE and t.params]
-            self._best = self._parents([t for t in complete if is_feasible(t.user_attrs)])
+            self._best = self.parents([t for t in complete if is_feasible(t.user_attrs)])
         return Mutation(rng).child(self._best) if self._best else {}
 
-    def _parents(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def parents(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """The best trials: by what the front would lose without them, then by the volume that each
         has alone.
         """
@@ -76,6 +80,67 @@ class SubgroupEvolution:
         ]
         order = sorted(range(len(trials)), key=lambda i: -contribution[i])
         return [trials[i] for i in order[:PARENTS]]
+
+
+class Relaxing:
+    """Makes children that begin with their parents' weights: a parent with its stages from one on
+    relaxed by one edge of the lattice (EquiNAS's evolutionary search, Maile et al.,
+    arXiv:2210.05484).
+    """
+
+    def __init__(self, study: Study, has_weights: Callable[[int], bool]) -> None:
+        """`has_weights` says of a trial's number whether its weights are kept."""
+        self._study, self._has_weights = study, has_weights
+        space = study.space
+        plain = ["C1"] if "plain" in space.family else []
+        self._groups = sorted({*map(str, space.groups), *space.restrict.to, *plain})
+
+    def move(self, trials: Sequence[FrozenTrial], number: int) -> tuple[Candidate, int] | None:
+        """(the child, its parent's number) as proposal `number`; None where something else is
+        proposed. The same for the same trials and number.
+        """
+        rng = numpy.random.default_rng(derived_seed(self._study.search.seed, number, 1))
+        if rng.random() >= RELAXED:
+            return None
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        feasible = [t for t in complete if is_feasible(t.user_attrs)]
+        parents = SubgroupEvolution(self._study).parents(
+            [
+                t
+                for t in feasible
+                if "warm_start" not in t.user_attrs and self._has_weights(t.number)
+            ]
+        )
+        tried = {t.user_attrs.get("canonical") for t in trials}
+        for place in _tournament(len(parents), rng):
+            parent = parents[place]
+            children = [
+                child
+                for child in self._children(parent)
+                if inherited_key(child.key, parent.number) not in tried
+            ]
+            if children:
+                return children[rng.integers(len(children))], parent.number
+        return None
+
+    def _children(self, parent: FrozenTrial) -> Iterator[Candidate]:
+        rate = parent.user_attrs.get("learning_rate")
+        candidate = Candidate.parse(parent.user_attrs["architecture"]).with_learning_rate(rate)
+        for stage, layer in enumerate(candidate.architecture.stages, start=1):
+            # sorted, since the order in a set differs between processes
+            choices = sorted({*self._groups, str(layer.group)})
+            for name in lattice_neighbours(str(layer.group), choices):
+                with suppress(ValueError):  # of what cannot keep the function, and larger groups
+                    relaxed = candidate.architecture.relaxed(stage, Group.parse(name))
+                    yield Candidate(relaxed, candidate.recipe)
+
+
+def _tournament(parents: int, rng: numpy.random.Generator) -> list[int]:
+    """The places of all parents: the better of two first, then the others, the best first."""
+    if parents == 0:
+        return []
+    first = int(min(rng.integers(parents, size=2)))
+    return [first, *(place for place in range(parents) if place != first)]
 
 
 class Neighbour:

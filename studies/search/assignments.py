@@ -31,6 +31,9 @@ class Assignment:
     continues: int | None = None  # the stopped trial whose training goes on, under this number
     # 2 after the batch did not fit into memory: half the batch, gradients accumulated
     batch_divisor: int = 1
+    # the trial with whose weights the training begins, and after which epoch of the schedule
+    inherited_from: int | None = None
+    inherited_epoch: int = 0
 
 
 class Report(Protocol):
@@ -66,6 +69,8 @@ def assignment_of(directory: Path, study: Study, record: TrialRecord) -> Assignm
         str(directory / TRIALS / f"{record.number:05d}"),
         record.continues,
         record.batch_divisor,
+        record.inherited_from,
+        record.inherited_epoch,
     )
 
 

@@ -22,7 +22,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import StudyPlace, create_directory, open_directory, publish
 from studies.journal.origin import Images, Look, adopt, first_attributes
-from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
+from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord, inherited_key
 from studies.journal.writer import Described, OpenedJournal, Refusal, open_journal, writing
 from studies.search.assignments import (
     Assignment,
@@ -33,6 +33,7 @@ from studies.search.assignments import (
     with_folder,
 )
 from studies.search.attempts import Died, count_death
+from studies.search.inheritance import Child, next_child
 from studies.search.progress import Progress
 from studies.search.promotions import Promotions
 from studies.search.proposals import attributes_of, continuation, facts, proposed
@@ -234,7 +235,8 @@ class SearchDriver:
                     self._journal.next_number(),
                     refused.number if refused and refused.parameters else None,
                 )
-                record = self._journal.propose(sampler, self._describe)
+                child = None if refused else next_child(self.study, self._journal, self.directory)
+                record = self._journal.propose(sampler, self._describe, child)
                 if record.state == "running":
                     with self._state:
                         return self._give_out(record, new=True)
@@ -252,6 +254,11 @@ class SearchDriver:
             self.explanation = self._remaining.explain(refused)
         return None
 
+    def queue(self, child: Child) -> int:
+        """The number of the new trial of `child`, which waits to be trained."""
+        with self._state, writing(self.directory):
+            return self._journal.queue(child.queued(self.study))
+
     @cached_property
     def _remaining(self) -> Remaining:
         return Remaining(self.study, self.channels, self.classes)
@@ -266,7 +273,7 @@ class SearchDriver:
             known = facts(proposal.architecture, self.study, self.channels, self.classes)
         except ValueError as error:
             return {}, Refusal(str(error))
-        key = proposal.key
+        key = inherited_key(proposal.key, trial.user_attrs.get("inherited_from"))
         with self._state:
             repeats = self._trainings[key]
             attributes = attributes_of(proposal, known, key, repeats, self.study.search.seed)

@@ -11,11 +11,14 @@ from typing import Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
+from studies.journal.folders import read_folder
 from studies.search.assignments import Assignment, Report
+from trainers.data.datasets import load
 from trainers.devices import limit_memory
 from trainers.files import write_whole
 from trainers.process import tune_process
 from trainers.training.checkpoint import epochs_done, fingerprint
+from trainers.training.inheritance import Training, begin
 from trainers.training.train import train
 
 ARCHITECTURE = "architecture.txt"
@@ -39,8 +42,11 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
         assignment.learning_rate
     )
     config = study.training_config(assignment.seed, candidate.recipe, assignment.batch_divisor)
+    if assignment.inherited_from is not None:
+        _begin(study, Training(candidate.architecture, config, directory), assignment)
     done = epochs_done(directory, fingerprint(candidate.architecture, config))
-    for rung in (r for r in study.rungs if done <= r <= assignment.until_epoch):
+    rungs = study.rungs if assignment.inherited_from is None else study.rungs[-1:]
+    for rung in (r for r in rungs if done <= r <= assignment.until_epoch):
         scores = _recorded(directory).get(rung) if rung == done else None
         if scores is None:
             scores = train(
@@ -53,6 +59,27 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
             _record(directory, scores)
         if report(scores) == "stop":
             return
+
+
+def _begin(study: Study, child: Training, assignment: Assignment) -> None:
+    """Leaves the first checkpoint of a trial that begins with another's weights in its folder,
+    unless it has one. Raises ValueError where they cannot be inherited.
+    """
+    folder = child.directory.with_name(f"{assignment.inherited_from:05d}")
+    given = read_folder(folder).given
+    if not {"architecture", "learning_rate", "seed"} <= given.keys():
+        raise ValueError(
+            f"the folder of trial {assignment.inherited_from}, whose weights are inherited, does "
+            f"not say what was trained ({folder}); relax a trial whose folder is whole"
+        )
+    parent = Candidate.parse(given["architecture"]).with_learning_rate(given["learning_rate"])
+    config = study.training_config(given["seed"], parent.recipe)
+    begin(
+        child,
+        Training(parent.architecture, config, folder),
+        assignment.inherited_epoch,
+        lambda: load(config.data, child.architecture.size),
+    )
 
 
 def _record(directory: Path, scores: Mapping[str, Any]) -> None:

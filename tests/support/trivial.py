@@ -57,7 +57,8 @@ def trainable(study, assignment, report) -> None:
     folder = Path(assignment.directory)
     (folder / "pid").write_text(str(os.getpid()))
     saved = folder / "checkpoint"
-    done = json.loads(saved.read_text())["epoch"] if saved.exists() else 0
+    done = json.loads(saved.read_text())["epoch"] if saved.exists() else assignment.inherited_epoch
+    rungs = study.rungs if assignment.inherited_from is None else study.rungs[-1:]
     for epoch in range(1, assignment.until_epoch + 1):
         if epoch > done:
             with (folder / "epochs.txt").open("a") as file:
@@ -66,8 +67,10 @@ def trainable(study, assignment, report) -> None:
             part = folder / "checkpoint.part"
             part.write_text(json.dumps({"epoch": epoch}))
             os.replace(part, saved)
+            if study.search.inherit:
+                (folder / "checkpoint.pt").touch()
             report.heartbeat(epoch)
-        if epoch in study.rungs and report(scores(assignment.architecture, epoch)) == "stop":
+        if epoch in rungs and report(scores(assignment.architecture, epoch)) == "stop":
             return
 
 

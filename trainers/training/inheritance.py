@@ -14,7 +14,7 @@ SGD's rate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +42,9 @@ class Training(NamedTuple):
     directory: Path
 
 
-def begin(child: Training, parent: Training, epoch: int, splits: Splits) -> None:
+def begin(child: Training, parent: Training, epoch: int, load_splits: Callable[[], Splits]) -> None:
     """Leaves a checkpoint of `epoch` of the child's schedule with the parent's last weights, unless
-    the child has one.
+    the child has one; only then the images are read.
 
     Raises ValueError where the parent has no checkpoint, its images had other channels or classes,
     or the child's architecture is not a relaxation of the parent's; OSError where the checkpoint
@@ -53,6 +53,7 @@ def begin(child: Training, parent: Training, epoch: int, splits: Splits) -> None
     owner = checkpoint.fingerprint(child.architecture, child.config)
     if checkpoint.read(child.directory, owner) is not None:
         return
+    splits = load_splits()
     before, saved = _trained(parent, splits)
     device = pick_device(child.config.training.device)
     images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), device)

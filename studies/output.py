@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeGuard
 
 from studies.terminal import is_terminal, lasting, one_line, shown, styled
 
@@ -155,7 +155,7 @@ def formatted(value: Any, form: str) -> str:
     return format(value, form) if is_number(value) else str(value)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a number, which True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 Objective = Literal[
-    "accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency"
+    "accuracy",
+    "symmetry_accuracy",
+    "worst_symmetry_accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "equivariance_error",
+    "params",
+    "macs",
+    "latency",
 ]
 Direction = Literal["maximize", "minimize"]
 
@@ -18,6 +26,9 @@ DIRECTIONS: dict[str, Direction] = {
     "accuracy": "maximize",  # share of validation images, 0 to 1
     # the same, mean over transformations that training has not seen
     "symmetry_accuracy": "maximize",
+    "worst_symmetry_accuracy": "maximize",  # the same, of the worst transformation
+    "balanced_accuracy": "maximize",  # mean over classes of the share of its images
+    "auroc": "maximize",  # area under the ROC curve, one class against the others, mean
     "equivariance_error": "minimize",  # of the logits; 0 is exact
     "params": "minimize",
     "macs": "minimize",  # multiply-accumulates per image
@@ -27,6 +38,9 @@ DIRECTIONS: dict[str, Direction] = {
 # The worst cost that still counts, as a power of ten; a hypervolume needs a reference that never
 # moves.
 WORST_EXPONENT = {"params": 10, "macs": 14, "latency": 7}
+
+# objectives whose score has another name among those of a training
+SCORE_OF = {"worst_symmetry_accuracy": "symmetry_accuracy_worst"}
 
 Point = tuple[float, ...]
 T = TypeVar("T")

@@ -104,7 +104,16 @@ def test_a_room_holds_at_most_sixteen_modules():
 # as the layers allow.
 ORDER = {
     "trainers": ("data", "networks", "instruments", "training", "bundles"),
-    "studies": ("journal", "samplers", "search", "workers", "results", "replays", "cli"),
+    "studies": (
+        "journal",
+        "evidence",
+        "samplers",
+        "search",
+        "workers",
+        "results",
+        "replays",
+        "cli",
+    ),
 }
 
 

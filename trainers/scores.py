@@ -37,6 +37,12 @@ class Scores:
     # milliseconds per image of a forward in batches of 128, this machine
     latency: float
     seconds: float  # of training and evaluation so far
+    # on upright images, every class alike; None: a class has no validation image
+    balanced_accuracy: float | None = None
+    auroc: float | None = None  # one class against the others, mean over classes
+    balanced_accuracy_error: float | None = None  # standard errors of the two over images
+    auroc_error: float | None = None
+    num_images: int | None = None  # validation images that accuracies are shares of
 
     def __post_init__(self) -> None:
         for field in fields(self):

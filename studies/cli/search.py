@@ -175,11 +175,12 @@ def front(
     """Prints the Pareto front of the study in DIR and draws it among all trials; * marks the best
     compromise.
     """
+    from studies.evidence.intervals import Evidence
     from studies.journal.definition import definition_note
     from studies.results import front_plot, tables
 
     study, records = tables.open_study(directory, reading=True)
-    rows, columns, cells = tables.front_rows(study, records)
+    rows, columns, cells = tables.front_rows(study, records, Evidence.of(directory))
     print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
     for text in filter(None, (tables.left_out(records), definition_note(study))):
         note(text)
@@ -211,17 +212,19 @@ def report(
 @app.command(rich_help_panel=LOOK)
 def show(directory: Directory, trial: Trial, format: FormatOption = Format.table) -> None:
     """Prints everything about one trial: its scores at every rung, its exactness, its files."""
+    from studies.evidence.intervals import Evidence, over_seeds
     from studies.journal.definition import definition_note
     from studies.results import tables
 
     study, records = tables.open_study(directory, parameters=True, reading=True)
     record = tables.find_trial(records, trial, directory)
     row = {
-        **tables.trial_row(study, record),
+        **tables.trial_row(study, record, Evidence.of(directory)),
         "parameters": record.parameters,
         "rungs": record.rungs,
         "scored": study.symmetry.scored,
         "note": definition_note(study),
+        "seeds": over_seeds(records).get(record.key or "", {}),
     }
     if format is not Format.table:
         return print_value(row, format, "")
@@ -286,6 +289,7 @@ def repair(directory: Directory) -> None:
 def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> None:
     """Runs a study to its end or interruption, then prints its front and what to type next."""
     from studies.cli.live import LiveView
+    from studies.evidence.intervals import Evidence
     from studies.results import tables
     from studies.workers.executors import run
 
@@ -296,7 +300,7 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
             ending = run(driver, listener=view)
     note(f"ended: {ending.reason}" + (f": {driver.explanation}" if driver.explanation else ""))
     quoted = quote(str(directory))
-    rows, columns, cells = tables.front_rows(*tables.open_study(directory))
+    rows, columns, cells = tables.front_rows(*tables.open_study(directory), Evidence.of(directory))
     print_lines(tables.status_lines(tables.status(directory)))
     if rows:
         print_table(columns, cells)

@@ -19,6 +19,10 @@ State = Literal["waiting", "running", "complete", "pruned", "failed", "refused",
 # first `out_of_memory`; the second ends the trial as pruned.
 Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]
 Decision = Literal["continue", "stop"]
+# search: proposed by the sampler, which learns from it. pair, control: trained to compare another
+# trial with (`studies.evidence`); the sampler, the rungs and the front never see it.
+Kind = Literal["search", "pair", "control"]
+KIND = "trial_kind"  # the attribute
 # the states that count towards `search.trials`
 ENDED: tuple[State, ...] = ("complete", "pruned", "failed")
 RUNG = "rung "  # and an epoch: the attribute with the scores and the decision at that epoch
@@ -80,6 +84,14 @@ class TrialRecord:
     def batch_divisor(self) -> int:
         """2 after the batch did not fit into memory, else 1."""
         return self.attributes.get("batch_divisor", 1)
+
+    @property
+    def kind(self) -> Kind:
+        """What the trial was trained for."""
+        attributes = self.attributes
+        if isinstance(attributes, JournalAttributes) and not attributes.may_hold(KIND):
+            return "search"
+        return attributes.get(KIND, "search")
 
     @property
     def continues(self) -> int | None:

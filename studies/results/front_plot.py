@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from searchspace.groups import Group
 from studies.config import Study
+from studies.evidence.front import best_compromise, members, scored
 from studies.journal.trial import TrialRecord
 from studies.output import short
-from studies.pareto import DIRECTIONS, WORST_EXPONENT, knee
-from studies.results.tables import members, values_of
+from studies.pareto import DIRECTIONS, WORST_EXPONENT
 from trainers.figures import check_name, write
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TITLES = {
     "accuracy": "accuracy, %",
     "symmetry_accuracy": "symmetry accuracy, %",
+    "worst_symmetry_accuracy": "accuracy under the worst element, %",
+    "balanced_accuracy": "balanced accuracy, %",
+    "auroc": "AUROC, %",
     "equivariance_error": "equivariance error",
     "params": "parameters",
     "macs": "multiply-accumulates",
@@ -48,23 +51,21 @@ class PlottedTrial:
 def plotted_trials(study: Study, records: Sequence[TrialRecord]) -> list[PlottedTrial]:
     """All complete trials whose values count, in their order."""
     front = members(study, records)
-    best = knee(values_of(front), study.objectives)
     on_front = {record.number for record in front}
-    chosen = None if best is None else front[best].number
+    best = best_compromise(study, front)
     declared = Group.parse(study.symmetry.group).order
     return [
         PlottedTrial(
             record.number,
             tuple(
-                100 * v if name.endswith("accuracy") else v
-                for v, name in zip(record.values, study.objectives)
+                100 * v if name.endswith(("accuracy", "auroc")) else v
+                for v, name in zip(record.values or (), study.objectives)
             ),
             record.number in on_front,
-            record.number == chosen,
+            record is best,
             len(record.attributes.get("surviving") or "e") / declared,
         )
-        for record in records
-        if record.state == "complete" and record.feasible and record.values
+        for record in scored(records)
     ]
 
 
@@ -223,7 +224,7 @@ class _Axis:
         """The value as a label."""
         return (
             f"{value:.1f}"
-            if self.name.endswith("accuracy")
+            if self.name.endswith(("accuracy", "auroc"))
             else short(value)
             if self.name in ("params", "macs")
             else f"{value:.3g}"

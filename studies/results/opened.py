@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
+from studies.evidence.intervals import Evidence
 from studies.journal.directory import read_study
 from studies.journal.stored import read_stored
 from studies.markup import Html, html, joined, svg_html, table_html
@@ -115,7 +116,7 @@ class StudyDirectory:
     def front(self) -> TrialTable:
         """The Pareto front, best first objective first; `front.best` is the best compromise."""
         study, records = views.open_study(self.path, reading=True)
-        rows, columns, cells = views.front_rows(study, records)
+        rows, columns, cells = views.front_rows(study, records, Evidence.of(self.path))
 
         def figure() -> Html:
             from studies.results import front_plot

@@ -13,6 +13,8 @@ from searchspace.geometry import size_text
 from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
+from studies.evidence.front import scored
+from studies.evidence.intervals import Evidence
 from studies.journal.directory import VERSIONS
 from studies.journal.trial import TrialRecord
 from studies.markup import Html, html, joined
@@ -75,7 +77,7 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
 
 def _page(directory: Path, study: Study, records: Sequence[TrialRecord]) -> str:
     sections = [
-        *_front(study, records),
+        *_front(study, records, Evidence.of(directory)),
         *_compared(study, records),
         *_tested(directory),
         *_ended(records),
@@ -100,12 +102,15 @@ def _page(directory: Path, study: Study, records: Sequence[TrialRecord]) -> str:
     )
 
 
-def _front(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
-    rows, columns, cells = views.front_rows(study, records)
+def _front(study: Study, records: Sequence[TrialRecord], evidence: Evidence) -> Iterable[Html]:
+    rows, columns, cells = views.front_rows(study, records, evidence)
     if not rows:
         yield html("<h2>Front</h2><p>No trial is complete yet.</p>")
         return
-    yield html("<h2>Front</h2><p>Validation scores; * marks the best compromise.</p>")
+    yield html(
+        "<h2>Front</h2><p>Validation scores with their 95 % intervals over images; * marks the "
+        "best compromise; members are tied where no objective tells them apart.</p>"
+    )
     yield _table(columns, cells)
     if len(study.objectives) > 1:
         yield _svg(scatter.figure(scatter.plotted_trials(study, records), study.objectives))
@@ -120,9 +125,10 @@ def _growth(study: Study, records: Sequence[TrialRecord]) -> Figure:
     volumes: list[float] = []
     front: dict[tuple[float, ...], tuple[float, ...]] = {}
     volume = 0.0
-    finished = [(r.order, r) for r in records if r.order is not None]
+    counted = {record.number for record in scored(records)}
+    finished = [(r.order, r) for r in records if r.order is not None and r.kind == "search"]
     for _, record in sorted(finished, key=lambda pair: pair[0]):
-        if record.state == "complete" and record.feasible and record.values:
+        if record.number in counted and record.values:
             point = signed(record.values, study.objectives)
             if point not in front and not any(dominates(other, point) for other in front):
                 front = {
@@ -140,16 +146,14 @@ def _growth(study: Study, records: Sequence[TrialRecord]) -> Figure:
 
 def _compared(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
     """Scores of complete trials by what they are built of."""
-    scored = [
+    compared = [
         (Candidate.parse(r.architecture), r.scores)
-        for r in records
-        if r.state == "complete"
-        and r.feasible
-        and r.architecture
+        for r in scored(records)
+        if r.architecture
         and r.scores
         and all(is_number(r.scores.get(name)) for name in ("accuracy", "symmetry_accuracy"))
     ]
-    if not scored:
+    if not compared:
         return
     yield html(
         "<h2>Complete trials by what they are built of</h2><p class='note'>Validation scores, "
@@ -168,7 +172,7 @@ def _compared(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
     exact = {r.architecture: bool(r.attributes.get("exact")) for r in records if r.architecture}
     for name, facet in FACETS.items():
         groups: dict[str, list[tuple[Candidate, dict[str, Any]]]] = {}
-        for candidate, scores in scored:
+        for candidate, scores in compared:
             groups.setdefault(facet(candidate), []).append((candidate, scores))
         if len(groups) < 2:
             continue

@@ -12,6 +12,8 @@ from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
+from studies.evidence.front import best_compromise, members, values_of
+from studies.evidence.intervals import Evidence, intervals, over_seeds, resolution_text
 from studies.journal.definition import definition_note
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
@@ -19,7 +21,7 @@ from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.stored import read_stored
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
-from studies.pareto import front_volume, knee, pareto
+from studies.pareto import SCORE_OF, front_volume
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
@@ -56,23 +58,11 @@ def find_trial(records: Sequence[TrialRecord], number: int, directory: Path) -> 
     return records[number]
 
 
-def members(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The Pareto front: complete, feasible trials that no other dominates, best first objective
-    first.
-    """
-    complete = [r for r in records if r.state == "complete" and r.feasible and r.values]
-    return pareto(complete, study.objectives, lambda record: record.values or ())
-
-
-def values_of(records: Sequence[TrialRecord]) -> list[tuple[float, ...]]:
-    """The objectives of complete trials, in their order."""
-    return [record.values for record in records if record.values is not None]
-
-
 def status(directory: Path) -> dict[str, Any]:
     """How a study stands: trials by state, size and hypervolume of the front, and who drives it."""
     study, records = open_study(directory, reading=True)
-    counts = Counter(record.state for record in records)
+    counts = Counter(record.state for record in records if record.kind == "search")
+    beside = Counter(record.kind for record in records if record.kind != "search")
     front = members(study, records)
     return {
         "directory": str(directory),
@@ -84,6 +74,8 @@ def status(directory: Path) -> dict[str, Any]:
         "scored": study.symmetry.scored,
         "driver": holder(directory),
         "note": definition_note(study),
+        "beside_the_search": dict(beside),
+        "resolution": Evidence.of(directory).resolution(front),
     }
 
 
@@ -105,6 +97,10 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     trials = value["trials"]
     done = trials["complete"] + trials["pruned"] + trials["failed"]
     states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
+    beside = ", ".join(
+        f"{count} {kind}{'' if count == 1 else 's'}"
+        for kind, count in value["beside_the_search"].items()
+    )
     driven = f"driven by {value['driver']}" if value["driver"] else "no process drives it"
     return [
         f"{value['directory']}: {done} of {value['asked_for']} trials done "
@@ -112,11 +108,16 @@ def status_lines(value: dict[str, Any]) -> list[str]:
         f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, "
         f"hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})",
         *([value["note"]] if value["note"] else []),
+        *([f"beside the search: {beside}"] if beside else []),
+        *([resolution_text(value["resolution"])] if value["resolution"] else []),
     ]
 
 
-def trial_row(study: Study, record: TrialRecord) -> dict[str, Any]:
-    """One trial as plain values."""
+def trial_row(
+    study: Study, record: TrialRecord, evidence: Evidence | None = None
+) -> dict[str, Any]:
+    """One trial as plain values; `intervals` are 95 % intervals over validation images."""
+    images = (evidence or Evidence()).count(record)
     facts = record.attributes
     values = dict(zip(study.objectives, record.values)) if record.values else {}
     return {
@@ -135,6 +136,9 @@ def trial_row(study: Study, record: TrialRecord) -> dict[str, Any]:
         "inherited_from": facts.get("inherited_from"),
         "inherited_epoch": facts.get("inherited_epoch"),
         "scores": record.scores,
+        "intervals": intervals(record.scores, images),
+        "num_images": images,
+        "kind": record.kind,
         "reason": record.reason,
         "started": record.started,
         "finished": record.finished,
@@ -144,13 +148,18 @@ def trial_row(study: Study, record: TrialRecord) -> dict[str, Any]:
 def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """Every trial as values, and as the cells of a table."""
     study, records = open_study(directory, parameters=True, reading=True)
-    rows = [{**trial_row(study, record), "parameters": record.parameters} for record in records]
+    evidence = Evidence.of(directory)
+    rows = [
+        {**trial_row(study, record, evidence), "parameters": record.parameters}
+        for record in records
+    ]
+    names = dict.fromkeys(("accuracy", "symmetry_accuracy", *study.objectives))
+    scores = [name for name in names if name not in COST_OBJECTIVES]
     columns = [
         Column("trial", True),
         Column("state"),
         Column("epoch", True),
-        Column("accuracy %", True),
-        Column("symmetry %", True),
+        *(Column(_title(name), True) for name in scores),
         Column("params", True),
         Column("MACs", True),
         Column("exact"),
@@ -161,8 +170,7 @@ def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], lis
             str(row["trial"]),
             row["state"],
             str(row["epoch"] or "-"),
-            _score(row, "accuracy"),
-            _score(row, "symmetry_accuracy"),
+            *(_score(row, name) for name in scores),
             short(row["params"]),
             short(row["macs"]),
             _yes(row["exact"]),
@@ -174,13 +182,23 @@ def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], lis
 
 
 def front_rows(
-    study: Study, records: Sequence[TrialRecord]
+    study: Study, records: Sequence[TrialRecord], evidence: Evidence | None = None
 ) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
-    """The Pareto front as values, and as the cells of a table; the best compromise is marked."""
+    """The Pareto front as values, and as the cells of a table; the best compromise is marked, and
+    each member names those that it cannot be told apart from (`ties`).
+    """
+    evidence = evidence or Evidence()
     front = members(study, records)
-    best = knee(values_of(front), study.objectives)
+    best = best_compromise(study, front)
+    ties, seeds = evidence.ties(study, front), over_seeds(records)
     rows = [
-        {**trial_row(study, record), "knee": place == best} for place, record in enumerate(front)
+        {
+            **trial_row(study, record, evidence),
+            "knee": record is best,
+            "ties": ties[record.number],
+            "seeds": seeds.get(record.key or "", {}),
+        }
+        for record in front
     ]
     names = dict.fromkeys(("accuracy", "symmetry_accuracy", *study.objectives))
     scores = [name for name in names if name not in COST_OBJECTIVES]
@@ -190,6 +208,7 @@ def front_rows(
         Column("params", True),
         Column("MACs", True),
         Column("exact"),
+        Column("tied with"),
         Column("architecture"),
     ]
     cells = [
@@ -199,6 +218,7 @@ def front_rows(
             short(row["params"]),
             short(row["macs"]),
             _yes(row["exact"]),
+            " ".join(map(str, row["ties"])) or "-",
             row["architecture"],
         ]
         for row in rows
@@ -210,15 +230,26 @@ def _title(name: str) -> str:
     return {
         "accuracy": "accuracy %",
         "symmetry_accuracy": "symmetry %",
+        "worst_symmetry_accuracy": "worst element %",
+        "balanced_accuracy": "balanced %",
+        "auroc": "AUROC %",
         "equivariance_error": "equiv. error",
     }.get(name, name)
 
 
 def _score(row: dict[str, Any], name: str) -> str:
-    value = (row["scores"] or {}).get(name, row["values"].get(name))
+    score = SCORE_OF.get(name, name)
+    value = (row["scores"] or {}).get(score, row["values"].get(name))
     if value is None:
         return "-"
-    return percent(value) if name.endswith("accuracy") else formatted(value, ".3g")
+    if not (name.endswith("accuracy") or name == "auroc"):
+        return formatted(value, ".3g")
+    return percent(value) + bounds(row["intervals"].get(score))
+
+
+def bounds(interval: Mapping[str, float] | None) -> str:
+    """A 95 % interval of a share as text behind it, in per cent; empty for none."""
+    return f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if interval else ""
 
 
 def _yes(value: bool | None) -> str:
@@ -265,17 +296,34 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
             f"  began with the weights of trial {row['inherited_from']}, relaxed, after epoch "
             f"{row['inherited_epoch']} of the schedule"
         )
+
+    def share(name: str, scores: dict[str, Any]) -> str:
+        found = intervals(scores, row["num_images"]).get(name)
+        return percent(scores.get(name)) + bounds(found)
+
     for epoch, scores in rungs.items():
         lines.append(
-            f"  epoch {epoch}: accuracy {percent(scores.get('accuracy'))} %, symmetry accuracy "
-            f"{percent(scores.get('symmetry_accuracy'))} % "
-            f"(worst {percent(scores.get('symmetry_accuracy_worst'))} %{_unseen(scores)}), "
+            f"  epoch {epoch}: accuracy {share('accuracy', scores)} %, symmetry accuracy "
+            f"{share('symmetry_accuracy', scores)} % "
+            f"(worst {share('symmetry_accuracy_worst', scores)} %{_unseen(scores)}), "
             "equivariance error "
             f"{formatted(scores.get('equivariance_error', float('nan')), '.3g')}, "
             f"{formatted(scores.get('seconds', 0), '.1f')} s"
         )
     if row.get("note"):
         lines.append(f"  {row['note']}")
+    if row["intervals"]:
+        lines.append(
+            f"  in brackets: 95 % intervals over {row['num_images']:,} validation images"
+            if row["num_images"]
+            else "  in brackets: 95 % intervals over validation images"
+        )
+    for name, mean in row.get("seeds", {}).items():
+        if name in ("accuracy", "symmetry_accuracy"):
+            lines.append(
+                f"  {name.replace('_', ' ')} over {mean['n']} seeds: {percent(mean['mean'])} %"
+                f"{bounds(mean)} (95 % over seeds)"
+            )
     folder = directory / "trials" / f"{row['trial']:05d}"
     if folder.is_dir():
         lines.append(f"  files in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from studies.config import Study
 from studies.errors import ScoresError
 from studies.journal.trial import Outcome, TrialRecord
-from studies.pareto import Point
+from studies.pareto import SCORE_OF, Point
 
 # what rungs compare: costs are known before training
 RUNG_SCORES = ("accuracy", "symmetry_accuracy")
@@ -76,12 +76,11 @@ def objective_values(study: Study, record: TrialRecord) -> tuple[float, ...]:
     Raises ScoresError if it has not, or if its scores lack an objective.
     """
     measured = _measured(study, record)
-    missing = [
-        name for name in study.objectives if not isinstance(measured.get(name), (int, float))
-    ]
+    names = {name: SCORE_OF.get(name, name) for name in study.objectives}
+    missing = [name for name in names if not isinstance(measured.get(names[name]), (int, float))]
     if missing:
         raise ScoresError(f"the scores lack the objective {', '.join(missing)}")
-    return tuple(float(measured[name]) for name in study.objectives)
+    return tuple(float(measured[name]) for name in names.values())
 
 
 def constraint_excess(study: Study, record: TrialRecord) -> dict[str, float]:

@@ -146,6 +146,7 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
     out. Raises ValueError or OSError for data that cannot be read.
     """
     from trainers.data.datasets import DataWarning, describe, load
+    from trainers.training.class_scores import missing_classes
     from trainers.training.config import check_training
 
     size = study.space.pixels[0]
@@ -153,6 +154,21 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
         warnings.simplefilter("ignore", DataWarning)  # `describe` says it
         splits = load(study.data, (size, size))
     warned = check_training(study.training, len(splits.train), min(study.space.pixels))
+    require_every_class(study, missing_classes(splits.validation.labels.cpu(), splits.classes))
     for line in [*describe(splits), *warned]:
         note(line)
     return splits.channels, len(splits.classes)
+
+
+def require_every_class(study: Study, missing: Sequence[str]) -> None:
+    """Raises StudyError where an objective is a mean over classes and classes are `missing` from
+    the validation images.
+    """
+    names = [name for name in study.objectives if name in ("balanced_accuracy", "auroc")]
+    if names and missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
+        raise StudyError(
+            f"the objective {names[0]} is a mean over classes, and the validation images hold none "
+            f"of {shown}: each class needs one at least; add images, take more for validation "
+            "(data.validation), or choose another objective"
+        )

@@ -53,14 +53,14 @@ class SymmetryAccuracy:
     @property
     def mean(self) -> Proportion:
         """Mean accuracy over the elements that are scored."""
-        return self._over(self._scored)
+        return self._over(self.scored)
 
     @property
     def worst(self) -> tuple[Element, Proportion]:
         """The scored element with the lowest accuracy; its interval does not account for having
         been chosen.
         """
-        scored = self._scored
+        scored = self.scored
         return min(
             ((e, a) for e, a in zip(self.elements, self.accuracies) if e in scored),
             key=lambda pair: pair[1].value,
@@ -71,12 +71,12 @@ class SymmetryAccuracy:
         """Mean accuracy over the scored quarter turns and flips, which move pixels exactly; None
         where there is none.
         """
-        return self._over([e for e in self._scored if e.on_grid])
+        return self._over([e for e in self.scored if e.on_grid])
 
     @property
     def interpolated(self) -> Proportion | None:
         """Mean accuracy over the scored elements that interpolate; None where there is none."""
-        return self._over([e for e in self._scored if not e.on_grid])
+        return self._over([e for e in self.scored if not e.on_grid])
 
     @property
     def mean_seen(self) -> Proportion | None:
@@ -100,7 +100,8 @@ class SymmetryAccuracy:
         return self._over(self.elements)
 
     @property
-    def _scored(self) -> tuple[Element, ...]:
+    def scored(self) -> tuple[Element, ...]:
+        """The elements that the summaries are over."""
         others = tuple(e for e in self.elements if e != IDENTITY)
         return (self.unseen if self.over == "unseen" else others) or self.elements
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ from searchspace.cost import cost
 from searchspace.groups import TRIVIAL, Group
 from trainers.data.augment import seen
 from trainers.data.datasets import Images, Splits, batch, normalise
+from trainers.instruments import correctness
 from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
-from trainers.instruments.predictions import predict
+from trainers.instruments.predictions import Predictions, predict
 from trainers.networks.fold import fold, scoring
 from trainers.networks.networks import Network
 from trainers.scores import Scores
+from trainers.training.class_scores import class_scores
 
 if TYPE_CHECKING:
     from trainers.training.config import TrainingConfig
@@ -37,13 +40,15 @@ def evaluate(
     *,
     epoch: int,
     images: Images | None = None,
+    folder: Path | None = None,
 ) -> Scores:
     """The scores of `network` after `epoch` epochs, on the validation images unless others are
     given.
 
     The folded network is what is scored: that is what a user will run, and its latency is taken as
-    it will run. Raises ValueError where the logits do not vary over the images (a constant must not
-    win) or a score is not finite.
+    it will run. Which images it classifies correctly goes into `folder`, if one is given
+    (`trainers.instruments.correctness`). Raises ValueError where the logits do not vary over the
+    images (a constant must not win) or a score is not finite.
     """
     began = time.perf_counter()
     images = splits.validation if images is None else images
@@ -65,6 +70,8 @@ def evaluate(
         if declared == TRIVIAL
         else _errors(scored, network.architecture, images, declared, normal)
     )
+    if folder is not None:
+        save_correctness(predictions, symmetry, images, epoch, folder)
     price = cost(network.architecture, splits.channels, len(splits.classes))
     return Scores(
         epoch=epoch,
@@ -81,6 +88,20 @@ def evaluate(
         macs=price.macs,
         latency=_latency(fold(network), images, normal),
         seconds=time.perf_counter() - began,
+        num_images=len(images.labels),
+        **class_scores(predictions.upright, images.labels.cpu()),
+    )
+
+
+def save_correctness(
+    predictions: Predictions, symmetry: SymmetryAccuracy, images: Images, epoch: int, folder: Path
+) -> None:
+    """Writes into `folder` which images are classified correctly under each declared element."""
+    labels = images.labels.cpu()
+    rows = [predictions.of(element)[0] == labels for element in symmetry.elements]
+    correctness.save(
+        correctness.packed(epoch, torch.stack(rows), labels, symmetry.elements, symmetry.scored),
+        folder,
     )
 
 

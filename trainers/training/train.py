@@ -181,7 +181,7 @@ def train(
         on_epoch(run.epoch, run.progress.history[-1])
     began = time.perf_counter()
     run.settle()
-    scores = evaluate(run.network, run.splits, config, epoch=run.epoch)
+    scores = evaluate(run.network, run.splits, config, epoch=run.epoch, folder=directory)
     return replace(scores, seconds=run.progress.seconds + time.perf_counter() - began)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from trainers.instruments import correctness, paired
+from studies.evidence import paired
+from trainers.instruments import correctness
 
 E = ("e", "r90", "r180", "r270")
 

@@ -41,9 +41,9 @@ def scored(monkeypatch):
     """The epochs that networks were scored at."""
     epochs, evaluate = [], training_module.evaluate
 
-    def counting(network, splits, config, *, epoch):
+    def counting(network, splits, config, *, epoch, folder):
         epochs.append(epoch)
-        return evaluate(network, splits, config, epoch=epoch)
+        return evaluate(network, splits, config, epoch=epoch, folder=folder)
 
     monkeypatch.setattr(training_module, "evaluate", counting)
     return epochs

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from studies.config import Study
+from studies.evidence.paired import Difference, Z, difference, over_values, unpaired
 from studies.journal.folders import TRIALS
 from studies.journal.reader import study_attributes
 from studies.journal.trial import TrialRecord
@@ -26,7 +27,6 @@ from studies.output import is_number
 from studies.pareto import SCORE_OF
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
-from trainers.instruments.paired import Difference, Z, difference, over_values, unpaired
 from trainers.instruments.proportions import proportion
 
 SHARES = (

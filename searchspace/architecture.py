@@ -21,6 +21,7 @@ from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
 from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Layer, layers_of
 from searchspace.subsampling import Subsampling
+from searchspace.weights.relaxation import Relaxation, intersection
 
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
 Head = Literal["group_max", "group_mean", "none"]
@@ -93,6 +94,7 @@ class Stage:
     repeats: int = 1
     residual: bool = False
     dropout: Dropout = NO_DROPOUT
+    relaxation: Relaxation | None = None  # of the weights of its convolutions
 
     def __post_init__(self) -> None:
         whole_number(self.fields, 1, "a stage's number of fields", MOST_FIELDS)
@@ -113,6 +115,10 @@ class Stage:
                 f"{self.padding[0]}:{self.padding[1]}, so that its "
                 "branches differ in size; take an odd kernel and the default padding"
             )
+        if self.relaxation is not None:
+            self.relaxation.check(self.group)
+            if self.relaxation.is_constraint:
+                object.__setattr__(self, "relaxation", None)
 
     def __hash__(self) -> int:
         """Computed once: enumerations look stages up by the million. Not kept in pickles, since
@@ -133,6 +139,7 @@ class Stage:
                     self.repeats,
                     self.residual,
                     self.dropout,
+                    self.relaxation,
                 )
             )
         return computed
@@ -144,6 +151,18 @@ class Stage:
     def channels(self) -> int:
         """Channels of the output: fields x order of the group, in field-major order."""
         return self.fields * self.group.order
+
+    @property
+    def annotation(self) -> str:
+        """The group and what is relaxed of it, in text form: `C4`, `C4+C1`."""
+        return f"{self.group}{self.relaxation or ''}"
+
+    @property
+    def certain_group(self) -> Group:
+        """The group under which the stage is exact whatever its parameters are: the group, or what
+        its relaxation leaves of it.
+        """
+        return self.group if self.relaxation is None else self.relaxation.certain(self.group)
 
     @property
     def reach(self) -> int:
@@ -219,6 +238,11 @@ class Architecture:
                     f"stage {number} has kernel 2, for which the band-limited basis is empty; "
                     "use filters=free or kernel 3"
                 )
+            if self.filters == "basis" and stage.relaxation is not None:
+                raise ValueError(
+                    f"stage {number} is relaxed ({stage.annotation}), and filters=basis has no "
+                    "relaxations; use filters=free"
+                )
 
     def _check_group(self, number: int, group: Group, previous: Group) -> None:
         if not group <= previous:
@@ -266,6 +290,36 @@ class Architecture:
         from end to end.
         """
         return self.stages[-1].group
+
+    @cached_property
+    def certain_groups(self) -> tuple[Group, ...]:
+        """For each stage, the group under which its maps are exact by construction, windows apart:
+        what the relaxations up to it leave of its group.
+        """
+        groups: list[Group] = []
+        for stage in self.stages:
+            own = stage.certain_group
+            groups.append(intersection(groups[-1], own) if groups else own)
+        return tuple(groups)
+
+    @property
+    def certain_group(self) -> Group:
+        """The part of `group` that is built in from end to end whatever the parameters are; all of
+        it without relaxations.
+        """
+        return self.certain_groups[-1]
+
+    @property
+    def softened(self) -> bool:
+        """True if the weights of some stage are equivariant in part."""
+        return any(stage.relaxation is not None for stage in self.stages)
+
+    @cached_property
+    def constrained(self) -> Architecture:
+        """The same architecture without its relaxations."""
+        if not self.softened:
+            return self
+        return replace(self, stages=tuple(replace(s, relaxation=None) for s in self.stages))
 
     @property
     def symmetry(self) -> Group:

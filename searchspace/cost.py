@@ -57,8 +57,10 @@ def cost(architecture: Architecture, channels: int = 1, classes: int = 10) -> Co
         kernel = layer.kernel
         channels_in, channels_out = layer.weights[0] or channels, layer.weights[1]
         taps = kernel * kernel if architecture.filters == "free" else basis_size(kernel)
-        # filters, and scale and shift of the norm
-        params += stage.fields * channels_in * taps + 2 * stage.fields
+        filters = stage.fields * channels_in * taps
+        if stage.relaxation is not None:
+            filters = stage.relaxation.parameters(stage.group, filters * stage.group.order)
+        params += filters + 2 * stage.fields  # scale and shift of the norm
         expanded += channels_out * channels_in * kernel * kernel + channels_out
         macs += channels_out * channels_in * kernel * kernel * layer.size_out[0] * layer.size_out[1]
     last = architecture.stages[-1]

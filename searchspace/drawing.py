@@ -51,10 +51,11 @@ def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
         raise ValueError(f"a drawing of {width} cells is too narrow; it needs at least 80")
     rows = _folded(list(_rows(verdict)))
     label = min(max(len(row.text) for row in rows), MOST_LABEL)
+    column = max(5, *(len(row.group) for row in rows))
     longest = max(max(row.size) for row in rows)
     lines = [
-        f"{'stage':>6}  {'group':5}  {'layers':{label}}  {'size':{BAR + 9}}  left".rstrip(),
-        RULE[ascii_only] * min(width, label + BAR + 38),
+        f"{'stage':>6}  {'group':{column}}  {'layers':{label}}  {'size':{BAR + 9}}  left".rstrip(),
+        RULE[ascii_only] * min(width, label + column + BAR + 33),
     ]
     for row in rows:
         if not row.text:
@@ -63,10 +64,10 @@ def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
         bar = BLOCKS[ascii_only] * max(1, round(max(row.size) / longest * BAR))
         text = row.text if len(row.text) <= label else row.text[: label - 3] + "..."
         lines.append(
-            f"{row.stage:>6}  {row.group:5}  "
+            f"{row.stage:>6}  {row.group:{column}}  "
             f"{text:{label}}  {bar + ' ' + size_text(row.size):{BAR + 9}}  {row.left}".rstrip()
         )
-        lines += [f"{'':15}{SHIFT[ascii_only]} {note}" for note in row.notes]
+        lines += [f"{'':{column + 10}}{SHIFT[ascii_only]} {note}" for note in row.notes]
     return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines)
 
 
@@ -153,8 +154,8 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
     ):
         yield _Row(
             str(number),
-            str(stage.group),
-            format_stage(stage, stage.group),
+            stage.annotation,
+            format_stage(stage, stage),
             size,
             _notes(architecture.layers, number),
             _named(elements, verdict),

@@ -4,7 +4,9 @@ An element maps feature maps to feature maps exactly iff every stage's group con
 the pixel grid onto itself, and no window is shifted on an axis that it reads backwards ("Using and
 Abusing Equivariance", arXiv:2308.11316; tested against float64 measurements element by element in
 `tests/test_exactness_proof.py`). Shifts that undo each other, or that no feature sees, break
-nothing (`searchspace.mirroring`). Whatever is not exact is measured, never claimed.
+nothing (`searchspace.mirroring`). Of a relaxed stage only what holds for all of its parameters
+counts (`Relaxation.certain`); the rest of its group is near. Whatever is not exact is measured,
+never claimed.
 
 Of an orbit average the logits are all that there is: `surviving` are the elements that leave them
 unchanged (`searchspace.function.orbit`), and what its stages keep is that of the network inside.
@@ -38,7 +40,7 @@ from searchspace.mirroring import (
 )
 from searchspace.symbolic import Program, program
 
-Reason = Literal["grid", "group", "shift", "orbit"]
+Reason = Literal["grid", "group", "near", "shift", "orbit"]
 AXES = ("height", "width")
 GRID_GROUP = Group(4, True)
 UNSHIFTED = (0, 0)
@@ -48,13 +50,15 @@ UNSHIFTED = (0, 0)
 class Break:
     """One place where an element stops being exact."""
 
-    # grid: no pixel permutation; group: not built in from this stage on; shift: a window is
-    # shifted; orbit: the orbit average lacks it, and the logits inside change
+    # grid: no pixel permutation; group: not built in from this stage on; near: relaxed in this
+    # stage; shift: a window is shifted; orbit: the orbit average lacks it, and the logits inside
+    # change
     reason: Reason
     stage: int  # counted from 1; 0 is the entry
-    layer: str  # such as conv1 or max2/2; empty unless shifted
-    axis: str  # height or width; empty unless shifted
-    remainder: int  # pixels, or samples of a nearest-neighbour resize; 0 unless shifted
+    layer: str = ""  # such as conv1 or max2/2; of a relaxed stage its annotation, such as C4+C1
+    axis: str = ""  # height or width; empty unless shifted
+    remainder: int = 0  # pixels, or samples of a nearest-neighbour resize; 0 unless shifted
+    decided_by: str = ""  # of a relaxed stage: what decides how near it is
 
     def __str__(self) -> str:
         if self.reason == "grid":
@@ -63,6 +67,11 @@ class Break:
             return f"not built in from stage {self.stage} on: never guaranteed, measure it"
         if self.reason == "orbit":
             return "not of the orbit, and the logits inside change: never guaranteed, measure it"
+        if self.reason == "near":
+            return (
+                f"relaxed in stage {self.stage} ({self.layer}): near, not exact for certain; "
+                f"{self.decided_by} decides, measure it"
+            )
         place = f"stage {self.stage}" if self.stage else "entry"
         return f"{place} {self.layer}: {shift_text(self.layer, (self.axis,), self.remainder)}"
 
@@ -81,16 +90,21 @@ def places(breaks: Iterable[Break]) -> tuple[str, ...]:
     shifted by 1 px`.
     """
     axes: dict[tuple[int, str, int], list[str]] = {}
+    others: list[str] = []
     for b in breaks:
         if b.reason != "shift":
-            return (str(b),)
+            others.append(str(b))
+            continue
         axes.setdefault((b.stage, b.layer, b.remainder), []).append(b.axis)
     layers: dict[tuple[int, str], list[str]] = {}
     for (stage, layer, remainder), of_layer in axes.items():
         layers.setdefault((stage, shift_text(layer, tuple(of_layer), remainder)), []).append(layer)
-    return tuple(
-        f"{f'stage {stage}' if stage else 'entry'} {', '.join(names)}: {what}"
-        for (stage, what), names in layers.items()
+    return (
+        *others,
+        *(
+            f"{f'stage {stage}' if stage else 'entry'} {', '.join(names)}: {what}"
+            for (stage, what), names in layers.items()
+        ),
     )
 
 
@@ -116,7 +130,15 @@ class Verdict:
         """
         if self.architecture.orbit != TRIVIAL:
             return self.invariant
-        return _surviving(self.group, self.architecture.group, self.unshifted_elements)
+        return _surviving(self.group, self.architecture.certain_group, self.unshifted_elements)
+
+    @cached_property
+    def near(self) -> tuple[Element, ...]:
+        """The elements that relaxed stages keep in part: exact were nothing relaxed, not for
+        certain as it is.
+        """
+        exact = verdict(self.architecture.constrained, self.group).surviving
+        return tuple(e for e in exact if e not in self.surviving)
 
     @property
     def surviving_group(self) -> str:
@@ -173,19 +195,20 @@ class Verdict:
     def _places(self, element: Element) -> tuple[Break, ...]:
         stages = self.architecture.stages
         if element not in stages[-1].group:
-            return (
-                Break(
-                    "group",
-                    next(
-                        n for n, stage in enumerate(stages, start=1) if element not in stage.group
-                    ),
-                    "",
-                    "",
-                    0,
-                ),
-            )
+            first = next(n for n, s in enumerate(stages, start=1) if element not in s.group)
+            return (Break("group", first),)
         if not element.on_grid:
-            return (Break("grid", 1, "", "", 0),)
+            return (Break("grid", 1),)
+        return self._relaxed_places(element) + self._shifted_places(element)
+
+    def _relaxed_places(self, element: Element) -> tuple[Break, ...]:
+        return tuple(
+            Break("near", number, stage.annotation, decided_by=relaxation.decided_by(stage.group))
+            for number, stage in enumerate(self.architecture.stages, start=1)
+            if (relaxation := stage.relaxation) is not None and element not in stage.certain_group
+        )[:1]
+
+    def _shifted_places(self, element: Element) -> tuple[Break, ...]:
         if element in self.unshifted_elements:
             return ()
         exact = exact_after(self.architecture.size, self._reads, element)
@@ -226,7 +249,7 @@ class Verdict:
 
     def _unchanged(self, element: Element) -> bool:
         architecture = self.architecture
-        size, built = architecture.size, architecture.group
+        size, built = architecture.size, architecture.certain_group
         if element == IDENTITY or (
             architecture.head != "none" and element in self.unshifted_elements and element in built
         ):
@@ -244,7 +267,7 @@ class Verdict:
         """
         groups = (
             self.architecture.stages[0].group,
-            *(stage.group for stage in self.architecture.stages),
+            *self.architecture.certain_groups,
         )
         exact = {
             e: exact_after(self.architecture.size, self._reads, e)
@@ -320,7 +343,7 @@ def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
     except ValueError:  # too small for its layout
         return False
     if size == architecture.size:
-        return verdict(architecture).grid_exact
+        return verdict(architecture.constrained).grid_exact
     height, width = (all(layer.remainder[axis] == 0 for layer in layers) for axis in (0, 1))
     unshifted = BY_AXES[height, width]
     return all(e in unshifted for e in architecture.group.grid.elements)

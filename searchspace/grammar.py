@@ -15,7 +15,9 @@ conv         :=  FIELDS "k" KERNEL, then in any order
                  r        residual blocks of two convolutions
                  dropR    dropout of single values of the stage's result, in training alone, at
                           rate R (0 <= R < 1); fielddropR of whole fields
-                 @GROUP   where the group changes; it stays until the next change (C1)
+                 @GROUP   where the group changes; it stays until the next change (C1).
+                          Directly behind it, relaxed weights (`searchspace.weights.relaxation`):
+                          @C4+C1 pathway, @D4|C4|C1 mixed, @C4b2 banks, @C4~0.3 softness
 subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/2p1 | lp3/2
               |  blur/2 | blurmax/2 | adaptive | adaptive/2 | adaptive14 | adaptivemax14
               |  resize29 | crop27
@@ -45,20 +47,22 @@ from searchspace.geometry import pixels_text, size_text
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
 from searchspace.subsampling import Subsampling
+from searchspace.weights.relaxation import PATTERN, Relaxation
 
 _HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?\s*px(?:\s+(\S+))?\s*")
 _CONV = re.compile(r"(\d+)k(\d+)(\S*)")
 _MODIFIER = re.compile(
-    r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)|@([A-Za-z]_?\d+)"
+    r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)"
+    rf"|@([A-Za-z]_?\d+)({PATTERN})?"
     r"|((?:field)?drop)(\d+(?:\.\d+)?(?:e-?\d+)?)"
 )
 _DROPOUTS: dict[str, DropoutKind] = {"drop": "values", "fielddrop": "fields"}
 _OPTIONS = ("head", "orbit", *RECIPE_OPTIONS, "filters", "family")
 
 
-def parse_stage(text: str, group: Group) -> Stage:
-    """The stage that `text` describes, after a stage of `group`. Raises ValueError that names the
-    part in error.
+def parse_stage(text: str, before: Stage | None = None) -> Stage:
+    """The stage that `text` describes, after stage `before` (None: it is the first). Raises
+    ValueError that names the part in error.
     """
     words = text.split()
     match = _CONV.fullmatch(words[0]) if words else None
@@ -79,18 +83,21 @@ def parse_stage(text: str, group: Group) -> Stage:
     if "padding" not in values:
         values["padding"] = (dilation * (kernel // 2), dilation * (kernel // 2))
     subsampling = Subsampling.parse(words[1]) if len(words) == 2 else None
+    inherited = (TRIVIAL, None) if before is None else (before.group, before.relaxation)
+    group, relaxation = values.get("group", inherited)
     return Stage(
         fields,
         kernel,
         values.get("s", 1),
         values["padding"],
-        values.get("group", group),
+        group,
         subsampling,
         dilation,
         values.get("mode", "zeros"),
         values.get("x", 1),
         values.get("r", False),
         values.get("dropout", NO_DROPOUT),
+        relaxation,
     )
 
 
@@ -105,7 +112,7 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
                 "the kernel may follow sN (stride), pN (padding), dN (dilation), xN (repeats), "
                 "r (residual), dropR and fielddropR (dropout at rate R) and @GROUP"
             )
-        before, after, mode, letter, number, residual, group, drop, rate = match.groups()
+        before, after, mode, letter, number, residual, group, relaxed, drop, rate = match.groups()
         if before is not None:
             modifier: dict[str, Any] = {
                 "padding": (int(before), int(after or before)),
@@ -116,7 +123,8 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
         elif drop:
             modifier = {"dropout": Dropout(_DROPOUTS[drop], float(rate))}
         else:
-            modifier = {"r": True} if residual else {"group": Group.parse(group)}
+            relaxation = Relaxation.parse(relaxed) if relaxed else None
+            modifier = {"r": True} if residual else {"group": (Group.parse(group), relaxation)}
         twice = values.keys() & modifier.keys()
         if twice:
             raise ValueError(
@@ -127,8 +135,9 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
     return values
 
 
-def format_stage(stage: Stage, group: Group) -> str:
-    """The text form of `stage` after a stage of `group`; parses back."""
+def format_stage(stage: Stage, before: Stage | None = None) -> str:
+    """The text form of `stage` after stage `before`; parses back."""
+    annotation = "C1" if before is None else before.annotation
     half = stage.dilation * (stage.kernel // 2)
     default = (half, half)
     mode = stage.padding_mode if stage.padding_mode != "zeros" else ""
@@ -141,7 +150,7 @@ def format_stage(stage: Stage, group: Group) -> str:
         f"x{stage.repeats}" if stage.repeats != 1 else "",
         "r" if stage.residual else "",
         str(stage.dropout),
-        f"@{stage.group}" if stage.group != group else "",
+        f"@{stage.annotation}" if stage.annotation != annotation else "",
         f" {stage.subsampling}" if stage.subsampling else "",
     ]
     return "".join(parts)
@@ -215,13 +224,11 @@ def parse_stages(text: str) -> tuple[tuple[Stage, ...], dict[str, str]]:
         options[name] = value
     parts = " ".join(words).split(",")
     stages: list[Stage] = []
-    group = TRIVIAL
     for number, part in enumerate(parts, start=1):
         try:
-            stages.append(parse_stage(part, group))
+            stages.append(parse_stage(part, stages[-1] if stages else None))
         except ValueError as error:
             raise ValueError(f"stage {number}: {error}") from None
-        group = stages[-1].group
     return tuple(stages), options
 
 
@@ -230,10 +237,8 @@ def format_architecture(architecture: Architecture) -> str:
     header = f"{size_text(architecture.size)}px"
     if architecture.entry is not None:
         header += f" {architecture.entry}"
-    stages, group = [], TRIVIAL
-    for stage in architecture.stages:
-        stages.append(format_stage(stage, group))
-        group = stage.group
+    befores = (None, *architecture.stages)
+    stages = [format_stage(s, before) for s, before in zip(architecture.stages, befores)]
     options = []
     if architecture.head != "group_max":
         options.append(f"head={architecture.head}")

@@ -279,7 +279,7 @@ def _changes(old: Architecture, new: Architecture) -> tuple[str, ...]:
         else ()
     )
     return entry + tuple(
-        f"stage {n}: {format_stage(a, a.group)} -> {format_stage(b, b.group)}"
+        f"stage {n}: {format_stage(a, a)} -> {format_stage(b, b)}"
         for n, (a, b) in enumerate(zip(old.stages, new.stages), start=1)
         if a != b
     )

@@ -31,6 +31,7 @@ from searchspace.exactness import verdict
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED
 from support.architectures import ANY, ODD, odd_architecture, random_architecture
+from support.relaxing import random_relaxed, stir
 from trainers.actions import act, act_on_fields
 from trainers.networks.networks import Network, build
 from trainers.networks.normalization import FieldNorm
@@ -60,6 +61,7 @@ def network(architecture: Architecture, seed: int) -> Network:
     ones is constant.
     """
     made = build(architecture, channels=CHANNELS, classes=3, seed=seed).double().eval()
+    stir(made, seed)
     generator = torch.Generator().manual_seed(seed)
 
     def calibrate(norm: FieldNorm, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -286,6 +288,20 @@ def test_random_architectures_averaged_over_an_orbit():
     assert not sample(averaged_architecture, 6, 8, square=0.0)
 
 
+def relaxed(make):
+    return lambda rng, **choices: random_relaxed(rng, make(rng, **choices))
+
+
+def test_random_relaxed_architectures():
+    """Whatever the relaxations have become: the verdict claims what holds, and no more holds."""
+    assert not sample(relaxed(random_architecture), 5, 20)
+    assert not sample(relaxed(random_architecture), 6, 5, square=0.0)
+
+
+def test_odd_relaxed_architectures():
+    assert not sample(relaxed(odd_architecture), 7, 15)
+
+
 def test_odd_architectures():
     assert not sample(odd_architecture, 4, 150, groups=ODD)
 
@@ -298,6 +314,8 @@ def test_thousands_of_random_architectures(proof_seed):
     found += sample(random_architecture, proof_seed, 20, groups=ANY)
     found += sample(averaged_architecture, proof_seed, 30)
     found += sample(averaged_architecture, proof_seed, 10, square=0.0)
+    found += sample(relaxed(random_architecture), proof_seed, 40)
+    found += sample(relaxed(odd_architecture), proof_seed, 40)
     found += sample(odd_architecture, proof_seed, 60) + sample(
         odd_architecture, proof_seed, 40, groups=ODD
     )

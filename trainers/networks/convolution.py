@@ -4,7 +4,7 @@ and a block of one or two of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from searchspace.architecture import Filters
 from searchspace.groups import Group
-from trainers.networks.filters import Parametrisation, arrange, restricted_order
+from searchspace.weights.relaxation import Relaxation
+from trainers.networks.filters import Parametrisation, arrange, average
 from trainers.networks.kernels import fourier
 from trainers.networks.lifting import fits, lift
 from trainers.networks.normalization import FieldNorm, Pooling
 from trainers.networks.plain import Pad
+from trainers.networks.soft_weights import Shape, Soft, channel_order, relaxed
 
 
 class Convolution(nn.Module):
     """A group convolution's parameters, its batch norm over fields and, with `relu`, the ReLU after
     it.
 
-    `filters` are [fields out x fields in, parameters of a pair of fields]. `source` is the group of
+    `filters` are [fields out x fields in, parameters of a pair of fields], of a soft convolution
+    all entries of the pair's filters. `source` is the group of
     the incoming regular fields, None for an image; a larger source is read as more fields of
     `group`. Sizes are pixels; padding is (before, after) on both axes.
     """
@@ -47,36 +50,53 @@ class Convolution(nn.Module):
         mode: str = "zeros",
         relu: bool = True,
         pool: Pooling | None = None,
+        relaxation: Relaxation | None = None,
     ) -> None:
         super().__init__()
         self.parametrisation = Parametrisation(filters, group, kernel, lifting=source is None)
         self.fields, self.fields_in = fields, channels_in // self.parametrisation.incoming
         self.channels_in, self.kernel, self.stride = channels_in, kernel, stride
         self.padding, self.dilation, self.mode, self.pool = padding, dilation, mode, pool
-        self.filters = nn.Parameter(
-            torch.empty(self.fields * self.fields_in, self.parametrisation.size)
-        )
+        self.relaxed = None
+        if relaxation is not None:
+            self.relaxed = relaxed(relaxation, Shape(fields, group, channels_in, source, kernel))
+        size = self.parametrisation.size * (group.order if isinstance(self.relaxed, Soft) else 1)
+        self.filters = nn.Parameter(torch.empty(self.fields * self.fields_in, size))
         self.norm = FieldNorm(fields, group.order, relu)
         self.source = source
         equal_zeros = padding[0] == padding[1] and mode == "zeros"
         self.pad = None if equal_zeros else Pad(padding, mode)
-        if source is not None and source != group:
-            order = torch.tensor(restricted_order(source, group))
-            fields_before = torch.arange(channels_in // source.order)[:, None] * source.order
-            # Channel n of the subgroup's fields lies at order[n]; the weight of channel c follows
-            # from the inverse permutation.
-            self.register_buffer(
-                "restriction", torch.argsort((fields_before + order).flatten()), persistent=False
-            )
-        else:
-            self.restriction = None
+        restriction = None
+        if source is not None:
+            restriction = channel_order(channels_in // source.order, source, group)
+        self.register_buffer("restriction", restriction, persistent=False)
 
-    def weight(self, filters: Tensor) -> Tensor:
+    @property
+    def parametrisations(self) -> list[Parametrisation]:
+        """Those of its own filters and of the further parts of a relaxed weight."""
+        further = () if self.relaxed is None else self.relaxed.parts
+        return [self.parametrisation, *(part.parametrisation for part in further)]
+
+    def parameters_of(self, part: int, constants: Tensor) -> Tensor:
+        """What is expanded for a part (0: the own filters) [pairs, size]."""
+        if part and self.relaxed is not None:
+            return self.relaxed.parts[part - 1].filters
+        if isinstance(self.relaxed, Soft):
+            return average(self.filters, self.parametrisation, constants, self.training)
+        return self.filters
+
+    def weight(self, filters: Tensor, further: Sequence[Tensor] = ()) -> Tensor:
         """The convolution's weight [channels out, channels in, k, k] from expanded filters [pairs,
-        |G|, incoming, k, k].
+        |G|, incoming, k, k], and from those of the `further` parts of a relaxed weight.
         """
+        if isinstance(self.relaxed, Soft):
+            filters = self.relaxed.damp(filters, self.filters)
         weight = arrange(filters, self.fields)
-        return weight if self.restriction is None else weight.index_select(1, self.restriction)
+        if self.restriction is not None:
+            weight = weight.index_select(1, self.restriction)
+        if self.relaxed is None or isinstance(self.relaxed, Soft):
+            return weight
+        return self.relaxed.combine(weight, further, self.filters)
 
     def forward(self, maps: Tensor, weight: Tensor, skip: Tensor | None = None) -> Tensor:
         """The feature maps after norm, plus `skip`, and ReLU; in training, with a `pool`, after
@@ -96,14 +116,22 @@ class Convolution(nn.Module):
             return self.norm.pooled(self.convolve(maps, positive, padding), signs, self.pool)
         return self.norm(self.convolve(maps, weight, padding), skip)
 
+    @property
+    def equivariant(self) -> bool:
+        """True if the weight, and its gradient if one is taken, is that of the constraint: nothing
+        is relaxed, or what is has no strength. Waits for the device.
+        """
+        return self.relaxed is None or self.relaxed.idle
+
     def convolve(self, maps: Tensor, weight: Tensor, padding: int) -> Tensor:
         """conv2d(maps, weight) of padded maps, in the Fourier basis of the group where that is
         faster.
         """
         group = self.parametrisation.group
-        if self.source is not None and fourier.suits(
+        suits = self.source is not None and fourier.suits(
             group, maps, weight, self.stride, padding, self.dilation
-        ):
+        )
+        if suits and self.source is not None and self.equivariant:
             shared = fourier.transform(
                 group, self.source, self.channels_in, len(weight), self.kernel
             )
@@ -113,7 +141,8 @@ class Convolution(nn.Module):
     def extra_repr(self) -> str:
         p = self.parametrisation
         fields = f"{self.channels_in} -> {self.fields} fields of {p.group}"
-        return f"{fields}, {p.filters}, kernel={self.kernel}, stride={self.stride}"
+        relaxed = "" if self.relaxed is None else f"{self.relaxed.relaxation}"
+        return f"{fields}{relaxed}, {p.filters}, kernel={self.kernel}, stride={self.stride}"
 
 
 class Block(nn.Module):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from searchspace.architecture import Filters
-from searchspace.groups import Group
+from searchspace.groups import TRIVIAL, Group
 from trainers.actions import act, permutation
 from trainers.networks.bases import basis
 
@@ -90,11 +90,29 @@ def expand(
     """
     if parametrisation.filters == "basis":
         expanded = parameters @ constants
+    elif parametrisation.group == TRIVIAL:  # every entry is a parameter, in its place
+        expanded = parameters
     elif training:
         expanded = _Gather.apply(parameters, constants[0], constants[1])
     else:
         expanded = parameters.index_select(1, constants[0])
     return expanded.view(-1, *parametrisation.expanded_shape)
+
+
+def average(
+    free: Tensor, parametrisation: Parametrisation, constants: Tensor, training: bool = True
+) -> Tensor:
+    """The parameters [pairs, size] whose filters are the mean over the group of the free filters
+    [pairs, |G| x incoming x k x k]: `expand` of them is the projection of `free`.
+    """
+    order = parametrisation.group.order
+    if training:
+        return _Average.apply(free, constants[0], constants[1], order)
+    return _mean_of_copies(free, constants[1], order)
+
+
+def _mean_of_copies(entries: Tensor, copies: Tensor, order: int) -> Tensor:
+    return entries.index_select(1, copies).unflatten(1, (-1, order)).mean(2)
 
 
 def arrange(filters: Tensor, fields_out: int) -> Tensor:
@@ -138,6 +156,24 @@ def _sources(parametrisation: Parametrisation) -> Tensor:
             else moved[:, list(permutation(parametrisation.group, element.inverse))]
         )
     return torch.cat(rows).flatten()
+
+
+class _Average(torch.autograd.Function):
+    """The mean over the copies of each parameter; its gradient is a gather too, as that of
+    `_Gather`.
+    """
+
+    @staticmethod
+    def forward(entries, sources, copies, order):
+        return _mean_of_copies(entries, copies, order)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.sources, _, ctx.order = inputs
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (grad / ctx.order).index_select(1, ctx.sources), None, None, None
 
 
 class _Gather(torch.autograd.Function):

@@ -48,7 +48,7 @@ def scoring(network: Network) -> PlainNetwork:
     """
     folded = fold(network)
     for convolution, (parent, name) in zip(network.convolutions, _places(folded), strict=True):
-        if convolution.source is not None:
+        if convolution.source is not None and convolution.equivariant:
             setattr(
                 parent,
                 name,

@@ -38,14 +38,28 @@ def build(architecture: Architecture, *, channels: int, classes: int, seed: int 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for convolution in network.convolutions:
+            filters = convolution.filters
             deviations = convolution.parametrisation.deviations(convolution.fields_in)
-            convolution.filters.copy_(
-                torch.randn(convolution.filters.shape, generator=generator) * deviations
-            )
+            if deviations.numel() != filters.shape[1]:  # of free entries, all the same
+                deviations = deviations[0]
+            filters.copy_(torch.randn(filters.shape, generator=generator) * deviations)
         bound = network.linear.in_features**-0.5
         for parameter in network.linear.parameters():
             parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+        _start_relaxed(network, generator)
     return network
+
+
+def _start_relaxed(network: Network, generator: torch.Generator) -> None:
+    """Initialises what relaxed weights have beside the filters; last, so that these are those of
+    the network without relaxations.
+    """
+    for convolution in network.convolutions:
+        if convolution.relaxed is not None:
+            for part in convolution.relaxed.parts:
+                drawn = torch.randn(part.filters.shape, generator=generator)
+                part.filters.copy_(drawn * part.parametrisation.deviations(part.fields_in))
+            convolution.relaxed.start(convolution.filters)
 
 
 class MaximumThenReLU(nn.Module):
@@ -106,9 +120,11 @@ class Network(nn.Module):
             for m in part.modules()
             if isinstance(m, Convolution)
         )
-        self._kinds: dict[Parametrisation, list[int]] = defaultdict(list)
+        # of each, the (convolution, part of its weight) that it computes
+        self._kinds: dict[Parametrisation, list[tuple[int, int]]] = defaultdict(list)
         for number, convolution in enumerate(self.convolutions):
-            self._kinds[convolution.parametrisation].append(number)
+            for part, parametrisation in enumerate(convolution.parametrisations):
+                self._kinds[parametrisation].append((number, part))
         self._kinds = dict(self._kinds)
         for number, parametrisation in enumerate(self._kinds):
             self.register_buffer(
@@ -119,18 +135,25 @@ class Network(nn.Module):
         """The weight of every convolution [channels out, channels in, k, k], in the order of
         `convolutions`: that of the forward pass.
         """
-        weights: dict[int, Tensor] = {}
+        expanded: list[dict[int, Tensor]] = [{} for _ in self.convolutions]
         # Autocast would multiply the basis in bfloat16 and blur what must be exact.
         with torch.autocast(self.linear.weight.device.type, enabled=False):
             for number, (parametrisation, members) in enumerate(self._kinds.items()):
-                parameters: list[Tensor] = [self.convolutions[m].filters for m in members]
+                constants = getattr(self, f"constants_{number}")
+                parameters: list[Tensor] = [
+                    self.convolutions[member].parameters_of(part, constants)
+                    for member, part in members
+                ]
                 joined = parameters[0] if len(parameters) == 1 else torch.cat(parameters)
-                expanded = expand(
-                    joined, parametrisation, getattr(self, f"constants_{number}"), self.training
-                )
-                for member, filters in zip(members, expanded.split([len(p) for p in parameters])):
-                    weights[member] = self.convolutions[member].weight(filters)
-        return [weights[number] for number in range(len(weights))]
+                of_kind = expand(joined, parametrisation, constants, self.training)
+                for (member, part), filters in zip(
+                    members, of_kind.split([len(p) for p in parameters])
+                ):
+                    expanded[member][part] = filters
+            return [
+                convolution.weight(parts[0], [parts[n] for n in range(1, len(parts))])
+                for convolution, parts in zip(self.convolutions, expanded)
+            ]
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits [batch, classes] of images [batch, channels, height, width]."""
@@ -224,6 +247,7 @@ def _blocks(stage: Stage, channels: int, source: Group | None, filters: Filters)
             "padding": stage.padding,
             "dilation": stage.dilation,
             "mode": stage.padding_mode,
+            "relaxation": stage.relaxation,
         }
         last = _relu_after_step(stage) and number == stage.repeats - 1
         first = Convolution(
@@ -251,6 +275,7 @@ def _blocks(stage: Stage, channels: int, source: Group | None, filters: Filters)
                     kernel=1,
                     stride=stride,
                     relu=False,
+                    relaxation=stage.relaxation,
                 )
             yield Block([first, second], True, skip)
         channels, source = stage.channels, stage.group
@@ -276,6 +301,7 @@ def _step(stage: Stage, filters: Filters) -> nn.Module:
         step.kernel,
         step.stride,
         step.padding,
+        relaxation=stage.relaxation,
     )
     return Block([convolution], False, None)
 

@@ -81,8 +81,8 @@ def without(text):
 def set_all(network, name, value):
     with torch.no_grad():
         for convolution in network.convolutions:
-            if convolution.relaxed is not None:
-                getattr(convolution.relaxed, name).copy_(torch.tensor(value))
+            if convolution.soft is not None:
+                getattr(convolution.soft, name).copy_(torch.tensor(value))
     return network
 
 

@@ -23,8 +23,8 @@ def stir(network: Network, seed: int = 0) -> Network:
     """The network with random values in everything that a relaxation has beside its filters."""
     generator = torch.Generator().manual_seed(seed)
     for convolution in network.convolutions:
-        if convolution.relaxed is not None:
-            for name, parameter in convolution.relaxed.named_parameters():
+        if convolution.soft is not None:
+            for name, parameter in convolution.soft.named_parameters():
                 if name in ("gamma", "alpha", "weights"):
                     drawn = torch.randn(parameter.shape, generator=generator)
                     parameter.copy_(drawn.sign() * (drawn.abs() + 0.2))
@@ -44,7 +44,9 @@ def random_relaxation(rng: random.Random, group: Group) -> Relaxation | None:
         while chain[-1].order > 1 and rng.random() < 0.6:
             chain.append(rng.choice(chain[-1].subgroups()[:-1]))
         return Relaxation("mixed", tuple(chain))
-    return Relaxation.parse(f"b{rng.randint(2, 3)}" if kind == "b" else f"~{rng.random():.2f}1")
+    return Relaxation.parse(
+        f"b{rng.randint(2, 3)}" if kind == "b" else f"~{0.1 + 0.8 * rng.random():.2f}"
+    )
 
 
 def random_relaxed(rng: random.Random, architecture: Architecture) -> Architecture:

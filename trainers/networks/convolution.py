@@ -19,7 +19,7 @@ from trainers.networks.kernels import fourier
 from trainers.networks.lifting import fits, lift
 from trainers.networks.normalization import FieldNorm, Pooling
 from trainers.networks.plain import Pad
-from trainers.networks.soft_weights import Shape, Soft, channel_order, relaxed
+from trainers.networks.soft_weights import Shape, Soft, channel_order, soft_weight
 
 
 class Convolution(nn.Module):
@@ -57,10 +57,10 @@ class Convolution(nn.Module):
         self.fields, self.fields_in = fields, channels_in // self.parametrisation.incoming
         self.channels_in, self.kernel, self.stride = channels_in, kernel, stride
         self.padding, self.dilation, self.mode, self.pool = padding, dilation, mode, pool
-        self.relaxed = None
+        self.soft = None
         if relaxation is not None:
-            self.relaxed = relaxed(relaxation, Shape(fields, group, channels_in, source, kernel))
-        size = self.parametrisation.size * (group.order if isinstance(self.relaxed, Soft) else 1)
+            self.soft = soft_weight(relaxation, Shape(fields, group, channels_in, source, kernel))
+        size = self.parametrisation.size * (group.order if isinstance(self.soft, Soft) else 1)
         self.filters = nn.Parameter(torch.empty(self.fields * self.fields_in, size))
         self.norm = FieldNorm(fields, group.order, relu)
         self.source = source
@@ -74,14 +74,14 @@ class Convolution(nn.Module):
     @property
     def parametrisations(self) -> list[Parametrisation]:
         """Those of its own filters and of the further parts of a relaxed weight."""
-        further = () if self.relaxed is None else self.relaxed.parts
+        further = () if self.soft is None else self.soft.parts
         return [self.parametrisation, *(part.parametrisation for part in further)]
 
     def parameters_of(self, part: int, constants: Tensor) -> Tensor:
         """What is expanded for a part (0: the own filters) [pairs, size]."""
-        if part and self.relaxed is not None:
-            return self.relaxed.parts[part - 1].filters
-        if isinstance(self.relaxed, Soft):
+        if part and self.soft is not None:
+            return self.soft.parts[part - 1].filters
+        if isinstance(self.soft, Soft):
             return average(self.filters, self.parametrisation, constants, self.training)
         return self.filters
 
@@ -89,14 +89,14 @@ class Convolution(nn.Module):
         """The convolution's weight [channels out, channels in, k, k] from expanded filters [pairs,
         |G|, incoming, k, k], and from those of the `further` parts of a relaxed weight.
         """
-        if isinstance(self.relaxed, Soft):
-            filters = self.relaxed.damp(filters, self.filters)
+        if isinstance(self.soft, Soft):
+            filters = self.soft.damp(filters, self.filters)
         weight = arrange(filters, self.fields)
         if self.restriction is not None:
             weight = weight.index_select(1, self.restriction)
-        if self.relaxed is None or isinstance(self.relaxed, Soft):
+        if self.soft is None or isinstance(self.soft, Soft):
             return weight
-        return self.relaxed.combine(weight, further, self.filters)
+        return self.soft.combine(weight, further, self.filters)
 
     def forward(self, maps: Tensor, weight: Tensor, skip: Tensor | None = None) -> Tensor:
         """The feature maps after norm, plus `skip`, and ReLU; in training, with a `pool`, after
@@ -121,7 +121,7 @@ class Convolution(nn.Module):
         """True if the weight, and its gradient if one is taken, is that of the constraint: nothing
         is relaxed, or what is has no strength. Waits for the device.
         """
-        return self.relaxed is None or self.relaxed.idle
+        return self.soft is None or self.soft.idle
 
     def convolve(self, maps: Tensor, weight: Tensor, padding: int) -> Tensor:
         """conv2d(maps, weight) of padded maps, in the Fourier basis of the group where that is
@@ -141,7 +141,7 @@ class Convolution(nn.Module):
     def extra_repr(self) -> str:
         p = self.parametrisation
         fields = f"{self.channels_in} -> {self.fields} fields of {p.group}"
-        relaxed = "" if self.relaxed is None else f"{self.relaxed.relaxation}"
+        relaxed = "" if self.soft is None else f"{self.soft.relaxation}"
         return f"{fields}{relaxed}, {p.filters}, kernel={self.kernel}, stride={self.stride}"
 
 

@@ -46,20 +46,20 @@ def build(architecture: Architecture, *, channels: int, classes: int, seed: int 
         bound = network.linear.in_features**-0.5
         for parameter in network.linear.parameters():
             parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
-        _start_relaxed(network, generator)
+        _start_soft(network, generator)
     return network
 
 
-def _start_relaxed(network: Network, generator: torch.Generator) -> None:
+def _start_soft(network: Network, generator: torch.Generator) -> None:
     """Initialises what relaxed weights have beside the filters; last, so that these are those of
     the network without relaxations.
     """
     for convolution in network.convolutions:
-        if convolution.relaxed is not None:
-            for part in convolution.relaxed.parts:
+        if convolution.soft is not None:
+            for part in convolution.soft.parts:
                 drawn = torch.randn(part.filters.shape, generator=generator)
                 part.filters.copy_(drawn * part.parametrisation.deviations(part.fields_in))
-            convolution.relaxed.start(convolution.filters)
+            convolution.soft.start(convolution.filters)
 
 
 class MaximumThenReLU(nn.Module):

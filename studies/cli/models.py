@@ -130,6 +130,9 @@ def probe(
     group: Annotated[
         str | None, typer.Option(help="The group, instead of the study's.", show_default=False)
     ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Adds a table of every class.")
+    ] = False,
     settings: Settings = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -146,7 +149,7 @@ def probe(
     probed = probe_data(
         chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed
     )
-    print_value(probed.as_dict(), format, probed.text())
+    print_value(probed.as_dict(), format, probed.text(per_class=per_class))
 
 
 @app.command(rich_help_panel=MODELS)

@@ -59,6 +59,10 @@ def start(
         Path | None,
         typer.Option(metavar="DIR", help="An earlier study to learn from.", show_default=False),
     ] = None,
+    no_probe: Annotated[
+        bool,
+        typer.Option("--no-probe", help="Does not check the declared symmetry against the data."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Starts the search of STUDY in the new directory DIR, and prints its front."""
@@ -76,7 +80,14 @@ def start(
     chosen = config.load(study, overrides)
     first = read_architectures(enqueue) if enqueue else ()
     _drive(
-        lambda: new_driver(chosen, directory, enqueue=first, warm_start=warm_start, note=note),
+        lambda: new_driver(
+            chosen,
+            directory,
+            enqueue=first,
+            warm_start=warm_start,
+            probe=not no_probe,
+            note=note,
+        ),
         directory,
         quiet,
     )

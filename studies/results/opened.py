@@ -184,14 +184,16 @@ def start(
     *,
     enqueue: Sequence[Candidate | Architecture | str] = (),
     warm_start: Path | str | None = None,
+    probe: bool = True,
     listener: Listener | None = None,
 ) -> StudyDirectory:
     """Runs a new study to its end, or until Ctrl-C, and returns it: `equisearch start`.
 
     It runs in this process where the study has one worker (`resources: {workers: 1}`), else on
     Ray. `enqueue` are candidates to try first; `warm_start` is the directory of an earlier
-    study over the same space; `listener` receives each `studies.workers.executors.Event`. Raises
-    StudyError, ValueError or OSError before anything is written.
+    study over the same space; `probe` checks the declared symmetry against the data first;
+    `listener` receives each `studies.workers.executors.Event`. Raises StudyError, ValueError or
+    OSError before anything is written.
     """
     from studies.workers.executors import run
     from studies.workers.launch import new_driver
@@ -202,6 +204,7 @@ def start(
         path,
         enqueue=[str(candidate) for candidate in enqueue],
         warm_start=None if warm_start is None else Path(warm_start),
+        probe=probe,
     ) as driver:
         run(driver, listener=listener)
     return open_study(path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -22,6 +23,7 @@ from studies.journal.stored import read_stored
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import SCORE_OF, front_volume
+from studies.workers.declaration import read_declaration
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
@@ -64,6 +66,7 @@ def status(directory: Path) -> dict[str, Any]:
     counts = Counter(record.state for record in records if record.kind == "search")
     beside = Counter(record.kind for record in records if record.kind != "search")
     front = members(study, records)
+    declaration = read_declaration(directory)
     return {
         "directory": str(directory),
         "trials": {state: counts[state] for state in STATES},
@@ -76,6 +79,7 @@ def status(directory: Path) -> dict[str, Any]:
         "note": definition_note(study),
         "beside_the_search": dict(beside),
         "resolution": Evidence.of(directory).resolution(front),
+        "declaration": None if declaration is None else asdict(declaration),
     }
 
 
@@ -110,6 +114,7 @@ def status_lines(value: dict[str, Any]) -> list[str]:
         *([value["note"]] if value["note"] else []),
         *([f"beside the search: {beside}"] if beside else []),
         *([resolution_text(value["resolution"])] if value["resolution"] else []),
+        *(f"warning: {text}" for text in (value["declaration"] or {}).get("warnings", ())),
     ]
 
 

@@ -15,6 +15,7 @@ from studies.journal.directory import STUDY, require_place
 from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
+from studies.workers.declaration import check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
 
 
@@ -24,14 +25,16 @@ def new_driver(
     *,
     enqueue: Sequence[str] = (),
     warm_start: Path | None = None,
+    probe: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> SearchDriver:
     """The driver of `study` in a directory that holds no study yet; a context manager.
 
     `enqueue` are architectures to try first, before `search.first`; `warm_start` is the directory
-    of an earlier study over the same space. `note` receives what a user should know about the
-    data. Raises ExistsError for a directory with a study, StudyError for a cluster that does not
-    answer, ValueError or OSError for data that cannot be read.
+    of an earlier study over the same space. `probe`: whether the declared symmetry is checked
+    against the data. `note` receives what a user should know about the data. Raises ExistsError for
+    a directory with a study, StudyError for a cluster that does not answer, ValueError or OSError
+    for data that cannot be read.
     """
     if (directory / STUDY).exists():
         raise ExistsError(
@@ -46,15 +49,22 @@ def new_driver(
     require_buildable(first, study, channels, classes)
     for text in study.space.width_warnings(channels, classes):
         note(f"warning: space.width: {text}")
-    return SearchDriver.create(
+    images = images_of(study)
+    declaration = check_declaration(study) if probe else None
+    for text in () if declaration is None else declaration.warnings:
+        note(f"warning: {text}")
+    driver = SearchDriver.create(
         directory,
         study,
         channels=channels,
         classes=classes,
         enqueue=enqueue,
         warm_start=warm_start,
-        images=images_of(study),
+        images=images,
     )
+    if declaration is not None:
+        keep_declaration(driver.directory, declaration)
+    return driver
 
 
 def require_buildable(

@@ -7,10 +7,8 @@ as half a turn carries 6 onto 9?
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +19,14 @@ from trainers.actions import act
 from trainers.data.datasets import load
 from trainers.data.fitting import fit_images
 from trainers.data.splitting import remainder, take
-from trainers.instruments.proportions import Proportion, wilson
-from trainers.instruments.twosample import Answers, Classifier, count_answers, plain
+from trainers.instruments.proportions import Proportion, binomial, fisher, holm, wilson
+from trainers.instruments.twosample import (
+    Answers,
+    Classifier,
+    count_answers,
+    count_jointly,
+    plain,
+)
 from trainers.settings import Data
 
 # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
@@ -39,19 +43,30 @@ class Likeness:
     like: str
     apart: Proportion
     apart_upright: Proportion
+    p: float  # Fisher's exact test of the fall, Holm-corrected over all pairs and elements
+
+
+@dataclass(frozen=True)
+class ClassProbe:
+    """How often the images of one class are told from the same images moved."""
+
+    name: str
+    apart: Proportion
+    p: float  # as `ElementProbe.p_inputs`, corrected over all classes and elements
 
 
 @dataclass(frozen=True)
 class ElementProbe:
     """What one element does to the data.
 
-    `apart` is how often x and gx are told apart; 0.5 is a guess. `inputs` follows from it:
-    symmetric, nearly, distinct, or undecided (too few images). `labels`: kept; resemble (classes in
-    `likenesses` come closer to each other); collide (they cannot be told apart). `alike`: classes
-    whose own images look the same moved. `accuracy_unseen`: of a plain classifier trained upright,
-    on moved images. `accuracy_blind`: of one trained on both that is not asked which of the two it
-    sees. `called`: (class, name, fraction) where the one trained upright calls most of a class's
-    moved images by another's name.
+    `apart` is how often x and gx are told apart; 0.5 is a guess. `p_inputs`: of the exact
+    randomisation test of "x and gx have one distribution", Holm-corrected over the elements.
+    `inputs` follows from `apart`: symmetric, nearly, distinct, or undecided (too few images).
+    `labels`: kept; resemble (classes in `likenesses` come closer to each other); collide (they
+    cannot be told apart). `alike`: classes whose own images look the same moved.
+    `accuracy_unseen`: of a plain classifier trained upright, on moved images. `accuracy_blind`: of
+    one trained on both that is not asked which of the two it sees. `called`: (class, name,
+    fraction) where the one trained upright calls most of a class's moved images by another's name.
     """
 
     element: str
@@ -63,6 +78,8 @@ class ElementProbe:
     accuracy_unseen: Proportion
     accuracy_blind: Proportion
     called: tuple[tuple[str, str, float], ...]
+    p_inputs: float
+    per_class: tuple[ClassProbe, ...]
 
 
 @dataclass(frozen=True)
@@ -86,18 +103,24 @@ class Probe:
         """Plain values, for JSON."""
         return asdict(self)
 
-    def text(self) -> str:
-        """A table of the elements, remarks on each, and what to declare and to expect."""
-        return "\n".join([_headline(self), "", *_table(self), "", *_remarks(self), *_advice(self)])
+    def text(self, *, per_class: bool = False) -> str:
+        """A table of the elements, one of the classes if `per_class`, remarks on each element, and
+        what to declare and to expect.
+        """
+        classes = ["", *_class_table(self)] if per_class else []
+        lines = [_headline(self), "", *_table(self), *classes, "", *_remarks(self), *_advice(self)]
+        return "\n".join(lines)
 
 
-def probe(data: Data, group: Group, *, images: int = 2000, seed: int = 0) -> Probe:
+def probe(
+    data: Data, group: Group, *, images: int = 2000, seed: int = 0, joint: bool = False
+) -> Probe:
     """What each element of `group` but the identity does to the inputs and the labels of `data`.
 
     Looks at `images` training and validation images at most, drawn from every class in proportion,
     at 16 pixels or fewer on the shorter side; the test split is not touched. Images that are not
-    square are cropped to their central square. Raises ValueError for bad data and for the trivial
-    group.
+    square are cropped to their central square. `joint`: as in `probe_images`. Raises ValueError for
+    bad data and for the trivial group.
     """
     splits = load(data)
     if min(splits.size) > LARGEST:
@@ -110,47 +133,36 @@ def probe(data: Data, group: Group, *, images: int = 2000, seed: int = 0) -> Pro
     pixels = torch.cat([splits.train.pixels, splits.validation.pixels])[chosen]
     side = min(splits.size)
     square = fit_images(pixels, (side, side), "pad")
-    return probe_images(square.float() / 255, labels[chosen], splits.classes, group, seed=seed)
+    return probe_images(
+        square.float() / 255, labels[chosen], splits.classes, group, seed=seed, joint=joint
+    )
 
 
 def probe_images(
-    pixels: Tensor, labels: Tensor, classes: tuple[str, ...], group: Group, *, seed: int = 0
+    pixels: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    group: Group,
+    *,
+    seed: int = 0,
+    joint: bool = False,
 ) -> Probe:
     """What each element of `group` but the identity does to these images, floats [N, C, S, S] in
     0..1, and their labels.
 
     Half of them train the classifiers, the other half answer; intervals count each held-out image
     once. An element and its inverse share one classifier, because P = gP says the same as g^-1 P =
-    P. Raises ValueError for the trivial group, and for images that are not square.
+    P. `joint`: one classifier answers for all elements on the grid, and others are left out: a
+    short form. Raises ValueError for the trivial group, and for images that are not square.
     """
-    if group.order == 1:
-        raise ValueError(
-            f"{group} has no element but the identity, so there is nothing to ask of the data; "
-            "give the symmetries to ask about as `symmetry: {group: D4}`"
-        )
-    if pixels.shape[-1] != pixels.shape[-2]:
-        raise ValueError(
-            f"images are {pixels.shape[-2]} x {pixels.shape[-1]} pixels; crop them to a square, "
-            "which quarter turns keep"
-        )
+    require_square(pixels, group)
     fit = take(labels.numpy(), len(labels) // 2, (seed, 1), keep=1)
     held_out = torch.from_numpy(remainder(len(labels), fit))
     train = (pixels[fit], labels[fit])
     test = (pixels[held_out], labels[held_out])
     upright = plain(train, len(classes), seed)
-    answers: dict[Element, Answers] = {}
-    for element in group.elements:
-        if element != IDENTITY:
-            other = answers.get(element.inverse)
-            if other is not None:
-                answers[element] = _inverted(other)
-            else:
-                answers[element] = count_answers(train, test, element, len(classes), seed)
-    questions = max(1, len(classes) * (len(classes) - 1) * len(answers))
-    surely = NormalDist().inv_cdf(1 - 0.05 / questions)
-    elements = tuple(
-        _judge(element, counted, upright, test, classes, surely)
-        for element, counted in answers.items()
+    elements = _judged(
+        _answers(train, test, group, len(classes), seed, joint), upright, test, classes
     )
     right = int((upright(test[0]).argmax(1) == test[1]).sum())
     return Probe(
@@ -166,11 +178,79 @@ def probe_images(
     )
 
 
+def require_square(pixels: Tensor, group: Group) -> None:
+    """Raises ValueError for the trivial group, and for images [N, C, H, W] that are not square."""
+    if group.order == 1:
+        raise ValueError(
+            f"{group} has no element but the identity, so there is nothing to ask of the data; "
+            "give the symmetries to ask about as `symmetry: {group: D4}`"
+        )
+    if pixels.shape[-1] != pixels.shape[-2]:
+        raise ValueError(
+            f"images are {pixels.shape[-2]} x {pixels.shape[-1]} pixels; crop them to a square, "
+            "which quarter turns keep"
+        )
+
+
+def _answers(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    group: Group,
+    num_classes: int,
+    seed: int,
+    joint: bool,
+) -> dict[Element, Answers]:
+    """The answers about each element but the identity, of `joint` those on the grid."""
+    elements = [element for element in group.elements if element != IDENTITY]
+    if joint:
+        on_grid = [element for element in elements if element.on_grid]
+        return count_jointly(train, test, on_grid, num_classes, seed)
+    answers: dict[Element, Answers] = {}
+    for element in elements:
+        other = answers.get(element.inverse)
+        answers[element] = (
+            count_answers(train, test, element, num_classes, seed)
+            if other is None
+            else _inverted(other)
+        )
+    return answers
+
+
 def _inverted(answers: Answers) -> Answers:
     """The same answers about the inverse element: b moved looks like a exactly if a moved back
     looks like b.
     """
-    return Answers(answers.apart, answers.labels, answers.pairs.T, answers.upright, answers.counts)
+    return replace(answers, pairs=answers.pairs.T)
+
+
+def _judged(
+    answers: dict[Element, Answers],
+    upright: Classifier,
+    test: tuple[Tensor, Tensor],
+    classes: tuple[str, ...],
+) -> tuple[ElementProbe, ...]:
+    """What the answers say of each element; p values are corrected over all of them."""
+    of_inputs = holm([binomial(a.hits.sum(), a.trials.sum()) for a in answers.values()])
+    of_classes = holm([binomial(h, t) for a in answers.values() for h, t in zip(a.hits, a.trials)])
+    pairs = [(b, a) for b in range(len(classes)) for a in range(len(classes)) if a != b]
+    of_pairs = holm(
+        [
+            fisher(
+                counted.upright[b, a], counted.pairs[b, a], counted.counts[a] + counted.counts[b]
+            )
+            for counted in answers.values()
+            for b, a in pairs
+        ]
+    )
+    probes = []
+    for number, (element, counted) in enumerate(answers.items()):
+        mine = of_classes[number * len(classes) : (number + 1) * len(classes)]
+        p_pairs = dict(zip(pairs, of_pairs[number * len(pairs) : (number + 1) * len(pairs)]))
+        likenesses = tuple(_likenesses(counted, classes, p_pairs))
+        probes.append(
+            _judge(element, counted, upright, test, classes, likenesses, of_inputs[number], mine)
+        )
+    return tuple(probes)
 
 
 def _judge(
@@ -179,20 +259,20 @@ def _judge(
     upright: Classifier,
     test: tuple[Tensor, Tensor],
     classes: tuple[str, ...],
-    surely: float,
+    likenesses: tuple[Likeness, ...],
+    p_inputs: float,
+    p_classes: Sequence[float],
 ) -> ElementProbe:
     images, labels = test
     count = len(labels)
     # both views of an image count as one trial
     apart = wilson(answers.apart / 2, count)
-    likenesses = tuple(_likenesses(answers, classes, surely))
     inputs = _inputs(apart)
-    alike = tuple(
-        name
-        for i, name in enumerate(classes)
-        if answers.counts[i] >= 10
-        and wilson(float(answers.pairs[i, i]) / 2, int(answers.counts[i])).value < 0.6
+    per_class = tuple(
+        ClassProbe(name, wilson(float(answers.pairs[i, i]) / 2, int(answers.counts[i])), p)
+        for i, (name, p) in enumerate(zip(classes, p_classes))
     )
+    alike = tuple(c.name for c in per_class if c.apart.count >= 10 and c.apart.value < 0.6)
     called = upright(act(images, element)).argmax(1)
     fractions = [
         (a, b, float((called[labels == a] == b).float().mean()))
@@ -219,6 +299,8 @@ def _judge(
             for a, b, fraction in sorted(fractions, key=lambda f: -f[2])
             if fraction > 0.5
         ),
+        p_inputs=p_inputs,
+        per_class=per_class,
     )
 
 
@@ -233,30 +315,22 @@ def _inputs(apart: Proportion) -> str:
     return "symmetric" if apart.high < 0.65 else "undecided"
 
 
-def _likenesses(answers: Answers, classes: tuple[str, ...], surely: float) -> list[Likeness]:
-    """Pairs of classes that come closer under the element, by 5 points and `surely` standard errors
-    at least; the closest first.
-
-    `surely` allows for the number of pairs and elements asked about, so that chance finds a pair in
-    one data set of twenty.
+def _likenesses(
+    answers: Answers, classes: tuple[str, ...], p_pairs: dict[tuple[int, int], float]
+) -> list[Likeness]:
+    """Pairs of classes that come closer under the element, by 5 points at least and significantly;
+    the closest first.
     """
     closer = []
-    for b in range(len(classes)):
-        for a in range(len(classes)):
-            count = int(answers.counts[a] + answers.counts[b])
-            if a == b or not count:
-                continue
-            pair = Likeness(
-                classes[b],
-                classes[a],
-                *(wilson(float(right[b, a]), count) for right in (answers.pairs, answers.upright)),
-            )
-            fall, middle = (
-                pair.apart_upright.value - pair.apart.value,
-                (pair.apart_upright.value + pair.apart.value) / 2,
-            )
-            if fall >= 0.05 and fall > surely * math.sqrt(2 * middle * (1 - middle) / count):
-                closer.append(pair)
+    for (b, a), p in p_pairs.items():
+        count = int(answers.counts[a] + answers.counts[b])
+        if not count or p >= 0.05:
+            continue
+        moved, unmoved = (
+            wilson(float(right[b, a]), count) for right in (answers.pairs, answers.upright)
+        )
+        if unmoved.value - moved.value >= 0.05:
+            closer.append(Likeness(classes[b], classes[a], moved, unmoved, p))
     return sorted(closer, key=lambda pair: pair.apart.value)
 
 
@@ -291,6 +365,7 @@ def _table(probe: Probe) -> list[str]:
         (
             "element",
             "told from upright",
+            "p",
             "inputs",
             "labels",
             "accuracy, unseen",
@@ -301,6 +376,7 @@ def _table(probe: Probe) -> list[str]:
         (
             e.element,
             e.apart.short(),
+            p_text(e.p_inputs),
             e.inputs,
             e.labels,
             e.accuracy_unseen.short(),
@@ -308,10 +384,30 @@ def _table(probe: Probe) -> list[str]:
         )
         for e in probe.elements
     ]
+    return _aligned(rows)
+
+
+def _class_table(probe: Probe) -> list[str]:
+    rows = [("element", "class", "told from upright", "p")]
+    rows += [
+        (e.element, c.name, c.apart.short(), p_text(c.p))
+        for e in probe.elements
+        for c in e.per_class
+        if c.apart.count
+    ]
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
     ]
+
+
+def p_text(p: float) -> str:
+    """A p value as tables show it: two digits, and `<0.0001` for smaller ones."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def _remarks(probe: Probe) -> list[str]:

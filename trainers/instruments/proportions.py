@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -51,3 +52,35 @@ def proportion(value: float, num_images: int, confidence: float = 0.95) -> Propo
 def wilson(successes: float, count: int) -> Proportion:
     """The proportion of `successes` in `count` trials with its 95 % interval."""
     return proportion(successes / count if count else math.nan, count)
+
+
+def binomial(hits: float, trials: float) -> float:
+    """The exact p value of at least `hits` heads in `trials` throws of a fair coin; 1 without a
+    throw.
+    """
+    from scipy.stats import binom
+
+    return float(binom.sf(float(hits) - 1, float(trials), 0.5)) if trials else 1.0
+
+
+def fisher(hits: float, other_hits: float, trials: float) -> float:
+    """The p value of Fisher's exact test that `hits` of `trials` are no more than `other_hits` of
+    as many: the share of permutations of the 2 x `trials` answers with as many hits on one side.
+    """
+    from scipy.stats import hypergeom
+
+    hits, other_hits, trials = round(float(hits)), round(float(other_hits)), round(float(trials))
+    return float(hypergeom.sf(hits - 1, 2 * trials, hits + other_hits, trials)) if trials else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values after Holm's step-down correction (Holm, 1979), in the given order: rejecting
+    those below 0.05 rejects a true hypothesis in one of twenty families at most.
+    """
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

@@ -5,7 +5,7 @@ pairs of classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from trainers.actions import act
 from trainers.data.augment import rotate, shift
 
 STEPS = 120  # of Adam: enough for 97 % after 1,000 upright MNIST images of 16 pixels
+JOINT_STEPS = 240  # of the one classifier of all elements
 BATCH = 128  # images
 PEAK = 0.01  # learning rate
 SHIFT = 2  # pixels, at random while training: position must not give anything away
@@ -32,15 +33,21 @@ class Answers:
     """What a classifier of (class, moved or not) says of held-out images x and moved images gx, in
     numbers of right answers.
 
-    `apart`: x against gx, over 2N images. `labels`: classes, where it is not asked whether an image
-    is moved, over 2N images. `pairs[b, a]`: moved images of class b against upright ones of class
-    a. `upright[b, a]`: the same, not moved. `counts`: held-out images of each class.
+    `apart`: x against gx, over 2N images. `labels`: classes, moved or not, over 2N images.
+    `pairs[b, a]`: moved images of class b against upright ones of class a. `upright[b, a]`: the
+    same, not moved. `counts`: held-out images of each class.
+
+    `hits` of `trials`, per class: fair coins if x and gx have the same distribution. Where g is its
+    own inverse, x and gx are exchangeable, and a trial is an image with both views named rightly (a
+    hit) or both wrongly; otherwise it is one view of each image, drawn by a coin.
     """
 
     apart: int
     labels: int
     pairs: Tensor
     upright: Tensor
+    hits: Tensor
+    trials: Tensor
     counts: Tensor
 
 
@@ -68,7 +75,44 @@ def count_answers(
     upright, moved = (
         classifier(view) for view in views(test[0], element, torch.Generator().manual_seed(seed))
     )
-    return _count(upright, moved, test[1], num_classes)
+    return _count(element, upright, moved, test[1], num_classes, seed)
+
+
+def count_jointly(
+    train: Labelled, test: Labelled, elements: Sequence[Element], num_classes: int, seed: int
+) -> dict[Element, Answers]:
+    """The answers for every one of `elements`, which are on the grid, of one classifier that tells
+    all of them and the classes apart: a short form, less sure of each element.
+    """
+    images, labels = train
+    count = len(labels)
+
+    def draw(index: Tensor, _: torch.Generator) -> Labelled:
+        view, index = index // count, index % count
+        moved = images[index]
+        for number, element in enumerate(elements, start=1):
+            moved[view == number] = act(moved[view == number], element)
+        return moved, labels[index] + num_classes * view
+
+    views_count = len(elements) + 1
+    classifier = trained(
+        draw, views_count * count, views_count * num_classes, images.shape[1:], seed, JOINT_STEPS
+    )
+    upright = classifier(test[0])
+    answers = {}
+    for number, element in enumerate(elements, start=1):
+        moved = classifier(act(test[0], element))
+        block = slice(number * num_classes, (number + 1) * num_classes)
+        own = slice(num_classes)
+        answers[element] = _count(
+            element,
+            torch.cat([upright[:, own], upright[:, block]], 1),
+            torch.cat([moved[:, own], moved[:, block]], 1),
+            test[1],
+            num_classes,
+            seed,
+        )
+    return answers
 
 
 def views(images: Tensor, element: Element, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -109,20 +153,22 @@ def trained(
     num_classes: int,
     shape: torch.Size,
     seed: int,
+    steps: int | None = None,
 ) -> Classifier:
     """A small convolutional network trained on the images of `shape` [C, S, S] and labels that
-    `draw` gives for indices below `count`.
+    `draw` gives for indices below `count`, for `steps` (`STEPS`).
     """
+    steps = STEPS if steps is None else steps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network(shape, num_classes)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=steps)
     order = torch.cat(
-        [torch.randperm(count, generator=generator) for _ in range(STEPS * BATCH // count + 1)]
+        [torch.randperm(count, generator=generator) for _ in range(steps * BATCH // count + 1)]
     )
-    for step in range(STEPS):
+    for step in range(steps):
         images, labels = draw(order[step * BATCH : (step + 1) * BATCH], generator)
         offsets = torch.randint(-SHIFT, SHIFT + 1, (2, len(images)), generator=generator)
         loss = functional.cross_entropy(
@@ -156,7 +202,9 @@ def _network(shape: torch.Size, num_classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * positions, num_classes))
 
 
-def _count(upright: Tensor, moved: Tensor, labels: Tensor, num_classes: int) -> Answers:
+def _count(
+    element: Element, upright: Tensor, moved: Tensor, labels: Tensor, num_classes: int, seed: int
+) -> Answers:
     """Right answers from the logits [N, 2K] of upright and of moved images, whose first K columns
     say upright.
     """
@@ -165,17 +213,34 @@ def _count(upright: Tensor, moved: Tensor, labels: Tensor, num_classes: int) -> 
         part.gather(1, column[:, None])
         for part, column in ((upright, labels), (moved, labels + num_classes))
     )
-    # [a, b]: a upright, not b moved
-    upright_right = one_hot.T @ (of_upright > upright[:, num_classes:]).double()
-    # [b, a]: b moved, not a upright
-    moved_right = one_hot.T @ (of_moved > moved[:, :num_classes]).double()
-    # [a, b]: both upright
-    unmoved_right = one_hot.T @ (of_upright > upright[:, :num_classes]).double()
-    apart, right = 0, 0
-    for logits, is_moved in ((upright, False), (moved, True)):
-        first, second = logits[:, :num_classes], logits[:, num_classes:]
-        apart += int(((second.logsumexp(1) > first.logsumexp(1)) == is_moved).sum())
-        right += int((torch.logaddexp(first, second).argmax(1) == labels).sum())
+    # [N, K]: the image, of class a, is told from a moved one of class b
+    from_moved = (of_upright > upright[:, num_classes:]).double()
+    # the image, of class b and moved, is told from an upright one of class a
+    as_moved = (of_moved > moved[:, :num_classes]).double()
+    # both upright
+    unmoved = (of_upright > upright[:, :num_classes]).double()
+
+    def both(of_a: Tensor, of_b: Tensor) -> Tensor:
+        """[b, a]: over the images of class a and those of class b."""
+        return (one_hot.T @ of_a).T + one_hot.T @ of_b
+
+    right_upright = upright[:, :num_classes].logsumexp(1) > upright[:, num_classes:].logsumexp(1)
+    right_moved = moved[:, num_classes:].logsumexp(1) > moved[:, :num_classes].logsumexp(1)
+    labelled = sum(
+        int((torch.logaddexp(*logits.split(num_classes, 1)).argmax(1) == labels).sum())
+        for logits in (upright, moved)
+    )
+    if element.inverse == element:
+        hit, tried = right_upright & right_moved, right_upright == right_moved
+    else:
+        coin = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed)) < 0.5
+        hit, tried = torch.where(coin, right_moved, right_upright), torch.ones_like(coin)
     return Answers(
-        apart, right, moved_right + upright_right.T, unmoved_right + unmoved_right.T, one_hot.sum(0)
+        apart=int(right_upright.sum() + right_moved.sum()),
+        labels=labelled,
+        pairs=both(from_moved, as_moved),
+        upright=both(unmoved, unmoved),
+        hits=one_hot.T @ hit.double(),
+        trials=one_hot.T @ tried.double(),
+        counts=one_hot.sum(0),
     )

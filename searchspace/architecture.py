@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
+from searchspace.function.coordinates import Coordinates, check_coordinates
 from searchspace.function.orbit import check_orbit
 from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
 from searchspace.groups import TRIVIAL, Group
@@ -179,7 +180,8 @@ class Architecture:
     and the logits are not invariant); `filters` the parametrisation: `free` kernels that the
     elements transform (quarter turns and flips, any kernel size) or escnn's band-limited `basis`
     (any group). With an `orbit`, the logits are the mean of those of the image moved by each of its
-    elements, in training too. Raises ValueError where no such network can be built.
+    elements, in training too. With `coordinates`, the first convolution sees those of the pixel
+    grid behind the entry as further channels. Raises ValueError where no such network can be built.
     """
 
     size: tuple[int, int]
@@ -188,6 +190,7 @@ class Architecture:
     filters: Filters = "free"
     entry: Subsampling | None = None
     orbit: Group = TRIVIAL
+    coordinates: Coordinates = "none"
     # all that have a window, in order, with sizes and remainders
     layers: tuple[Layer, ...] = field(init=False, compare=False)
 
@@ -209,6 +212,7 @@ class Architecture:
             )
         self._check_groups()
         check_orbit(self.orbit, self.size)
+        check_coordinates(self.coordinates)
         # raises ValueError where a layer does not fit
         self.__dict__["layers"] = layers_of(self.size, self.entry, self.stages)
         weights = sum(
@@ -332,6 +336,11 @@ class Architecture:
     def family(self) -> Literal["plain", "steerable"]:
         """`plain` if no stage has a group, `steerable` otherwise."""
         return "plain" if self.stages[0].group == TRIVIAL else "steerable"
+
+    @property
+    def size_entered(self) -> tuple[int, int]:
+        """(height, width) of the image behind the entry, pixels."""
+        return self.size if self.entry is None else self.layers[0].size_out
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 from typing import Literal
 
 from searchspace.architecture import Architecture
+from searchspace.function.coordinates import extra_channels
 
 Match = Literal["params", "macs", "fields"]
 
@@ -50,6 +51,7 @@ def cost(architecture: Architecture, channels: int = 1, classes: int = 10) -> Co
     activations count nothing.
     """
     params = expanded = macs = 0
+    channels += extra_channels(architecture.coordinates)
     for layer in architecture.layers:
         if layer.weights is None:
             continue

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import AXES, Verdict, places, shift_text, verdict
+from searchspace.function.coordinates import kept_elements
 from searchspace.geometry import size_text
 from searchspace.grammar import format_stage
 from searchspace.groups import TRIVIAL, Element, isomorphic_name, largest_subgroup
@@ -135,7 +136,7 @@ def _svg(verdict: Verdict) -> str:
 def _rows(verdict: Verdict) -> Iterable[_Row]:
     architecture = verdict.architecture
     left, group = verdict.after_stages, architecture.stages[0].group
-    after_entry = architecture.layers[0].size_out if architecture.entry else architecture.size
+    after_entry = architecture.size_entered
     yield _Row(
         "image", "", "-", architecture.size, (), _named(verdict.group.elements, verdict), "all"
     )
@@ -148,6 +149,18 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
             _notes(architecture.layers, 0),
             _named(left[0], verdict),
             _survives(left[0], verdict),
+        )
+    if architecture.coordinates != "none":
+        kept = kept_elements(architecture.coordinates, after_entry)
+        elements = tuple(e for e in left[0] if e in kept)
+        yield _Row(
+            "input",
+            "",
+            f"coordinates {architecture.coordinates}",
+            after_entry,
+            (),
+            _named(elements, verdict),
+            _survives(elements, verdict),
         )
     for number, (stage, size, elements) in enumerate(
         zip(architecture.stages, architecture.sizes, left[1:]), start=1

@@ -20,6 +20,7 @@ from functools import cache, cached_property
 from typing import Literal
 
 from searchspace.architecture import Architecture
+from searchspace.function.coordinates import kept_elements
 from searchspace.function.orbit import averaged_elements
 from searchspace.geometry import Size
 from searchspace.groups import (
@@ -40,7 +41,7 @@ from searchspace.mirroring import (
 )
 from searchspace.symbolic import Program, program
 
-Reason = Literal["grid", "group", "near", "shift", "orbit"]
+Reason = Literal["grid", "group", "coordinates", "near", "shift", "orbit"]
 AXES = ("height", "width")
 GRID_GROUP = Group(4, True)
 UNSHIFTED = (0, 0)
@@ -51,11 +52,13 @@ class Break:
     """One place where an element stops being exact."""
 
     # grid: no pixel permutation; group: not built in from this stage on; near: relaxed in this
-    # stage; shift: a window is shifted; orbit: the orbit average lacks it, and the logits inside
-    # change
+    # stage; shift: a window is shifted; coordinates: they do not move with the image; orbit: the
+    # orbit average lacks it, and the logits inside change
     reason: Reason
     stage: int  # counted from 1; 0 is the entry
-    layer: str = ""  # such as conv1 or max2/2; of a relaxed stage its annotation, such as C4+C1
+    # such as conv1 or max2/2; of a relaxed stage its annotation, such as C4+C1; the kind of
+    # coordinates
+    layer: str = ""
     axis: str = ""  # height or width; empty unless shifted
     remainder: int = 0  # pixels, or samples of a nearest-neighbour resize; 0 unless shifted
     decided_by: str = ""  # of a relaxed stage: what decides how near it is
@@ -65,6 +68,8 @@ class Break:
             return "off the pixel grid: never exact, measure it"
         if self.reason == "group":
             return f"not built in from stage {self.stage} on: never guaranteed, measure it"
+        if self.reason == "coordinates":
+            return f"the {self.layer} coordinates stay where they are: never guaranteed, measure it"
         if self.reason == "orbit":
             return "not of the orbit, and the logits inside change: never guaranteed, measure it"
         if self.reason == "near":
@@ -130,7 +135,9 @@ class Verdict:
         """
         if self.architecture.orbit != TRIVIAL:
             return self.invariant
-        return _surviving(self.group, self.architecture.certain_group, self.unshifted_elements)
+        return _surviving(
+            self.group, self.architecture.certain_group, self.unshifted_elements & self._kept
+        )
 
     @cached_property
     def near(self) -> tuple[Element, ...]:
@@ -167,7 +174,7 @@ class Verdict:
         if self.architecture.orbit != TRIVIAL and self.grid_exact:
             return True
         return all(
-            e in self.unshifted_elements
+            e in self.unshifted_elements or e not in self._kept
             for e in self.group.elements
             if e.on_grid and e in self.architecture.group
         )
@@ -182,7 +189,7 @@ class Verdict:
         if self.architecture.orbit == TRIVIAL:
             return tuple((element, self._places(element)) for element in self.group.elements)
         return tuple(
-            (e, () if e in self.surviving else self._places(e) or (Break("orbit", 0, "", "", 0),))
+            (e, () if e in self.surviving else self._places(e) or (Break("orbit", 0),))
             for e in self.group.elements
         )
 
@@ -199,6 +206,8 @@ class Verdict:
             return (Break("group", first),)
         if not element.on_grid:
             return (Break("grid", 1),)
+        if element not in self._kept:
+            return (Break("coordinates", 1, self.architecture.coordinates),)
         return self._relaxed_places(element) + self._shifted_places(element)
 
     def _relaxed_places(self, element: Element) -> tuple[Break, ...]:
@@ -251,14 +260,20 @@ class Verdict:
         architecture = self.architecture
         size, built = architecture.size, architecture.certain_group
         if element == IDENTITY or (
-            architecture.head != "none" and element in self.unshifted_elements and element in built
+            architecture.head != "none"
+            and element in self.unshifted_elements & self._kept
+            and element in built
         ):
             return True
         if not depends_on_pixels(size, self._reads) and (
             size[0] == size[1] or not element.on_grid or not element.swaps_axes
         ):
             return True
-        return element.on_grid and unchanged(size, self._reads, built, architecture.head, element)
+        return (
+            element.on_grid
+            and element in self._kept
+            and unchanged(size, self._reads, built, architecture.head, element)
+        )
 
     @cached_property
     def after_stages(self) -> tuple[tuple[Element, ...], ...]:
@@ -275,9 +290,18 @@ class Verdict:
             if e.on_grid and e in groups[0]
         }
         return tuple(
-            tuple(e for e, flags in exact.items() if e in built and flags[n])
+            tuple(
+                e
+                for e, flags in exact.items()
+                if e in built and flags[n] and (not n or e in self._kept)
+            )
             for n, built in enumerate(groups)
         )
+
+    @property
+    def _kept(self) -> frozenset[Element]:
+        """The quarter turns and flips that the coordinates allow."""
+        return kept_elements(self.architecture.coordinates, self.architecture.size_entered)
 
     @property
     def _reads(self) -> Program:
@@ -340,6 +364,11 @@ def _around(size: int, within: int) -> list[int]:
 def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
     try:
         layers = layers_of(size, architecture.entry, architecture.stages)
+        entered = layers[0].size_out if architecture.entry else size
+        if not kept_elements(architecture.coordinates, entered) >= {
+            *architecture.group.grid.elements
+        }:
+            return False
     except ValueError:  # too small for its layout
         return False
     if size == architecture.size:

@@ -24,6 +24,7 @@ subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/
 option       :=  head=group_max | group_mean | none
               |  filters=free | basis                 (free, where all groups are of quarter turns)
               |  family=plain | steerable             (checked against the groups)
+              |  coordinates=none | x | y | xy | radius
               |  orbit=C4                             (C1: logits of the image as it is)
 recipe       :=  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | none
               |  learning_rate=0.01                   (the study's)
@@ -43,6 +44,7 @@ from searchspace.architecture import (
     Head,
     Stage,
 )
+from searchspace.function.coordinates import Coordinates
 from searchspace.geometry import pixels_text, size_text
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
@@ -57,7 +59,7 @@ _MODIFIER = re.compile(
     r"|((?:field)?drop)(\d+(?:\.\d+)?(?:e-?\d+)?)"
 )
 _DROPOUTS: dict[str, DropoutKind] = {"drop": "values", "fielddrop": "fields"}
-_OPTIONS = ("head", "orbit", *RECIPE_OPTIONS, "filters", "family")
+_OPTIONS = ("head", "orbit", "coordinates", *RECIPE_OPTIONS, "filters", "family")
 
 
 def parse_stage(text: str, before: Stage | None = None) -> Stage:
@@ -196,6 +198,7 @@ def parse_candidate(text: str) -> Candidate:
         cast(Filters, options.get("filters", "free" if on_grid else "basis")),
         entry,
         Group.parse(options.get("orbit", "C1")),
+        cast(Coordinates, options.get("coordinates", "none")),  # checked, too
     )
     family = options.get("family", architecture.family)
     if family not in ("plain", "steerable"):
@@ -246,6 +249,8 @@ def format_architecture(architecture: Architecture) -> str:
         "free" if all(s.group.on_grid for s in architecture.stages) else "basis"
     ):
         options.append(f"filters={architecture.filters}")
+    if architecture.coordinates != "none":
+        options.append(f"coordinates={architecture.coordinates}")
     if architecture.orbit != TRIVIAL:
         options.append(f"orbit={architecture.orbit}")
     return " ".join([f"{header}: {', '.join(stages)}", *options])

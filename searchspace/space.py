@@ -234,7 +234,7 @@ class SearchSpace(FunctionChoices):
         head = _choose(trial, "head", self.head) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
         stages = _with_dropout(stages, self._sample_dropout(trial))
-        architecture = self.averaged(trial, Architecture((size, size), stages, head, filters))
+        architecture = self.completed(trial, Architecture((size, size), stages, head, filters))
         if self.width is not None:
             architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
         loss = self._sample_loss(trial, architecture, declared)

@@ -18,6 +18,7 @@ KEYS = {
     "preset",
     "family",
     "orbit",
+    "coordinates",
     "group",
     "exact",
     "grid_exact",

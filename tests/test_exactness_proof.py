@@ -28,6 +28,7 @@ import torch.nn.functional as F
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
+from searchspace.function.coordinates import COORDINATES
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED
 from support.architectures import ANY, ODD, odd_architecture, random_architecture
@@ -302,6 +303,18 @@ def test_odd_relaxed_architectures():
     assert not sample(relaxed(odd_architecture), 7, 15)
 
 
+def coordinated_architecture(rng: random.Random, **choices) -> Architecture:
+    """A random architecture that sees coordinates, averaged over an orbit in a quarter of cases."""
+    average = rng.random() < 0.25
+    made = (averaged_architecture if average else random_architecture)(rng, **choices)
+    return replace(made, coordinates=rng.choice(COORDINATES[1:]))
+
+
+def test_random_architectures_with_coordinates():
+    assert not sample(coordinated_architecture, 7, 25)
+    assert not sample(coordinated_architecture, 8, 8, square=0.0)
+
+
 def test_odd_architectures():
     assert not sample(odd_architecture, 4, 150, groups=ODD)
 
@@ -313,6 +326,8 @@ def test_thousands_of_random_architectures(proof_seed):
     )
     found += sample(random_architecture, proof_seed, 20, groups=ANY)
     found += sample(averaged_architecture, proof_seed, 30)
+    found += sample(coordinated_architecture, proof_seed, 40)
+    found += sample(coordinated_architecture, proof_seed, 15, square=0.0)
     found += sample(averaged_architecture, proof_seed, 10, square=0.0)
     found += sample(relaxed(random_architecture), proof_seed, 40)
     found += sample(relaxed(odd_architecture), proof_seed, 40)

@@ -5,13 +5,14 @@ stages.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import field_validator
 
 from searchspace.architecture import Architecture
-from searchspace.choices import Groups, Section
+from searchspace.choices import Groups, Listed, NotEmpty, Section
 from searchspace.exactness import verdict
+from searchspace.function.coordinates import Coordinates
 from searchspace.function.orbit import check_orbit
 from searchspace.groups import TRIVIAL, Group
 
@@ -28,6 +29,8 @@ class Chooser(Protocol):
 class FunctionChoices(Section):
     """Choices around the stages; each default leaves the network as its stages are."""
 
+    # further channels of the input, functions of the pixel grid
+    coordinates: Annotated[tuple[Coordinates, ...], Listed, NotEmpty] = ("none",)
     orbit: Groups = ("C1",)  # the logits are averaged over; C1: not averaged
 
     @field_validator("orbit")
@@ -37,7 +40,12 @@ class FunctionChoices(Section):
             check_orbit(Group.parse(name), SQUARE)
         return names
 
-    def averaged(self, trial: Chooser, architecture: Architecture) -> Architecture:
+    def completed(self, trial: Chooser, architecture: Architecture) -> Architecture:
+        """`architecture` with what is drawn from `trial` to stand around its stages."""
+        coordinates = _one_of(trial, "coordinates", [*self.coordinates], self.coordinates)
+        return self._averaged(trial, replace(architecture, coordinates=coordinates))
+
+    def _averaged(self, trial: Chooser, architecture: Architecture) -> Architecture:
         """`architecture` with an orbit drawn from `trial`, of those that change its function: an
         average of a network that is invariant already costs more and gives the same.
         """

@@ -50,6 +50,7 @@ class Checked:
             "family": self.architecture.family,
             "group": str(found.group),
             "orbit": str(self.architecture.orbit),
+            "coordinates": self.architecture.coordinates,
             "exact": found.exact,
             "grid_exact": found.grid_exact,
             "surviving": found.surviving_group,
@@ -215,6 +216,11 @@ class Checked:
                 text = (
                     f"not built in from stage {breaks[0].stage} on: never guaranteed, at any size "
                     "or layout; measure them"
+                )
+            elif breaks[0].reason == "coordinates":
+                text = (
+                    f"the {breaks[0].layer} coordinates stay where they are: never guaranteed; "
+                    "measure them, or take coordinates=radius, which keeps all"
                 )
             told.setdefault(text, []).append(element)
         return {text: tuple(elements) for text, elements in told.items()}

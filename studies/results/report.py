@@ -39,6 +39,7 @@ FACETS: dict[str, Callable[[Candidate], str]] = {
     "equivariance loss": lambda a: a.recipe.loss.kind,
     "head": lambda a: a.architecture.head,
     "filters": lambda a: a.architecture.filters,
+    "coordinates": lambda a: a.architecture.coordinates,
     "orbit average": lambda a: str(a.architecture.orbit),
     "input size": lambda a: f"{size_text(a.architecture.size)} px",
 }

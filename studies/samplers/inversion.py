@@ -83,6 +83,7 @@ class _Answers:
             "filters": architecture.filters,
             "dropout": dropout.kind,
             "dropout_rate": dropout.rate,
+            "coordinates": architecture.coordinates,
             "orbit": str(architecture.orbit),
             "equivariance_loss": recipe.loss.kind,
             "loss_weight": recipe.loss.weight,

@@ -152,6 +152,11 @@ def _check(network: Network, element: Element) -> None:
             "the merge barrier moves kernels, which the band-limited basis need not contain; "
             "take filters=free"
         )
+    if network.architecture.coordinates != "none":
+        raise ValueError(
+            "the merge barrier moves kernels, which does not move coordinate channels; take "
+            "coordinates=none"
+        )
     if not element.on_grid or element == IDENTITY:
         raise ValueError(
             f"moving kernels by {element} measures nothing; name a quarter turn or flip, such as "

@@ -109,6 +109,8 @@ def description(network: Network) -> dict[str, Any]:
         "entry": step_spec(architecture.entry, channels) if architecture.entry else None,
     }
     # left out where absent: descriptions of earlier versions stay what they are
+    if architecture.coordinates != "none":
+        described["coordinates"] = architecture.coordinates
     if architecture.orbit != TRIVIAL:
         described["orbit"] = [[e.mirror, e.quarter_turns] for e in architecture.orbit.elements]
     return described

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture, Filters, Stage
+from searchspace.function.coordinates import extra_channels
 from searchspace.groups import TRIVIAL, Group
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
@@ -22,7 +23,7 @@ from trainers.networks.filters import Parametrisation, expand
 from trainers.networks.kernels import maxima
 from trainers.networks.normalization import Pooling
 from trainers.networks.orbit import averaged, orbit_of
-from trainers.networks.plain import Subsample
+from trainers.networks.plain import Subsample, with_coordinates
 
 
 def build(architecture: Architecture, *, channels: int, classes: int, seed: int = 0) -> Network:
@@ -92,6 +93,7 @@ class Network(nn.Module):
             Subsample(step_spec(architecture.entry, channels)) if architecture.entry else None
         )
         self.stages, self.steps, self.dropouts = (nn.ModuleList() for _ in range(3))
+        channels += extra_channels(architecture.coordinates)
         source: Group | None = None
         for stage in architecture.stages:
             self.stages.append(
@@ -200,7 +202,10 @@ class Network(nn.Module):
         # in one batch, so that the statistics of a training step are those of the whole orbit
         images = orbit_of(images, self.architecture.orbit)
         weights = iter(self.weights())
-        maps = channels_last(images if self.entry is None else self.entry(images))
+        maps = images if self.entry is None else self.entry(images)
+        if self.architecture.coordinates != "none":
+            maps = with_coordinates(maps, self.architecture.coordinates)
+        maps = channels_last(maps)
         outputs = []
         for blocks, step, dropout in zip(self.stages, self.steps, self.dropouts):
             for block in cast(Iterable[Block], blocks):

@@ -15,6 +15,8 @@ The description is a dict of numbers and strings:
              "channels"}
     head    {"kind": "group_max" | "group_mean" | "none", "order": channels of a field, "features",
              "classes"}
+    coordinates  may be left out: "x", "y", "xy" or "radius", channels that follow those of the
+            image behind the entry
     orbit   may be left out: the logits are the mean over these moves of the images, a list of
             [mirror left to right first, quarter turns counter-clockwise]
 """
@@ -224,6 +226,24 @@ class Head(nn.Module):
         return self.linear(features)
 
 
+def with_coordinates(maps, kind):
+    """The maps with coordinates of their pixels as further channels: `x` and `y` from -1 to 1, or
+    `radius`, the distance from the centre, 1 in the corners.
+    """
+    height, width = maps.shape[-2:]
+    # twice the pixels from the centre: whole numbers, so that mirrored ones differ in sign alone
+    y, x = (
+        2 * torch.arange(n, dtype=maps.dtype, device=maps.device) - (n - 1) for n in (height, width)
+    )
+    if kind == "radius":
+        corner = max(1.0, ((height - 1) ** 2 + (width - 1) ** 2) ** 0.5)
+        chosen = [(y[:, None].square() + x.square()).sqrt() / corner]
+    else:
+        of_axis = {"x": x / max(1, width - 1), "y": y[:, None] / max(1, height - 1)}
+        chosen = [of_axis[name].expand(height, width) for name in kind]
+    return torch.cat([maps, torch.stack(chosen).expand(len(maps), -1, -1, -1)], 1)
+
+
 def moved(images, mirror, turns):
     """The images mirrored left to right if `mirror`, then turned by quarters counter-clockwise."""
     images = images.flip(-1) if mirror else images
@@ -248,6 +268,7 @@ class PlainNetwork(nn.Module):
                 parts.append(Block({"convolutions": [step], "skip": None}))
             self.stages.append(nn.Sequential(*parts))
         self.head = Head(description["head"])
+        self.coordinates = description.get("coordinates")
         self.orbit = tuple(map(tuple, description.get("orbit", [(False, 0)])))
 
     def forward(self, images):
@@ -256,17 +277,21 @@ class PlainNetwork(nn.Module):
 
     def forward_with_stages(self, images):
         """(logits, a tuple with the feature maps after each stage, of the images as they are)."""
-        maps, outputs = self.entry(images), []
+        maps, outputs = self._entered(images), []
         for stage in self.stages:
             maps = stage(maps)
             outputs.append(maps)
         return self._averaged(images, self.head(maps)), tuple(outputs)
 
     def _logits(self, images):
-        maps = self.entry(images)
+        maps = self._entered(images)
         for stage in self.stages:
             maps = stage(maps)
         return self.head(maps)
+
+    def _entered(self, images):
+        maps = self.entry(images)
+        return with_coordinates(maps, self.coordinates) if self.coordinates else maps
 
     def _averaged(self, images, logits):
         for mirror, turns in self.orbit[1:]:

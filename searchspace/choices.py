@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +20,6 @@ from searchspace.architecture import Dropout, DropoutKind
 from searchspace.cost import Match
 from searchspace.geometry import MOST_PIXELS
 from searchspace.groups import Group
-from searchspace.recipe import LossKind
 
 MOST_SIZES = 1024  # whether a network fits is looked at for each
 MOST_WIDTH = 10**13  # parameters, MACs or fields
@@ -145,13 +144,6 @@ class Restrict(Section):
         return stages
 
 
-class LossSpace(Section):
-    """Kinds of equivariance loss, and the weights of those that are not none."""
-
-    kind: Annotated[tuple[LossKind, ...], Listed, NotEmpty] = ("none",)
-    weight: Positive = Interval(low=0.01, high=10, log=True)
-
-
 _Rate = Annotated[float, Field(strict=True), AfterValidator(lambda r: Dropout("values", r).rate)]
 _ListOfRates = Annotated[tuple[_Rate, ...], NotEmpty]
 _OneRate = Annotated[_Rate, AfterValidator(lambda rate: (rate,))]
@@ -187,3 +179,32 @@ class Width(Section):
     match: Match
     # trained parameters | multiply-accumulates per image | fields of the first stage
     to: int = Field(ge=1, le=MOST_WIDTH)
+
+
+class Trial(Protocol):
+    """What `SearchSpace.sample` calls of an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: list) -> Any:
+        """One of `choices`."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        """A whole number from `low` to `high` in steps."""
+        ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number from `low` to `high`, even in the logarithm with `log`."""
+        ...
+
+
+def choose(trial: Trial, name: str, choices: Any) -> Any:
+    """One of `choices`; it is sampled only where there are two or more."""
+    options = list(dict.fromkeys(choices))
+    return options[0] if len(options) == 1 else trial.suggest_categorical(name, options)
+
+
+def real(trial: Trial, name: str, interval: Interval) -> float:
+    """A number of the interval with three digits, so that text forms stay readable."""
+    if interval.low == interval.high:
+        return interval.low
+    drawn = float(f"{trial.suggest_float(name, interval.low, interval.high, log=interval.log):.3g}")
+    return min(max(drawn, interval.low), interval.high)

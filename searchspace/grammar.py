@@ -26,8 +26,14 @@ option       :=  head=group_max | group_mean | none
               |  family=plain | steerable             (checked against the groups)
               |  coordinates=none | x | y | xy | radius
               |  orbit=C4                             (C1: logits of the image as it is)
-recipe       :=  loss=layerwise:0.1 | latent:1 | label:0.5 | 0.1 (layerwise) | none
+recipe       :=  loss=LOSS ("+" LOSS)* | none
+              |  loss_weight=constant | adapted       (constant)
+              |  augment=none | group | uniform | normal:30 | normal:45:20 | learned | learned:0.1
+                                                      (the study's)
               |  learning_rate=0.01                   (the study's)
+LOSS         :=  KIND ":" WEIGHT ["@" GROUP] ["#" STAGE ("," STAGE)*]
+                 layerwise:0.1 | latent:1@C4#3 | label:0.5 | 0.1 (layerwise)
+                 GROUP is the declared one, or C4, or blocks of a layerwise loss as R8-4-2-1
 """
 
 from __future__ import annotations

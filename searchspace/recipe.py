@@ -2,7 +2,7 @@
 proposes.
 
     >>> c = Candidate.parse("28px: 10k3@C4, 10k3 max2/2 loss=layerwise:0.1 learning_rate=0.003")
-    >>> str(c.architecture), c.recipe.loss.weight, Candidate.parse(str(c)) == c
+    >>> str(c.architecture), c.recipe.losses[0].weight, Candidate.parse(str(c)) == c
     ('28px: 10k3@C4, 10k3 max2/2', 0.1, True)
 """
 
@@ -11,66 +11,51 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from searchspace.architecture import Architecture
+from searchspace.training.augmentation import Augmentation
+from searchspace.training.losses import Loss, losses_text, parse_losses, require_different
 
-LossKind = Literal["none", "layerwise", "latent", "label"]
-LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
-RECIPE_OPTIONS = ("loss", "learning_rate")
+Weighting = Literal["constant", "adapted"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+RECIPE_OPTIONS = ("augment", "loss", "loss_weight", "learning_rate")
 HIGHEST_RATE = 100  # of learning: above it no optimizer here trains
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The equivariance loss added to the cross entropy, `weight` times; its group is the declared
-    symmetry of the study.
-    """
-
-    kind: LossKind = "none"
-    weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in LOSS_KINDS:
-            raise ValueError(
-                f"the equivariance loss is '{self.kind}'; choose one of {', '.join(LOSS_KINDS)}"
-            )
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(
-                f"the weight of the equivariance loss is {self.weight}; it must be finite and "
-                "not negative"
-            )
-        if (self.kind == "none") != (self.weight == 0):
-            object.__setattr__(self, "kind", "none")
-            object.__setattr__(self, "weight", 0.0)
-
-    def __str__(self) -> str:
-        return "none" if self.kind == "none" else f"{self.kind}:{self.weight!r}"
-
-
-NO_LOSS = Loss()
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How an architecture is trained, where that differs between the candidates of one study."""
 
-    loss: Loss = NO_LOSS
+    losses: tuple[Loss, ...] = ()  # equivariance losses, added to the cross entropy
     learning_rate: float | None = None  # None: the one of the study's training
+    augment: Augmentation | None = None  # None: that of the study's training
+    # of the losses: constant, or balanced by their gradients (GradNorm)
+    weighting: Weighting = "constant"
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"learning_rate is {rate}; it must be a finite number above 0")
+        object.__setattr__(self, "losses", require_different(self.losses))
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(
+                f"loss_weight is '{self.weighting}'; choose one of {', '.join(WEIGHTINGS)}"
+            )
+        if not self.losses:
+            object.__setattr__(self, "weighting", "constant")
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> Recipe:
-        """The recipe of `loss` and `learning_rate` among the options of a text. Raises ValueError
-        that names the option in error.
+        """The recipe of those of `RECIPE_OPTIONS` that are among the options of a text. Raises
+        ValueError that names the option in error.
         """
-        loss, rate = options.get("loss"), options.get("learning_rate")
+        loss, rate, augment = (options.get(name) for name in ("loss", "learning_rate", "augment"))
         return cls(
-            NO_LOSS if loss is None else parse_loss(loss), None if rate is None else _rate(rate)
+            () if loss is None else parse_losses(loss),
+            None if rate is None else _rate(rate),
+            None if augment is None else Augmentation.parse(augment),
+            cast(Weighting, options.get("loss_weight", "constant")),  # checked by Recipe
         )
 
     @property
@@ -78,9 +63,14 @@ class Recipe:
         """The options in text form, such as `loss=layerwise:0.1`; those at their default are left
         out.
         """
-        loss = () if self.loss == NO_LOSS else (f"loss={self.loss}",)
-        rate = () if self.learning_rate is None else (f"learning_rate={self.learning_rate!r}",)
-        return loss + rate
+        rate = self.learning_rate
+        texts = {
+            "augment": None if self.augment is None else str(self.augment),
+            "loss": losses_text(self.losses) if self.losses else None,
+            "loss_weight": None if self.weighting == "constant" else self.weighting,
+            "learning_rate": None if rate is None else repr(rate),
+        }
+        return tuple(f"{name}={text}" for name, text in texts.items() if text is not None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +79,15 @@ class Candidate:
 
     architecture: Architecture
     recipe: Recipe = Recipe()
+
+    def __post_init__(self) -> None:
+        number = len(self.architecture.stages)
+        for loss in self.recipe.losses:
+            if loss.stages and loss.stages[-1] > number:
+                raise ValueError(
+                    f"the loss {loss} reads stage {loss.stages[-1]}, but the architecture has "
+                    f"{number}; choose stages from 1 to {number}"
+                )
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
@@ -119,34 +118,13 @@ class Candidate:
     def key(self) -> str:
         """The same text for candidates that train the same network in the same way.
 
-        A layerwise loss is a mean over stages, so that with it repeats are not the same as stages
-        written out.
+        A layerwise loss is a mean over stages, and others may name theirs, so that with them
+        repeats are not the same as stages written out.
         """
-        stages_count = self.recipe.loss.kind == "layerwise"
+        stages_count = any(loss.kind == "layerwise" or loss.stages for loss in self.recipe.losses)
         recipe, rate = replace(self.recipe, learning_rate=None), self.recipe.learning_rate
         simplest = Candidate(self.architecture.canonical(keep_repeats=stages_count), recipe)
         return f"{simplest}{'' if rate is None else f' learning_rate={rate:.6g}'}"
-
-
-def parse_loss(text: str) -> Loss:
-    """The equivariance loss that `text` describes: `layerwise:0.1`, `0.1` (layerwise) or `none`."""
-    kind, colon, weight = text.partition(":")
-    if not colon and kind not in LOSS_KINDS:
-        kind, weight = "layerwise", text
-    if kind == "none" and not weight:
-        return NO_LOSS
-    if kind not in LOSS_KINDS:
-        raise ValueError(
-            f"loss is '{text}'; write a kind ({', '.join(LOSS_KINDS)}) and a weight, such as "
-            "layerwise:0.1"
-        )
-    try:
-        return Loss(kind, float(weight))
-    except ValueError:
-        raise ValueError(
-            f"loss is '{text}'; write a kind ({', '.join(LOSS_KINDS)}) and a finite weight of at "
-            "least 0, such as layerwise:0.1"
-        ) from None
 
 
 def _rate(text: str) -> float:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal
 
 from pydantic import field_validator, model_validator
 
@@ -25,40 +25,28 @@ from searchspace.choices import (
     InputSizes,
     Interval,
     Listed,
-    LossSpace,
     NotEmpty,
     Positive,
     Restrict,
     Sizes,
     Texts,
+    Trial,
     Width,
+    choose,
+    real,
 )
 from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
 from searchspace.function.choices import FunctionChoices
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
-from searchspace.recipe import Candidate, Loss, Recipe, require_trainable
+from searchspace.recipe import Candidate, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
+from searchspace.training.spaces import Augmentations, LossSpace, sample_augmentation
 
 Family = Literal["steerable", "plain"]
 MOST_MISS = 2.0  # factor by which a matched width may miss
 SLOT = "*"  # where a backbone takes its subsampling from the layout
-
-
-class Trial(Protocol):
-    """What `SearchSpace.sample` calls of an Optuna trial."""
-
-    def suggest_categorical(self, name: str, choices: list) -> Any:
-        """One of `choices`."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        """A whole number from `low` to `high` in steps."""
-        ...
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number from `low` to `high`, even in the logarithm with `log`."""
-        ...
 
 
 DEFAULT_BACKBONE = "10k3, 10k3 *, 10k3, 10k3, 10k3, 10k3, 10k3"
@@ -79,6 +67,8 @@ class SearchSpace(FunctionChoices):
     filters: Annotated[tuple[Filters, ...], Listed, NotEmpty] = ("free",)
     dropout: DropoutSpace = DropoutSpace()
     equivariance_loss: LossSpace = LossSpace()
+    # orientations at which training sees images; None: the training's own
+    augment: Augmentations | None = None
     learning_rate: Positive | None = None
     width: Width | None = None
     # first whether windows fit the group exactly, then which size; or the size alone
@@ -216,7 +206,8 @@ class SearchSpace(FunctionChoices):
         """One candidate, drawn from `trial`. Choices are sampled only where they apply.
 
         `channels` and `classes` of the data decide what a width is; `declared` is the group under
-        which the model will be used: a network exact under it has no equivariance loss to weigh.
+        which the model will be used: a network exact under it has no equivariance loss to weigh,
+        and learns nothing from images that its elements moved.
         """
         group = self._sample_group(trial)
         after, to = self._sample_restriction(trial, group)
@@ -225,29 +216,33 @@ class SearchSpace(FunctionChoices):
             for b in self.backbone
             if any(self._fitting_sizes(b, layout) for layout in self.layout)
         ]
-        backbone = _choose(trial, "backbone", fitting)
+        backbone = choose(trial, "backbone", fitting)
         layouts = [layout for layout in self.layout if self._fitting_sizes(backbone, layout)]
-        layout = _choose(trial, "layout" if len(fitting) == 1 else f"layout/{backbone}", layouts)
+        layout = choose(trial, "layout" if len(fitting) == 1 else f"layout/{backbone}", layouts)
         stages = _constrained(backbone, layout, group, after, to)
         size = self._sample_size(trial, stages, self._fitting_sizes(backbone, layout))
         last = stages[-1].group
-        head = _choose(trial, "head", self.head) if last != TRIVIAL else "none"
+        head = choose(trial, "head", self.head) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
         stages = _with_dropout(stages, self._sample_dropout(trial))
         architecture = self.completed(trial, Architecture((size, size), stages, head, filters))
         if self.width is not None:
             architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
-        loss = self._sample_loss(trial, architecture, declared)
+        exact = self._exact(architecture, declared)
+        augment = sample_augmentation(trial, self.augment, exact)
+        losses, weighting = (), "constant"
+        if not exact:
+            losses, weighting = self.equivariance_loss.sample(trial, len(stages), declared)
         rate = self.learning_rate
         if isinstance(rate, Interval):
-            rate = _real(trial, "learning_rate", rate)
-        return Candidate(architecture, Recipe(loss, rate))
+            rate = real(trial, "learning_rate", rate)
+        return Candidate(architecture, Recipe(losses, rate, augment, weighting))
 
     def _sample_group(self, trial: Trial) -> Group:
-        family = _choose(trial, "family", self.family)
+        family = choose(trial, "family", self.family)
         if family == "plain":
             return TRIVIAL
-        return Group.parse(_choose(trial, "group", [str(group) for group in self.groups]))
+        return Group.parse(choose(trial, "group", [str(group) for group in self.groups]))
 
     def _sample_size(self, trial: Trial, stages: tuple[Stage, ...], sizes: tuple[int, ...]) -> int:
         """A size in two choices: whether the layout is exact at it, which splits the sizes, and
@@ -285,40 +280,31 @@ class SearchSpace(FunctionChoices):
         targets = [name for name in self.restrict.to if Group.parse(name) < group]
         if not targets:
             return None, group
-        after = _choose(trial, "restrict_after", self.restrict.after)
+        after = choose(trial, "restrict_after", self.restrict.after)
         if after == "none":
             return None, group
-        return after, Group.parse(_choose(trial, f"restrict_to/{group}", targets))
+        return after, Group.parse(choose(trial, f"restrict_to/{group}", targets))
 
     def _sample_filters(self, trial: Trial, group: Group) -> Filters:
         if not group.on_grid:
             return "basis"
-        return _choose(trial, "filters", self.filters) if group != TRIVIAL else "free"
+        return choose(trial, "filters", self.filters) if group != TRIVIAL else "free"
 
     def _sample_dropout(self, trial: Trial) -> Dropout:
-        kind = _choose(trial, "dropout", self.dropout.kind)
+        kind = choose(trial, "dropout", self.dropout.kind)
         if kind == "none":
             return NO_DROPOUT
         rate = self.dropout.rate
         if isinstance(rate, Interval):
-            return Dropout(kind, _real(trial, "dropout_rate", rate))
-        return Dropout(kind, _choose(trial, "dropout_rate", rate))
+            return Dropout(kind, real(trial, "dropout_rate", rate))
+        return Dropout(kind, choose(trial, "dropout_rate", rate))
 
-    def _sample_loss(
-        self, trial: Trial, architecture: Architecture, declared: Group | None
-    ) -> Loss:
-        if (
+    def _exact(self, architecture: Architecture, declared: Group | None) -> bool:
+        """Whether the logits are invariant under the declared group before any training."""
+        return (
             declared is not None
             and (architecture.head != "none" or architecture.orbit != TRIVIAL)
             and verdict(architecture, declared).exact
-        ):
-            return Loss()
-        kind = _choose(trial, "equivariance_loss", self.equivariance_loss.kind)
-        if kind == "none":
-            return Loss()
-        weight = self.equivariance_loss.weight
-        return Loss(
-            kind, _real(trial, "loss_weight", weight) if isinstance(weight, Interval) else weight
         )
 
     def _fitting_sizes(self, backbone: str, layout: str) -> tuple[int, ...]:
@@ -336,20 +322,6 @@ def _with_dropout(stages: tuple[Stage, ...], dropout: Dropout) -> tuple[Stage, .
         if dropout
         else stages
     )
-
-
-def _choose(trial: Trial, name: str, choices: Any) -> Any:
-    """One of `choices`; it is sampled only where there are two or more."""
-    options = list(dict.fromkeys(choices))
-    return options[0] if len(options) == 1 else trial.suggest_categorical(name, options)
-
-
-def _real(trial: Trial, name: str, interval: Interval) -> float:
-    """A number of the interval with three digits, so that text forms stay readable."""
-    if interval.low == interval.high:
-        return interval.low
-    drawn = float(f"{trial.suggest_float(name, interval.low, interval.high, log=interval.log):.3g}")
-    return min(max(drawn, interval.low), interval.high)
 
 
 @lru_cache(maxsize=4096)

@@ -93,7 +93,7 @@ def test_a_recipe_stands_behind_the_architecture_where_it_differs_from_the_defau
     }
     assert {text: str(Candidate.parse(text)) for text in texts} == texts
     assert Candidate.parse("28px: 4k3 loss=0.1 learning_rate=0.3").recipe == Recipe(
-        Loss("layerwise", 0.1), 0.3
+        (Loss("layerwise", 0.1),), 0.3
     )
 
 

@@ -66,7 +66,7 @@ def test_a_draft_never_leaves_the_space(seed, weight, size, group):
     assert architecture.size[0] in study.space.pixels
     assert (
         str(again).split(":")[0] == str(candidate).split(":")[0]
-        and again.recipe.loss == candidate.recipe.loss
+        and again.recipe.losses == candidate.recipe.losses
         and again.architecture.group == architecture.group
     )
     if "loss_weight" in draft.params:

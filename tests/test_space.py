@@ -60,7 +60,7 @@ def test_every_proposal_is_valid_and_asks_only_what_matters():
         assert Architecture.parse(str(architecture)) == architecture
         assert ("group" in params) == (architecture.family == "steerable")
         assert ("head" in params) == (architecture.group != TRIVIAL)
-        assert ("loss_weight" in params) == (proposal.recipe.loss.kind != "none")
+        assert ("loss_weight" in params) == bool(proposal.recipe.losses)
         assert 0.003 <= proposal.recipe.learning_rate <= 0.03
         if verdict(architecture, Group.parse("C4")).exact and architecture.head != "none":
             assert "equivariance_loss" not in params
@@ -69,7 +69,7 @@ def test_every_proposal_is_valid_and_asks_only_what_matters():
                 architecture.family,
                 str(architecture.group),
                 architecture.head,
-                proposal.recipe.loss.kind,
+                "+".join(loss.kind for loss in proposal.recipe.losses) or "none",
                 architecture.filters,
             )
         )

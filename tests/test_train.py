@@ -27,7 +27,8 @@ DIGITS = Data(name="digits", train=300, validation=100)
 TEXTS = (
     "12px: 4k3@C4, 4k3 max2/2, 4k3 loss=layerwise:0.5",
     "12px: 4k3@D4, 4k3r, 4k3@C2 avg3/2p1, 4k3 head=none loss=label:0.5",
-    "12px: 6k3drop0.3, 6k3fielddrop0.2 max2/2, 6k3 loss=latent:0.5",
+    "12px: 6k3drop0.3, 6k3fielddrop0.2 max2/2, 6k3 "
+    "loss=layerwise:0.5@R4-2-1#1+latent:0.5@C2 loss_weight=adapted augment=learned",
 )
 
 
@@ -52,6 +53,8 @@ def same(a: Path, b: Path) -> bool:
     """True if two checkpoints hold the same weights and optimizer state, bit for bit."""
     first, second = (torch.load(folder / CHECKPOINT, weights_only=True) for folder in (a, b))
     tensors = [(first["network"][key], second["network"][key]) for key in first["network"]]
+    beside = first.get("companions", {})
+    tensors += [(beside[key], second["companions"][key]) for key in beside]
     tensors += [
         (first["optimizer"]["state"][k][name], second["optimizer"]["state"][k][name])
         for k in first["optimizer"]["state"]

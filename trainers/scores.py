@@ -43,11 +43,14 @@ class Scores:
     balanced_accuracy_error: float | None = None  # standard errors of the two over images
     auroc_error: float | None = None
     num_images: int | None = None  # validation images that accuracies are shares of
+    # what was trained beside the network, by name: widths of augmentation, weights of losses
+    learned: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not math.isfinite(value):
+            values = value.values() if isinstance(value, dict) else [value]
+            if any(v is not None and not math.isfinite(v) for v in values):
                 raise ValueError(
                     f"score {field.name} is {value} at epoch {self.epoch}; scores must be "
                     "finite: try a lower learning rate"

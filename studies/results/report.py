@@ -36,7 +36,8 @@ FACETS: dict[str, Callable[[Candidate], str]] = {
     "group of the stages": lambda a: " to ".join(
         dict.fromkeys(str(stage.group) for stage in a.architecture.stages)
     ),
-    "equivariance loss": lambda a: a.recipe.loss.kind,
+    "equivariance loss": lambda a: "+".join(loss.kind for loss in a.recipe.losses) or "none",
+    "augmentation": lambda a: "the study's" if a.recipe.augment is None else str(a.recipe.augment),
     "head": lambda a: a.architecture.head,
     "filters": lambda a: a.architecture.filters,
     "coordinates": lambda a: a.architecture.coordinates,

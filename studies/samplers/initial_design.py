@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Group
-from searchspace.recipe import Candidate
+from searchspace.recipe import Candidate, Recipe
+from searchspace.training.losses import losses_text
 from studies.config import Study
 from studies.samplers.planned import draw
 
@@ -62,21 +63,22 @@ class Features:
     rest.
     """
 
-    choices: tuple[Any, ...]  # family, groups, stages, layout, head, filters, kind of loss
+    # family, groups, stages, layout, head, filters, losses
+    choices: tuple[Any, ...]
     size: int  # pixels
-    loss_weight: float  # decimal logarithm; 0 without a loss
+    loss_weight: float  # decimal logarithm of the largest; 0 without a loss
     surviving: float  # share of the declared symmetry under which the logits are invariant
     dropout: tuple[str, ...] = ()  # the kind of each stage; empty where all are none
     dropout_rate: float = 0.0  # mean over the stages
     learning_rate: float | None = None  # None: the study's
-    # choices that most spaces leave at their default: orbit, coordinates. They count only where
-    # they differ, so that a space without them is searched as if there were none.
+    # choices that most spaces leave at their default: orbit, coordinates, augmentation. They
+    # count only where they differ, so that a space without them is searched as if there were none.
     optional: tuple[Any, ...] = ()
 
 
 def features_of(candidate: Candidate, declared: Group) -> Features:
     """The features of a candidate, without its learning rate."""
-    architecture, loss = candidate.architecture, candidate.recipe.loss
+    architecture, recipe = candidate.architecture, candidate.recipe
     stages = architecture.stages
     shape = tuple((s.kernel, s.stride, s.padding, s.residual) for s in stages)
     layout = tuple(str(s.subsampling) for s in stages)
@@ -90,17 +92,23 @@ def features_of(candidate: Candidate, declared: Group) -> Features:
         layout,
         architecture.head,
         architecture.filters,
-        loss.kind,
+        _unweighted(recipe),
     )
     return Features(
         choices,
         architecture.size[0],
-        math.log10(loss.weight) if loss.kind != "none" else 0.0,
+        math.log10(max((loss.weight for loss in recipe.losses), default=1.0)),
         _surviving(architecture, declared),
         tuple(d.kind for d in dropouts) if any(dropouts) else (),
         sum(d.rate for d in dropouts) / len(dropouts),
-        optional=(str(architecture.orbit), architecture.coordinates),
+        optional=(str(architecture.orbit), architecture.coordinates, str(recipe.augment)),
     )
+
+
+def _unweighted(recipe: Recipe) -> str:
+    """The equivariance losses, their groups and stages, and how they are weighted."""
+    losses = losses_text(tuple(replace(loss, weight=1.0) for loss in recipe.losses))
+    return losses if recipe.weighting == "constant" else f"{losses} {recipe.weighting}"
 
 
 @lru_cache(maxsize=16384)

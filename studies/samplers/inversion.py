@@ -12,6 +12,8 @@ from typing import Any
 from searchspace.architecture import Dropout
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
+from searchspace.training.augmentation import Augmentation
+from searchspace.training.spaces import loss_answers, without_weights
 from studies.config import Study
 from studies.samplers.planned import base_name
 
@@ -21,25 +23,21 @@ def parameters_of(study: Study, candidate: Candidate) -> dict[str, Any] | None:
 
     A candidate that only trains the same network in the same way counts too. Where the space
     matches widths, they do not count: they follow from the parameters. A candidate without a
-    learning rate has that of the study's training.
+    learning rate, or an augmentation, has that of the study's training.
     """
     space = study.space.model_copy(update={"width": None})
-    declared, rate = Group.parse(study.symmetry.group), study.training.learning_rate
-    wanted = _comparable(
-        study, candidate.with_learning_rate(candidate.recipe.learning_rate or rate)
-    )
+    declared = Group.parse(study.symmetry.group)
+    wanted = _comparable(study, candidate)
     alike: dict[str, Any] | None = None
     dropouts = tuple(dict.fromkeys(stage.dropout for stage in wanted.architecture.stages))
-    for backbone, layout, exact, dropout in itertools.product(
-        space.backbone, space.layout, (True, False), dropouts
+    for backbone, layout, kind, exact, dropout in itertools.product(
+        space.backbone, space.layout, _kinds(study, wanted), (True, False), dropouts
     ):
-        answers = _Answers(wanted, backbone, layout, exact, dropout)
+        answers = _Answers(wanted, backbone, layout, kind, exact, dropout)
         try:
             sampled = space.sample(answers, declared=declared)
         except _OutsideError:
             continue
-        if sampled.recipe.learning_rate is None:
-            sampled = sampled.with_learning_rate(rate)
         sampled = _comparable(study, sampled)
         if sampled == wanted:
             return answers.params
@@ -49,12 +47,37 @@ def parameters_of(study: Study, candidate: Candidate) -> dict[str, Any] | None:
 
 
 def _comparable(study: Study, candidate: Candidate) -> Candidate:
-    """The candidate, with one field in every stage where the space matches widths."""
+    """The candidate with what the study's training decides; with one field in every stage where
+    the space matches widths.
+    """
+    recipe = candidate.recipe
+    candidate = replace(
+        candidate,
+        recipe=replace(
+            recipe,
+            learning_rate=recipe.learning_rate or study.training.learning_rate,
+            augment=recipe.augment or _augmentation(study),
+        ),
+    )
     if study.space.width is None:
         return candidate
     architecture = candidate.architecture
     stages = tuple(replace(stage, fields=1) for stage in architecture.stages)
     return replace(candidate, architecture=replace(architecture, stages=stages))
+
+
+def _augmentation(study: Study) -> Augmentation:
+    rotation = study.training.augment.rotation
+    if isinstance(rotation, str):
+        return Augmentation(rotation)
+    return Augmentation("normal", *rotation.normal)
+
+
+def _kinds(study: Study, candidate: Candidate) -> Sequence[str]:
+    """The kinds of loss of the space that may be the candidate's."""
+    mine = [loss.kind for loss in candidate.recipe.losses]
+    known = study.space.equivariance_loss.kind
+    return [k for k in known if [loss.kind for loss in without_weights(k)] == mine] or ["none"]
 
 
 class _OutsideError(Exception):
@@ -65,7 +88,13 @@ class _Answers:
     """A trial that answers with the choices of a candidate and keeps them in `params`."""
 
     def __init__(
-        self, candidate: Candidate, backbone: str, layout: str, exact: bool, dropout: Dropout
+        self,
+        candidate: Candidate,
+        backbone: str,
+        layout: str,
+        kind: str,
+        exact: bool,
+        dropout: Dropout,
     ) -> None:
         architecture, recipe = candidate.architecture, candidate.recipe
         groups = [stage.group for stage in architecture.stages]
@@ -85,9 +114,10 @@ class _Answers:
             "dropout_rate": dropout.rate,
             "coordinates": architecture.coordinates,
             "orbit": str(architecture.orbit),
-            "equivariance_loss": recipe.loss.kind,
-            "loss_weight": recipe.loss.weight,
+            "augment": str(recipe.augment),
             "learning_rate": recipe.learning_rate,
+            "loss_weighting": recipe.weighting,
+            **loss_answers(recipe.losses, kind),
         }
         self.params: dict[str, Any] = {}
 

@@ -238,7 +238,7 @@ def loss_stepper(network: str, group: str, kind: str, images, labels):
     """A training step of the basis network with an equivariance loss of `kind`, or none, as
     `trainers.training.step` makes it.
     """
-    shape, recipe = architecture(network, group, "basis"), Recipe(Loss(kind, 1.0))
+    shape, recipe = architecture(network, group, "basis"), Recipe((Loss(kind, 1.0),))
     module = build(shape, channels=images.shape[1], classes=CLASSES).to(images.device).train()
     training = Training(precision="float32", learning_rate=1e-3, weight_decay=0)
     config = TrainingConfig(Data(name="mnist"), training, Symmetry(group=group), recipe=recipe)

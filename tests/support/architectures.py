@@ -12,6 +12,8 @@ from searchspace.cost import cost
 from searchspace.groups import Group
 from searchspace.recipe import Candidate, Loss, Recipe
 from searchspace.subsampling import Subsampling
+from searchspace.training.augmentation import Augmentation
+from searchspace.training.losses import Blocks
 
 GRID = ("C1", "C2", "C4", "D1", "D2", "D4")
 ANY = GRID + ("C3", "C8", "D8")
@@ -115,11 +117,30 @@ def random_architecture(
 
 def random_candidate(rng: random.Random, groups: tuple[str, ...] = GRID) -> Candidate:
     """A valid architecture with any recipe."""
-    loss = Loss(
-        rng.choice(("none", "none", "layerwise", "latent", "label")), rng.choice((0.1, 1.0, 2.5))
-    )
+    architecture = random_architecture(rng, groups)
+    losses = {loss.kind: loss for loss in (_loss(rng, architecture) for _ in range(2))}
     rate = rng.choice((None, None, 0.01, 1e-05, 0.12345678, 3.0))
-    return Candidate(random_architecture(rng, groups), Recipe(loss, rate))
+    augment = rng.choice((None, None, "none", "group", "normal:30.5", "normal:45:20", "learned"))
+    return Candidate(
+        architecture,
+        Recipe(
+            tuple(losses.values()),
+            rate,
+            None if augment is None else Augmentation.parse(augment),
+            rng.choice(("constant", "constant", "adapted")),
+        ),
+    )
+
+
+def _loss(rng: random.Random, architecture: Architecture) -> Loss:
+    """A loss that may have a group and stages of its own."""
+    kind = rng.choice(("none", "layerwise", "latent", "label"))
+    group = rng.choice((None, None, Group.parse("C4"), Group.parse("D1")))
+    if kind == "layerwise" and rng.random() < 0.3:
+        group = Blocks((8, 4, 2, 1))
+    stages = (rng.randint(1, len(architecture.stages)),)
+    reads = kind in ("layerwise", "latent") and rng.random() < 0.3
+    return Loss(kind, rng.choice((0.1, 1.0, 2.5, 1e22)), group, stages if reads else ())
 
 
 ODD = ANY + ("C6", "D3", "D6", "C12")

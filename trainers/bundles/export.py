@@ -26,6 +26,7 @@ from searchspace.cost import cost
 from searchspace.exactness import Verdict, verdict
 from searchspace.groups import Element
 from searchspace.recipe import Candidate
+from searchspace.training.losses import losses_text
 from trainers.bundles.formats import (
     CARD,
     FORMATS,
@@ -47,6 +48,7 @@ from trainers.data.datasets import Splits, normalise
 from trainers.instruments.proportions import proportion
 from trainers.networks.networks import Network
 from trainers.training.config import TrainingConfig
+from trainers.training.evaluate import degrees_learned
 from trainers.versions import library_versions
 
 COMPARED = 2000  # validation images that every format is compared on
@@ -264,16 +266,22 @@ def _data(splits: Splits) -> dict[str, Any]:
 
 def _training(trained: TrainedNetwork) -> dict[str, Any]:
     config = trained.config
-    settings = config.training
+    settings, losses = config.training, config.recipe.losses
+    turned = degrees_learned(trained.scores.get("learned"))
     return {
         "epochs": trained.scores["epoch"],
         "seed": config.seed,
         "learning_rate": config.peak_rate,
         "optimizer": settings.optimizer,
         "batch_size": settings.batch_size,
-        "augment": settings.augment.model_dump(mode="json"),
-        "loss": {"kind": config.recipe.loss.kind, "weight": config.recipe.loss.weight},
-        "seen": [str(e) for e in seen(settings.augment, config.group)],
+        "augment": config.augment.model_dump(mode="json"),
+        "loss": {
+            "kind": "+".join(loss.kind for loss in losses) or "none",
+            "weight": sum(loss.weight for loss in losses),
+            "text": losses_text(losses),
+            "weighting": config.recipe.weighting,
+        },
+        "seen": [str(e) for e in seen(config.augment, config.group, turned)],
         "scored": config.symmetry.scored,
     }
 

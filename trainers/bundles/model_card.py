@@ -314,6 +314,8 @@ def _origin(manifest: Mapping[str, Any]) -> str:
     penalty = (
         "no equivariance loss"
         if loss["kind"] == "none"
+        else f"equivariance loss {code_of(loss['text'])}"
+        if "text" in loss
         else f"equivariance loss {loss['kind']} with weight {loss['weight']:.3g}"
     )
     lines = [

@@ -92,32 +92,34 @@ def shift(images: Tensor, down: Tensor, right: Tensor, most: int) -> Tensor:
     return windows[batch, :, most - send(down, images.device), most - send(right, images.device)]
 
 
-def seen(augment: Augment, group: Group) -> tuple[Element, ...]:
+def seen(augment: Augment, group: Group, learned: float = 0.0) -> tuple[Element, ...]:
     """The elements of `group` at which training sees images, in the group's order; the identity
     (upright) among them or not.
 
     Without rotation that is the identity; with `group` every element; with `uniform` every
     rotation; with `normal: [mean, deviation]` every rotation within two deviations of the mean (95
     % of the images are). `mirror` adds the mirrored counterpart of each that the group has. Small
-    shifts do not count as orientations.
+    shifts do not count as orientations. `learned` is the largest angle in degrees by which images
+    are turned either way by a learned augmentation.
     """
     if augment.rotation == "group":
         return group.elements
     return tuple(
         element
         for element in group.elements
-        if (augment.mirror or not element.mirror) and _turn_is_seen(element.degrees, augment)
+        if (augment.mirror or not element.mirror)
+        and _turn_is_seen(element.degrees, augment, learned)
     )
 
 
-def _turn_is_seen(degrees: float, augment: Augment) -> bool:
+def _turn_is_seen(degrees: float, augment: Augment, learned: float) -> bool:
     if augment.rotation == "uniform":
         return True
     if isinstance(augment.rotation, Normal):
         mean, deviation = augment.rotation.normal
         away = abs((degrees - mean + 180) % 360 - 180)
         return away <= 2 * deviation + 1e-9
-    return degrees == 0
+    return min(degrees, 360 - degrees) <= learned
 
 
 def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:

@@ -57,9 +57,11 @@ def save(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
+    companions: torch.nn.Module | None = None,
 ) -> None:
-    """Writes the checkpoint of the training whose fingerprint is `owner`. Raises OSError, with the
-    earlier checkpoint kept, where it cannot be written.
+    """Writes the checkpoint of the training whose fingerprint is `owner`; `companions` are trained
+    beside the network. Raises OSError, with the earlier checkpoint kept, where it cannot be
+    written.
     """
     content = {
         "fingerprint": owner,
@@ -70,6 +72,8 @@ def save(
         "seconds": progress.seconds,
         "history": list(progress.history),
     }
+    if companions is not None and (state := companions.state_dict()):
+        content["companions"] = state
     # torch's own writer reports a full disk as RuntimeError, or ends the process
     whole = io.BytesIO()
     try:
@@ -87,15 +91,18 @@ def restore(
     owner: str,
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    companions: torch.nn.Module | None = None,
 ) -> Progress:
-    """Gives network and optimizer the state of the checkpoint in `directory` and returns how far it
-    is; without a checkpoint nothing changes. Raises ValueError if it is not `owner`'s.
+    """Gives network, optimizer and companions the state of the checkpoint in `directory` and says
+    how far it is; without a checkpoint nothing changes. Raises ValueError if it is not `owner`'s.
     """
     saved = read(directory, owner)
     if saved is None:
         return Progress()
     network.load_state_dict(saved["network"])
     optimizer.load_state_dict(saved["optimizer"])
+    if companions is not None and "companions" in saved:
+        companions.load_state_dict(saved["companions"])
     return _progress(saved)
 
 

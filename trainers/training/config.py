@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from searchspace.groups import Group
 from searchspace.recipe import Recipe
-from trainers.settings import Data, Symmetry, Training
+from trainers.settings import Augment, Data, Normal, Symmetry, Training
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,20 @@ class TrainingConfig:
         """The learning rate that the schedule scales."""
         rate = self.recipe.learning_rate
         return self.training.learning_rate if rate is None else rate
+
+    @property
+    def augment(self) -> Augment:
+        """How images are mirrored, turned and shifted: the recipe's rotation, where it has one.
+
+        Learned maps come on top of this (`trainers.training.augmentation`).
+        """
+        chosen, augment = self.recipe.augment, self.training.augment
+        if chosen is None:
+            return augment
+        rotation: Any = "none" if chosen.kind == "learned" else chosen.kind
+        if chosen.kind == "normal":
+            rotation = Normal(normal=(chosen.mean, chosen.deviation))
+        return augment.model_copy(update={"rotation": rotation})
 
     @property
     def group(self) -> Group:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,9 +43,10 @@ def evaluate(
     epoch: int,
     images: Images | None = None,
     folder: Path | None = None,
+    learned: Mapping[str, float] | None = None,
 ) -> Scores:
     """The scores of `network` after `epoch` epochs, on the validation images unless others are
-    given.
+    given; `learned` is what was trained beside it.
 
     The folded network is what is scored: that is what a user will run, and its latency is taken as
     it will run. Which images it classifies correctly goes into `folder`, if one is given
@@ -60,7 +63,7 @@ def evaluate(
         predictions,
         images.labels,
         declared,
-        seen(config.training.augment, declared),
+        seen(config.augment, declared, degrees_learned(learned)),
         over=config.symmetry.scored,
     )
     assert predictions.upright is not None  # every group holds the identity
@@ -88,6 +91,7 @@ def evaluate(
         macs=price.macs,
         latency=_latency(fold(network), images, normal),
         seconds=time.perf_counter() - began,
+        learned=None if learned is None else dict(learned),
         num_images=len(images.labels),
         **class_scores(predictions.upright, images.labels.cpu()),
     )
@@ -103,6 +107,11 @@ def save_correctness(
         correctness.packed(epoch, torch.stack(rows), labels, symmetry.elements, symmetry.scored),
         folder,
     )
+
+
+def degrees_learned(learned: Mapping[str, float] | None) -> float:
+    """The largest angle in degrees by which a learned augmentation turns images; 0 without one."""
+    return math.degrees((learned or {}).get("width rotation", 0.0)) / 2
 
 
 def _value(symmetry: SymmetryAccuracy, name: str) -> float | None:

@@ -1,20 +1,23 @@
 """Equivariance losses on ordinary training batches: what is added to the cross entropy, before its
 weight.
 
-With g drawn anew for each image from the non-identity elements of the declared group G:
+With g drawn anew for each image from the non-identity elements of the loss's group G (the declared
+one unless the loss names its own):
 
     layerwise   sum over stages l of MSE(P_l(x), g^-1 P_l(g x)), P_l = maximum over blocks of |G|
-                channels (IEN, arXiv:2111.14157; the mean over all values, not normalised)
-    latent      MSE(rho(g) z(x), z(g x)), z = spatial mean of the last stage, rho = the regular
-                representation on blocks of |G| channels, the identity on what is left
-                (parameter-free approximate equivariance, Ali et al. 2025)
+                channels (IEN, arXiv:2111.14157; the mean over all values, not normalised); with
+                heterogeneous blocks such as R8-4-2-1, over blocks of 8, 4, 2 and 1 channels, of
+                which the channels are in the ratio 32:8:2:1, g from the largest rotation group
+    latent      sum over the named stages (the last) of MSE(rho(g) z(x), z(g x)), z = spatial mean,
+                rho = the regular representation on blocks of |G| channels, the identity on what is
+                left (parameter-free approximate equivariance, Ali et al. 2025)
     label       cross entropy of f(g x) against the label of x (REMUL, arXiv:2410.17878)
 
 IEN's own training also labels the moved images; here that is the loss `label`, or `augment:
 {rotation: group}`.
 
-A new loss is a name in `searchspace` (`LossKind`), and here a function of `Views` and its line in
-`LOSSES`.
+A new loss is a name in `searchspace.training.losses` (`LossKind`), and here a function of `Views`
+and its line in `LOSSES`; one that reads weights takes them from `Views.network`.
 """
 
 from __future__ import annotations
@@ -25,24 +28,28 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchspace.groups import IDENTITY, Element, Group
+from searchspace.training.losses import Blocks
 from trainers.actions import act, permutation
+from trainers.networks.kernels.maxima import block_maxima
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
     """What an equivariance loss compares: some images of a batch, and the same images moved."""
 
-    group: Group  # the declared one
+    group: Group  # the loss's
     # by which element the images were moved, and which of them; empty for a loss that moves none
     parts: list[tuple[Element, slice]]
     labels: Tensor  # [B]
     # logits [B, classes] of (the images, the moved images), or of the images alone
     logits: tuple[Tensor, ...]
-    # the same of the maps [B, C, H, W] after each stage; empty for a loss that reads none
+    # the same of the maps [B, C, H, W] after each stage that the loss reads, for one that pools
+    # the maxima over its blocks of channels
     stages: tuple[tuple[Tensor, ...], ...]
+    network: nn.Module | None = None  # for a loss that reads weights
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class EquivarianceLoss:
     # of those maps, the maximum over each block of |G| channels (`maxima.block_maxima`)
     pools: bool = False
     moves: bool = True  # compares the images with moved ones
+    last: bool = False  # without named stages it reads the last alone
 
 
 def usable_elements(group: Group, size: tuple[int, int]) -> tuple[Element, ...]:
@@ -100,6 +108,20 @@ def move(images: Tensor, parts: list[tuple[Element, slice]]) -> Tensor:
     return torch.cat([act(images[where], element) for element, where in parts])
 
 
+def maxima_of(maps: Tensor, blocks: Blocks | Group) -> Tensor:
+    """The maximum over each block of channels of maps [B, C, H, W]: of |G| channels, or of the
+    orders of heterogeneous blocks.
+    """
+    if isinstance(blocks, Group):
+        return block_maxima(maps, blocks.order)
+    parts, start = [], 0
+    for channels, block in blocks.split(maps.shape[1]):
+        if channels:
+            parts.append(block_maxima(maps[:, start : start + channels], block))
+        start += channels
+    return torch.cat(parts, 1)
+
+
 def _label(views: Views) -> Tensor:
     return functional.cross_entropy(views.logits[1].float(), views.labels)
 
@@ -113,7 +135,11 @@ def _layerwise(views: Views) -> Tensor:
 
 
 def _latent(views: Views) -> Tensor:
-    before, after = (maps.float().mean((-2, -1)) for maps in views.stages[-1])
+    return torch.stack([_latent_of(views, maps) for maps in views.stages]).sum()
+
+
+def _latent_of(views: Views, maps: tuple[Tensor, ...]) -> Tensor:
+    before, after = (each.float().mean((-2, -1)) for each in maps)
     order = views.group.order
     whole = before.shape[1] // order * order
     expected = []
@@ -130,7 +156,7 @@ def _latent(views: Views) -> Tensor:
 
 LOSSES = {
     "layerwise": EquivarianceLoss(_layerwise, stages=True, pools=True),
-    "latent": EquivarianceLoss(_latent, stages=True),
+    "latent": EquivarianceLoss(_latent, stages=True, last=True),
     "label": EquivarianceLoss(_label),
 }
 """The loss of each kind but `none`."""

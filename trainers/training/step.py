@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
-from searchspace.groups import Element
 from trainers.data.augment import transform
 from trainers.networks.dropout import dropouts
 from trainers.networks.networks import Network
 from trainers.precision import Precision, autocast, resolve
+from trainers.training.augmentation import LearnedAugmentation
 from trainers.training.config import TrainingConfig
-from trainers.training.losses import LOSSES, Views, draw, move, usable_elements
+from trainers.training.objective import Objective
+from trainers.training.weighting import AdaptedWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,9 @@ class TrainingStep:
     network: Network
     optimizer: torch.optim.Optimizer
     config: TrainingConfig
-    elements: tuple[Element, ...]  # that move images for it
+    objective: Objective  # the equivariance losses
+    # what is trained beside the network: widths of augmentation, weights of losses
+    companions: nn.ModuleDict
     normalise: Callable[[Tensor], Tensor]  # images in 0..1 to what the network takes
     precision: Precision
     # of order, augmentation and the loss's elements; seeded anew for every epoch
@@ -45,15 +48,16 @@ class TrainingStep:
         """The step of a network on its device. Raises ValueError where the declared group has no
         element for the recipe's equivariance loss.
         """
-        kind = config.recipe.loss.kind
-        moves = kind in LOSSES and LOSSES[kind].moves
+        device = next(network.parameters()).device
+        companions = companions_of(config).to(device)
         return cls(
             network,
-            build_optimizer(network, config),
+            build_optimizer(network, config, companions),
             config,
-            usable_elements(config.group, architecture.size) if moves else (),
+            Objective.of(config.recipe.losses, config.group, architecture.size),
+            companions,
             normalise,
-            resolve(config.training.precision, next(network.parameters()).device),
+            resolve(config.training.precision, device),
             torch.Generator(),
             _dropout_generators(network),
         )
@@ -82,25 +86,55 @@ class TrainingStep:
         return total
 
     def batch_loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The loss [] of a batch: cross entropy, plus the weighted equivariance loss on the first
+        """The loss [] of a batch: cross entropy, plus the weighted equivariance losses on the first
         `equivariance_images` of it.
         """
-        term = self.config.recipe.loss
-        if term.kind == "none":
-            return _cross_entropy(self.network(self.normalise(pixels)), labels)
-        loss, group, count = LOSSES[term.kind], self.config.group, len(pixels)
-        size = self.equivariance_images(count)
-        parts = draw(self.elements, size, self.generator) if loss.moves else []
-        moved = [move(pixels[:size], parts)] if loss.moves else []
-        images = self.normalise(torch.cat([pixels, *moved]))
-        compared = (slice(size), slice(count, None)) if loss.moves else (slice(size),)
-        if loss.stages:
-            block = group.order if loss.pools else 1
-            logits, stages = self.network.forward_with_parts(images, *compared, block=block)
-        else:
-            logits, stages = self.network(images), ()
-        views = Views(group, parts, labels[:size], tuple(logits[part] for part in compared), stages)
-        return _cross_entropy(logits[:count], labels) + term.weight * loss.function(views)
+        terms = self.objective.terms(
+            self.network,
+            self.deform(pixels),
+            labels,
+            self.equivariance_images(len(pixels)),
+            self.normalise,
+            self.generator,
+        )
+        loss = self._weighted(terms)
+        if "augmentation" in self.companions:
+            loss = loss + cast(LearnedAugmentation, self.companions["augmentation"]).penalty()
+        return loss
+
+    def _weighted(self, terms: list[Tensor]) -> Tensor:
+        """The weighted sum of the cross entropy and the equivariance losses."""
+        if "weights" in self.companions:
+            return self.companions["weights"](terms, self._shared())
+        loss = terms[0]
+        for term, of in zip(terms[1:], self.objective.losses):
+            loss = loss + of.weight * term
+        return loss
+
+    def _shared(self) -> list[nn.Parameter]:
+        """The parameters of the last stage on which every equivariance loss depends."""
+        stages = list(self.network.stages)
+        last = min((loss.stages[-1] for loss in self.objective.losses if loss.stages),
+                   default=len(stages))  # fmt: skip
+        return list(stages[last - 1].parameters())
+
+    def deform(self, pixels: Tensor) -> Tensor:
+        """Images in 0..1 moved by the learned augmentation; themselves where there is none."""
+        if "augmentation" not in self.companions:
+            return pixels
+        return self.companions["augmentation"](pixels, self.generator)
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """What was trained beside the network, by name."""
+        values: dict[str, float] = {}
+        if "augmentation" in self.companions:
+            values |= cast(LearnedAugmentation, self.companions["augmentation"]).learned()
+        if "weights" in self.companions:
+            names = ["cross entropy", *(loss.kind for loss in self.objective.losses)]
+            weights = cast(AdaptedWeights, self.companions["weights"]).weights.tolist()
+            values |= {f"weight {name}": weight for name, weight in zip(names, weights)}
+        return values
 
     def equivariance_images(self, count: int) -> int:
         """How many of a batch of `count` images the equivariance loss is measured on."""
@@ -113,7 +147,7 @@ class TrainingStep:
 
     def augment(self, pixels: Tensor) -> Tensor:
         """Images in 0..1 as training sees them."""
-        return transform(pixels, self.config.training.augment, self.config.group, self.generator)
+        return transform(pixels, self.config.augment, self.config.group, self.generator)
 
 
 def _dropout_generators(network: Network) -> tuple[torch.Generator, ...]:
@@ -126,10 +160,27 @@ def _dropout_generators(network: Network) -> tuple[torch.Generator, ...]:
     return (generator,) if found else ()
 
 
-def build_optimizer(network: Network, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names, for all parameters of the network."""
+def companions_of(config: TrainingConfig) -> nn.ModuleDict:
+    """What the recipe trains beside the network: empty for most."""
+    recipe = config.recipe
+    companions = nn.ModuleDict()
+    if recipe.augment is not None and recipe.augment.kind == "learned":
+        companions["augmentation"] = LearnedAugmentation(recipe.augment.regularisation)
+    if recipe.weighting == "adapted":
+        companions["weights"] = AdaptedWeights([1.0, *(loss.weight for loss in recipe.losses)])
+    return companions
+
+
+def build_optimizer(
+    network: Network, config: TrainingConfig, companions: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names, for all parameters of the network; those of the
+    companions are not decayed.
+    """
     training, rate = config.training, config.peak_rate
-    parameters = list(network.parameters())
+    parameters: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    if companions is not None and (beside := list(companions.parameters())):
+        parameters.append({"params": beside, "weight_decay": 0.0})
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -140,7 +191,3 @@ def build_optimizer(network: Network, config: TrainingConfig) -> torch.optim.Opt
         )
     kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, rate, weight_decay=training.weight_decay, fused=True)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float(), labels)

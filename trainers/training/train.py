@@ -113,7 +113,10 @@ class TrainingRun:
 
     def save(self, directory: Path) -> None:
         """Writes the checkpoint of the epochs done. Raises OSError."""
-        checkpoint.save(directory, self.owner, self.network, self.step.optimizer, self.progress)
+        step = self.step
+        checkpoint.save(
+            directory, self.owner, self.network, step.optimizer, self.progress, step.companions
+        )
 
     def _order(self, epoch: int) -> Tensor:
         """The order of the training images in an epoch; seeds the step's generator for it."""
@@ -138,7 +141,9 @@ class TrainingRun:
             for part in chosen.split(size):
                 if len(part) > 1:
                     pixels = batch(images, send(part, images.pixels.device), step.device)[0]
-                    yield step.normalise(step.augment(pixels))
+                    with torch.no_grad():
+                        pixels = step.deform(step.augment(pixels))
+                    yield step.normalise(pixels)
 
         with autocast(step.precision, step.device):
             estimate_statistics(step.network, batches())
@@ -181,7 +186,14 @@ def train(
         on_epoch(run.epoch, run.progress.history[-1])
     began = time.perf_counter()
     run.settle()
-    scores = evaluate(run.network, run.splits, config, epoch=run.epoch, folder=directory)
+    scores = evaluate(
+        run.network,
+        run.splits,
+        config,
+        epoch=run.epoch,
+        folder=directory,
+        learned=run.step.learned or None,
+    )
     return replace(scores, seconds=run.progress.seconds + time.perf_counter() - began)
 
 
@@ -199,7 +211,7 @@ def start(
         network, architecture, config, normaliser(splits.mean, splits.std, device)
     )
     owner = checkpoint.fingerprint(architecture, config)
-    progress = checkpoint.restore(directory, owner, network, step.optimizer)
+    progress = checkpoint.restore(directory, owner, network, step.optimizer, step.companions)
     return TrainingRun(step, _graphed(step, splits), splits, owner, progress)
 
 
@@ -214,7 +226,8 @@ def _graphed(step: TrainingStep, splits: Splits) -> GraphedStep:
     allowed = (
         config.training.cuda_graphs
         and config.batch_divisor == 1
-        and len(step.elements) <= step.equivariance_images(full)
+        and step.objective.most_elements <= step.equivariance_images(full)
+        and not len(step.companions)
     )
     return GraphedStep(step, full, cuda_graph=allowed)
 

@@ -1,0 +1,227 @@
+"""`Loss`: an equivariance loss with its weight, its group and the stages that it reads, as part of
+a recipe; several are joined by `+`.
+
+    >>> losses = parse_losses("layerwise:0.1@R4-2-1#1,2+latent:1@C4")
+    >>> [(loss.kind, loss.order, loss.stages) for loss in losses]
+    [('layerwise', 4, (1, 2)), ('latent', 4, ())]
+    >>> losses_text(losses)
+    'layerwise:0.1@R4-2-1#1,2+latent:1.0@C4'
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from searchspace.groups import Group
+
+LossKind = Literal["none", "layerwise", "latent", "label"]
+LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
+OF_STAGES = ("layerwise", "latent")  # kinds that compare maps after stages
+FORM = (
+    f"write a kind ({', '.join(LOSS_KINDS)}) and a finite weight of at least 0, then @GROUP and "
+    "#STAGES where they differ, such as layerwise:0.1, latent:1@C4#3 or layerwise:1@R8-4-2-1; "
+    "join several by +"
+)
+_LOSS = re.compile(r"(?:([a-z_]+)(?::|$))?([^@#]*)(?:@([^#]*))?(?:#(.*))?")
+_JOIN = re.compile(r"\+(?=[a-z])")  # not the sign of an exponent
+MOST_BLOCK = 64
+
+
+class Part(NamedTuple):
+    """Channels of a heterogeneous loss that are compared by the maximum over blocks."""
+
+    block: int  # channels of a block
+    ratio: int  # channels of the part, in units that all parts share
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Filter groups of different orders side by side, as IEN has them (arXiv:2111.14157, R8-4-2-1):
+    the part with blocks of 8 channels has 32 units of the channels, those of 4, 2 and 1 have 8, 2
+    and 1.
+
+    Elements are those of the rotation group of the largest order.
+    """
+
+    orders: tuple[int, ...]  # of the blocks, falling
+
+    def __post_init__(self) -> None:
+        falls = all(a > b for a, b in zip(self.orders, self.orders[1:]))
+        if len(self.orders) < 2 or not falls or not min(self.orders, default=0) >= 1:
+            raise ValueError(
+                f"the blocks of a heterogeneous loss are {'-'.join(map(str, self.orders))}; they "
+                "must be two or more falling orders, such as R8-4-2-1"
+            )
+        if self.orders[0] > MOST_BLOCK:
+            raise ValueError(
+                f"a heterogeneous loss has blocks of {self.orders[0]} channels; there must be at "
+                f"most {MOST_BLOCK}, such as in R8-4-2-1"
+            )
+
+    @property
+    def group(self) -> Group:
+        """The rotations that images are moved by."""
+        return Group.parse(f"C{self.orders[0]}")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts in the order of the channels: of the smallest orders 2 and 1 units, then four
+        times as many for each larger one (IEN's 32:8:2:1 and 8:2:1).
+        """
+        ratios = [1] + [2 * 4**n for n in range(len(self.orders) - 1)]
+        return tuple(map(Part, self.orders, reversed(ratios)))
+
+    def split(self, channels: int) -> tuple[tuple[int, int], ...]:
+        """(channels, block) of each part of that many channels: whole blocks in the ratio, what is
+        left to the last part.
+        """
+        units = sum(part.ratio for part in self.parts)
+        sizes = [channels * p.ratio // units // p.block * p.block for p in self.parts]
+        sizes[-1] = channels - sum(sizes[:-1])
+        return tuple(zip(sizes, self.orders))
+
+    def homogeneous_channels(self, channels: int) -> int:
+        """The channels of blocks of the largest order alone that give as many maxima."""
+        maxima = sum(-(-size // block) for size, block in self.split(channels))
+        return maxima * self.orders[0]
+
+    def __str__(self) -> str:
+        return f"R{'-'.join(map(str, self.orders))}"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An equivariance loss added to the cross entropy, `weight` times."""
+
+    kind: LossKind = "none"
+    weight: float = 0.0
+    # the declared symmetry of the study without one
+    group: Group | Blocks | None = None
+    stages: tuple[int, ...] = ()  # from 1, that it reads; empty: all, or for `latent` the last
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOSS_KINDS:
+            raise ValueError(
+                f"the equivariance loss is '{self.kind}'; choose one of {', '.join(LOSS_KINDS)}"
+            )
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(
+                f"the weight of the equivariance loss is {self.weight}; it must be finite and "
+                "not negative"
+            )
+        if isinstance(self.group, Blocks) and self.kind not in ("layerwise", "none"):
+            raise ValueError(
+                f"the loss {self.kind} is under the blocks {self.group}, which the layerwise loss "
+                "alone can compare; give it a group, such as @C4"
+            )
+        if self.group is not None and self.order == 1:
+            raise ValueError(
+                f"the loss {self.kind} is under {self.group}, which has no element beside the "
+                "identity; choose a larger group, such as @C4"
+            )
+        if self.stages and self.kind not in (*OF_STAGES, "none"):
+            raise ValueError(
+                f"the loss {self.kind} compares logits, and reads no stages; leave "
+                f"#{','.join(map(str, self.stages))} out"
+            )
+        if list(self.stages) != sorted(set(self.stages)) or min(self.stages, default=1) < 1:
+            raise ValueError(
+                f"the stages of a loss are {','.join(map(str, self.stages))}; they must be "
+                "different numbers from 1 in rising order, such as #1,2"
+            )
+        if self.kind == "none" or self.weight == 0:
+            for name, value in (("kind", "none"), ("weight", 0.0), ("group", None), ("stages", ())):
+                object.__setattr__(self, name, value)
+
+    @property
+    def order(self) -> int | None:
+        """The number of elements of its group; None where that is the declared one."""
+        group = self.group.group if isinstance(self.group, Blocks) else self.group
+        return None if group is None else group.order
+
+    def elements_group(self, declared: Group) -> Group:
+        """The group whose elements move images for it."""
+        if isinstance(self.group, Blocks):
+            return self.group.group
+        return declared if self.group is None else self.group
+
+    def __str__(self) -> str:
+        if self.kind == "none":
+            return "none"
+        group = "" if self.group is None else f"@{self.group}"
+        stages = f"#{','.join(map(str, self.stages))}" if self.stages else ""
+        return f"{self.kind}:{self.weight!r}{group}{stages}"
+
+
+NO_LOSS = Loss()
+
+
+def parse_loss(text: str) -> Loss:
+    """The equivariance loss that `text` describes: `layerwise:0.1`, `0.1` (layerwise), `none`, or
+    with a group and stages `latent:1@C4#3`. Raises ValueError that says what to write.
+    """
+    match = _LOSS.fullmatch(text)
+    kind, weight, group, stages = match.groups() if match else (None,) * 4
+    kind = "layerwise" if kind is None else kind
+    if kind == "none" and not (weight or group or stages):
+        return NO_LOSS
+    if kind not in LOSS_KINDS:
+        raise ValueError(f"loss is '{text}'; {FORM}")
+    try:
+        number = float(weight or "")
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"loss is '{text}'; {FORM}")
+    try:
+        return Loss(kind, number, _group(group), _stages(stages))
+    except ValueError as error:
+        raise ValueError(f"loss is '{text}': {error}") from None
+
+
+def parse_losses(text: str) -> tuple[Loss, ...]:
+    """The equivariance losses that `text` describes, joined by `+`, without those of weight 0.
+
+    Raises ValueError where one of a kind, group and stages is there twice.
+    """
+    return require_different(tuple(parse_loss(part) for part in _JOIN.split(text)))
+
+
+def require_different(losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+    """The losses without those of weight 0, in the order of `LOSS_KINDS`. Raises ValueError for two
+    that differ in weight alone.
+    """
+    kept = tuple(loss for loss in losses if loss.kind != "none")
+    kept = tuple(sorted(kept, key=lambda loss: (LOSS_KINDS.index(loss.kind), str(loss))))
+    if len({(loss.kind, loss.group, loss.stages) for loss in kept}) < len(kept):
+        raise ValueError(
+            f"loss is '{losses_text(kept)}', with one loss twice; add their weights, or give them "
+            "different groups or stages"
+        )
+    return kept
+
+
+def losses_text(losses: tuple[Loss, ...]) -> str:
+    """The text form of losses; parses back."""
+    return "+".join(map(str, losses)) or "none"
+
+
+def _group(text: str | None) -> Group | Blocks | None:
+    if text is None:
+        return None
+    if text.startswith("R"):
+        orders = text[1:].split("-")
+        if not all(order.isdecimal() for order in orders):
+            raise ValueError(f"the blocks '{text}' are not numbers; write them like R8-4-2-1")
+        return Blocks(tuple(map(int, orders)))
+    return Group.parse(text)
+
+
+def _stages(text: str | None) -> tuple[int, ...]:
+    numbers = [] if text is None else text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"its stages are '{text}'; write numbers, such as #3 or #1,2")
+    return tuple(map(int, numbers))

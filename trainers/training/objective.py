@@ -1,0 +1,126 @@
+"""What a training step lowers: the cross entropy and the weighted equivariance losses of a batch.
+
+The losses share one forward pass: the batch, and behind it some of its images moved by elements of
+each group that a loss names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from searchspace.groups import Element, Group
+from searchspace.training.losses import Loss
+from trainers.networks.networks import Network
+from trainers.training.losses import LOSSES, Views, draw, maxima_of, move, usable_elements
+
+Parts = list[tuple[Element, slice]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The equivariance losses of a recipe on images of one size, and what they need."""
+
+    losses: tuple[Loss, ...]
+    declared: Group
+    # of the groups that move images, by group
+    elements: dict[Group, tuple[Element, ...]]
+
+    @classmethod
+    def of(cls, losses: tuple[Loss, ...], declared: Group, size: tuple[int, int]) -> Objective:
+        """The objective on images of `size` (height, width). Raises ValueError where a loss's group
+        has no element that keeps them in shape.
+        """
+        moving = [loss.elements_group(declared) for loss in losses if LOSSES[loss.kind].moves]
+        return cls(losses, declared, {group: usable_elements(group, size) for group in moving})
+
+    @property
+    def most_elements(self) -> int:
+        """Elements of the largest group that moves images; 0 where none does."""
+        return max(map(len, self.elements.values()), default=0)
+
+    def terms(
+        self,
+        network: Network,
+        pixels: Tensor,
+        labels: Tensor,
+        size: int,
+        normalise: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        """The cross entropy [] of a batch in 0..1 [B, C, H, W], then each loss, unweighted, on the
+        first `size` images of it.
+        """
+        if not self.losses:
+            return [_cross_entropy(network(normalise(pixels)), labels)]
+        count = len(pixels)
+        parts = {g: draw(elements, size, generator) for g, elements in self.elements.items()}
+        moved = [move(pixels[:size], each) for each in parts.values()]
+        images = normalise(torch.cat([pixels, *moved]))
+        starts = {group: count + size * n for n, group in enumerate(parts)}
+        compared = (slice(size), *(slice(s, s + size) for s in starts.values()))
+        block = self._common_block()
+        if any(LOSSES[loss.kind].stages for loss in self.losses):
+            logits, stages = network.forward_with_parts(images, *compared, block=block)
+        else:
+            logits, stages = network(images), ()
+        of_parts = tuple(logits[part] for part in compared)
+        places = {group: n for n, group in enumerate(parts, start=1)}
+        return [
+            _cross_entropy(logits[:count], labels),
+            *(
+                LOSSES[loss.kind].function(
+                    self._views(loss, network, parts, places, labels[:size], of_parts, stages)
+                )
+                for loss in self.losses
+            ),
+        ]
+
+    def _common_block(self) -> int:
+        """Channels of a block where all losses that read stages compare the same maxima: the
+        network takes them as it runs. Else 1, and each loss takes its own.
+        """
+        reading = [loss for loss in self.losses if LOSSES[loss.kind].stages]
+        orders = {self._blocks_order(loss) for loss in reading}
+        return orders.pop() if len(orders) == 1 else 1
+
+    def _blocks_order(self, loss: Loss) -> int:
+        blocks = self.declared if loss.group is None else loss.group
+        return blocks.order if LOSSES[loss.kind].pools and isinstance(blocks, Group) else 1
+
+    def _views(
+        self,
+        loss: Loss,
+        network: Network,
+        parts: dict[Group, Parts],
+        places: dict[Group, int],
+        labels: Tensor,
+        logits: tuple[Tensor, ...],
+        stages: tuple[tuple[Tensor, ...], ...],
+    ) -> Views:
+        """What the loss compares of the forward pass."""
+        kind, group = LOSSES[loss.kind], loss.elements_group(self.declared)
+        chosen = [0, places[group]] if kind.moves else [0]
+        numbers = loss.stages or ((len(stages),) if kind.last else range(1, len(stages) + 1))
+        blocks = self.declared if loss.group is None else loss.group
+
+        def taken(maps: Tensor) -> Tensor:
+            return maxima_of(maps, blocks) if kind.pools and self._common_block() == 1 else maps
+
+        read = numbers if kind.stages else ()
+        return Views(
+            group,
+            parts[group] if kind.moves else [],
+            labels,
+            tuple(logits[n] for n in chosen),
+            tuple(tuple(taken(stages[n - 1][m]) for m in chosen) for n in read),
+            network,
+        )
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.float(), labels)

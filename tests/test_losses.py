@@ -140,6 +140,15 @@ def test_the_gradient_of_parts_equals_that_of_slices_of_all_maps(block, dtype):
     )
 
 
+@pytest.mark.parametrize("block", [1, 4])
+def test_the_gradient_of_a_loss_on_parts_alone(block):
+    maps = torch.randn(4, 6, 3, 3).requires_grad_()
+    _, part = maxima.of_parts(maps, (slice(1, 3),), block)
+    expected = block_maxima(maps[1:3], block).square().sum()
+    (found,) = torch.autograd.grad(part.square().sum(), maps, retain_graph=True)
+    assert torch.allclose(found, torch.autograd.grad(expected, maps)[0])
+
+
 def test_latent_moves_fields_as_the_regular_representation_does():
     # one whole field of D4, 3 channels left over
     maps = views("12px: 12k3, 11k3", D4, "latent")

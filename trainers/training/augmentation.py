@@ -79,4 +79,4 @@ class LearnedAugmentation(nn.Module):
 
     def learned(self) -> dict[str, float]:
         """The widths by name: shifts in tenths of half the image, rotation in radians."""
-        return {f"width {name}": float(w) for name, w in zip(GENERATORS, self.widths)}
+        return {f"width {name}": w for name, w in zip(GENERATORS, self.widths.tolist())}

@@ -102,7 +102,7 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, maps, parts, block):
         maxima, places = zip(*(_over_blocks(maps[part], block) for part in parts))
-        ctx.parts, ctx.block = parts, block
+        ctx.parts, ctx.block, ctx.shape = parts, block, maps.shape
         ctx.save_for_backward(*(place for part in places for place in part))
         ctx.set_materialize_grads(False)
         return maps.view_as(maps), *maxima
@@ -110,6 +110,11 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *of_parts):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad is None:  # the gradient of a loss on the parts alone
+            like = next((added for added in of_parts if added is not None), None)
+            if like is None:
+                return None, None, None
+            grad = like.new_zeros(ctx.shape)
         # maps that were averaged have one gradient for all places, which must become many
         grad = grad.contiguous(memory_format=torch.channels_last)
         places = iter(ctx.saved_tensors)

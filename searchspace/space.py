@@ -228,7 +228,7 @@ class SearchSpace(FunctionChoices):
         architecture = self.completed(trial, Architecture((size, size), stages, head, filters))
         if self.width is not None:
             architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
-        exact = self._exact(architecture, declared)
+        exact = self._surely_exact(architecture, declared)
         augment = sample_augmentation(trial, self.augment, exact)
         losses, weighting = (), "constant"
         if not exact:
@@ -299,7 +299,7 @@ class SearchSpace(FunctionChoices):
             return Dropout(kind, real(trial, "dropout_rate", rate))
         return Dropout(kind, choose(trial, "dropout_rate", rate))
 
-    def _exact(self, architecture: Architecture, declared: Group | None) -> bool:
+    def _surely_exact(self, architecture: Architecture, declared: Group | None) -> bool:
         """Whether the logits are invariant under the declared group before any training."""
         return (
             declared is not None

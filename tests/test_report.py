@@ -13,7 +13,7 @@ from studies.errors import StudyError
 from studies.markup import html, joined
 from studies.pareto import knee
 from studies.results import tables as views
-from studies.results.report import FACETS, _growth, _natural, write_report
+from studies.results.report.page import FACETS, _growth, _natural, write_report
 from studies.results.retrain import MeanStd
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process

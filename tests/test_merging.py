@@ -6,6 +6,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Element
 from trainers.actions import act
 from trainers.instruments.merging import (
+    _match_blocks,
     _spaces,
     _with_measured_statistics,
     merge_barrier,
@@ -13,6 +14,7 @@ from trainers.instruments.merging import (
     permuted,
 )
 from trainers.networks.networks import build
+from trainers.networks.normalization import estimate_statistics
 
 QUARTER, MIRROR = Element.parse("r90"), Element.parse("m")
 IMAGES = torch.rand(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -29,21 +31,19 @@ def spread(model, images=None):
                 200, 1, *model.architecture.size, generator=torch.Generator().manual_seed(5)
             )
         features = model.forward_with_stages(images)[1][-1].mean((2, 3))
-        if model.order > 1:
+        if model.order > 1 and model.architecture.head != "none":
             features = features.unflatten(1, (-1, model.order)).mean(2)
         model.linear.weight /= features.std(0).clamp_min(1e-6)
         model.linear.bias.copy_(-model.linear.weight @ features.mean(0))
     return model
 
 
-def settled(model):
+def settled(model, images=IMAGES):
     """The network with the statistics that its batch norms have on the images, as after
     training.
     """
-    model.train()
     with torch.no_grad():
-        for _ in range(80):
-            model(IMAGES)
+        estimate_statistics(model, [images])
     return model.eval()
 
 
@@ -80,6 +80,63 @@ def test_a_group_network_in_disguise_has_no_barrier(group, element):
     assert found.original == 1 and found.moved == found.aligned == 1
     assert found.reset > 0.9 and abs(found.barrier) < 0.1
     assert found.unaligned < 0.9
+
+
+@pytest.mark.parametrize(
+    "text,element",
+    [
+        ("16px: 4k3@D1 max2/2, 6k3", MIRROR),
+        ("16px: 3k3@C4 max2/2, 4k3 head=group_mean filters=basis", QUARTER),
+        ("17px: 3k3@D4, 3k3r avg3/2p1, 5k3s2r@C4", QUARTER),
+    ],
+)
+def test_a_network_with_groups_is_its_own_moved_copy(text, element):
+    model = network(text)
+    images = torch.rand(
+        160, 1, *model.architecture.size, generator=torch.Generator().manual_seed(1)
+    )
+    model = spread(settled(model, images))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = merge_barrier(model, images, model(images).argmax(1), element)
+    assert found.original == found.moved == found.aligned == 1 and found.unaligned < 0.95
+    assert abs(found.barrier) < 0.1 and found.lost == pytest.approx(found.barrier)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_moved_copy_is_scored_on_moved_images():
+    """A network that is not invariant says of moved images something else than its copy does."""
+    model = spread(settled(network("16px: 12k3 max2/2, 12k3, 12k3")))
+    labels = model(IMAGES).argmax(1)
+    found = merge_barrier(model, IMAGES, labels, QUARTER)
+    assert found.moved == 1
+    assert float((moved_copy(model, QUARTER)(IMAGES).argmax(1) == labels).double().mean()) < 0.9
+
+
+@pytest.mark.parametrize("text", ["16px: 8k3 max2/2, 6k3", "16px: 4k3@C4 max2/2, 4k3"])
+def test_a_second_training_stands_beside_as_control(text):
+    first, second = (spread(settled(network(text, seed))) for seed in (0, 7))
+    labels = first(IMAGES).argmax(1)
+    found = merge_barrier(first, IMAGES, labels, QUARTER, control=second)
+    agree = float((second(IMAGES).argmax(1) == labels).double().mean())
+    assert found.control is not None and found.control > -agree
+    same = merge_barrier(first, IMAGES, labels, QUARTER, control=first)
+    assert same.control == pytest.approx(0, abs=0.1) and same.control < found.control
+    assert same.repaired == found.repaired
+    assert found.as_dict()["control"] == found.control
+    with pytest.raises(ValueError, match="another training of the same architecture"):
+        merge_barrier(first, IMAGES, labels, QUARTER, control=network("16px: 9k3 max2/2, 6k3"))
+
+
+def test_what_a_head_pools_is_matched_as_a_whole():
+    generator = torch.Generator().manual_seed(0)
+    similarities = torch.rand(12, 12, generator=generator)
+    permutation = _match_blocks(similarities, 4)
+    assert sorted(permutation.tolist()) == list(range(12))
+    blocks = (permutation // 4).view(3, 4)
+    assert bool((blocks == blocks[:, :1]).all())
+    planted = torch.cat([block * 4 + torch.randperm(4, generator=generator) for block in (2, 0, 1)])
+    similarities[torch.arange(12), planted] = 5
+    assert torch.equal(_match_blocks(similarities, 4), planted)
 
 
 def test_a_random_network_has_a_barrier_that_repair_does_not_remove():
@@ -166,10 +223,9 @@ def test_a_residual_network_can_be_merged_and_stays_as_it_was():
 @pytest.mark.parametrize(
     "text,element,message",
     [
-        ("16px: 4k3@C4", QUARTER, "plain networks"),
+        ("16px: 4k3@C8", Element.parse("r45"), "quarter turn or flip"),
         ("16px: 4k3", Element.parse("e"), "quarter turn or flip"),
         ("16px: 4k2p0:1", QUARTER, "equal padding"),
-        ("16px: 4k3 filters=basis", QUARTER, "filters=free"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(text, element, message):

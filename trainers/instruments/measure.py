@@ -59,6 +59,7 @@ def measure(
     stages: Sequence[str] | None = None,
     fields: Mapping[str, Group] | None = None,
     threads: int | None = None,
+    control: Network | None = None,
 ) -> Measurement:
     """Every instrument on one model: a network of ours, a wrapped escnn network, a plain torch
     module or a function.
@@ -66,7 +67,8 @@ def measure(
     `images` are [image, channel, height, width], uint8 or floating point in 0..1, `labels` [image];
     `normalise` is applied after images were moved. `group` is the declared symmetry, `seen` what
     training has seen of it, `step` the degrees between the angles. `calibration` are training
-    images for the merge barrier (None: the images themselves). `stages` names the modules to look
+    images for the merge barrier (None: the images themselves), `control` another training of the
+    same architecture for it. `stages` names the modules to look
     at in a model that is not ours, `fields` the groups of stages that do not say them
     (`trainers.instruments.feature_maps.run`). A network of ours is measured folded, as it would be
     deployed, and folded networks on the CPU by `threads` threads (None: as many as torch has).
@@ -83,7 +85,9 @@ def measure(
     with measuring(scored), _executor(scored, threads if stages is None else 1) as executor:
         error = _submit_error(executor, scored, images, group, stages, fields, prepare)
         matched, steered = _submit_stages(executor, scored, images, group, stages, prepare)
-        barriers = _submit_barriers(executor, model, images, labels, group, calibration, normalise)
+        barriers = _submit_barriers(
+            executor, model, images, labels, group, calibration, normalise, control
+        )
         lie = _submit_lie(executor, scored, images, prepare)
         measured = error.result() if error else None  # first, for it refuses constants
         pool = executor if isinstance(executor, ThreadPoolExecutor) else None
@@ -281,8 +285,9 @@ def _submit_barriers(
     group: Group,
     calibration: Tensor | None,
     normalise: Normalise | None,
+    control: Network | None,
 ) -> list[Attempt]:
-    if not isinstance(model, Network) or model.architecture.family != "plain":
+    if not isinstance(model, Network):
         return []
     chosen = torch.linspace(0, len(images) - 1, min(512, len(images))).long()
     calibration = None if calibration is None else _spaced(calibration, 256)
@@ -296,6 +301,7 @@ def _submit_barriers(
                 element,
                 calibration=calibration,
                 normalise=normalise,
+                control=control,
             )
             for element in generators(group)
         )

@@ -33,7 +33,7 @@ class Measurement:
     # for every generator of the group on the pixel grid
     matched: tuple[MatchedStage, ...]
     steerability: tuple[Steerability, ...]
-    barriers: tuple[MergeBarrier, ...]  # of our plain networks
+    barriers: tuple[MergeBarrier, ...]  # of our networks
     seconds: float
     notes: tuple[str, ...] = field(default=())
 
@@ -192,8 +192,10 @@ def _steering(m: Measurement) -> str:
         (
             f"merge barrier, {b.element}",
             f"{100 * b.barrier:.1f} points",
-            f"aligned {100 * b.aligned:.1f} %",
-            f"reset {100 * b.reset:.1f} %, repaired {100 * b.repaired:.1f} %",
+            f"original - repaired {100 * b.lost:.1f} points",
+            f"original {100 * b.original:.1f} %, aligned {100 * b.aligned:.1f} %, reset "
+            f"{100 * b.reset:.1f} %, repaired {100 * b.repaired:.1f} %; two trainings: "
+            + ("not measured" if b.control is None else f"{100 * b.control:.1f} points"),
         )
         for b in m.barriers
     ]

@@ -1,9 +1,11 @@
-"""The merge barrier: what is lost when a plain network is averaged with its own moved copy, after
+"""The merge barrier: what is lost when a network is averaged with its own moved copy, after
 matching their channels.
 
-The moved copy has every kernel moved by a group element. If the network is a group convolution
-network in disguise, the copy is the network itself up to a permutation of channels, and their
-average loses nothing (Bokman and Kahl, NeurIPS 2023).
+The moved copy has every kernel moved by a group element: it says of moved images what the network
+says of images. If the network is a group convolution network in disguise, the copy is the network
+itself up to a permutation of channels, and their average loses nothing (Bokman and Kahl, NeurIPS
+2023). Two networks that were trained independently are averaged in the same way, as a control: a
+network whose barrier is as high as theirs has nothing of the symmetry in its layers.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from searchspace.groups import IDENTITY, TRIVIAL, Element
+from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
 from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels
 from trainers.instruments.layerwise import channel_correlations, match
@@ -25,30 +27,38 @@ from trainers.instruments.predictions import predict
 from trainers.networks.convolution import Block, Convolution, channels_last
 from trainers.networks.fold import fold
 from trainers.networks.networks import Network
+from trainers.networks.relaxing import plain_twin
 
 
 @dataclass(frozen=True)
 class MergeBarrier:
-    """Accuracies, 0 to 1, of a plain network, its moved copy and their average at every step of
-    repair.
-    """
+    """Accuracies, 0 to 1, of a network, its moved copy and their average at each step of repair."""
 
     element: Element
     original: float
-    moved: float  # the copy whose kernels are moved, on the same images
+    # of the copy whose kernels are moved, on moved images: that of the original where the layout is
+    # exact
+    moved: float
     unaligned: float  # average without matching channels
     aligned: float  # average after matching channels
     reset: float  # and the statistics of batch norm measured again
     # and the outputs of every block given the mean and std between those of both networks
     # (REPAIR, arXiv:2211.08403)
     repaired: float
+    # the barrier between the network and one that was trained independently of it
+    control: float | None = None
 
     @property
     def barrier(self) -> float:
-        """Mean accuracy of both networks less that of the repaired average: about 0 for a network
-        that is layerwise equivariant.
+        """Mean accuracy of both networks, each on its own images, less that of the repaired
+        average: about 0 for a network that is layerwise equivariant.
         """
         return (self.original + self.moved) / 2 - self.repaired
+
+    @property
+    def lost(self) -> float:
+        """Accuracy of the original less that of the repaired average."""
+        return self.original - self.repaired
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -61,6 +71,8 @@ class MergeBarrier:
             "reset": self.reset,
             "repaired": self.repaired,
             "barrier": self.barrier,
+            "lost": self.lost,
+            "control": self.control,
         }
 
 
@@ -73,65 +85,76 @@ def merge_barrier(
     *,
     calibration: Tensor | None = None,
     normalise: Normalise | None = None,
+    control: Network | None = None,
 ) -> MergeBarrier:
-    """The merge barrier of a plain network (sequential or residual) under `element`, a quarter turn
-    or flip.
+    """The merge barrier of a network, with groups or without, under `element`, a quarter turn or
+    flip.
 
     `calibration` are images [batch, channel, height, width] for matching channels and measuring
     statistics, best from the training data: one batch, so some hundred to a thousand; None takes
-    the first 512 of `images`. `network` stays as it is. Raises ValueError for a network with
-    groups, with asymmetric padding or the band-limited basis, and for an element off the grid.
+    the first 512 of `images`. `control` is a network of the same architecture that was trained
+    independently. Both stay as they are. Raises ValueError for a network with asymmetric padding,
+    an element off the grid and a control of another shape.
     """
     _check(network, element)
     prepare = normalise or (lambda batch: batch)
     # the repaired network is a function, which does not say where it computes
     images = images.to(network.linear.weight.device)
-    with measuring(network):
-        batch = prepare(pixels(images[:512] if calibration is None else calibration, network))
-        copied = moved_copy(network, element)
-        merged, reset, repaired = _merged(network, copied, batch)
-        unaligned = _average(network, copied)
 
-    def accuracy(model: Model) -> float:
+    def accuracy(model: Model, moved: Element = IDENTITY) -> float:
         scored = fold(model) if isinstance(model, Network) else model
         classes, _ = predict(
             scored,
             images,
-            [IDENTITY],
+            [moved],
             normalise=lambda batch: channels_last(prepare(batch)),
             share_exact=False,
-        ).of(IDENTITY)
+        ).of(moved)
         return float((classes == labels.cpu()).double().mean())
 
+    with measuring(network):
+        batch = prepare(pixels(images[:512] if calibration is None else calibration, network))
+        plain = plain_twin(network)
+        copied = moved_copy(plain, element)
+        merged, reset, repaired = _merged(plain, copied, batch)
+        unaligned = _average(plain, copied)
+        original = accuracy(plain)
+        between = None
+        if control is not None:
+            other = _same_shape(plain_twin(control), plain).to(images.device).eval()
+            joined = _merged(plain, other, batch)[2]
+            between = (original + accuracy(other)) / 2 - accuracy(joined)
     return MergeBarrier(
         element=element,
-        original=accuracy(network),
-        moved=accuracy(copied),
+        original=original,
+        moved=accuracy(copied, element),
         unaligned=accuracy(unaligned),
         aligned=accuracy(merged),
         reset=accuracy(reset),
         repaired=accuracy(repaired),
+        control=between,
     )
 
 
-def _merged(network: Network, copied: Network, batch: Tensor) -> tuple[Network, Network, Model]:
-    """The average of a network and its moved copy after matching their channels on `batch`: as it
-    is, with its statistics measured again, and with its outputs repaired, too.
+def _merged(network: Network, other: Network, batch: Tensor) -> tuple[Network, Network, Model]:
+    """The average of two plain networks after matching the other's channels on `batch`: as it is,
+    with its statistics measured again, and with its outputs repaired, too.
     """
-    original_maps, copied_maps = _maps(network, batch), _maps(copied, batch)
+    original_maps, other_maps = _maps(network, batch), _maps(other, batch)
     spaces = _spaces(network)
     permutations = {
-        name: match(
+        name: _match_blocks(
             torch.stack(
-                [channel_correlations(original_maps[m], copied_maps[m]) for m in members]
-            ).mean(0)
+                [channel_correlations(original_maps[m], other_maps[m]) for m in members]
+            ).mean(0),
+            pooled_channels(network) if name == spaces.last else 1,
         )
         for name, members in spaces.members.items()
     }
-    merged = _average(network, permuted(copied, spaces, permutations))
+    merged = _average(network, permuted(other, spaces, permutations))
     reset = _with_measured_statistics(merged, batch)
     goals = {
-        m: _between(original_maps[m], copied_maps[m][:, permutations[name]])
+        m: _between(original_maps[m], other_maps[m][:, permutations[name]])
         for name, members in spaces.members.items()
         for m in members
         if m in spaces.blocks
@@ -139,18 +162,44 @@ def _merged(network: Network, copied: Network, batch: Tensor) -> tuple[Network, 
     return merged, reset, _repaired(reset, batch, goals)
 
 
-def _check(network: Network, element: Element) -> None:
-    if not isinstance(network, Network) or any(
-        stage.group != TRIVIAL for stage in network.architecture.stages
-    ):
+def pooled_channels(network: Network) -> int:
+    """How many channels of the last stage the head makes one feature of."""
+    last = network.architecture.stages[-1]
+    return last.channels // network.linear.in_features
+
+
+def _match_blocks(similarities: Tensor, block: int) -> Tensor:
+    """The permutation [channel] of columns with the largest sum of similarities that moves whole
+    blocks of channels, and channels inside of them: what a head that pools blocks allows.
+    """
+    if block == 1:
+        return match(similarities)
+    count = len(similarities) // block
+    pairs = similarities.view(count, block, count, block).transpose(1, 2)
+    inner = [[match(pair) for pair in row] for row in pairs]
+    rows = torch.arange(block)
+    gained = [[float(p[rows, i].sum()) for p, i in zip(*row)] for row in zip(pairs, inner)]
+    blocks = match(torch.tensor(gained)).tolist()
+    return torch.cat([other * block + inner[mine][other] for mine, other in enumerate(blocks)])
+
+
+def _same_shape(control: Network, network: Network) -> Network:
+    """The control. Raises ValueError if it cannot be averaged with the network."""
+    shapes = [{n: v.shape for n, v in m.state_dict().items()} for m in (control, network)]
+    if shapes[0] != shapes[1]:
         raise ValueError(
-            "the merge barrier is measured on plain networks; other models can be measured by "
-            "layerwise_equivariance"
+            f"the control of the merge barrier is '{control.architecture}', whose weights have "
+            f"other shapes than those of '{network.architecture}'; take another training of the "
+            "same architecture"
         )
-    if network.architecture.filters != "free":
+    return control
+
+
+def _check(network: Network, element: Element) -> None:
+    if not isinstance(network, Network):
         raise ValueError(
-            "the merge barrier moves kernels, which the band-limited basis need not contain; "
-            "take filters=free"
+            "the merge barrier is measured on networks that were built here; other models can be "
+            "measured by layerwise_equivariance"
         )
     if network.architecture.coordinates != "none":
         raise ValueError(
@@ -252,7 +301,7 @@ def _maps(network: Network, batch: Tensor) -> dict[str, Tensor]:
 
 def permuted(network: Network, spaces: _Spaces, permutations: dict[str, Tensor]) -> Network:
     """A copy with the same logits whose channel c in every space is what was channel
-    permutation[c].
+    permutation[c]; what the head pools stays together.
     """
     result = copy.deepcopy(network)
     for name, (incoming, outgoing) in spaces.convolutions.items():
@@ -264,7 +313,9 @@ def permuted(network: Network, spaces: _Spaces, permutations: dict[str, Tensor])
         convolution.filters.data = weight.reshape(convolution.filters.shape)
         for values in (*convolution.norm.parameters(), *convolution.norm.buffers()):
             values.data = values.data[rows]
-    result.linear.weight.data = result.linear.weight.data[:, permutations[spaces.last]]
+    block = pooled_channels(network)
+    columns = permutations[spaces.last][::block] // block
+    result.linear.weight.data = result.linear.weight.data[:, columns]
     return result
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
-from searchspace.groups import Group
+from searchspace.groups import TRIVIAL, Group
 from trainers.networks.convolution import Convolution
 from trainers.networks.filters import Parametrisation, expand, restricted_order
 from trainers.networks.networks import Network, build
@@ -45,6 +45,45 @@ def relax(network: Network, architecture: Architecture, *, images: Tensor | None
     relaxed = copy.deepcopy(relaxation.after)
     relaxed.load_state_dict(state)
     return relaxed.train(network.training)
+
+
+@torch.no_grad()
+def plain_twin(network: Network) -> Network:
+    """A copy with the same function whose convolutions have no group: every channel is a field.
+
+    Its architecture and its head, which pools what were the fields of the last stage, stay those of
+    `network`.
+    """
+    twin = copy.deepcopy(network)
+    weights = dict(zip(twin.convolutions, twin.weights()))
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, Convolution):
+            parent, _, attribute = name.rpartition(".")
+            setattr(twin.get_submodule(parent), attribute, _plain(module, weights[module]))
+    twin._register_constants()
+    return twin.train(network.training)
+
+
+def _plain(convolution: Convolution, weight: Tensor) -> Convolution:
+    norm = convolution.norm
+    plain = Convolution(
+        convolution.fields * norm.order,
+        TRIVIAL,
+        convolution.channels_in,
+        None if convolution.source is None else TRIVIAL,
+        "free",
+        convolution.kernel,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.mode,
+        norm.relu,
+        convolution.pool,
+    ).to(weight)
+    plain.filters.copy_(weight.reshape(plain.filters.shape))
+    values = {name: v.repeat_interleave(norm.order) for name, v in norm.state_dict().items()}
+    plain.norm.load_state_dict(values)
+    return plain
 
 
 class Relaxation:

@@ -164,14 +164,15 @@ def test_channels_and_classes_that_are_lost_come_from_the_images(study, tmp_path
 
 def test_architectures_that_were_to_be_tried_first_are_not_forgotten(tmp_path):
     path, first = tmp_path / "study", ["8px: 2k3", "8px: 3k3", "8px: 4k3"]
-    opened = trivial.study(search__trials=4, search__first=first)
-    with SearchDriver.create(path, opened, classes=7) as driver:
+    opened = trivial.study(search__trials=4, search__first=first[2:])
+    with SearchDriver.create(path, opened, classes=7, enqueue=first[:2]) as driver:
         run_in_process(driver, scored)
     _, *later = sorted((path / "trials").iterdir())
     for folder in later:  # as if it had ended behind the first
         shutil.rmtree(folder)
     (path / JOURNAL).unlink()
-    assert any("2 architectures of search.first" in line for line in repair(path, described))
+    done = repair(path, described)
+    assert any("2 architectures of --enqueue and search.first" in line for line in done)
     assert repair(path, described) == []
     with SearchDriver.open(path) as driver:
         run_in_process(driver, scored)

@@ -8,11 +8,12 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
+from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.errors import ExistsError, StudyError
 from studies.journal import trust
@@ -31,6 +32,7 @@ from trainers.files import write_whole
 from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
+ENQUEUED = "enqueued"  # in DATA: what was to be tried first, beside the study's search.first
 LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
 
 
@@ -75,9 +77,12 @@ def create_directory(directory: str | Path, study: Study) -> StudyPlace:
         raise
 
 
-def publish(directory: Path, study: Study, images: Mapping[str, Any]) -> None:
+def publish(
+    directory: Path, study: Study, images: Mapping[str, Any], enqueued: Sequence[str] = ()
+) -> None:
     """Writes `study.yaml`, with which the directory holds a study: the last step of a start."""
-    write_whole(directory / DATA, json.dumps(dict(images), indent=1) + "\n")
+    content = {**images, **({ENQUEUED: list(enqueued)} if enqueued else {})}
+    write_whole(directory / DATA, json.dumps(content, indent=1) + "\n")
     write_whole(directory / STUDY, dump(study))
 
 
@@ -158,12 +163,31 @@ def read_study(directory: str | Path) -> Study:
 
 
 def read_data(directory: Path) -> dict[str, Any]:
-    """What `write_data` wrote; empty where that is absent or damaged."""
+    """What `publish` wrote of the images; empty where that is absent or damaged."""
+    return {name: value for name, value in _read_data(directory).items() if name != ENQUEUED}
+
+
+def _read_data(directory: Path) -> dict[str, Any]:
     try:
         content = json.loads((directory / DATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_enqueued(directory: Path) -> tuple[str, ...]:
+    """The architectures that the start was given with `--enqueue`, as far as that is known."""
+    given = _read_data(directory).get(ENQUEUED, ())
+    texts = [text for text in given if isinstance(text, str)] if isinstance(given, list) else []
+    return tuple(text for text in texts if _is_candidate(text))
+
+
+def _is_candidate(text: str) -> bool:
+    try:
+        Candidate.parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -117,16 +117,16 @@ def new_trial(
     return _created(state, attributes, values), state != "running"
 
 
-def untried(entries: list[Entry], study: Study) -> list[Entry]:
-    """The records of trials that wait, one for each architecture of `search.first` that no trial of
-    the records trains or waits with.
+def untried(entries: list[Entry], first: Sequence[str]) -> list[Entry]:
+    """The records of trials that wait, one for each architecture of `first` that no trial of the
+    records trains or waits with.
     """
     held = [trial.attributes for trial in trials_of(entries)]
     known = {str(given.get(name)) for given in held for name in ("canonical", "enqueued")}
-    first = {Candidate.parse(text).key: text for text in study.search.first}
+    keys = {Candidate.parse(text).key: text for text in first}
     return [
         _created("running", {"enqueued": text, "in_space": False}, None)
-        for key, text in first.items()
+        for key, text in keys.items()
         if not {key, text} & known
     ]
 

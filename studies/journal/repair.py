@@ -17,7 +17,7 @@ from searchspace.cost import cost
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import StudyError
-from studies.journal.directory import read_data, read_study
+from studies.journal.directory import read_data, read_enqueued, read_study
 from studies.journal.folders import TRIALS, TrialFolder, move_aside, read_folders
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
@@ -78,9 +78,13 @@ def _mend_journal(
     done += _begin(directory, entries, study, folders, look)
     known = _for_study(describe, study, entries)
     done += _rebuild(entries, study, folders, known)
-    if lost_beginning and known is not None and (waiting := untried(entries, study)):
+    first = (*read_enqueued(directory), *study.search.first)
+    if lost_beginning and known is not None and (waiting := untried(entries, first)):
         entries += waiting
-        done.append(f"{len(waiting)} architectures of search.first were not tried; they wait again")
+        done.append(
+            f"{len(waiting)} architectures of --enqueue and search.first were not tried; they wait "
+            "again"
+        )
     if not saved.damage and entries == list(saved.entries):
         return done
     done += _replace(path, content, entries)

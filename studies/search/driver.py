@@ -97,7 +97,7 @@ class SearchDriver:
             enqueue_architectures(driver._journal.optuna, study, texts)
             if warm_start is not None:
                 learn_from(driver._journal.optuna, study, Path(warm_start))
-            publish(driver.directory, study, first)
+            publish(driver.directory, study, first, enqueue)
         return driver
 
     @classmethod

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
-from studies.errors import DamagedError
+from studies.errors import DamagedError, StudyError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal, read_trials
 from studies.journal.repair import repair
 from studies.journal.storage import SingleWriterJournal
 from studies.journal.trial import JournalAttributes, TrialRecord
 from studies.search.driver import SearchDriver
-from studies.workers.executors import run_in_process
+from studies.workers.executors import Ending, run_in_process
 from support import trivial
 
 
@@ -67,7 +71,7 @@ def test_records_of_others_are_seen_and_kept(tmp_path):
     ours = SingleWriterJournal(tmp_path / "j")
     ours.append_logs([{"op_code": 8, "n": 1}])
     with (tmp_path / "j").open("a") as file:
-        file.write('{"op_code":8,"n":2}\n')
+        file.write('{"op_code":8,"worker_id":"x","trial_id":0,"user_attr":{},"n":2}\n')
     with ours.transaction():
         ours.append_logs([{"op_code": 8, "n": 3}])
         assert sorted(log["n"] for log in ours.read_logs(0)) == [1, 2, 3]
@@ -75,6 +79,86 @@ def test_records_of_others_are_seen_and_kept(tmp_path):
     assert [log["n"] for log in ours.read_logs(3)] == []
     ours.close()
     assert [json.loads(line)["n"] for line in (tmp_path / "j").open()] == [1, 2, 3]
+
+
+def beside(path, act, at=3):
+    """(the ending of a study in `path`, whose driver meets `act(journal, trial)` at its third
+    report).
+    """
+    reports = []
+
+    def trainable(study, assignment, report):
+        class Report:
+            def __call__(self, scores):
+                reports.append(1)
+                if len(reports) == at:
+                    act(path / JOURNAL, assignment.number)
+                return report(scores)
+
+            def heartbeat(self, epoch):
+                report.heartbeat(epoch)
+
+        trivial.trainable(study, assignment, Report())
+
+    with SearchDriver.create(path, trivial.study(search__trials=6)) as driver:
+        return run_in_process(driver, trainable)
+
+
+def _notes(journal, trial):
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    (study,) = storage.get_all_studies()
+    for number in range(400):
+        storage.set_study_system_attr(study._study_id, f"dashboard:note:{number}", "looks good")
+    storage.set_trial_system_attr(trial, "dashboard:note", "of a trial that runs")
+
+
+def _appended(text):
+    def append(journal, trial):
+        with journal.open("ab") as file:
+            file.write(text)
+
+    return append
+
+
+@pytest.mark.parametrize(
+    "act, damaged",
+    [
+        (_notes, False),
+        (_appended(b'{"op_code":3,"worker_id":"other","study_id":0,"syst'), True),  # killed in it
+        (_appended(b'{"op_code":77,"worker_id":"other"}\n[1]\n{"op_code":8}\n\n'), True),
+    ],
+    ids=["notes", "half a line", "no records"],
+)
+def test_another_writer_beside_the_driver_does_not_end_it(tmp_path, act, damaged):
+    assert beside(tmp_path / "study", act) == Ending("trials")
+    if damaged:
+        with pytest.raises(DamagedError):
+            read_trials(tmp_path / "study")
+        assert repair(tmp_path / "study")
+    records = read_trials(tmp_path / "study")
+    assert len(records) == 6 and {record.state for record in records} <= {"complete", "pruned"}
+    with SearchDriver.open(tmp_path / "study", trivial.study(search__trials=7)) as driver:
+        assert run_in_process(driver, trivial.trainable) == Ending("trials")
+
+
+def test_what_is_appended_after_another_program_has_its_number_after_it(tmp_path):
+    """Trials are numbered by their order in the file."""
+    place = tmp_path / JOURNAL
+    ours = JournalStorage(backend := SingleWriterJournal(place))
+    study = ours.create_new_study([StudyDirection.MAXIMIZE], "equisearch")
+    theirs = JournalStorage(JournalFileBackend(str(place)))
+    theirs.create_new_trial(study)
+    assert ours.get_trial_number_from_id(ours.create_new_trial(study)) == 1
+    backend.close()
+
+
+def test_another_program_that_ends_a_trial_gets_a_sentence(tmp_path):
+    def end(journal, trial):
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        storage.set_trial_state_values(trial, TrialState.FAIL)
+
+    with pytest.raises(StudyError, match="another program ended a trial .*`equisearch repair"):
+        beside(tmp_path / "study", end)
 
 
 def test_a_line_damaged_inside_an_attribute_is_named_when_its_trial_is_asked(tmp_path):

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from studies.config import parse
-from studies.errors import StudyError
+from studies.errors import LockedError, StudyError
+from studies.journal.lock import StudyLock
 from studies.pareto import front_volume
 from studies.replays.record import (
     Table,
@@ -147,6 +148,16 @@ def test_a_table_is_recorded_written_and_gone_on_with(tmp_path):
     other = parse(TEXT, overrides={"training.epochs": 2})
     with pytest.raises(StudyError, match="another study"):
         record(other, path, channels=1, classes=10, workers=1)
+
+
+def test_two_recordings_to_one_file_are_refused_before_anything_is_trained(tmp_path):
+    path, given = tmp_path / "t.json.gz", {"channels": 1, "classes": 10, "workers": 1}
+    lock = StudyLock(tmp_path, f".{path.name}.lock", path)
+    with pytest.raises(LockedError, match=r"t\.json\.gz is being written by .*pid"):
+        record(parse(TEXT), path, **given)
+    lock.close()
+    with pytest.raises(StudyError, match="absent is not a folder"):
+        record(parse(TEXT), tmp_path / "absent" / "t.json.gz", **given)
 
 
 def test_what_is_no_table_is_refused(tmp_path):

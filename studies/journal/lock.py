@@ -47,24 +47,24 @@ def _open(path: Path, mode: str) -> IO[Any]:
 
 class StudyLock:
     """The right to write to a study's directory, held from creation to `close`. The file names the
-    holder.
+    holder. `name` is that of the lock file, and `what` is locked, where that is not the directory.
 
     Raises LockedError, with the holder's process id and host, if another process holds it, and
     StudyError if the file is another user's or not a regular file. A file left by a dead process is
     no obstacle: the lock itself went with the process.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / LOCK
+    def __init__(self, directory: Path, name: str = LOCK, what: Path | None = None) -> None:
+        self._path = directory / name
         try:
             self._file = _open(self._path, "a+")
         except OSError as error:
             if not isinstance(error, NotRegularError) and error.errno not in READ_ONLY:
                 raise
             raise StudyError(
-                f"{directory / LOCK} cannot be locked ({error.strerror}); it must be a file "
+                f"{self._path} cannot be locked ({error.strerror}); it must be a file "
                 "that you can write: "
-                "use an account that may write to this study, or a copy of its directory"
+                "use an account that may write to this directory, or a copy of it"
             ) from None
         for attempt in range(ATTEMPTS):
             try:
@@ -75,7 +75,7 @@ class StudyLock:
                     self._file.close()
                     raise StudyError(
                         f"the file system of {directory} cannot lock files ({error.strerror}): "
-                        "keep the study on a local disk, or on a share that supports flock"
+                        "keep it on a local disk, or on a share that supports flock"
                     ) from None
                 time.sleep(0.05 if attempt < ATTEMPTS - 1 else 0)
         else:
@@ -83,8 +83,8 @@ class StudyLock:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise LockedError(
-                f"{directory} is being written by another process ({holder}); wait for it, or "
-                "end it first"
+                f"{what or directory} is being written by another process ({holder}); wait for "
+                "it, or end it first"
             )
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")

@@ -9,6 +9,7 @@ and leaves its lock behind when it is killed (the next writer waits 30 s). Here 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -26,9 +27,26 @@ from studies.journal.reader import SET_STATE, STATES
 from studies.journal.trial import TrialRecord
 from studies.pareto import DIRECTIONS
 
+log = logging.getLogger(__name__)
+
 NAME = "equisearch"  # of the optuna study inside the journal
 # seconds; optuna's own writers (a dashboard) hold their lock for milliseconds
 STALE = 60.0
+WAITS, WAIT = 20, 0.01  # seconds: for the rest of a line that another program appends
+# What Optuna reads of each kind of record.
+_STUDY, _TRIAL = frozenset({"study_id"}), frozenset({"trial_id"})
+NEEDED = {
+    0: frozenset({"study_name", "directions"}),
+    1: _STUDY,
+    2: _STUDY | {"user_attr"},
+    3: _STUDY | {"system_attr"},
+    4: _STUDY | {"datetime_start"},
+    5: _TRIAL | {"param_name", "param_value_internal", "distribution"},
+    6: _TRIAL | {"state", "values"},
+    7: _TRIAL | {"step", "intermediate_value"},
+    8: _TRIAL | {"user_attr"},
+    9: _TRIAL | {"system_attr"},
+}
 
 
 class SingleWriterJournal(BaseJournalBackend):
@@ -65,6 +83,8 @@ class SingleWriterJournal(BaseJournalBackend):
             json.dumps(log, separators=(",", ":"), allow_nan=False).encode() + b"\n" for log in logs
         ]
         with self._lock:
+            if self._owner is None:
+                self._take_in()  # in the file's order: trials that others created have numbers
             self._new += lines
             self._unwritten += lines
             if self._owner != threading.get_ident():
@@ -93,11 +113,31 @@ class SingleWriterJournal(BaseJournalBackend):
         if size > self._offset:
             content = os.pread(self._file.fileno(), size - self._offset, self._offset)
             whole = content[: content.rfind(b"\n") + 1]
-            self._new += whole.splitlines(keepends=True)
+            lines = whole.splitlines(keepends=True)
+            self._new += [line for line in lines if _is_record(line)]
+            if unread := sum(not _is_record(line) for line in lines):
+                log.warning(
+                    "another program wrote %d lines to the journal that are not records; they are "
+                    "left out, and `equisearch repair` removes them when this run has ended",
+                    unread,
+                )
             self._offset += len(whole)
 
-    def _write(self) -> None:
+    def _settle_tail(self) -> None:
+        """Takes in what others wrote; an append of theirs that stays half done becomes a line of
+        its own.
+        """
         self._take_in()
+        for _ in range(WAITS):
+            if os.fstat(self._file.fileno()).st_size == self._offset:
+                return
+            time.sleep(WAIT)
+            self._take_in()
+        os.write(self._file.fileno(), b"\n")
+        self._take_in()
+
+    def _write(self) -> None:
+        self._settle_tail()
         lines, self._unwritten = b"".join(self._unwritten), []
         descriptor = self._file.fileno()
         before = os.fstat(descriptor).st_size
@@ -113,6 +153,20 @@ class SingleWriterJournal(BaseJournalBackend):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether Optuna, which stops at any other line, can read this one."""
+    try:
+        entry = json.loads(line)
+        return (
+            isinstance(entry, dict)
+            and "worker_id" in entry
+            and type(entry["op_code"]) is int
+            and NEEDED[entry["op_code"]] <= entry.keys()
+        )
+    except (ValueError, KeyError, RecursionError):
+        return False
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:

@@ -91,6 +91,7 @@ class JournalWriter:
     def __init__(self, directory: Path, objectives: Sequence[str]) -> None:
         from studies.journal.storage import open_study
 
+        self._directory = directory
         self.optuna, self._storage, self._backend = open_study(directory / JOURNAL, objectives)
         self._id = self._storage.get_study_id_from_name(self.optuna.study_name)
 
@@ -99,9 +100,26 @@ class JournalWriter:
         for name, value in attributes.items():
             self.optuna.set_user_attr(name, value)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Turns the trace of another program that ends trials, or deletes the study, into a
+        message; what others note in the journal is no obstacle.
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            yield
+        except (UpdateFinishedTrialError, KeyError) as error:
+            raise StudyError(
+                f"another program ended a trial of {self._directory}, or deleted the study, while "
+                "this one drove it; end that program, then "
+                f"`equisearch repair {quote(str(self._directory))}` and `equisearch resume`"
+            ) from error
+
     def next_number(self) -> int:
         """The number of the next proposal: the first trial that waits, else a new one."""
-        trials = self._storage.get_all_trials(self._id, deepcopy=False)
+        with self._alone():
+            trials = self._storage.get_all_trials(self._id, deepcopy=False)
         return next(
             (trial.number for trial in trials if trial.state.name == "WAITING"), len(trials)
         )
@@ -165,9 +183,10 @@ class JournalWriter:
 
     def set(self, record: TrialRecord, attributes: Mapping[str, Any]) -> TrialRecord:
         """The trial with these attributes set."""
-        trial_id = self._trial_id(record)
-        for name, value in attributes.items():
-            self._storage.set_trial_user_attr(trial_id, name, value)
+        with self._alone():
+            trial_id = self._trial_id(record)
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(trial_id, name, value)
         return replace(record, attributes={**record.attributes, **attributes})
 
     def set_rung(
@@ -180,7 +199,8 @@ class JournalWriter:
         """The trial, waiting or running."""
         from optuna.trial import TrialState
 
-        self._storage.set_trial_state_values(self._trial_id(record), TrialState[state.upper()])
+        with self._alone():
+            self._storage.set_trial_state_values(self._trial_id(record), TrialState[state.upper()])
         return replace(record, state=state)
 
     def end(
@@ -191,7 +211,8 @@ class JournalWriter:
 
         state: State = outcome if outcome in ("complete", "failed") else "pruned"
         code = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
-        self.optuna.tell(record.number, values=values, state=code.get(state, TrialState.PRUNED))
+        with self._alone():
+            self.optuna.tell(record.number, values=values, state=code.get(state, TrialState.PRUNED))
         return replace(record, state=state, values=None if values is None else tuple(values))
 
     def read(self, number: int) -> TrialRecord:

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
@@ -24,6 +25,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.errors import StudyError, StudyFileError
+from studies.journal.lock import StudyLock
 from trainers.files import write_whole
 
 FORMAT = 1
@@ -152,8 +154,23 @@ def record(
     holds are kept.
 
     The file is written anew after each training, so that a killed or interrupted recording goes on
-    where it ended. Raises StudyError if `path` holds the table of another study.
+    where it ended. Raises StudyError if `path` holds the table of another study, and LockedError
+    while another process records to it.
     """
+    if not path.parent.is_dir():
+        raise StudyError(f"{path.parent} is not a folder; create it, or give another file")
+    with closing(StudyLock(path.parent, f".{path.name}.lock", path)):
+        return _record(study, path, channels, classes, workers, on_entry)
+
+
+def _record(
+    study: Study,
+    path: Path,
+    channels: int,
+    classes: int,
+    workers: int,
+    on_entry: Callable[[int, int, TableEntry], None],
+) -> Table:
     from studies.journal.directory import versions
     from studies.workers.processes import run_each
 

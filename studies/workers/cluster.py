@@ -25,7 +25,14 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import STUDY
 from studies.sections import Resources
-from studies.workers.local_ray import ENVIRONMENT, first_line, local_ray, read_environment, settings
+from studies.workers.local_ray import (
+    ENVIRONMENT,
+    first_line,
+    local_ray,
+    read_environment,
+    settings,
+    unechoed,
+)
 from trainers.cores import available_cores
 
 PATIENCE = 30.0  # seconds for a cluster to answer
@@ -94,7 +101,7 @@ def connected(resources: Resources) -> Iterator[str]:
 def _joined(address: str, resources: Resources) -> Iterator[None]:
     """This process as a driver of the cluster at `address`, with the cluster's token."""
     require_answer(address)  # before Ray reads the environment: the mode is set here
-    with settings():
+    with settings(), unechoed():
         import ray
 
         read_environment()

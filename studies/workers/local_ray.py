@@ -103,7 +103,7 @@ def local_ray(**options: Any) -> Iterator[None]:
 
     Raises StudyError, with the place of Ray's logs, if it does not start.
     """
-    with guarded() as folder:
+    with guarded() as folder, unechoed():
         import ray
 
         _start(folder, options)
@@ -111,6 +111,25 @@ def local_ray(**options: Any) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Ray's own messages of errors, which are its C++ logs and go to stdout, are debug lines of
+    this program's log inside.
+    """
+    from ray._private import worker
+
+    before = getattr(worker, "print_to_stdstream", None)
+
+    def kept(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        log.debug("Ray: %s", " ".join(map(str, data.get("lines", ()))))
+
+    worker.print_to_stdstream = kept
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _start(folder: str, options: Mapping[str, Any]) -> None:
@@ -211,6 +230,21 @@ def refuses_strangers(address: str) -> bool:
             f"{said[-1] if said else f'status {done.returncode}'}"
         )
     return bool(done.returncode)
+
+
+def ended_server() -> str | None:
+    """The server of the Ray on this machine that has ended, such as raylet; None while all run.
+
+    Ray itself notices after half a minute, and then ends this process.
+    """
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    started = getattr(node, "all_processes", {})
+    for name in ("raylet", "gcs_server"):
+        if any(info.process.poll() is not None for info in started.get(name, ())):
+            return name
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -27,6 +27,7 @@ import queue
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from shlex import quote
 from typing import Any
 
 from studies.errors import StudyError
@@ -43,6 +44,7 @@ from studies.workers.executors import (
     listening,
     settle,
 )
+from studies.workers.local_ray import ended_server
 from studies.workers.ray_worker import Heartbeat, Ready, Rung, Worker
 from studies.workers.silence import FLOOR, SUSPENDED, Silence
 
@@ -137,6 +139,7 @@ class _WorkerPool:
     def run(self) -> Ending:
         """Serves until nothing is left to do or everybody has left."""
         while True:
+            self._require_node()
             if self._interruption.requested:
                 if not self._busy() and not self._proposing:
                     return self._interruption.ending()
@@ -155,6 +158,17 @@ class _WorkerPool:
                 self._proposed(done)
             elif member in self._members:
                 self._heard(member, done)
+
+    def _require_node(self) -> None:
+        """Raises StudyError where a server of the Ray on this machine has ended."""
+        ended = ended_server() if self._place == "local" else None
+        if ended is not None:
+            self._members.clear()  # no answer comes from them, nor to what they are sent
+            raise StudyError(
+                f"the only node of Ray has died (its process {ended} has ended, as when a "
+                "machine runs out of memory); nothing finished is lost: "
+                f"`equisearch resume {quote(str(self._driver.directory))}` goes on"
+            )
 
     def _busy(self) -> bool:
         return any(member.assignment for member in self._members)

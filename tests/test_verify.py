@@ -5,6 +5,7 @@ import io
 import pickle
 import zipfile
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -388,3 +389,69 @@ def test_any_other_text_is_a_damaged_manifest(tmp_path, text):
         verify(tmp_path)
     with pytest.raises(ValueError, match="is damaged"):
         load_checked(tmp_path)
+
+
+def changed_archive(folder):
+    """The torch.export archive with one weight changed, and everything else as it was."""
+    path, content = folder / "model.pt2", io.BytesIO()
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(content, "w") as after:
+        for member in before.infolist():
+            data = before.read(member)
+            if member.filename.endswith("weights/weight_0"):
+                data = bytes(4) + data[4:]
+            after.writestr(member, data)
+    path.write_bytes(content.getvalue())
+
+
+def changed_graph(folder):
+    """The ONNX graph with a bias that is as good as none changed."""
+    graph = onnx.load_model_from_string((folder / "model.onnx").read_bytes())
+    entry = next(e for e in graph.graph.initializer if e.name.endswith("linear.bias"))
+    entry.raw_data = (np.frombuffer(entry.raw_data, np.float32) + np.float32(1e-6)).tobytes()
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+
+
+def test_the_weights_of_every_format_are_those_of_safetensors(bundle):
+    found = {finding.check: finding for finding in verify(bundle).findings}
+    assert found["torch.export"].good is None and found["onnx"].good
+    for name in ("torch.export", "onnx"):
+        assert "weights are those of model.safetensors" in found[name].text
+
+
+@pytest.mark.parametrize(
+    "change, name, weight",
+    [
+        (changed_archive, "torch.export", "network.stages.0.0.convolutions.0.weight"),
+        (changed_graph, "onnx", "network.head.linear.bias"),
+    ],
+)
+def test_other_weights_in_one_format_are_seen_without_running_it(copied, change, name, weight):
+    change(copied)
+    rehash(copied)
+    found = bad(verify(copied))
+    assert set(found) == {name} and f"not those of model.safetensors: {weight}" in found[name]
+
+
+def test_an_archive_that_shows_no_weights_is_not_compared(copied):
+    path, content = copied / "model.pt2", io.BytesIO()
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(content, "w") as after:
+        for member in before.infolist():
+            if "/weights/" not in member.filename:
+                after.writestr(member, before.read(member))
+    path.write_bytes(content.getvalue())
+    rehash(copied)
+    found = {finding.check: finding for finding in verify(copied).findings}
+    assert found["torch.export"].good is None and "not compared" in found["torch.export"].text
+
+
+@pytest.mark.parametrize("claim", ["element", "exactness"])
+def test_claims_are_those_of_the_architecture(copied, claim):
+    """Whatever the weights do: r90 of a network that is not built for it."""
+    manifest = manifest_of(copied)
+    if claim == "element":
+        manifest["elements"][0]["exact"] = False
+    else:
+        manifest["exactness"]["exact"] = False
+    write_manifest(copied, manifest)
+    rehash(copied)
+    assert set(bad(verify(copied))) == {"claims"}

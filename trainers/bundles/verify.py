@@ -6,8 +6,6 @@ The checks show that a bundle is whole, not who made it: its hashes lie in the b
 
 from __future__ import annotations
 
-import io
-import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
-from searchspace.groups import Element
+from searchspace.exactness import verdict
+from searchspace.groups import Element, Group
 from trainers.bundles import manifest as manifests
 from trainers.bundles.formats import (
     FORMATS,
@@ -35,7 +34,14 @@ from trainers.bundles.formats import (
 )
 from trainers.bundles.manifest import Hashed, Manifest, shown
 from trainers.bundles.model import Model
-from trainers.bundles.symmetry_check import Change, changes, parity_tolerance, probe_images
+from trainers.bundles.symmetry_check import (
+    Change,
+    changes,
+    movable,
+    parity_tolerance,
+    probe_images,
+)
+from trainers.bundles.weights import NotReadError, differing_weights, pickled_code
 from trainers.networks.fold import description
 from trainers.networks.networks import Network
 
@@ -101,8 +107,6 @@ class BundleReport:
 
 
 TRUST = "pass --run-code if you trust where it came from"
-# bytes of a member of a .pt2 archive that are looked through for pickles
-LARGEST_MEMBER = 2**28
 
 
 def verify(folder: Path, *, run_code: bool = False) -> BundleReport:
@@ -121,7 +125,7 @@ def verify(folder: Path, *, run_code: bool = False) -> BundleReport:
         for name, expected in manifest.files.items()
         if (problem := _file_problem(folder / name, expected))
     }
-    results = [*_file_results(manifest, folder, bad_files)]
+    results = [*_file_results(manifest, folder, bad_files), *_claims(manifest)]
     given, recorded = manifest.input, torch.tensor(manifest.probe.logits)
     probes = probe_images(given.channels, (given.height, given.width), manifest.probe.images)
     outputs: dict[str, Tensor] = {}
@@ -220,6 +224,32 @@ def _file_results(
         yield CheckResult("other files", True, f"not of the bundle: {shown(others)}{caution}")
 
 
+def _claims(manifest: Manifest) -> Iterator[CheckResult]:
+    """Where the manifest claims an element that the architecture does not keep, or the other way
+    round, as its verdict decides anew without weights.
+    """
+    architecture, declared = Architecture.parse(manifest.architecture), manifest.declared
+    ruling = verdict(architecture, Group.parse(declared))
+    elements = movable(ruling.group, architecture.size)
+    kept = [element for element in elements if element in ruling.invariant]
+    wrong = [
+        f"{row.element}: exact {row.exact}"
+        for row in manifest.elements
+        if row.exact != (Element.parse(row.element) in kept)
+    ]
+    exact = manifest.exactness.get("exact", ruling.exact)
+    if exact != ruling.exact:
+        wrong.append(f"exact {exact} under {declared}")
+    if wrong:
+        under = " ".join(map(str, kept)) or "no element but the identity"
+        yield CheckResult(
+            "claims",
+            False,
+            f"{MANIFEST} says {shown(wrong)}; the architecture's logits stay the same under "
+            f"{under}, and it is {'' if ruling.exact else 'not '}exact under {declared}",
+        )
+
+
 def _file_problem(path: Path, expected: Hashed) -> str | None:
     if not path.is_file():
         return "is missing"
@@ -239,43 +269,11 @@ def _runner(folder: Path, name: str, manifest: Manifest, run_code: bool) -> Runn
     return careful_runner(folder, name, model_content(manifest, size))
 
 
-def _pickled_code(path: Path) -> str | None:
-    """The name of a member of a .pt2 file that is a pickle which calls anything but torch's own
-    builders of tensors; None if none is detected.
-
-    It detects clumsy attacks only: a file without one is not run either. Raises ValueError or
-    zipfile.BadZipFile if the archive is not whole.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if not any(name.endswith("archive_format") for name in archive.namelist()):
-            # cut off, zipfile finds an archive inside
-            raise ValueError("it lacks archive_format")
-        for member in archive.infolist():
-            if member.file_size <= LARGEST_MEMBER and _calls(archive.read(member)):
-                return member.filename
-    return None
-
-
-def _calls(data: bytes) -> bool:
-    if data.startswith(b"PK"):
-        try:
-            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception:  # refused, or torn
-            return True
-        return False
-    names = set()
-    try:
-        names = {code.name for code, _, _ in pickletools.genops(data)}
-    except Exception:  # numbers and texts are not pickles
-        return False
-    return bool(names & {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
-
-
 def _not_run(folder: Path, name: str, reason: NeedsCodeError) -> CheckResult:
     if name == "torch":
         return CheckResult(name, False, f"not run: {reason}; {TRUST}")
     try:
-        member = _pickled_code(folder / FORMATS[name][0])
+        member = pickled_code(folder / FORMATS[name][0])
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
         return CheckResult(
             name,
@@ -290,7 +288,21 @@ def _not_run(folder: Path, name: str, reason: NeedsCodeError) -> CheckResult:
             f"not run: {shown([member])} in it is a pickle that calls functions, which no "
             "export writes",
         )
-    return CheckResult(name, None, f"not run: {reason}; {TRUST}")
+    good, said = _weights(folder, name)
+    return CheckResult(name, False if good is False else None, f"not run: {reason}; {TRUST}{said}")
+
+
+def _weights(folder: Path, name: str) -> tuple[bool | None, str]:
+    """(whether the weights in a format's file are those of model.safetensors, a phrase that says
+    so); None where they cannot be compared.
+    """
+    try:
+        wrong, count = differing_weights(folder, name)
+    except NotReadError as error:
+        return None, f"; weights not compared: {shown([str(error)])}"
+    if wrong:
+        return False, f"; weights that are not those of model.safetensors: {shown(wrong)}"
+    return True, f"; its {count} weights are those of model.safetensors"
 
 
 def _check_format(
@@ -326,11 +338,13 @@ def _check_format(
     foreign = "" if own else f"; {SOURCE} is not what an equisearch known to this one writes"
     difference = float((outputs[name] - recorded).abs().max())
     tolerance = parity_tolerance(recorded)
+    other = name in ("torch.export", "onnx") and "safetensors" in manifest.formats
+    same, said = _weights(folder, name) if other else (None, "")
     result = CheckResult(
         name,
-        difference <= tolerance,
+        difference <= tolerance and same is not False,
         f"logits on {len(probes)} random images differ by {difference:.2g} from those at the "
-        f"export (allowed {tolerance:.2g}){foreign}",
+        f"export (allowed {tolerance:.2g}){foreign}{said}",
     )
     return [result, *_symmetry(name, measured)]
 

@@ -16,7 +16,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.results.retrain import Job, run_job
+from studies.results.retrain_job import Job, run_job
 from studies.search.assignments import Assignment, LeaveError
 from studies.workers.worker import run_trial
 from support import trivial
@@ -105,7 +105,7 @@ def retrained(text, settings, folder, on_gpu):
             "pick_device",
             lambda name: device() if on_gpu else torch.device("cpu"),
         )
-        return run_job(Job("trial 1", study, text, 1, None, str(folder)))
+        return run_job(Job("trial 1", text, 1, None, str(folder)), study)
 
 
 def test_a_retraining_on_a_gpu_tests_there_too(tmp_path, process):

@@ -10,12 +10,11 @@ from pydantic import ValidationError
 
 from studies.errors import StudyError
 from studies.journal.reader import read_trials
-from studies.results.retrain import default_workers
 from studies.search.driver import SearchDriver
 from studies.workers.cluster import gpus_of_trial
 from studies.workers.executors import Ending, run_in_process
 from studies.workers.local_ray import local_ray
-from studies.workers.processes import run_each, slot
+from studies.workers.processes import default_workers, run_each, slot
 from studies.workers.ray_executor import run_on_ray
 from support import trivial
 from trainers import devices
@@ -150,7 +149,7 @@ def test_processes_spread_over_the_gpus(
     ],
 )
 def test_trainings_outside_a_search_share_gpus_as_well(monkeypatch, gpus, overrides, expected):
-    monkeypatch.setattr("studies.results.retrain.available_cores", lambda: 64)
+    monkeypatch.setattr("studies.workers.processes.available_cores", lambda: 64)
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: gpus)
     assert default_workers(trivial.study(**overrides)) == expected
 

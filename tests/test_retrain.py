@@ -8,19 +8,12 @@ from contextlib import closing
 import pytest
 
 from searchspace.recipe import Candidate
-from studies.config import parse
+from studies.config import dump, parse
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
-from studies.results import reproduce
-from studies.results.retrain import (
-    RESULT,
-    Job,
-    MeanStd,
-    as_dict,
-    default_workers,
-    run_jobs,
-    summarised,
-)
+from studies.results import reproduce, retrain_job
+from studies.results.retrain import MeanStd, as_dict, run_jobs, summarised
+from studies.results.retrain_job import RESULT, Job
 from studies.results.train_one import train_one
 
 STUDY = """
@@ -30,10 +23,13 @@ symmetry: {group: C4, angles: 90}
 """
 
 
-def jobs(folder, seeds=(1, 2)):
-    study = parse(STUDY)
+def study(**overrides):
+    return parse(STUDY, overrides={"resources.workers": 1, **overrides})
+
+
+def jobs(folder, seeds=(1, 2), merge=False):
     return [
-        Job(name, study, text, seed, None, str(folder / name / str(seed)))
+        Job(name, text, seed, None, str(folder / name / str(seed)), merge)
         for seed in seeds
         for name, text in (
             ("exact", "12px: 4k3@C4, 4k3 max2/2, 4k3"),
@@ -46,7 +42,9 @@ def test_results_carry_n_and_spread_and_come_from_the_test_split(tmp_path):
     told = []
     rows = {
         row["name"]: row
-        for row in summarised(run_jobs(jobs(tmp_path), 1, lambda done, result: told.append(done)))
+        for row in summarised(
+            run_jobs(jobs(tmp_path), study(), tmp_path, lambda done, result: told.append(done))
+        )
     }
     assert told == [1, 2, 3, 4] and rows["exact"]["n"] == 2 and rows["exact"]["num_test"] == 90
     exact, plain = rows["exact"], rows["plain"]
@@ -60,17 +58,19 @@ def test_results_carry_n_and_spread_and_come_from_the_test_split(tmp_path):
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
-    first = run_jobs(jobs(tmp_path, seeds=(1,)), 1)
+    first = run_jobs(jobs(tmp_path, seeds=(1,)), study(), tmp_path)
     path = tmp_path / "exact" / "1" / RESULT
     changed = {**json.loads(path.read_text()), "num_test": 12345}
     path.write_text(json.dumps(changed))
-    again = run_jobs(jobs(tmp_path, seeds=(1,)), 1)
+    again = run_jobs(jobs(tmp_path, seeds=(1,)), study(), tmp_path)
     assert again[0]["num_test"] == 12345 and again[1] == first[1]
 
 
-def test_processes_give_the_same_results(tmp_path):
-    alone = run_jobs(jobs(tmp_path / "a", seeds=(1,)), 1)
-    together = run_jobs(jobs(tmp_path / "b", seeds=(1,)), 2)
+def test_ray_workers_give_the_same_results(tmp_path, connected):
+    alone = run_jobs(jobs(tmp_path / "a", seeds=(1,)), study(), tmp_path)
+    (tmp_path / "study.yaml").write_text(dump(study()))
+    both = study(**{"resources.workers": 2, "resources.executor": "ray"})
+    together = run_jobs(jobs(tmp_path / "b", seeds=(1,)), both, tmp_path)
     assert [r["quarter_turns"] for r in alone] == [r["quarter_turns"] for r in together]
 
 
@@ -121,18 +121,19 @@ def test_a_result_that_is_none_ends_in_one_message(tmp_path, text):
     with pytest.raises(
         StudyError, match=r"result\.json holds no result of a training .* delete it"
     ):
-        run_jobs([job], 1)
+        run_jobs([job], study(), tmp_path)
 
 
-def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path):
+def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrain_job, "PATIENCE", 0.0)
     (job, _) = jobs(tmp_path, seeds=(1,))
     folder = tmp_path / "exact" / "1"
     folder.mkdir(parents=True)
     candidate = Candidate.parse(job.architecture)
     with closing(StudyLock(folder)):
         for train in (
-            lambda: run_jobs([job], 1),
-            lambda: train_one(job.study, candidate, out=folder),
+            lambda: run_jobs([job], study(), tmp_path),
+            lambda: train_one(study(), candidate, out=folder),
         ):
             with pytest.raises(LockedError, match=r"written by another process \(pid \d+ on"):
                 train()
@@ -152,13 +153,6 @@ def test_a_single_training_notes_a_batch_larger_than_the_training_set():
     assert len(notes) == 1 and "batch_size is 64, and there are 60 training images" in notes[0]
 
 
-@pytest.mark.parametrize("cpus, cores, expected", [(1, 6, 6), (2, 7, 3), (0, 4, 4), (8, 4, 1)])
-def test_as_many_trainings_as_cores_allow(monkeypatch, cpus, cores, expected):
-    monkeypatch.setattr("studies.results.retrain.available_cores", lambda: cores)
-    study = parse(STUDY, overrides={"training.device": "cpu", "resources.cpus_per_trial": cpus})
-    assert default_workers(study) == expected
-
-
 def test_data_without_a_test_split_is_refused(tmp_path):
     import numpy
     from PIL import Image
@@ -171,11 +165,11 @@ def test_data_without_a_test_split_is_refused(tmp_path):
                     0, 255, (12, 12), dtype=numpy.uint8
                 )
                 Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number}.png")
-    study = parse(
+    folder = parse(
         f"data: {{folder: {tmp_path / 'images'}}}\ntraining: {{epochs: 1, batch_size: 4}}\n"
     )
-    with pytest.raises(ValueError, match="test split"):
-        run_jobs([Job("x", study, "12px: 4k3", 1, None, str(tmp_path / "out"))], 1)
+    with pytest.raises(StudyError, match="test split"):
+        run_jobs([Job("x", "12px: 4k3", 1, None, str(tmp_path / "out"))], folder, tmp_path)
 
 
 def row(name, turns, upright_only=False):
@@ -241,11 +235,8 @@ def test_studies_of_the_reproduction_are_those_of_the_paper(shift, mnist_root):
 
 @pytest.mark.slow
 def test_the_upright_pattern_shows_in_a_short_run(tmp_path, mnist_root):
-    results = run_jobs(
-        reproduce.jobs(
-            "upright", tmp_path, root=str(mnist_root), epochs=8, seeds=1, test=2500, batch=32
-        ),
-        2,
-    )
+    study = reproduce.study_of("upright", root=str(mnist_root), epochs=8, test=2500, batch=32)
+    place = reproduce.place_of("upright", tmp_path, study)
+    results = run_jobs(reproduce.jobs("upright", tmp_path, study, seeds=1), study, place)
     claims = reproduce.claims("upright", summarised(results))
     assert all(claim.holds for claim in claims), claims

@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import Any
 
-from studies.cli import models, search, setup, tables  # noqa: F401  (they register their commands)
+from studies.cli import bundles, models, search, setup, tables  # noqa: F401  (they register their commands)
 from studies.cli.app import app
 from studies.terminal import guarded
 

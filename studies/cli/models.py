@@ -1,5 +1,5 @@
-"""Commands about networks and data: `check`, `train`, `probe`, `measure`, `retrain`, `reproduce`,
-`export`, `verify`.
+"""Commands about networks and data: `check`, `train`, `probe`, `measure`, `retrain`, and
+`reproduce`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,32 @@ import typer
 
 from studies.cli.app import BENCHMARKS, MODELS, app
 from studies.cli.options import (
+    Address,
     Directory,
     FormatOption,
     Quiet,
     RunCode,
     Settings,
     StudyName,
-    Trial,
+    Trust,
     Workers,
     pairs,
     resources,
 )
-from studies.output import Format, note, print_json, print_lines, print_rows, print_value
+from studies.output import (
+    Format,
+    note,
+    percent,
+    print_json,
+    print_lines,
+    print_rows,
+    print_table,
+    print_value,
+)
 
 if TYPE_CHECKING:
-    from studies.results.retrain import Job
+    from studies.config import Study
+    from studies.results.retrain_job import Job
 
 
 @app.command(rich_help_panel=MODELS)
@@ -214,34 +225,67 @@ def retrain(
             help="These trials instead of the front; may be repeated.", show_default=False
         ),
     ] = None,
+    keep_validation: Annotated[
+        bool,
+        typer.Option(
+            "--keep-validation",
+            help="Train on the training images alone, as the search did; validation images can "
+            "then choose a seed (export --seed best).",
+        ),
+    ] = False,
     workers: Workers = None,
+    ray_address: Address = None,
+    settings: Settings = None,
+    trust: Trust = False,
     format: FormatOption = Format.table,
 ) -> None:
-    """Trains the front again with several seeds and tests it: the only command that reads the test
-    split.
+    """Trains the front again on training and validation images, with several seeds, and tests it:
+    the only command that reads the test split.
     """
+    from studies.results import retrain as retraining
+    from studies.results.selection import compared, selection_lines, selection_table
+
+    overrides = {
+        "training.epochs": epochs,
+        **resources(workers, None, ray_address),
+        **pairs(settings),
+    }
+    study = retraining.retraining_study(directory, overrides, trust=trust)
+    jobs = retraining.front_jobs(
+        study, directory, seeds=seeds, trials=trial, keep_validation=keep_validation
+    )
+    rows = compared(directory, _retrained(jobs, study, directory))
+    _print_tested(rows, format)
+    if format is Format.table:
+        print_table(*selection_table(rows))
+        print_lines(selection_lines(rows))
+        first = jobs[0].name.removeprefix("trial ")
+        note(f"next: equisearch export {quote(str(directory))} {first} --retrained")
+
+
+def _print_tested(rows: list[dict[str, Any]], format: Format) -> None:
     from studies.output import Column, short
     from studies.results import retrain as retraining
 
-    jobs = retraining.front_jobs(directory, seeds=seeds, epochs=epochs, trials=trial)
-    rows = _retrained(jobs, workers)
     columns = [
         Column("trial"),
         Column("n", True),
         Column("test accuracy %", True),
         Column("symmetry %", True),
         Column("worst %", True),
+        Column("mean of seeds %", True),
         Column("params", True),
         Column("MACs", True),
         Column("architecture"),
     ]
     cells = [
         [
-            row["name"].split()[1],
+            row["name"].removeprefix("trial "),
             str(row["n"]),
             row["accuracy"].percent(),
             row["symmetry_accuracy"].percent(),
             row["symmetry_accuracy_worst"].percent(),
+            percent((row["mean_of_seeds"] or {}).get("accuracy")),
             short(row["params"]),
             short(row["macs"]),
             row["architecture"],
@@ -286,12 +330,14 @@ def reproduce(
     from studies.results import reproduce as published
     from studies.results import retrain as retraining
 
-    rows = _retrained(
-        published.jobs(
-            shift, directory, root=root, epochs=epochs, seeds=seeds, test=test, batch=batch
-        ),
-        workers,
-    )
+    study = published.study_of(shift, root=root, epochs=epochs, test=test, batch=batch)
+    count = resources(workers, None, None)["resources.workers"]
+    if count is not None:
+        study = study.model_copy(
+            update={"resources": study.resources.model_copy(update={"workers": count})}
+        )
+    place = published.place_of(shift, directory, study)
+    rows = _retrained(published.jobs(shift, directory, study, seeds=seeds), study, place)
     claims, values = published.claims(shift, rows), [retraining.as_dict(row) for row in rows]
     if format is Format.json:
         return print_json({"shift": shift, "rows": values, "claims": list(map(asdict, claims))})
@@ -300,66 +346,16 @@ def reproduce(
         print_lines([str(claim) for claim in claims])
 
 
-@app.command(rich_help_panel=MODELS)
-def export(
-    directory: Directory,
-    trial: Trial,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE",
-            help="The bundle's folder; else DIR/exports/TRIAL.",
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace another bundle in that folder.")
-    ] = False,
-) -> None:
-    """Exports a trained trial: plain torch, torch.export and ONNX files, compared before they are
-    written, with a model card.
-    """
-    from studies.results.export_trial import export_trial
-
-    bundle = export_trial(directory, trial, out, force=force, note=note)
-    print(bundle)
-    note(
-        f"compared and written; read {bundle}/README.md, check it any time with `equisearch "
-        f"verify {quote(str(bundle))}`"
-    )
-
-
-@app.command(rich_help_panel=MODELS)
-def verify(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
-    ],
-    run_code: RunCode = False,
-    format: FormatOption = Format.table,
-) -> None:
-    """Checks that a bundle is whole, its formats agree, and its symmetry is as its model card says;
-    not who wrote it. Executes its code only with --run-code.
-    """
-    from studies.results.export_trial import verify_bundle
-
-    report = verify_bundle(bundle, run_code=run_code)
-    print_value(report.as_dict(), format, report.text())
-    if not report.good:
-        raise typer.Exit(1)
-
-
-def _retrained(jobs: list[Job], workers: str | None) -> list[dict[str, Any]]:
+def _retrained(jobs: list[Job], study: Study, directory: Path) -> list[dict[str, Any]]:
     """One row of mean scores per architecture; progress goes to stderr."""
     from studies.results import retrain as retraining
 
-    given = resources(workers, None, None)["resources.workers"]
-    count = given if isinstance(given, int) else retraining.default_workers(jobs[0].study)
-
     def on_result(done: int, result: dict[str, Any]) -> None:
+        what = f"mean of {result['members']}" if "members" in result else f"seed {result['seed']}"
         note(
-            f"{done} of {len(jobs)}: {result['name']}, seed {result['seed']}: test accuracy "
+            f"{done} of {len(jobs)}: {result['name']}, {what}: test accuracy "
             f"{100 * result['test']['accuracy']:.2f} %, "
             f"symmetry accuracy {100 * result['test']['symmetry_accuracy']:.2f} %"
         )
 
-    return retraining.summarised(retraining.run_jobs(jobs, min(count, len(jobs)), on_result))
+    return retraining.summarised(retraining.run_jobs(jobs, study, directory, on_result))

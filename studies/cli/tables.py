@@ -32,8 +32,8 @@ def record(
     """
     from studies import config
     from studies.replays import record as recording
-    from studies.results.retrain import default_workers
     from studies.workers.launch import read_data
+    from studies.workers.processes import default_workers
 
     chosen = config.load(study, pairs(settings))
     channels, classes = read_data(chosen, note)

@@ -12,6 +12,7 @@ from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.journal.directory import TRIALS
 from studies.journal.trial import TrialRecord
+from studies.results.retrained import Choice, choose, trained_network
 from studies.results.tables import find_trial, open_study
 from studies.results.trained import load_trained
 
@@ -29,10 +30,13 @@ def export_trial(
     *,
     force: bool = False,
     note: Callable[[str], None] = lambda text: None,
+    retrained: str | None = None,
 ) -> Path:
     """The path of the bundle of trial `number`, written to `out` (DIR/exports/00017 unless given).
 
-    An earlier bundle of the same trial is replaced; another one only with `force`. `note` is called
+    `retrained` exports what `retrain` trained and tested instead of the search's network: a seed
+    such as `1`, `best` (by validation images) or `mean-of-3` (to DIR/exports/00017-mean-of-3). An
+    earlier bundle of the same origin is replaced; another one only with `force`. `note` is called
     with what a user should know besides. Raises StudyError for a trial that is unknown or not
     complete, has no checkpoint, or whose data are missing or have changed.
     """
@@ -44,7 +48,6 @@ def export_trial(
             f"trial {number} is {record.state}{f' ({record.reason})' if record.reason else ''}; "
             "only complete trials are exported: " + _complete(records)
         )
-    folder = Path(out) if out is not None else directory / EXPORTS / f"{number:05d}"
     origin = {
         "study": directory.name,
         "trial": number,
@@ -52,6 +55,12 @@ def export_trial(
         "seed": record.attributes["seed"],
         "learning_rate": record.attributes["learning_rate"],
     }
+    name, choice = f"{number:05d}", None
+    if retrained is not None:
+        choice = choose(directory, number, retrained)
+        origin = {**origin, **_retrained_origin(choice)}
+        name = f"{name}-{retrained if not retrained.isdigit() else f'seed{int(retrained)}'}"
+    folder = Path(out) if out is not None else directory / EXPORTS / name
     from trainers.bundles.export import check_place, export
     from trainers.bundles.formats import FORMATS
 
@@ -59,7 +68,11 @@ def export_trial(
         check_place(folder, origin, force)
     except ValueError as error:
         raise ExistsError(str(error)) from None
-    trained = _trained(study, record, directory, origin)
+    if choice is None:
+        trained = _trained(study, record, directory, origin)
+    else:
+        note(f"retrained: {choice.how}, of {len(choice.seeds)}")
+        trained = trained_network(study, record, choice, origin)
     try:
         bundle = export(trained, folder, force=force)
     except ValueError as error:
@@ -80,6 +93,16 @@ def verify_bundle(bundle: Path | str, *, run_code: bool = False) -> BundleReport
         return verify(Path(bundle), run_code=run_code)
     except ValueError as error:
         raise StudyError(str(error)) from None
+
+
+def _retrained_origin(choice: Choice) -> dict[str, Any]:
+    """What tells the bundles of one trial apart."""
+    trained_on, epochs = choice.trainings[0].variety
+    seeds = [training.seed for training in choice.trainings]
+    return {
+        "seed": seeds[0] if len(seeds) == 1 else " ".join(map(str, seeds)),
+        "retrained": f"{choice.how}; {epochs} epochs on {trained_on}",
+    }
 
 
 def _complete(records: list[TrialRecord]) -> str:

@@ -145,19 +145,25 @@ class StudyDirectory:
         epochs: int | None = None,
         trials: Sequence[int] | None = None,
         workers: int | None = None,
+        keep_validation: bool = False,
     ) -> list[dict[str, Any]]:
         """The test scores of the front, or of `trials`, trained again with several seeds: a mapping
         per trial, with `{"mean", "std", "n"}` for each score, as `equisearch retrain` gives them.
 
-        Each training runs in a process of its own, `workers` at a time (None: as many as fit), so
-        a script that calls this needs `if __name__ == "__main__":`.
+        They train on training and validation images (`keep_validation`: on training images alone),
+        on the workers that the study names, `workers` at a time if given. Each mapping has under
+        `selection` the search scores beside the test scores.
         """
         from studies.results import retrain as retraining
+        from studies.results.selection import compared
 
-        jobs = retraining.front_jobs(self.path, seeds=seeds, epochs=epochs, trials=trials)
-        count = workers or retraining.default_workers(jobs[0].study)
-        results = retraining.run_jobs(jobs, min(count, len(jobs)))
-        return [retraining.as_dict(row) for row in retraining.summarised(results)]
+        overrides = {"training.epochs": epochs, "resources.workers": workers}
+        study = retraining.retraining_study(self.path, overrides)
+        jobs = retraining.front_jobs(
+            study, self.path, seeds=seeds, trials=trials, keep_validation=keep_validation
+        )
+        rows = retraining.summarised(retraining.run_jobs(jobs, study, self.path))
+        return [retraining.as_dict(row) for row in compared(self.path, rows)]
 
     def report(self, out: Path | None = None) -> Path:
         """The path of the page that `equisearch report` writes."""

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.config import Study, parse
+from studies.config import Study, dump, parse
 from studies.errors import StudyError
+from studies.journal.directory import STUDY as STUDY_FILE
 from studies.output import Column
-from studies.results.retrain import Job
+from studies.results.retrain_job import Job
+from trainers.files import write_whole
 
 SHIFTS = {
     "upright": "none",
@@ -88,22 +90,18 @@ def study_of(shift: str, *, root: str, epochs: int, test: int | None, batch: int
 def jobs(
     shift: str,
     directory: Path,
+    study: Study,
     *,
-    root: str,
-    epochs: int = 50,
     seeds: int = 10,
-    test: int | None = None,
-    batch: int = 256,
     models: Sequence[str] | None = None,
 ) -> list[Job]:
     """Every training of the reproduction, seed by seed, so that an early stop leaves whole
-    comparisons.
+    comparisons. As in the paper, validation images stay out of training.
     """
-    study = study_of(shift, root=root, epochs=epochs, test=test, batch=batch)
+    training = study.training
     return [
         Job(
             name,
-            study,
             MODELS[name],
             seed,
             None,
@@ -111,12 +109,20 @@ def jobs(
                 directory.absolute()
                 / shift
                 / name.replace(" ", "")
-                / f"epochs{epochs}-batch{batch}-seed{seed}"
+                / f"epochs{training.epochs}-batch{training.batch_size}-seed{seed}"
             ),
         )
         for seed in range(1, seeds + 1)
         for name in (models or MODELS)
     ]
+
+
+def place_of(shift: str, directory: Path, study: Study) -> Path:
+    """The folder of one shift's trainings, with its study file, by which workers recognise it."""
+    place = directory.absolute() / shift
+    place.mkdir(parents=True, exist_ok=True)
+    write_whole(place / STUDY_FILE, dump(study))
+    return place
 
 
 def compared(shift: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Column], list[list[str]]]:

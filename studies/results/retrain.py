@@ -1,40 +1,30 @@
-"""Architectures again at full length, with several seeds, tested once: the only place that reads
-the test split.
+"""Architectures again at full length, on training and validation images, with several seeds,
+tested once.
 
-Each training has its folder and leaves `result.json` there as its commit point, so that calling
-again trains only what is missing, from its checkpoint.
+What one training does is in `studies.results.retrain_job`. Each has its folder and leaves
+`result.json` there as its commit point, so that calling again trains only what is missing, from
+its checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from statistics import mean, stdev
 from typing import Any
 
-from studies.config import Study
+from studies.config import Study, differences, dump, parse
 from studies.errors import StudyError
-from studies.journal.lock import StudyLock
-from trainers.cores import available_cores
-from trainers.files import write_whole
-
-RESULT = "result.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of one architecture."""
-
-    name: str  # of what is compared, such as "trial 17" or "P4 28 px"
-    study: Study
-    architecture: str
-    seed: int
-    learning_rate: float | None  # None: the study's
-    directory: str
+from studies.journal.directory import read_study
+from studies.journal.trial import TrialRecord
+from studies.journal.trust import require
+from studies.results.retrain_job import RESULT, TRAIN, Job, run_assigned
+from studies.search.assignments import Assignment
+from studies.workers.jobs import JobDriver, run_assignments
 
 
 @dataclass(frozen=True)
@@ -59,29 +49,11 @@ class MeanStd:
         )
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """The result of one training on the test split: scores, accuracy per declared element and by
-    angle. Reads it if it is there. Raises LockedError while another process trains in its folder.
-    """
-    from studies.workers.processes import prepare_process
-
-    prepare_process(job.study)
-    directory = Path(job.directory)
-    path = directory / RESULT
-    if path.exists():
-        return read_result(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    with closing(StudyLock(directory)):
-        result = _train_and_test(job, directory)
-        write_whole(path, json.dumps(result, indent=1) + "\n")
-    return result
-
-
 def read_result(path: Path) -> dict[str, Any]:
     """The result in a file. Raises StudyError for a file that holds none."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        summarised([result])
+        summarised([{key: value for key, value in result.items() if key != "members"}])
         if not isinstance(result["epochs"], int):
             raise ValueError(f"epochs is {result['epochs']!r} and must be a whole number")
         return result if "seed" in result else {**result, "seed": None}
@@ -90,56 +62,6 @@ def read_result(path: Path) -> dict[str, Any]:
             f"{path} holds no result of a training ({type(error).__name__}: {error}); "
             "delete it, and the same command, or `equisearch retrain`, trains it again"
         ) from None
-
-
-def _train_and_test(job: Job, directory: Path) -> dict[str, Any]:
-    from functools import partial
-
-    from searchspace.groups import Group
-    from searchspace.recipe import Candidate
-    from trainers.data.datasets import load, normalise
-    from trainers.instruments.accuracy import accuracy_by_angle, summarise
-    from trainers.instruments.predictions import predict
-    from trainers.networks.fold import scoring
-    from trainers.training.evaluate import evaluate
-    from trainers.training.train import start, train
-
-    candidate = Candidate.parse(job.architecture).with_learning_rate(job.learning_rate)
-    architecture, study = candidate.architecture, job.study
-    splits = load(study.data, architecture.size)
-    test = splits.test()
-    if test is None:
-        raise ValueError(
-            f"{study.data.name or study.data.folder} has no test split; give the folder a test/ "
-            "with the same classes, or one "
-            "folder of classes without train/, of which a fifth is kept for testing"
-        )
-    config = study.training_config(job.seed, candidate.recipe)
-    validation = train(architecture, config, directory, study.training.epochs, splits=splits)
-    network = start(architecture, config, directory, splits).network
-    tested = evaluate(network, splits, config, epoch=study.training.epochs, images=test)
-    scored, normal = scoring(network), partial(normalise, mean=splits.mean, std=splits.std)
-    quarters = summarise(
-        predict(scored, test.pixels, Group.parse("C4").elements, normalise=normal),
-        test.labels,
-        Group.parse("C4"),
-    )
-    curve = accuracy_by_angle(
-        scored, test.pixels, test.labels, step=study.symmetry.angles, normalise=normal
-    )
-    return {
-        "name": job.name,
-        "architecture": job.architecture,
-        "seed": job.seed,
-        "epochs": study.training.epochs,
-        "num_test": len(test.labels),
-        "validation": validation.as_dict(),
-        "test": tested.as_dict(),
-        "quarter_turns": {
-            f"{e.degrees:g}": a.value for e, a in zip(quarters.elements, quarters.accuracies)
-        },
-        "accuracy_by_angle": {f"{d:g}": a.value for d, a in zip(curve.degrees, curve.accuracies)},
-    }
 
 
 def tested_results(directory: Path) -> list[dict[str, Any]]:
@@ -151,36 +73,78 @@ def tested_results(directory: Path) -> list[dict[str, Any]]:
 
 def run_jobs(
     jobs: Sequence[Job],
-    workers: int,
+    study: Study,
+    directory: Path,
     on_result: Callable[[int, dict[str, Any]], None] = lambda done, result: None,
 ) -> list[dict[str, Any]]:
-    """The results of all jobs, in their order, `workers` at a time, each in a process of its own
-    (`studies.workers.processes.run_each`).
+    """The results of all jobs, in their order, by the workers of a search: as many at a time as
+    the study's `resources` say, in this process, on Ray or on a cluster.
 
-    `on_result(done, result)` is told of each. Finished results stay in their folders, whatever ends
-    this.
+    `directory` is that of the study, which workers must see. `on_result(done, result)` is called
+    with each. Finished results stay in their folders, whatever ends this; a training that was
+    killed continues from its checkpoint.
     """
-    from studies.workers.processes import run_each
+    results = {
+        number: read_result(path)
+        for number, job in enumerate(jobs)
+        if (path := Path(job.directory) / RESULT).exists()
+    }
+    for done, result in enumerate(results.values(), start=1):
+        on_result(done, result)
 
-    told = 0
+    def keep(number: int) -> None:
+        results[number] = read_result(Path(jobs[number].directory) / RESULT)
+        on_result(len(results), results[number])
 
-    def tell(index: int, result: dict[str, Any]) -> None:
-        nonlocal told
-        told += 1
-        on_result(told, result)
+    driver = JobDriver(
+        _resourced(study, len(jobs) - len(results)),
+        directory,
+        [_assignment(number, job, study) for number, job in enumerate(jobs)],
+        done=results,
+        after=_order(jobs),
+        on_done=keep,
+    )
+    run_assignments(driver, partial(run_assigned, tuple(jobs)), lambda n: jobs[n].label)
+    return [results[number] for number in range(len(jobs))]
 
-    return run_each(run_job, jobs, workers, tell)
+
+def _resourced(study: Study, left: int) -> Study:
+    """The study with one worker where one job is left, so that no Ray is started for it."""
+    resources = study.resources
+    if left > 1 or resources.executor == "ray" or resources.address is not None:
+        return study
+    return study.model_copy(update={"resources": resources.model_copy(update={"workers": 1})})
+
+
+def _assignment(number: int, job: Job, study: Study) -> Assignment:
+    epochs = study.training.epochs
+    return Assignment(number, job.architecture, job.learning_rate, job.seed, epochs, job.directory)
+
+
+def _order(jobs: Sequence[Job]) -> dict[int, set[int]]:
+    """The jobs that the mean of several waits for, by its place."""
+    places = {job.directory: number for number, job in enumerate(jobs)}
+    return {
+        number: {places[member] for member in job.members if member in places}
+        for number, job in enumerate(jobs)
+    }
 
 
 def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per name, in order: mean, standard deviation and n over seeds of every test score, of
-    quarter turns and of angles.
+    """One row per name and what was trained on, in order: mean, standard deviation and n over seeds
+    of every test score, of quarter turns and of angles; and the test scores of the mean of the
+    seeds' probabilities, where it was tested.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    means: dict[tuple[str, str], dict[str, Any]] = {}
     for result in results:
-        groups.setdefault(result["name"], []).append(result)
+        key = result["name"], result.get("trained_on", TRAIN)
+        if "members" not in result:
+            groups.setdefault(key, []).append(result)
+        elif key not in means or means[key]["members"] < result["members"]:
+            means[key] = result
     rows = []
-    for name, members in groups.items():
+    for (name, trained_on), members in groups.items():
 
         def over(
             pick: Callable[[dict[str, Any]], float], members: list[dict[str, Any]] = members
@@ -195,6 +159,9 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "n": len(members),
                 "epochs": members[0]["epochs"],
                 "num_test": members[0]["num_test"],
+                "num_validation": members[0].get("num_validation"),
+                "trained_on": trained_on,
+                "mean_of_seeds": _mean_of_seeds(means.get((name, trained_on))),
                 "accuracy": over(lambda m: m["test"]["accuracy"]),
                 "symmetry_accuracy": over(lambda m: m["test"]["symmetry_accuracy"]),
                 "symmetry_accuracy_worst": over(lambda m: m["test"]["symmetry_accuracy_worst"]),
@@ -216,6 +183,13 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _mean_of_seeds(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    names = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst", "equivariance_error")
+    return {"members": result["members"], **{name: result["test"][name] for name in names}}
+
+
 def as_dict(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `summarised` for JSON."""
 
@@ -229,25 +203,52 @@ def as_dict(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value(item) for key, item in row.items()}
 
 
+def retraining_study(
+    directory: Path, overrides: Mapping[str, Any] | None = None, *, trust: bool = False
+) -> Study:
+    """The study in `directory`, to be retrained with other epochs and resources (dotted keys).
+
+    Raises UntrustedError where what in it runs programs was written by someone else, unless
+    `trust`; StudyError for an override that would make the test scores those of another study.
+    """
+    stored = read_study(directory)
+    revised = parse(dump(stored), name="the stored study", overrides=overrides)
+    foreign = [
+        line
+        for line in differences(stored, revised)
+        if not line.startswith(("resources.", "training.epochs", "training.device", "search."))
+    ]
+    if foreign:
+        raise StudyError(
+            f"retrain repeats the trainings of the study, and --set changes {foreign[0]}; leave "
+            "that out (resources, training.device and --epochs may differ)"
+        )
+    if not trust:
+        require(directory, stored, revised)
+    return revised
+
+
 def front_jobs(
+    study: Study,
     directory: Path,
     *,
     seeds: int = 3,
-    epochs: int | None = None,
     trials: Sequence[int] | None = None,
+    keep_validation: bool = False,
 ) -> list[Job]:
-    """The trainings that `equisearch retrain` does: each member of the front (or of `trials`),
-    `seeds` times.
+    """What `equisearch retrain` does: each member of the front (or of `trials`) trained with
+    `seeds` seeds, and the mean of these tested.
 
-    Raises StudyError if there is no front yet, or no such trial.
+    They train on the validation images too, unless `keep_validation`. Raises StudyError if there is
+    no front yet, or no such trial.
     """
     from studies.results import tables as views
 
-    study, records = views.open_study(directory)
+    opened, records = views.open_study(directory)
     chosen = (
         [views.find_trial(records, number, directory) for number in trials]
         if trials
-        else views.members(study, records)
+        else views.members(opened, records)
     )
     chosen = [record for record in chosen if record.architecture]
     if not chosen:
@@ -255,39 +256,38 @@ def front_jobs(
             f"{directory} has no front yet: no trial is complete; `equisearch resume "
             f"{quote(str(directory))}` goes on"
         )
-    if epochs is not None:
-        study = study.model_copy(
-            update={"training": study.training.model_copy(update={"epochs": epochs})}
-        )
-    length = study.training.epochs
     return [
-        Job(
-            f"trial {record.number}",
-            study,
-            record.attributes["architecture"],
-            seed,
-            record.attributes.get("learning_rate"),
-            str(
-                directory.absolute()
-                / "retrained"
-                / f"{record.number:05d}"
-                / f"epochs{length}-seed{seed}"
-            ),
-        )
+        job
         for record in chosen
-        for seed in range(1, seeds + 1)
+        for job in _jobs_of(record, study, directory, seeds, not keep_validation)
     ]
 
 
-def default_workers(study: Study) -> int:
-    """Trainings at the same time: one for every `cpus_per_trial` cores; on GPUs, at most
-    TRIALS_PER_GPU on each.
-    """
-    count = max(1, int(available_cores() // max(1, study.resources.cpus_per_trial)))
-    if study.trial_training.device == "cpu":
-        return count
-    import torch
+def _jobs_of(
+    record: TrialRecord, study: Study, directory: Path, seeds: int, merge: bool
+) -> list[Job]:
+    folder = folder_of(directory, record.number)
+    base = Job(
+        f"trial {record.number}",
+        record.attributes["architecture"],
+        0,
+        record.attributes.get("learning_rate"),
+        "",
+        merge,
+    )
 
-    from studies.workers.cluster import TRIALS_PER_GPU
+    def place(what: str) -> str:
+        return str(folder / f"epochs{study.training.epochs}{'-merged' if merge else ''}-{what}")
 
-    return min(count, TRIALS_PER_GPU * torch.cuda.device_count() or count)
+    jobs = [
+        replace(base, seed=seed, directory=place(f"seed{seed}")) for seed in range(1, seeds + 1)
+    ]
+    if seeds == 1:
+        return jobs
+    members = tuple(job.directory for job in jobs)
+    return [*jobs, replace(base, directory=place(f"mean{seeds}"), members=members)]
+
+
+def folder_of(directory: Path, trial: int) -> Path:
+    """Where the retrainings of a trial lie, absolute."""
+    return directory.absolute() / "retrained" / f"{trial:05d}"

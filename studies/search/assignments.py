@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.folders import EPOCH, TRIALS, move_aside, read_folder, write_given
-from studies.journal.trial import Decision, TrialRecord
+from studies.journal.trial import Decision, Outcome, TrialRecord
 from trainers.files import PARTIAL
 
 
@@ -48,6 +48,38 @@ class Report(Protocol):
 
 
 Trainable = Callable[[Study, Assignment, Report], None]
+
+
+class Driver(Protocol):
+    """Who hands out the work of a run and is told how it ends: a search, or any list of jobs.
+
+    `next` may run in one thread while the others run in another.
+    """
+
+    study: Study  # with the resources, and in `search.trials` how much work there is
+    directory: Path  # which every worker must see, with a study.yaml in it
+    ended: str | None  # why nothing more is handed out
+
+    @property
+    def finished(self) -> int:
+        """How much of the work is done."""
+        ...
+
+    def next(self) -> Assignment | None:
+        """The next piece of work; None: nothing is left, or what runs must end first."""
+        ...
+
+    def heartbeat(self, number: int, epoch: int) -> None:
+        """Notes that an epoch of a piece of work is saved."""
+
+    def report(self, number: int, epoch: int, scores: Mapping[str, Any]) -> Decision:
+        """Whether a piece of work goes on after its scores at an epoch."""
+        ...
+
+    def finish(
+        self, number: int, state: Outcome, reason: str | None = None, detail: str | None = None
+    ) -> None:
+        """Takes a piece of work back, or counts it as ended."""
 
 
 class LeaveError(BaseException):

@@ -25,15 +25,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from shlex import quote
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
 from studies.journal.trial import Decision, Outcome
-from studies.search.assignments import Assignment, LeaveError, Trainable
-from studies.search.driver import SearchDriver
+from studies.search.assignments import Assignment, Driver, LeaveError, Trainable
 from studies.sections import Resources
 from studies.workers.silence import AwakeClock
 from trainers.cores import available_cores
+
+if TYPE_CHECKING:
+    from studies.search.driver import SearchDriver
 
 DEFAULT_TRAINABLE = "studies.workers.worker:run_trial"
 
@@ -71,7 +73,7 @@ TrainableName = Trainable | str | None
 
 
 def run(
-    driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None
+    driver: Driver, trainable: TrainableName = None, listener: Listener | None = None
 ) -> Ending:
     """Runs the study to its end, or until it is interrupted, and returns why it ended.
 
@@ -110,7 +112,7 @@ def require_cluster(resources: Resources) -> None:
 
 
 def run_in_process(
-    driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None
+    driver: Driver, trainable: TrainableName = None, listener: Listener | None = None
 ) -> Ending:
     """Runs the study here, one trial at a time: for debugging, for one device, and for machines
     without Ray. See `run`.
@@ -144,7 +146,7 @@ def resolve(trainable: TrainableName) -> Trainable:
 
 
 @contextmanager
-def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Listener]:
+def listening(driver: Driver, listener: Listener | None) -> Iterator[Listener]:
     """The listener and the loggers that the study's file switches on, as one listener."""
     show = unfailing(listener or silent)
     asked = driver.study.loggers
@@ -153,7 +155,7 @@ def listening(driver: SearchDriver, listener: Listener | None) -> Iterator[Liste
         return
     from studies.workers.loggers import TuneLoggers
 
-    loggers = TuneLoggers(driver)
+    loggers = TuneLoggers(cast("SearchDriver", driver))  # what is no search has none
 
     def warn(why: str) -> None:
         show(
@@ -204,7 +206,7 @@ class _DirectReport:
 
     def __init__(
         self,
-        driver: SearchDriver,
+        driver: Driver,
         assignment: Assignment,
         interruption: Interruption,
         show: Listener,
@@ -293,7 +295,7 @@ def _kind(error: BaseException) -> FailureKind:
 
 
 def settle(
-    driver: SearchDriver, number: int, stopped: bool, failure: Failure | None, show: Listener
+    driver: Driver, number: int, stopped: bool, failure: Failure | None, show: Listener
 ) -> None:
     """Tells the driver how a trial ended. Raises StudyError if that ends the study too."""
     outcome: Outcome = "pruned" if stopped else "complete"

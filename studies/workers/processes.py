@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from studies.config import Study
 from studies.errors import StudyError
 from studies.workers.executors import Interruption
+from trainers.cores import available_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -226,3 +227,17 @@ def prepare_process(study: Study) -> None:
     tune_process(max(1, int(study.resources.cpus_per_trial)))
     if study.trial_training.device != "cpu":
         take_gpu(*slot())
+
+
+def default_workers(study: Study) -> int:
+    """Trainings at the same time: one for every `cpus_per_trial` cores; on GPUs, at most
+    TRIALS_PER_GPU on each.
+    """
+    count = max(1, int(available_cores() // max(1, study.resources.cpus_per_trial)))
+    if study.trial_training.device == "cpu":
+        return count
+    import torch
+
+    from studies.workers.cluster import TRIALS_PER_GPU
+
+    return min(count, TRIALS_PER_GPU * torch.cuda.device_count() or count)

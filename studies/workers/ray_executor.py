@@ -31,8 +31,7 @@ from shlex import quote
 from typing import Any
 
 from studies.errors import StudyError
-from studies.search.assignments import Assignment
-from studies.search.driver import SearchDriver
+from studies.search.assignments import Assignment, Driver
 from studies.workers.cluster import connected, gpus_of_trial, living_nodes
 from studies.workers.executors import (
     Ending,
@@ -54,7 +53,7 @@ PATIENCE_FOR_NODES = 60.0  # seconds without any node that fits, on a cluster th
 
 
 def run_on_ray(
-    driver: SearchDriver, trainable: TrainableName = None, listener: Listener | None = None
+    driver: Driver, trainable: TrainableName = None, listener: Listener | None = None
 ) -> Ending:
     """Runs the study on Ray workers: on this machine, or on the cluster at `resources.address` or
     RAY_ADDRESS.
@@ -92,7 +91,7 @@ class _WorkerPool:
 
     def __init__(
         self,
-        driver: SearchDriver,
+        driver: Driver,
         trainable: TrainableName,
         show: Listener,
         interruption: Interruption,

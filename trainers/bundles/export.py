@@ -11,22 +11,17 @@ from __future__ import annotations
 import copy
 import json
 import os
-import platform
 import shutil
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from searchspace.cost import cost
-from searchspace.exactness import Verdict, verdict
+from searchspace.exactness import verdict
 from searchspace.groups import Element
-from searchspace.recipe import Candidate
-from searchspace.training.losses import losses_text
+from trainers.bundles.facts import TrainedNetwork, element_rows, facts
 from trainers.bundles.formats import (
     CARD,
     FORMATS,
@@ -40,37 +35,18 @@ from trainers.bundles.formats import (
     sha256,
     write_format,
 )
-from trainers.bundles.manifest import FORMAT_VERSION
 from trainers.bundles.model_card import card
 from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
-from trainers.data.augment import seen
-from trainers.data.datasets import Splits, normalise
-from trainers.instruments.proportions import proportion
+from trainers.data.datasets import normalise
+from trainers.networks.fold import fold
 from trainers.networks.networks import Network
-from trainers.training.config import TrainingConfig
-from trainers.training.evaluate import degrees_learned
-from trainers.versions import library_versions
+from trainers.networks.plain import mean_logits
 
 COMPARED = 2000  # validation images that every format is compared on
 MOVED = 64  # validation images that every format's symmetry is measured on
-LIBRARIES = ("equisearch", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 # by which the accuracy of the checkpoint may differ from the reported one (another machine's
 # rounding)
 SLACK = 0.0015
-
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A network to be exported, with its data, how it was trained, and its scores on the validation
-    images.
-    """
-
-    network: Network
-    splits: Splits
-    config: TrainingConfig
-    scores: Mapping[str, Any]  # Scores.as_dict()
-    # what names this training, plain values: two bundles of one origin replace each other
-    origin: Mapping[str, Any]
 
 
 def export(trained: TrainedNetwork, folder: Path, *, force: bool = False) -> Path:
@@ -159,21 +135,26 @@ def _move(part: Path, folder: Path) -> None:
 
 def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
     """Writes and examines every format; returns the manifest without the hashes."""
-    network = copy.deepcopy(trained.network).cpu().eval()
-    splits, config = trained.splits, trained.config
-    content = content_of(network, splits.mean, splits.std, splits.data.fit, splits.classes)
-    model = model_of(network, content)
-    ruling = verdict(network.architecture, config.group)
-    elements = movable(config.group, network.architecture.size)
+    networks = [copy.deepcopy(n).cpu().eval() for n in (trained.network, *trained.others)]
+    splits, config, architecture = trained.splits, trained.config, networks[0].architecture
+    content = content_of(
+        networks[0], splits.mean, splits.std, splits.data.fit, splits.classes, len(networks)
+    )
+    model = model_of(networks, content)
+    ruling = verdict(architecture, config.group)
+    elements = movable(config.group, architecture.size)
     claimed = tuple(e for e in ruling.invariant if e in elements)
     images = splits.validation.pixels.cpu()
     chosen = _spaced(len(images), COMPARED)
     reference = logits(
-        lambda pixels: network(normalise(pixels, splits.mean, splits.std)), images[chosen]
+        lambda pixels: mean_logits(
+            [network(normalise(pixels, splits.mean, splits.std)) for network in networks]
+        ),
+        images[chosen],
     )
-    _check_accuracy(trained, model, images)
+    _check_accuracy(trained, networks, images)
     formats, refused, measured = {}, {}, {}
-    probes = probe_images(splits.channels, network.architecture.size)
+    probes = probe_images(splits.channels, architecture.size)
     for name in FORMATS:
         try:
             write_format(model, content, folder, name)
@@ -194,95 +175,14 @@ def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
                 (folder / file).unlink(missing_ok=True)
             refused[name] = str(error)
     return {
-        **_facts(trained, network, ruling),
+        **facts(trained, networks[0], ruling),
         "compared_images": len(chosen),
         "moved_images": min(MOVED, len(images)),
         "formats": formats,
         "refused": refused,
-        "elements": _elements(ruling, elements, claimed, measured),
+        "elements": element_rows(ruling, elements, claimed, measured),
         "probe": {"images": len(probes), "logits": logits(model, probes).tolist()},
         "content": content,
-    }
-
-
-def _facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[str, Any]:
-    """The part of the manifest that needs no files: plain values."""
-    splits, config, architecture = trained.splits, trained.config, network.architecture
-    price = cost(architecture, splits.channels, len(splits.classes))
-    return {
-        "format_version": FORMAT_VERSION,
-        "origin": dict(trained.origin),
-        "architecture": str(Candidate(architecture, config.recipe).with_learning_rate(None)),
-        "family": architecture.family,
-        "group": str(architecture.group),
-        "declared": str(config.group),
-        "classes": list(splits.classes),
-        "input": {
-            "name": "images",
-            "dtype": "float32",
-            "range": [0, 1],
-            "channels": splits.channels,
-            "height": architecture.size[0],
-            "width": architecture.size[1],
-        },
-        "output": {"name": "logits"},
-        "normalisation": {"mean": list(splits.mean), "std": list(splits.std), "inside": True},
-        "data": _data(splits),
-        "training": _training(trained),
-        "scores": dict(trained.scores),
-        "intervals": {
-            name: proportion(value, len(splits.validation)).as_dict()
-            for name, value in trained.scores.items()
-            if "accuracy" in name and value is not None
-        },
-        "exactness": {
-            "exact": ruling.exact,
-            "surviving": [str(e) for e in ruling.surviving],
-            "surviving_group": ruling.surviving_group,
-            "invariant": [str(e) for e in ruling.invariant],
-        },
-        "cost": {
-            "params": price.params,
-            "expanded_params": price.expanded_params,
-            "macs": price.macs,
-        },
-        "versions": {"python": platform.python_version(), **library_versions(LIBRARIES)},
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _data(splits: Splits) -> dict[str, Any]:
-    data = splits.data
-    # one of the two names every data set
-    name = data.name or Path(data.folder or "").name
-    return {
-        "data": name,
-        "fit": data.fit,
-        "train_images": len(splits.train),
-        "validation_images": len(splits.validation),
-        "has_test": splits.has_test,
-    }
-
-
-def _training(trained: TrainedNetwork) -> dict[str, Any]:
-    config = trained.config
-    settings, losses = config.training, config.recipe.losses
-    turned = degrees_learned(trained.scores.get("learned"))
-    return {
-        "epochs": trained.scores["epoch"],
-        "seed": config.seed,
-        "learning_rate": config.peak_rate,
-        "optimizer": settings.optimizer,
-        "batch_size": settings.batch_size,
-        "augment": config.augment.model_dump(mode="json"),
-        "loss": {
-            "kind": "+".join(loss.kind for loss in losses) or "none",
-            "weight": sum(loss.weight for loss in losses),
-            "text": losses_text(losses),
-            "weighting": config.recipe.weighting,
-        },
-        "seen": [str(e) for e in seen(config.augment, config.group, turned)],
-        "scored": config.symmetry.scored,
     }
 
 
@@ -293,17 +193,21 @@ def _spaced(total: int, most: int) -> Tensor:
     )
 
 
-def _check_accuracy(trained: TrainedNetwork, model: torch.nn.Module, images: Tensor) -> None:
+def _check_accuracy(trained: TrainedNetwork, networks: Sequence[Network], images: Tensor) -> None:
+    mean, std = trained.splits.mean, trained.splits.std
     labels = trained.splits.validation.labels.cpu()
-    accuracy = float((logits(model, images).argmax(1) == labels).double().mean())
-    reported = trained.scores["accuracy"]
-    if abs(accuracy - reported) > SLACK + 1 / len(labels):
-        raise ValueError(
-            f"nothing was exported: the checkpoint has accuracy {accuracy:.4f} on the "
-            f"{len(labels)} validation images, but "
-            f"{reported:.4f} was reported; the images or the program have changed since, so "
-            "train it again"
-        )
+    expected = trained.accuracies or (trained.scores["accuracy"],)
+    for network, reported in zip(networks, expected, strict=True):
+        folded = fold(network)
+        found = logits(lambda values, n=folded: n(normalise(values, mean, std)), images)
+        accuracy = float((found.argmax(1) == labels).double().mean())
+        if abs(accuracy - reported) > SLACK + 1 / len(labels):
+            raise ValueError(
+                f"nothing was exported: the checkpoint has accuracy {accuracy:.4f} on the "
+                f"{len(labels)} validation images, but "
+                f"{reported:.4f} was reported; the images or the program have changed since, so "
+                "train it again"
+            )
 
 
 def _examine(
@@ -354,36 +258,3 @@ def _examine(
         "tolerance": tolerance,
         "accuracy": accuracy,
     }, measured
-
-
-def _elements(
-    ruling: Verdict,
-    movable_: tuple[Element, ...],
-    claimed: tuple[Element, ...],
-    measured: Mapping[str, Mapping[Element, Change]],
-) -> list[dict[str, Any]]:
-    """One row per declared element but the identity: is it exact, where is it lost, what was
-    measured.
-    """
-    rows = []
-    for element, breaks in ruling.losses[1:]:
-        why: str | None = None
-        if element not in claimed:
-            why = "; ".join(map(str, breaks)) or (
-                "the head does not pool over the group"
-                if element not in ruling.invariant
-                else "it exchanges height and width, which the fixed input size does not allow"
-            )
-        rows.append(
-            {
-                "element": str(element),
-                "exact": element in claimed,
-                "lost": why,
-                "relative_change": {
-                    name: change[element].relative for name, change in measured.items()
-                }
-                if element in movable_
-                else None,
-            }
-        )
-    return rows

@@ -16,7 +16,7 @@ import logging
 import re
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from trainers.bundles import model as standalone
 from trainers.bundles.model import STATE, Model
 from trainers.bundles.onnx_graph import for_onnx, refuse_external_data
 from trainers.networks import plain
-from trainers.networks.fold import description, fold
+from trainers.networks.fold import description, fold, mean_network
 from trainers.networks.networks import Network
 
 Runner = Callable[[Tensor], Tensor]
@@ -72,24 +72,30 @@ def content_of(
     std: tuple[float, ...],
     fit: str,
     classes: tuple[str, ...],
+    members: int = 1,
 ) -> dict[str, Any]:
-    """The plain values that `standalone.Model` is built from, besides its state."""
-    return {
+    """The plain values that `standalone.Model` is built from, besides its state; `members` is the
+    number of networks whose mean it is.
+    """
+    content = {
         "network": description(network),
         "mean": list(mean),
         "std": list(std),
         "fit": fit,
         "classes": list(classes),
     }
+    return content if members == 1 else {**content, "members": members}
 
 
-def model_of(network: Network, content: dict[str, Any]) -> Model:
-    """The folded network with its normalisation, on the CPU, in evaluation; the network stays as it
-    is.
+def model_of(network: Network | Sequence[Network], content: dict[str, Any]) -> Model:
+    """The folded network (or the mean of several) with its normalisation, on the CPU, in
+    evaluation; the network stays as it is.
     """
+    networks = (network,) if isinstance(network, Network) else network
     model = Model(content)
+    folded = mean_network(map(fold, networks))
     model.network.load_state_dict(
-        {name: value.cpu() for name, value in fold(network).state_dict().items()}
+        {name: value.cpu() for name, value in folded.state_dict().items()}
     )
     return model.eval().requires_grad_(False)
 

@@ -111,6 +111,8 @@ class Manifest(_Part):
     data: dict[str, Any] = {}
     training: dict[str, Any] = {}
     scores: dict[str, float | None] = {}
+    scores_on: str = "validation"  # or test
+    test: dict[str, Any] | None = None  # of the architecture, over seeds
     intervals: dict[str, dict[str, float]] = {}
     exactness: dict[str, Any] = {}
     cost: dict[str, int] = {}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainers.networks.plain import PlainNetwork
+from trainers.networks.plain import MeanNetwork, PlainNetwork
 
 STATE = "model.pt"
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour into grey
@@ -21,14 +21,15 @@ class Model(nn.Module):
 
     `content` is a dict of plain values: "network" (what PlainNetwork takes), "mean" and "std" (one
     number per channel, of values in 0..1), "fit" ("resize" or "pad": how `prepare` reaches the
-    size) and "classes" (names).
+    size), "classes" (names), and "members" where it is the mean of several networks (their number).
     """
 
     def __init__(self, content):
         super().__init__()
         self.classes, self.fit = tuple(content["classes"]), content["fit"]
         self.channels, self.size = content["network"]["channels"], tuple(content["network"]["size"])
-        self.network = PlainNetwork(content["network"])
+        plain = [PlainNetwork(content["network"]) for _ in range(content.get("members", 1))]
+        self.network = plain[0] if len(plain) == 1 else MeanNetwork(plain)
         for name in ("mean", "std"):
             self.register_buffer(
                 name, torch.tensor(content[name], dtype=torch.float32).view(-1, 1, 1)

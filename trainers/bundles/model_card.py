@@ -92,6 +92,11 @@ def _size(manifest: Mapping[str, Any]) -> str:
     return f"{manifest['input']['height']} x {manifest['input']['width']} pixels"
 
 
+def _compared(manifest: Mapping[str, Any]) -> str:
+    """Which images the files were compared on: those of the validation split."""
+    return f"{'validation' if manifest['data']['validation_images'] else 'training'} images"
+
+
 def _percent(value: Any) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
@@ -127,11 +132,7 @@ def _head(manifest: Mapping[str, Any]) -> str:
 
 
 def _scores(manifest: Mapping[str, Any]) -> str:
-    scores, intervals, num = (
-        manifest["scores"],
-        manifest["intervals"],
-        manifest["data"]["validation_images"],
-    )
+    scores, intervals = manifest["scores"], manifest["intervals"]
     seen = ", ".join(map(code_of, manifest["training"]["seen"])) or "none"
     rows = [
         ("accuracy, as the images are", "accuracy"),
@@ -158,15 +159,7 @@ def _scores(manifest: Mapping[str, Any]) -> str:
     cost = manifest["cost"]
     return "\n".join(
         [
-            f"## Scores\n\nOn {num} validation images, one training (seed "
-            f"{manifest['training']['seed']}), {scores['epoch']} epochs; 95 % intervals over "
-            "images.",
-            "A search that chose this network by these images makes the figures optimistic; "
-            + (
-                "the test images were not used."
-                if manifest["data"]["has_test"]
-                else "there are no test images."
-            ),
+            *(_tested(manifest) if manifest["test"] else _validated(manifest)),
             "",
             "| score | value | interval |",
             "|---|---|---|",
@@ -184,6 +177,55 @@ def _scores(manifest: Mapping[str, Any]) -> str:
     )
 
 
+def _validated(manifest: Mapping[str, Any]) -> list[str]:
+    """How the scores of a trial came about."""
+    return [
+        f"## Scores\n\nOn {manifest['data']['validation_images']} validation images, one training "
+        f"(seed {manifest['training']['seed']}), {manifest['scores']['epoch']} epochs; 95 % "
+        "intervals over images.",
+        "A search that chose this network by these images makes the figures optimistic; "
+        + (
+            "the test images were not used."
+            if manifest["data"]["has_test"]
+            else "there are no test images."
+        ),
+    ]
+
+
+def _tested(manifest: Mapping[str, Any]) -> list[str]:
+    """The test scores of a retrained network: of its architecture over seeds, then its own."""
+    test, data = manifest["test"], manifest["data"]
+    images = "training and validation images" if "+" in test["trained_on"] else "training images"
+    titles = {
+        "accuracy": "accuracy, as the images are",
+        "symmetry_accuracy": f"accuracy under {manifest['declared']}, mean over what training has "
+        "not seen",
+        "symmetry_accuracy_worst": "the lowest of these",
+    }
+    rows = [
+        f"| {titles[name]} | {100 * s['mean']:.2f}"
+        + (f" ± {100 * s['std']:.2f}" if s["n"] > 1 else "")
+        + f" % | {s['n']} | {_percent(s['low'])} to {_percent(s['high'])} |"
+        for name, s in test["scores"].items()
+    ]
+    members = manifest["training"]["members"]
+    return [
+        f"## Scores\n\nOn {test['images']} test images, which chose nothing. Retrained on the "
+        f"{data['train_images']} {images} for {manifest['scores']['epoch']} epochs.",
+        "",
+        f"The architecture over {test['seeds']} seed{'' if test['seeds'] == 1 else 's'}: mean ± "
+        "standard deviation, 95 % intervals over images and seeds.",
+        "",
+        "| test score | mean | n | interval |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"This network ({text_of(test['chosen'])})"
+        + (f", which averages the probabilities of {members} networks" if members > 1 else "")
+        + "; 95 % intervals over images.",
+    ]
+
+
 def _symmetry(manifest: Mapping[str, Any]) -> str:
     rows, formats = manifest["elements"], list(manifest["formats"])
     if not rows:
@@ -193,7 +235,7 @@ def _symmetry(manifest: Mapping[str, Any]) -> str:
         f"of {manifest['declared']}. *Exact* follows from the "
         "architecture; the change was measured",
         "on every file, as the largest difference of a logit relative to the spread of the "
-        f"logits over {manifest['moved_images']} validation images "
+        f"logits over {manifest['moved_images']} {_compared(manifest)} "
         "(float32 rounding: below 1e-3).",
         "",
         "| the image is | exact | "
@@ -289,7 +331,7 @@ def _files(manifest: Mapping[str, Any]) -> str:
             "## Files",
             "",
             "Each was loaded again and compared with the trained network on "
-            f"{manifest['compared_images']} validation images before it was "
+            f"{manifest['compared_images']} {_compared(manifest)} before it was "
             "put here.",
             "",
             "| file | what | largest difference of a logit | accuracy |",

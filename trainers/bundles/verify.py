@@ -180,7 +180,10 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
     """
     architecture, content = Architecture.parse(manifest.architecture), manifest.plain_content
     channels, classes = manifest.input.channels, len(manifest.classes)
-    if 4 * cost(architecture, channels, classes).expanded_params > size:
+    members = content.get("members", 1)
+    if not isinstance(members, int) or isinstance(members, bool) or members < 1:
+        raise ValueError(f"the content in {MANIFEST} is the mean of {members!r} networks")
+    if 4 * members * cost(architecture, channels, classes).expanded_params > size:
         raise ValueError("the architecture in the manifest has more weights than the file holds")
     with torch.random.fork_rng(devices=[]):
         network = description(Network(architecture, channels, classes))

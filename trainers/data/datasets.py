@@ -102,7 +102,7 @@ class Splits:
         return _load_test(self) if self.has_test else None
 
 
-def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
+def load(data: Data, size: tuple[int, int] | None = None, *, merge: bool = False) -> Splits:
     """The training and validation images, resized or padded to `size` (height, width); None: the
     size most images have.
 
@@ -111,19 +111,24 @@ def load(data: Data, size: tuple[int, int] | None = None) -> Splits:
     takes every class in proportion. Official validation and test splits are used where there are
     any. Otherwise test images (a fifth, or `data.test`) are taken first (but not from a folder that
     has `train/` and no `test/`), then validation images (a fifth of what is left), then training
-    images. Files that cannot be read are left out with a warning, and named in `skipped`. Raises
-    ValueError for data that is missing, cannot be split, has fewer images than asked for, or is
-    unreadable for more than 1 %."""
+    images. With `merge` the validation images are training images too, and none are left to
+    validate on; mean and standard deviation stay those of the training images alone. Files that
+    cannot be read are left out with a warning, and named in `skipped`. Raises ValueError for data
+    that is missing, cannot be split, has fewer images than asked for, or is unreadable for more
+    than 1 %.
+    """
     files, source, layout = open_source(data)
     name = _key(data, files, size, "selection", ("train", "validation", "test"))
     pixels, about = cached_arrays.cached(
         name, lambda allocate: _select(source(), data, size, allocate)
     )
     labels = torch.tensor(about["labels"], dtype=torch.int64)
-    num_train = about["num_train"]
+    num_train, skipped = about["num_train"], about["skipped"]
+    if merge:
+        num_train, skipped = len(labels), [[line for part in skipped for line in part], []]
     parts = [
         Images(torch.from_numpy(pixels[rows]), labels[rows], tuple(lost))
-        for rows, lost in zip((slice(0, num_train), slice(num_train, None)), about["skipped"])
+        for rows, lost in zip((slice(0, num_train), slice(num_train, None)), skipped)
     ]
     _warn(parts[0].skipped + parts[1].skipped, len(labels))
     doubts = (*layout.warnings, *about["warnings"])

@@ -12,7 +12,7 @@ from searchspace.groups import TRIVIAL, Group
 from trainers.networks.convolution import Block, Convolution
 from trainers.networks.kernels import fourier
 from trainers.networks.networks import Network, step_spec
-from trainers.networks.plain import PlainNetwork
+from trainers.networks.plain import MeanNetwork, PlainNetwork
 
 
 def fold(network: Network) -> PlainNetwork:
@@ -57,6 +57,14 @@ def scoring(network: Network) -> PlainNetwork:
                 ),
             )
     return folded
+
+
+def mean_network(members: Iterable[PlainNetwork]) -> PlainNetwork | MeanNetwork:
+    """The mean of the members' probabilities as one network; of a single one, the network
+    itself.
+    """
+    networks = list(members)
+    return networks[0] if len(networks) == 1 else MeanNetwork(networks).eval()
 
 
 class _FourierConvolution(nn.Module):

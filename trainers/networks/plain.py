@@ -297,3 +297,29 @@ class PlainNetwork(nn.Module):
         for mirror, turns in self.orbit[1:]:
             logits = logits + self._logits(moved(images, mirror, turns))
         return logits if len(self.orbit) == 1 else logits / len(self.orbit)
+
+
+class MeanNetwork(nn.Module):
+    """Several networks as one: logits whose softmax is the mean of the members' probabilities."""
+
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images):
+        """The logits [batch, classes] of images [batch, channels, height, width]."""
+        return mean_logits([member(images) for member in self.members])
+
+    def forward_with_stages(self, images):
+        """(logits, a tuple with the feature maps of all members after each stage)."""
+        members = [m for m in self.members if isinstance(m, PlainNetwork)]
+        runs = [member.forward_with_stages(images) for member in members]
+        maps = tuple(torch.cat(stage, 1) for stage in zip(*(maps for _, maps in runs)))
+        return mean_logits([logits for logits, _ in runs]), maps
+
+
+def mean_logits(logits):
+    """Logits whose softmax is the mean of the probabilities of several [batch, classes]; of one,
+    the same.
+    """
+    return torch.stack(logits).log_softmax(2).logsumexp(0) if len(logits) > 1 else logits[0]

@@ -38,6 +38,7 @@ def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
     """
     training = config.training.model_dump(mode="json", exclude={"device", "cuda_graphs"})
     data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})
+    merged = {"merge_validation": True} if config.merge_validation else {}
     return json.dumps(
         {
             "architecture": str(Candidate(architecture, config.recipe).with_learning_rate(None)),
@@ -46,6 +47,7 @@ def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
             "training": training,
             "data": data,
             "group": config.symmetry.group,
+            **merged,
         },
         sort_keys=True,
     )

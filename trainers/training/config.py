@@ -21,6 +21,8 @@ class TrainingConfig:
     recipe: Recipe = field(default_factory=Recipe)
     # parts that a batch is computed in, gradients summed: less memory, the same step size
     batch_divisor: int = 1
+    # trains on the validation images too, so that none are left to score on
+    merge_validation: bool = False
 
     @property
     def peak_rate(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from trainers.instruments import correctness
 from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.predictions import Predictions, predict
-from trainers.networks.fold import fold, scoring
+from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
 from trainers.scores import Scores
 from trainers.training.class_scores import class_scores
@@ -36,7 +36,7 @@ LATENCY_BATCH, LATENCY_BATCHES = 128, 3
 
 
 def evaluate(
-    network: Network,
+    network: Network | Sequence[Network],
     splits: Splits,
     config: TrainingConfig,
     *,
@@ -46,7 +46,8 @@ def evaluate(
     learned: Mapping[str, float] | None = None,
 ) -> Scores:
     """The scores of `network` after `epoch` epochs, on the validation images unless others are
-    given; `learned` is what was trained beside it.
+    given; of several networks of one architecture, those of their mean probabilities. `learned` is
+    what was trained beside it.
 
     The folded network is what is scored: that is what a user will run, and its latency is taken as
     it will run. Which images it classifies correctly goes into `folder`, if one is given
@@ -57,7 +58,9 @@ def evaluate(
     images = splits.validation if images is None else images
     declared = config.group
     normal = partial(normalise, mean=splits.mean, std=splits.std)
-    scored = scoring(network)
+    members = (network,) if isinstance(network, Network) else tuple(network)
+    architecture = members[0].architecture
+    scored = mean_network(map(scoring, members))
     predictions = predict(scored, images.pixels, declared.elements, normalise=normal)
     symmetry = summarise(
         predictions,
@@ -71,11 +74,11 @@ def evaluate(
     errors = (
         (0.0, 0.0)
         if declared == TRIVIAL
-        else _errors(scored, network.architecture, images, declared, normal)
+        else _errors(scored, architecture, images, declared, normal)
     )
     if folder is not None:
         save_correctness(predictions, symmetry, images, epoch, folder)
-    price = cost(network.architecture, splits.channels, len(splits.classes))
+    price = cost(architecture, splits.channels, len(splits.classes))
     return Scores(
         epoch=epoch,
         accuracy=symmetry.accuracy.value,
@@ -87,9 +90,9 @@ def evaluate(
         equivariance_error=errors[0],
         equivariance_error_features=errors[1],
         loss=loss,
-        params=price.params,
-        macs=price.macs,
-        latency=_latency(fold(network), images, normal),
+        params=len(members) * price.params,
+        macs=len(members) * price.macs,
+        latency=_latency(mean_network(map(fold, members)), images, normal),
         seconds=time.perf_counter() - began,
         learned=None if learned is None else dict(learned),
         num_images=len(images.labels),

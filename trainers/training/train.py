@@ -158,11 +158,36 @@ def train(
     splits: Splits | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
 ) -> Scores:
-    """The scores of `architecture` after training up to `until_epoch` (from 1 to the training's
-    epochs).
+    """The scores of `architecture` on the validation images after training up to `until_epoch`
+    (from 1 to the training's epochs). See `advance`, which it calls.
+    """
+    run = advance(architecture, config, directory, until_epoch, splits=splits, on_epoch=on_epoch)
+    began = time.perf_counter()
+    run.settle()
+    scores = evaluate(
+        run.network,
+        run.splits,
+        config,
+        epoch=run.epoch,
+        folder=directory,
+        learned=run.step.learned or None,
+    )
+    return replace(scores, seconds=run.progress.seconds + time.perf_counter() - began)
+
+
+def advance(
+    architecture: Architecture,
+    config: TrainingConfig,
+    directory: Path,
+    until_epoch: int,
+    *,
+    splits: Splits | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, row: None,
+) -> TrainingRun:
+    """The training of `architecture` after `until_epoch` epochs, not scored.
 
     Goes on from the checkpoint in `directory`, if there is one, and leaves one there after each
-    epoch. `splits` are loaded from `config.data` unless given. `on_epoch(epoch, row)` is called
+    epoch. `splits` are loaded as `config` says unless given. `on_epoch(epoch, row)` is called
     after each epoch's checkpoint; what it raises ends the training there. Raises DivergedError if
     the loss is not finite, ValueError if the checkpoint belongs to another training or the settings
     do not suit the images, OSError if the checkpoint cannot be written.
@@ -175,7 +200,8 @@ def train(
     directory.mkdir(parents=True, exist_ok=True)
     for left in partial_files(directory):  # by a worker that was killed
         left.unlink(missing_ok=True)
-    splits = load(config.data, architecture.size) if splits is None else splits
+    if splits is None:
+        splits = load(config.data, architecture.size, merge=config.merge_validation)
     check_training(config.training, len(splits.train), min(architecture.size))
     run = start(
         architecture, config, directory, on_device(splits, pick_device(config.training.device))
@@ -184,17 +210,7 @@ def train(
         run.train_epoch(settle=run.epoch + 1 == until_epoch)
         run.save(directory)
         on_epoch(run.epoch, run.progress.history[-1])
-    began = time.perf_counter()
-    run.settle()
-    scores = evaluate(
-        run.network,
-        run.splits,
-        config,
-        epoch=run.epoch,
-        folder=directory,
-        learned=run.step.learned or None,
-    )
-    return replace(scores, seconds=run.progress.seconds + time.perf_counter() - began)
+    return run
 
 
 def start(

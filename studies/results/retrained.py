@@ -1,0 +1,186 @@
+"""Which of the networks that `retrain` left behind is exported, and what its card says of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from studies.config import Study
+from studies.errors import StudyError
+from studies.journal.trial import TrialRecord
+from studies.pareto import knee
+from studies.results.retrain import MeanStd, folder_of, read_result
+from studies.results.retrain_job import MERGED, RESULT, TRAIN, Job, network_of
+from studies.results.selection import over_seeds
+
+if TYPE_CHECKING:
+    from trainers.bundles.export import TrainedNetwork
+
+TESTED = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst")
+CHOICE = re.compile(r"\d+|best|mean-of-\d+")
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One folder that `retrain` has finished."""
+
+    folder: Path
+    result: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of a training; None for the mean of several, and for results before 0.2."""
+        return self.result["seed"]
+
+    @property
+    def members(self) -> int:
+        """How many networks it is the mean of; 1 for a training."""
+        return self.result.get("members", 1)
+
+    @property
+    def variety(self) -> tuple[str, int]:
+        """What it was trained on, and for how many epochs."""
+        return self.result.get("trained_on", TRAIN), self.result["epochs"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The trainings to export as one network, their own result, and all seeds beside them."""
+
+    trainings: tuple[Retraining, ...]
+    result: Mapping[str, Any]
+    seeds: tuple[Retraining, ...]
+    how: str  # how it was chosen, a phrase
+
+
+def choose(directory: Path, trial: int, which: str) -> Choice:
+    """The retrained networks of a trial that `which` names: a seed, `best` or `mean-of-N`.
+
+    Of several lengths, and of trainings with and without validation images, those on training and
+    validation images with most epochs are taken. `best` is by the study's validation scores, so it
+    needs trainings that have not seen these: the test scores choose nothing. Raises StudyError.
+    """
+    if not CHOICE.fullmatch(which):
+        raise StudyError(f"'{which}' names no retrained network; give a seed, best, or mean-of-N")
+    found = [
+        Retraining(path.parent, read_result(path))
+        for path in sorted(folder_of(directory, trial).glob(f"*/{RESULT}"))
+    ]
+    again = f"`equisearch retrain {quote(str(directory))} --trial {trial}"
+    if not found:
+        raise StudyError(f"trial {trial} was not retrained; {again}` does it")
+    if which == "best":
+        return _best(found, trial, again)
+    # merged before train alone, in the order of their names
+    order = sorted({r.variety for r in found}, key=lambda v: (v[0] == MERGED, v[1]), reverse=True)
+    for variety in order:
+        alike = [r for r in found if r.variety == variety]
+        seeds = tuple(r for r in alike if r.members == 1)
+        if which.isdigit():
+            for one in seeds:
+                if one.seed == int(which):
+                    return Choice((one,), one.result, seeds, f"seed {which}, before any score")
+        else:
+            count = int(which.removeprefix("mean-of-"))
+            parts = tuple(r for r in seeds if r.seed is not None and 1 <= r.seed <= count)
+            for mean in alike:
+                if mean.members == count > 1 and len(parts) == count:
+                    return Choice(parts, mean.result, seeds, f"mean of {count} seeds")
+    there = ", ".join(sorted({str(r.seed) for r in found if r.members == 1}))
+    wanted = which.rpartition("-")[2]
+    raise StudyError(
+        f"trial {trial} was retrained with seeds {there}, which {which} is not among; "
+        f"{again} --seeds {wanted}` trains and tests what is missing"
+    )
+
+
+def _best(found: Sequence[Retraining], trial: int, again: str) -> Choice:
+    kept = [r for r in found if r.members == 1 and r.result.get("validation")]
+    if not kept:
+        raise StudyError(
+            f"trial {trial} was retrained on its validation images too, so nothing but the test "
+            "split could say which seed is best, and what the test split chooses it no longer "
+            f"tests: give a seed or mean-of-N, or choose by validation images after {again} "
+            "--keep-validation`"
+        )
+    epochs = max(r.result["epochs"] for r in kept)
+    seeds = tuple(r for r in kept if r.result["epochs"] == epochs)
+    names = ("accuracy", "symmetry_accuracy")
+    values = [[r.result["validation"][name] for name in names] for r in seeds]
+    best = seeds[knee(values, names) or 0]
+    how = f"seed {best.seed}, the best of {len(seeds)} by validation images"
+    return Choice((best,), best.result, seeds, how)
+
+
+def test_summary(choice: Choice) -> dict[str, Any]:
+    """What a card says of the architecture's test scores: each with mean, standard deviation, n
+    and 95 % interval over seeds and images.
+    """
+    first = choice.seeds[0].result
+    scores = {}
+    for name in TESTED:
+        score = MeanStd.of([r.result["test"][name] for r in choice.seeds])
+        ranged = over_seeds(score, first["num_test"])
+        scores[name] = {
+            "mean": score.mean,
+            "std": score.std,
+            "n": score.n,
+            "low": ranged.low,
+            "high": ranged.high,
+        }
+    return {
+        "images": first["num_test"],
+        "seeds": len(choice.seeds),
+        "trained_on": choice.trainings[0].variety[0],
+        "chosen": choice.how,
+        "scores": scores,
+    }
+
+
+def trained_network(
+    study: Study, record: TrialRecord, choice: Choice, origin: Mapping[str, Any]
+) -> TrainedNetwork:
+    """The chosen networks with their data and test scores, to be exported. Raises StudyError where
+    a checkpoint or the data are missing, or do not belong together.
+    """
+    from trainers.bundles.export import TrainedNetwork
+    from trainers.data.datasets import load
+
+    trained_on, epochs = choice.trainings[0].variety
+    training = study.training.model_copy(update={"epochs": epochs})
+    study = study.model_copy(update={"training": training})
+    job = Job(
+        f"trial {record.number}",
+        record.attributes["architecture"],
+        choice.trainings[0].seed or 0,
+        record.attributes.get("learning_rate"),
+        str(choice.trainings[0].folder),
+        trained_on == MERGED,
+    )
+    try:
+        splits = load(study.data, job.candidate().architecture.size)
+    except (ValueError, OSError) as error:
+        raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error
+    networks = [
+        network_of(training.folder, job, study, splits, device="cpu")
+        for training in choice.trainings
+    ]
+    return TrainedNetwork(
+        networks[0],
+        splits,
+        job.config(study),
+        choice.result["test"],
+        origin,
+        tuple(networks[1:]),
+        tuple(_recognised(training.result) for training in choice.trainings),
+        test_summary(choice),
+    )
+
+
+def _recognised(result: Mapping[str, Any]) -> float:
+    """The accuracy on the validation images by which a network is recognised."""
+    return (result.get("validation") or result["fitted"])["accuracy"]

@@ -1,0 +1,176 @@
+"""Search scores beside test scores: how much the search flatters what it chose.
+
+A trial reaches the front partly by its architecture and partly by luck: of its seed, and of the
+validation images that chose it. Retrained with new seeds and tested on images that chose nothing,
+it loses the luck. Where it is retrained on the validation images too, more images work against
+that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studies.output import Column, is_number
+from studies.results.retrain import MeanStd
+from studies.results.tables import open_study
+
+SCORES = {"accuracy": "accuracy", "symmetry_accuracy": "symmetry"}
+# two-sided 95 % quantiles of Student's t with 1 to 30 degrees of freedom; beyond, the last
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ranged:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def percent(self, *, signed: bool = False) -> str:
+        """`93.42 [92.10, 94.50]` for a share."""
+        numbers = (f"{100 * n:+.2f}" if signed else f"{100 * n:.2f}" for n in self._numbers())
+        return "{} [{}, {}]".format(*numbers)
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+    def _numbers(self) -> tuple[float, float, float]:
+        return self.value, self.low, self.high
+
+
+def over_images(value: float, images: int) -> Ranged:
+    """A share of so many images with its Wilson interval."""
+    from trainers.instruments.proportions import proportion
+
+    found = proportion(value, images)
+    return Ranged(found.value, found.low, found.high)
+
+
+def over_seeds(score: MeanStd, images: int) -> Ranged:
+    """The mean test score of `n` seeds, with an interval over images and, from two seeds on, over
+    seeds.
+
+    The two are independent and are added in squares, each on its side of the mean (the method of
+    variance estimates recovery, Zou and Donner 2008), Student's t for the few seeds.
+    """
+    images_alone = over_images(score.mean, images)
+    seeds = _of_seeds(score, 1 / score.n)
+    return Ranged(
+        score.mean,
+        score.mean - math.hypot(score.mean - images_alone.low, seeds),
+        score.mean + math.hypot(images_alone.high - score.mean, seeds),
+    )
+
+
+def difference(found: float, validation: int, score: MeanStd, test: int) -> Ranged:
+    """Test score minus search score `found` (one training, on `validation` images), with its
+    interval; positive: the search was too pessimistic.
+
+    It holds the chance of both sets of images, and of the seeds of both, as far as the spread of
+    the test scores shows it.
+    """
+    searched, tested = over_images(found, validation), over_images(score.mean, test)
+    seeds = _of_seeds(score, 1 + 1 / score.n)
+    value = score.mean - found
+    return Ranged(
+        value,
+        value - math.hypot(score.mean - tested.low, searched.high - found, seeds),
+        value + math.hypot(tested.high - score.mean, found - searched.low, seeds),
+    )
+
+
+def _of_seeds(score: MeanStd, variances: float) -> float:
+    if score.n < 2:
+        return 0.0
+    return STUDENT[min(score.n - 1, len(STUDENT)) - 1] * score.std * math.sqrt(variances)
+
+
+def compared(directory: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `studies.results.retrain.summarised` of a study, each with `selection`: by score,
+    `search` (the trial's, on validation images), `test` and `difference`, plain values.
+    """
+    _, records = open_study(directory, reading=True)
+    return [
+        {**row, "selection": _selection(records[_number(row)].scores or {}, row)} for row in rows
+    ]
+
+
+def _number(row: Mapping[str, Any]) -> int:
+    return int(row["name"].removeprefix("trial "))
+
+
+def _selection(scores: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    validation, test = row["num_validation"], row["num_test"]
+    found = {}
+    for name in SCORES:
+        if is_number(scores.get(name)) and validation:
+            found[name] = {
+                "search": over_images(scores[name], validation).as_dict(),
+                "test": over_seeds(row[name], test).as_dict(),
+                "difference": difference(scores[name], validation, row[name], test).as_dict(),
+            }
+    return found
+
+
+def selection_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[list[str]]]:
+    """Columns and cells: search score, test score over n seeds, and their difference."""
+    columns = [
+        Column("trial"),
+        Column("score"),
+        Column("search %", True),
+        Column("test %, mean over seeds", True),
+        Column("n", True),
+        Column("difference, points", True),
+    ]
+    cells = []
+    for row in rows:
+        for name, title in SCORES.items():
+            if name in row["selection"]:
+                parts = {k: Ranged(**v) for k, v in row["selection"][name].items()}
+                cells.append(
+                    [
+                        row["name"].removeprefix("trial "),
+                        title,
+                        parts["search"].percent(),
+                        parts["test"].percent(),
+                        str(row["n"]),
+                        parts["difference"].percent(signed=True),
+                    ]
+                )
+    return columns, cells
+
+
+def selection_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the table says, in sentences."""
+    first = rows[0]
+    lines = [
+        f"95 % intervals over {first['num_validation']} validation and {first['num_test']} test "
+        + ("images and over seeds." if first["n"] > 1 else "images; one seed shows no spread.")
+    ]
+    for name, title in SCORES.items():
+        changes = [r["selection"][name]["difference"] for r in rows if name in r["selection"]]
+        if not changes:
+            continue
+        mean = sum(change["value"] for change in changes) / len(changes)
+        clear = sum(change["high"] < 0 for change in changes)
+        lines.append(
+            f"{title}: test scores are {100 * abs(mean):.2f} points "
+            f"{'below' if mean < 0 else 'above'} search scores on average over {len(changes)} "
+            f"trial{'' if len(changes) == 1 else 's'}; {clear} clearly below."
+        )
+    if first["trained_on"] != "train":
+        lines.append(
+            "Retrained on validation images too: the difference holds what more images gain "
+            "(--keep-validation leaves them out)."
+        )
+    return lines

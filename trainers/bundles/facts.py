@@ -84,7 +84,7 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
         "training": _training(trained),
         "scores": dict(trained.scores),
         "scores_on": "validation" if trained.test is None else "test",
-        "test": None if trained.test is None else dict(trained.test),
+        **({} if trained.test is None else {"test": dict(trained.test)}),
         "intervals": {
             name: proportion(value, trained.scored_images).as_dict()
             for name, value in trained.scores.items()

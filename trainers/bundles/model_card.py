@@ -159,7 +159,7 @@ def _scores(manifest: Mapping[str, Any]) -> str:
     cost = manifest["cost"]
     return "\n".join(
         [
-            *(_tested(manifest) if manifest["test"] else _validated(manifest)),
+            *(_tested(manifest) if manifest.get("test") else _validated(manifest)),
             "",
             "| score | value | interval |",
             "|---|---|---|",

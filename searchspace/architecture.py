@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from searchspace.function.coordinates import Coordinates, check_coordinates
+from searchspace.function.invariant import check_share, pooled_fields, simplest_share
 from searchspace.function.orbit import check_orbit
 from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
 from searchspace.groups import TRIVIAL, Group
@@ -96,6 +97,7 @@ class Stage:
     residual: bool = False
     dropout: Dropout = NO_DROPOUT
     relaxation: Relaxation | None = None  # of the weights of its convolutions
+    invariant: float = 0.0  # share of the fields whose result is pooled over the group
 
     def __post_init__(self) -> None:
         whole_number(self.fields, 1, "a stage's number of fields", MOST_FIELDS)
@@ -116,6 +118,7 @@ class Stage:
                 f"{self.padding[0]}:{self.padding[1]}, so that its "
                 "branches differ in size; take an odd kernel and the default padding"
             )
+        check_share(self.invariant)
         if self.relaxation is not None:
             self.relaxation.check(self.group)
             if self.relaxation.is_constraint:
@@ -141,6 +144,7 @@ class Stage:
                     self.residual,
                     self.dropout,
                     self.relaxation,
+                    self.invariant,
                 )
             )
         return computed
@@ -152,6 +156,11 @@ class Stage:
     def channels(self) -> int:
         """Channels of the output: fields x order of the group, in field-major order."""
         return self.fields * self.group.order
+
+    @property
+    def invariant_fields(self) -> int:
+        """How many fields, the first ones, hold the maximum over their |G| channels in each."""
+        return pooled_fields(self.invariant, self.fields, self.group.order)
 
     @property
     def annotation(self) -> str:
@@ -394,6 +403,12 @@ class Architecture:
                 f"{relaxed.group} cannot: relaxing the last stage keeps the function with "
                 "head=group_mean or head=none only"
             )
+        for number, (before, after) in enumerate(zip(self.stages, relaxed.stages), start=1):
+            if before.invariant_fields and before.group != after.group:
+                raise ValueError(
+                    f"stage {number} pools fields over {before.group}, which fields of "
+                    f"{after.group} cannot: relax a later stage, or take i0"
+                )
         kept = {(layer.stage, layer.name) for layer in relaxed.layers}
         lost = next((x for x in self.layers if (x.stage, x.name) not in kept), None)
         if lost is not None:
@@ -426,6 +441,7 @@ class Architecture:
                 subsampling=None if step is None else step.simplest(convolved),
                 dilation=1 if stage.kernel == 1 else stage.dilation,
                 padding_mode="zeros" if stage.padding == (0, 0) else stage.padding_mode,
+                invariant=simplest_share(stage.invariant, stage.fields, stage.group.order),
             )
             stages.extend([stage] if keep_repeats else _written_out(stage))
         return replace(
@@ -451,4 +467,5 @@ def _written_out(stage: Stage) -> Iterator[Stage]:
             stride=stage.stride if repeat == 0 else 1,
             subsampling=stage.subsampling if last else None,
             dropout=stage.dropout if last else NO_DROPOUT,
+            invariant=stage.invariant if last else 0.0,
         )

@@ -260,7 +260,7 @@ class Verdict:
         architecture = self.architecture
         size, built = architecture.size, architecture.certain_group
         if element == IDENTITY or (
-            architecture.head != "none"
+            (architecture.head != "none" or self._all_pooled)
             and element in self.unshifted_elements & self._kept
             and element in built
         ):
@@ -274,6 +274,19 @@ class Verdict:
             and element in self._kept
             and unchanged(size, self._reads, built, architecture.head, element)
         )
+
+    @property
+    def _all_pooled(self) -> bool:
+        """Whether every field of the last stage is invariant, whatever the head: pooled there, or
+        before kernels of one pixel, which nothing turns.
+        """
+        for stage in reversed(self.architecture.stages):
+            if stage.invariant_fields == stage.fields:
+                return True
+            step = stage.subsampling
+            if stage.kernel > 1 or (step is not None and step.trained and step.kernel > 1):
+                return False
+        return False
 
     @cached_property
     def after_stages(self) -> tuple[tuple[Element, ...], ...]:

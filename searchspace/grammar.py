@@ -15,6 +15,8 @@ conv         :=  FIELDS "k" KERNEL, then in any order
                  r        residual blocks of two convolutions
                  dropR    dropout of single values of the stage's result, in training alone, at
                           rate R (0 <= R < 1); fielddropR of whole fields
+                 iS       invariant share: the first S (0 <= S <= 1) of the stage's fields hold
+                          the maximum over their group in each channel
                  @GROUP   where the group changes; it stays until the next change (C1).
                           Directly behind it, relaxed weights (`searchspace.weights.relaxation`):
                           @C4+C1 pathway, @D4|C4|C1 mixed, @C4b2 banks, @C4~0.3 softness
@@ -62,7 +64,7 @@ _CONV = re.compile(r"(\d+)k(\d+)(\S*)")
 _MODIFIER = re.compile(
     r"p(\d+)(?::(\d+))?(reflect|circular|replicate|zeros)?|([sdx])(\d+)|(r)(?!e)"
     rf"|@([A-Za-z]_?\d+)({PATTERN})?"
-    r"|((?:field)?drop)(\d+(?:\.\d+)?(?:e-?\d+)?)"
+    r"|((?:field)?drop|i)(\d+(?:\.\d+)?(?:e-?\d+)?)"
 )
 _DROPOUTS: dict[str, DropoutKind] = {"drop": "values", "fielddrop": "fields"}
 _OPTIONS = ("head", "orbit", "coordinates", *RECIPE_OPTIONS, "filters", "family")
@@ -106,6 +108,7 @@ def parse_stage(text: str, before: Stage | None = None) -> Stage:
         values.get("r", False),
         values.get("dropout", NO_DROPOUT),
         relaxation,
+        values.get("invariant", 0.0),
     )
 
 
@@ -118,7 +121,8 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
             raise ValueError(
                 f"'{text[position:]}' in stage '{stage.strip()}' is not a modifier; after "
                 "the kernel may follow sN (stride), pN (padding), dN (dilation), xN (repeats), "
-                "r (residual), dropR and fielddropR (dropout at rate R) and @GROUP"
+                "r (residual), dropR and fielddropR (dropout at rate R), iS (invariant share S) "
+                "and @GROUP"
             )
         before, after, mode, letter, number, residual, group, relaxed, drop, rate = match.groups()
         if before is not None:
@@ -128,6 +132,8 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
             }
         elif letter:
             modifier = {letter: int(number)}
+        elif drop == "i":
+            modifier = {"invariant": float(rate)}
         elif drop:
             modifier = {"dropout": Dropout(_DROPOUTS[drop], float(rate))}
         else:
@@ -158,6 +164,7 @@ def format_stage(stage: Stage, before: Stage | None = None) -> str:
         f"x{stage.repeats}" if stage.repeats != 1 else "",
         "r" if stage.residual else "",
         str(stage.dropout),
+        f"i{stage.invariant!r}".removesuffix(".0") if stage.invariant else "",
         f"@{stage.annotation}" if stage.annotation != annotation else "",
         f" {stage.subsampling}" if stage.subsampling else "",
     ]

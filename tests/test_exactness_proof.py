@@ -315,6 +315,21 @@ def test_random_architectures_with_coordinates():
     assert not sample(coordinated_architecture, 8, 8, square=0.0)
 
 
+def shared_architecture(rng: random.Random, odd: bool = False, **choices) -> Architecture:
+    """A random architecture with an invariant share in most stages."""
+    made = (odd_architecture if odd else random_architecture)(rng, **choices)
+    shares = (0.0, 0.5, 0.5, 1.0)
+    return replace(
+        made, stages=tuple(replace(s, invariant=rng.choice(shares)) for s in made.stages)
+    )
+
+
+def test_random_architectures_with_invariant_shares():
+    assert not sample(shared_architecture, 9, 20)
+    assert not sample(shared_architecture, 10, 6, square=0.0)
+    assert not sample(shared_architecture, 11, 8, odd=True)
+
+
 def test_odd_architectures():
     assert not sample(odd_architecture, 4, 150, groups=ODD)
 
@@ -327,6 +342,8 @@ def test_thousands_of_random_architectures(proof_seed):
     found += sample(random_architecture, proof_seed, 20, groups=ANY)
     found += sample(averaged_architecture, proof_seed, 30)
     found += sample(coordinated_architecture, proof_seed, 40)
+    found += sample(shared_architecture, proof_seed, 40)
+    found += sample(shared_architecture, proof_seed, 40, odd=True)
     found += sample(coordinated_architecture, proof_seed, 15, square=0.0)
     found += sample(averaged_architecture, proof_seed, 10, square=0.0)
     found += sample(relaxed(random_architecture), proof_seed, 40)

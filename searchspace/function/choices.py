@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Protocol
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from searchspace.architecture import Architecture
 from searchspace.choices import Groups, Listed, NotEmpty, Section
@@ -17,6 +17,7 @@ from searchspace.function.orbit import check_orbit
 from searchspace.groups import TRIVIAL, Group
 
 SQUARE = (1, 1)
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Chooser(Protocol):
@@ -31,6 +32,8 @@ class FunctionChoices(Section):
 
     # further channels of the input, functions of the pixel grid
     coordinates: Annotated[tuple[Coordinates, ...], Listed, NotEmpty] = ("none",)
+    # of the fields of every stage that has a group, and none in the backbone
+    invariant_share: Annotated[tuple[Share, ...], Listed, NotEmpty] = (0.0,)
     orbit: Groups = ("C1",)  # the logits are averaged over; C1: not averaged
 
     @field_validator("orbit")
@@ -43,7 +46,18 @@ class FunctionChoices(Section):
     def completed(self, trial: Chooser, architecture: Architecture) -> Architecture:
         """`architecture` with what is drawn from `trial` to stand around its stages."""
         coordinates = _one_of(trial, "coordinates", [*self.coordinates], self.coordinates)
-        return self._averaged(trial, replace(architecture, coordinates=coordinates))
+        shared = self._pooled(trial, architecture)
+        return self._averaged(trial, replace(shared, coordinates=coordinates))
+
+    def _pooled(self, trial: Chooser, architecture: Architecture) -> Architecture:
+        if architecture.family == "plain":
+            return architecture
+        share = _one_of(trial, "invariant_share", [*self.invariant_share], self.invariant_share)
+        stages = tuple(
+            replace(s, invariant=share) if s.group != TRIVIAL and not s.invariant else s
+            for s in architecture.stages
+        )
+        return replace(architecture, stages=stages) if share else architecture
 
     def _averaged(self, trial: Chooser, architecture: Architecture) -> Architecture:
         """`architecture` with an orbit drawn from `trial`, of those that change its function: an

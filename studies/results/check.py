@@ -174,6 +174,16 @@ class Checked:
                     else "."
                 )
             )
+        pooled = [
+            f"{stage.invariant_fields} of {stage.fields} in stage {number}"
+            for number, stage in enumerate(self.architecture.stages, start=1)
+            if stage.invariant_fields
+        ]
+        if pooled:
+            lines.append(
+                f"Invariant fields, pooled over their group: {', '.join(pooled)}; the others stay "
+                "equivariant."
+            )
         if self.exact_sizes and self.architecture.orbit == TRIVIAL:
             lines.append(
                 "Exact input sizes nearby: "

@@ -71,8 +71,9 @@ class Features:
     dropout: tuple[str, ...] = ()  # the kind of each stage; empty where all are none
     dropout_rate: float = 0.0  # mean over the stages
     learning_rate: float | None = None  # None: the study's
-    # choices that most spaces leave at their default: orbit, coordinates, augmentation. They
-    # count only where they differ, so that a space without them is searched as if there were none.
+    # choices that most spaces leave at their default: orbit, coordinates, augmentation, invariant
+    # shares. They count only where they differ, so that a space without them is searched as if
+    # there were none.
     optional: tuple[Any, ...] = ()
 
 
@@ -101,7 +102,12 @@ def features_of(candidate: Candidate, declared: Group) -> Features:
         _surviving(architecture, declared),
         tuple(d.kind for d in dropouts) if any(dropouts) else (),
         sum(d.rate for d in dropouts) / len(dropouts),
-        optional=(str(architecture.orbit), architecture.coordinates, str(recipe.augment)),
+        optional=(
+            str(architecture.orbit),
+            architecture.coordinates,
+            str(recipe.augment),
+            tuple(stage.invariant for stage in stages),
+        ),
     )
 
 

@@ -112,6 +112,7 @@ class _Answers:
             "filters": architecture.filters,
             "dropout": dropout.kind,
             "dropout_rate": dropout.rate,
+            "invariant_share": architecture.stages[0].invariant,
             "coordinates": architecture.coordinates,
             "orbit": str(architecture.orbit),
             "augment": str(recipe.augment),

@@ -100,9 +100,13 @@ def description(network: Network) -> dict[str, Any]:
             spec = _convolution(step.layers[0])
         elif stage.subsampling is not None:
             spec = step_spec(stage.subsampling, stage.channels)
-        stages.append(
-            {"blocks": [_block(block) for block in cast(Iterable[Block], blocks)], "step": spec}
-        )
+        described_stage: dict[str, Any] = {
+            "blocks": [_block(block) for block in cast(Iterable[Block], blocks)],
+            "step": spec,
+        }
+        if stage.invariant_fields:
+            described_stage["invariant"] = [stage.invariant_fields, stage.group.order]
+        stages.append(described_stage)
     head = {
         "kind": architecture.head,
         "order": network.order,

@@ -23,7 +23,7 @@ from trainers.networks.filters import Parametrisation, expand
 from trainers.networks.kernels import maxima
 from trainers.networks.normalization import Pooling
 from trainers.networks.orbit import averaged, orbit_of
-from trainers.networks.plain import Subsample, with_coordinates
+from trainers.networks.plain import InvariantFields, Subsample, with_coordinates
 
 
 def build(architecture: Architecture, *, channels: int, classes: int, seed: int = 0) -> Network:
@@ -92,7 +92,7 @@ class Network(nn.Module):
         self.entry = (
             Subsample(step_spec(architecture.entry, channels)) if architecture.entry else None
         )
-        self.stages, self.steps, self.dropouts = (nn.ModuleList() for _ in range(3))
+        self.stages, self.steps, self.pools, self.dropouts = (nn.ModuleList() for _ in range(4))
         channels += extra_channels(architecture.coordinates)
         source: Group | None = None
         for stage in architecture.stages:
@@ -101,6 +101,8 @@ class Network(nn.Module):
             )
             channels, source = stage.channels, stage.group
             self.steps.append(_step(stage, architecture.filters))
+            pools = stage.invariant_fields, stage.group.order
+            self.pools.append(InvariantFields(*pools) if pools[0] else nn.Identity())
             self.dropouts.append(
                 Dropout(stage.dropout, stage.group.order) if stage.dropout else nn.Identity()
             )
@@ -207,11 +209,12 @@ class Network(nn.Module):
             maps = with_coordinates(maps, self.architecture.coordinates)
         maps = channels_last(maps)
         outputs = []
-        for blocks, step, dropout in zip(self.stages, self.steps, self.dropouts):
+        parts = zip(self.stages, self.steps, self.pools, self.dropouts)
+        for blocks, step, pool, dropout in parts:
             for block in cast(Iterable[Block], blocks):
                 maps = block(maps, weights)
             maps = step(maps, weights) if isinstance(step, Block) else step(maps)
-            maps, output = keep(maps)
+            maps, output = keep(pool(maps))
             outputs.append(output)
             maps = dropout(maps)
         return self._classify(maps), tuple(outputs)

@@ -8,7 +8,8 @@ be copied.
 The description is a dict of numbers and strings:
 
     entry   a step or null, applied to the images
-    stages  a list of {"blocks": [...], "step": a step or a convolution or null}
+    stages  a list of {"blocks": [...], "step": a step or a convolution or null, and, where fields
+            are invariant, "invariant": [fields, channels of a field]}
     block   {"convolutions": [...], "skip": null (no skip) | "identity" | a convolution}
     convolution  {"in", "out", "kernel", "stride", "padding": [before, after], "dilation", "mode"}
     step    {"kind", "kernel", "stride", "padding": [before, after], "ceil", "output", "mode",
@@ -169,6 +170,20 @@ def _halved(maps):
     return torch.maximum(pairs[..., 0::2, :], pairs[..., 1::2, :])
 
 
+class InvariantFields(nn.Module):
+    """The maximum over the `order` channels of a field in each of them, of the first `fields`."""
+
+    def __init__(self, fields, order):
+        super().__init__()
+        self.fields, self.order = fields, order
+
+    def forward(self, maps):
+        """The maps with those fields pooled."""
+        pooled = maps[:, : self.fields * self.order].unflatten(1, (self.fields, self.order))
+        repeated = pooled.amax(2, keepdim=True).expand(-1, -1, self.order, -1, -1)
+        return torch.cat([repeated.flatten(1, 2), maps[:, self.fields * self.order :]], 1)
+
+
 def convolution(spec):
     """A module with bias for one convolution: a Conv2d, after a Pad where Conv2d itself cannot pad
     so.
@@ -266,6 +281,8 @@ class PlainNetwork(nn.Module):
                 parts.append(Subsample(step))
             elif step:
                 parts.append(Block({"convolutions": [step], "skip": None}))
+            if "invariant" in stage:
+                parts.append(InvariantFields(*stage["invariant"]))
             self.stages.append(nn.Sequential(*parts))
         self.head = Head(description["head"])
         self.coordinates = description.get("coordinates")

@@ -40,6 +40,7 @@ FACETS: dict[str, Callable[[Candidate], str]] = {
     "augmentation": lambda a: "the study's" if a.recipe.augment is None else str(a.recipe.augment),
     "head": lambda a: a.architecture.head,
     "filters": lambda a: a.architecture.filters,
+    "invariant share": lambda a: f"{max(s.invariant for s in a.architecture.stages):g}",
     "coordinates": lambda a: a.architecture.coordinates,
     "orbit average": lambda a: str(a.architecture.orbit),
     "input size": lambda a: f"{size_text(a.architecture.size)} px",

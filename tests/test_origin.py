@@ -2,6 +2,7 @@
 are refused.
 """
 
+import re
 import shutil
 
 import numpy as np
@@ -266,7 +267,24 @@ def test_a_value_that_is_refused_today_hides_no_trial(path, capsys, old, new):
     for command in (search.trials, search.front, search.status, lambda path: search.show(path, 0)):
         command(path)
     assert "0" in capsys.readouterr().out
-    with pytest.raises(StudyError):
+    with pytest.raises(StudyError, match="(?s)line .*equisearch trials .* start .* --set|edited"):
+        SearchDriver.open(path)
+
+
+def test_a_refused_value_that_may_change_is_changed_in_the_file(path):
+    text = (path / STUDY).read_text()
+    (path / STUDY).write_text(re.sub("  retries: .*", "  retries: -1", text))
+    with pytest.raises(StudyError, match="retries: .*\n.*change it in .*then resume"):
+        SearchDriver.open(path)
+    (path / STUDY).write_text(text)
+    SearchDriver.open(path).close()
+
+
+def test_a_study_that_began_with_a_refused_value_does_not_go_on_with_another(path):
+    journal = (path / JOURNAL).read_text()
+    assert '"learning_rate":0.01' in journal
+    (path / JOURNAL).write_text(journal.replace('"learning_rate":0.01', '"learning_rate":1e9'))
+    with pytest.raises(StudyError, match="edited since .*learning_rate"):
         SearchDriver.open(path)
 
 

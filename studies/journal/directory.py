@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
-from studies.errors import ExistsError, StudyError
+from studies.errors import ExistsError, StudyError, StudyFileError
 from studies.journal import trust
 from studies.journal.definition import as_stored
 from studies.journal.folders import TRIALS, read_folders
 from studies.journal.lock import StudyLock
 from studies.journal.origin import (
+    WIDENING,
     Images,
     Look,
     require_begun,
@@ -159,7 +160,30 @@ def read_study(directory: str | Path) -> Study:
             f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY "
             f"{quote(str(directory))}` begins one"
         )
-    return as_stored(parse(path.read_text(encoding="utf-8"), name=str(path)))
+    text = path.read_text(encoding="utf-8")
+    try:
+        return as_stored(parse(text, name=str(path)))
+    except StudyFileError as error:
+        from studies.journal.stored import as_an_earlier_version
+
+        if as_an_earlier_version(text) is None:
+            raise
+        raise StudyFileError(f"{error}\n{_remedy(Path(directory), str(error))}") from None
+
+
+def _remedy(directory: Path, complaints: str) -> str:
+    """What to do about the keys in `complaints`, whose values an earlier version accepted."""
+    keys = re.findall(r", line \d+, ([\w.]+):", complaints)
+    deciding = [key for key in keys if not key.startswith(WIDENING)]
+    if not deciding:
+        return f"an earlier version accepted that: change it in {directory / STUDY}, then resume"
+    settings = " ".join(f"--set {key}=VALUE" for key in dict.fromkeys(keys))
+    return (
+        "an earlier version accepted that, and it decides about scores, so this study cannot go "
+        f"on with other values; its trials can be read (`equisearch trials "
+        f"{quote(str(directory))}`), and a new study begins with `equisearch start "
+        f"{quote(str(directory / STUDY))} NEW_DIR {settings}`"
+    )
 
 
 def read_data(directory: Path) -> dict[str, Any]:

@@ -179,8 +179,11 @@ def _study(started: Mapping[str, Any], stored: Study) -> Study:
         return stored
     try:
         return as_stored(Study.model_validate(started["study"]))
-    except ValidationError:
-        return stored
+    except ValidationError:  # values that an earlier version accepted
+        from studies.journal.stored import leniently
+
+        study = leniently(started["study"]) if isinstance(started["study"], dict) else None
+        return stored if study is None else as_stored(study)
 
 
 def _refuse(what: str, old: Study, new: Study, same_images: bool) -> None:

@@ -4,6 +4,7 @@ one accepted, do not hide the trials that were run with them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,26 @@ def read_stored(directory: str | Path) -> Study:
     try:
         return read_study(directory)
     except StudyFileError:
-        try:
-            content = read_yaml((Path(directory) / STUDY).read_text(encoding="utf-8"))
-        except (YamlError, UnicodeDecodeError):
-            content = None
-        study = _leniently(content) if isinstance(content, dict) else None
+        study = as_an_earlier_version((Path(directory) / STUDY).read_text(encoding="utf-8"))
         if study is None:
             raise
         return as_stored(study)
 
 
-def _leniently(content: dict[str, Any]) -> Study | None:
-    """The study in `content`; None where a value was never accepted. Changes `content`."""
+def as_an_earlier_version(text: str) -> Study | None:
+    """The study in the text of a file; None where it has what no version accepted."""
+    try:
+        content = read_yaml(text)
+    except YamlError:
+        return None
+    return leniently(content) if isinstance(content, dict) else None
+
+
+def leniently(content: Mapping[str, Any]) -> Study | None:
+    """The study in `content`, with values that this version refuses; None where one was never
+    accepted.
+    """
+    content = copy.deepcopy(dict(content))
     refused: list[tuple[tuple[str, ...], Any]] = []
     while True:
         try:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from searchspace.function.coordinates import Coordinates, check_coordinates
+from searchspace.function.heads import block_group, checked_head, require_plain
 from searchspace.function.invariant import check_share, pooled_fields, simplest_share
 from searchspace.function.orbit import check_orbit
 from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
@@ -26,11 +27,10 @@ from searchspace.subsampling import Subsampling
 from searchspace.weights.relaxation import Relaxation, intersection
 
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
-Head = Literal["group_max", "group_mean", "none"]
 Filters = Literal["free", "basis"]
 DropoutKind = Literal["none", "values", "fields"]
 
-PADDING_MODES, HEADS, FILTERS = map(get_args, (PaddingMode, Head, Filters))
+PADDING_MODES, FILTERS = map(get_args, (PaddingMode, Filters))
 DROPOUT_KINDS: tuple[DropoutKind, ...] = get_args(DropoutKind)
 MOST_REPEATS = 1000
 MOST_FIELDS = 65536
@@ -186,16 +186,17 @@ class Architecture:
 
     `size` is (height, width) in pixels; `entry` an optional resize or crop of the input; `head` how
     the |G| channels of a field become one feature after the spatial mean (`none`: they stay apart,
-    and the logits are not invariant); `filters` the parametrisation: `free` kernels that the
-    elements transform (quarter turns and flips, any kernel size) or escnn's band-limited `basis`
-    (any group). With an `orbit`, the logits are the mean of those of the image moved by each of its
-    elements, in training too. With `coordinates`, the first convolution sees those of the pixel
-    grid behind the entry as further channels. Raises ValueError where no such network can be built.
+    and the logits are not invariant; `block_max:C4`: `searchspace.function.heads`); `filters` the
+    parametrisation: `free` kernels that the elements transform (quarter turns and flips, any kernel
+    size) or escnn's band-limited `basis` (any group). With an `orbit`, the logits are the mean of
+    those of the image moved by each of its elements, in training too. With `coordinates`, the first
+    convolution sees those of the pixel grid behind the entry as further channels. Raises ValueError
+    where no such network can be built.
     """
 
     size: tuple[int, int]
     stages: tuple[Stage, ...]
-    head: Head = "group_max"
+    head: str = "group_max"
     filters: Filters = "free"
     entry: Subsampling | None = None
     orbit: Group = TRIVIAL
@@ -204,7 +205,8 @@ class Architecture:
     layers: tuple[Layer, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        _choice(self.head, HEADS, "head")
+        object.__setattr__(self, "head", checked_head(self.head))
+        require_plain(self.head, self.stages[-1].group if self.stages else TRIVIAL)
         _choice(self.filters, FILTERS, "filters")
         for name, pixels in zip(("height", "width"), self.size):
             whole_number(pixels, 1, f"the input's {name}")
@@ -448,7 +450,7 @@ class Architecture:
             self,
             stages=tuple(stages),
             entry=None if self.entry is None else self.entry.simplest(self.size),
-            head="none" if self.group == TRIVIAL else self.head,
+            head="none" if self.group == TRIVIAL and not block_group(self.head) else self.head,
         )
 
 

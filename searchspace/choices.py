@@ -18,6 +18,7 @@ from pydantic import (
 
 from searchspace.architecture import Dropout, DropoutKind
 from searchspace.cost import Match
+from searchspace.function.heads import checked_head
 from searchspace.geometry import MOST_PIXELS
 from searchspace.groups import Group
 
@@ -59,6 +60,7 @@ def _form(mapping: str) -> Discriminator:
 Listed = BeforeValidator(listed)
 NotEmpty = Field(min_length=1)
 Texts = Annotated[tuple[str, ...], Listed, NotEmpty]
+Heads = Annotated[tuple[Annotated[str, AfterValidator(checked_head)], ...], Listed, NotEmpty]
 Groups = Annotated[tuple[str, ...], BeforeValidator(group_names), NotEmpty]
 Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS, strict=True)]
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from searchspace.architecture import Architecture
 from searchspace.function.coordinates import extra_channels
+from searchspace.function.heads import num_features
 
 Match = Literal["params", "macs", "fields"]
 
@@ -66,7 +67,7 @@ def cost(architecture: Architecture, channels: int = 1, classes: int = 10) -> Co
         expanded += channels_out * channels_in * kernel * kernel + channels_out
         macs += channels_out * channels_in * kernel * kernel * layer.size_out[0] * layer.size_out[1]
     last = architecture.stages[-1]
-    features = last.channels if architecture.head == "none" else last.fields
+    features = num_features(architecture.head, last.channels, last.group.order)
     linear = (features + 1) * classes
     macs = (macs + features * classes) * architecture.orbit.order
     return Cost(params + linear, expanded + linear, macs)

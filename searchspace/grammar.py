@@ -23,7 +23,7 @@ conv         :=  FIELDS "k" KERNEL, then in any order
 subsampling  :=  max2/2 | max3/2p1 | max3/2p0:1 | max2/2ceil | avg3/2p1 | conv3/2p1 | lp3/2
               |  blur/2 | blurmax/2 | adaptive | adaptive/2 | adaptive14 | adaptivemax14
               |  resize29 | crop27
-option       :=  head=group_max | group_mean | none
+option       :=  head=group_max | group_mean | none | block_max:C4  (the last of plain networks)
               |  filters=free | basis                 (free, where all groups are of quarter turns)
               |  family=plain | steerable             (checked against the groups)
               |  coordinates=none | x | y | xy | radius
@@ -49,7 +49,6 @@ from searchspace.architecture import (
     Dropout,
     DropoutKind,
     Filters,
-    Head,
     Stage,
 )
 from searchspace.function.coordinates import Coordinates
@@ -207,7 +206,7 @@ def parse_candidate(text: str) -> Candidate:
     architecture = Architecture(
         size,
         stages,
-        cast(Head, options.get("head", "group_max")),  # checked by Architecture
+        options.get("head", "group_max"),
         cast(Filters, options.get("filters", "free" if on_grid else "basis")),
         entry,
         Group.parse(options.get("orbit", "C1")),

@@ -16,12 +16,12 @@ from searchspace.architecture import (
     Architecture,
     Dropout,
     Filters,
-    Head,
     Stage,
 )
 from searchspace.choices import (
     DropoutSpace,
     Groups,
+    Heads,
     InputSizes,
     Interval,
     Listed,
@@ -38,6 +38,7 @@ from searchspace.choices import (
 from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
 from searchspace.function.choices import FunctionChoices
+from searchspace.function.heads import block_heads, pooling_heads
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate, Recipe, require_trainable
@@ -63,7 +64,7 @@ class SearchSpace(FunctionChoices):
     input_size: InputSizes = (28,)
     # one subsampling for all marks, or one for each, separated by |
     layout: Texts = ("max2/2",)
-    head: Annotated[tuple[Head, ...], Listed, NotEmpty] = ("group_max",)
+    head: Heads = ("group_max",)
     filters: Annotated[tuple[Filters, ...], Listed, NotEmpty] = ("free",)
     dropout: DropoutSpace = DropoutSpace()
     equivariance_loss: LossSpace = LossSpace()
@@ -222,17 +223,20 @@ class SearchSpace(FunctionChoices):
         stages = _constrained(backbone, layout, group, after, to)
         size = self._sample_size(trial, stages, self._fitting_sizes(backbone, layout))
         last = stages[-1].group
-        head = choose(trial, "head", self.head) if last != TRIVIAL else "none"
+        head = choose(trial, "head", pooling_heads(self.head)) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
         stages = _with_dropout(stages, self._sample_dropout(trial))
         architecture = self.completed(trial, Architecture((size, size), stages, head, filters))
-        if self.width is not None:
-            architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
         exact = self._surely_exact(architecture, declared)
         augment = sample_augmentation(trial, self.augment, exact)
         losses, weighting = (), "constant"
         if not exact:
             losses, weighting = self.equivariance_loss.sample(trial, len(stages), declared)
+        if last == TRIVIAL and any(loss.kind == "latent" for loss in losses):
+            heads = block_heads(self.head)
+            architecture = replace(architecture, head=choose(trial, "block_head", heads))
+        if self.width is not None:
+            architecture = widened(architecture, self.width.match, self.width.to, channels, classes)
         rate = self.learning_rate
         if isinstance(rate, Interval):
             rate = real(trial, "learning_rate", rate)

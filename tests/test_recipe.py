@@ -11,7 +11,8 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate, Recipe
 from searchspace.space import SearchSpace
 from searchspace.training.augmentation import Augmentation
-from searchspace.training.losses import Blocks, Loss, parse_losses
+from searchspace.training.losses import Blocks, Loss, parse_losses, savings
+from studies.results.check import check
 from studies.samplers.inversion import parameters_of
 from support import trivial
 
@@ -82,6 +83,14 @@ def test_heterogeneous_blocks_save_the_channels_that_the_paper_says():
         split = Blocks((8, 4, 2, 1)).split(channels)
         assert sum(size for size, _ in split) == channels and min(s for s, _ in split) >= 0
         assert all(size % block == 0 for size, block in split)
+
+
+def test_a_check_says_what_heterogeneous_blocks_save():
+    text = "28px: 88k3, 88k3, 44k3 loss=layerwise:1@R4-2-1#1,2"
+    (line,) = check(text).as_dict()["savings"]
+    assert "stages of 88 channels" in line and "in 128 channels (-31%)" in line
+    assert line in check(text).text() and not check("28px: 88k3 loss=1").as_dict()["savings"]
+    assert "(-33%)" in savings(parse_losses("1@R8-4-2-1"), [129])[0]
 
 
 def test_recipes_that_train_alike_have_one_key():

@@ -41,9 +41,9 @@ def scored(monkeypatch):
     """The epochs that networks were scored at."""
     epochs, evaluate = [], training_module.evaluate
 
-    def counting(network, splits, config, *, epoch, folder):
+    def counting(network, splits, config, *, epoch, **rest):
         epochs.append(epoch)
-        return evaluate(network, splits, config, epoch=epoch, folder=folder)
+        return evaluate(network, splits, config, epoch=epoch, **rest)
 
     monkeypatch.setattr(training_module, "evaluate", counting)
     return epochs

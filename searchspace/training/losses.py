@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -225,3 +226,22 @@ def _stages(text: str | None) -> tuple[int, ...]:
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f"its stages are '{text}'; write numbers, such as #3 or #1,2")
     return tuple(map(int, numbers))
+
+
+def savings(losses: Sequence[Loss], channels: Sequence[int]) -> tuple[str, ...]:
+    """What each heterogeneous loss saves, in words, of stages with that many channels: how many
+    channels in blocks of its largest order would give as many maxima.
+    """
+    lines = []
+    for loss in losses:
+        if not isinstance(loss.group, Blocks):
+            continue
+        read = [channels[n - 1] for n in loss.stages or range(1, len(channels) + 1)]
+        needed = [loss.group.homogeneous_channels(count) for count in read]
+        pairs = dict.fromkeys(zip(read, needed))
+        lines.append(
+            f"Blocks {loss.group}: stages of {', '.join(str(a) for a, _ in pairs)} channels "
+            f"compare as many maxima as blocks of {loss.group.orders[0]} alone in "
+            f"{', '.join(str(b) for _, b in pairs)} channels ({sum(read) / sum(needed) - 1:+.0%})."
+        )
+    return tuple(lines)

@@ -4,7 +4,7 @@ repairs. Needs no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,9 @@ from searchspace.exactness import Verdict, exact_sizes, places, verdict
 from searchspace.geometry import size_text
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
-from searchspace.recipe import Candidate
+from searchspace.recipe import Candidate, Recipe
 from searchspace.repairs import Proposal, breakings, repair_layouts, repair_sizes
+from searchspace.training.losses import savings
 from studies.markup import Html, html, joined
 
 MOST_PLACES = 3  # of one element's losses that are told
@@ -36,6 +37,8 @@ class Checked:
     breaking: tuple[Proposal, ...]  # where it is exact: how to break it on purpose
     published: Published | None = None  # the network it was named after
     preset: str | None = None  # its name
+    # how it is trained, as far as the text says
+    recipe: Recipe = field(default_factory=Recipe)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the keys are stable.
@@ -66,7 +69,12 @@ class Checked:
             "params": self.cost.params,
             "expanded_params": self.cost.expanded_params,
             "macs": self.cost.macs,
+            "savings": list(self._savings),
         }
+
+    @property
+    def _savings(self) -> tuple[str, ...]:
+        return savings(self.recipe.losses, [s.channels for s in self.architecture.stages])
 
     @property
     def _stages(self) -> list[dict[str, Any]]:
@@ -135,6 +143,7 @@ class Checked:
             f"{self.cost.macs:,} multiply-accumulates "
             f"on {self.channels} x {size_text(self.architecture.size)} px"
         )
+        lines += self._savings
         if any(stage.dropout for stage in self.architecture.stages):
             lines.append("Dropout acts in training alone; what follows holds in evaluation.")
         return "\n".join(lines)
@@ -246,6 +255,7 @@ class Checked:
         steerable = replace(
             self.architecture,
             filters="free",
+            head="group_max",
             stages=tuple(replace(s, group=d4) for s in self.architecture.stages),
         )
         kept = verdict(steerable)
@@ -294,11 +304,12 @@ def check(
     else 1 and 10. Raises ValueError for a text that is neither an architecture nor a name, and
     lists the names.
     """
-    published, preset = None, None
+    published, preset, recipe = None, None, Recipe()
     if isinstance(architecture, str):
         preset = architecture.strip().lower()
         published = PUBLISHED.get(preset)
-        architecture = named(architecture).architecture
+        candidate = named(architecture)
+        architecture, recipe = candidate.architecture, candidate.recipe
     if size is not None:
         architecture = architecture.with_size(size)
     declared = Group.parse(group) if isinstance(group, str) else group
@@ -322,6 +333,7 @@ def check(
         breaking=breakings(architecture, declared, **images) if found.unshifted else (),
         published=published,
         preset=preset if published else None,
+        recipe=recipe,
     )
 
 

@@ -109,6 +109,7 @@ class _Answers:
             "exact": exact,
             "input_size": architecture.size[0],
             "head": architecture.head,
+            "block_head": architecture.head,
             "filters": architecture.filters,
             "dropout": dropout.kind,
             "dropout_rate": dropout.rate,

@@ -107,12 +107,18 @@ def random_architecture(
             return Architecture(
                 (height, width),
                 stages,
-                rng.choice(("group_max", "group_mean", "none")),
+                _head(rng, stages),
                 filters,
                 entry,
             )
         except ValueError:
             continue
+
+
+def _head(rng: random.Random, stages: tuple[Stage, ...]) -> str:
+    if stages[-1].group.order == 1 and rng.random() < 0.3:
+        return rng.choice(("block_max:C2", "block_max:C4", "block_max:D4"))
+    return rng.choice(("group_max", "group_mean", "none"))
 
 
 def random_candidate(rng: random.Random, groups: tuple[str, ...] = GRID) -> Candidate:

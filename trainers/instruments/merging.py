@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from searchspace.function.heads import block_group
 from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
 from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels
@@ -205,6 +206,11 @@ def _check(network: Network, element: Element) -> None:
         raise ValueError(
             "the merge barrier moves kernels, which does not move coordinate channels; take "
             "coordinates=none"
+        )
+    if block_group(network.architecture.head) is not None:
+        raise ValueError(
+            "the merge barrier permutes channels, which a head over blocks of them tells apart; "
+            "take head=none"
         )
     if not element.on_grid or element == IDENTITY:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from searchspace.function.heads import block_group
 from searchspace.groups import TRIVIAL, Group
 from trainers.networks.convolution import Block, Convolution
 from trainers.networks.kernels import fourier
@@ -107,9 +108,10 @@ def description(network: Network) -> dict[str, Any]:
         if stage.invariant_fields:
             described_stage["invariant"] = [stage.invariant_fields, stage.group.order]
         stages.append(described_stage)
+    blocks = block_group(architecture.head)
     head = {
-        "kind": architecture.head,
-        "order": network.order,
+        "kind": architecture.head if blocks is None else "block_max",
+        "order": network.order if blocks is None else blocks.order,
         "features": network.linear.in_features,
         "classes": network.classes,
     }

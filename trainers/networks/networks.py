@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from searchspace.architecture import Architecture, Filters, Stage
 from searchspace.function.coordinates import extra_channels
+from searchspace.function.heads import block_group, num_features
 from searchspace.groups import TRIVIAL, Group
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
@@ -23,7 +24,7 @@ from trainers.networks.filters import Parametrisation, expand
 from trainers.networks.kernels import maxima
 from trainers.networks.normalization import Pooling
 from trainers.networks.orbit import averaged, orbit_of
-from trainers.networks.plain import InvariantFields, Subsample, with_coordinates
+from trainers.networks.plain import InvariantFields, Subsample, block_maxima, with_coordinates
 
 
 def build(architecture: Architecture, *, channels: int, classes: int, seed: int = 0) -> Network:
@@ -107,7 +108,7 @@ class Network(nn.Module):
                 Dropout(stage.dropout, stage.group.order) if stage.dropout else nn.Identity()
             )
         self.order = architecture.group.order
-        features = channels if architecture.head == "none" else channels // self.order
+        features = num_features(architecture.head, channels, self.order)
         # torch's own initialisation draws from the global generator
         with torch.random.fork_rng(devices=[]):
             self.linear = nn.Linear(features, classes)
@@ -221,7 +222,10 @@ class Network(nn.Module):
 
     def _classify(self, maps: Tensor) -> Tensor:
         features = maps.mean((2, 3), dtype=self.linear.weight.dtype)
-        if self.architecture.head != "none":
+        blocks = block_group(self.architecture.head)
+        if blocks is not None:
+            features = block_maxima(features, blocks.order)
+        elif self.architecture.head != "none":
             fields = features.unflatten(1, (-1, self.order))
             features = fields.amax(2) if self.architecture.head == "group_max" else fields.mean(2)
         with torch.autocast(maps.device.type, enabled=False):

@@ -14,7 +14,8 @@ The description is a dict of numbers and strings:
     convolution  {"in", "out", "kernel", "stride", "padding": [before, after], "dilation", "mode"}
     step    {"kind", "kernel", "stride", "padding": [before, after], "ceil", "output", "mode",
              "channels"}
-    head    {"kind": "group_max" | "group_mean" | "none", "order": channels of a field, "features",
+    head    {"kind": "group_max" | "group_mean" | "block_max" | "none",
+             "order": channels of a field or block, "features",
              "classes"}
     coordinates  may be left out: "x", "y", "xy" or "radius", channels that follow those of the
             image behind the entry
@@ -222,9 +223,20 @@ class Block(nn.Module):
         return F.relu(out if self.skip is None else out + self.skip(maps), inplace=True)
 
 
+def block_maxima(features, order):
+    """The maximum over consecutive blocks of `order` features [batch, blocks]; a last smaller block
+    is one by itself.
+    """
+    whole = features.shape[1] // order * order
+    maxima = features[:, :whole].reshape(features.shape[0], -1, order).amax(2)
+    if whole == features.shape[1]:
+        return maxima
+    return torch.cat([maxima, features[:, whole:].amax(1, keepdim=True)], 1)
+
+
 class Head(nn.Module):
-    """Spatial mean, then the maximum or mean over the channels of each field (or all channels),
-    then a linear layer.
+    """Spatial mean, then the maximum or mean over the channels of each field or block (or all
+    channels), then a linear layer.
     """
 
     def __init__(self, spec):
@@ -235,7 +247,9 @@ class Head(nn.Module):
     def forward(self, maps):
         """The logits [batch, classes]."""
         features = maps.mean((2, 3))
-        if self.kind != "none":
+        if self.kind == "block_max":
+            features = block_maxima(features, self.order)
+        elif self.kind != "none":
             fields = features.reshape(features.shape[0], -1, self.order)
             features = fields.amax(2) if self.kind == "group_max" else fields.mean(2)
         return self.linear(features)

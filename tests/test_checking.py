@@ -19,6 +19,7 @@ KEYS = {
     "family",
     "orbit",
     "coordinates",
+    "savings",
     "group",
     "exact",
     "grid_exact",

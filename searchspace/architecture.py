@@ -24,7 +24,7 @@ from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
 from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Layer, layers_of
 from searchspace.subsampling import Subsampling
-from searchspace.weights.relaxation import Relaxation, intersection
+from searchspace.weights.relaxation import Relaxation
 
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
 Filters = Literal["free", "basis"]
@@ -314,7 +314,7 @@ class Architecture:
         groups: list[Group] = []
         for stage in self.stages:
             own = stage.certain_group
-            groups.append(intersection(groups[-1], own) if groups else own)
+            groups.append(groups[-1] & own if groups else own)
         return tuple(groups)
 
     @property
@@ -365,61 +365,6 @@ class Architecture:
         """
         return replace(self, size=(height, height if width is None else width))
 
-    def relaxed(self, stage: int, group: Group) -> Architecture:
-        """The architecture whose stages from `stage` (counted from 1) on are held to the elements
-        that `group` shares with theirs, with the channels of before: a trained network can be
-        carried over with its function kept (`trainers.networks.relaxing`).
-
-        Raises ValueError where that is not a relaxation, or no weights of it give the same
-        function.
-        """
-        if not 1 <= stage <= len(self.stages):
-            raise ValueError(
-                f"there is no stage {stage} to relax; the architecture has stages 1 to "
-                f"{len(self.stages)}"
-            )
-        before = self.stages[stage - 1].group
-        if not group < before:
-            smaller = ", ".join(map(str, before.subgroups()[:-1]))
-            raise ValueError(
-                f"{group} is not a proper subgroup of {before}, the group of stage {stage}; "
-                + (f"choose one of {smaller}" if smaller else "it cannot be relaxed any further")
-            )
-        relaxed = replace(
-            self,
-            stages=tuple(
-                s if number < stage else _held_to(s, group)
-                for number, s in enumerate(self.stages, start=1)
-            ),
-        )
-        self._require_same_function(relaxed)
-        return relaxed
-
-    def _require_same_function(self, relaxed: Architecture) -> None:
-        """Raises ValueError where no weights of the relaxed architecture give the function that
-        trained weights of this one have.
-        """
-        if self.head == "group_max" and relaxed.group != self.group:
-            raise ValueError(
-                f"the head takes the maximum over the fields of {self.group}, which a head over "
-                f"{relaxed.group} cannot: relaxing the last stage keeps the function with "
-                "head=group_mean or head=none only"
-            )
-        for number, (before, after) in enumerate(zip(self.stages, relaxed.stages), start=1):
-            if before.invariant_fields and before.group != after.group:
-                raise ValueError(
-                    f"stage {number} pools fields over {before.group}, which fields of "
-                    f"{after.group} cannot: relax a later stage, or take i0"
-                )
-        kept = {(layer.stage, layer.name) for layer in relaxed.layers}
-        lost = next((x for x in self.layers if (x.stage, x.name) not in kept), None)
-        if lost is not None:
-            raise ValueError(
-                f"relaxed, stage {lost.stage} has the fields of the stage before, so that its skip "
-                "connection has no weights any more and the trained ones are lost; relax a later "
-                "stage, or to another group"
-            )
-
     def canonical(self, *, keep_repeats: bool = False) -> Architecture:
         """The simplest architecture that builds the same network; equal networks by description
         have equal canonical forms.
@@ -452,12 +397,6 @@ class Architecture:
             entry=None if self.entry is None else self.entry.simplest(self.size),
             head="none" if self.group == TRIVIAL and not block_group(self.head) else self.head,
         )
-
-
-def _held_to(stage: Stage, group: Group) -> Stage:
-    """The stage with as many channels, as fields of what `group` and its own share."""
-    shared = stage.group & group
-    return replace(stage, group=shared, fields=stage.channels // shared.order)
 
 
 def _written_out(stage: Stage) -> Iterator[Stage]:

@@ -2,6 +2,8 @@
 have, and training goes on from there.
 """
 
+import copy
+
 import pytest
 import torch
 from test_layerwise import network
@@ -9,10 +11,11 @@ from test_train import DIGITS, config
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from searchspace.weights.relaxed import relaxed
 from trainers.actions import act
 from trainers.data.datasets import load
 from trainers.networks.networks import build
-from trainers.networks.relaxing import Relaxation, relax
+from trainers.networks.relaxing import Relaxation, relax, require_same_function
 from trainers.training.inheritance import Training, begin, carry_over
 from trainers.training.step import build_optimizer
 from trainers.training.train import start, train
@@ -55,28 +58,50 @@ def step_at_rest(model, optimizer):
 def test_relaxing_any_stage_to_any_subgroup_keeps_the_function(text):
     model = network(text).double()
     for number, group in relaxations(text):
-        relaxed = relax(model, model.architecture.relaxed(number, group))
-        stage = relaxed.architecture.stages[number - 1]
+        inheriting = relax(model, relaxed(model.architecture, number, group))
+        stage = inheriting.architecture.stages[number - 1]
         assert (
             stage.group == group
             and stage.channels == model.architecture.stages[number - 1].channels
         )
         for images in (IMAGES, act(IMAGES, Group.parse("D4").elements[5])):
-            assert torch.allclose(relaxed(images), model(images), rtol=0, atol=1e-10)
+            assert torch.allclose(inheriting(images), model(images), rtol=0, atol=1e-10)
 
 
 def test_a_basis_keeps_the_function_to_the_rounding_of_its_samples():
     model = network("17px: 2k3@C8 max2/2, 2k3 head=none").double()
     for number, group in relaxations(str(model.architecture)):
-        relaxed = relax(model, model.architecture.relaxed(number, group))
-        assert relaxed.architecture.filters == "basis"
-        assert torch.allclose(relaxed(IMAGES), model(IMAGES), rtol=0, atol=1e-6)
+        inheriting = relax(model, relaxed(model.architecture, number, group))
+        assert inheriting.architecture.filters == "basis"
+        assert torch.allclose(inheriting(IMAGES), model(IMAGES), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", [RESIDUAL.format("group_max"), PLAIN_STAGES.format("none")])
+@torch.no_grad()
+def test_a_pathway_keeps_the_function_and_the_head_at_any_stage(text):
+    model = network(text).double()
+    for number, group in relaxations(text):
+        architecture = relaxed(model.architecture, number, group, pathway=True)
+        annotation = architecture.stages[number - 1].annotation
+        assert annotation == f"{model.architecture.stages[number - 1].group}+{group}"
+        inheriting = relax(model, architecture)
+        assert torch.equal(inheriting(IMAGES), model(IMAGES))
+        assert torch.equal(inheriting.train()(IMAGES), copy.deepcopy(model).train()(IMAGES))
+
+
+def test_a_pathway_begins_to_train_at_once():
+    model = network("16px: 3k3@C4 max2/2, 3k3").double()
+    inheriting = relax(model, relaxed(model.architecture, 1, Group.parse("C1"), pathway=True))
+    images = torch.rand(8, 1, 16, 16, dtype=torch.float64)
+    inheriting(images).square().sum().backward()
+    gradient = inheriting.get_parameter("stages.0.0.convolutions.0.soft.further.0.filters").grad
+    assert gradient is not None and float(gradient.norm()) > 1e-6
 
 
 def test_relaxing_twice_is_relaxing_both_stages_at_once():
     model = network(PLAIN_STAGES.format("none")).double()
-    once = model.architecture.relaxed(3, Group.parse("C2"))
-    both = once.relaxed(2, Group.parse("C4"))
+    once = relaxed(model.architecture, 3, Group.parse("C2"))
+    both = relaxed(once, 2, Group.parse("C4"))
     assert [str(s.group) for s in both.stages] == ["D4", "C4", "C2"]
     direct, in_turn = relax(model, both), relax(relax(model, once), both)
     assert all(
@@ -93,10 +118,10 @@ def test_the_next_step_of_its_own_momentum_moves_the_function_alike(text, optimi
     parent = state(model, build_optimizer(model, settings))
     saved = parent.state_dict()
     for number, group in relaxations(text)[::6]:
-        architecture = model.architecture.relaxed(number, group)
-        relaxed = relax(model, architecture)
-        child = build_optimizer(relaxed, settings)
-        carry_over(saved, Relaxation(model, architecture), relaxed, child)
+        architecture = relaxed(model.architecture, number, group)
+        inheriting = relax(model, architecture)
+        child = build_optimizer(inheriting, settings)
+        carry_over(saved, Relaxation(model, architecture), inheriting, child)
         again = build(model.architecture, channels=1, classes=5).double().eval()
         again.load_state_dict(model.state_dict())
         mine = build_optimizer(again, settings)
@@ -107,25 +132,25 @@ def test_the_next_step_of_its_own_momentum_moves_the_function_alike(text, optimi
                     group_of["eps"] = 1e-30
         moved = step_at_rest(again, mine)(IMAGES)
         assert not torch.allclose(moved, model(IMAGES), atol=1e-4)
-        assert torch.allclose(step_at_rest(relaxed, child)(IMAGES), moved, rtol=0, atol=1e-10)
+        assert torch.allclose(step_at_rest(inheriting, child)(IMAGES), moved, rtol=0, atol=1e-10)
 
 
 def test_equivariance_is_kept_at_first_and_lost_by_training():
     model = network("16px: 3k3@D4 max2/2, 3k3 head=group_mean").double()
-    relaxed = relax(model, model.architecture.relaxed(2, Group.parse("D1")))
+    inheriting = relax(model, relaxed(model.architecture, 2, Group.parse("D1")))
     images = torch.rand(12, 1, 16, 16, dtype=torch.float64)
 
     def errors():
         return [
-            float((relaxed(act(images, e)) - relaxed(images)).abs().max().detach())
+            float((inheriting(act(images, e)) - inheriting(images)).abs().max().detach())
             for e in Group.parse("D4").elements
         ]
 
     assert max(errors()) < 1e-12
-    optimizer = torch.optim.SGD(relaxed.parameters(), 0.1)
+    optimizer = torch.optim.SGD(inheriting.parameters(), 0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        relaxed(images).square().mean().backward()
+        inheriting(images).square().mean().backward()
         optimizer.step()
     after = dict(zip(Group.parse("D4").elements, errors()))
     for element, error in after.items():
@@ -135,7 +160,7 @@ def test_equivariance_is_kept_at_first_and_lost_by_training():
 @torch.no_grad()
 def test_a_new_skip_connection_is_the_identity_in_training_too():
     model = network("17px: 4k3@C4, 4k3r, 4k3r head=none").double()
-    architecture = model.architecture.relaxed(3, Group.parse("C2"))
+    architecture = relaxed(model.architecture, 3, Group.parse("C2"))
     measured = relax(model, architecture, images=IMAGES)
     assert torch.allclose(measured(IMAGES), model(IMAGES), rtol=0, atol=1e-10)
     block = measured.stages[2][0]
@@ -145,6 +170,17 @@ def test_a_new_skip_connection_is_the_identity_in_training_too():
     assert torch.allclose(added.sum(1), maps.sum(1), atol=1e-3 * float(maps.sum(1).abs().max()))
 
 
+def test_a_function_that_is_not_kept_is_refused():
+    model = network("12px: 4k3@C4, 4k3 head=none")
+    other = relax(model, relaxed(model.architecture, 2, Group.parse("C2")))
+    images = torch.rand(4, 1, 12, 12)
+    require_same_function(model, other, images)
+    with torch.no_grad():
+        other.linear.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="cannot take over its function"):
+        require_same_function(model, other, images)
+
+
 @pytest.mark.parametrize(
     "text,stage,group,message",
     [
@@ -152,13 +188,14 @@ def test_a_new_skip_connection_is_the_identity_in_training_too():
         ("16px: 4k3@C4, 4k3", 2, "D1", "not a proper subgroup of C4.*C1, C2"),
         ("16px: 4k3@C4, 4k3", 2, "C4", "not a proper subgroup"),
         ("16px: 4k3", 1, "C1", "cannot be relaxed any further"),
-        ("16px: 4k3@C4, 4k3 head=group_max", 2, "C2", "group_mean or head=none"),
+        ("16px: 4k3@C4, 4k3 head=group_max", 2, "C2", "pathway, or take head=group_mean"),
+        ("16px: 4k3@C4, 4k3@C4+C2 head=none", 1, "C1", "stage 2 is relaxed already"),
         ("16px: 4k3@D4, 8k3r@C4 head=none", 1, "C4", "skip connection has no weights"),
     ],
 )
 def test_what_cannot_be_relaxed_is_said(text, stage, group, message):
     with pytest.raises(ValueError, match=message):
-        Architecture.parse(text).relaxed(stage, Group.parse(group))
+        relaxed(Architecture.parse(text), stage, Group.parse(group))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +217,7 @@ def test_a_training_begins_with_the_weights_of_another_and_goes_on(tmp_path):
     whole, epochs = Architecture.parse("12px: 4k3@C4 max2/2, 4k3 head=none"), config()
     parent = Training(whole, epochs, tmp_path / "parent")
     scores = train(whole, epochs, parent.directory, 4, splits=splits)
-    child = Training(whole.relaxed(2, Group.parse("C2")), epochs, tmp_path / "child")
+    child = Training(relaxed(whole, 2, Group.parse("C2")), epochs, tmp_path / "child")
     begin(child, parent, 3, lambda: splits)
     begun = start(child.architecture, child.config, child.directory, splits)
     trained = start(whole, epochs, parent.directory, splits)
@@ -205,7 +242,7 @@ def test_a_parent_without_a_checkpoint_or_of_other_images_is_named(tmp_path):
     splits = load(DIGITS, (12, 12))
     architecture = Architecture.parse("12px: 2k3@C4, 2k3 head=none")
     parent = Training(architecture, config(), tmp_path / "parent")
-    child = Training(architecture.relaxed(2, Group.parse("C1")), config(), tmp_path / "child")
+    child = Training(relaxed(architecture, 2, Group.parse("C1")), config(), tmp_path / "child")
     with pytest.raises(ValueError, match="no checkpoint in .*parent"):
         begin(child, parent, 1, lambda: splits)
     train(architecture, config(), parent.directory, 1, splits=splits)

@@ -173,8 +173,3 @@ class Relaxation:
             return self.banks * (weights // group.order + group.order)
         filters = sum(weights // each.order for each in (group, *self.chain))
         return filters + (1 if self.kind == "pathway" else 1 + len(self.chain))
-
-
-def intersection(one: Group, other: Group) -> Group:
-    """The largest group of this form within both."""
-    return Group(math.gcd(one.rotations, other.rotations), one.mirror and other.mirror)

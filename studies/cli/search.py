@@ -137,6 +137,12 @@ def relax(
         typer.Option(min=1, help="The first stage that is relaxed; 1 is the first of all."),
     ],
     to: Annotated[str, typer.Option(metavar="GROUP", help="The smaller group, such as C2 or C1.")],
+    pathway: Annotated[
+        bool,
+        typer.Option(
+            "--pathway", help="Keep the group, and add a residual pathway to the smaller one."
+        ),
+    ] = False,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -146,11 +152,11 @@ def relax(
     format: FormatOption = Format.table,
 ) -> None:
     """Adds a trial to the study in DIR that begins with the weights and the function of TRIAL, its
-    stages from one on held to a smaller group; `resume` trains it.
+    stages from one on held to a smaller group, or given a pathway to it; `resume` trains it.
     """
     from studies.results.relax_trial import relax_lines, relax_trial
 
-    made = relax_trial(directory, trial, stage, to, epochs=epochs)
+    made = relax_trial(directory, trial, stage, to, pathway=pathway, epochs=epochs)
     print_value(made, format, "\n".join(relax_lines(directory, made)))
 
 

@@ -19,22 +19,28 @@ from studies.search.proposals import facts
 
 
 def relax_trial(
-    directory: Path | str, number: int, stage: int, group: str, *, epochs: int | None = None
+    directory: Path | str,
+    number: int,
+    stage: int,
+    group: str,
+    *,
+    pathway: bool = False,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """The new trial, which waits for `equisearch resume`: its number and text, the trial whose
     weights it begins with, and after how many epochs of the schedule.
 
-    Its stages from `stage` on are held to `group`; it trains `epochs` (None: the last third of the
-    schedule). Everything that can be refused is refused before it is written: StudyError for a
-    trial that is unknown or has no weights, for what is not a relaxation, and for what breaks a
-    constraint; LockedError while another process drives the study.
+    Its stages from `stage` on are held to `group`, or get a `pathway` to it; it trains `epochs`
+    (None: the last third of the schedule). Everything that can be refused is refused before it is
+    written: StudyError for a trial that is unknown or has no weights, for what is not a relaxation,
+    and for what breaks a constraint; LockedError while another process drives the study.
     """
     from studies.workers.launch import open_driver
 
     directory = Path(directory)
     study, records = open_study(directory)
     parent = find_trial(records, number, directory)
-    child = child_of(study, parent, directory, stage, group, epochs=epochs)
+    child = child_of(study, parent, directory, stage, group, pathway=pathway, epochs=epochs)
     _require_weights(study, parent, child, directory)
     with open_driver(directory, read_study(directory)) as driver:
         text = str(child.candidate)

@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
+from searchspace.weights.relaxed import relaxed
 from studies.config import Study
 from studies.journal.trial import inherited_key, is_feasible
 from studies.pareto import hypervolume, pareto, utilities
@@ -131,8 +132,8 @@ class Relaxing:
             choices = sorted({*self._groups, str(layer.group)})
             for name in lattice_neighbours(str(layer.group), choices):
                 with suppress(ValueError):  # of what cannot keep the function, and larger groups
-                    relaxed = candidate.architecture.relaxed(stage, Group.parse(name))
-                    yield Candidate(relaxed, candidate.recipe)
+                    child = relaxed(candidate.architecture, stage, Group.parse(name))
+                    yield Candidate(child, candidate.recipe)
 
 
 def _tournament(parents: int, rng: numpy.random.Generator) -> list[int]:

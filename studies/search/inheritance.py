@@ -15,6 +15,7 @@ from shlex import quote
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
+from searchspace.weights.relaxed import relaxed
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.folders import CHECKPOINTS, TRIALS
@@ -89,10 +90,11 @@ def child_of(
     stage: int,
     group: str,
     *,
+    pathway: bool = False,
     epochs: int | None = None,
 ) -> Child:
-    """The child of `parent` whose stages from `stage` on are relaxed to `group`, which trains
-    `epochs` (None: the last third of the schedule).
+    """The child of `parent` whose stages from `stage` on are relaxed to `group`, by a `pathway` to
+    it or wholly, which trains `epochs` (None: the last third of the schedule).
 
     Raises StudyError for a parent that is not trained or has no checkpoint, and where that is not a
     relaxation that keeps the function.
@@ -110,7 +112,7 @@ def child_of(
         )
     candidate = Candidate.parse(parent.architecture).with_learning_rate(parent.learning_rate)
     try:
-        architecture = candidate.architecture.relaxed(stage, Group.parse(group))
+        architecture = relaxed(candidate.architecture, stage, Group.parse(group), pathway=pathway)
     except ValueError as error:
         raise StudyError(f"trial {parent.number} cannot be relaxed so: {error}") from None
     return Child(Candidate(architecture, candidate.recipe), parent.number, taken_up(study, epochs))

@@ -5,7 +5,8 @@ channels in another order (`trainers.networks.filters.restricted_order`). The we
 convolution, its channels in that order, is equivariant under H too, so that parameters of H give
 it: it is EquiNAS's relaxation morphism (Maile et al., arXiv:2210.05484). What trains on from there
 has |G|/|H| times the parameters. In training mode the function may differ: batch statistics are
-taken over the smaller fields.
+taken over the smaller fields. A residual pathway begins with filters of 0, and changes nothing in
+training either.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.groups import TRIVIAL, Group
+from searchspace.weights.relaxed import relaxed
 from trainers.networks.convolution import Convolution
 from trainers.networks.filters import Parametrisation, expand, restricted_order
 from trainers.networks.networks import Network, build
@@ -30,9 +32,9 @@ MOST_MISSED = 1e-4
 
 @torch.no_grad()
 def relax(network: Network, architecture: Architecture, *, images: Tensor | None = None) -> Network:
-    """A network of `architecture` (`Architecture.relaxed`) with the function of `network`, in its
-    dtype and mode, on its device. Raises ValueError if the architecture is not a relaxation of the
-    network's.
+    """A network of `architecture` (`searchspace.weights.relaxed`) with the function of `network`,
+    in its dtype and mode, on its device. Raises ValueError if the architecture is not a relaxation
+    of the network's.
 
     Free filters keep the function to rounding, those of a basis to about 1e-6. A skip connection
     that was the identity and gets weights stands as the identity; with `images` [batch, channel,
@@ -41,10 +43,10 @@ def relax(network: Network, architecture: Architecture, *, images: Tensor | None
     """
     relaxation = Relaxation(network, architecture)
     state = relaxation.moved(network.state_dict())
-    state |= relaxation.identities(images)
-    relaxed = copy.deepcopy(relaxation.after)
-    relaxed.load_state_dict(state)
-    return relaxed.train(network.training)
+    state |= relaxation.identities(images) | relaxation.pathways()
+    child = copy.deepcopy(relaxation.after)
+    child.load_state_dict(state)
+    return child.train(network.training)
 
 
 @torch.no_grad()
@@ -126,16 +128,16 @@ class Relaxation:
         those of the relaxed network; what `values` lacks is left out.
         """
         moved: dict[str, Tensor] = {}
-        for name, (before, after) in self._pairs.items():
-            for part in ("weight", "bias", "running_mean", "running_var"):
-                if (value := values.get(f"{name}.norm.{part}")) is not None:
-                    moved[f"{name}.norm.{part}"] = value.repeat_interleave(_copies(before, after))
-            if (filters := values.get(f"{name}.filters")) is not None:
-                moved[f"{name}.filters"] = _filters(filters, before, after)
-        if (weight := values.get("linear.weight")) is not None:
-            moved["linear.weight"] = self._linear(weight)
-        if (bias := values.get("linear.bias")) is not None:
-            moved["linear.bias"] = bias.clone()
+        for name, value in values.items():
+            pair, part = self._pair_of(name), name.rpartition(".")[2]
+            if name == "linear.weight":
+                moved[name] = self._linear(value)
+            elif pair is None or _unchanged(*pair):
+                moved[name] = value.clone()
+            elif part == "filters":
+                moved[name] = _filters(value, *pair)
+            else:
+                moved[name] = value.repeat_interleave(_copies(*pair))
         return moved
 
     def copies(self, name: str) -> int:
@@ -176,6 +178,17 @@ class Relaxation:
             return weight[:, order.to(weight.device)]
         return weight.repeat_interleave(self._head_copies, 1) / self._head_copies
 
+    def pathways(self) -> dict[str, Tensor]:
+        """The parameters and buffers of the pathways that only the relaxed network has, whose
+        filters are 0.
+        """
+        theirs = self.before.state_dict()
+        return {
+            name: torch.zeros_like(value) if name.endswith(".filters") else value
+            for name, value in self.after.state_dict().items()
+            if ".soft." in name and name not in theirs
+        }
+
     def identities(self, images: Tensor | None) -> dict[str, Tensor]:
         """The parameters and statistics of `new` convolutions under which each is the identity."""
         state: dict[str, Tensor] = {}
@@ -210,6 +223,23 @@ class Relaxation:
         return mean.to(module.norm.bias), variance.to(module.norm.bias)
 
 
+@torch.no_grad()
+def require_same_function(network: Network, other: Network, images: Tensor) -> None:
+    """Raises ValueError where the logits of two networks in evaluation differ on the images by more
+    than the rounding of float32.
+    """
+    training = network.training, other.training
+    mine, theirs = network.eval()(images), other.eval()(images)
+    network.train(training[0])
+    other.train(training[1])
+    apart, size = float((mine - theirs).abs().max()), float(mine.abs().max())
+    if not apart <= MOST_MISSED * max(size, 1.0):
+        raise ValueError(
+            f"the relaxed network's logits differ from the trained network's by {apart:.2g} "
+            f"(of {size:.2g}): '{other.architecture}' cannot take over its function"
+        )
+
+
 def require_relaxation(before: Architecture, after: Architecture) -> None:
     """Raises ValueError that says in what `after` is not a relaxation of `before`."""
     for number, (old, new) in enumerate(zip(before.stages, after.stages), start=1):
@@ -226,8 +256,11 @@ def require_relaxation(before: Architecture, after: Architecture) -> None:
             )
     same = before
     for number, stage in enumerate(after.stages[: len(before.stages)], start=1):
-        if stage.group < same.stages[number - 1].group:
-            same = same.relaxed(number, stage.group)
+        here, relaxation = same.stages[number - 1], stage.relaxation
+        if stage.group < here.group:
+            same = relaxed(same, number, stage.group)
+        elif relaxation is not None and here.relaxation is None and relaxation.kind == "pathway":
+            same = relaxed(same, number, relaxation.chain[0], pathway=True)
     if same != after:
         raise ValueError(
             f"'{after}' is not a relaxation of the trained '{before}', such as '{same}': weights "
@@ -237,6 +270,10 @@ def require_relaxation(before: Architecture, after: Architecture) -> None:
 
 def _copies(before: Convolution, after: Convolution) -> int:
     return before.parametrisation.group.order // after.parametrisation.group.order
+
+
+def _unchanged(before: Convolution, after: Convolution) -> bool:
+    return before.parametrisation == after.parametrisation and before.source == after.source
 
 
 def _copied(before: Convolution, after: Convolution) -> bool:
@@ -255,8 +292,6 @@ def _order(channels: int, group: Group, subgroup: Group) -> Tensor:
 
 def _filters(values: Tensor, before: Convolution, after: Convolution) -> Tensor:
     """Values of the filters' parameters as those of the relaxed convolution's."""
-    if before.parametrisation == after.parametrisation and before.source == after.source:
-        return values.clone()
     constants = _constants(before.parametrisation, values)
     weight = before.weight(expand(values, before.parametrisation, constants, training=False))
     out, group = before.parametrisation.group, after.parametrisation.group

@@ -25,7 +25,7 @@ from searchspace.architecture import Architecture
 from trainers.data.datasets import Splits, batch, normaliser
 from trainers.devices import pick_device
 from trainers.networks.networks import Network, build
-from trainers.networks.relaxing import Relaxation, relax
+from trainers.networks.relaxing import Relaxation, relax, require_same_function
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
 from trainers.training.config import TrainingConfig
@@ -47,18 +47,20 @@ def begin(child: Training, parent: Training, epoch: int, load_splits: Callable[[
     the child has one; only then the images are read.
 
     Raises ValueError where the parent has no checkpoint, its images had other channels or classes,
-    or the child's architecture is not a relaxation of the parent's; OSError where the checkpoint
-    cannot be written.
+    or the child's architecture is not a relaxation of the parent's that has its function; OSError
+    where the checkpoint cannot be written.
     """
     owner = checkpoint.fingerprint(child.architecture, child.config)
     if checkpoint.read(child.directory, owner) is not None:
         return
     splits = load_splits()
     before, saved = _trained(parent, splits)
-    device = pick_device(child.config.training.device)
-    images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), device)
-    prepared = normaliser(splits.mean, splits.std, device)(images)
-    network = relax(before.to(device), child.architecture, images=prepared)
+    cpu = torch.device("cpu")  # where convolutions are not rounded to fewer digits
+    images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), cpu)
+    prepared = normaliser(splits.mean, splits.std, cpu)(images)
+    network = relax(before, child.architecture, images=prepared)
+    require_same_function(before, network, prepared[:8])
+    network = network.to(pick_device(child.config.training.device))
     optimizer = build_optimizer(network, child.config)
     carry_over(saved["optimizer"], Relaxation(before, child.architecture), network, optimizer)
     child.directory.mkdir(parents=True, exist_ok=True)

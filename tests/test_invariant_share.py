@@ -12,6 +12,7 @@ from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from searchspace.space import SearchSpace
+from searchspace.weights.relaxed import relaxed
 from studies.results.check import check
 from trainers.actions import act, act_on_fields
 from trainers.networks.fold import fold
@@ -86,9 +87,9 @@ def test_shares_beyond_one_are_refused(share):
 
 def test_a_stage_with_a_share_is_not_relaxed():
     architecture = Architecture.parse("9px: 4k3@C4, 4k3i0.5, 4k3 head=group_mean")
-    assert architecture.relaxed(3, Group.parse("C2"))
+    assert relaxed(architecture, 3, Group.parse("C2"))
     with pytest.raises(ValueError, match="stage 2 pools fields over C4"):
-        architecture.relaxed(2, Group.parse("C2"))
+        relaxed(architecture, 2, Group.parse("C2"))
 
 
 def test_a_space_offers_shares_to_stages_with_a_group():

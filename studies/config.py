@@ -186,11 +186,13 @@ def parse(
     name: str = "study",
     beside: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    reading: bool = False,
 ) -> Study:
     """The validated study in a YAML text; `name` stands in messages. Raises StudyFileError.
 
     With `beside`, the folder of the text's file, data paths become absolute; without, they stay as
-    they are.
+    they are. `reading`: what was searched is only looked at, so whether networks can have the
+    width that the space asks for is not tried.
     """
     try:
         content = read_yaml(text)
@@ -215,7 +217,7 @@ def parse(
     if wrong:
         raise StudyFileError("\n".join(wrong))
     try:
-        return Study.model_validate(content)
+        return Study.model_validate(content, context={"reading": reading})
     except ValidationError as error:
         raise StudyFileError(explain(error, Study, text, name, list(given))) from None
     except (RecursionError, OverflowError):

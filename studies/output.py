@@ -7,15 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeGuard
 
 from studies.terminal import is_terminal, lasting, one_line, shown, styled
+from trainers.text_table import Column, table_lines
 
-# columns of a table that is written to a file or pipe: wide enough to keep architectures on one
-# line
-PIPE_WIDTH = 240
 PROSE_WIDTH = 100  # columns where no terminal says how many
 
 
@@ -25,14 +22,6 @@ class Format(str, Enum):
     table = "table"
     json = "json"
     csv = "csv"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table: its title, and whether numbers are aligned right."""
-
-    title: str
-    right: bool = False
 
 
 def print_json(value: Any) -> None:
@@ -94,9 +83,20 @@ def flattened(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def print_table(
     columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None = None
 ) -> None:
-    """Prints a table that fits the terminal, or one wide enough for everything into a pipe; `width`
-    columns if given.
+    """Prints a table that fits the terminal, with long cells on several lines, or into a pipe one
+    with every row on one line; `width` columns if given.
     """
+    rows = [[shown(one_line(cell), sys.stdout) for cell in row] for row in cells]
+    if width is None and not is_terminal(sys.stdout):
+        styled(sys.stdout).write("\n".join(table_lines(columns, rows)) + "\n")
+    else:
+        _print_folded(columns, rows, width)
+
+
+def _print_folded(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None
+) -> None:
+    """The same layout by rich, which folds cells and highlights titles."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -110,10 +110,10 @@ def print_table(
             overflow="fold",
             no_wrap=column.right,
         )
-    for row in cells:
-        table.add_row(*(Text(shown(one_line(cell), sys.stdout)) for cell in row))
+    for row in rows:
+        table.add_row(*map(Text, row))
     stream = styled(sys.stdout)
-    console = Console(file=stream, width=width or (None if is_terminal(sys.stdout) else PIPE_WIDTH))
+    console = Console(file=stream, width=width)
     with console.capture() as capture:
         console.print(table)
     stream.write("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()) + "\n")

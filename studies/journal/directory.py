@@ -149,10 +149,10 @@ def open_directory(
         raise
 
 
-def read_study(directory: str | Path) -> Study:
+def read_study(directory: str | Path, *, reading: bool = False) -> Study:
     """The study of a directory, with the definition of symmetry accuracy that it was started with.
 
-    Raises StudyError if it holds none.
+    `reading` as in `studies.config.parse`. Raises StudyError if it holds none.
     """
     path = Path(directory) / STUDY
     if not path.is_file():
@@ -162,7 +162,7 @@ def read_study(directory: str | Path) -> Study:
         )
     text = path.read_text(encoding="utf-8")
     try:
-        return as_stored(parse(text, name=str(path)))
+        return as_stored(parse(text, name=str(path), reading=reading))
     except StudyFileError as error:
         from studies.journal.stored import as_an_earlier_version
 

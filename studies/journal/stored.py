@@ -40,7 +40,7 @@ def read_stored(directory: str | Path) -> Study:
     Raises StudyError if there is no study, and for a file that no version accepted.
     """
     try:
-        return read_study(directory)
+        return read_study(directory, reading=True)
     except StudyFileError:
         study = as_an_earlier_version((Path(directory) / STUDY).read_text(encoding="utf-8"))
         if study is None:
@@ -65,7 +65,7 @@ def leniently(content: Mapping[str, Any]) -> Study | None:
     refused: list[tuple[tuple[str, ...], Any]] = []
     while True:
         try:
-            study: Study = _Stored.model_validate(content)
+            study: Study = _Stored.model_validate(content, context={"reading": True})
             break
         except ValidationError as error:
             places = {_place(content, problem["loc"]) for problem in error.errors()}

@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.lock import StudyLock
+
+if TYPE_CHECKING:
+    from trainers.data.datasets import Splits
+    from trainers.networks.networks import Network
 
 
 def train_one(
@@ -32,8 +36,7 @@ def train_one(
     `note` receives what a user should know of the settings. Raises LockedError while another
     process trains there, ValueError for settings under which nothing can be learned.
     """
-    from trainers.data.datasets import load, normalise
-    from trainers.instruments.accuracy import accuracy_by_angle
+    from trainers.data.datasets import load
     from trainers.process import tune_process
     from trainers.training.config import check_training
     from trainers.training.train import start, train
@@ -49,25 +52,30 @@ def train_one(
             architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch
         )
         network = start(architecture, config, directory, splits).network
-    curve = accuracy_by_angle(
-        network,
-        splits.validation.pixels,
-        splits.validation.labels,
-        step=study.symmetry.angles,
-        normalise=partial(normalise, mean=splits.mean, std=splits.std),
-    )
-    angles = {
-        f"{degrees:g}": accuracy.value for degrees, accuracy in zip(curve.degrees, curve.accuracies)
-    }
     return {
         "architecture": str(candidate),
         "scores": scores.as_dict(),
-        "accuracy_by_angle": angles,
+        "accuracy_by_angle": _accuracy_by_angle(network, splits, study.symmetry.angles),
         "seconds": scores.seconds,
         "epochs": scores.epoch,
         "seed": seed,
         "num_validation": len(splits.validation.labels),
     }
+
+
+def _accuracy_by_angle(network: Network, splits: Splits, step: int) -> dict[str, float]:
+    """Accuracy on the validation images turned by 0, `step`, 2 `step` ... degrees."""
+    from trainers.data.datasets import normalise
+    from trainers.instruments.accuracy import accuracy_by_angle
+
+    curve = accuracy_by_angle(
+        network,
+        splits.validation.pixels,
+        splits.validation.labels,
+        step=step,
+        normalise=partial(normalise, mean=splits.mean, std=splits.std),
+    )
+    return {f"{degrees:g}": share.value for degrees, share in zip(curve.degrees, curve.accuracies)}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from trainers.instruments.layerwise import MatchedStage, Steerability
 from trainers.instruments.lie import LieDerivative
 from trainers.instruments.merging import MergeBarrier
 from trainers.instruments.proportions import Proportion
+from trainers.text_table import Column, table_lines
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,8 @@ def generators(group: Group) -> tuple[Element, ...]:
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if n == 0 else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in (header, *rows)
-    ]
-    return "\n".join([title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    columns = [Column(name, right=number > 0) for number, name in enumerate(header)]
+    return "\n".join([title, *table_lines(columns, rows, rule="-")])
 
 
 def _share(share: Proportion | None) -> tuple[str, str]:

@@ -125,13 +125,9 @@ def predict(
                 confidences[row, start : start + len(best)] = confidence
                 if plan.needed[row] == IDENTITY:
                     upright.append(logits.cpu())
+    places, upright_logits = list(plan.rows), torch.cat(upright) if upright else None
     return Predictions(
-        elements,
-        classes[list(plan.rows)],
-        confidences[list(plan.rows)],
-        shared,
-        len(plan.needed),
-        torch.cat(upright) if upright else None,
+        elements, classes[places], confidences[places], shared, len(plan.needed), upright_logits
     )
 
 

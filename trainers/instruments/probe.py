@@ -28,6 +28,7 @@ from trainers.instruments.twosample import (
     plain,
 )
 from trainers.settings import Data
+from trainers.text_table import Column, table_lines
 
 # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
 LARGEST = 16
@@ -399,10 +400,8 @@ def _class_table(probe: Probe) -> list[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
+    """The rows under the first one."""
+    return table_lines([Column(title) for title in rows[0]], rows[1:], rule="-")
 
 
 def p_text(p: float) -> str:

@@ -18,7 +18,7 @@ from studies.config import Study
 from trainers.files import write_whole
 
 if TYPE_CHECKING:
-    from trainers.instruments.probe import ElementProbe, Likeness, Probe
+    from trainers.instruments.data_symmetry import ElementProbe, Likeness, Probe
 
 DECLARATION = "declaration.json"  # in the study's directory
 VERSION = 1  # of the answer in the cache: raise it when the question changes

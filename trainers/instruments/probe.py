@@ -8,8 +8,7 @@ as half a turn carries 6 onto 9?
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +18,13 @@ from trainers.actions import act
 from trainers.data.datasets import load
 from trainers.data.fitting import fit_images
 from trainers.data.splitting import remainder, take
+from trainers.instruments.data_symmetry import (
+    ClassProbe,
+    ElementProbe,
+    Likeness,
+    Probe,
+    collides,
+)
 from trainers.instruments.proportions import Proportion, binomial, fisher, holm, wilson
 from trainers.instruments.twosample import (
     Answers,
@@ -28,89 +34,9 @@ from trainers.instruments.twosample import (
     plain,
 )
 from trainers.settings import Data
-from trainers.text_table import Column, table_lines
 
 # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
 LARGEST = 16
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """Class `moved`, under an element, is closer to class `like` than it is upright: how often the
-    two are told apart.
-    """
-
-    moved: str
-    like: str
-    apart: Proportion
-    apart_upright: Proportion
-    p: float  # Fisher's exact test of the fall, Holm-corrected over all pairs and elements
-
-
-@dataclass(frozen=True)
-class ClassProbe:
-    """How often the images of one class are told from the same images moved."""
-
-    name: str
-    apart: Proportion
-    p: float  # as `ElementProbe.p_inputs`, corrected over all classes and elements
-
-
-@dataclass(frozen=True)
-class ElementProbe:
-    """What one element does to the data.
-
-    `apart` is how often x and gx are told apart; 0.5 is a guess. `p_inputs`: of the exact
-    randomisation test of "x and gx have one distribution", Holm-corrected over the elements.
-    `inputs` follows from `apart`: symmetric, nearly, distinct, or undecided (too few images).
-    `labels`: kept; resemble (classes in `likenesses` come closer to each other); collide (they
-    cannot be told apart). `alike`: classes whose own images look the same moved.
-    `accuracy_unseen`: of a plain classifier trained upright, on moved images. `accuracy_blind`: of
-    one trained on both that is not asked which of the two it sees. `called`: (class, name,
-    fraction) where the one trained upright calls most of a class's moved images by another's name.
-    """
-
-    element: str
-    apart: Proportion
-    inputs: str
-    labels: str
-    likenesses: tuple[Likeness, ...]
-    alike: tuple[str, ...]
-    accuracy_unseen: Proportion
-    accuracy_blind: Proportion
-    called: tuple[tuple[str, str, float], ...]
-    p_inputs: float
-    per_class: tuple[ClassProbe, ...]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The symmetry of a data set under a group.
-
-    `accuracy`: of a small plain classifier on upright held-out images. `symmetric`: the largest
-    subgroup whose elements keep inputs and labels. `declare`: the largest subgroup under which no
-    two classes collide. `images`: how many were looked at.
-    """
-
-    group: str
-    images: int
-    classes: tuple[str, ...]
-    accuracy: Proportion
-    elements: tuple[ElementProbe, ...]
-    symmetric: str
-    declare: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    def text(self, *, per_class: bool = False) -> str:
-        """A table of the elements, one of the classes if `per_class`, remarks on each element, and
-        what to declare and to expect.
-        """
-        classes = ["", *_class_table(self)] if per_class else []
-        lines = [_headline(self), "", *_table(self), *classes, "", *_remarks(self), *_advice(self)]
-        return "\n".join(lines)
 
 
 def probe(
@@ -231,13 +157,23 @@ def _judged(
     classes: tuple[str, ...],
 ) -> tuple[ElementProbe, ...]:
     """What the answers say of each element; p values are corrected over all of them."""
-    of_inputs = holm([binomial(a.hits.sum(), a.trials.sum()) for a in answers.values()])
-    of_classes = holm([binomial(h, t) for a in answers.values() for h, t in zip(a.hits, a.trials)])
+    of_inputs = holm(
+        [binomial(float(a.hits.sum()), float(a.trials.sum())) for a in answers.values()]
+    )
+    of_classes = holm(
+        [
+            binomial(float(hits), float(trials))
+            for a in answers.values()
+            for hits, trials in zip(a.hits, a.trials)
+        ]
+    )
     pairs = [(b, a) for b in range(len(classes)) for a in range(len(classes)) if a != b]
     of_pairs = holm(
         [
             fisher(
-                counted.upright[b, a], counted.pairs[b, a], counted.counts[a] + counted.counts[b]
+                float(counted.upright[b, a]),
+                float(counted.pairs[b, a]),
+                float(counted.counts[a] + counted.counts[b]),
             )
             for counted in answers.values()
             for b, a in pairs
@@ -289,7 +225,7 @@ def _judge(
         likenesses=likenesses,
         alike=alike,
         labels="collide"
-        if any(_collides(pair) for pair in likenesses)
+        if any(collides(pair) for pair in likenesses)
         else "resemble"
         if likenesses
         else "kept",
@@ -335,10 +271,6 @@ def _likenesses(
     return sorted(closer, key=lambda pair: pair.apart.value)
 
 
-def _collides(pair: Likeness) -> bool:
-    return pair.apart.high < 0.75
-
-
 def _largest(
     group: Group, elements: tuple[ElementProbe, ...], fits: Callable[[ElementProbe], bool]
 ) -> str:
@@ -352,129 +284,3 @@ def _largest(
             key=lambda h: (h.order, h.rotations),
         )
     )
-
-
-def _headline(probe: Probe) -> str:
-    return (
-        f"{probe.images} images of {len(probe.classes)} classes under {probe.group}; "
-        f"a small plain classifier gets {probe.accuracy.short()} of upright held-out images right"
-    )
-
-
-def _table(probe: Probe) -> list[str]:
-    rows = [
-        (
-            "element",
-            "told from upright",
-            "p",
-            "inputs",
-            "labels",
-            "accuracy, unseen",
-            "accuracy, orientation unknown",
-        )
-    ]
-    rows += [
-        (
-            e.element,
-            e.apart.short(),
-            p_text(e.p_inputs),
-            e.inputs,
-            e.labels,
-            e.accuracy_unseen.short(),
-            e.accuracy_blind.short(),
-        )
-        for e in probe.elements
-    ]
-    return _aligned(rows)
-
-
-def _class_table(probe: Probe) -> list[str]:
-    rows = [("element", "class", "told from upright", "p")]
-    rows += [
-        (e.element, c.name, c.apart.short(), p_text(c.p))
-        for e in probe.elements
-        for c in e.per_class
-        if c.apart.count
-    ]
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The rows under the first one."""
-    return table_lines([Column(title) for title in rows[0]], rows[1:], rule="-")
-
-
-def p_text(p: float) -> str:
-    """A p value as tables show it: two digits, and `<0.0001` for smaller ones."""
-    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
-def _remarks(probe: Probe) -> list[str]:
-    lines = []
-    for e in probe.elements:
-        for pair in e.likenesses[:3]:
-            verb = "cannot be told from" if _collides(pair) else "comes close to"
-            lines.append(
-                f"{e.element}: class {pair.moved} {verb} class {pair.like} (told apart "
-                f"{pair.apart.short()}, upright {pair.apart_upright.short()})"
-            )
-        if e.alike and e.inputs != "symmetric":
-            lines.append(
-                f"{e.element}: {', '.join(e.alike)} hardly "
-                f"differ{'s' if len(e.alike) == 1 else ''} from upright"
-            )
-        if e.called and e.labels != "kept":
-            calls = ", ".join(f"{100 * f:.0f} % of {a} is called {b}" for a, b, f in e.called[:3])
-            lines.append(f"{e.element}: by a classifier that saw upright images only, {calls}")
-    return [*lines, ""] if lines else []
-
-
-def _advice(probe: Probe) -> list[str]:
-    of = {
-        verdict: [e for e in probe.elements if e.inputs == verdict]
-        for verdict in ("symmetric", "nearly", "distinct", "undecided")
-    }
-    colliding = [e for e in probe.elements if e.labels == "collide"]
-    free = [e for e in of["symmetric"] if e.labels == "kept"]
-    lines = []
-    if free:
-        lines.append(
-            f"True symmetries of inputs and labels: {_names(free)}. Exact equivariance under "
-            f"{probe.symmetric} costs no accuracy here, "
-            "and training sees these orientations without augmentation."
-        )
-    if colliding:
-        lines.append(
-            f"Not symmetries of the labels: {_names(colliding)}. A network invariant to them "
-            "cannot tell the classes named above "
-            f"apart, whatever it is trained on: do not declare them."
-        )
-    shown = [e for e in of["distinct"] + of["nearly"] if e.labels != "collide"]
-    if shown:
-        worst = min(shown, key=lambda e: e.accuracy_unseen.value)
-        lines.append(
-            f"Not symmetries of the inputs, but labels survive: {_names(shown)}. Training does "
-            "not show them; a plain network falls to "
-            f"{100 * worst.accuracy_unseen.value:.0f} % ({worst.element}). Declare them if "
-            "deployment meets them: exact networks keep "
-            "their accuracy there, approximate ones gain upright and lose there."
-        )
-    close = [e for e in shown if e.labels == "resemble"]
-    if close:
-        lines.append(
-            f"Under {_names(close)} some classes come closer to each other: expect an invariant "
-            "network to confuse them more often "
-            f"(orientation unknown: {100 * min(e.accuracy_blind.value for e in close):.0f} % "
-            f"here, upright {100 * probe.accuracy.value:.0f} %)."
-        )
-    if of["undecided"]:
-        lines.append(f"Too few images to decide about {_names(of['undecided'])}.")
-    return [
-        *lines,
-        f"Declare at most {probe.declare} as `symmetry: {{group: {probe.declare}}}`"
-        f"{'' if probe.declare != 'C1' else ': no declared symmetry keeps the labels'}.",
-    ]
-
-
-def _names(elements: list[ElementProbe]) -> str:
-    return ", ".join(e.element for e in elements)

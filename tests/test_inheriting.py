@@ -13,8 +13,9 @@ from test_cli import run  # noqa: F401  # a fixture
 from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
 from studies.config import parse
-from studies.errors import StudyFileError
+from studies.errors import StudyError, StudyFileError
 from studies.journal.reader import read_trials
+from studies.results.measure_trial import _control
 from studies.search.driver import SearchDriver
 from studies.search.inheritance import taken_up
 from studies.workers.executors import run_in_process
@@ -210,3 +211,11 @@ def test_a_child_whose_parent_was_lost_fails_with_the_reason(tmp_path, trained, 
     run("resume", path, "--trials", 2, "--quiet")
     child = read_trials(path)[1]
     assert child.state == "failed" and "whose weights are inherited" in child.reason
+
+
+def test_the_control_of_the_merge_barrier_is_another_training_of_the_architecture(trained):
+    assert _control(f"{trained}:0", None) is None  # inherited weights are not independent
+    named = _control(f"{trained}:0", f"{trained}:0")
+    assert str(named.architecture) == read_trials(trained)[0].architecture
+    with pytest.raises(StudyError, match="'elsewhere' is not a trial"):
+        _control(f"{trained}:0", "elsewhere")

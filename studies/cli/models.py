@@ -195,6 +195,15 @@ def measure(
             metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False
         ),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR:TRIAL",
+            help="Another training of the same architecture, for the merge barrier; else one of "
+            "the study.",
+            show_default=False,
+        ),
+    ] = None,
     run_code: RunCode = False,
     settings: Settings = None,
     format: FormatOption = Format.table,
@@ -207,7 +216,13 @@ def measure(
 
     study = config.load(data, pairs(settings)) if data else None
     measured = measure_subject(
-        model, data=study, group=group, images=images, figure=figure, run_code=run_code
+        model,
+        data=study,
+        group=group,
+        images=images,
+        figure=figure,
+        run_code=run_code,
+        control=control,
     )
     print_value(measured.as_dict(), format, measured.text())
 

@@ -9,18 +9,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from searchspace.groups import Group
 from studies.config import Study
 from studies.errors import StudyError
+from studies.journal.directory import TRIALS
+from studies.results.tables import open_study
 from studies.results.trained import load_trained
+from studies.search.inheritance import has_checkpoint
 from trainers.cores import available_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.instruments.measurement import Measurement
+    from trainers.networks.networks import Network
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,15 @@ def measure_subject(
     images: int = 2000,
     figure: Path | None = None,
     run_code: bool = False,
+    control: str | None = None,
 ) -> Measurement:
     """Every measurement of the model called `name` on the validation images of `data`, at most
     `images` of them.
 
     `data` is needed where the model brings no study; `group` replaces the declared one. `figure` is
     where the curve of accuracy by angle is drawn (png, svg or pdf). With `run_code` a bundle's own
-    model.py is executed.
+    model.py is executed. `control` names another training of the same architecture, whose merge
+    barrier stands beside that of the model; None: another trial of the study that has one.
     """
     from trainers.data.datasets import load
     from trainers.instruments.angle_plot import save_figure
@@ -125,14 +131,52 @@ def measure_subject(
     check_model(subject.model, pixels[:2], len(splits.classes), subject.normalise)
     step = max(1, len(labels) // images)
     declared = Group.parse(group or study.symmetry.group)
-    found = _measure(subject, pixels[::step][:images], labels[::step][:images], study, declared)
+    other = _control(name, control)
+    found = _measure(
+        subject, pixels[::step][:images], labels[::step][:images], study, declared, other
+    )
     if figure is not None:
         save_figure({name: found.curve}, figure)
     return found
 
 
+def _control(name: str, control: str | None) -> Network | None:
+    """The network of another training of the same architecture as the model called `name`: the one
+    that `control` names, else that of a trial of the same study; None without one. Raises
+    StudyError for a `control` that is not a trial.
+    """
+    if control is not None:
+        place, _, last = control.rpartition(":")
+        if not place or not last.isdigit():
+            raise StudyError(
+                f"'{control}' is not a trial; the control of the merge barrier is one of the same "
+                "architecture, such as runs/quickstart:3"
+            )
+        return cast("Network", _from_trial(Path(place), int(last)).model)
+    place, _, last = name.rpartition(":")
+    if not place or not last.isdigit() or not (Path(place) / TRIALS).is_dir():
+        return None
+    _, records = open_study(Path(place))
+    mine = records[int(last)]
+    for record in records:
+        if (
+            record.number != mine.number
+            and record.state == "complete"
+            and record.architecture == mine.architecture
+            and record.inherited_from is None
+            and has_checkpoint(Path(place), record.number)
+        ):
+            return cast("Network", _from_trial(Path(place), record.number).model)
+    return None
+
+
 def _measure(
-    subject: Subject, pixels: Tensor, labels: Tensor, study: Study, declared: Group
+    subject: Subject,
+    pixels: Tensor,
+    labels: Tensor,
+    study: Study,
+    declared: Group,
+    control: Network | None,
 ) -> Measurement:
     from trainers.data.augment import seen
     from trainers.instruments.measure import measure
@@ -150,4 +194,5 @@ def _measure(
             normalise=subject.normalise,
             step=study.symmetry.angles,
             fields=subject.fields,
+            control=control,
         )

@@ -5,15 +5,20 @@ even when little is there.
 import json
 import re
 import shutil
+from dataclasses import replace
+from random import Random
 
 import pytest
 
 from searchspace.recipe import Candidate
 from studies.errors import StudyError
+from studies.journal.trial import TrialRecord
 from studies.markup import html, joined
 from studies.pareto import knee
 from studies.results import tables as views
-from studies.results.report.page import FACETS, _growth, _natural, write_report
+from studies.results.report import write_report
+from studies.results.report.importance import importances
+from studies.results.report.sections import FACETS, growth, natural
 from studies.results.retrain import MeanStd
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
@@ -35,13 +40,18 @@ def study(tmp_path_factory):
 
 
 def text_of(page):
-    return re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+    shown = re.sub(r"<(svg|script|style|template).*?</\1>", "", page, flags=re.DOTALL)
+    return re.sub(r"<[^>]*>", " ", shown)
+
+
+def data_of(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
 def test_the_page_says_what_the_commands_say_and_refers_to_nothing(study):
     path = write_report(study)
     page, opened = path.read_text(encoding="utf-8"), views.open_study(study)
-    assert path == study / "report.html" and page.count("<svg") == 2
+    assert path == study / "report.html"
     text = text_of(page)
     for record in views.members(*opened):
         assert record.architecture in text
@@ -65,8 +75,7 @@ def test_scores_are_compared_over_all_complete_trials(study):
 
 def test_the_front_grows_to_its_hypervolume(study):
     opened = views.open_study(study)
-    line = _growth(*opened).axes[0].lines[0]
-    volumes = list(line.get_ydata())
+    volumes = growth(*opened)
     assert (
         volumes == sorted(volumes)
         and volumes[-1] == pytest.approx(views.status(study)["hypervolume"])
@@ -171,7 +180,8 @@ def test_no_value_of_a_study_becomes_markup(hostile, changes):
     retrained(hostile, **changes)
     page = write_report(hostile).read_text(encoding="utf-8")
     assert (
-        "<script" not in page
+        page.count("<script") == 2  # the page's own
+        and "<script>x" not in page
         and "<b a" not in page
         and "\x1b" not in page
         and page.count("&lt;script&gt;x") > 5
@@ -226,8 +236,8 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path, study):
 
 
 def test_values_are_sorted_as_people_do():
-    assert sorted(["C16", "D4", "C4", "C1"], key=_natural) == ["C1", "C4", "C16", "D4"]
-    assert sorted(["100 px", "28 px", "9 px"], key=_natural) == ["9 px", "28 px", "100 px"]
+    assert sorted(["C16", "D4", "C4", "C1"], key=natural) == ["C1", "C4", "C16", "D4"]
+    assert sorted(["100 px", "28 px", "9 px"], key=natural) == ["9 px", "28 px", "100 px"]
 
 
 def test_the_best_compromise_is_the_marked_row(study):
@@ -256,3 +266,81 @@ def test_the_means_of_a_facet_are_those_of_its_trials(study):
         assert cells[1] == MeanStd.of([s["accuracy"] for s in scores]).percent()
         assert cells[2] == MeanStd.of([s["symmetry_accuracy"] for s in scores]).percent()
         assert cells[3] == f"{100 * max(s['symmetry_accuracy'] for s in scores):.2f}"
+
+
+def test_the_answer_stands_first_and_is_that_of_the_marked_row(study):
+    page = write_report(study).read_text(encoding="utf-8")
+    rows, _, _ = views.front_rows(*views.open_study(study))
+    best = next(row for row in rows if row["knee"])
+    text = " ".join(text_of(page).split())
+    headline = re.search(r"Use .*? complete trials\.", text)[0]
+    assert text.index(headline) < text.index("Front")
+    assert f"trial {best['trial']} is the best compromise" in headline
+    share = best["scores"]["accuracy"]
+    assert f"it classifies {100 * share:.1f} %" in text
+
+
+def test_what_was_tested_replaces_the_warning_that_validation_flatters(study, tmp_path):
+    directory = tmp_path / "tested"
+    shutil.copytree(study, directory)
+    shutil.rmtree(directory / "retrained", ignore_errors=True)
+    assert "flatter the chosen" in text_of(write_report(directory).read_text(encoding="utf-8"))
+    rows, _, _ = views.front_rows(*views.open_study(directory))
+    best = next(row["trial"] for row in rows if row["knee"])
+    retrained(directory, name=f"trial {best}", accuracy_by_angle={"0": 0.9, "45": 0.25})
+    page = write_report(directory).read_text(encoding="utf-8")
+    text = " ".join(text_of(page).split())
+    assert "flatter the chosen" not in text and "with 1 seed, it reaches 50.00 %" in text
+    trial = next(t for t in data_of(page)["trials"] if t["n"] == best)
+    assert trial["angles"] == [[0.0, 90.0], [45.0, 25.0]]
+
+
+def test_the_plot_holds_every_complete_trial_with_its_scores(study):
+    page = write_report(study).read_text(encoding="utf-8")
+    opened, records = views.open_study(study)
+    data, complete = data_of(page), [r for r in records if r.state == "complete"]
+    assert {t["n"] for t in data["trials"]} == {r.number for r in complete}
+    titles = [axis["title"] for axis in data["axes"]]
+    for trial in data["trials"]:
+        record = records[trial["n"]]
+        shown = trial["v"][titles.index("accuracy, %")]
+        assert shown == pytest.approx(100 * record.scores["accuracy"], abs=1e-3)
+        assert trial["exact"] == bool(record.attributes["exact"])
+        assert [p[0] for p in trial["curves"][0]["points"]] == list(record.rungs)
+    front = {record.number for record in views.members(opened, records)}
+    assert {t["n"] for t in data["trials"] if t["front"]} == front
+    assert [t["n"] for t in data["trials"] if t["knee"]] == [data["recommended"]]
+
+
+def test_importance_finds_the_dimension_that_decides_and_is_silent_about_noise():
+    random = Random(0)
+    objectives = trivial.study().objectives
+
+    def trials(score):
+        return [
+            TrialRecord(
+                number,
+                "complete",
+                (score(group, rate), random.random()),
+                {"architecture": "12px: 4k3"},
+                parameters={"group": group, "learning_rate": rate, "constant": 1},
+            )
+            for number, (group, rate) in enumerate(
+                (random.choice(["C1", "C4", "D4"]), random.random()) for _ in range(60)
+            )
+        ]
+
+    decided, noise = importances(trivial.study(), trials(lambda g, _: {"C1": 0.1}.get(g, 0.9)))
+    assert decided.objective == objectives[0] and decided.explained > 0.8
+    assert decided.shares["group"] > 0.9 and "constant" not in decided.shares
+    assert noise.shares == {} and noise.explained < 0.1
+    assert importances(trivial.study(), trials(lambda g, _: 1.0)[:19]) == []
+
+
+def test_a_thousand_trials_fit_five_megabytes(study, monkeypatch):
+    opened, records = views.open_study(study, parameters=True)
+    front = views.members(opened, records)
+    other = next(r for r in records if r.state == "complete" and r not in front)
+    many = [*front, *(replace(other, number=1000 + n, parameters={}) for n in range(1000))]
+    monkeypatch.setattr(views, "open_study", lambda *_, **__: (opened, many))
+    assert len(write_report(study).read_bytes()) < 5e6

@@ -1,0 +1,238 @@
+"""The answer of a study in sentences: which constraint to use, what it costs, and how sure that is.
+Every sentence is computed from what the study holds, with its n; what is not known is not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from searchspace.architecture import Architecture
+from searchspace.groups import TRIVIAL, Group
+from searchspace.recipe import Candidate
+from studies.config import Study
+from studies.evidence.front import best_compromise, members, scored
+from studies.evidence.intervals import Evidence, interval, over_seeds, resolution_text
+from studies.journal.trial import TrialRecord
+from studies.output import is_number
+
+MOST_TIES = 6  # trials named in a sentence
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study says: `recommended` is a trial's number, None while no trial is complete."""
+
+    recommended: int | None
+    headline: str
+    cost: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+
+def answer(
+    study: Study,
+    records: Sequence[TrialRecord],
+    evidence: Evidence,
+    tested: Mapping[int, Mapping[str, Any]],
+    warnings: Sequence[str] = (),
+) -> Answer:
+    """The answer of a study; `tested` holds a summary of `retrain` for each trial it has tested
+    (accuracy and symmetry_accuracy with mean and std, n, num_test), `warnings` what the check of
+    the declaration said.
+    """
+    front = members(study, records)
+    chosen = best_compromise(study, front)
+    if chosen is None or chosen.architecture is None:
+        return Answer(None, "No trial is complete yet.", cautions=tuple(warnings))
+    complete = scored(records)
+    candidate = Candidate.parse(chosen.architecture)
+    headline = (
+        f"Use {constraint_text(candidate, chosen, study)}: trial {chosen.number} is the best "
+        f"compromise between {_several([n.replace('_', ' ') for n in study.objectives])} among "
+        f"{_count(len(complete), 'complete trial')}."
+    )
+    return Answer(
+        chosen.number,
+        headline,
+        tuple(_cost(study, chosen, complete, evidence)),
+        tuple(_evidence(study, chosen, front, records, evidence, tested)),
+        (*warnings, *_cautions(study, records, complete, evidence, front)),
+    )
+
+
+def constraint_text(candidate: Candidate, record: TrialRecord, study: Study) -> str:
+    """How much symmetry a trial builds in, or is trained for, such as "exact equivariance under
+    D4".
+    """
+    declared = Group.parse(study.symmetry.group)
+    surviving = record.attributes.get("surviving") or []
+    built = _built(candidate.architecture, declared, len(surviving), record)
+    architecture, recipe = candidate.architecture, candidate.recipe
+    ways = [f"the equivariance loss {loss}" for loss in recipe.losses]
+    if recipe.augment is not None and str(recipe.augment) != "none":
+        ways.append(f"augmentation ({recipe.augment})")
+    if architecture.orbit != TRIVIAL:
+        ways.append(f"logits averaged over {architecture.orbit}")
+    return built + (f" with {_several(ways)}" if ways else "")
+
+
+def _built(architecture: Architecture, declared: Group, survivors: int, record: TrialRecord) -> str:
+    groups = dict.fromkeys(str(stage.group) for stage in architecture.stages)
+    if record.attributes.get("exact") and declared != TRIVIAL:
+        return f"exact equivariance under {declared}"
+    if architecture.family == "plain" and survivors <= 1:
+        return "no built-in equivariance (a plain network)"
+    kept = f"{survivors} of the {declared.order} elements of {declared} kept exactly"
+    return f"partial equivariance ({' to '.join(groups)} by stages, {kept})"
+
+
+def _cost(
+    study: Study, chosen: TrialRecord, complete: Sequence[TrialRecord], evidence: Evidence
+) -> Iterator[str]:
+    scores, images = chosen.scores or {}, evidence.count(chosen)
+    upright = _share(scores, "accuracy", images)
+    if upright:
+        moved = _share(scores, "symmetry_accuracy", images)
+        over = f"On {images:,} validation images" if images else "On validation images"
+        under = f", and {moved} under the other elements of {study.symmetry.group}" if moved else ""
+        yield f"{over} it classifies {upright} correctly as they are{under}."
+    rivals = [r for r in complete if is_number((r.scores or {}).get("accuracy"))]
+    best = max(rivals, key=lambda r: (r.scores or {})["accuracy"], default=None)
+    if best is None or best is chosen or not upright:
+        if upright:
+            yield "No other complete trial is more accurate on images as they are."
+    else:
+        yield _against(study, chosen, best, "the most accurate trial", evidence)
+    plain = [
+        r
+        for r in rivals
+        if r.architecture and Candidate.parse(r.architecture).architecture.family == "plain"
+    ]
+    if upright and plain and chosen not in plain:
+        rival = max(plain, key=lambda r: (r.scores or {})["accuracy"])
+        if rival is not best:
+            yield _against(study, chosen, rival, "the most accurate plain network", evidence)
+    yield _size(chosen, best)
+
+
+def _against(
+    study: Study, chosen: TrialRecord, rival: TrialRecord, who: str, evidence: Evidence
+) -> str:
+    parts, over = [], ""
+    for score, words in (
+        ("accuracy", "on images as they are"),
+        ("symmetry_accuracy", f"under {study.symmetry.group}"),
+    ):
+        difference = evidence.difference(chosen, rival, score)
+        if difference is not None:
+            verdict = "" if difference.distinct else " (zero is possible)"
+            parts.append(f"{difference.points()} points {words}{verdict}")
+            paired = difference.over == "images"
+            over = f", {'paired ' if paired else ''}over {difference.count:,} images"
+    if not parts:
+        return f"How it differs from {who} (trial {rival.number}) is not recorded."
+    return f"Against {who} (trial {rival.number}): {' and '.join(parts)}{over}."
+
+
+def _size(chosen: TrialRecord, best: TrialRecord | None) -> str:
+    params, macs = (chosen.attributes.get(name) for name in ("params", "macs"))
+    known = is_number(params)
+    text = f"It has {params:,} parameters" if known else "Its parameters are not recorded"
+    if is_number(macs):
+        text += f" and takes {macs:,} multiply-accumulates per image"
+    theirs = None if best is None or best is chosen else best.attributes.get("macs")
+    if best is not None and is_number(macs) and is_number(theirs) and theirs:
+        text += f", {macs / theirs:.2g} times those of trial {best.number}"
+    return f"{text}."
+
+
+def _evidence(
+    study: Study,
+    chosen: TrialRecord,
+    front: Sequence[TrialRecord],
+    records: Sequence[TrialRecord],
+    evidence: Evidence,
+    tested: Mapping[int, Mapping[str, Any]],
+) -> Iterator[str]:
+    ties = [
+        r.number for r in front if r is not chosen and evidence.tied(study.objectives, chosen, r)
+    ]
+    if ties:
+        named = _several([str(n) for n in ties[:MOST_TIES]])
+        more = f" and {len(ties) - MOST_TIES} more" if len(ties) > MOST_TIES else ""
+        yield (
+            f"{'Trial' if len(ties) == 1 else 'Trials'} {named}{more} of the front cannot be told "
+            "from it on these images (95 %)."
+        )
+    elif len(front) > 1:
+        others = len(front) - 1
+        yield (
+            f"The other {others} members of the front differ from it in at least one objective "
+            "(95 %)."
+            if others > 1
+            else "The other member of the front differs from it in an objective (95 %)."
+        )
+    seeds = over_seeds(records).get(chosen.key or "", {}).get("symmetry_accuracy")
+    if seeds:
+        yield (
+            f"Over {seeds['n']} seeds its symmetry accuracy is {100 * seeds['mean']:.1f} % "
+            f"[{100 * seeds['low']:.1f}, {100 * seeds['high']:.1f}]."
+        )
+    result = tested.get(chosen.number)
+    if result is None:
+        yield (
+            "It was chosen for its validation scores, which flatter the chosen; its test score is "
+            "not known until `equisearch retrain`."
+        )
+    else:
+        yield (
+            f"Trained again with {_count(int(result['n']), 'seed')}, it reaches "
+            f"{result['accuracy'].percent()} % as they are and "
+            f"{result['symmetry_accuracy'].percent()} % under {study.symmetry.group} on "
+            f"{result['num_test']:,} test images."
+        )
+
+
+def _cautions(
+    study: Study,
+    records: Sequence[TrialRecord],
+    complete: Sequence[TrialRecord],
+    evidence: Evidence,
+    front: Sequence[TrialRecord],
+) -> Iterator[str]:
+    resolution = evidence.resolution(front)
+    if resolution:
+        text = resolution_text(resolution)
+        yield f"{text[0].upper()}{text[1:]}."
+    stopped = sum(r.state == "pruned" and r.kind == "search" for r in records)
+    if stopped:
+        yield (
+            f"{_count(stopped, 'trial')} of {stopped + len(complete)} stopped early, at a rung: "
+            "what they would have reached is not known."
+        )
+    failed = sum(r.state == "failed" for r in records)
+    if failed:
+        yield f"{_count(failed, 'trial')} failed; the reasons are below."
+    ended = sum(r.state in ("complete", "pruned", "failed") for r in records if r.kind == "search")
+    if ended < study.search.trials:
+        yield f"{ended} of {study.search.trials} trials have ended; the answer may change."
+
+
+def _share(scores: Mapping[str, Any], name: str, images: int | None) -> str:
+    """A share of images in percent with its 95 % interval; empty where it is not there."""
+    value = scores.get(name)
+    if not is_number(value):
+        return ""
+    found = interval(scores, name, images)
+    around = f" [{100 * found[0]:.1f}, {100 * found[1]:.1f}]" if found else ""
+    return f"{100 * value:.1f} %{around}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _several(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

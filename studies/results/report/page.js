@@ -1,0 +1,175 @@
+"use strict";
+// The front as a plot of any two scores, and one trial in full beside it. Texts go in as text.
+const data = JSON.parse(document.getElementById("data").textContent);
+const SVG = "http://www.w3.org/2000/svg";
+const byId = (id) => document.getElementById(id);
+const el = (name, attributes = {}, ...children) => {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+};
+const svg = (name, attributes = {}, text = "") => {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text) node.textContent = text;
+  return node;
+};
+const shown = (value) =>
+  value === null || value === undefined ? "?"
+    : Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(1)
+      : String(Math.round(value * 100) / 100);
+
+// Ticks at 1, 2 or 5 times a power of ten; at powers of ten on a logarithmic axis.
+function ticks(low, high, log) {
+  if (log) {
+    const marks = [];
+    for (let p = Math.ceil(Math.log10(low) - 1e-9); p <= Math.log10(high) + 1e-9; p++)
+      marks.push(10 ** p);
+    return marks.length > 1 ? marks : [low, high];
+  }
+  const step = 10 ** Math.floor(Math.log10((high - low) / 4 || 1));
+  const width = [1, 2, 5, 10].map((k) => k * step).find((w) => (high - low) / w <= 6) || step;
+  const marks = [];
+  for (let v = Math.ceil(low / width - 1e-9) * width; v <= high + width * 1e-6; v += width)
+    marks.push(v);
+  return marks;
+}
+
+function scale(values, log, from, to) {
+  let low = Math.min(...values), high = Math.max(...values);
+  if (low === high) { low -= Math.abs(low) * 0.05 || 0.5; high += Math.abs(high) * 0.05 || 0.5; }
+  const f = log ? (v) => Math.log10(Math.max(v, 1e-12)) : (v) => v;
+  const pad = (f(high) - f(low)) * 0.04;
+  const place = (v) => from + ((f(v) - f(low) + pad) / (f(high) - f(low) + 2 * pad)) * (to - from);
+  return { place, marks: ticks(low, high, log) };
+}
+
+// A frame with axes in the box of `width` x `height`; gives back the two scales.
+function axes(root, xs, ys, titles, logs, width, height) {
+  const left = 58, bottom = height - 42;
+  const x = scale(xs, logs[0], left, width - 14), y = scale(ys, logs[1], bottom, 12);
+  for (const mark of x.marks) {
+    root.append(svg("line", { x1: x.place(mark), x2: x.place(mark), y1: 12, y2: bottom, class: "grid" }));
+    root.append(svg("text", { x: x.place(mark), y: bottom + 15, "text-anchor": "middle" }, shown(mark)));
+  }
+  for (const mark of y.marks) {
+    root.append(svg("line", { x1: left, x2: width - 14, y1: y.place(mark), y2: y.place(mark), class: "grid" }));
+    root.append(svg("text", { x: left - 6, y: y.place(mark) + 4, "text-anchor": "end" }, shown(mark)));
+  }
+  root.append(svg("text", { x: (left + width) / 2, y: height - 8, "text-anchor": "middle" }, titles[0]));
+  root.append(svg("text", {
+    transform: `translate(13 ${bottom / 2}) rotate(-90)`, "text-anchor": "middle",
+  }, titles[1]));
+  return { x, y };
+}
+
+function lines(series, titles, width = 380, height = 220) {
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": titles.join(" over ") });
+  const xs = series.flatMap((s) => s.points.map((p) => p[0]));
+  const ys = series.flatMap((s) => s.points.map((p) => p[1]));
+  const { x, y } = axes(root, xs, ys, titles, [false, false], width, height);
+  series.forEach((s, n) => {
+    const points = s.points.map((p) => `${x.place(p[0])},${y.place(p[1])}`).join(" ");
+    root.append(svg("polyline", { points, class: `line line${n}` }));
+    for (const p of s.points) {
+      const dot = svg("circle", { cx: x.place(p[0]), cy: y.place(p[1]), r: 2.5, class: `dot${n}` });
+      dot.append(svg("title", {}, `${s.name}: ${shown(p[1])} at ${shown(p[0])}`));
+      root.append(dot);
+    }
+  });
+  const legend = el("p", { class: "note" });
+  series.forEach((s, n) => legend.append(el("span", { class: `key key${n}` }), `${s.name}  `));
+  return el("div", {}, root, ...(series.length > 1 ? [legend] : []));
+}
+
+function name(trial) {
+  const marks = [trial.knee ? "best compromise" : "", trial.front ? "on the front" : "", trial.exact ? "exact" : ""];
+  return `trial ${trial.n}${marks.filter(Boolean).map((m) => `, ${m}`).join("")}: ` +
+    data.axes.map((a, i) => `${a.title} ${shown(trial.v[i])}`).join("; ");
+}
+
+function draw() {
+  const [i, j] = [Number(byId("x").value), Number(byId("y").value)];
+  const onlyFront = byId("only").checked;
+  const trials = data.trials.filter((t) =>
+    (!onlyFront || t.front) && Number.isFinite(t.v[i]) && Number.isFinite(t.v[j]));
+  const plot = byId("plot");
+  plot.replaceChildren();
+  if (!trials.length) return;
+  // as wide as its place, so that texts keep their size on a phone
+  const width = Math.max(300, Math.min(680, plot.parentNode.clientWidth)), height = width < 480 ? 330 : 420;
+  plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const titles = [data.axes[i].title, data.axes[j].title];
+  const { x, y } = axes(plot, trials.map((t) => t.v[i]), trials.map((t) => t.v[j]), titles,
+    [data.axes[i].log, data.axes[j].log], width, height);
+  const rank = (t) => (t.knee ? 2 : t.front ? 1 : 0);
+  for (const trial of [...trials].sort((a, b) => rank(a) - rank(b))) {
+    const mark = svg("circle", {
+      cx: x.place(trial.v[i]), cy: y.place(trial.v[j]), r: trial.knee ? 9 : trial.front ? 7 : 4.5,
+      class: `trial ${trial.front ? "front" : "other"} ${trial.exact ? "exact" : "broken"}`,
+      tabindex: trial.front ? 0 : -1, role: "button", "aria-label": name(trial), "data-trial": trial.n,
+    });
+    mark.append(svg("title", {}, name(trial)));
+    mark.addEventListener("click", () => open(trial.n, true));
+    mark.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(trial.n, true); }
+    });
+    plot.append(mark);
+    if (trial.front)
+      plot.append(svg("text", { x: x.place(trial.v[i]) + 10, y: y.place(trial.v[j]) - 7 }, String(trial.n)));
+  }
+  mark(opened);
+}
+
+let opened = null;
+function mark(number) {
+  for (const node of document.querySelectorAll("#plot [data-trial]"))
+    node.classList.toggle("opened", Number(node.dataset.trial) === number);
+}
+
+function bars(shares) {
+  const table = el("table", { class: "bars" });
+  for (const [label, share] of shares) {
+    const bar = el("span", { class: "bar", style: `width:${Math.max(0.5, share)}%` });
+    table.append(el("tr", {}, el("td", {}, label), el("td", { class: "wide" }, bar),
+      el("td", { class: "right" }, `${share.toFixed(1)} %`)));
+  }
+  return table;
+}
+
+function open(number, follow) {
+  const trial = data.trials.find((t) => t.n === number);
+  if (!trial) return;
+  opened = number;
+  mark(number);
+  const body = byId("trial");
+  body.replaceChildren(el("h3", {}, `Trial ${trial.n}${trial.knee ? ", the best compromise" : ""}`));
+  body.append(el("p", {}, el("code", {}, trial.text)));
+  const facts = el("table");
+  for (const [label, value] of trial.facts)
+    facts.append(el("tr", {}, el("td", {}, label), el("td", {}, value)));
+  body.append(facts);
+  if (trial.curves.some((c) => c.points.length > 1))
+    body.append(el("h4", {}, "While it trained"), lines(trial.curves, ["epochs", "% of validation images"]));
+  if (trial.elements.length)
+    body.append(el("h4", {}, "Accuracy by element"), bars(trial.elements));
+  if (trial.angles.length)
+    body.append(el("h4", {}, "Test accuracy by angle, retrained"),
+      lines([{ name: "accuracy", points: trial.angles }], ["degrees", "% of test images"]));
+  const drawing = byId(`check-${trial.n}`);
+  if (drawing)
+    body.append(el("h4", {}, "Sizes along the network, and what breaks where"), drawing.content.cloneNode(true));
+  if (follow) {
+    history.replaceState(null, "", `#trial-${number}`);
+    body.focus({ preventScroll: window.innerWidth > 900 });
+  }
+}
+
+addEventListener("resize", draw);
+for (const id of ["x", "y", "only"]) byId(id).addEventListener("change", draw);
+for (const link of document.querySelectorAll("[data-open]"))
+  link.addEventListener("click", (event) => { event.preventDefault(); open(Number(link.dataset.open), true); });
+draw();
+const asked = /^#trial-(\d+)$/.exec(location.hash);
+open(asked ? Number(asked[1]) : data.recommended, false);

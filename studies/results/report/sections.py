@@ -151,6 +151,7 @@ def tested_html(rows: Sequence[Mapping[str, Any]]) -> Iterable[Html]:
 
 
 def ended_html(records: Sequence[TrialRecord]) -> Iterable[Html]:
+    """Why trials failed or were refused, most frequent reasons first; nothing where none did."""
     reasons = Counter(
         (r.state, str(r.reason)) for r in records if r.state in ("failed", "refused") and r.reason
     )
@@ -193,6 +194,7 @@ def importance_html(study: Study, records: Sequence[TrialRecord]) -> Iterable[Ht
 
 
 def setting_html(directory: Path, study: Study) -> Iterable[Html]:
+    """The study file and the versions of the libraries, folded."""
     versions = directory / VERSIONS
     yield html("<details><summary>The study file</summary><pre>{}</pre></details>", dump(study))
     if versions.is_file():

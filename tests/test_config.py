@@ -9,10 +9,13 @@ import textwrap
 import pytest
 import yaml
 
+from searchspace.cost import cost
+from searchspace.recipe import Candidate
 from studies import config
 from studies.cli.options import pairs
 from studies.config import Study, differences, dump, load, parse, presets, schema
 from studies.errors import StudyFileError
+from studies.samplers.inversion import parameters_of
 from support import trivial
 
 
@@ -188,6 +191,19 @@ def test_schema_describes_every_section():
 def test_presets_are_valid(name):
     study = load(name)
     assert parse(dump(study)) == study and yaml.safe_load(dump(study))
+
+
+def test_the_rows_of_ien_are_equal_in_parameters_and_the_last_in_macs():
+    study = load("ien")
+    rows = [Candidate.parse(text) for text in study.search.first]
+    prices = [cost(row.architecture) for row in rows]
+    group = next(n for n, row in enumerate(rows) if row.architecture.family == "steerable")
+    assert all(abs(p.params / 50_000 - 1) < 0.01 for p in prices[:-1])
+    assert abs(prices[-1].macs / prices[group].macs - 1) < 0.01
+    recipes = {" ".join(row.recipe.options) for row in rows}
+    assert len(recipes) >= 5 and any("@R4-2-1" in text for text in recipes)
+    # points of the space, that the search learns from (widths do not count)
+    assert all(parameters_of(study, row) for row in rows)
 
 
 def test_a_mistake_in_what_is_set_over_a_file_is_not_looked_for_in_the_file():

@@ -270,6 +270,18 @@ def _what(row: dict[str, Any]) -> str:
     return "  ".join([str(row["architecture"] or ""), *(f"[{note}]" for note in notes)])
 
 
+def _beside(row: Mapping[str, Any], rungs: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Lines on what was trained beside the network, and on what its study calls symmetry."""
+    learned = rungs[max(rungs)].get("learned") if rungs else None
+    values = ", ".join(
+        f"{name} {formatted(value, '.3g')}" for name, value in (learned or {}).items()
+    )
+    return [
+        *([f"  learned beside the network: {values}"] if values else []),
+        *([f"  {row['note']}"] if row.get("note") else []),
+    ]
+
+
 def _unseen(scores: Mapping[str, Any]) -> str:
     """The mean over what training has not seen, where the scores tell it."""
     if "unseen_symmetry_accuracy" not in scores:
@@ -315,8 +327,7 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
             f"{formatted(scores.get('equivariance_error', float('nan')), '.3g')}, "
             f"{formatted(scores.get('seconds', 0), '.1f')} s"
         )
-    if row.get("note"):
-        lines.append(f"  {row['note']}")
+    lines += _beside(row, rungs)
     if row["intervals"]:
         lines.append(
             f"  in brackets: 95 % intervals over {row['num_images']:,} validation images"

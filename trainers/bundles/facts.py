@@ -82,9 +82,9 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
         "normalisation": {"mean": list(splits.mean), "std": list(splits.std), "inside": True},
         "data": _data(trained),
         "training": _training(trained),
-        "scores": dict(trained.scores),
+        "scores": _numbers(trained.scores),
         "scores_on": "validation" if trained.test is None else "test",
-        **({} if trained.test is None else {"test": dict(trained.test)}),
+        **({} if trained.test is None else {"test": _numbers(trained.test)}),
         "intervals": {
             name: proportion(value, trained.scored_images).as_dict()
             for name, value in trained.scores.items()
@@ -104,6 +104,11 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
         "versions": {"python": platform.python_version(), **library_versions(LIBRARIES)},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores without what was trained beside the network, which stands in `training`."""
+    return {name: value for name, value in scores.items() if name != "learned"}
 
 
 def _data(trained: TrainedNetwork) -> dict[str, Any]:
@@ -140,6 +145,7 @@ def _training(trained: TrainedNetwork) -> dict[str, Any]:
         },
         "seen": [str(e) for e in seen(config.augment, config.group, turned)],
         "scored": config.symmetry.scored,
+        "learned": trained.scores.get("learned"),
     }
 
 

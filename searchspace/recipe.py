@@ -16,10 +16,11 @@ from typing import Literal, cast, get_args
 from searchspace.architecture import Architecture
 from searchspace.training.augmentation import Augmentation
 from searchspace.training.losses import Loss, losses_text, parse_losses, require_different
+from searchspace.weights.governor import DEFAULT_GOVERNOR, Governor
 
 Weighting = Literal["constant", "adapted"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
-RECIPE_OPTIONS = ("augment", "loss", "loss_weight", "learning_rate")
+RECIPE_OPTIONS = ("augment", "loss", "loss_weight", "gamma", "learning_rate")
 HIGHEST_RATE = 100  # of learning: above it no optimizer here trains
 
 
@@ -32,6 +33,7 @@ class Recipe:
     augment: Augmentation | None = None  # None: that of the study's training
     # of the losses: constant, or balanced by their gradients (GradNorm)
     weighting: Weighting = "constant"
+    gamma: Governor | None = None  # of residual pathways; None: it stays 1
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
@@ -44,18 +46,23 @@ class Recipe:
             )
         if not self.losses:
             object.__setattr__(self, "weighting", "constant")
+        if self.gamma == DEFAULT_GOVERNOR:
+            object.__setattr__(self, "gamma", None)
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> Recipe:
         """The recipe of those of `RECIPE_OPTIONS` that are among the options of a text. Raises
         ValueError that names the option in error.
         """
-        loss, rate, augment = (options.get(name) for name in ("loss", "learning_rate", "augment"))
+        loss, rate, augment, gamma = (
+            options.get(name) for name in ("loss", "learning_rate", "augment", "gamma")
+        )
         return cls(
             () if loss is None else parse_losses(loss),
             None if rate is None else _rate(rate),
             None if augment is None else Augmentation.parse(augment),
             cast(Weighting, options.get("loss_weight", "constant")),  # checked by Recipe
+            None if gamma is None else Governor.parse(gamma),
         )
 
     @property
@@ -68,6 +75,7 @@ class Recipe:
             "augment": None if self.augment is None else str(self.augment),
             "loss": losses_text(self.losses) if self.losses else None,
             "loss_weight": None if self.weighting == "constant" else self.weighting,
+            "gamma": None if self.gamma is None else str(self.gamma),
             "learning_rate": None if rate is None else repr(rate),
         }
         return tuple(f"{name}={text}" for name, text in texts.items() if text is not None)
@@ -81,6 +89,8 @@ class Candidate:
     recipe: Recipe = Recipe()
 
     def __post_init__(self) -> None:
+        if self.recipe.gamma is not None:
+            self.recipe.gamma.check(self.architecture)
         number = len(self.architecture.stages)
         for loss in self.recipe.losses:
             if loss.stages and loss.stages[-1] > number:

@@ -44,6 +44,12 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
 from searchspace.training.spaces import Augmentations, LossSpace, sample_augmentation
+from searchspace.weights.spaces import (
+    Governors,
+    Relaxations,
+    sample_governor,
+    sample_relaxation,
+)
 
 Family = Literal["steerable", "plain"]
 MOST_MISS = 2.0  # factor by which a matched width may miss
@@ -66,6 +72,9 @@ class SearchSpace(FunctionChoices):
     layout: Texts = ("max2/2",)
     head: Heads = ("group_max",)
     filters: Annotated[tuple[Filters, ...], Listed, NotEmpty] = ("free",)
+    # of the weights of stages whose group they suit, such as +C1, |C1, b2, ~0.3
+    relaxation: Relaxations = ("none",)
+    gamma: Governors = ("fixed:1.0",)  # what governs the pathways among them
     dropout: DropoutSpace = DropoutSpace()
     equivariance_loss: LossSpace = LossSpace()
     # orientations at which training sees images; None: the training's own
@@ -227,6 +236,8 @@ class SearchSpace(FunctionChoices):
         last = stages[-1].group
         head = choose(trial, "head", pooling_heads(self.head)) if last != TRIVIAL else "none"
         filters = self._sample_filters(trial, group)
+        stages = sample_relaxation(trial, self.relaxation, stages, filters)
+        gamma = sample_governor(trial, self.gamma, stages)
         stages = _with_dropout(stages, self._sample_dropout(trial))
         architecture = self.completed(trial, Architecture((size, size), stages, head, filters))
         exact = self._surely_exact(architecture, declared)
@@ -242,7 +253,7 @@ class SearchSpace(FunctionChoices):
         rate = self.learning_rate
         if isinstance(rate, Interval):
             rate = real(trial, "learning_rate", rate)
-        return Candidate(architecture, Recipe(losses, rate, augment, weighting))
+        return Candidate(architecture, Recipe(losses, rate, augment, weighting, gamma))
 
     def _sample_group(self, trial: Trial) -> Group:
         family = choose(trial, "family", self.family)

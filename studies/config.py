@@ -21,6 +21,7 @@ from pydantic import (
 from searchspace.choices import Interval
 from searchspace.recipe import Recipe
 from searchspace.space import SearchSpace
+from searchspace.weights.governor import Governor
 from studies.complaints import booleans, explain, place_of, visible
 from studies.errors import StudyFileError
 from studies.pareto import Objective
@@ -99,6 +100,12 @@ class Study(Settings):
                 "constraints.memory limits the memory of a GPU, and the trials train on CPUs; "
                 "leave it out, or limit params or macs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _governed(self) -> Study:
+        for text in self.space.gamma:
+            Governor.parse(text).check_epochs(self.training.epochs)
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,12 @@ STUDIES = {
         space__backbone=["4k3drop0.5, 4k3 *, 4k3", "4k3, 4k3 *, 4k3drop0.5, 4k3"],
         space__dropout={"kind": ["none", "values", "fields"], "rate": {"low": 0.1, "high": 0.5}},
     ),
+    "relaxed": trivial.study(
+        space__group=["C2", "D4"],
+        space__restrict={"after": ["none", 2], "to": ["C1", "C2"]},
+        space__relaxation=["none", "+C1", "|C4|C1", "b2", "~0.3"],
+        space__gamma=["fixed:1", "dual", "triangle"],
+    ),
     "quickstart": load("quickstart"),
 }
 

@@ -10,7 +10,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from trainers.actions import act, act_on_fields
 from trainers.networks.networks import build
-from trainers.networks.projection import distance, project
+from trainers.networks.projection import distance, distances_squared, project
 
 CASES = [
     (source, fields, kernel)
@@ -72,3 +72,38 @@ def test_what_has_no_projection():
         project(torch.zeros(8, 8, 3, 3), Group.parse("C8"), Group.parse("C8"))
     with pytest.raises(ValueError, match="6 channels are not a whole number of fields of C4"):
         project(torch.zeros(6, 4, 3, 3), Group.parse("C4"), Group.parse("C4"))
+
+
+@pytest.mark.parametrize("text", ["8px: 2k3@D4+C4, 2k3@C4~0.5, 1k3", "8px: 8k3, 4k3"])
+def test_the_sum_of_squared_distances_has_its_value_and_gradient(text):
+    network = build(Architecture.parse(text), channels=2, classes=3).double()
+    group, expected = Group.parse("C4"), 0.0
+    for convolution, weight in zip(network.convolutions, network.weights()):
+        own, source = convolution.parametrisation.group, convolution.source
+        if own.order == 1:
+            own, source = group, source and group
+        expected += distance(weight, source, own, group) ** 2
+    total = distances_squared(network, group)
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-12)
+    for convolution in network.convolutions[:2]:
+        parameter = convolution.filters
+        (grad,) = torch.autograd.grad(distances_squared(network, group), parameter)
+        step, ends = torch.randn(parameter.shape, dtype=torch.float64), []
+        for sign in (1, -2):
+            with torch.no_grad():
+                parameter.add_(sign * 1e-6 * step)
+                ends.append(float(distances_squared(network, group)))
+        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(float((grad * step).sum()), rel=1e-5)
+
+
+def test_channels_that_are_no_whole_field_stay_in_place():
+    """Under C4 six channels are a field and two that stay, whose kernels alone are averaged."""
+    plain = build(Architecture.parse("8px: 6k3"), channels=1, classes=3).double()
+    weight, group = plain.weights()[0].detach(), Group.parse("C4")
+    whole = project(weight[:4], None, group)
+    kept = sum(act(weight[4:], element) for element in group.elements) / 4
+    outside = weight - torch.cat([whole, kept])
+    expected = float(outside.square().sum() / weight.square().sum())
+    assert float(distances_squared(plain, group).detach()) == pytest.approx(expected)
+    exact = build(Architecture.parse("8px: 2k3@C4, 2k3"), channels=1, classes=3)
+    assert float(distances_squared(exact, group).detach()) == 0

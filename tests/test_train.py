@@ -29,6 +29,7 @@ TEXTS = (
     "12px: 4k3@D4, 4k3r, 4k3@C2 avg3/2p1, 4k3 head=none loss=label:0.5",
     "12px: 6k3drop0.3, 6k3fielddrop0.2 max2/2, 6k3 "
     "loss=layerwise:0.5@R4-2-1#1+latent:0.5@C2 loss_weight=adapted augment=learned",
+    "12px: 4k3@D4+C4, 4k3@C4b2 max2/2, 3k3@C4|C2|C1, 3k3@C2~0.3 loss=projection:0.1 gamma=dual",
 )
 
 

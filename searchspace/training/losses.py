@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 
 from searchspace.groups import Group
 
-LossKind = Literal["none", "layerwise", "latent", "label"]
+LossKind = Literal["none", "layerwise", "latent", "label", "projection"]
 LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
 OF_STAGES = ("layerwise", "latent")  # kinds that compare maps after stages
 FORM = (
@@ -125,7 +125,7 @@ class Loss:
             )
         if self.stages and self.kind not in (*OF_STAGES, "none"):
             raise ValueError(
-                f"the loss {self.kind} compares logits, and reads no stages; leave "
+                f"the loss {self.kind} reads no stages, but logits or weights; leave "
                 f"#{','.join(map(str, self.stages))} out"
             )
         if list(self.stages) != sorted(set(self.stages)) or min(self.stages, default=1) < 1:

@@ -211,6 +211,7 @@ class FeatureCoding:
         span = max(1, sizes[-1] - sizes[0])
         # no columns of what no training has: weights are drawn for each
         dropped = any(f.dropout for f in features)
+        relaxed = any(f.weight_distance for f in features)
         columns = [*zip(*[(*f.choices, *((f.dropout,) if dropped else ())) for f in features])]
         columns += [c for c in zip(*[f.optional for f in features]) if len(set(c)) > 1]
         self._choices = numpy.array(list(zip(*[_codes(column) for column in columns])))
@@ -222,6 +223,7 @@ class FeatureCoding:
                     f.surviving,
                     math.log10(f.learning_rate or study.training.learning_rate) / DECADES[1],
                     *((f.dropout_rate,) if dropped else ()),
+                    *((f.weight_distance,) if relaxed else ()),
                 )
                 for f in features
             ]

@@ -22,6 +22,7 @@ from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.recipe import Candidate, Recipe
 from searchspace.training.losses import losses_text
+from searchspace.weights.governor import DEFAULT_GOVERNOR
 from studies.config import Study
 from studies.samplers.planned import draw
 
@@ -70,10 +71,12 @@ class Features:
     surviving: float  # share of the declared symmetry under which the logits are invariant
     dropout: tuple[str, ...] = ()  # the kind of each stage; empty where all are none
     dropout_rate: float = 0.0  # mean over the stages
+    # of relaxed weights from the constraint at the start, expected, mean over the stages
+    weight_distance: float = 0.0
     learning_rate: float | None = None  # None: the study's
     # choices that most spaces leave at their default: orbit, coordinates, augmentation, invariant
-    # shares. They count only where they differ, so that a space without them is searched as if
-    # there were none.
+    # shares, relaxations, gamma. They count only where they differ, so that a space without them
+    # is searched as if there were none.
     optional: tuple[Any, ...] = ()
 
 
@@ -102,13 +105,23 @@ def features_of(candidate: Candidate, declared: Group) -> Features:
         _surviving(architecture, declared),
         tuple(d.kind for d in dropouts) if any(dropouts) else (),
         sum(d.rate for d in dropouts) / len(dropouts),
+        weight_distance=_weight_distance(candidate),
         optional=(
             str(architecture.orbit),
             architecture.coordinates,
             str(recipe.augment),
             tuple(stage.invariant for stage in stages),
+            tuple(str(s.relaxation) for s in stages),
+            str(recipe.gamma),
         ),
     )
+
+
+def _weight_distance(candidate: Candidate) -> float:
+    """The expected distance of a new network's relaxed weights, mean over the stages."""
+    stages, gamma = candidate.architecture.stages, candidate.recipe.gamma or DEFAULT_GOVERNOR
+    distances = [s.relaxation.start_distance(s.group, gamma.start) for s in stages if s.relaxation]
+    return sum(distances) / len(stages)
 
 
 def _unweighted(recipe: Recipe) -> str:
@@ -131,6 +144,7 @@ def distance(a: Features, b: Features, span: int) -> float:
         + min(1.0, abs(a.loss_weight - b.loss_weight) / DECADES)
         + (a.dropout != b.dropout)
         + abs(a.dropout_rate - b.dropout_rate)
+        + abs(a.weight_distance - b.weight_distance)
     )
     more = sum(x != y for x, y in zip(a.optional, b.optional))
     return (differing + more) / (len(a.choices) + 2 + more) + SURVIVING * abs(

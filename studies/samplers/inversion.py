@@ -14,6 +14,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from searchspace.training.augmentation import Augmentation
 from searchspace.training.spaces import loss_answers, without_weights
+from searchspace.weights.governor import DEFAULT_GOVERNOR
 from studies.config import Study
 from studies.samplers.planned import base_name
 
@@ -111,6 +112,10 @@ class _Answers:
             "head": architecture.head,
             "block_head": architecture.head,
             "filters": architecture.filters,
+            "relaxation": next(
+                (str(s.relaxation) for s in architecture.stages if s.relaxation), "none"
+            ),
+            "gamma": str(recipe.gamma or DEFAULT_GOVERNOR),
             "dropout": dropout.kind,
             "dropout_rate": dropout.rate,
             "invariant_share": architecture.stages[0].invariant,

@@ -12,13 +12,17 @@ orthogonal projection to the weights that no element changes: those of group con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from searchspace.groups import Element, Group
 from trainers.actions import act, permutation
+from trainers.networks.convolution import Block, Convolution
+from trainers.networks.networks import Network
 
 
 def project(
@@ -31,26 +35,15 @@ def project(
     ValueError where the channels are not whole fields or an element is not a quarter turn or flip.
     """
     group = fields if group is None else group
-    moved = torch.zeros_like(weight)
-    for element in _on_grid(group):
-        rows = _channels(len(weight), fields, element)
-        columns = _channels(weight.shape[1], source, element)
-        moved += move(weight, element, rows, columns)
-    return moved / group.order
-
-
-def move(
-    weight: Tensor, element: Element, rows: Sequence[int] | None, columns: Sequence[int] | None
-) -> Tensor:
-    """g W: the weight whose kernels `element` moves; entry n of `rows` and of `columns` is the
-    channel that it moves to n. None: it leaves the channels in place.
-    """
-    moved = act(weight, element)
-    if rows is not None:
-        moved = moved.index_select(0, torch.tensor(rows, device=weight.device))
-    if columns is not None:
-        moved = moved.index_select(1, torch.tensor(columns, device=weight.device))
-    return moved
+    _require_fields(len(weight), fields)
+    if source is not None:
+        _require_fields(weight.shape[1], source)
+    if not group.on_grid:
+        raise ValueError(
+            f"weights cannot be averaged over {group}, which moves pixels off their grid; choose "
+            f"its subgroup {group.grid}, or another of C1, C2, C4, D1, D2, D4"
+        )
+    return _average(weight, source, fields, group)
 
 
 def distance(
@@ -64,23 +57,74 @@ def distance(
     return float((weight - project(weight, source, fields, group)).norm()) / norm if norm else 0.0
 
 
-def _on_grid(group: Group) -> tuple[Element, ...]:
-    if not group.on_grid:
-        raise ValueError(
-            f"weights cannot be averaged over {group}, which moves pixels off their grid; choose "
-            f"its subgroup {group.grid}, or another of C1, C2, C4, D1, D2, D4"
-        )
-    return group.elements
+def distances_squared(network: Network, group: Group) -> Tensor:
+    """The sum over convolutions of ||W - P_G W||^2 / ||W||^2 [], with its gradient.
+
+    G are the quarter turns and flips of `group`. Where a stage's fields do not hold them, as in a
+    plain network, every |G| channels count as a field, and channels that are left stay in place.
+    Convolutions that are equivariant by construction are 0 and cost nothing.
+    """
+    group = group.grid
+    total = network.linear.weight.new_zeros(())
+    for convolution, weight in zip(network.convolutions, network.weights()):
+        own, source = convolution.parametrisation.group, convolution.source
+        if convolution.soft is None and group <= own:
+            continue
+        fields = max(own, group)
+        into = source if source is None or group <= source else group
+        with torch.no_grad():
+            outside = weight - _average(weight, into, fields, group)
+        # (I - P) W is orthogonal to P W: the gradient of its square is twice itself
+        square = 2 * (outside * weight).sum() - outside.square().sum()
+        total = total + square / weight.square().sum()
+    return total
 
 
-def _channels(count: int, fields: Group | None, element: Element) -> list[int] | None:
-    """For each channel of regular fields of `fields`, the one that `element` moves there."""
-    if fields is None:
-        return None
+def _average(weight: Tensor, source: Group | None, fields: Group, group: Group) -> Tensor:
+    total = weight.clone()
+    for element in group.elements[1:]:  # the first is the identity
+        moved = act(weight, element)
+        moved = moved.index_select(0, _channels(len(weight), fields, element, weight.device))
+        if source is not None:
+            columns = _channels(weight.shape[1], source, element, weight.device)
+            moved = moved.index_select(1, columns)
+        total += moved
+    return total / group.order
+
+
+@torch.no_grad()
+def layers_of(network: Network) -> list[tuple[str, Convolution, Tensor]]:
+    """(name, convolution, weight) of every convolution, such as `stage 2 conv1`, in the order
+    of the forward pass.
+    """
+    names: list[str] = []
+    for number, (blocks, step) in enumerate(zip(network.stages, network.steps), start=1):
+        convolutions = 0
+        for block_number, block in enumerate(cast(Iterable[Block], blocks), start=1):
+            for _ in block.layers:
+                convolutions += 1
+                names.append(f"stage {number} conv{convolutions}")
+            if block.skip is not None:
+                names.append(f"stage {number} skip{block_number}")
+        if isinstance(step, Block):
+            names.append(f"stage {number} {network.architecture.stages[number - 1].subsampling}")
+    return list(zip(names, network.convolutions, network.weights(), strict=True))
+
+
+def _require_fields(count: int, fields: Group) -> None:
     if count % fields.order:
         raise ValueError(
             f"{count} channels are not a whole number of fields of {fields}, whose fields have "
             f"{fields.order} channels; name the group of the stage"
         )
-    within = permutation(fields, element.inverse)
-    return [start + n for start in range(0, count, fields.order) for n in within]
+
+
+@lru_cache(maxsize=1024)
+def _channels(count: int, fields: Group, element: Element, device: torch.device) -> Tensor:
+    """For each channel of regular fields, the one that `element` moves there; channels that are no
+    whole field stay.
+    """
+    within, whole = permutation(fields, element.inverse), count // fields.order * fields.order
+    moved = [start + n for start in range(0, whole, fields.order) for n in within]
+    with torch.inference_mode(False):  # or it could not serve training later
+        return torch.tensor([*moved, *range(whole, count)], device=device)

@@ -114,7 +114,7 @@ class SoftWeight(nn.Module):
         """True if the weight is that of the constraint, and nothing trains that would change it."""
         return False
 
-    def state(self) -> dict[str, float | dict[str, float]]:
+    def state(self) -> dict[str, float]:
         """What the relaxation has become, for reports."""
         return {}
 
@@ -140,7 +140,7 @@ class Pathway(SoftWeight):
         """True at gamma 0, unless it trains."""
         return not _trains(self.gamma) and float(self.gamma.detach()) == 0
 
-    def state(self) -> dict[str, float | dict[str, float]]:
+    def state(self) -> dict[str, float]:
         """gamma and its dual variable."""
         return {"gamma": float(self.gamma.detach()), "lambda": float(self.multiplier)}
 
@@ -176,11 +176,11 @@ class Mixed(SoftWeight):
         """True if all weight lies on the largest group, unless alpha trains."""
         return not _trains(self.alpha) and float(torch.softmax(self.alpha, 0)[0]) == 1
 
-    def state(self) -> dict[str, float | dict[str, float]]:
+    def state(self) -> dict[str, float]:
         """The share of each group: softmax(alpha)."""
         names = map(str, (self.shape.group, *self.relaxation.chain))
         shares = torch.softmax(self.alpha.detach(), 0).tolist()
-        return {"alpha": dict(zip(names, shares))}
+        return {f"alpha {name}": share for name, share in zip(names, shares)}
 
 
 class Banks(SoftWeight):
@@ -216,14 +216,14 @@ class Banks(SoftWeight):
         channels = channels if columns is None else channels.index_select(1, columns)
         return channels[:, None, :, None, None]
 
-    def state(self) -> dict[str, float | dict[str, float]]:
+    def state(self) -> dict[str, float]:
         """How much the weights of the banks vary: their standard deviation over the elements, as a
         share of their mean size, over all banks; 0 is the constraint.
         """
         weights = self.weights.detach().double()
         spread = (weights - weights.mean(1, keepdim=True)).square().mean().sqrt()
         size = weights.square().mean().sqrt()
-        return {"w_spread": float(spread / size) if size else 0.0}
+        return {"w spread": float(spread / size) if size else 0.0}
 
 
 class Soft(SoftWeight):
@@ -237,7 +237,7 @@ class Soft(SoftWeight):
         """Expanded filters whose part outside P_G is damped."""
         return torch.lerp(projected, free.view_as(projected), self.relaxation.softness)
 
-    def state(self) -> dict[str, float | dict[str, float]]:
+    def state(self) -> dict[str, float]:
         """The softness, which is not trained."""
         return {"softness": self.relaxation.softness}
 

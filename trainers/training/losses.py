@@ -12,6 +12,8 @@ one unless the loss names its own):
                 rho = the regular representation on blocks of |G| channels, the identity on what is
                 left (parameter-free approximate equivariance, Ali et al. 2025)
     label       cross entropy of f(g x) against the label of x (REMUL, arXiv:2410.17878)
+    projection  sum over convolutions l of ||W_l - P_G W_l||^2 / ||W_l||^2, P_G the average over the
+                quarter turns and flips of G: no image is moved (arXiv:2601.05028)
 
 IEN's own training also labels the moved images; here that is the loss `label`, or `augment:
 {rotation: group}`.
@@ -34,6 +36,8 @@ from searchspace.groups import IDENTITY, Element, Group
 from searchspace.training.losses import Blocks
 from trainers.actions import act, permutation
 from trainers.networks.kernels.maxima import block_maxima
+from trainers.networks.networks import Network
+from trainers.networks.projection import distances_squared
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +158,16 @@ def _latent_of(views: Views, maps: tuple[Tensor, ...]) -> Tensor:
     return functional.mse_loss(torch.cat(expected), after)
 
 
+def _projection(views: Views) -> Tensor:
+    assert isinstance(views.network, Network), "the projection loss reads a network's weights"
+    return distances_squared(views.network, views.group)
+
+
 LOSSES = {
     "layerwise": EquivarianceLoss(_layerwise, stages=True, pools=True),
     "latent": EquivarianceLoss(_latent, stages=True, last=True),
     "label": EquivarianceLoss(_label),
+    "projection": EquivarianceLoss(_projection, moves=False),
 }
 """The loss of each kind but `none`."""
 

@@ -13,9 +13,11 @@ from searchspace.architecture import Architecture
 from trainers.data.augment import transform
 from trainers.networks.dropout import dropouts
 from trainers.networks.networks import Network
+from trainers.networks.soft_weights import Pathway
 from trainers.precision import Precision, autocast, resolve
 from trainers.training.augmentation import LearnedAugmentation
 from trainers.training.config import TrainingConfig
+from trainers.training.governing import Governing
 from trainers.training.objective import Objective
 from trainers.training.weighting import AdaptedWeights
 
@@ -30,6 +32,7 @@ class TrainingStep:
     objective: Objective  # the equivariance losses
     # what is trained beside the network: widths of augmentation, weights of losses
     companions: nn.ModuleDict
+    governing: Governing  # of gamma of residual pathways
     normalise: Callable[[Tensor], Tensor]  # images in 0..1 to what the network takes
     precision: Precision
     # of order, augmentation and the loss's elements; seeded anew for every epoch
@@ -50,12 +53,14 @@ class TrainingStep:
         """
         device = next(network.parameters()).device
         companions = companions_of(config).to(device)
+        governing = Governing.of(network, config.recipe.gamma, config.training.epochs)
         return cls(
             network,
             build_optimizer(network, config, companions),
             config,
             Objective.of(config.recipe.losses, config.group, architecture.size),
             companions,
+            governing,
             normalise,
             resolve(config.training.precision, device),
             torch.Generator(),
@@ -72,6 +77,7 @@ class TrainingStep:
         the configuration's `batch_divisor` parts.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        self.governing.clear()
         total = torch.zeros((), device=self.device)
         size = max(2, -(-len(pixels) // self.config.batch_divisor))
         for images, classes in zip(pixels.split(size), labels.split(size)):
@@ -83,6 +89,7 @@ class TrainingStep:
             (loss * share).backward()
             total.add_(loss.detach(), alpha=share)
         self.optimizer.step()
+        self.governing.update(self.optimizer.param_groups[0]["lr"] / self.config.peak_rate)
         return total
 
     def batch_loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
@@ -100,7 +107,8 @@ class TrainingStep:
         loss = self._weighted(terms)
         if "augmentation" in self.companions:
             loss = loss + cast(LearnedAugmentation, self.companions["augmentation"]).penalty()
-        return loss
+        penalty = self.governing.penalty()
+        return loss if penalty is None else loss + penalty
 
     def _weighted(self, terms: list[Tensor]) -> Tensor:
         """The weighted sum of the cross entropy and the equivariance losses."""
@@ -134,6 +142,8 @@ class TrainingStep:
             names = ["cross entropy", *(loss.kind for loss in self.objective.losses)]
             weights = cast(AdaptedWeights, self.companions["weights"]).weights.tolist()
             values |= {f"weight {name}": weight for name, weight in zip(names, weights)}
+        if self.network.architecture.softened:
+            values |= self.governing.values(self.network)
         return values
 
     def equivariance_images(self, count: int) -> int:
@@ -174,11 +184,13 @@ def companions_of(config: TrainingConfig) -> nn.ModuleDict:
 def build_optimizer(
     network: Network, config: TrainingConfig, companions: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names, for all parameters of the network; those of the
-    companions are not decayed.
+    """The optimizer that the configuration names, for all parameters of the network but gamma of
+    residual pathways, which has steps of its own; those of the companions are not decayed.
     """
     training, rate = config.training, config.peak_rate
-    parameters: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    governed = {id(c.soft.gamma) for c in network.convolutions if isinstance(c.soft, Pathway)}
+    trained = [p for p in network.parameters() if id(p) not in governed]
+    parameters: list[dict[str, Any]] = [{"params": trained}]
     if companions is not None and (beside := list(companions.parameters())):
         parameters.append({"params": beside, "weight_decay": 0.0})
     if training.optimizer == "sgd":

@@ -86,8 +86,11 @@ class TrainingRun:
                 break
             pixels, labels = batch(images, chosen, device)
             rate = rate_at(training, config.peak_rate, number, training.epochs * steps)
+            self.step.governing.schedule(number, training.epochs * steps)
             loss = self.graphed(self.step.augment(pixels), labels, rate)
             total.add_(loss, alpha=len(chosen))
+        # a last batch of one image is no step, and the schedule ends all the same
+        self.step.governing.schedule((self.epoch + 1) * steps - 1, training.epochs * steps)
         if settle:
             self._settle(order)
         loss = float(total) / count

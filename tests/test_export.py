@@ -83,7 +83,7 @@ def test_snippets_of_the_card_run(subject, copied):
         copied / "image.png"
     )
     blocks = re.findall(r"```python\n(.*?)```", (copied / CARD).read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     # the first block prints the class and its share
     with_torch = blocks[0] + blocks[1] + "print(tuple(logits.shape))"
     label, share, *shape = run_alone(
@@ -94,6 +94,8 @@ def test_snippets_of_the_card_run(subject, copied):
         run_alone(blocks[2] + "print(logits.shape)", copied, forbidden=OURS + ("torch",))
         == "(8, 10)"
     )
+    named, most = run_alone(blocks[3], copied, forbidden=OURS + ("torch",)).split()
+    assert named == label and float(most) == pytest.approx(float(share), abs=1e-3)
 
 
 def test_texts_of_the_data_become_no_markup_of_the_card(bundle):

@@ -1,7 +1,8 @@
-"""Commands about bundles: `export`, `verify`."""
+"""Commands about bundles: `export`, `verify`, `predict`."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -10,7 +11,15 @@ import typer
 
 from studies.cli.app import MODELS, app
 from studies.cli.options import Directory, FormatOption, RunCode, Trial
-from studies.output import Format, note, print_value
+from studies.output import Format, note, print_rows, print_value
+from studies.terminal import one_line
+
+
+class Runtime(str, Enum):
+    """What runs a network."""
+
+    torch = "torch"
+    onnx = "onnx"
 
 
 @app.command(rich_help_panel=MODELS)
@@ -76,4 +85,41 @@ def verify(
     report = verify_bundle(bundle, run_code=run_code)
     print_value(report.as_dict(), format, report.text())
     if not report.good:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=MODELS)
+def predict(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Image files, folders of them, or patterns such as 'images/*.png'.",
+            show_default=False,
+        ),
+    ],
+    orbit: Annotated[
+        bool,
+        typer.Option(
+            "--orbit", help="Average over the declared quarter turns and flips of each image."
+        ),
+    ] = False,
+    runtime: Annotated[
+        Runtime, typer.Option(help="Which library runs the network.")
+    ] = Runtime.torch,
+    format: FormatOption = Format.table,
+) -> None:
+    """Predicts the classes of image files of any size and mode; executes no code of the bundle.
+    Files that cannot be read are named, and the exit status is then 1.
+    """
+    from studies.results.predictions import predict_images
+
+    found = predict_images(bundle, images, runtime=runtime.value, orbit=orbit)
+    print_rows(list(found.rows), format, *found.table())
+    for skipped in found.skipped:
+        note(one_line(f"skipped: {skipped}"))
+    if found.skipped:
         raise typer.Exit(1)

@@ -35,7 +35,9 @@ from trainers.bundles.formats import (
     sha256,
     write_format,
 )
+from trainers.bundles.model import Model
 from trainers.bundles.model_card import card
+from trainers.bundles.pixel_graph import add_pixel_graph
 from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
 from trainers.data.datasets import normalise
 from trainers.networks.fold import fold
@@ -175,6 +177,7 @@ def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
                 (folder / file).unlink(missing_ok=True)
             refused[name] = str(error)
     return {
+        **_from_pixels(folder, content, model, refused),
         **facts(trained, networks[0], ruling),
         "compared_images": len(chosen),
         "moved_images": min(MOVED, len(images)),
@@ -184,6 +187,18 @@ def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
         "probe": {"images": len(probes), "logits": logits(model, probes).tolist()},
         "content": content,
     }
+
+
+def _from_pixels(
+    folder: Path, content: dict[str, Any], model: Model, refused: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the manifest says of the graph from pixels; nothing where there is no ONNX file."""
+    if "onnx" in refused:
+        return {}
+    try:
+        return {"predict": add_pixel_graph(folder, content, model)}
+    except FormatError as error:
+        return {"predict": {"refused": str(error)}}
 
 
 def _spaced(total: int, most: int) -> Tensor:

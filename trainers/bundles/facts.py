@@ -119,6 +119,8 @@ def _data(trained: TrainedNetwork) -> dict[str, Any]:
     return {
         "data": name,
         "fit": data.fit,
+        # the grey value of files with more than 8 bits that became 255
+        "top": splits.top,
         "train_images": len(splits.train) + (validation if merged else 0),
         "validation_images": 0 if merged else validation,
         "has_test": splits.has_test,

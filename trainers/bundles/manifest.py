@@ -64,6 +64,15 @@ class Row(_Part):
     relative_change: dict[str, float] | None = None
 
 
+class Extra(_Part):
+    """A file beside the formats: the graph from pixels, or the quantised one."""
+
+    file: Name = "-"
+    refused: str | None = None  # why it is not there
+    opset: Count = 1
+    max_difference: float = 0.0
+
+
 class Probe(_Part):
     """The logits [image, class] on `images` random images at the export."""
 
@@ -118,6 +127,7 @@ class Manifest(_Part):
     cost: dict[str, int] = {}
     versions: dict[str, str] = {}
     written: str = ""
+    predict: Extra | None = None
     compared_images: Count = 1
     moved_images: Count = 1
 

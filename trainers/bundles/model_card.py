@@ -4,12 +4,12 @@ runs as it stands.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from searchspace.groups import Element
+from trainers.bundles.card_scores import percent_of, scores_of
+from trainers.bundles.markdown import code_of, line_of, text_of
 
 WHAT = {
     "torch": "plain torch: the class and `load()`, and its weights (`torch.load(..., "
@@ -47,29 +47,24 @@ print(model.classes[shares.argmax()], float(shares.max()))
 )
 
 
-def text_of(value: Any) -> str:
-    """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a
-    table's cell is taken from it.
-    """
-    return re.sub(r"([\\`*\[\]<>|&!#])", r"\\\1", _line(value))
+FROM_PIXELS = """With onnxruntime alone, from pixels of any size to probabilities: resize, colour
+and normalisation are in the graph (`predict.onnx`, opset {opset}; input `pixels`, uint8 `[batch, 1
+to 4 channels, height, width]`: grey, grey and opacity, RGB, RGBA; output `probabilities`):
 
+```python
+import json, numpy, onnxruntime
+from PIL import Image, ImageOps
 
-def code_of(value: Any) -> str:
-    """The value as a code span, outside of tables; in it backslashes escape nothing, so it gets a
-    fence that it does not hold.
-    """
-    line = _line(value)
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+session = onnxruntime.InferenceSession("predict.onnx")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")
+pixels = numpy.array(image).transpose(2, 0, 1)[None]
+(shares,) = session.run(["probabilities"], {{"pixels": pixels}})[0]
+print(classes[shares.argmax()], shares.max())
+```
 
-
-def _line(value: Any) -> str:
-    """Without control characters, and without breaks of lines."""
-    return "".join(
-        " " if c.isspace() else c
-        for c in str(value)
-        if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
-    )
+`equisearch predict FOLDER IMAGES...` does this for files, folders and patterns.
+"""
 
 
 def card(manifest: Mapping[str, Any]) -> str:
@@ -78,7 +73,7 @@ def card(manifest: Mapping[str, Any]) -> str:
     """
     parts = [
         _head(manifest),
-        _scores(manifest),
+        scores_of(manifest),
         _symmetry(manifest),
         _use(manifest),
         _images(manifest),
@@ -95,10 +90,6 @@ def _size(manifest: Mapping[str, Any]) -> str:
 def _compared(manifest: Mapping[str, Any]) -> str:
     """Which images the files were compared on: those of the validation split."""
     return f"{'validation' if manifest['data']['validation_images'] else 'training'} images"
-
-
-def _percent(value: Any) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def _head(manifest: Mapping[str, Any]) -> str:
@@ -125,105 +116,10 @@ def _head(manifest: Mapping[str, Any]) -> str:
             f"`[batch, {shape}]` in 0..1; normalisation is inside. Output: logits, in the order of "
             "the classes.",
             "",
-            f"    {_line(manifest['architecture'])}",
+            f"    {line_of(manifest['architecture'])}",
             "",
         ]
     )
-
-
-def _scores(manifest: Mapping[str, Any]) -> str:
-    scores, intervals = manifest["scores"], manifest["intervals"]
-    seen = ", ".join(map(code_of, manifest["training"]["seen"])) or "none"
-    rows = [
-        ("accuracy, as the images are", "accuracy"),
-        (
-            f"accuracy under {manifest['declared']}, mean over "
-            + (
-                "all elements but the identity"
-                if manifest["training"].get("scored", "unseen") == "others"
-                else "what training has not seen"
-            ),
-            "symmetry_accuracy",
-        ),
-        ("the lowest of these", "symmetry_accuracy_worst"),
-        ("of these, quarter turns and flips", "symmetry_accuracy_exact"),
-        ("of these, other angles", "symmetry_accuracy_interpolated"),
-        ("mean over what training has not seen", "unseen_symmetry_accuracy"),
-    ]
-    table = [
-        f"| {what} | {_percent(scores[key])} | {_percent(intervals[key]['low'])} to "
-        f"{_percent(intervals[key]['high'])} |"
-        for what, key in rows
-        if scores.get(key) is not None
-    ]
-    cost = manifest["cost"]
-    return "\n".join(
-        [
-            *(_tested(manifest) if manifest.get("test") else _validated(manifest)),
-            "",
-            "| score | value | interval |",
-            "|---|---|---|",
-            *table,
-            "",
-            f"- Equivariance error of the logits {scores['equivariance_error']:.3g}, of the "
-            f"features {scores['equivariance_error_features']:.3g} "
-            "(0: exact, 1: as much as another image).",
-            f"- Orientations seen in training: {seen} (`e` is upright).",
-            f"- Cost: {cost['params']:,} trained parameters, {cost['expanded_params']:,} "
-            f"weights when folded, {cost['macs']:,} multiply-accumulates an image, "
-            f"{scores['latency']:.3g} ms an image on the machine of the training.",
-            "",
-        ]
-    )
-
-
-def _validated(manifest: Mapping[str, Any]) -> list[str]:
-    """How the scores of a trial came about."""
-    return [
-        f"## Scores\n\nOn {manifest['data']['validation_images']} validation images, one training "
-        f"(seed {manifest['training']['seed']}), {manifest['scores']['epoch']} epochs; 95 % "
-        "intervals over images.",
-        "A search that chose this network by these images makes the figures optimistic; "
-        + (
-            "the test images were not used."
-            if manifest["data"]["has_test"]
-            else "there are no test images."
-        ),
-    ]
-
-
-def _tested(manifest: Mapping[str, Any]) -> list[str]:
-    """The test scores of a retrained network: of its architecture over seeds, then its own."""
-    test, data = manifest["test"], manifest["data"]
-    images = "training and validation images" if "+" in test["trained_on"] else "training images"
-    titles = {
-        "accuracy": "accuracy, as the images are",
-        "symmetry_accuracy": f"accuracy under {manifest['declared']}, mean over what training has "
-        "not seen",
-        "symmetry_accuracy_worst": "the lowest of these",
-    }
-    rows = [
-        f"| {titles[name]} | {100 * s['mean']:.2f}"
-        + (f" ± {100 * s['std']:.2f}" if s["n"] > 1 else "")
-        + f" % | {s['n']} | {_percent(s['low'])} to {_percent(s['high'])} |"
-        for name, s in test["scores"].items()
-    ]
-    members = manifest["training"]["members"]
-    return [
-        f"## Scores\n\nOn {test['images']} test images, which chose nothing. Retrained on the "
-        f"{data['train_images']} {images} for {manifest['scores']['epoch']} epochs.",
-        "",
-        f"The architecture over {test['seeds']} seed{'' if test['seeds'] == 1 else 's'}: mean ± "
-        "standard deviation, 95 % intervals over images and seeds.",
-        "",
-        "| test score | mean | n | interval |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        f"This network ({text_of(test['chosen'])})"
-        + (f", which averages the probabilities of {members} networks" if members > 1 else "")
-        + "; 95 % intervals over images.",
-    ]
 
 
 def _symmetry(manifest: Mapping[str, Any]) -> str:
@@ -287,6 +183,8 @@ images = numpy.random.rand(8, {shape}).astype("float32")      # values in 0..1
 logits, = session.run(["logits"], {{"images": images}})
 ```
 """)
+    if manifest.get("predict", {}).get("file"):
+        parts.append(FROM_PIXELS.format(opset=manifest["predict"]["opset"]))
     parts += [
         f"- No {code_of(name)} file: {text_of(reason)}."
         for name, reason in manifest["refused"].items()
@@ -323,9 +221,16 @@ def _images(manifest: Mapping[str, Any]) -> str:
 def _files(manifest: Mapping[str, Any]) -> str:
     rows = [
         f"| {', '.join(entry['files'])} | {WHAT[name]} | {entry['max_difference']:.1e} | "
-        f"{_percent(entry['accuracy'])} |"
+        f"{percent_of(entry['accuracy'])} |"
         for name, entry in manifest["formats"].items()
     ]
+    if manifest.get("predict", {}).get("file"):
+        entry = manifest["predict"]
+        rows.append(
+            f"| {entry['file']} | from uint8 pixels of any size and mode to probabilities | "
+            f"{entry['max_difference']:.1e} (of a probability, {entry['compared_images']} images) "
+            "| - |"
+        )
     return "\n".join(
         [
             "## Files",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +19,8 @@ from searchspace.cost import cost
 from searchspace.exactness import verdict
 from searchspace.groups import Element, Group
 from trainers.bundles import manifest as manifests
+from trainers.bundles.extra_checks import pixel_check
+from trainers.bundles.findings import BundleReport, CheckResult
 from trainers.bundles.formats import (
     FORMATS,
     MANIFEST,
@@ -34,6 +35,7 @@ from trainers.bundles.formats import (
 )
 from trainers.bundles.manifest import Hashed, Manifest, shown
 from trainers.bundles.model import Model
+from trainers.bundles.pixel_graph import PIXELS_FILE
 from trainers.bundles.symmetry_check import (
     Change,
     changes,
@@ -44,67 +46,6 @@ from trainers.bundles.symmetry_check import (
 from trainers.bundles.weights import NotReadError, differing_weights, pickled_code
 from trainers.networks.fold import description
 from trainers.networks.networks import Network
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """One check and how it ended."""
-
-    check: str  # files | a format's name | agreement | symmetry
-    good: bool | None  # None: not checked, the text says why
-    text: str
-
-
-@dataclass(frozen=True)
-class BundleReport:
-    """The results of all checks of a bundle."""
-
-    bundle: Path
-    architecture: str
-    findings: tuple[CheckResult, ...]
-
-    @property
-    def good(self) -> bool:
-        """True if no check failed; `not_run` are those that were left out."""
-        return all(finding.good is not False for finding in self.findings)
-
-    @property
-    def not_run(self) -> tuple[str, ...]:
-        """The checks that were left out, because they execute code of the bundle."""
-        return tuple(finding.check for finding in self.findings if finding.good is None)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "bundle": str(self.bundle),
-            "architecture": self.architecture,
-            "good": self.good,
-            "not_run": list(self.not_run),
-            "findings": [{"check": f.check, "good": f.good, "text": f.text} for f in self.findings],
-        }
-
-    def text(self) -> str:
-        """The findings, a line each, and the verdict."""
-        marks = {True: "ok ", False: "BAD", None: "-- "}
-        lines = [
-            f"{marks[finding.good]}  {finding.check}: {finding.text}" for finding in self.findings
-        ]
-        return "\n".join([f"{self.bundle}: {shown([self.architecture])}", *lines, self._verdict()])
-
-    def _verdict(self) -> str:
-        bad = sum(finding.good is False for finding in self.findings)
-        if bad:
-            return (
-                f"the bundle is damaged or was changed ({bad} of {len(self.findings)} checks "
-                "failed); export the trial again"
-            )
-        if self.not_run:
-            return (
-                f"nothing wrong was found; not run: {', '.join(self.not_run)} (--run-code runs it, "
-                "if you trust where the bundle came from)"
-            )
-        return "the bundle is sound: whole and as it was exported; that does not say who made it"
-
 
 TRUST = "pass --run-code if you trust where it came from"
 
@@ -140,6 +81,8 @@ def verify(folder: Path, *, run_code: bool = False) -> BundleReport:
     ]
     if len(outputs) > 1:
         results.append(_agreement(outputs, recorded))
+    if manifest.predict is not None and PIXELS_FILE not in bad_files:
+        results.append(pixel_check(folder, manifest, lambda: _model(folder, manifest)))
     return BundleReport(folder, manifest.architecture, tuple(results))
 
 
@@ -261,6 +204,10 @@ def _file_problem(path: Path, expected: Hashed) -> str | None:
         if sha256(path) == expected.sha256
         else f"has changed since the export ({path.stat().st_size} bytes, {expected.bytes} written)"
     )
+
+
+def _model(folder: Path, manifest: Manifest) -> Model:
+    return cast(Model, _runner(folder, "safetensors", manifest, False))
 
 
 def _runner(folder: Path, name: str, manifest: Manifest, run_code: bool) -> Runner:

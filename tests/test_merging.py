@@ -15,6 +15,7 @@ from trainers.instruments.merging import (
 )
 from trainers.networks.networks import build
 from trainers.networks.normalization import estimate_statistics
+from trainers.networks.relaxing import relax
 
 QUARTER, MIRROR = Element.parse("r90"), Element.parse("m")
 IMAGES = torch.rand(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -31,8 +32,7 @@ def spread(model, images=None):
                 200, 1, *model.architecture.size, generator=torch.Generator().manual_seed(5)
             )
         features = model.forward_with_stages(images)[1][-1].mean((2, 3))
-        if model.order > 1 and model.architecture.head != "none":
-            features = features.unflatten(1, (-1, model.order)).mean(2)
+        features = features.unflatten(1, (model.linear.in_features, -1)).mean(2)
         model.linear.weight /= features.std(0).clamp_min(1e-6)
         model.linear.bias.copy_(-model.linear.weight @ features.mean(0))
     return model
@@ -88,10 +88,14 @@ def test_a_group_network_in_disguise_has_no_barrier(group, element):
         ("16px: 4k3@D1 max2/2, 6k3", MIRROR),
         ("16px: 3k3@C4 max2/2, 4k3 head=group_mean filters=basis", QUARTER),
         ("17px: 3k3@D4, 3k3r avg3/2p1, 5k3s2r@C4", QUARTER),
+        ("16px: 4k3@C4 max2/2, 16k3@C1 head=block_max:C4", None),
     ],
 )
 def test_a_network_with_groups_is_its_own_moved_copy(text, element):
     model = network(text)
+    if element is None:  # a plain network that is one with groups
+        whole, element = network("16px: 4k3@C4 max2/2, 4k3"), QUARTER
+        model = relax(whole, model.architecture)
     images = torch.rand(
         160, 1, *model.architecture.size, generator=torch.Generator().manual_seed(1)
     )
@@ -137,6 +141,8 @@ def test_what_a_head_pools_is_matched_as_a_whole():
     planted = torch.cat([block * 4 + torch.randperm(4, generator=generator) for block in (2, 0, 1)])
     similarities[torch.arange(12), planted] = 5
     assert torch.equal(_match_blocks(similarities, 4), planted)
+    wide = torch.rand(14, 14, generator=generator)
+    assert set(_match_blocks(wide, 4)[12:].tolist()) == {12, 13}
 
 
 def test_a_random_network_has_a_barrier_that_repair_does_not_remove():

@@ -68,6 +68,14 @@ def test_relaxing_any_stage_to_any_subgroup_keeps_the_function(text):
             assert torch.allclose(inheriting(images), model(images), rtol=0, atol=1e-10)
 
 
+def test_a_maximum_over_fields_becomes_one_over_blocks_of_channels():
+    model = network("17px: 2k3@D4 max2/2, 3k3").double()
+    architecture = relaxed(model.architecture, 2, Group.parse("C1"))
+    assert str(architecture) == "17px: 2k3@D4 max2/2, 24k3@C1 head=block_max:D4"
+    inheriting = relax(model, architecture)
+    assert torch.allclose(inheriting(IMAGES), model(IMAGES), rtol=0, atol=1e-10)
+
+
 def test_a_basis_keeps_the_function_to_the_rounding_of_its_samples():
     model = network("17px: 2k3@C8 max2/2, 2k3 head=none").double()
     for number, group in relaxations(str(model.architecture)):
@@ -188,7 +196,7 @@ def test_a_function_that_is_not_kept_is_refused():
         ("16px: 4k3@C4, 4k3", 2, "D1", "not a proper subgroup of C4.*C1, C2"),
         ("16px: 4k3@C4, 4k3", 2, "C4", "not a proper subgroup"),
         ("16px: 4k3", 1, "C1", "cannot be relaxed any further"),
-        ("16px: 4k3@C4, 4k3 head=group_max", 2, "C2", "pathway, or take head=group_mean"),
+        ("16px: 4k3@C4, 4k3 head=group_max", 2, "C2", "pathway, or to C1, where head=block_max:C4"),
         ("16px: 4k3@C4, 4k3@C4+C2 head=none", 1, "C1", "stage 2 is relaxed already"),
         ("16px: 4k3@D4, 8k3r@C4 head=none", 1, "C4", "skip connection has no weights"),
     ],

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from searchspace.architecture import Architecture, Stage
-from searchspace.groups import Group
+from searchspace.function.heads import BLOCK_MAX
+from searchspace.groups import TRIVIAL, Group
 from searchspace.weights.relaxation import Relaxation
 
 
@@ -23,7 +24,8 @@ def relaxed(
 ) -> Architecture:
     """The architecture whose stages from `stage` (counted from 1) on keep no more than `group` for
     certain, with the channels of before: each is held to what its own group shares with `group`,
-    or, with `pathway`, gets a residual pathway to that and keeps its own group.
+    or, with `pathway`, gets a residual pathway to that and keeps its own group. A maximum over the
+    fields of a last stage that is held to C1 becomes one over blocks of channels.
 
     Raises ValueError where that is not a relaxation, or no weights of it give the same function.
     """
@@ -44,7 +46,11 @@ def relaxed(
         s if number < stage else change(s, number, group)
         for number, s in enumerate(architecture.stages, start=1)
     )
-    changed = replace(architecture, stages=stages)
+    head = architecture.head
+    if head == "group_max" and TRIVIAL == stages[-1].group < architecture.group:
+        # the channels of a field lie side by side, in the order of the elements
+        head = f"{BLOCK_MAX}{architecture.group}"
+    changed = replace(architecture, stages=stages, head=head)
     _require_same_function(architecture, changed)
     return changed
 
@@ -80,10 +86,11 @@ def _require_same_function(before: Architecture, after: Architecture) -> None:
     """Raises ValueError where no weights of `after` give the function that trained weights of
     `before` have.
     """
-    if before.head == "group_max" and after.group != before.group:
+    if before.head == after.head == "group_max" and after.group != before.group:
         raise ValueError(
             f"the head takes the maximum over the fields of {before.group}, which a head over "
-            f"{after.group} cannot: relax to a pathway, or take head=group_mean or head=none"
+            f"{after.group} cannot: relax to a pathway, or to C1, where head={BLOCK_MAX}"
+            f"{before.group} does it"
         )
     for number, (old, new) in enumerate(zip(before.stages, after.stages), start=1):
         if old.invariant_fields and old.group != new.group:

@@ -165,8 +165,10 @@ def _merged(network: Network, other: Network, batch: Tensor) -> tuple[Network, N
 
 def pooled_channels(network: Network) -> int:
     """How many channels of the last stage the head makes one feature of."""
-    last = network.architecture.stages[-1]
-    return last.channels // network.linear.in_features
+    architecture = network.architecture
+    if (blocks := block_group(architecture.head)) is not None:
+        return blocks.order
+    return architecture.stages[-1].channels // network.linear.in_features
 
 
 def _match_blocks(similarities: Tensor, block: int) -> Tensor:
@@ -176,12 +178,15 @@ def _match_blocks(similarities: Tensor, block: int) -> Tensor:
     if block == 1:
         return match(similarities)
     count = len(similarities) // block
-    pairs = similarities.view(count, block, count, block).transpose(1, 2)
+    whole = count * block
+    rest = whole + match(similarities[whole:, whole:])  # of a last smaller block
+    pairs = similarities[:whole, :whole].reshape(count, block, count, block).transpose(1, 2)
     inner = [[match(pair) for pair in row] for row in pairs]
     rows = torch.arange(block)
     gained = [[float(p[rows, i].sum()) for p, i in zip(*row)] for row in zip(pairs, inner)]
     blocks = match(torch.tensor(gained)).tolist()
-    return torch.cat([other * block + inner[mine][other] for mine, other in enumerate(blocks)])
+    moved = [other * block + inner[mine][other] for mine, other in enumerate(blocks)]
+    return torch.cat([*moved, rest])
 
 
 def _same_shape(control: Network, network: Network) -> Network:

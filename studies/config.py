@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -61,6 +61,8 @@ class Study(Settings):
         "symmetry_accuracy",
     )
     constraints: Constraints = Constraints()
+    # auto: controls of the front's best are trained when the search has ended
+    controls: Literal["auto", "none"] = "none"
     search: Search = Search()
     resources: Resources = Resources()
     loggers: Loggers = Loggers()

@@ -81,6 +81,8 @@ def write_given(path: Path, given: Mapping[str, Any]) -> None:
     trial continues, and whose weights it inherits.
     """
     content = {name: given.get(name) for name in GIVEN}
+    if given.get("beside") is not None:
+        content["beside"] = given["beside"]
     if given.get("inherited_from") is not None:
         content |= {name: given[name] for name in INHERITED}
     (path / ARCHITECTURE).write_text(f"{content['architecture']}\n", encoding="utf-8")
@@ -104,7 +106,7 @@ def move_aside(path: Path) -> Path:
 def _given(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_text(path / TRIAL))
-        inherited = {name: content[name] for name in INHERITED if name in content}
+        inherited = {name: content[name] for name in (*INHERITED, "beside") if name in content}
         return {name: content[name] for name in GIVEN} | inherited
     except (ValueError, KeyError, TypeError):
         pass  # of an older version, or damaged

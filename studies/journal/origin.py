@@ -28,6 +28,7 @@ WIDENING = (
     "search.timeout",
     "search.patience",
     "search.retries",
+    "controls",
     "resources.",
     "loggers.",
     "training.device",

@@ -13,7 +13,7 @@ from studies.journal.folders import INHERITED, TrialFolder
 from studies.journal.reader import CREATE_TRIAL, SET_STATE, STATES
 from studies.journal.salvage import LOST_TRIAL, SET_TRIAL_ATTRIBUTE, Entry
 from studies.journal.trial import ENDED, RUNG, inherited_key, recorded_rungs
-from studies.pareto import DIRECTIONS
+from studies.pareto import DIRECTIONS, SCORE_OF
 
 WAITING = 4
 CODES = {state: code for code, state in STATES.items()}
@@ -149,6 +149,7 @@ def described(folder: TrialFolder, study: Study, describe: DescribeTrial | None)
     return {
         **({} if continues is None else {"continues": continues}),
         **inherited,
+        **(folder.given.get("beside") or {}),
         **known,
         "canonical": inherited_key(known["canonical"], inherited.get("inherited_from")),
     }
@@ -183,7 +184,7 @@ def _outcome(
     known = {**attributes, **scores.get(last, {})}
     if state != "complete":
         return state, rungs, None, {}
-    values = [known.get(name) for name in study.objectives]
+    values = [known.get(SCORE_OF.get(name, name)) for name in study.objectives]
     if not all(type(value) in (int, float) for value in values):
         return "running", {}, None, {}
     excess = {

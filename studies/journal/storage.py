@@ -8,12 +8,13 @@ and leaves its lock behind when it is killed (the next writer waits 30 s). Here 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from studies.journal.reader import SET_STATE, STATES
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import KIND, TrialRecord
 from studies.pareto import DIRECTIONS
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,27 @@ NEEDED = {
     8: _TRIAL | {"user_attr"},
     9: _TRIAL | {"system_attr"},
 }
+
+
+class SearchStorage(JournalStorage):
+    """Optuna's storage, in which samplers see the trials of the search alone, not those beside it
+    (`TrialRecord.kind`): no sampler can learn from them, whatever it looks at.
+    """
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """The trials of the search, in the order of their numbers."""
+        trials = super().get_all_trials(study_id, deepcopy=False, states=states)
+        seen = [trial for trial in trials if KIND not in trial.user_attrs]
+        return copy.deepcopy(seen) if deepcopy else seen
+
+    def every_trial(self, study_id: int) -> list[FrozenTrial]:
+        """All trials, those beside the search included, in the order of their numbers."""
+        return super().get_all_trials(study_id, deepcopy=False)
 
 
 class SingleWriterJournal(BaseJournalBackend):
@@ -180,17 +202,17 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
     )
 
 
-def open_storage(path: Path) -> tuple[JournalStorage, SingleWriterJournal]:
+def open_storage(path: Path) -> tuple[SearchStorage, SingleWriterJournal]:
     """Optuna's storage over the journal at `path`, which is created if absent, and the backend to
     close.
     """
     backend = SingleWriterJournal(path)
-    return JournalStorage(backend), backend
+    return SearchStorage(backend), backend
 
 
 def open_study(
     path: Path, objectives: Sequence[str]
-) -> tuple[optuna.Study, JournalStorage, SingleWriterJournal]:
+) -> tuple[optuna.Study, SearchStorage, SingleWriterJournal]:
     """The optuna study in the journal at `path`, created if absent, with its storage and the
     backend to close.
 

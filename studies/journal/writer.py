@@ -28,6 +28,14 @@ class OpenedJournal:
     records: list[TrialRecord]
     torn: Path | None  # where a torn last line was kept
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the file, in sentences."""
+        if self.torn is None:
+            return ()
+        kept = f"a copy is in {self.torn.name}"
+        return (f"the journal's last line was torn and has been dropped; {kept}",)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -117,17 +125,37 @@ class JournalWriter:
             ) from error
 
     def next_number(self) -> int:
-        """The number of the next proposal: the first trial that waits, else a new one."""
+        """Which proposal of the search is next: that of the first trial that waits, else a new one.
+
+        It counts the trials of the search alone, so that it is the trial's number only where none
+        was trained beside the search.
+        """
         with self._alone():
             trials = self._storage.get_all_trials(self._id, deepcopy=False)
         return next(
-            (trial.number for trial in trials if trial.state.name == "WAITING"), len(trials)
+            (place for place, trial in enumerate(trials) if trial.state.name == "WAITING"),
+            len(trials),
         )
+
+    def queue_beside(self, attributes: Sequence[Mapping[str, Any]]) -> list[TrialRecord]:
+        """New trials beside the search, which wait: on disk all of them or none. They have no
+        parameters, and optuna never proposes them.
+        """
+        from optuna.trial import TrialState, create_trial
+
+        made = []
+        with self._backend.transaction():
+            for given in attributes:
+                trial = create_trial(state=TrialState.WAITING, user_attrs=dict(given))
+                trial_id = self._storage.create_new_trial(self._id, template_trial=trial)
+                number = self._storage.get_trial_number_from_id(trial_id)
+                made.append(TrialRecord(number, "waiting", attributes=dict(given)))
+        return made
 
     def queue(self, queued: Queued) -> int:
         """The number of a new trial that waits to be proposed."""
         parameters, attributes = queued
-        number = len(self._storage.get_all_trials(self._id, deepcopy=False))
+        number = len(self._storage.every_trial(self._id))
         self.optuna.enqueue_trial(dict(parameters), user_attrs=dict(attributes))
         return number
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.folders import EPOCH, TRIALS, move_aside, read_folder, write_given
-from studies.journal.trial import Decision, Outcome, TrialRecord
+from studies.journal.trial import KIND, Decision, Outcome, TrialRecord
 from trainers.files import PARTIAL
 
 
@@ -34,6 +34,8 @@ class Assignment:
     # the trial with whose weights the training begins, and after which epoch of the schedule
     inherited_from: int | None = None
     inherited_epoch: int = 0
+    # of a trial beside the search: its kind, the trial that it is compared with, and as what
+    beside: Mapping[str, Any] | None = None
 
 
 class Report(Protocol):
@@ -103,7 +105,15 @@ def assignment_of(directory: Path, study: Study, record: TrialRecord) -> Assignm
         record.batch_divisor,
         record.inherited_from,
         record.inherited_epoch,
+        beside_of(record),
     )
+
+
+def beside_of(record: TrialRecord) -> dict[str, Any] | None:
+    """What marks a trial as one beside the search; None for one of the search."""
+    if record.kind == "search":
+        return None
+    return {name: record.attributes.get(name) for name in (KIND, "of", "role")}
 
 
 def note_epoch(assignment: Assignment, epoch: int) -> None:

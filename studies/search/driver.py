@@ -1,11 +1,9 @@
 """The driver owns a study: it proposes, decides at rungs, keeps the records of its trials, and is
 the only writer of the journal.
 
-A study is a directory: `study.yaml`, `versions.json`, `optuna.journal` and `trials/00017/`. Order
-of writes: the worker's checkpoint, then scores and attributes, then the end of the trial, which is
-the commit point. A trial that was running when the driver died goes back to *waiting* under its own
-number and in its own folder, and continues from its checkpoint; so no trial is there twice, none is
-lost, and a resumed study proposes what an undisturbed one would.
+Order of writes: the worker's checkpoint, scores and attributes, the trial's end (the commit point).
+A trial that was running when the driver died goes back to *waiting* under its own number and goes
+on from its checkpoint: none is there twice or lost; a resumed study proposes what others would.
 """
 
 from __future__ import annotations
@@ -19,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from studies.config import Study
-from studies.errors import StudyError
 from studies.journal.directory import StudyPlace, create_directory, open_directory, publish
 from studies.journal.origin import Images, Look, adopt, first_attributes
-from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord, inherited_key
-from studies.journal.writer import Described, OpenedJournal, Refusal, open_journal, writing
+from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
+from studies.journal.writer import Described, OpenedJournal, open_journal, writing
 from studies.search.assignments import (
     Assignment,
     assignment_of,
@@ -33,17 +30,17 @@ from studies.search.assignments import (
     with_folder,
 )
 from studies.search.attempts import Died, count_death
+from studies.search.beside import Beside
 from studies.search.inheritance import Child, next_child
 from studies.search.progress import Progress
 from studies.search.promotions import Promotions
-from studies.search.proposals import attributes_of, continuation, facts, proposed
+from studies.search.proposals import continuation, describe
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
 from studies.search.scores import checked, ending, rung_point
 
 
 class SearchDriver:
-    """One study in a directory, driven by this process; a context manager that gives the study back
-    at the end.
+    """One study in a directory, driven by this process until the end of a `with` block.
 
     `next` hands out work, `report` decides at a rung, `finish` ends a trial. `next` may be slow (a
     sampler thinks) and may run in one thread while `report` and `finish` run in another.
@@ -58,6 +55,7 @@ class SearchDriver:
         self._state = threading.RLock()
         self._running: dict[int, TrialRecord] = {}
         self._waiting: deque[TrialRecord] = deque()
+        self.beside = Beside(self.study)  # partners of pairs, and controls
         self._promotions = Promotions(self.study.search.eta)
         # canonical architecture -> how often it was or is being trained
         self._trainings: Counter[str] = Counter()
@@ -110,8 +108,7 @@ class SearchDriver:
         look: Look | None = None,
         accept_data: bool = False,
     ) -> SearchDriver:
-        """The study in `directory`, ready to go on; `study` may widen its trials, timeout, patience
-        and resources.
+        """The study in `directory`, ready to go on; `study` may widen its trials and resources.
 
         `trusted` takes over what in it runs programs, whoever wrote it (`studies.journal.trust`);
         else that raises UntrustedError, unless this user wrote it. `look` reads the data first;
@@ -128,11 +125,7 @@ class SearchDriver:
 
     def _restore(self, opened: OpenedJournal) -> None:
         """Takes what the journal held into account."""
-        if opened.torn is not None:
-            self.warnings += (
-                "the journal's last line was torn and has been dropped; a copy is in "
-                f"{opened.torn.name}",
-            )
+        self.warnings += opened.warnings
         self.channels = opened.attributes.get("channels", 1)
         self.classes = opened.attributes.get("classes", 10)
         with writing(self.directory):
@@ -142,7 +135,10 @@ class SearchDriver:
     def _restore_trial(self, record: TrialRecord) -> None:
         """Takes a trial of the journal into account; one that was running goes back to waiting."""
         if record.state in ("refused", "earlier"):
-            return
+            return None
+        if record.kind != "search":
+            self.beside.restore(record)
+            return self._take_back(record, died="program") if record.state == "running" else None
         if record.continues is not None:
             self._promotions.promote(record.continues, record.number)
         elif record.key is not None and record.state != "failed":
@@ -179,24 +175,43 @@ class SearchDriver:
             if reason is not None:
                 return self._end(record, "failed", reason)
         self._running.pop(record.number, None)
-        self._waiting.append(self._journal.move(record, "waiting"))
+        queue = self._waiting if record.kind == "search" else self.beside.waiting
+        queue.append(self._journal.move(record, "waiting"))
 
     def _assignment(self, record: TrialRecord) -> Assignment:
         return assignment_of(self.directory, self.study, record)
 
     def next(self) -> Assignment | None:
-        """The next piece of work, or None: all trials are given out, or `ended` says why none will
-        follow.
-        """
+        """The next piece of work; None: all is given out, or `ended` says why none will follow."""
         self._lock.require()
         with self._state, writing(self.directory):
             if self._waiting:
                 return self._give_out(self._journal.move(self._waiting.popleft(), "running"))
             if self._stopping():
-                return None
+                return self._next_beside()
             if (stopped := self._promotion()) is not None:
                 return self._promote(stopped)
-        return self._propose()
+        proposal = self._propose()
+        if proposal is not None:
+            return proposal
+        with self._state, writing(self.directory):
+            return self._next_beside()
+
+    def _next_beside(self) -> Assignment | None:
+        """The next trial beside the search, once that has ended; None while it has not."""
+        if self.ended is None or any(r.kind == "search" for r in self._running.values()):
+            return None
+        record = self.beside.next(self._journal, self.directory, self._size)
+        return None if record is None else self._give_out(record)
+
+    @property
+    def left(self) -> int:
+        """Trials that may still end, as far as they are known; those beside the search included."""
+        with self._state, writing(self.directory):
+            search = max(0, self.study.search.trials - self._progress.ended)
+            if not search and not self._running and self._stopping():
+                self.beside.plan(self._journal, self.directory, self._size)
+            return search + self.beside.count(self._running)
 
     def _give_out(self, record: TrialRecord, *, new: bool = False) -> Assignment:
         self._running[record.number] = record
@@ -245,10 +260,7 @@ class SearchDriver:
                     break
         assert refused is not None
         if self._progress.ended + len(self._running) == 0:
-            raise StudyError(
-                "no architecture of the space can be trained; the last one was refused: "
-                f"{refused.reason}"
-            )
+            self._remaining.require_any(refused)
         if not (self._exhausted() and self._running):
             self.ended = "exhausted"
             self.explanation = self._remaining.explain(refused)
@@ -263,28 +275,16 @@ class SearchDriver:
     def _remaining(self) -> Remaining:
         return Remaining(self.study, self.channels, self.classes)
 
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.channels, self.classes
+
     def _exhausted(self) -> bool:
         return self._journal.exhausted or self._remaining.exhausted
 
     def _describe(self, trial: Any) -> Described:
         """The attributes of what an Optuna trial proposes, and why it is refused, if it is."""
-        try:
-            proposal = proposed(trial, self.study, self.channels, self.classes)
-            known = facts(proposal.architecture, self.study, self.channels, self.classes)
-        except ValueError as error:
-            return {}, Refusal(str(error))
-        key = inherited_key(proposal.key, trial.user_attrs.get("inherited_from"))
-        with self._state:
-            repeats = self._trainings[key]
-            attributes = attributes_of(proposal, known, key, repeats, self.study.search.seed)
-            if known.broken:
-                return attributes, Refusal(known.broken, learn=True)
-            if repeats >= self.study.search.repeats:
-                return attributes, Refusal(
-                    f"the same architecture was trained {repeats} times already"
-                )
-            self._trainings[key] += 1
-        return attributes, None
+        return describe(trial, self.study, self._size, self._trainings, self._state)
 
     def heartbeat(self, number: int, epoch: int) -> None:
         """Notes that trial `number` has trained and saved an epoch."""
@@ -293,10 +293,9 @@ class SearchDriver:
                 note_epoch(self._assignment(self._running[number]), epoch)
 
     def report(self, number: int, epoch: int, scores: Mapping[str, Any]) -> Decision:
-        """Whether trial `number` trains on after `epoch`; a repeated report gets the same answer.
-
-        At the last epoch it is always to continue. Raises ScoresError for scores that are missing
-        or not finite.
+        """Whether trial `number` trains on after `epoch`, which it always does after the last; a
+        repeated report gets the same answer. Raises ScoresError for scores that are missing or not
+        finite.
         """
         with self._state, writing(self.directory):
             record = self._running.get(number)
@@ -306,8 +305,9 @@ class SearchDriver:
                 return "continue"
             if epoch not in record.rungs:
                 scores = checked({**scores, "epoch": epoch})
-                self._promotions.enter(epoch, number, rung_point(scores))
-                last = epoch == self.study.rungs[-1]
+                last = epoch == self.study.rungs[-1] or record.kind != "search"
+                if record.kind == "search":
+                    self._promotions.enter(epoch, number, rung_point(scores))
                 goes_on = last or self._promotions.goes_on(epoch, number)
                 record = self._running[number] = self._journal.set_rung(
                     record, epoch, scores, "continue" if goes_on else "stop"
@@ -353,7 +353,8 @@ class SearchDriver:
         if record.stopped_at is not None:
             self._promotions.stop(record.stopped_at, record.number)
         self._running.pop(record.number, None)
-        self._progress.count(record)
+        if record.kind == "search":
+            self._progress.count(record)
         self._progress.judge(record)
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +13,8 @@ from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.journal.trial import RUNG, TrialRecord
+from studies.journal.trial import RUNG, TrialRecord, inherited_key
+from studies.journal.writer import Described, Refusal
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,35 @@ def proposed(trial: Any, study: Study, channels: int, classes: int) -> Candidate
             study.space.model_copy(update={"width": None}).sample(trial, declared=declared)
         return Candidate.parse(enqueued)
     return study.space.sample(trial, channels=channels, classes=classes, declared=declared)
+
+
+def describe(
+    trial: Any,
+    study: Study,
+    size: tuple[int, int],
+    trainings: Counter[str],
+    lock: AbstractContextManager[Any],
+) -> Described:
+    """The attributes of what an Optuna trial proposes, and why it is refused, if it is.
+
+    `size` are channels and classes; a proposal that is not refused is counted in `trainings`, under
+    the lock.
+    """
+    try:
+        proposal = proposed(trial, study, *size)
+        known = facts(proposal.architecture, study, *size)
+    except ValueError as error:
+        return {}, Refusal(str(error))
+    key = inherited_key(proposal.key, trial.user_attrs.get("inherited_from"))
+    with lock:
+        repeats = trainings[key]
+        attributes = attributes_of(proposal, known, key, repeats, study.search.seed)
+        if known.broken:
+            return attributes, Refusal(known.broken, learn=True)
+        if repeats >= study.search.repeats:
+            return attributes, Refusal(f"the same architecture was trained {repeats} times already")
+        trainings[key] += 1
+    return attributes, None
 
 
 def attributes_of(

@@ -52,6 +52,13 @@ class Remaining:
             if not facts(candidate.architecture, self._study, *size).broken
         )
 
+    def require_any(self, refused: TrialRecord) -> None:
+        """Raises StudyError: no proposal was ever trained, and the last one was `refused`."""
+        raise StudyError(
+            f"no architecture of the space can be trained; the last one was refused: "
+            f"{refused.reason}"
+        )
+
     def explain(self, refused: TrialRecord) -> str:
         """Why nothing is proposed any more, in a sentence."""
         times = self._study.search.repeats
@@ -68,7 +75,9 @@ def require_trials(directory: Path, study: Study) -> None:
     if study.search.trials >= read_study(directory).search.trials:
         return
     if (directory / JOURNAL).exists():
-        ended = sum(record.state in ENDED for record in read_trials(directory))
+        ended = sum(
+            record.state in ENDED and record.kind == "search" for record in read_trials(directory)
+        )
         if study.search.trials < ended:
             raise StudyError(
                 f"search.trials is {study.search.trials}, but {ended} trials of {directory} have "

@@ -179,7 +179,7 @@ class _WorkerPool:
         if (time.monotonic() - self._grown < 5 and len(self._members) >= 1) or self._nothing_left:
             return
         self._grown = time.monotonic()
-        left = self._driver.study.search.trials - self._driver.finished
+        left = self._driver.left
         wanted = min(self._capacity(), left)
         # the last trial took the last worker with it: nobody is left to ask for work
         if left <= 0 and not self._members:

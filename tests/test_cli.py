@@ -17,6 +17,8 @@ from studies.cli import main as cli
 
 SMALL = [
     "--set",
+    "controls=none",
+    "--set",
     "data.train=200",
     "--set",
     "data.validation=80",

@@ -94,7 +94,8 @@ def parsed(words):
     """Parses a command's words as the program does, without running it; placeholders become
     values."""
     group = get_command(cli.app)
-    words = ["7" if word == "TRIAL" else word for word in words if not word.startswith("[")]
+    numbers = ("TRIAL", "A", "B")
+    words = ["7" if word in numbers else word for word in words if not word.startswith("[")]
     with group.make_context("equisearch", list(words)) as context:
         name, command, rest = group.resolve_command(
             context, [*context._protected_args, *context.args]

@@ -26,6 +26,8 @@ HOSTILE = "\x1b]0;pwn\x07\x9b2J [bold]red[/bold] \u202egnp\x7f\r\nforged: line"
 START = [sys.executable, "-m", "studies.cli", "start", "quickstart"]
 TINY = [
     "--set",
+    "controls=none",
+    "--set",
     "data.train=60",
     "--set",
     "data.validation=40",

@@ -12,7 +12,14 @@ import sys
 import traceback
 from typing import Any
 
-from studies.cli import bundles, models, search, setup, tables  # noqa: F401  (they register their commands)
+from studies.cli import (  # noqa: F401  (they register their commands)
+    bundles,
+    compare,
+    models,
+    search,
+    setup,
+    tables,
+)
 from studies.cli.app import app
 from studies.terminal import guarded
 

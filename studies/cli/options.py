@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studies.output import Format
+
+if TYPE_CHECKING:
+    from studies.journal.trial import TrialRecord
 
 
 def _place(text: str) -> Path:
@@ -81,6 +85,24 @@ Settings = Annotated[
     ),
 ]
 
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONDITION",
+        help="Only trials that meet it, such as 'params < 50k and exact'.",
+        show_default=False,
+    ),
+]
+Knee = Annotated[bool, typer.Option("--knee", help="Only the best compromise.")]
+Best = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OBJECTIVE",
+        help="Only the member of the front that is best in one objective.",
+        show_default=False,
+    ),
+]
+
 RunCode = Annotated[
     bool,
     typer.Option(
@@ -123,3 +145,14 @@ def resources(workers: str | None, timeout: str | None, address: str | None) -> 
         )
     count = int(workers) if workers and workers.isdigit() else workers
     return {"resources.workers": count, "search.timeout": timeout, "resources.address": address}
+
+
+def selected(records: Sequence[TrialRecord], where: str | None) -> list[TrialRecord]:
+    """The trials that meet the condition of --where."""
+    from studies.evidence.conditions import ConditionError
+    from studies.evidence.selection import filtered
+
+    try:
+        return filtered(records, where)
+    except ConditionError as error:
+        raise typer.BadParameter(str(error), param_hint="--where") from None

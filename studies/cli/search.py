@@ -14,8 +14,10 @@ from studies.cli.app import LOOK, SEARCH, app
 from studies.cli.options import (
     AcceptData,
     Address,
+    Best,
     Directory,
     FormatOption,
+    Knee,
     Quiet,
     Settings,
     StudyName,
@@ -23,9 +25,11 @@ from studies.cli.options import (
     Trial,
     Trials,
     Trust,
+    Where,
     Workers,
     pairs,
     resources,
+    selected,
 )
 from studies.output import Format, note, print_lines, print_rows, print_table, print_value
 from studies.terminal import one_line
@@ -103,6 +107,15 @@ def resume(
     settings: Settings = None,
     trust: Trust = False,
     accept_data: AcceptData = False,
+    partners: Annotated[
+        int,
+        typer.Option(
+            "--pairs",
+            metavar="N",
+            min=0,
+            help="Trains N partners that differ from a trial in one thing, for `compare --pairs`.",
+        ),
+    ] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Continues the study in DIR; trials, timeout and resources may be changed."""
@@ -122,7 +135,9 @@ def resume(
         # with what `revised` was made from, not with what lies there by then
         require(directory, stored, revised)
     _drive(
-        lambda: open_driver(directory, revised, trusted=True, accept_data=accept_data),
+        lambda: open_driver(
+            directory, revised, trusted=True, accept_data=accept_data, partners=partners
+        ),
         directory,
         quiet,
     )
@@ -170,12 +185,29 @@ def status(directory: Directory, format: FormatOption = Format.table) -> None:
 
 
 @app.command(rich_help_panel=LOOK)
-def trials(directory: Directory, format: FormatOption = Format.table) -> None:
+def trials(
+    directory: Directory,
+    where: Where = None,
+    knee: Knee = False,
+    best: Best = None,
+    format: FormatOption = Format.table,
+) -> None:
     """Lists every trial of the study in DIR."""
+    from studies.evidence import selection
+    from studies.evidence.intervals import Evidence
     from studies.results import tables
 
-    rows, columns, cells = tables.trial_rows(directory)
-    print_rows(rows, format, columns, cells, f"{directory} has no trials yet")
+    study, records = tables.open_study(directory, parameters=True, reading=True)
+    chosen = selected(records, where)
+    rows, columns, cells = tables.rows_of(study, chosen, Evidence.of(directory))
+    number = selection.number_of(study, chosen, knee, best) if rows else None
+    rows, cells = selection.picked(rows, cells, number)
+    print_rows(rows, format, columns, cells, _none(directory, where, "trials yet"))
+
+
+def _none(directory: Path, where: str | None, what: str) -> str:
+    """Why nothing is shown."""
+    return f"{directory} has no {what}" if where is None else f"no trial meets: {where}"
 
 
 @app.command(rich_help_panel=LOOK)
@@ -187,20 +219,30 @@ def front(
             metavar="FILE", help="Draws every two objectives: png, svg or pdf.", show_default=False
         ),
     ] = None,
+    where: Where = None,
+    knee: Knee = False,
+    best: Best = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Prints the Pareto front of the study in DIR and draws it among all trials; * marks the best
-    compromise.
+    compromise. With --where, the front among the trials that meet a condition.
     """
+    from studies.evidence import selection
     from studies.evidence.intervals import Evidence
     from studies.journal.definition import definition_note
     from studies.results import front_plot, tables
 
-    study, records = tables.open_study(directory, reading=True)
+    study, every = tables.open_study(directory, reading=True)
+    records = selected(every, where)
     rows, columns, cells = tables.front_rows(study, records, Evidence.of(directory))
-    print_rows(rows, format, columns, cells, f"{directory} has no front yet: no trial is complete")
-    for text in filter(None, (tables.left_out(records), definition_note(study))):
+    number = selection.number_of(study, records, knee, best) if rows else None
+    rows, cells = selection.picked(rows, cells, number)
+    empty = _none(directory, where, "front yet: no trial is complete")
+    print_rows(rows, format, columns, cells, empty)
+    for text in filter(None, (tables.left_out(every), definition_note(study))):
         note(text)
+    if number is not None and figure is None:
+        return
     plotted = front_plot.plotted_trials(study, records) if format is Format.table or figure else []
     if format is Format.table and (drawn := front_plot.draw_text(plotted, study.objectives)):
         print(f"\n{drawn}")
@@ -307,6 +349,7 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
     """Runs a study to its end or interruption, then prints its front and what to type next."""
     from studies.cli.live import LiveView
     from studies.evidence.intervals import Evidence
+    from studies.results import compare as comparing
     from studies.results import tables
     from studies.workers.executors import run
 
@@ -317,10 +360,15 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
             ending = run(driver, listener=view)
     note(f"ended: {ending.reason}" + (f": {driver.explanation}" if driver.explanation else ""))
     quoted = quote(str(directory))
-    rows, columns, cells = tables.front_rows(*tables.open_study(directory), Evidence.of(directory))
+    opened_study = (*tables.open_study(directory), Evidence.of(directory))
+    rows, columns, cells = tables.front_rows(*opened_study)
     print_lines(tables.status_lines(tables.status(directory)))
     if rows:
         print_table(columns, cells)
+        said, columns, cells = comparing.control_rows(*opened_study)
+        if said["controls"]:
+            print_table(columns, cells)
+            note(comparing.control_text(said))
         best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])
         note(
             f"next: equisearch show {quoted} {best}  |  equisearch export {quoted} {best} "

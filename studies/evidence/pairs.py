@@ -4,6 +4,7 @@ exactness of a layout, a size, a loss or an augmentation, and which partners are
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from studies.evidence.front import best_compromise, members
 from studies.evidence.intervals import Evidence
 from studies.evidence.paired import Difference, over_values
 from studies.journal.trial import TrialRecord
+from studies.output import is_number
 
 SCORES = ("accuracy", "symmetry_accuracy")
 EXACTNESS = "exactness"  # a layout or a size that keeps other elements exact
@@ -49,14 +51,27 @@ def _parsed(text: str) -> Candidate:
     return Candidate.parse(text)
 
 
+def _readable(record: TrialRecord) -> bool:
+    try:
+        candidate_of(record)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
 def compared_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Complete trials, the first training of each candidate, those beside the search included."""
+    """Complete trials, the first training of each candidate, those beside the search included.
+
+    Left out are trials that began with another's weights, and what a journal that was edited by
+    hand, or a newer version, says of a candidate that cannot be read.
+    """
     first: dict[str, TrialRecord] = {}
     for record in records:
-        if record.state != "complete" or not record.scores or record.inherited_from is not None:
+        if record.state != "complete" or record.inherited_from is not None:
             continue
-        if record.architecture:
-            first.setdefault(record.key or record.architecture, record)
+        scores = record.scores or {}
+        if all(is_number(scores.get(name)) for name in SCORES) and _readable(record):
+            first.setdefault(str(record.key or record.architecture), record)
     return list(first.values())
 
 
@@ -107,7 +122,9 @@ def _pair(name: str, one: _Known, two: _Known) -> Pair:
 
 
 def _order(groups: str) -> int:
-    return Group.parse(groups.split(",")[0]).order
+    """The order of the first group in a text such as `D4, C1 from stage 4` or `C4+C1`."""
+    named = re.match(r"[CD]\d+", groups)
+    return Group.parse(named[0]).order if named else 0
 
 
 def summarised(pairs: Sequence[Pair], evidence: Evidence) -> list[dict[str, Any]]:
@@ -176,7 +193,7 @@ def missing_partners(
     there = [
         variants.factors(candidate_of(record), widths=widths)
         for record in records
-        if record.architecture and record.state in ("complete", "running", "waiting")
+        if record.state in ("complete", "running", "waiting") and _readable(record)
     ]
     pairs = Counter(pair.factor for pair in find_pairs(study, records))
     open_ones = []
@@ -214,11 +231,12 @@ def _variants(study: Study, base: Candidate, channels: int, classes: int) -> Ite
     built, or whose width cannot be matched, are left out.
     """
     width = study.space.width
+    exact = verdict(base.architecture, Group.parse(study.symmetry.group)).exact
     for make in (
         *_groups(study, base),
         *_sizes_and_layouts(study, base),
-        *_losses(study, base),
-        *_augmentations(base),
+        # to an exact network, equivariance losses and moved images are nothing new
+        *(() if exact else (*_losses(study, base), *_augmentations(base))),
     ):
         try:
             candidate = make()
@@ -260,8 +278,6 @@ def _sizes_and_layouts(study: Study, base: Candidate) -> Iterator[Make]:
 
 def _losses(study: Study, base: Candidate) -> Iterator[Make]:
     """No equivariance loss where the trial has one, else one of each kind at the middle weight."""
-    if verdict(base.architecture, Group.parse(study.symmetry.group)).exact:
-        return  # such a network has nothing to lose
     if "loss" in variants.options_of(base):
         yield lambda: variants.with_options(base, loss=None, loss_weight=None)
         return
@@ -270,7 +286,8 @@ def _losses(study: Study, base: Candidate) -> Iterator[Make]:
         weight = float(f"{(weight.low * weight.high) ** 0.5:.3g}")
     for kind in study.space.equivariance_loss.kind:
         if kind != "none":
-            yield lambda kind=kind: variants.with_options(base, loss=f"{kind}:{weight}")
+            terms = [t if ":" in t else f"{t}:{weight}" for t in kind.split("+")]
+            yield lambda terms=terms: variants.with_options(base, loss="+".join(terms))
 
 
 def _augmentations(base: Candidate) -> Iterator[Make]:

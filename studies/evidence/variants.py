@@ -58,7 +58,7 @@ def matched(
 
 def with_group(architecture: Architecture, group: Group) -> Architecture:
     """`architecture` with all stages under one group, a head and filters that suit it."""
-    stages = tuple(replace(stage, group=group) for stage in architecture.stages)
+    stages = tuple(replace(stage, group=group, relaxation=None) for stage in architecture.stages)
     head = "group_max" if TRIVIAL in (group, architecture.group) else architecture.head
     filters = architecture.filters if group.on_grid else "basis"
     if group == TRIVIAL:
@@ -115,14 +115,20 @@ def factors(candidate: Candidate, *, widths: bool) -> dict[str, str]:
     architecture = candidate.architecture.canonical(keep_repeats=True)
     stages = architecture.stages
     plain = [
-        replace(stage, group=TRIVIAL, subsampling=None, **({} if widths else {"fields": 1}))
+        replace(
+            stage,
+            group=TRIVIAL,
+            relaxation=None,
+            subsampling=None,
+            **({} if widths else {"fields": 1}),
+        )
         for stage in stages
     ]
     found = {
         "group": groups_text(architecture),
         "input size": f"{size_text(architecture.size)} px",
         "layout": ", ".join(str(s.subsampling) for s in stages if s.subsampling) or "none",
-        "stages": ", ".join(format_stage(stage, TRIVIAL) for stage in plain),
+        "stages": ", ".join(format_stage(stage) for stage in plain),
         "places": " ".join(str(n) for n, s in enumerate(stages, 1) if s.subsampling),
     }
     if architecture.entry is not None:
@@ -132,12 +138,12 @@ def factors(candidate: Candidate, *, widths: bool) -> dict[str, str]:
 
 
 def groups_text(architecture: Architecture) -> str:
-    """The groups of the stages: `D4`, or `D4, C1 from stage 4`."""
+    """The groups of the stages and how they are relaxed: `D4`, `D4, C1 from stage 4`, `C4+C1`."""
     parts, previous = [], None
     for number, stage in enumerate(architecture.stages, start=1):
-        if stage.group != previous:
-            parts.append(str(stage.group) + (f" from stage {number}" if previous else ""))
-            previous = stage.group
+        if stage.annotation != previous:
+            parts.append(stage.annotation + (f" from stage {number}" if previous else ""))
+            previous = stage.annotation
     return ", ".join(parts)
 
 

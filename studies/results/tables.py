@@ -144,6 +144,8 @@ def trial_row(
         "intervals": intervals(record.scores, images),
         "num_images": images,
         "kind": record.kind,
+        "of": facts.get("of"),
+        "role": facts.get("role"),
         "reason": record.reason,
         "started": record.started,
         "finished": record.finished,
@@ -152,8 +154,13 @@ def trial_row(
 
 def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """Every trial as values, and as the cells of a table."""
-    study, records = open_study(directory, parameters=True, reading=True)
-    evidence = Evidence.of(directory)
+    return rows_of(*open_study(directory, parameters=True, reading=True), Evidence.of(directory))
+
+
+def rows_of(
+    study: Study, records: Sequence[TrialRecord], evidence: Evidence
+) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
+    """Trials as values, and as the cells of a table."""
     rows = [
         {**trial_row(study, record, evidence), "parameters": record.parameters}
         for record in records
@@ -263,6 +270,7 @@ def _yes(value: bool | None) -> str:
 
 def _what(row: dict[str, Any]) -> str:
     notes = [
+        *([f"{row['kind']} of trial {row['of']}: {row['role']}"] * (row["kind"] != "search")),
         *([f"continues trial {row['continues']}"] if row["continues"] is not None else []),
         *([f"inherits trial {row['inherited_from']}"] if row["inherited_from"] is not None else []),
         *([row["reason"]] if row["reason"] else []),

@@ -127,15 +127,23 @@ def require_device(study: Study) -> None:
 
 
 def open_driver(
-    directory: Path, study: Study, *, trusted: bool = False, accept_data: bool = False
+    directory: Path,
+    study: Study,
+    *,
+    trusted: bool = False,
+    accept_data: bool = False,
+    partners: int = 0,
 ) -> SearchDriver:
     """The driver of the study in `directory`, which goes on as `study`; its data is looked at
-    before any trial. `accept_data` accepts data that has changed. Raises StudyError.
+    before any trial. `accept_data` accepts data that has changed; `partners` of pairs are trained
+    when the search has ended (`studies.evidence.pairs`). Raises StudyError.
     """
     require_device(study)
-    return SearchDriver.open(
+    driver = SearchDriver.open(
         directory, study, trusted=trusted, look=images_of, accept_data=accept_data
     )
+    driver.beside.partners = partners
+    return driver
 
 
 def images_of(study: Study) -> Images:

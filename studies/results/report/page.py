@@ -19,6 +19,7 @@ from studies.markup import table_html as _table
 from studies.results import tables as views
 from studies.results.front_plot import TITLES
 from studies.results.report.answer import Answer, answer
+from studies.results.report.evidence import controls_html, pairs_html
 from studies.results.report.figures import steps_html
 from studies.results.report.plot import axes, data_html, drawings, plot_data
 from studies.results.report.sections import (
@@ -74,6 +75,8 @@ def _page(directory: Path, study: Study, records: Sequence[TrialRecord]) -> str:
         html("<h1>{}</h1>", title),
         *_answer_html(said),
         *_front(study, records, evidence, data),
+        *controls_html(study, records, evidence),
+        *pairs_html(study, records, evidence),
         *tested_html(tested),
         *_growth(study, records),
         *importance_html(study, records),

@@ -1,0 +1,113 @@
+"""Which trials a command shows: `--where CONDITION`, `--knee`, `--best OBJECTIVE`. Nothing here
+imports torch, optuna or ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from searchspace.geometry import size_text
+from searchspace.recipe import Candidate
+from studies.config import Study
+from studies.errors import StudyError
+from studies.evidence.conditions import Condition
+from studies.evidence.front import best_compromise, members
+from studies.evidence.intervals import ERRORS, SHARES
+from studies.evidence.variants import groups_text, options_of
+from studies.journal.trial import TrialRecord
+from studies.output import is_number
+from studies.pareto import DIRECTIONS, SCORE_OF
+from trainers.scores import Scores
+
+T = TypeVar("T")
+FACTS = ("trial", "state", "kind", "architecture", "params", "macs", "exact", "family", "group")
+CHOICES = (
+    "input_size",
+    "head",
+    "filters",
+    "orbit",
+    "equivariance_loss",
+    "augment",
+    "learning_rate",
+    "seed",
+)
+SCORES = tuple(field.name for field in fields(Scores))
+COLUMNS = tuple(dict.fromkeys((*FACTS, *CHOICES, *SCORES, *SCORE_OF, "stopped_at", "reason")))
+SHARE_COLUMNS = (*SHARES, *ERRORS, *SCORE_OF)
+
+
+def columns(record: TrialRecord) -> dict[str, Any]:
+    """What a condition may say of a trial, by name; what is not known is None."""
+    facts, scores = record.attributes, record.scores or {}
+    found: dict[str, Any] = dict.fromkeys(COLUMNS)
+    found.update({name: facts.get(name) for name in FACTS if name in facts})
+    found.update({name: scores[name] for name in SCORES if name in scores})
+    found.update({name: scores.get(score) for name, score in SCORE_OF.items()})
+    found.update(
+        trial=record.number,
+        state=record.state,
+        kind=record.kind,
+        architecture=record.architecture,
+        learning_rate=record.learning_rate,
+        seed=facts.get("seed"),
+        stopped_at=record.stopped_at,
+        reason=record.reason,
+    )
+    try:
+        candidate = Candidate.parse(str(record.architecture))
+    except ValueError:
+        return found
+    architecture = candidate.architecture
+    options = {"loss": "none", "augment": "none", "orbit": "C1", **options_of(candidate)}
+    found.update({name: options[name] for name in ("augment", "orbit")})
+    found["equivariance_loss"] = options["loss"]
+    size = size_text(architecture.size)
+    found.update(head=architecture.head, filters=architecture.filters)
+    found.update(group=groups_text(architecture), input_size=int(size) if size.isdigit() else size)
+    return found
+
+
+def filtered(records: Sequence[TrialRecord], where: str | None) -> list[TrialRecord]:
+    """The trials that meet a condition; all without one. Raises ConditionError."""
+    if where is None:
+        return list(records)
+    condition = Condition.parse(where).require(COLUMNS, SHARE_COLUMNS)
+    return [record for record in records if condition(columns(record))]
+
+
+def number_of(
+    study: Study, records: Sequence[TrialRecord], knee: bool, best: str | None
+) -> int | None:
+    """The trial that `--knee` or `--best` asks for: of the front of these trials, the best
+    compromise, or the member that is best in one objective. None where neither is given.
+
+    Raises StudyError for an unknown objective, one that no trial has, and for an empty front.
+    """
+    if not knee and best is None:
+        return None
+    if best is not None and best not in DIRECTIONS:
+        raise StudyError(f"--best {best}: choose one of {', '.join(DIRECTIONS)}")
+    front = members(study, records)
+    chosen = best_compromise(study, front) if best is None else _best(front, best)
+    if chosen is None:
+        raise StudyError("no complete trial of the search is among those that are shown")
+    return chosen.number
+
+
+def _best(front: Sequence[TrialRecord], objective: str) -> TrialRecord | None:
+    sign = 1 if DIRECTIONS[objective] == "maximize" else -1
+    values = [(columns(record).get(objective), record) for record in front]
+    known = [(sign * value, record) for value, record in values if is_number(value)]
+    if front and not known:
+        raise StudyError(f"--best {objective}: no trial of the front has that score")
+    return max(known, key=lambda entry: entry[0])[1] if known else None
+
+
+def picked(
+    rows: Sequence[dict[str, Any]], cells: Sequence[T], number: int | None
+) -> tuple[list[dict[str, Any]], list[T]]:
+    """The rows and their cells, of one trial alone where its number is given."""
+    kept = [i for i, row in enumerate(rows) if number is None or row["trial"] == number]
+    return [rows[i] for i in kept], [cells[i] for i in kept]

@@ -67,6 +67,11 @@ class Driver(Protocol):
         """How much of the work is done."""
         ...
 
+    @property
+    def left(self) -> int:
+        """How much of the work may still end, what runs included."""
+        ...
+
     def next(self) -> Assignment | None:
         """The next piece of work; None: nothing is left, or what runs must end first."""
         ...

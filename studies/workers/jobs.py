@@ -50,6 +50,11 @@ class JobDriver:
         """How many jobs are done."""
         return len(self._done)
 
+    @property
+    def left(self) -> int:
+        """How many are not."""
+        return self.study.search.trials - len(self._done)
+
     def next(self) -> Assignment | None:
         """The first job that waits for no other; None: nothing is left, what runs must end first,
         or a job has failed.

@@ -140,7 +140,7 @@ def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path, monkeypatch):
     assert not list(folder.glob("*.pt"))
 
 
-def test_a_single_training_notes_a_batch_larger_than_the_training_set():
+def test_a_single_training_notes_its_images_and_a_batch_larger_than_the_training_set():
     settings = {
         "training.device": "cpu",
         "training.epochs": 1,
@@ -150,7 +150,8 @@ def test_a_single_training_notes_a_batch_larger_than_the_training_set():
     }
     study, notes = parse("data: {name: digits}", overrides=settings), []
     train_one(study, Candidate.parse("12px: 2k3"), note=notes.append)
-    assert len(notes) == 1 and "batch_size is 64, and there are 60 training images" in notes[0]
+    assert "60 training and 20 validation images" in notes[0] and "classes" in notes[1]
+    assert "batch_size is 64, and there are 60 training images" in notes[2] and len(notes) == 3
 
 
 def test_data_without_a_test_split_is_refused(tmp_path):

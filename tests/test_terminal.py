@@ -298,3 +298,9 @@ def test_results_that_do_not_fit_on_a_disk_are_an_error(hostile):
         and "No space left" in done.stderr
         and len(done.stderr.splitlines()) == 1
     )
+
+
+def test_a_warning_of_the_program_is_one_plain_line_without_its_place():
+    assert cli._warning("left out: a\x1b[31m.png\nand b", UserWarning, "x.py", 4) == (
+        "warning: left out: a\\x1b[31m.png and b\n"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from typing import Any
 
 from studies.cli import (  # noqa: F401  (they register their commands)
@@ -21,7 +22,7 @@ from studies.cli import (  # noqa: F401  (they register their commands)
     tables,
 )
 from studies.cli.app import app
-from studies.terminal import guarded
+from studies.terminal import guarded, one_line
 
 
 def main() -> None:
@@ -30,9 +31,16 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]
     # one thread a process: more lose 3 to 5 times where processes run side by side
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not debug:
+        warnings.formatwarning = _warning
     with guarded():
         status = _status(debug)
     sys.exit(status)
+
+
+def _warning(message: Warning | str, *where: object, **options: object) -> str:
+    """A line for a warning: a user is not helped by the place in the program."""
+    return f"warning: {one_line(message)}\n"
 
 
 def _status(debug: bool) -> int | str | None:

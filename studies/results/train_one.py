@@ -5,6 +5,7 @@ train`.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -33,10 +34,10 @@ def train_one(
     epochs of the study.
 
     `out` keeps the checkpoint, from which the next call goes on; without it nothing is kept.
-    `note` receives what a user should know of the settings. Raises LockedError while another
-    process trains there, ValueError for settings under which nothing can be learned.
+    `note` receives what a user should know of the images and of the settings. Raises LockedError
+    while another process trains there, ValueError for settings under which nothing can be learned.
     """
-    from trainers.data.datasets import load
+    from trainers.data.datasets import DataWarning, describe, load
     from trainers.process import tune_process
     from trainers.training.config import check_training
     from trainers.training.train import start, train
@@ -44,8 +45,11 @@ def train_one(
     tune_process(max(1, int(study.resources.cpus_per_trial)))
     config = study.training_config(seed, candidate.recipe)
     architecture = candidate.architecture
-    splits = load(study.data, architecture.size)
-    for line in check_training(study.training, len(splits.train), min(architecture.size)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # `describe` says it
+        splits = load(study.data, architecture.size)
+    warned = check_training(study.training, len(splits.train), min(architecture.size))
+    for line in [*describe(splits), *warned]:
         note(line)
     with _folder(out) as directory:
         scores = train(

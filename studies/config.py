@@ -148,6 +148,18 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
 
 
+def read_text(path: Path, what: str) -> str:
+    """The text in a file; `what` it must hold is said where it is not UTF-8. Raises
+    StudyFileError, or OSError.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyFileError(
+            f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}); {what}"
+        ) from None
+
+
 def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Study:
     """The validated study of a file or of a preset's name.
 
@@ -164,13 +176,7 @@ def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = N
                 f"presets are {', '.join(known) or 'not installed'}"
             )
         path = known[str(source)]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise StudyFileError(
-            f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}); "
-            "a study file is YAML"
-        ) from None
+    text = read_text(path, "a study file is YAML")
     study = parse(text, name=str(path), beside=path.parent, overrides=overrides)
     _require_a_rung(study, str(path), overrides or {})
     return study

@@ -106,6 +106,12 @@ def test_training_drops_the_share_and_keeps_the_mean():
     assert dropped.unique().numel() == 2
 
 
+@pytest.mark.parametrize("rate", [1e-9, 0.9999999999])
+def test_rates_at_the_ends_train(rate):
+    dropped = Layer(Dropout("values", rate), 1)(torch.ones(2, 4, 8, 8))
+    assert torch.isfinite(dropped).all() and (rate > 0.5 or bool((dropped == 1).all()))
+
+
 def test_whole_fields_share_one_draw_for_all_elements_and_pixels():
     layer = Layer(Dropout("fields", 0.4), 4)
     layer.generator = torch.Generator().manual_seed(1)

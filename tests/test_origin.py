@@ -299,3 +299,10 @@ def test_a_study_file_that_no_version_accepted_is_an_error(path, wrong):
     (path / STUDY).write_text(f"data: {{name: digits}}\n{wrong}\n")
     with pytest.raises(StudyError):
         open_study(path, reading=True)
+
+
+def test_a_study_file_that_is_no_text_is_named(path):
+    (path / STUDY).write_bytes(b"\xff\xfe" + (path / STUDY).read_bytes())
+    for reading in (lambda: SearchDriver.open(path), lambda: open_study(path, reading=True)):
+        with pytest.raises(StudyError, match=f"{STUDY} is not a text file in UTF-8"):
+            reading()

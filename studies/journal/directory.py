@@ -14,7 +14,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from searchspace.recipe import Candidate
-from studies.config import Study, dump, parse
+from studies.config import Study, dump, parse, read_text
 from studies.errors import ExistsError, StudyError, StudyFileError
 from studies.journal import trust
 from studies.journal.definition import as_stored
@@ -160,7 +160,7 @@ def read_study(directory: str | Path, *, reading: bool = False) -> Study:
             f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY "
             f"{quote(str(directory))}` begins one"
         )
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "a study file is YAML: restore it from a copy")
     try:
         return as_stored(parse(text, name=str(path), reading=reading))
     except StudyFileError as error:

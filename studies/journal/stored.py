@@ -42,7 +42,8 @@ def read_stored(directory: str | Path) -> Study:
     try:
         return read_study(directory, reading=True)
     except StudyFileError:
-        study = as_an_earlier_version((Path(directory) / STUDY).read_text(encoding="utf-8"))
+        text = (Path(directory) / STUDY).read_text(encoding="utf-8", errors="replace")
+        study = as_an_earlier_version(text)
         if study is None:
             raise
         return as_stored(study)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from searchspace.recipe import Candidate
-from studies.config import Study, differences
+from studies.config import Study, differences, read_text
 from studies.errors import StudyError
 from studies.journal.definition import sees_more
 from studies.journal.directory import read_study
@@ -21,7 +21,8 @@ def read_architectures(path: str | Path) -> list[str]:
     Raises StudyError that names the line of the first one that cannot be parsed.
     """
     found = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    lines = read_text(Path(path), "write one architecture a line").splitlines()
+    for number, line in enumerate(lines, start=1):
         text = line.strip()
         if text and not text.startswith("#"):
             try:

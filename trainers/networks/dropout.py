@@ -43,7 +43,7 @@ class Dropout(nn.Module):
             shape = batch, 1, 1, channels // self.order
         else:
             shape = batch, height, width, channels
-        dropped = round(self.dropout.rate * LEVELS)
+        dropped = min(LEVELS - 1, round(self.dropout.rate * LEVELS))
         kept = self._drawn(shape, maps.device) >= dropped - LEVELS // 2
         if self.dropout.kind == "fields" and self.order > 1:
             kept = kept.repeat_interleave(self.order, -1)

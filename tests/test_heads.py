@@ -123,6 +123,24 @@ def trained(weight, steps=60):
     return latent_error(network.eval(), images - 0.5), network
 
 
+def test_the_layerwise_loss_makes_the_maps_of_every_stage_move():
+    generator, found = torch.Generator().manual_seed(0), []
+    images = torch.rand(32, 1, 9, 9, generator=generator)
+    labels = (images.mean((1, 2, 3)) > 0.5).long()
+    objective = Objective.of(parse_losses("layerwise:1"), C4, (9, 9))
+    for weight in (0, 1):
+        network = build(Architecture.parse("9px: 8k3, 8k3, 8k3"), channels=1, classes=2)
+        optimizer = torch.optim.Adam(network.parameters(), 0.02)
+        for _ in range(40):
+            draws = torch.Generator().manual_seed(1)
+            terms = objective.terms(network, images, labels, 32, lambda x: x - 0.5, draws)
+            optimizer.zero_grad()
+            (terms[0] + weight * terms[1]).backward()
+            optimizer.step()
+        found.append(terms[1].item())
+    assert found[0] > 5 * found[1]
+
+
 def test_the_latent_loss_makes_the_latent_move_as_the_regular_representation():
     (free, plain), (taught, lossy) = trained(0), trained(100)
     assert free > 5 * taught, (free, taught)

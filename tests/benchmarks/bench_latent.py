@@ -1,0 +1,61 @@
+"""The latent loss with and without a head that takes the maximum over blocks of channels: accuracy
+on upright images and over the quarter turns that training has not seen.
+
+    uv run python -m tests.benchmarks.bench_latent --seeds 3 --epochs 8 --train 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from searchspace.recipe import Candidate
+from trainers.data.datasets import load
+from trainers.settings import Data, Symmetry, Training
+from trainers.training.config import TrainingConfig
+from trainers.training.train import train
+
+NETWORK = "14px: 12k3, 16k3 max2/2, 32k3"
+HEADS = ("none", "block_max:C4")
+WEIGHTS = (0, 3, 10)
+
+
+def main() -> None:
+    """Prints one line for each head and weight: mean and standard deviation over seeds, percent."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    arguments = parser.parse_args()
+    data = Data(name="mnist", root=arguments.root, train=arguments.train, validation=1000)
+    training = Training(epochs=arguments.epochs, batch_size=64, device="cpu")
+    splits = load(data, (14, 14))
+    for head in HEADS:
+        for weight in WEIGHTS:
+            candidate = Candidate.parse(f"{NETWORK} head={head} loss=latent:{weight}")
+            upright, turned = [], []
+            for seed in range(arguments.seeds):
+                config = TrainingConfig(data, training, Symmetry(), seed, candidate.recipe)
+                with tempfile.TemporaryDirectory() as folder:
+                    scores = train(
+                        candidate.architecture,
+                        config,
+                        Path(folder),
+                        arguments.epochs,
+                        splits=splits,
+                    )
+                upright.append(100 * scores.accuracy)
+                turned.append(100 * scores.symmetry_accuracy)
+            print(f"{head:14} {weight:3}  {_spread(upright)}  {_spread(turned)}", flush=True)
+
+
+def _spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):5.1f} +- {deviation:4.1f}"
+
+
+if __name__ == "__main__":
+    main()

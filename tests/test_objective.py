@@ -62,6 +62,18 @@ def test_a_loss_reads_its_stages_alone():
     assert terms("latent:1#2")[1] != pytest.approx(terms("latent:1")[1])
 
 
+def test_the_projection_loss_reads_the_weights_of_its_stages_alone():
+    each = [terms(f"projection:1#{number}")[1] for number in (1, 2, 3)]
+    assert min(each) > 0 and sum(each) == pytest.approx(terms("projection:1")[1], rel=1e-6)
+
+
+def test_weights_adapt_beside_a_term_that_is_nothing_here():
+    weights = AdaptedWeights([1.0, 0.5])
+    shared = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    total = weights([shared.square().sum(), torch.zeros(())], [shared])
+    assert total.item() == 2 and bool(weights.weights.isfinite().all())
+
+
 def test_heterogeneous_maxima_are_those_of_the_parts_of_the_channels():
     maps = torch.randn(2, 22, 3, 3)  # 16 in blocks of 4, 4 of 2, 2 of 1
     expected = torch.cat(

@@ -62,6 +62,7 @@ def test_text_forms(given, printed):
         "loss=layerwise:1@R-2": "not numbers",
         "loss=latent:1@R4-2-1": "the layerwise loss alone",
         "loss=label:1#2": "reads no stages",
+        "loss=projection:1#4": "reads stage 4",
         "loss=latent:1#3": "reads stage 3, but the architecture has 2",
         "loss=latent:1#0": "numbers from 1",
         "loss=latent:1#2,1": "rising order",

@@ -20,7 +20,8 @@ from searchspace.groups import Group
 
 LossKind = Literal["none", "layerwise", "latent", "label", "projection"]
 LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
-OF_STAGES = ("layerwise", "latent")  # kinds that compare maps after stages
+# kinds that compare maps after stages, or weights in them
+OF_STAGES = ("layerwise", "latent", "projection")
 FORM = (
     f"write a kind ({', '.join(LOSS_KINDS)}) and a finite weight of at least 0, then @GROUP and "
     "#STAGES where they differ, such as layerwise:0.1, latent:1@C4#3 or layerwise:1@R8-4-2-1; "

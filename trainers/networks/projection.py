@@ -12,7 +12,7 @@ orthogonal projection to the weights that no element changes: those of group con
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import cast
 
@@ -57,8 +57,11 @@ def distance(
     return float((weight - project(weight, source, fields, group)).norm()) / norm if norm else 0.0
 
 
-def distances_squared(network: Network, group: Group) -> Tensor:
-    """The sum over convolutions of ||W - P_G W||^2 / ||W||^2 [], with its gradient.
+def distances_squared(
+    network: Network, group: Group, stages: Collection[int] | None = None
+) -> Tensor:
+    """The sum over convolutions, or those of some stages (from 1), of ||W - P_G W||^2 / ||W||^2 [],
+    with its gradient.
 
     G are the quarter turns and flips of `group`. Where a stage's fields do not hold them, as in a
     plain network, every |G| channels count as a field, and channels that are left stay in place.
@@ -66,7 +69,11 @@ def distances_squared(network: Network, group: Group) -> Tensor:
     """
     group = group.grid
     total = network.linear.weight.new_zeros(())
-    for convolution, weight in zip(network.convolutions, network.weights()):
+    for convolution, weight, stage in zip(
+        network.convolutions, network.weights(), _stages_of(network)
+    ):
+        if stages and stage not in stages:
+            continue
         own, source = convolution.parametrisation.group, convolution.source
         if convolution.soft is None and group <= own:
             continue
@@ -78,6 +85,17 @@ def distances_squared(network: Network, group: Group) -> Tensor:
         square = 2 * (outside * weight).sum() - outside.square().sum()
         total = total + square / weight.square().sum()
     return total
+
+
+def _stages_of(network: Network) -> list[int]:
+    """The stage of every convolution, in the order of `convolutions`."""
+    return [
+        number
+        for number, parts in enumerate(zip(network.stages, network.steps), start=1)
+        for part in parts
+        for module in part.modules()
+        if isinstance(module, Convolution)
+    ]
 
 
 def _average(weight: Tensor, source: Group | None, fields: Group, group: Group) -> Tensor:

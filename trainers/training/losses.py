@@ -54,6 +54,7 @@ class Views:
     # the maxima over its blocks of channels
     stages: tuple[tuple[Tensor, ...], ...]
     network: nn.Module | None = None  # for a loss that reads weights
+    numbers: tuple[int, ...] = ()  # of the stages that the loss names, from 1; empty: all
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _latent_of(views: Views, maps: tuple[Tensor, ...]) -> Tensor:
 
 def _projection(views: Views) -> Tensor:
     assert isinstance(views.network, Network), "the projection loss reads a network's weights"
-    return distances_squared(views.network, views.group)
+    return distances_squared(views.network, views.group, views.numbers)
 
 
 LOSSES = {

@@ -119,6 +119,7 @@ class Objective:
             tuple(logits[n] for n in chosen),
             tuple(tuple(taken(stages[n - 1][m]) for m in chosen) for n in read),
             network,
+            loss.stages,
         )
 
 

@@ -39,10 +39,7 @@ class AdaptedWeights(nn.Module):
         of the terms' gradients at the `shared` parameters.
         """
         weights = self.weights.clone()
-        norms = [
-            _norm(torch.autograd.grad(term, shared, retain_graph=True, allow_unused=True))
-            for term in terms
-        ]
+        norms = [_norm(term, shared) for term in terms]
         self._follow(torch.stack([term.detach().double() for term in terms]), torch.stack(norms))
         return torch.stack([w.to(t.dtype) * t for w, t in zip(weights, terms)]).sum()
 
@@ -59,6 +56,12 @@ class AdaptedWeights(nn.Module):
         self.weights.copy_(moved * self.total / moved.sum())
 
 
-def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+def _norm(term: Tensor, shared: Sequence[Tensor]) -> Tensor:
+    """The norm of the term's gradient at the shared parameters; 0 where it does not depend on
+    them.
+    """
+    if not term.requires_grad:
+        return torch.zeros((), dtype=torch.float64, device=term.device)
+    gradients = torch.autograd.grad(term, shared, retain_graph=True, allow_unused=True)
     squares = [g.detach().double().square().sum() for g in gradients if g is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
+    return sum(squares, torch.zeros((), dtype=torch.float64, device=term.device)).sqrt()

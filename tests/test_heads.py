@@ -59,10 +59,11 @@ def test_features_are_the_maxima_over_blocks_and_a_last_smaller_one():
     assert verdict(network.architecture, C4).invariant == verdict(plain, C4).invariant
 
 
-def test_the_merge_barrier_does_not_permute_blocks():
-    network = build(Architecture.parse(TEXT), channels=1, classes=5)
-    with pytest.raises(ValueError, match="a head over blocks"):
-        merge_barrier(network, torch.rand(8, 1, 9, 9), torch.zeros(8).long(), C4.elements[1])
+def test_the_merge_barrier_moves_blocks_as_wholes():
+    network = build(Architecture.parse(TEXT), channels=1, classes=5).eval()
+    images = torch.rand(8, 1, 9, 9)
+    found = merge_barrier(network, images, network(images).argmax(1), C4.elements[1])
+    assert found.original == found.moved == 1
 
 
 SPACE = {

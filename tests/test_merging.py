@@ -102,7 +102,7 @@ def test_a_network_with_groups_is_its_own_moved_copy(text, element):
     model = spread(settled(model, images))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = merge_barrier(model, images, model(images).argmax(1), element)
-    assert found.original == found.moved == found.aligned == 1 and found.unaligned < 0.95
+    assert found.original == found.moved == 1 and found.aligned > 0.95 > found.unaligned
     assert abs(found.barrier) < 0.1 and found.lost == pytest.approx(found.barrier)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -212,11 +212,6 @@ def _check(network: Network, element: Element) -> None:
             "the merge barrier moves kernels, which does not move coordinate channels; take "
             "coordinates=none"
         )
-    if block_group(network.architecture.head) is not None:
-        raise ValueError(
-            "the merge barrier permutes channels, which a head over blocks of them tells apart; "
-            "take head=none"
-        )
     if not element.on_grid or element == IDENTITY:
         raise ValueError(
             f"moving kernels by {element} measures nothing; name a quarter turn or flip, such as "
@@ -325,7 +320,7 @@ def permuted(network: Network, spaces: _Spaces, permutations: dict[str, Tensor])
         for values in (*convolution.norm.parameters(), *convolution.norm.buffers()):
             values.data = values.data[rows]
     block = pooled_channels(network)
-    columns = permutations[spaces.last][::block] // block
+    columns = permutations[spaces.last][::block] // block  # of blocks, which stay whole
     result.linear.weight.data = result.linear.weight.data[:, columns]
     return result
 

@@ -226,7 +226,11 @@ def test_macs_of_a_single_convolution_by_hand():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_parse_and_print_as_written(name):
-    assert str(PUBLISHED[name].architecture) == PUBLISHED[name].text
+    network = PUBLISHED[name]
+    assert str(network.architecture) == network.text
+    # of MNIST, CIFAR-10 or ImageNet
+    images = network.architecture.size[0], network.channels, network.classes
+    assert images in ((28, 1, 10), (32, 3, 10), (224, 3, 1000))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import pytest
 from optuna.storages import JournalStorage
@@ -13,7 +15,7 @@ from optuna.trial import TrialState
 from studies.errors import DamagedError, StudyError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal, read_trials
 from studies.journal.repair import repair
-from studies.journal.storage import SingleWriterJournal
+from studies.journal.storage import SingleWriterJournal, open_study
 from studies.journal.trial import JournalAttributes, TrialRecord
 from studies.search.driver import SearchDriver
 from studies.workers.executors import Ending, run_in_process
@@ -64,6 +66,16 @@ def test_nothing_torn_changes_nothing(study, tmp_path):
     assert drop_torn_line(tmp_path) is None
     (tmp_path / JOURNAL).touch()
     assert drop_torn_line(tmp_path) is None and read_trials(tmp_path) == []
+
+
+@pytest.mark.parametrize("age, stays", [(30, True), (90, False)])
+def test_a_lock_that_another_optuna_process_left_is_removed_after_a_minute(tmp_path, age, stays):
+    lock = tmp_path / f"{JOURNAL}.lock"
+    lock.symlink_to(tmp_path / JOURNAL)
+    os.utime(lock, (time.time() - age,) * 2, follow_symlinks=False)
+    _, _, backend = open_study(tmp_path / JOURNAL, ["accuracy"])
+    backend.close()
+    assert lock.is_symlink() == stays
 
 
 def test_records_of_others_are_seen_and_kept(tmp_path):

@@ -5,6 +5,7 @@ proposed again.
 from __future__ import annotations
 
 import numpy
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from searchspace.groups import Group
 from studies.journal.reader import read_trials
 from studies.samplers.enumeration import all_candidates
-from studies.samplers.planned import Draft, as_key, draw
+from studies.samplers.planned import Draft, _tried, as_key, draw
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support import trivial
@@ -75,6 +76,15 @@ def test_a_draft_never_leaves_the_space(seed, weight, size, group):
 
 def test_params_are_equal_whatever_their_order():
     assert as_key({"a": 1, "b": "x"}) == as_key({"b": "x", "a": 1}) != as_key({"a": 1, "b": "y"})
+
+
+def test_a_running_trial_counts_with_the_choices_it_has_by_now():
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.suggest_categorical("group", ["C4"])
+    assert _tried(study, study.trials) == {as_key({"group": "C4"}): 1}
+    trial.suggest_categorical("head", ["none"])
+    assert _tried(study, study.trials) == {as_key({"group": "C4", "head": "none"}): 1}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "evolution", "ehvi"])

@@ -337,8 +337,8 @@ def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
 def test_each_recorded_score_has_its_place_and_is_rounded(tmp_path, monkeypatch):
     def trained(recording):
         return [
-            {"accuracy": 0.9, "symmetry_accuracy": 0.1234567, "params": 5, "macs": 7},
-            {"accuracy": 0.8765432, "symmetry_accuracy": 0.2, "params": 5, "macs": 7},
+            {"accuracy": 0.9, "symmetry_accuracy": 0.1234567, "params": 1, "macs": 2},
+            {"accuracy": 0.8765432, "symmetry_accuracy": 0.2, "params": 3, "macs": 4},
             {"accuracy": 0.7, "symmetry_accuracy": 0.3, "params": 5, "macs": 7},
         ]
 

@@ -151,8 +151,8 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
             _survives(left[0], verdict),
         )
     if architecture.coordinates != "none":
-        kept = kept_elements(architecture.coordinates, after_entry)
-        elements = tuple(e for e in left[0] if e in kept)
+        unmoved = kept_elements(architecture.coordinates, after_entry)
+        elements = tuple(e for e in left[0] if e in unmoved)
         yield _Row(
             "input",
             "",
@@ -224,7 +224,7 @@ def _named(elements: tuple[Element, ...], verdict: Verdict) -> str:
     return f"{name}: {text}" if len(text) <= 14 else name
 
 
-def _folded(rows: list[_Row], shown: int = 2) -> list[_Row]:
+def _folded(rows: list[_Row], rows_shown: int = 2) -> list[_Row]:
     """The rows, where of more than three equal neighbours only the first and last stay, with an
     empty row between them.
     """
@@ -236,7 +236,9 @@ def _folded(rows: list[_Row], shown: int = 2) -> list[_Row]:
             end += 1
         run = rows[start:end]
         folded += (
-            run if len(run) <= shown + 1 else [run[0], _Row("", "", "", (0, 0), (), ""), run[-1]]
+            run
+            if len(run) <= rows_shown + 1
+            else [run[0], _Row("", "", "", (0, 0), (), ""), run[-1]]
         )
         start = end
     return folded

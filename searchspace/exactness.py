@@ -252,9 +252,9 @@ class Verdict:
         def inside(size: Size) -> tuple[Element, ...]:
             return verdict(inner.with_size(*size), GRID_GROUP).invariant
 
-        kept = averaged_elements(self.architecture.orbit, self.architecture.size, inside)
+        unmoved = averaged_elements(self.architecture.orbit, self.architecture.size, inside)
         constant = verdict(inner, self.group).invariant  # off the grid: where no pixel is seen
-        return tuple(e for e in self.group.elements if e in (kept if e.on_grid else constant))
+        return tuple(e for e in self.group.elements if e in (unmoved if e.on_grid else constant))
 
     def _unchanged(self, element: Element) -> bool:
         architecture = self.architecture

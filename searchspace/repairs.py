@@ -237,7 +237,8 @@ def _first_shift(architecture: Architecture, group: Group | None) -> int | None:
 
 def _try(architecture: Architecture, **changes: object) -> Architecture | None:
     try:
-        return replace(architecture, **changes)  # pyright: ignore[reportArgumentType]  the keyword arguments of one caller each
+        # the keyword arguments of one caller each
+        return replace(architecture, **changes)  # pyright: ignore[reportArgumentType]
     except ValueError:  # does not fit, or cannot be built
         return None
 

@@ -54,27 +54,27 @@ def booleans(study: type[BaseModel], content: Any) -> list[tuple[int | str, ...]
     """The keys in `content` that hold true or false where a number or text belongs, which pydantic
     would read as 1 and 0.
     """
-    found: list[tuple[int | str, ...]] = []
-    _find_booleans(study, content, (), found)
-    return found
+    paths: list[tuple[int | str, ...]] = []
+    _find_booleans(study, content, (), paths)
+    return paths
 
 
 def _find_booleans(
-    model: Any, value: Any, path: tuple[int | str, ...], found: list[tuple[int | str, ...]]
+    model: Any, value: Any, path: tuple[int | str, ...], paths: list[tuple[int | str, ...]]
 ) -> None:
     if isinstance(value, bool):
         if model is not Any and not {bool, Any} & set(_members(model)):
-            found.append(path)
+            paths.append(path)
     elif isinstance(value, dict):
         fields = _fields(model)
         for key, inner in value.items():
             if fields is None:
-                _find_booleans(_inner(model), inner, (*path, key), found)
+                _find_booleans(_inner(model), inner, (*path, key), paths)
             elif key in fields:
-                _find_booleans(fields[key].annotation, inner, (*path, key), found)
+                _find_booleans(fields[key].annotation, inner, (*path, key), paths)
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
-            _find_booleans(_inner(model), inner, (*path, index), found)
+            _find_booleans(_inner(model), inner, (*path, index), paths)
 
 
 def _keys(study: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -152,12 +152,12 @@ def _complaint(
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return message
-    shown = (
+    text = (
         _shortened(repr(value))
         if not isinstance(value, (dict, list))
         else f"a {'mapping' if isinstance(value, dict) else 'list'}"
     )
-    return f"got {shown}; {message[0].lower()}{message[1:]}"
+    return f"got {text}; {message[0].lower()}{message[1:]}"
 
 
 def _shortened(text: str) -> str:

@@ -69,15 +69,15 @@ def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
 
 def flattened(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The row with the values of inner mappings under dotted keys, and lists as one text."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            found.update(flattened(value, f"{prefix}{name}."))
+            values.update(flattened(value, f"{prefix}{name}."))
         else:
-            found[prefix + name] = (
+            values[prefix + name] = (
                 " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
             )
-    return found
+    return values
 
 
 def print_table(

@@ -155,7 +155,7 @@ def fronts(points: Sequence[Point]) -> list[list[Point]]:
     non-dominated sort, Zhang et al. 2015). With one or two coordinates the latest member of a front
     dominates whenever any member does, which gives n log n.
     """
-    found: list[list[Point]] = []
+    layers: list[list[Point]] = []
     # minus the last coordinate of each front's latest member: ascending, with one or two
     # coordinates
     latest: list[float] = []
@@ -167,14 +167,14 @@ def fronts(points: Sequence[Point]) -> list[list[Point]]:
             place = (
                 bisect_right(latest, -point[-1])
                 if simple
-                else bisect_left(found, True, key=lambda front: not _dominated(front, point))
+                else bisect_left(layers, True, key=lambda front: not _dominated(front, point))
             )
-        if place == len(found):
-            found.append([])
+        if place == len(layers):
+            layers.append([])
             latest.append(0.0)
-        found[place].append(point)
+        layers[place].append(point)
         before, latest[place] = point, -point[-1]
-    return found
+    return layers
 
 
 def _dominated(front: Sequence[Point], point: Point) -> bool:

@@ -157,10 +157,10 @@ def line_of(text: str, path: tuple[int | str, ...]) -> int | None:
     node, line = yaml.compose(text, Loader=StudyLoader), None
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not found:
+            matching = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not matching:
                 break
-            key, node = found[0]
+            key, node = matching[0]
             line = key.start_mark.line + 1
         elif (
             isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)

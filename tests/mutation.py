@@ -101,7 +101,8 @@ def _positions(node: ast.AST, lines: Sequence[str]) -> Iterator[tuple[int, int]]
     first, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
     for line in range(first, last + 1):
         start = node.col_offset if line == first else 0  # type: ignore[attr-defined]
-        end = node.end_col_offset if line == last else len(lines[line - 1])  # type: ignore[attr-defined]
+        # every node here has a place
+        end = node.end_col_offset if line == last else len(lines[line - 1])  # type: ignore
         for column in range(start, end + 1):
             yield line, column
 

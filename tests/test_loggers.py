@@ -16,7 +16,9 @@ from support import trivial
 
 def test_tensorboard_gets_every_rung_of_every_trial(tmp_path):
     from tensorboardX.proto import event_pb2
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401 - the reader below is for its format
+
+    # the reader below is for its format
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401
 
     with SearchDriver.create(
         tmp_path / "study", trivial.study(search__trials=3, loggers__tensorboard=True)

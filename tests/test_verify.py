@@ -12,7 +12,15 @@ import torch
 from test_export import EVERY_LAYER
 
 from searchspace.architecture import Architecture
-from support.bundles import bundle, copied, manifest_of, rehash, subject, untrained, write_manifest  # noqa: F401  (fixtures)
+from support.bundles import (
+    bundle,  # noqa: F401  (a fixture, as the others)
+    copied,  # noqa: F401
+    manifest_of,
+    rehash,
+    subject,  # noqa: F401
+    untrained,
+    write_manifest,
+)
 from trainers.bundles.formats import CARD, FORMATS, MANIFEST
 from trainers.bundles.verify import load_checked, verify
 from trainers.networks.networks import build

@@ -8,10 +8,10 @@ from importlib import metadata
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """The version of each library in `names` that is installed; the others are left out."""
-    found = {}
+    versions = {}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

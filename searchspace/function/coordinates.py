@@ -37,10 +37,10 @@ def kept_elements(coordinates: Coordinates, size: Size) -> frozenset[Element]:
     height, width = size
     if height == width == 1:  # both are 0
         return frozenset(GRID.elements)
-    told = "y" in coordinates and height > 1, "x" in coordinates and width > 1
+    axes = "y" in coordinates and height > 1, "x" in coordinates and width > 1
     return frozenset(
         e
         for e in GRID.elements
         if not e.swaps_axes
-        and not any(tells and turns for tells, turns in zip(told, e.reversed_axes))
+        and not any(tells and turns for tells, turns in zip(axes, e.reversed_axes))
     )

@@ -196,14 +196,14 @@ def require_different(losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
     """The losses without those of weight 0, in the order of `LOSS_KINDS`. Raises ValueError for two
     that differ in weight alone.
     """
-    kept = tuple(loss for loss in losses if loss.kind != "none")
-    kept = tuple(sorted(kept, key=lambda loss: (LOSS_KINDS.index(loss.kind), str(loss))))
-    if len({(loss.kind, loss.group, loss.stages) for loss in kept}) < len(kept):
+    weighed = tuple(loss for loss in losses if loss.kind != "none")
+    weighed = tuple(sorted(weighed, key=lambda loss: (LOSS_KINDS.index(loss.kind), str(loss))))
+    if len({(loss.kind, loss.group, loss.stages) for loss in weighed}) < len(weighed):
         raise ValueError(
-            f"loss is '{losses_text(kept)}', with one loss twice; add their weights, or give them "
-            "different groups or stages"
+            f"loss is '{losses_text(weighed)}', with one loss twice; add their weights, or give "
+            "them different groups or stages"
         )
-    return kept
+    return weighed
 
 
 def losses_text(losses: tuple[Loss, ...]) -> str:

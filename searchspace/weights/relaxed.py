@@ -98,8 +98,8 @@ def _require_same_function(before: Architecture, after: Architecture) -> None:
                 f"stage {number} pools fields over {old.group}, which fields of {new.group} "
                 "cannot: relax to a pathway or a later stage, or take i0"
             )
-    kept = {(layer.stage, layer.name) for layer in after.layers}
-    lost = next((x for x in before.layers if (x.stage, x.name) not in kept), None)
+    layers = {(layer.stage, layer.name) for layer in after.layers}
+    lost = next((x for x in before.layers if (x.stage, x.name) not in layers), None)
     if lost is not None:
         raise ValueError(
             f"relaxed, stage {lost.stage} has the fields of the stage before, so that its skip "

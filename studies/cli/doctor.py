@@ -176,12 +176,12 @@ def _reachable(listeners: Sequence[Sequence[Any]], closed: bool) -> Finding:
     interfaces = sorted({_interface(address) for address, _ in listeners})
     ports = ", ".join(str(port) for _, port in listeners)
     token = "a token is" if closed else "NO token is"
-    found = f"on {' and '.join(interfaces)}, TCP ports {ports} in this run; {token} required"
+    listening = f"on {' and '.join(interfaces)}, TCP ports {ports} in this run; {token} required"
     if not closed:
         return Finding(
             "Ray listens",
             "bad",
-            found,
+            listening,
             "others can run code as you through these ports: reinstall 'ray>=2.52', or run "
             "without Ray: "
             "`resources: {executor: in_process}`",
@@ -190,11 +190,11 @@ def _reachable(listeners: Sequence[Sequence[Any]], closed: bool) -> Finding:
         return Finding(
             "Ray listens",
             "note",
-            found,
+            listening,
             "others reach these ports and are refused without the run's token; a firewall keeps "
             "them away",
         )
-    return Finding("Ray listens", "ok", found)
+    return Finding("Ray listens", "ok", listening)
 
 
 def _interface(address: str) -> str:
@@ -250,7 +250,7 @@ def _threads() -> Finding:
 
 
 def _convolutions() -> Finding:
-    def found() -> Finding:
+    def look() -> Finding:
         from trainers.networks.kernels import fourier
 
         code, reason = fourier.status()
@@ -265,11 +265,11 @@ def _convolutions() -> Finding:
             "training on a CPU then takes up to twice as long; scores are the same",
         )
 
-    return _guarded("convolutions", found)
+    return _guarded("convolutions", look)
 
 
 def _cache() -> Finding:
-    def found() -> Finding:
+    def look() -> Finding:
         from trainers import cache, cached_arrays
 
         directory = cache.directory()
@@ -284,7 +284,7 @@ def _cache() -> Finding:
         )
 
     return _guarded(
-        "cache directory", found, "set EQUISEARCH_CACHE to a directory that can be written"
+        "cache directory", look, "set EQUISEARCH_CACHE to a directory that can be written"
     )
 
 

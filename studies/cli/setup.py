@@ -30,15 +30,15 @@ def presets(
 
     if schema:
         return print_json(config.schema())
-    known = config.presets()
+    files = config.presets()
     if name is not None:
-        if name not in known:
-            raise StudyError(f"there is no preset '{name}'; presets are {', '.join(known)}")
-        print(known[name].read_text(encoding="utf-8"), end="")
+        if name not in files:
+            raise StudyError(f"there is no preset '{name}'; presets are {', '.join(files)}")
+        print(files[name].read_text(encoding="utf-8"), end="")
         return None
     first = {
         key: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        for key, path in known.items()
+        for key, path in files.items()
     }
     print_rows(
         [{"name": key, "about": about} for key, about in first.items()],

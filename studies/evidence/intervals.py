@@ -61,8 +61,8 @@ def interval(
 
 def intervals(scores: Mapping[str, Any] | None, images: int | None) -> dict[str, dict[str, float]]:
     """Score -> {"low", "high"} for each score of a trial that has an interval over images."""
-    found = {name: interval(scores or {}, name, images) for name in (*SHARES, *ERRORS)}
-    return {name: {"low": i[0], "high": i[1]} for name, i in found.items() if i is not None}
+    ranges = {name: interval(scores or {}, name, images) for name in (*SHARES, *ERRORS)}
+    return {name: {"low": i[0], "high": i[1]} for name, i in ranges.items() if i is not None}
 
 
 @dataclass(frozen=True)

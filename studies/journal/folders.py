@@ -52,12 +52,12 @@ def read_folders(directory: Path) -> dict[int, TrialFolder]:
     """The folders of a study's trials, by number."""
     if not (directory / TRIALS).is_dir():
         return {}
-    found = [
+    folders = [
         read_folder(path)
         for path in sorted((directory / TRIALS).iterdir())
         if path.is_dir() and path.name.isascii() and path.name.isdigit()
     ]
-    return {folder.number: folder for folder in found}
+    return {folder.number: folder for folder in folders}
 
 
 def read_folder(path: Path) -> TrialFolder:
@@ -120,11 +120,11 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             content = archive.read(name).decode("utf-8", "replace")
-        found, _ = json.JSONDecoder().raw_decode(content, content.index('{"architecture"'))
+        record, _ = json.JSONDecoder().raw_decode(content, content.index('{"architecture"'))
         return {
-            "architecture": found["architecture"],
-            "seed": found["seed"],
-            "rate": found["learning_rate"],
+            "architecture": record["architecture"],
+            "seed": record["seed"],
+            "rate": record["learning_rate"],
         }
     except (OSError, ValueError, KeyError, StopIteration, zipfile.BadZipFile):
         return {}

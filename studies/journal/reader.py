@@ -72,14 +72,14 @@ def read_journal(
 
 def study_attributes(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The study's attributes alone; lines that are not records are skipped."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for line in (Path(directory) / JOURNAL).read_bytes().split(b"\n"):
         if line.startswith(STUDY_ATTRIBUTE):
             try:
-                found.update(json.loads(line)["user_attr"])
+                attributes.update(json.loads(line)["user_attr"])
             except (ValueError, KeyError, TypeError):
                 continue
-    return found
+    return attributes
 
 
 def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRecord]]:
@@ -129,14 +129,14 @@ def _entries(path: Path, parameters: bool) -> tuple[list[bytes], Iterator[dict[s
     """
     lines = path.read_bytes().split(b"\n")[:-1]
     skipped = PREFIXES[1:] if parameters else PREFIXES
-    kept = [line for line in lines if not line.startswith(skipped)]
+    wanted = [line for line in lines if not line.startswith(skipped)]
     try:
         # one call: half the time of a call per line
         entries = json.loads(
-            b"[" + b",".join([line for line in kept if not line.startswith(ATTRIBUTE)]) + b"]"
+            b"[" + b",".join([line for line in wanted if not line.startswith(ATTRIBUTE)]) + b"]"
         )
         if all(isinstance(entry, dict) and "op_code" in entry for entry in entries):
-            return kept, iter(entries)
+            return wanted, iter(entries)
     except ValueError:
         pass
     number, line = next((n, line) for n, line in enumerate(lines, start=1) if not _is_record(line))

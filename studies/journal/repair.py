@@ -76,10 +76,10 @@ def _mend_journal(
     before = sum(trial.ended is not None for trial in trials_of(entries))
     lost_beginning = not any(entry["op_code"] == 0 for entry in entries)
     done += _begin(directory, entries, study, folders, look)
-    known = _for_study(describe, study, entries)
-    done += _rebuild(entries, study, folders, known)
+    describer = _for_study(describe, study, entries)
+    done += _rebuild(entries, study, folders, describer)
     first = (*read_enqueued(directory), *study.search.first)
-    if lost_beginning and known is not None and (waiting := untried(entries, first)):
+    if lost_beginning and describer is not None and (waiting := untried(entries, first)):
         entries += waiting
         done.append(
             f"{len(waiting)} architectures of --enqueue and search.first were not tried; they wait "
@@ -135,8 +135,8 @@ def _begin(
         given = {**found, **given}
     if there and unknown:
         return unknown
-    kept = [entry for entry in entries if entry["op_code"] not in (0, 2)]
-    entries[:] = [*study_entries(study, given), *kept]
+    trial_entries = [entry for entry in entries if entry["op_code"] not in (0, 2)]
+    entries[:] = [*study_entries(study, given), *trial_entries]
     return unknown or ["the journal lost what it said of the study; it is rebuilt"]
 
 
@@ -182,14 +182,14 @@ def _data_facts(entries: list[Entry], folders: dict[int, TrialFolder]) -> dict[s
 
 def _fitting(architecture: Architecture, known: dict[str, Any]) -> set[tuple[int, int]]:
     """(channels, classes) at which the architecture costs what is known."""
-    found = set()
+    images = set()
     for channels in CHANNELS:
         one, two = (cost(architecture, channels, classes).params for classes in (1, 2))
         classes, rest = divmod(known["params"] - one, two - one)
         macs = cost(architecture, channels, classes + 1).macs
         if rest == 0 and classes + 1 in CLASSES and macs == known["macs"]:
-            found.add((channels, classes + 1))
-    return found
+            images.add((channels, classes + 1))
+    return images
 
 
 def _rebuild(
@@ -260,9 +260,9 @@ def _move_orphans(directory: Path) -> list[str]:
     records = read_trials(directory)
     moved = []
     for number, folder in read_folders(directory).items():
-        known = records[number].attributes if number < len(records) else {}
-        absent = number >= len(records) or known.get("refused")
-        if absent or (folder.architecture and not folder.belongs_to(known)):
+        attributes = records[number].attributes if number < len(records) else {}
+        absent = number >= len(records) or attributes.get("refused")
+        if absent or (folder.architecture and not folder.belongs_to(attributes)):
             place = move_aside(folder.path)
             moved.append(f"{folder.path.name} -> {place.relative_to(directory)}")
     if not moved:

@@ -186,5 +186,5 @@ def _placed(reading: _Reading) -> Salvage:
 
 def _place_of(gaps: list[_Gap]) -> int:
     """Where a lost creation most likely stood: at the last gap that shows one, else at the last."""
-    shown = [gap for gap in gaps if '"op_code":4' in gap.lost.replace(" ", "")]
-    return (shown or gaps)[-1].position
+    creations = [gap for gap in gaps if '"op_code":4' in gap.lost.replace(" ", "")]
+    return (creations or gaps)[-1].position

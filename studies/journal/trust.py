@@ -60,13 +60,13 @@ def acting(study: Study) -> Leaves:
     empty for most studies.
     """
     content = study.model_dump(mode="json")
-    found: Leaves = {}
+    leaves: Leaves = {}
     for key in ACTING:
         section, name = key.split(".")
-        found.update(_leaves(content[section][name], (section, name)))
-    if found.get(("resources", "address")) in HARMLESS:
-        del found["resources", "address"]
-    return found
+        leaves.update(_leaves(content[section][name], (section, name)))
+    if leaves.get(("resources", "address")) in HARMLESS:
+        del leaves["resources", "address"]
+    return leaves
 
 
 def sign(directory: Path, study: Study) -> list[str]:

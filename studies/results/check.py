@@ -46,19 +46,19 @@ class Checked:
         `exact`: every element of `group` survives in the features. `surviving` is a group's name.
         Sizes and remainders of square maps are one number, else [height, width].
         """
-        found, square = self.verdict, self.architecture.size[0] == self.architecture.size[1]
+        ruling, square = self.verdict, self.architecture.size[0] == self.architecture.size[1]
         return {
             "architecture": str(self.architecture),
             "preset": self.preset,
             "family": self.architecture.family,
-            "group": str(found.group),
+            "group": str(ruling.group),
             "orbit": str(self.architecture.orbit),
             "coordinates": self.architecture.coordinates,
-            "exact": found.exact,
-            "grid_exact": found.grid_exact,
-            "surviving": found.surviving_group,
-            "surviving_elements": _names(found.surviving),
-            "invariant_elements": _names(found.invariant),
+            "exact": ruling.exact,
+            "grid_exact": ruling.grid_exact,
+            "surviving": ruling.surviving_group,
+            "surviving_elements": _names(ruling.surviving),
+            "invariant_elements": _names(ruling.invariant),
             "stages": self._stages,
             "breaks": self._breaks,
             "exact_sizes": [s[0] if square else list(s) for s in self.exact_sizes],
@@ -150,30 +150,32 @@ class Checked:
 
     @cached_property
     def _answer(self) -> str:
-        found, group = self.verdict, self.verdict.group
+        ruling, group = self.verdict, self.verdict.group
         if group == TRIVIAL:
             return self._plain_answer
         if self.architecture.orbit != TRIVIAL:
             lines = self._averaged_answer
-        elif found.exact:
+        elif ruling.exact:
             lines = [f"Exact under {group}: moving the image moves the features."]
         else:
-            kept = " ".join(_names(found.surviving))
+            names = " ".join(_names(ruling.surviving))
             lines = [
-                f"Not exact under {group}: of {group.order} elements, {len(found.surviving)} "
-                f"survive ({kept}): {found.surviving_group}."
+                f"Not exact under {group}: of {group.order} elements, {len(ruling.surviving)} "
+                f"survive ({names}): {ruling.surviving_group}."
             ]
-            lines += [f"  {_several(_names(lost))}: {told}" for told, lost in self._losses.items()]
+            lines += [
+                f"  {_several(_names(lost))}: {reason}" for reason, lost in self._losses.items()
+            ]
             if not group <= self.architecture.stages[0].group:
                 lines.append(
                     f"Built in is {self.architecture.stages[0].group}; @{group} in the first "
                     f"stage would build in all of {group}."
                 )
-        if set(found.invariant) != set(found.surviving):  # never of an orbit average
+        if set(ruling.invariant) != set(ruling.surviving):  # never of an orbit average
             what = (
                 "only the identity"
-                if found.invariant == (IDENTITY,)
-                else " ".join(_names(found.invariant))
+                if ruling.invariant == (IDENTITY,)
+                else " ".join(_names(ruling.invariant))
             )
             lines.append(
                 f"The logits are invariant under {what}"
@@ -203,25 +205,25 @@ class Checked:
     @property
     def _averaged_answer(self) -> list[str]:
         """Lines on an orbit average, of which the logits alone are exact."""
-        found, orbit = self.verdict, self.architecture.orbit
+        ruling, orbit = self.verdict, self.architecture.orbit
         price = f"each image runs {orbit.order} times"
-        if found.exact:
+        if ruling.exact:
             return [
-                f"Exact under {found.group}: the mean over the orbit {orbit} leaves the logits "
+                f"Exact under {ruling.group}: the mean over the orbit {orbit} leaves the logits "
                 f"unchanged; {price}."
             ]
-        kept = " ".join(_names(found.surviving))
+        names = " ".join(_names(ruling.surviving))
         lines = [
-            f"Not exact under {found.group}: of {found.group.order} elements, "
-            f"{len(found.surviving)} leave the logits of the orbit average over {orbit} unchanged "
-            f"({kept}); {price}."
+            f"Not exact under {ruling.group}: of {ruling.group.order} elements, "
+            f"{len(ruling.surviving)} leave the logits of the orbit average over {orbit} unchanged "
+            f"({names}); {price}."
         ]
-        return lines + [f"  {_several(_names(e))}: {told}" for told, e in self._losses.items()]
+        return lines + [f"  {_several(_names(e))}: {reason}" for reason, e in self._losses.items()]
 
     @property
     def _losses(self) -> dict[str, tuple[Element, ...]]:
         """Where elements are lost, in words, with those that are lost alike."""
-        told: dict[str, list[Element]] = {}
+        elements_by_reason: dict[str, list[Element]] = {}
         for element, breaks in self.verdict.losses:
             if not breaks:
                 continue
@@ -241,8 +243,8 @@ class Checked:
                     f"the {breaks[0].layer} coordinates stay where they are: never guaranteed; "
                     "measure them, or take coordinates=radius, which keeps all"
                 )
-            told.setdefault(text, []).append(element)
-        return {text: tuple(elements) for text, elements in told.items()}
+            elements_by_reason.setdefault(text, []).append(element)
+        return {text: tuple(elements) for text, elements in elements_by_reason.items()}
 
     @property
     def _plain_answer(self) -> str:
@@ -258,15 +260,16 @@ class Checked:
             head="group_max",
             stages=tuple(replace(s, group=d4) for s in self.architecture.stages),
         )
-        kept = verdict(steerable)
+        ruling = verdict(steerable)
+        names = " ".join(_names(ruling.surviving))
         layout = (
             f"would keep all of {d4}"
-            if kept.exact
-            else f"would keep {kept.surviving_group} ({' '.join(_names(kept.surviving))}) of {d4}"
+            if ruling.exact
+            else f"would keep {ruling.surviving_group} ({names}) of {d4}"
         )
         sizes = (
             f"; all of it at {', '.join(size_text(s) for s in exact_sizes(steerable))} px"
-            if not kept.exact
+            if not ruling.exact
             else ""
         )
         return (
@@ -317,7 +320,7 @@ def check(
         "channels": channels or (published.channels if published else 1),
         "classes": classes or (published.classes if published else 10),
     }
-    found = verdict(architecture, declared)
+    ruling = verdict(architecture, declared)
     repairs: dict[Architecture, Proposal] = {}
     for proposal in repair_sizes(architecture, declared, **images) + repair_layouts(
         architecture, declared, **images
@@ -325,12 +328,12 @@ def check(
         repairs.setdefault(proposal.architecture, proposal)
     return Checked(
         architecture,
-        found,
+        ruling,
         cost(architecture, **images),
         **images,
         exact_sizes=exact_sizes(architecture) if architecture.group != TRIVIAL else (),
         repairs=tuple(repairs.values()),
-        breaking=breakings(architecture, declared, **images) if found.unshifted else (),
+        breaking=breakings(architecture, declared, **images) if ruling.unshifted else (),
         published=published,
         preset=preset if published else None,
         recipe=recipe,

@@ -132,12 +132,12 @@ def measure_subject(
     step = max(1, len(labels) // images)
     declared = Group.parse(group or study.symmetry.group)
     other = _control(name, control)
-    found = _measure(
+    measurement = _measure(
         subject, pixels[::step][:images], labels[::step][:images], study, declared, other
     )
     if figure is not None:
-        save_figure({name: found.curve}, figure)
-    return found
+        save_figure({name: measurement.curve}, figure)
+    return measurement
 
 
 def _control(name: str, control: str | None) -> Network | None:

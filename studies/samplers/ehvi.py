@@ -189,14 +189,14 @@ class ExpectedImprovement:
             if trial.state == TrialState.COMPLETE or not is_feasible(trial.user_attrs)
             if (features := self._features(trial)) is not None
         ]
-        if all(kept for _, kept in decided):
+        if all(feasible for _, feasible in decided):
             return 1.0
         coded = FeatureCoding(self._study, [features for features, _ in decided] + candidates)
         known, new = numpy.split(numpy.arange(len(decided) + len(candidates)), [len(decided)])
         surrogate = Surrogate(
             coded.differences(known, known),
             numpy.zeros(len(known), int),
-            numpy.array([[kept] for _, kept in decided]),
+            numpy.array([[feasible] for _, feasible in decided]),
             rng,
         )
         probability = surrogate.mean(coded.differences(known, new), 0)[:, 0]

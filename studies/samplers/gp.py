@@ -60,11 +60,14 @@ class Surrogate:
         """Keeps the settings with posterior `weights` (settings, objectives) that matter for some
         objective.
         """
-        kept = numpy.flatnonzero(weights.max(1) >= NEGLIGIBLE)
-        self._weights, self._rung_correlation = self._weights[kept], self._rung_correlation[kept]
-        self._factors = [self._factors[i] for i in kept]
-        self._whitened = [self._whitened[i] for i in kept]
-        self.posterior_weights = weights[kept] / weights[kept].sum(0)
+        likely = numpy.flatnonzero(weights.max(1) >= NEGLIGIBLE)
+        self._weights, self._rung_correlation = (
+            self._weights[likely],
+            self._rung_correlation[likely],
+        )
+        self._factors = [self._factors[i] for i in likely]
+        self._whitened = [self._whitened[i] for i in likely]
+        self.posterior_weights = weights[likely] / weights[likely].sum(0)
 
     def _scale(self, scores: Array) -> None:
         """Standardises the scores at every rung; a rung that few have reached gets the standard

@@ -77,8 +77,8 @@ def _augmentation(study: Study) -> Augmentation:
 def _kinds(study: Study, candidate: Candidate) -> Sequence[str]:
     """The kinds of loss of the space that may be the candidate's."""
     mine = [loss.kind for loss in candidate.recipe.losses]
-    known = study.space.equivariance_loss.kind
-    return [k for k in known if [loss.kind for loss in without_weights(k)] == mine] or ["none"]
+    choices = study.space.equivariance_loss.kind
+    return [k for k in choices if [loss.kind for loss in without_weights(k)] == mine] or ["none"]
 
 
 class _OutsideError(Exception):

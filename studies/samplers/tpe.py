@@ -80,7 +80,7 @@ def informative(
     learned = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(learned) <= most + newest:
         return list(trials)
-    shown = {trial.number for trial in learned[-newest:]}
+    numbers = {trial.number for trial in learned[-newest:]}
     left = [
         trial
         for trial in learned[:-newest]
@@ -91,6 +91,6 @@ def informative(
         best += pareto(left, objectives, lambda trial: trial.values)
         chosen = {trial.number for trial in best}
         left = [trial for trial in left if trial.number not in chosen]
-    shown |= {trial.number for trial in best[:most]}
-    hidden = {trial.number for trial in learned} - shown
+    numbers |= {trial.number for trial in best[:most]}
+    hidden = {trial.number for trial in learned} - numbers
     return [trial for trial in trials if trial.number not in hidden]

@@ -139,10 +139,10 @@ def described(
     seed. Raises ValueError if it cannot be built.
     """
     candidate = Candidate.parse(architecture).with_learning_rate(rate)
-    known = facts(candidate.architecture, study, channels, classes)
+    about = facts(candidate.architecture, study, channels, classes)
     repeat = seed - study.search.seed
     return {
-        **attributes_of(candidate, known, candidate.key, repeat, study.search.seed),
+        **attributes_of(candidate, about, candidate.key, repeat, study.search.seed),
         "architecture": architecture,
     }
 

@@ -357,11 +357,11 @@ class Interruption:
         finally:
             self._raising = False
 
-    def error(self, kept: str) -> InterruptedStudyError:
+    def error(self, progress: str) -> InterruptedStudyError:
         """What ends a command that was interrupted; `kept` says what remains of its work."""
         assert self._signal is not None
         return InterruptedStudyError(
-            f"interrupted ({self._signal.name}): {kept}; the same command goes on", self._signal
+            f"interrupted ({self._signal.name}): {progress}; the same command goes on", self._signal
         )
 
     @property

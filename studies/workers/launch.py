@@ -153,10 +153,10 @@ def images_of(study: Study) -> Images:
     from trainers.data.fingerprint import fingerprint
 
     try:
-        found = fingerprint(study.data)
+        identity = fingerprint(study.data)
     except (ValueError, OSError) as error:
         raise StudyError(f"the study's data cannot be used: {error}") from error
-    return Images(found.fingerprint, found.images, found.classes)
+    return Images(identity.fingerprint, identity.images, identity.classes)
 
 
 def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> tuple[int, int]:
@@ -184,9 +184,9 @@ def require_every_class(study: Study, missing: Sequence[str]) -> None:
     """
     names = [name for name in study.objectives if name in ("balanced_accuracy", "auroc")]
     if names and missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
+        classes = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
         raise StudyError(
             f"the objective {names[0]} is a mean over classes, and the validation images hold none "
-            f"of {shown}: each class needs one at least; add images, take more for validation "
+            f"of {classes}: each class needs one at least; add images, take more for validation "
             "(data.validation), or choose another objective"
         )

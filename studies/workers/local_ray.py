@@ -185,7 +185,7 @@ def listeners() -> list[tuple[str, int]]:
     import psutil
     import ray  # noqa: F401  (brings psutil)
 
-    found: set[tuple[str, int]] = set()
+    addresses: set[tuple[str, int]] = set()
     own = psutil.Process()
     for process in (own, *own.children(recursive=True)):
         try:
@@ -196,12 +196,12 @@ def listeners() -> list[tuple[str, int]]:
             )
         except psutil.Error:  # it has ended
             continue
-        found |= {
+        addresses |= {
             (connection.laddr.ip, connection.laddr.port)
             for connection in connections
             if connection.status == psutil.CONN_LISTEN
         }
-    return sorted(found)
+    return sorted(addresses)
 
 
 def refuses_strangers(address: str) -> bool:

@@ -77,10 +77,10 @@ class TuneLoggers:
                 callback.log_trial_end(trial, failed=event.outcome == "failed")
 
     def _trial(self, number: int) -> LoggedTrial:
-        known = self._driver.trial(number).attributes
+        attributes = self._driver.trial(number).attributes
         config = {
             name: value
-            for name, value in known.items()
+            for name, value in attributes.items()
             if isinstance(value, (str, bool, int, float)) and name != "canonical"
         }
         directory, asked = self._driver.directory, self._driver.study.loggers

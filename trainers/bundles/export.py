@@ -214,8 +214,8 @@ def _check_accuracy(trained: TrainedNetwork, networks: Sequence[Network], images
     expected = trained.accuracies or (trained.scores["accuracy"],)
     for network, reported in zip(networks, expected, strict=True):
         folded = fold(network)
-        found = logits(lambda values, n=folded: n(normalise(values, mean, std)), images)
-        accuracy = float((found.argmax(1) == labels).double().mean())
+        folded_logits = logits(lambda values, n=folded: n(normalise(values, mean, std)), images)
+        accuracy = float((folded_logits.argmax(1) == labels).double().mean())
         if abs(accuracy - reported) > SLACK + 1 / len(labels):
             raise ValueError(
                 f"nothing was exported: the checkpoint has accuracy {accuracy:.4f} on the "

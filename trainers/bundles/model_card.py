@@ -94,7 +94,7 @@ def _compared(manifest: Mapping[str, Any]) -> str:
 
 def _head(manifest: Mapping[str, Any]) -> str:
     data, classes, given = manifest["data"], manifest["classes"], manifest["input"]
-    shown = ", ".join(map(code_of, classes[:20])) + (
+    names = ", ".join(map(code_of, classes[:20])) + (
         f" and {len(classes) - 20} more (bundle.json)" if len(classes) > 20 else ""
     )
     built = (
@@ -109,7 +109,7 @@ def _head(manifest: Mapping[str, Any]) -> str:
         [
             f"# Image classifier: {text_of(data['data'])}, {size}, {manifest['group']}",
             "",
-            f"Tells {len(classes)} classes apart: {shown}. It is {built}, folded to plain "
+            f"Tells {len(classes)} classes apart: {names}. It is {built}, folded to plain "
             "convolutions, and is meant for images that may appear under",
             f"the symmetry **{manifest['declared']}**. Input: {colour} images of "
             f"{_size(manifest)}, as float32",

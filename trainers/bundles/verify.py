@@ -177,17 +177,17 @@ def _claims(manifest: Manifest) -> Iterator[CheckResult]:
     architecture, declared = Architecture.parse(manifest.architecture), manifest.declared
     ruling = verdict(architecture, Group.parse(declared))
     elements = movable(ruling.group, architecture.size)
-    kept = [element for element in elements if element in ruling.invariant]
+    invariant = [element for element in elements if element in ruling.invariant]
     wrong = [
         f"{row.element}: exact {row.exact}"
         for row in manifest.elements
-        if row.exact != (Element.parse(row.element) in kept)
+        if row.exact != (Element.parse(row.element) in invariant)
     ]
     exact = manifest.exactness.get("exact", ruling.exact)
     if exact != ruling.exact:
         wrong.append(f"exact {exact} under {declared}")
     if wrong:
-        under = " ".join(map(str, kept)) or "no element but the identity"
+        under = " ".join(map(str, invariant)) or "no element but the identity"
         yield CheckResult(
             "claims",
             False,

@@ -44,18 +44,18 @@ def differing_weights(folder: Path, name: str) -> tuple[list[str], int]:
     except Exception as error:  # the file's own check says how
         raise NotReadError("model.safetensors cannot be read") from error
     path = folder / FORMATS[name][0]
-    found = _of_archive(path) if name == "torch.export" else _of_graph(path)
+    weights = _of_archive(path) if name == "torch.export" else _of_graph(path)
     if name == "torch.export":
-        lacking = expected.keys() ^ found.keys()
+        lacking = expected.keys() ^ weights.keys()
     else:
-        found = {key: value for key, value in found.items() if key in expected}
+        weights = {key: value for key, value in weights.items() if key in expected}
         lacking = set()
     wrong = [
         key
-        for key in found.keys() & expected.keys()
-        if found[key].shape != expected[key].shape or not torch.equal(found[key], expected[key])
+        for key in weights.keys() & expected.keys()
+        if weights[key].shape != expected[key].shape or not torch.equal(weights[key], expected[key])
     ]
-    return sorted({*wrong, *lacking}), len(found)
+    return sorted({*wrong, *lacking}), len(weights)
 
 
 def _of_archive(path: Path) -> dict[str, Tensor]:

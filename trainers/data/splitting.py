@@ -74,8 +74,8 @@ def check_classes(source: Source, part: str, labels: np.ndarray) -> None:
 
 def named(names: Sequence[str]) -> str:
     """The first five names, and how many more there are."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+    text = ", ".join(names[:5])
+    return text if len(names) <= 5 else f"{text} and {len(names) - 5} more"
 
 
 def shares(counts: np.ndarray, total: int, keep: int) -> np.ndarray:

@@ -189,17 +189,17 @@ def _advice(probe: Probe) -> list[str]:
             "cannot tell the classes named above "
             f"apart, whatever it is trained on: do not declare them."
         )
-    shown = [e for e in of["distinct"] + of["nearly"] if e.labels != "collide"]
-    if shown:
-        worst = min(shown, key=lambda e: e.accuracy_unseen.value)
+    unseen = [e for e in of["distinct"] + of["nearly"] if e.labels != "collide"]
+    if unseen:
+        worst = min(unseen, key=lambda e: e.accuracy_unseen.value)
         lines.append(
-            f"Not symmetries of the inputs, but labels survive: {_names(shown)}. Training does "
+            f"Not symmetries of the inputs, but labels survive: {_names(unseen)}. Training does "
             "not show them; a plain network falls to "
             f"{100 * worst.accuracy_unseen.value:.0f} % ({worst.element}). Declare them if "
             "deployment meets them: exact networks keep "
             "their accuracy there, approximate ones gain upright and lose there."
         )
-    close = [e for e in shown if e.labels == "resemble"]
+    close = [e for e in unseen if e.labels == "resemble"]
     if close:
         lines.append(
             f"Under {_names(close)} some classes come closer to each other: expect an invariant "

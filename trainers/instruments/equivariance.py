@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -300,6 +301,16 @@ def _compare(
     )
 
 
+def _move_positions(index: Tensor, rows: Tensor) -> Tensor:
+    """The rows [image, position, channel], whose position i is that of `index[i]` before."""
+    return rows.index_select(1, index)
+
+
+def _move_values(index: Tensor, rows: Tensor) -> Tensor:
+    """As `_move_positions`, over positions and channels together."""
+    return rows.flatten(1).index_select(1, index).view(rows.shape)
+
+
 def _alignment(
     reference: _Reference, after: Tensor, element: Element
 ) -> tuple[Tensor, Callable[[Tensor], Tensor] | None, tuple[Tensor, Tensor] | None]:
@@ -314,10 +325,11 @@ def _alignment(
         # only pixels move, as in `stages`
         if stage.group == TRIVIAL or element not in stage.group:
             index = gathers(element, None, *maps.shape[1:]).to(maps.device)
-            moving = lambda rows: rows.index_select(1, index)  # noqa: E731
+            moving = partial(_move_positions, index)
         else:
             index = gathers(element, stage.group, *maps.shape[1:]).to(maps.device)
-            moving = lambda rows: rows.flatten(1).index_select(1, index).view(rows.shape)  # noqa: E731
+
+            moving = partial(_move_values, index)
             channels = (index[: maps.shape[1]] % maps.shape[1]).long()
             moments = (moments[0][channels], moments[1][channels])
     elif maps.ndim == 4:

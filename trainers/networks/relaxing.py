@@ -314,14 +314,14 @@ def _parameters(weight: Tensor, convolution: Convolution) -> Tensor:
     if kind.filters == "free":
         return pairs[:, :, 0].reshape(convolution.filters.shape).clone()
     basis, entries = _constants(kind, weight).double(), pairs.reshape(-1, kind.constants().shape[1])
-    found = torch.linalg.lstsq(basis.T, entries.double().T).solution.T
-    missed = (found @ basis - entries.double()).norm()
+    solution = torch.linalg.lstsq(basis.T, entries.double().T).solution.T
+    missed = (solution @ basis - entries.double()).norm()
     if missed > MOST_MISSED * entries.double().norm():
         raise ValueError(
             f"the band-limited basis of {kind.group} cannot express the trained weights of a "
             f"kernel of {kind.kernel}; take filters=free"
         )
-    return found.to(weight.dtype)
+    return solution.to(weight.dtype)
 
 
 def _constants(kind: Parametrisation, like: Tensor) -> Tensor:

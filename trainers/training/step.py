@@ -162,12 +162,12 @@ class TrainingStep:
 
 def _dropout_generators(network: Network) -> tuple[torch.Generator, ...]:
     """The generator that all dropouts of the network draw from henceforth, if it has any."""
-    found = dropouts(network)
+    layers = dropouts(network)
     device = next(network.parameters()).device
     generator = torch.Generator(device if device.type == "cuda" else "cpu")
-    for module in found:
+    for module in layers:
         module.generator = generator
-    return (generator,) if found else ()
+    return (generator,) if layers else ()
 
 
 def companions_of(config: TrainingConfig) -> nn.ModuleDict:

@@ -179,6 +179,12 @@ def test_orientations_seen_in_training(group, augment, expected):
     assert names(seen(Augment(**augment), Group.parse(group))) == expected
 
 
+def test_a_learned_augmentation_has_seen_the_angles_within_its_width():
+    c8 = Group.parse("C8")
+    assert names(seen(Augment(), c8, 89.9)) == ["e", "r45", "r315"]
+    assert names(seen(Augment(), c8, 90.0)) == ["e", "r45", "r90", "r270", "r315"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_draws_the_same():
     pixels = images()

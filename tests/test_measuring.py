@@ -1,5 +1,7 @@
 """The work of `measure` that the command line adds to the instruments: what a name means."""
 
+import json
+
 import pytest
 import torch
 from test_layerwise import network
@@ -36,6 +38,22 @@ def test_the_stages_of_a_bundle_are_measured_as_the_fields_that_they_are(tmp_pat
         all((stage.worst < 1e-4) == exact for stage in found.error.stages)
         and (found.error.logits.worst < 1e-3) == exact
     )
+
+
+def test_a_bundle_says_what_its_training_has_seen(tmp_path):
+    folder = untrained(tmp_path, "16px: 3k3", spread(network("16px: 3k3")))
+    c4, manifest = Group.parse("C4"), json.loads((folder / "bundle.json").read_text())
+    for training, seen in (
+        ({"augment": {}}, c4.elements[:1]),
+        ({"augment": {"rotation": "group"}}, c4.elements),
+        (
+            {"augment": {}, "learned": {"width rotation": 3.2}},
+            (*c4.elements[:2], c4.elements[3]),
+        ),
+    ):
+        changed = {**manifest, "training": training}
+        (folder / "bundle.json").write_text(json.dumps(changed))
+        assert find_subject(str(folder)).seen(c4) == seen
 
 
 def test_code_in_a_bundle_is_executed_only_when_told_to(tmp_path):

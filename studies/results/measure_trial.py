@@ -5,13 +5,13 @@ torch model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from searchspace.groups import Group
+from searchspace.groups import Element, Group
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import TRIALS
@@ -19,6 +19,7 @@ from studies.results.tables import open_study
 from studies.results.trained import load_trained
 from studies.search.inheritance import has_checkpoint
 from trainers.cores import available_cores
+from trainers.settings import Augment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,8 @@ class Subject:
     normalise: Callable[[Any], Any] | None  # what its images go through first; None: nothing
     # whose regular fields the channels of its stages are, where the model itself does not say
     fields: dict[str, Group] | None = None
+    # elements of a declared group that its training has seen; None: as the data's study trains
+    seen: Callable[[Group], tuple[Element, ...]] | None = None
 
 
 def find_subject(name: str, *, run_code: bool = False) -> Subject:
@@ -77,6 +80,7 @@ def _from_bundle(folder: Path, run_code: bool) -> Subject:
         None,
         lambda pixels: (pixels - model.mean) / model.std,
         fields,
+        _seen_in(manifest.training),
     )
 
 
@@ -85,13 +89,31 @@ def _from_trial(directory: Path, number: int) -> Subject:
     from trainers.data.datasets import normalise
 
     study, records = tables.open_study(directory)
-    trial = load_trained(study, tables.find_trial(records, number, directory), directory)
+    record = tables.find_trial(records, number, directory)
+    trial = load_trained(study, record, directory)
     return Subject(
         trial.network,
         trial.network.architecture.size,
         study,
         partial(normalise, mean=trial.splits.mean, std=trial.splits.std),
+        seen=_seen_of(trial.config.augment, (record.scores or {}).get("learned")),
     )
+
+
+def _seen_in(training: Mapping[str, Any]) -> Callable[[Group], tuple[Element, ...]] | None:
+    """What a bundle's training has seen; None where the bundle does not say."""
+    if "augment" not in training:
+        return None
+    return _seen_of(Augment.model_validate(training["augment"]), training.get("learned"))
+
+
+def _seen_of(
+    augment: Augment, learned: Mapping[str, float] | None
+) -> Callable[[Group], tuple[Element, ...]]:
+    from trainers.data.augment import seen
+    from trainers.training.evaluate import degrees_learned
+
+    return lambda declared: seen(augment, declared, degrees_learned(learned))
 
 
 def measure_subject(
@@ -178,8 +200,9 @@ def _measure(
     declared: Group,
     control: Network | None,
 ) -> Measurement:
-    from trainers.data.augment import seen
     from trainers.instruments.measure import measure
+
+    seen = subject.seen or _seen_of(study.training.augment, None)
 
     with warnings.catch_warnings():
         # torch's forward-mode differentiation compiles its decompositions with the deprecated
@@ -190,7 +213,7 @@ def _measure(
             pixels,
             labels,
             declared,
-            seen=seen(study.training.augment, declared),
+            seen=seen(declared),
             normalise=subject.normalise,
             step=study.symmetry.angles,
             fields=subject.fields,

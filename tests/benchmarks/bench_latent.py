@@ -1,7 +1,7 @@
 """The latent loss with and without a head that takes the maximum over blocks of channels: accuracy
 on upright images and over the quarter turns that training has not seen.
 
-    uv run python -m tests.benchmarks.bench_latent --seeds 3 --epochs 8 --train 1000
+    uv run python -m tests.benchmarks.bench_latent --epochs 15 --train 2000 --share 1
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from trainers.training.train import train
 
 NETWORK = "14px: 12k3, 16k3 max2/2, 32k3"
 HEADS = ("none", "block_max:C4")
-WEIGHTS = (0, 3, 10)
 
 
 def main() -> None:
@@ -28,13 +27,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--share", type=float, default=0.2, help="of a batch, for the loss")
+    parser.add_argument("--weights", type=float, nargs="+", default=(0, 1, 3, 10))
+    parser.add_argument("--heads", nargs="+", default=HEADS)
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
     arguments = parser.parse_args()
     data = Data(name="mnist", root=arguments.root, train=arguments.train, validation=1000)
-    training = Training(epochs=arguments.epochs, batch_size=64, device="cpu")
+    training = Training(
+        epochs=arguments.epochs,
+        batch_size=64,
+        equivariance_batch=arguments.share,
+        device="cpu",
+    )
     splits = load(data, (14, 14))
-    for head in HEADS:
-        for weight in WEIGHTS:
+    for head in arguments.heads:
+        for weight in arguments.weights:
             candidate = Candidate.parse(f"{NETWORK} head={head} loss=latent:{weight}")
             upright, turned = [], []
             for seed in range(arguments.seeds):
@@ -49,7 +56,7 @@ def main() -> None:
                     )
                 upright.append(100 * scores.accuracy)
                 turned.append(100 * scores.symmetry_accuracy)
-            print(f"{head:14} {weight:3}  {_spread(upright)}  {_spread(turned)}", flush=True)
+            print(f"{head:14} {weight:4g}  {_spread(upright)}  {_spread(turned)}", flush=True)
 
 
 def _spread(values: list[float]) -> str:

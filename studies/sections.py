@@ -49,6 +49,12 @@ class Search(Settings):
     rungs: tuple[Annotated[int, Field(ge=1)], ...] = (2, 6)
     # about 1/eta of the trials go on at each rung
     eta: float = Field(default=2, gt=1)
+    # no trial stops whose scores differ by chance, at this confidence, from those that go on: 0.95
+    # for few validation images; None compares the scores as they are
+    confidence: float | None = Field(default=None, gt=0, lt=1)
+    # optimizer steps before the first rung, at least: where images are few, `start` multiplies
+    # epochs and rungs; None: as they are
+    least_steps: int | None = Field(default=None, ge=1)
     # a stopped trial goes on, as a new one, when it would be kept among those that came later
     second_chances: bool = True
     seed: int = Field(default=0, ge=0, le=2**32 - 1)

@@ -62,6 +62,7 @@ def methods(table: Table) -> tuple[Method, ...]:
         Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
         Method("ours, random", changes={**ours, "search.sampler": "random"}),
         Method("ours without rungs", changes={**ours, "search.rungs": []}),
+        Method("ours with confidence 0.95", changes={**ours, "search.confidence": 0.95}),
         Method("ours without promotions", changes={**ours, "search.second_chances": False}),
         Method("ours without spread start", changes={**ours, "search.start": "random"}),
         Method(
@@ -229,7 +230,7 @@ def _driver_steps(
             "resources.executor": "in_process",
         },
     )
-    entries = table.by_key
+    entries, images = table.by_key, table.study.data.validation
     trained: dict[int, int] = {}  # trial -> epochs
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -242,9 +243,8 @@ def _driver_steps(
             before = 0 if assignment.continues is None else trained[assignment.continues]
             for rung in study.rungs:
                 accuracy, symmetry = WORST if entry is None else entry.epochs[rung - 1]
-                decision = driver.report(
-                    assignment.number, rung, {"accuracy": accuracy, "symmetry_accuracy": symmetry}
-                )
+                scores = {"accuracy": accuracy, "symmetry_accuracy": symmetry, "num_images": images}
+                decision = driver.report(assignment.number, rung, scores)
                 trained[assignment.number] = rung
                 if decision == "stop":
                     break

@@ -36,7 +36,7 @@ from studies.search.progress import Progress
 from studies.search.promotions import Promotions
 from studies.search.proposals import continuation, describe
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
-from studies.search.scores import checked, ending, rung_point
+from studies.search.scores import checked, ending, rung_margin, rung_point
 
 
 class SearchDriver:
@@ -308,7 +308,8 @@ class SearchDriver:
                 last = epoch == self.study.rungs[-1] or record.kind != "search"
                 if record.kind == "search":
                     self._promotions.enter(epoch, number, rung_point(scores))
-                goes_on = last or self._promotions.goes_on(epoch, number)
+                margin = rung_margin(scores, self.study.search.confidence)
+                goes_on = last or self._promotions.goes_on(epoch, number, margin)
                 record = self._running[number] = self._journal.set_rung(
                     record, epoch, scores, "continue" if goes_on else "stop"
                 )

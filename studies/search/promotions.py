@@ -34,11 +34,17 @@ class Promotions:
         self._points.setdefault(epoch, {})[self._origin(number)] = point
         self._survivors.pop(epoch, None)
 
-    def goes_on(self, epoch: int, number: int) -> bool:
+    def goes_on(self, epoch: int, number: int, margin: Point = ()) -> bool:
         """Whether a trial that has been entered is in the part that goes on
-        (`studies.search.halving.keep`).
+        (`studies.search.halving.keep`), or would be with scores better by `margin`: what its images
+        cannot tell from a trial that goes on.
         """
-        return self._origin(number) in self._best(epoch)
+        origin = self._origin(number)
+        if origin in self._best(epoch) or not any(margin):
+            return origin in self._best(epoch)
+        points = self._points[epoch]
+        better = tuple(score + more for score, more in zip(points[origin], margin, strict=True))
+        return origin in survivors({**points, origin: better}, eta=self._eta)
 
     def stop(self, epoch: int, number: int) -> None:
         """Notes that trial `number` ended at the rung of `epoch` and may be promoted."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from studies.config import Study
@@ -43,6 +44,20 @@ def checked(scores: Mapping[str, Any]) -> dict[str, Any]:
 def rung_point(scores: Mapping[str, Any]) -> Point:
     """The scores that rungs compare, all maximised."""
     return tuple(float(scores[name]) for name in RUNG_SCORES)
+
+
+def rung_margin(scores: Mapping[str, Any], confidence: float | None) -> Point:
+    """By how much the scores that rungs compare can differ from those of another training by chance
+    alone, at that confidence: the half-width of the interval of a difference between two shares of
+    the same number of images. Zeros where the confidence or the number of images is not given.
+    """
+    count = scores.get("num_images")
+    if confidence is None or not count:
+        return tuple(0.0 for _ in RUNG_SCORES)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    # a share of 0 or 1 has no spread of its own: that of one image less or more
+    shares = (min(1 - 1 / count, max(1 / count, float(scores[name]))) for name in RUNG_SCORES)
+    return tuple(z * math.sqrt(2 * share * (1 - share) / count) for share in shares)
 
 
 class Ending(NamedTuple):

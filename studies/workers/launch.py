@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from shlex import quote
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
+from studies.evidence.intervals import Evidence, resolution_text
 from studies.journal.directory import STUDY, require_place
 from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
@@ -50,6 +52,10 @@ def new_driver(
     for text in study.space.width_warnings(channels, classes):
         note(f"warning: space.width: {text}")
     images = images_of(study)
+    study = with_least_steps(study, images.images["train"], note)
+    resolution = Evidence(images=images.images["validation"]).resolution([])
+    if resolution is not None:
+        note(resolution_text(resolution))
     declaration = check_declaration(study) if probe else None
     for text in () if declaration is None else declaration.warnings:
         note(f"warning: {text}")
@@ -65,6 +71,32 @@ def new_driver(
     if declaration is not None:
         keep_declaration(driver.directory, declaration)
     return driver
+
+
+def with_least_steps(
+    study: Study, images: int, note: Callable[[str], None] = lambda text: None
+) -> Study:
+    """The study with its epochs and rungs multiplied until the first rung comes after
+    `search.least_steps` steps of the optimizer on that many training images; `note` says so.
+    """
+    least = study.search.least_steps
+    steps = study.rungs[0] * math.ceil(images / study.training.batch_size)
+    if least is None or steps >= least:
+        return study
+    factor = math.ceil(least / steps)
+    epochs = study.training.epochs * factor
+    rungs = tuple(rung * factor for rung in study.search.rungs)
+    note(
+        f"{images:,} training images are {steps} steps before the first rung, and "
+        f"search.least_steps is {least}: trains {epochs} epochs instead of "
+        f"{study.training.epochs}, with rungs at {', '.join(map(str, rungs))}"
+    )
+    return study.model_copy(
+        update={
+            "training": study.training.model_copy(update={"epochs": epochs}),
+            "search": study.search.model_copy(update={"rungs": rungs}),
+        }
+    )
 
 
 def require_buildable(

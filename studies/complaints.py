@@ -152,6 +152,9 @@ def _complaint(
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return message
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        keys = ", ".join(_allowed(study, path))
+        message = f"input should be a valid dictionary{f' of {keys}' if keys else ''}"
     text = (
         _shortened(repr(value))
         if not isinstance(value, (dict, list))

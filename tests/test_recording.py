@@ -160,6 +160,12 @@ def test_two_recordings_to_one_file_are_refused_before_anything_is_trained(tmp_p
         record(parse(TEXT), tmp_path / "absent" / "t.json.gz", **given)
 
 
+def test_a_pipe_in_place_of_a_table_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "t.json.gz")
+    with pytest.raises(StudyError, match="is not a file"):
+        read_table(tmp_path / "t.json.gz")
+
+
 def test_what_is_no_table_is_refused(tmp_path):
     (tmp_path / "broken.gz").write_bytes(b"hello")
     for name, says in (

@@ -224,6 +224,22 @@ def test_records_of_a_newer_version_and_of_unknown_trials_are_named(directory):
     assert len(read_trials(directory)) == 9 and repair(directory) == []
 
 
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda whole: b"\xef\xbb\xbf" + whole, "line 1 is damaged"),  # an editor's mark
+        (lambda whole: whole + b'{"op_code":3,"x":' + b"[" * 100_000 + b"\n", "damaged"),
+        (lambda whole: whole + whole, "more than once: 9 trials"),  # a backup, appended
+    ],
+    ids=["mark", "deep", "twice"],
+)
+def test_what_editors_and_backups_leave_is_mended(directory, spoil, said):
+    before = read_trials(directory)
+    (directory / JOURNAL).write_bytes(spoil((directory / JOURNAL).read_bytes()))
+    assert said in " ".join(repair(directory))
+    assert read_trials(directory) == before and repair(directory) == []
+
+
 def test_leftovers_are_removed_and_whole_files_are_not(directory):
     trial = directory / "trials" / "00000"
     trial.mkdir(parents=True)

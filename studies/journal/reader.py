@@ -137,7 +137,7 @@ def _entries(path: Path, parameters: bool) -> tuple[list[bytes], Iterator[dict[s
         )
         if all(isinstance(entry, dict) and "op_code" in entry for entry in entries):
             return wanted, iter(entries)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     number, line = next((n, line) for n, line in enumerate(lines, start=1) if not _is_record(line))
     raise DamagedError(
@@ -250,6 +250,6 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
 
 def _is_record(line: bytes) -> bool:
     try:
-        return "op_code" in json.loads(line)
-    except (ValueError, TypeError):
+        return "op_code" in json.loads(line.decode())
+    except (ValueError, TypeError, RecursionError):
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import NoneType
@@ -18,6 +19,7 @@ from studies.journal.reader import CREATE_TRIAL, SET_PARAM, SET_STATE, STATES
 
 SET_TRIAL_ATTRIBUTE = 8
 OPERATIONS = range(10)  # optuna's codes, all of them
+CREATE_STUDY = 0
 # of a record that concerns one trial: parameters, states, intermediate values, attributes
 OF_TRIALS = (SET_PARAM, SET_STATE, 7, SET_TRIAL_ATTRIBUTE, 9)
 BEGINNING = re.compile(r'\{\s*"op_code"\s*:')
@@ -146,9 +148,36 @@ def _records(text: str) -> Iterator[tuple[int, int, Entry]]:
 
 def _decoded(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.decode())  # bytes would be taken in UTF-16 too, or after a mark
     except (ValueError, RecursionError):
         return None
+
+
+class _Copies:
+    """Tells the records of a copy of the journal that stands behind it, as after a backup was
+    appended in place of restored.
+    """
+
+    def __init__(self) -> None:
+        self._first: Counter[str] = Counter()
+        self._again: Counter[str] | None = None  # of the present copy
+        self.trials = 0  # that were created again
+
+    def repeats(self, entry: Entry) -> bool:
+        """Whether the record creates what an earlier copy has created."""
+        code, text = entry["op_code"], json.dumps(entry, sort_keys=True)
+        if code == CREATE_STUDY:
+            seen, self._first[text] = self._first[text], 1
+            self._again = Counter() if seen else self._again
+            return bool(seen)
+        if code != CREATE_TRIAL:
+            return False
+        if self._again is not None and self._again[text] < self._first[text]:
+            self._again[text] += 1
+            self.trials += 1
+            return True
+        self._first[text] += 1
+        return False
 
 
 def _placed(reading: _Reading) -> Salvage:
@@ -159,11 +188,13 @@ def _placed(reading: _Reading) -> Salvage:
     damage = list(reading.damage)
     created, unknown, lost = 0, 0, 0
     gaps: list[_Gap] = []  # those passed so far, by their place in `entries`
-    waiting = list(reading.gaps)
+    waiting, copies = list(reading.gaps), _Copies()
     for index, entry in enumerate(reading.entries):
         while waiting and waiting[0].position <= index:
             gaps.append(_Gap(len(entries), waiting.pop(0).lost))
         code = entry["op_code"]
+        if copies.repeats(entry):
+            continue
         if code == CREATE_TRIAL:
             created += 1
         elif code in OF_TRIALS and entry["trial_id"] >= created:
@@ -177,6 +208,8 @@ def _placed(reading: _Reading) -> Salvage:
                 gap.position += missing if gap.position > place else 0
             created, lost = created + missing, lost + missing
         entries.append(entry)
+    if copies.trials:
+        damage.append(f"the study stands in it more than once: {copies.trials} trials repeat")
     if lost:
         damage.append(f"the beginning of {lost} trials was lost")
     if unknown:

@@ -256,6 +256,8 @@ def read_table(path: Path) -> Table:
     for another format, and where a value is missing or odd.
     """
     command = f"`equisearch record STUDY {quote(str(path))}`"
+    if path.exists() and not path.is_file():
+        raise StudyError(f"{path} is not a file, and so not a recorded table; give another file")
     try:
         with gzip.open(path) as file:
             text = file.read(MOST_BYTES + 1)

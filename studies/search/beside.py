@@ -8,6 +8,7 @@ patience, and the front leaves them out.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
+from studies.errors import DamagedError
 from studies.evidence.controls import missing_controls
 from studies.evidence.front import best_compromise, members
 from studies.evidence.pairs import missing_partners
@@ -22,6 +24,8 @@ from studies.journal.reader import read_trials
 from studies.journal.trial import KIND, Kind, TrialRecord
 from studies.journal.writer import JournalWriter
 from studies.search.proposals import attributes_of, facts
+
+log = logging.getLogger(__name__)
 
 
 class Beside:
@@ -56,7 +60,12 @@ class Beside:
         if self._planned:
             return
         self._planned = True
-        study, records = self._study, read_trials(directory)
+        study = self._study
+        try:
+            records = read_trials(directory)
+        except DamagedError as error:  # another program wrote to it
+            log.warning("controls and partners are planned when the study goes on: %s", error)
+            return
         partners = missing_partners(study, records, *size, self.partners) if self.partners else []
         new = [self._attributes("pair", p.candidate, p.of, p.factor, size) for p in partners]
         winner = best_compromise(study, members(study, records))

@@ -434,3 +434,24 @@ def test_wrong_words_get_one_line_and_status_2(run, words, said):
 def test_help_is_printed_when_asked_for_and_without_a_command(run, words, status):
     result = run(*words)
     assert result.status == status and "Usage: equisearch" in result.out + result.err
+
+
+def test_trials_are_selected_and_compared(run, study):
+    front = run("front", study, "--format", "json").json
+    knee = run("front", study, "--knee", "--format", "json").json
+    assert [row["trial"] for row in knee] == [row["trial"] for row in front if row["knee"]]
+    best = run("trials", study, "--best", "accuracy", "--format", "json").json
+    assert best[0]["values"]["accuracy"] == max(row["values"]["accuracy"] for row in front)
+    assert run("trials", study, "--where", "trial < 2 and params > 1", "--format", "json").json[0]
+    nothing = run("front", study, "--where", "params < 1", "--format", "json")
+    assert nothing.json == [] and "no trial meets: params < 1" in nothing.err
+    wrong = run("front", study, "--where", "prams < 1")
+    assert wrong.status == 2 and "similar ones are params" in wrong.err
+    assert run("compare", study).status == 2
+    two = [row["trial"] for row in run("trials", study, "--format", "json").json if row["scores"]][
+        :2
+    ]
+    value = run("compare", study, *two, "--format", "json").json
+    assert value["scores"]["accuracy"]["difference"]["over"] == "images"
+    assert run("compare", study, "--pairs", "--format", "json").status == 0
+    assert run("compare", study, "--controls", "--format", "json").json["controls"] == []

@@ -91,7 +91,16 @@ class LiveView:
                 f"trial {event.number}: {event.outcome}{reason}; {done}, "
                 f"hypervolume {self._driver.volume:.4f}"
             )
-        return f"trial {event.number}: started" if event.kind == "started" else ""
+        if event.kind != "started":
+            return ""
+        return f"trial {event.number}: started{self._purpose(event.number)}"
+
+    def _purpose(self, number: int) -> str:
+        """What a trial beside the search is trained for, in brackets; empty for others."""
+        record = self._driver.trial(number)
+        if record.kind == "search":
+            return ""
+        return f" ({record.kind} of trial {record.attributes['of']}: {record.attributes['role']})"
 
     def _table(self) -> Any:
         from rich.box import SIMPLE_HEAD

@@ -222,20 +222,24 @@ def resume(
     *,
     trust: bool = False,
     accept_data: bool = False,
+    pairs: int = 0,
     listener: Listener | None = None,
 ) -> StudyDirectory:
     """Continues a study to its end, or until Ctrl-C, and returns it: `equisearch resume`.
 
     `overrides` are dotted keys that may change, such as `{"search.trials": 40}`. `trust` takes over
     what in the directory runs programs, whoever wrote it; `accept_data` goes on with data that has
-    changed. Raises StudyError.
+    changed; `pairs` partners of trials that differ in one thing are trained at the end. Raises
+    StudyError.
     """
     from studies.workers.executors import run
     from studies.workers.launch import open_driver
 
     path = Path(directory)
     revised = parse(dump(read_study(path)), name="the stored study", overrides=overrides)
-    with open_driver(path, revised, trusted=trust, accept_data=accept_data) as driver:
+    with open_driver(
+        path, revised, trusted=trust, accept_data=accept_data, partners=pairs
+    ) as driver:
         run(driver, listener=listener)
     return open_study(path)
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
+from studies.evidence.controls import comparison
 from studies.evidence.intervals import Evidence
 from studies.journal.trial import TrialRecord
 from studies.markup import Html, html, joined
 from studies.markup import table_html as _table
 from studies.results import tables as views
+from studies.results.compare import control_text
 from studies.results.front_plot import TITLES
 from studies.results.report.answer import Answer, answer
 from studies.results.report.evidence import controls_html, pairs_html
@@ -69,6 +72,8 @@ def _page(directory: Path, study: Study, records: Sequence[TrialRecord]) -> str:
         number: {angle: share.mean for angle, share in row["by_angle"].items()}
         for number, row in by_trial.items()
     }
+    text = control_text(comparison(study, records, evidence))
+    said = replace(said, evidence=(*said.evidence, *([f"{_capital(text)}."] if text else [])))
     data = plot_data(study, records, evidence, angles)
     title = f"Study {directory.absolute().name}"
     content = [
@@ -86,6 +91,10 @@ def _page(directory: Path, study: Study, records: Sequence[TrialRecord]) -> str:
         *_status(directory, records),
     ]
     return _document(title, content, data if data["trials"] else None, drawings(study, records))
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _tested(directory: Path) -> list[dict[str, Any]]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from typing import Literal, get_args
 
 from searchspace.function.coordinates import Coordinates, check_coordinates
-from searchspace.function.heads import block_group, checked_head, require_plain
+from searchspace.function.heads import block_group, checked_head, num_features, require_plain
 from searchspace.function.invariant import check_share, pooled_fields, simplest_share
 from searchspace.function.orbit import check_orbit
 from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
@@ -98,6 +99,7 @@ class Stage:
     dropout: Dropout = NO_DROPOUT
     relaxation: Relaxation | None = None  # of the weights of its convolutions
     invariant: float = 0.0  # share of the fields whose result is pooled over the group
+    stream: bool = False  # reads the image, beside the stages before: a stream of its own
 
     def __post_init__(self) -> None:
         whole_number(self.fields, 1, "a stage's number of fields", MOST_FIELDS)
@@ -145,6 +147,7 @@ class Stage:
                     self.dropout,
                     self.relaxation,
                     self.invariant,
+                    self.stream,
                 )
             )
         return computed
@@ -206,7 +209,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head", checked_head(self.head))
-        require_plain(self.head, self.stages[-1].group if self.stages else TRIVIAL)
+        for stage in self.lasts:
+            require_plain(self.head, stage.group)
         _choice(self.filters, FILTERS, "filters")
         for name, pixels in zip(("height", "width"), self.size):
             whole_number(pixels, 1, f"the input's {name}")
@@ -221,6 +225,8 @@ class Architecture:
             raise ValueError(
                 f"the input can be changed by resize or crop, not by {self.entry.kind}"
             )
+        if self.stages[0].stream:  # there is nothing before it
+            self.__dict__["stages"] = (replace(self.stages[0], stream=False), *self.stages[1:])
         self._check_groups()
         check_orbit(self.orbit, self.size)
         check_coordinates(self.coordinates)
@@ -243,8 +249,8 @@ class Architecture:
         checked = None
         for number, stage in enumerate(self.stages, start=1):
             group, step = stage.group, stage.subsampling
-            if group is not checked:
-                self._check_group(number, group, previous)
+            if group is not checked or stage.stream:
+                self._check_group(number, group, group if stage.stream else previous)
                 previous = checked = group
             if self.filters == "basis" and (
                 stage.kernel == 2 or (step is not None and step.trained and step.kernel == 2)
@@ -299,12 +305,37 @@ class Architecture:
 
         return architecture_html(self)
 
+    @cached_property
+    def streams(self) -> tuple[Architecture, ...]:
+        """Each stream as an architecture of its own, without the orbit average; the architecture
+        itself where there is one.
+        """
+        starts = [0, *(n for n, stage in enumerate(self.stages) if stage.stream)]
+        if len(starts) == 1:
+            return (self,)
+        ends = [*starts[1:], len(self.stages)]
+        return tuple(
+            replace(self, stages=self.stages[start:end], orbit=TRIVIAL)
+            for start, end in zip(starts, ends)
+        )
+
+    @cached_property
+    def lasts(self) -> tuple[Stage, ...]:
+        """The last stage of each stream."""
+        following = (*self.stages[1:], None)
+        return tuple(s for s, after in zip(self.stages, following) if not after or after.stream)
+
+    @property
+    def features(self) -> int:
+        """How many features the linear layer reads, of all streams."""
+        return sum(num_features(self.head, s.channels, s.group.order) for s in self.lasts)
+
     @property
     def group(self) -> Group:
-        """The group of the last stage: the one under which features are built to be equivariant
-        from end to end.
+        """The group of the last stage, or what those of all streams share: the one under which
+        features are built to be equivariant from end to end.
         """
-        return self.stages[-1].group
+        return reduce(and_, (stage.group for stage in self.lasts))
 
     @cached_property
     def certain_groups(self) -> tuple[Group, ...]:
@@ -314,7 +345,7 @@ class Architecture:
         groups: list[Group] = []
         for stage in self.stages:
             own = stage.certain_group
-            groups.append(groups[-1] & own if groups else own)
+            groups.append(own if not groups or stage.stream else groups[-1] & own)
         return tuple(groups)
 
     @property
@@ -322,7 +353,8 @@ class Architecture:
         """The part of `group` that is built in from end to end whatever the parameters are; all of
         it without relaxations.
         """
-        return self.certain_groups[-1]
+        lasts = zip(self.certain_groups, self.stages, (*self.stages[1:], None))
+        return reduce(and_, (own for own, _, after in lasts if not after or after.stream))
 
     @property
     def softened(self) -> bool:
@@ -338,15 +370,18 @@ class Architecture:
 
     @property
     def symmetry(self) -> Group:
-        """The group under which the network is meant to be exact: the one that is built in, or
-        that of the orbit average, where it is not within the former.
+        """The group under which exactness is of interest: the one that is built in, by streams
+        together, or that of the orbit average where that is larger.
         """
-        return max(self.group, self.orbit)
+        from searchspace.function.streams import joined
+
+        return max(joined([stage.group for stage in self.lasts]), self.orbit)
 
     @property
     def family(self) -> Literal["plain", "steerable"]:
         """`plain` if no stage has a group, `steerable` otherwise."""
-        return "plain" if self.stages[0].group == TRIVIAL else "steerable"
+        plain = all(stage.group == TRIVIAL for stage in self.stages)
+        return "plain" if plain else "steerable"
 
     @property
     def size_entered(self) -> tuple[int, int]:
@@ -395,7 +430,9 @@ class Architecture:
             self,
             stages=tuple(stages),
             entry=None if self.entry is None else self.entry.simplest(self.size),
-            head="none" if self.group == TRIVIAL and not block_group(self.head) else self.head,
+            head="none"
+            if all(s.group == TRIVIAL for s in self.lasts) and not block_group(self.head)
+            else self.head,
         )
 
 
@@ -406,6 +443,7 @@ def _written_out(stage: Stage) -> Iterator[Stage]:
             stage,
             repeats=1,
             stride=stage.stride if repeat == 0 else 1,
+            stream=stage.stream and repeat == 0,
             subsampling=stage.subsampling if last else None,
             dropout=stage.dropout if last else NO_DROPOUT,
             invariant=stage.invariant if last else 0.0,

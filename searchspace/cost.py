@@ -12,7 +12,6 @@ from typing import Literal
 
 from searchspace.architecture import Architecture
 from searchspace.function.coordinates import extra_channels
-from searchspace.function.heads import num_features
 
 Match = Literal["params", "macs", "fields"]
 
@@ -66,8 +65,7 @@ def cost(architecture: Architecture, channels: int = 1, classes: int = 10) -> Co
         params += filters + 2 * stage.fields  # scale and shift of the norm
         expanded += channels_out * channels_in * kernel * kernel + channels_out
         macs += channels_out * channels_in * kernel * kernel * layer.size_out[0] * layer.size_out[1]
-    last = architecture.stages[-1]
-    features = num_features(architecture.head, last.channels, last.group.order)
+    features = architecture.features
     linear = (features + 1) * classes
     macs = (macs + features * classes) * architecture.orbit.order
     return Cost(params + linear, expanded + linear, macs)

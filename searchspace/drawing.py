@@ -135,7 +135,7 @@ def _svg(verdict: Verdict) -> str:
 
 def _rows(verdict: Verdict) -> Iterable[_Row]:
     architecture = verdict.architecture
-    left, group = verdict.after_stages, architecture.stages[0].group
+    left = verdict.after_stages
     after_entry = architecture.size_entered
     yield _Row(
         "image", "", "-", architecture.size, (), _named(verdict.group.elements, verdict), "all"
@@ -162,9 +162,14 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
             _named(elements, verdict),
             _survives(elements, verdict),
         )
+    streams = iter(verdict.streams)
     for number, (stage, size, elements) in enumerate(
         zip(architecture.stages, architecture.sizes, left[1:]), start=1
     ):
+        if len(verdict.streams) > 1 and (stage.stream or number == 1):
+            entered = next(streams).after_stages[0]
+            left_of_it = _named(entered, verdict), _survives(entered, verdict)
+            yield _Row("&" if stage.stream else "", "", "stream", after_entry, (), *left_of_it)
         yield _Row(
             str(number),
             stage.annotation,
@@ -174,8 +179,9 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
             _named(elements, verdict),
             _survives(elements, verdict),
         )
-        group = stage.group
-    assert group == architecture.group
+    if len(verdict.streams) > 1 and architecture.orbit == TRIVIAL:
+        joined = _named(verdict.surviving, verdict), _survives(verdict.surviving, verdict)
+        yield _Row("join", "", f"{architecture.features} features", (1, 1), (), *joined)
     if architecture.orbit != TRIVIAL:
         yield _Row(
             "orbit",

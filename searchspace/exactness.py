@@ -128,6 +128,11 @@ class Verdict:
 
         return verdict_html(self)
 
+    @cached_property
+    def streams(self) -> tuple[Verdict, ...]:
+        """The verdict on each stream alone; where there is one, this."""
+        return (self,)
+
     @property
     def surviving(self) -> tuple[Element, ...]:
         """The elements under which the features are exactly equivariant, in the group's order;
@@ -325,9 +330,13 @@ def verdict(architecture: Architecture, group: Group | None = None) -> Verdict:
     """The verdict on `architecture` for every element of `group`; None: the group it is built
     with, or averaged over.
     """
-    return Verdict(
-        architecture, architecture.symmetry if group is None else group, _unshifted(architecture)
-    )
+    from searchspace.function.streams import JoinedVerdict
+
+    group = architecture.symmetry if group is None else group
+    if len(architecture.lasts) == 1:
+        return Verdict(architecture, group, _unshifted(architecture))
+    unshifted = frozenset.intersection(*map(_unshifted, architecture.streams))
+    return JoinedVerdict(architecture, group, unshifted)
 
 
 def _unshifted(architecture: Architecture) -> frozenset[Element]:

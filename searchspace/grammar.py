@@ -1,7 +1,8 @@
 """The text form of an `Architecture` or a `Candidate`: what tables, reports, files and the command
 line speak.
 
-architecture :=  size "px" [entry] ":" stage ("," stage)* option*
+architecture :=  size "px" [entry] ":" stream ("&" stream)* option*
+stream       :=  stage ("," stage)*                   streams read the same image side by side
 candidate    :=  architecture recipe*                 options may come in any order
 size         :=  29  |  48x64                         height x width, pixels
 entry        :=  resize29 | resize29nearest | resize29bicubic | crop27
@@ -41,6 +42,8 @@ LOSS         :=  KIND ":" WEIGHT ["@" GROUP] ["#" STAGE ("," STAGE)*]
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, cast
 
 from searchspace.architecture import (
@@ -237,14 +240,30 @@ def parse_stages(text: str) -> tuple[tuple[Stage, ...], dict[str, str]]:
         if name in options:
             raise ValueError(f"option '{name}' is given twice; say it once")
         options[name] = value
-    parts = " ".join(words).split(",")
     stages: list[Stage] = []
-    for number, part in enumerate(parts, start=1):
-        try:
-            stages.append(parse_stage(part, stages[-1] if stages else None))
-        except ValueError as error:
-            raise ValueError(f"stage {number}: {error}") from None
+    streams = " ".join(words).split("&")
+    for stream in streams:
+        if len(streams) > 1 and not stream.strip():
+            raise ValueError(
+                "an '&' has no stages on one side, so that it joins nothing; write a stream on "
+                "both sides, such as 10k3@C4 & 10k3@D1, or leave it out"
+            )
+        before = None
+        for part in stream.split(","):
+            try:
+                stage = parse_stage(part, before)
+            except ValueError as error:
+                raise ValueError(f"stage {len(stages) + 1}: {error}") from None
+            stages.append(replace(stage, stream=True) if stages and before is None else stage)
+            before = stage
     return tuple(stages), options
+
+
+def _format_stages(stages: tuple[Stage, ...]) -> str:
+    text = format_stage(stages[0])
+    for before, stage in pairwise(stages):
+        text += f" & {format_stage(stage)}" if stage.stream else f", {format_stage(stage, before)}"
+    return text
 
 
 def format_architecture(architecture: Architecture) -> str:
@@ -252,8 +271,6 @@ def format_architecture(architecture: Architecture) -> str:
     header = f"{size_text(architecture.size)}px"
     if architecture.entry is not None:
         header += f" {architecture.entry}"
-    befores = (None, *architecture.stages)
-    stages = [format_stage(s, before) for s, before in zip(architecture.stages, befores)]
     options = []
     if architecture.head != "group_max":
         options.append(f"head={architecture.head}")
@@ -265,4 +282,4 @@ def format_architecture(architecture: Architecture) -> str:
         options.append(f"coordinates={architecture.coordinates}")
     if architecture.orbit != TRIVIAL:
         options.append(f"orbit={architecture.orbit}")
-    return " ".join([f"{header}: {', '.join(stages)}", *options])
+    return " ".join([f"{header}: {_format_stages(architecture.stages)}", *options])

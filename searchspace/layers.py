@@ -56,8 +56,10 @@ def layers_of(
     if entry is not None:
         layers.append(_layer(Read(entry.rule), 0, str(entry), size))
         size = layers[-1].size_out
-    channels, fields, group = 0, 0, None
+    entered, channels, fields, group = size, 0, 0, None
     for number, stage in enumerate(stages, start=1):
+        if stage.stream:
+            size, channels, fields, group = entered, 0, 0, None
         changes = fields != stage.fields or (group is not stage.group and group != stage.group)
         layers += _stage_layers(stage, number, size, channels, changes)
         size, fields, group = layers[-1].size_out, stage.fields, stage.group

@@ -39,6 +39,7 @@ from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
 from searchspace.function.choices import FunctionChoices
 from searchspace.function.heads import block_heads, pooling_heads
+from searchspace.function.streams import beside, joined
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate, Recipe, require_trainable
@@ -221,8 +222,9 @@ class SearchSpace(FunctionChoices):
         which the model will be used: a network exact under it has no equivariance loss to weigh,
         and learns nothing from images that its elements moved.
         """
-        group = self._sample_group(trial)
-        after, to = self._sample_restriction(trial, group)
+        streams = self.sample_streams(trial)
+        group = joined([*streams]) if streams else self._sample_group(trial)
+        after, to = (None, group) if streams else self._sample_restriction(trial, group)
         fitting = [
             b
             for b in self.backbone
@@ -232,9 +234,10 @@ class SearchSpace(FunctionChoices):
         layouts = [layout for layout in self.layout if self._fitting_sizes(backbone, layout)]
         layout = choose(trial, "layout" if len(fitting) == 1 else f"layout/{backbone}", layouts)
         stages = _constrained(backbone, layout, group, after, to)
+        stages = beside(stages, streams) if streams else stages
         size = self._sample_size(trial, stages, self._fitting_sizes(backbone, layout))
-        last = stages[-1].group
-        head = choose(trial, "head", pooling_heads(self.head)) if last != TRIVIAL else "none"
+        pools = (group if streams else stages[-1].group) != TRIVIAL
+        head = choose(trial, "head", pooling_heads(self.head)) if pools else "none"
         filters = self._sample_filters(trial, group)
         stages = sample_relaxation(trial, self.relaxation, stages, filters)
         gamma = sample_governor(trial, self.gamma, stages)
@@ -245,7 +248,7 @@ class SearchSpace(FunctionChoices):
         losses, weighting = (), "constant"
         if not exact:
             losses, weighting = self.equivariance_loss.sample(trial, len(stages), declared)
-        if last == TRIVIAL and any(loss.kind == "latent" for loss in losses):
+        if not pools and any(loss.kind == "latent" for loss in losses):
             heads = block_heads(self.head)
             architecture = replace(architecture, head=choose(trial, "block_head", heads))
         if self.width is not None:

@@ -20,6 +20,7 @@ KEYS = {
     "orbit",
     "coordinates",
     "savings",
+    "streams",
     "group",
     "exact",
     "grid_exact",

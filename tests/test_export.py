@@ -175,6 +175,31 @@ def test_every_kind_of_layer_is_exported_in_every_format(text, tmp_path):
         assert difference < 1e-5, name
 
 
+AROUND = "8px: 2k3i0.5@C4, 2k3 max2/2 & 2k3, 2k3 max2/2 coordinates=radius orbit=C4"
+
+
+def test_what_stands_around_the_stages_is_exported_with_its_symmetry(subject, tmp_path):
+    """An orbit average of two streams, with coordinates and an invariant share: every format is
+    that network, and exactly invariant.
+    """
+    architecture = Architecture.parse(AROUND)
+    config = TrainingConfig(
+        subject.config.data, Training(epochs=1, batch_size=64), Symmetry(group="D4"), seed=1
+    )
+    splits = load(config.data, architecture.size)
+    scores = train(architecture, config, tmp_path / "training", 1, splits=splits)
+    network = start(architecture, config, tmp_path / "training", splits).network
+    trained = TrainedNetwork(network, splits, config, scores.as_dict(), {})
+    folder = export(trained, tmp_path / "bundle")
+    manifest = manifest_of(folder)
+    assert set(manifest["formats"]) == set(FORMATS) and manifest["exactness"]["exact"] is False
+    rows = {row["element"]: row for row in manifest["elements"]}
+    assert [name for name, row in rows.items() if row["exact"]] == ["r90", "r180", "r270"]
+    for name in FORMATS:
+        assert rows["r90"]["relative_change"][name] < 1e-3 < rows["m"]["relative_change"][name]
+    assert verify(folder).good
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
 def test_random_architectures_are_exported_in_every_format(seed, tmp_path):

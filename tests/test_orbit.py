@@ -8,7 +8,6 @@ import numpy
 import pytest
 import torch
 from pydantic import ValidationError
-from test_export import differences
 from test_space import Dice
 from torch import nn
 
@@ -24,8 +23,6 @@ from studies.samplers.ehvi import FeatureCoding
 from studies.samplers.initial_design import distance, features_of
 from studies.samplers.inversion import parameters_of
 from trainers.actions import act
-from trainers.bundles.formats import FORMATS, runner
-from trainers.bundles.symmetry_check import changes
 from trainers.networks.fold import fold
 from trainers.networks.networks import build
 from trainers.networks.orbit import orbit_average
@@ -99,16 +96,6 @@ def test_training_evaluation_and_fold_are_one_function():
     inside = inside.double().eval()
     inside.load_state_dict(network.state_dict())
     assert torch.allclose(orbit_average(inside, "C4")(x), logits, rtol=0, atol=1e-12)
-
-
-def test_exported_in_every_format_with_its_symmetry(tmp_path):
-    architecture = Architecture.parse("7x9px: 2k3@C2, 2k3 max2/2 orbit=D2")
-    found = differences(architecture, 1, 0, tmp_path)
-    assert max(found.values()) < 1e-5 and set(found) == set(FORMATS)
-    for name in found:
-        pixels = torch.rand(4, 1, 7, 9, generator=torch.Generator().manual_seed(2))
-        measured = changes(runner(tmp_path, name), pixels, architecture.orbit.elements)
-        assert all(change.negligible for change in measured.values()), name
 
 
 def test_a_space_offers_an_orbit_where_it_changes_the_function():

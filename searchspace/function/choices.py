@@ -14,6 +14,7 @@ from searchspace.choices import Groups, Listed, NotEmpty, Section
 from searchspace.exactness import verdict
 from searchspace.function.coordinates import Coordinates
 from searchspace.function.orbit import check_orbit
+from searchspace.function.streams import parse_streams
 from searchspace.groups import TRIVIAL, Group
 
 SQUARE = (1, 1)
@@ -30,6 +31,8 @@ class Chooser(Protocol):
 class FunctionChoices(Section):
     """Choices around the stages; each default leaves the network as its stages are."""
 
+    # the backbone once for each group, its fields shared out, such as `C4 & D1`; none: one stream
+    streams: Annotated[tuple[str, ...], Listed, NotEmpty] = ("none",)
     # further channels of the input, functions of the pixel grid
     coordinates: Annotated[tuple[Coordinates, ...], Listed, NotEmpty] = ("none",)
     # of the fields of every stage that has a group, and none in the backbone
@@ -42,6 +45,17 @@ class FunctionChoices(Section):
         for name in names:
             check_orbit(Group.parse(name), SQUARE)
         return names
+
+    @field_validator("streams")
+    @classmethod
+    def _parted(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(" & ".join(map(str, parse_streams(text))) or "none" for text in texts)
+
+    def sample_streams(self, trial: Chooser) -> tuple[Group, ...]:
+        """The groups of the streams drawn from `trial`; empty for one stream, whose group is
+        another choice.
+        """
+        return parse_streams(_one_of(trial, "streams", [*self.streams], self.streams))
 
     def completed(self, trial: Chooser, architecture: Architecture) -> Architecture:
         """`architecture` with what is drawn from `trial` to stand around its stages."""

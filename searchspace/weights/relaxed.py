@@ -34,6 +34,11 @@ def relaxed(
             f"there is no stage {stage} to relax; the architecture has stages 1 to "
             f"{len(architecture.stages)}"
         )
+    if len(architecture.lasts) > 1:
+        raise ValueError(
+            "the architecture has streams, which are not relaxed with their weights kept; write "
+            "the groups that you want and train it"
+        )
     before = architecture.stages[stage - 1].group
     if not group < before:
         smaller = ", ".join(map(str, before.subgroups()[:-1]))

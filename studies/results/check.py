@@ -54,6 +54,15 @@ class Checked:
             "group": str(ruling.group),
             "orbit": str(self.architecture.orbit),
             "coordinates": self.architecture.coordinates,
+            "streams": [
+                {
+                    "group": str(own.group),
+                    "exact": own.exact,
+                    "surviving_elements": _names(own.surviving),
+                    "invariant_elements": _names(own.invariant),
+                }
+                for own in self._own_streams
+            ],
             "exact": ruling.exact,
             "grid_exact": ruling.grid_exact,
             "surviving": ruling.surviving_group,
@@ -166,7 +175,7 @@ class Checked:
             lines += [
                 f"  {_several(_names(lost))}: {reason}" for reason, lost in self._losses.items()
             ]
-            if not group <= self.architecture.stages[0].group:
+            if len(ruling.streams) == 1 and not group <= self.architecture.stages[0].group:
                 lines.append(
                     f"Built in is {self.architecture.stages[0].group}; @{group} in the first "
                     f"stage would build in all of {group}."
@@ -185,6 +194,7 @@ class Checked:
                     else "."
                 )
             )
+        lines += self._streams_answer
         pooled = [
             f"{stage.invariant_fields} of {stage.fields} in stage {number}"
             for number, stage in enumerate(self.architecture.stages, start=1)
@@ -201,6 +211,30 @@ class Checked:
                 f"{', '.join(size_text(size) for size in self.exact_sizes)} px."
             )
         return "\n".join(lines)
+
+    @property
+    def _streams_answer(self) -> list[str]:
+        """A line on each stream, where there are several: it keeps what its own group keeps."""
+        lines, first = [], 1
+        for number, found in enumerate(self._own_streams, start=1):
+            last = first + len(found.architecture.stages) - 1
+            exact = (
+                f"exact under its own {found.group}"
+                if found.exact
+                else (f"of its own {found.group} keeps {' '.join(_names(found.surviving))}")
+            )
+            lines.append(
+                f"Stream {number} (stages {first} to {last}): {exact}; its features are "
+                f"invariant under {' '.join(_names(found.invariant))}."
+            )
+            first = last + 1
+        return lines
+
+    @property
+    def _own_streams(self) -> list[Verdict]:
+        """The verdict on each stream for its own group; none where there is one stream."""
+        streams = self.architecture.streams
+        return [verdict(stream) for stream in streams] if len(streams) > 1 else []
 
     @property
     def _averaged_answer(self) -> list[str]:

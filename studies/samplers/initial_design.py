@@ -75,8 +75,8 @@ class Features:
     weight_distance: float = 0.0
     learning_rate: float | None = None  # None: the study's
     # choices that most spaces leave at their default: orbit, coordinates, augmentation, invariant
-    # shares, relaxations, gamma. They count only where they differ, so that a space without them
-    # is searched as if there were none.
+    # shares, streams, relaxations, gamma. They count only where they differ, so that a space
+    # without them is searched as if there were none.
     optional: tuple[Any, ...] = ()
 
 
@@ -110,7 +110,7 @@ def features_of(candidate: Candidate, declared: Group) -> Features:
             str(architecture.orbit),
             architecture.coordinates,
             str(recipe.augment),
-            tuple(stage.invariant for stage in stages),
+            tuple((stage.invariant, stage.stream) for stage in stages),
             tuple(str(s.relaxation) for s in stages),
             str(recipe.gamma),
         ),

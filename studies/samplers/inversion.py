@@ -118,6 +118,9 @@ class _Answers:
             "gamma": str(recipe.gamma or DEFAULT_GOVERNOR),
             "dropout": dropout.kind,
             "dropout_rate": dropout.rate,
+            "streams": " & ".join(str(s.stages[0].group) for s in architecture.streams)
+            if len(architecture.streams) > 1
+            else "none",
             "invariant_share": architecture.stages[0].invariant,
             "coordinates": architecture.coordinates,
             "orbit": str(architecture.orbit),

@@ -177,7 +177,7 @@ def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
                 (folder / file).unlink(missing_ok=True)
             refused[name] = str(error)
     return {
-        **_from_pixels(folder, content, model, refused),
+        **_from_pixels(folder, content, model, formats),
         **facts(trained, networks[0], ruling),
         "compared_images": len(chosen),
         "moved_images": min(MOVED, len(images)),
@@ -190,10 +190,10 @@ def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
 
 
 def _from_pixels(
-    folder: Path, content: dict[str, Any], model: Model, refused: Mapping[str, str]
+    folder: Path, content: dict[str, Any], model: Model, formats: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the manifest says of the graph from pixels; nothing where there is no ONNX file."""
-    if "onnx" in refused:
+    if "onnx" not in formats:
         return {}
     try:
         return {"predict": add_pixel_graph(folder, content, model)}

@@ -212,6 +212,11 @@ def _check(network: Network, element: Element) -> None:
             "the merge barrier moves kernels, which does not move coordinate channels; take "
             "coordinates=none"
         )
+    if len(network.architecture.lasts) > 1:
+        raise ValueError(
+            "the merge barrier follows the channels of one stream; measure networks with streams "
+            "by layerwise_equivariance"
+        )
     if not element.on_grid or element == IDENTITY:
         raise ValueError(
             f"moving kernels by {element} measures nothing; name a quarter turn or flip, such as "

@@ -111,7 +111,7 @@ def description(network: Network) -> dict[str, Any]:
     blocks = block_group(architecture.head)
     head = {
         "kind": architecture.head if blocks is None else "block_max",
-        "order": network.order if blocks is None else blocks.order,
+        "order": network.orders[0] if len(network.orders) == 1 else list(network.orders),
         "features": network.linear.in_features,
         "classes": network.classes,
     }
@@ -123,6 +123,8 @@ def description(network: Network) -> dict[str, Any]:
         "entry": step_spec(architecture.entry, channels) if architecture.entry else None,
     }
     # left out where absent: descriptions of earlier versions stay what they are
+    if len(network.orders) > 1:
+        described["streams"] = [len(stream.stages) for stream in architecture.streams]
     if architecture.coordinates != "none":
         described["coordinates"] = architecture.coordinates
     if architecture.orbit != TRIVIAL:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from searchspace.architecture import Architecture, Filters, Stage
 from searchspace.function.coordinates import extra_channels
-from searchspace.function.heads import block_group, num_features
+from searchspace.function.heads import block_group
 from searchspace.groups import TRIVIAL, Group
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
@@ -94,9 +94,11 @@ class Network(nn.Module):
             Subsample(step_spec(architecture.entry, channels)) if architecture.entry else None
         )
         self.stages, self.steps, self.pools, self.dropouts = (nn.ModuleList() for _ in range(4))
-        channels += extra_channels(architecture.coordinates)
-        source: Group | None = None
+        seen = channels + extra_channels(architecture.coordinates)
+        channels, source = seen, cast(Group | None, None)
         for stage in architecture.stages:
+            if stage.stream:
+                channels, source = seen, None
             self.stages.append(
                 nn.ModuleList(_blocks(stage, channels, source, architecture.filters))
             )
@@ -108,10 +110,11 @@ class Network(nn.Module):
                 Dropout(stage.dropout, stage.group.order) if stage.dropout else nn.Identity()
             )
         self.order = architecture.group.order
-        features = num_features(architecture.head, channels, self.order)
+        blocks = block_group(architecture.head)
+        self.orders = tuple((blocks or stage.group).order for stage in architecture.lasts)
         # torch's own initialisation draws from the global generator
         with torch.random.fork_rng(devices=[]):
-            self.linear = nn.Linear(features, classes)
+            self.linear = nn.Linear(architecture.features, classes)
         self._register_constants()
 
     def _register_constants(self) -> None:
@@ -208,28 +211,36 @@ class Network(nn.Module):
         maps = images if self.entry is None else self.entry(images)
         if self.architecture.coordinates != "none":
             maps = with_coordinates(maps, self.architecture.coordinates)
-        maps = channels_last(maps)
-        outputs = []
-        parts = zip(self.stages, self.steps, self.pools, self.dropouts)
-        for blocks, step, pool, dropout in parts:
+        entered = maps = channels_last(maps)
+        outputs, ends = [], []
+        parts = zip(self.architecture.stages, self.stages, self.steps, self.pools, self.dropouts)
+        for stage, blocks, step, pool, dropout in parts:
+            if stage.stream:
+                ends.append(maps)
+                maps = entered
             for block in cast(Iterable[Block], blocks):
                 maps = block(maps, weights)
             maps = step(maps, weights) if isinstance(step, Block) else step(maps)
             maps, output = keep(pool(maps))
             outputs.append(output)
             maps = dropout(maps)
-        return self._classify(maps), tuple(outputs)
+        return self._classify([*ends, maps]), tuple(outputs)
 
-    def _classify(self, maps: Tensor) -> Tensor:
+    def _classify(self, ends: list[Tensor]) -> Tensor:
+        """The logits from the last maps of each stream."""
+        features = [self._features(maps, order) for maps, order in zip(ends, self.orders)]
+        joined = features[0] if len(features) == 1 else torch.cat(features, 1)
+        with torch.autocast(joined.device.type, enabled=False):
+            return averaged(self.linear(joined), self.architecture.orbit)
+
+    def _features(self, maps: Tensor, order: int) -> Tensor:
         features = maps.mean((2, 3), dtype=self.linear.weight.dtype)
-        blocks = block_group(self.architecture.head)
-        if blocks is not None:
-            features = block_maxima(features, blocks.order)
-        elif self.architecture.head != "none":
-            fields = features.unflatten(1, (-1, self.order))
-            features = fields.amax(2) if self.architecture.head == "group_max" else fields.mean(2)
-        with torch.autocast(maps.device.type, enabled=False):
-            return averaged(self.linear(features), self.architecture.orbit)
+        if self.architecture.head == "none":
+            return features
+        if block_group(self.architecture.head) is not None:
+            return block_maxima(features, order)
+        fields = features.unflatten(1, (-1, order))
+        return fields.amax(2) if self.architecture.head == "group_max" else fields.mean(2)
 
 
 def step_spec(step: Subsampling, channels: int) -> dict:

@@ -15,8 +15,9 @@ The description is a dict of numbers and strings:
     step    {"kind", "kernel", "stride", "padding": [before, after], "ceil", "output", "mode",
              "channels"}
     head    {"kind": "group_max" | "group_mean" | "block_max" | "none",
-             "order": channels of a field or block, "features",
+             "order": channels of a field or block, or a list of them for the streams, "features",
              "classes"}
+    streams may be left out: how many of the stages each stream has; all read the same images
     coordinates  may be left out: "x", "y", "xy" or "radius", channels that follow those of the
             image behind the entry
     orbit   may be left out: the logits are the mean over these moves of the images, a list of
@@ -241,18 +242,23 @@ class Head(nn.Module):
 
     def __init__(self, spec):
         super().__init__()
-        self.kind, self.order = spec["kind"], spec["order"]
+        self.kind, order = spec["kind"], spec["order"]
+        self.orders = order if isinstance(order, list) else [order]
         self.linear = nn.Linear(spec["features"], spec["classes"])
 
-    def forward(self, maps):
-        """The logits [batch, classes]."""
+    def forward(self, *streams):
+        """The logits [batch, classes] from the last maps of each stream."""
+        features = [self._features(maps, order) for maps, order in zip(streams, self.orders)]
+        return self.linear(features[0] if len(features) == 1 else torch.cat(features, 1))
+
+    def _features(self, maps, order):
         features = maps.mean((2, 3))
+        if self.kind == "none":
+            return features
         if self.kind == "block_max":
-            features = block_maxima(features, self.order)
-        elif self.kind != "none":
-            fields = features.reshape(features.shape[0], -1, self.order)
-            features = fields.amax(2) if self.kind == "group_max" else fields.mean(2)
-        return self.linear(features)
+            return block_maxima(features, order)
+        fields = features.reshape(features.shape[0], -1, order)
+        return fields.amax(2) if self.kind == "group_max" else fields.mean(2)
 
 
 def with_coordinates(maps, kind):
@@ -270,7 +276,7 @@ def with_coordinates(maps, kind):
     else:
         of_axis = {"x": x / max(1, width - 1), "y": y[:, None] / max(1, height - 1)}
         chosen = [of_axis[name].expand(height, width) for name in kind]
-    return torch.cat([maps, torch.stack(chosen).expand(len(maps), -1, -1, -1)], 1)
+    return torch.cat([maps, torch.stack(chosen).expand(maps.shape[0], -1, -1, -1)], 1)
 
 
 def moved(images, mirror, turns):
@@ -299,6 +305,8 @@ class PlainNetwork(nn.Module):
                 parts.append(InvariantFields(*stage["invariant"]))
             self.stages.append(nn.Sequential(*parts))
         self.head = Head(description["head"])
+        counts = description.get("streams", [])
+        self.starts = tuple(sum(counts[:n]) for n in range(1, len(counts)))
         self.coordinates = description.get("coordinates")
         self.orbit = tuple(map(tuple, description.get("orbit", [(False, 0)])))
 
@@ -308,17 +316,21 @@ class PlainNetwork(nn.Module):
 
     def forward_with_stages(self, images):
         """(logits, a tuple with the feature maps after each stage, of the images as they are)."""
-        maps, outputs = self._entered(images), []
-        for stage in self.stages:
-            maps = stage(maps)
-            outputs.append(maps)
-        return self._averaged(images, self.head(maps)), tuple(outputs)
+        outputs = []
+        logits = self._logits(images, outputs.append)
+        return self._averaged(images, logits), tuple(outputs)
 
-    def _logits(self, images):
-        maps = self._entered(images)
-        for stage in self.stages:
+    def _logits(self, images, keep=None):
+        entered = maps = self._entered(images)
+        ends = []
+        for number, stage in enumerate(self.stages):
+            if number in self.starts:
+                ends.append(maps)
+                maps = entered
             maps = stage(maps)
-        return self.head(maps)
+            if keep is not None:
+                keep(maps)
+        return self.head(*ends, maps)
 
     def _entered(self, images):
         maps = self.entry(images)

@@ -33,6 +33,7 @@ FACETS: dict[str, Callable[[Candidate], str]] = {
     "filters": lambda a: a.architecture.filters,
     "invariant share": lambda a: f"{max(s.invariant for s in a.architecture.stages):g}",
     "coordinates": lambda a: a.architecture.coordinates,
+    "streams": lambda a: str(len(a.architecture.streams)),
     "orbit average": lambda a: str(a.architecture.orbit),
     "input size": lambda a: f"{size_text(a.architecture.size)} px",
 }

@@ -27,6 +27,8 @@ KEYS = {
     "surviving",
     "surviving_elements",
     "invariant_elements",
+    "near_elements",
+    "relaxations",
     "stages",
     "breaks",
     "exact_sizes",
@@ -176,3 +178,24 @@ def test_an_answer_needs_no_torch():
         "heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_relaxed_stages_are_near_and_what_decides_stands_in_text_and_json():
+    checked = check(Architecture.parse("28px: 10k3@D4+C4, 10k3 max2/2, 10k3@C4b2"))
+    values = checked.as_dict()
+    assert not values["exact"] and values["surviving_elements"] == ["e"]
+    assert values["near_elements"] == ["r90", "r180", "r270"]
+    assert [(r["stage"], r["relaxation"], r["certain_group"]) for r in values["relaxations"]] == [
+        (1, "D4+C4", "C4"),
+        (2, "D4+C4", "C4"),
+        (3, "C4b2", "C1"),
+    ]
+    first = values["breaks"][0]
+    assert (first["reason"], first["stage"], first["layer"]) == ("near", 3, "C4b2")
+    text = checked.text()
+    assert "relaxed in stage 3 (C4b2): near, not exact for certain" in text
+    assert "the weights w of its 2 banks vary over C4 decides, measure it" in text
+    assert "Near under r90 r180 r270: exact were nothing relaxed" in text
+    assert "Input sizes that shift no window nearby: 28, 26" in text
+    kept = check(Architecture.parse("28px: 10k3@D4+C4 max2/2, 10k3@C4"))
+    assert kept.verdict.exact and kept.as_dict()["near_elements"] == []

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ EVERY_LAYER = (
     "2k3 adaptive3 head=group_mean",
     "12px: 2k3@C4 resize16bicubic, 2k3 lp3/1p1, 2k3 blurmax/2, 2k3s2r crop6, 2k3 resize9nearest, "
     "2k3 avg2/2ceil, 2k3 adaptivemax2 head=none filters=basis",
+    "11px: 2k3@D4+C2, 2k3s2r, 3k3@C4|C2|C1 conv3/2p1, 2k2@C4b2, 2k3@C2~0.3",
 )
 
 
@@ -118,6 +120,24 @@ def test_texts_of_the_data_become_no_markup_of_the_card(bundle):
     assert "<script" not in outside and "](" not in outside
     rows = [line for line in re.sub(r"\\\|", "", text).splitlines() if line.startswith("| `")]
     assert len({row.count("|") for row in rows}) == 1 and len(rows) == len(manifest["elements"])
+
+
+def test_card_and_manifest_say_that_relaxed_weights_are_near(subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    architecture = Architecture.parse("12px: 3k3@C4+C2, 3k3 max2/2, 3k3@C2 gamma=dual")
+    config = replace(subject.config, training=Training(epochs=1, batch_size=32))
+    splits = load(config.data, architecture.size)
+    scores = train(architecture, config, tmp_path / "training", 1, splits=splits).as_dict()
+    network = start(architecture, config, tmp_path / "training", splits).network
+    trained = TrainedNetwork(network, splits, config, scores, {"trial": 1})
+    folder = export(trained, tmp_path / "bundle")
+    exactness = manifest_of(folder)["exactness"]
+    assert exactness["certain_group"] == "C2" and exactness["surviving"] == ["e", "r180"]
+    distances = exactness["weight_distances"]
+    assert distances["stage 1 conv1"] > 0.1 and distances["stage 3 conv1"] < 1e-6
+    text = (folder / CARD).read_text()
+    assert "beyond C2 is near and not exact" in text
+    assert f"stage 2 conv1 {distances['stage 2 conv1']:.2g}" in text
 
 
 def test_card_and_manifest_say_what_was_reported(subject, bundle):

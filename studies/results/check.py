@@ -68,6 +68,8 @@ class Checked:
             "surviving": ruling.surviving_group,
             "surviving_elements": _names(ruling.surviving),
             "invariant_elements": _names(ruling.invariant),
+            "near_elements": _names(ruling.near),
+            "relaxations": self._relaxations,
             "stages": self._stages,
             "breaks": self._breaks,
             "exact_sizes": [s[0] if square else list(s) for s in self.exact_sizes],
@@ -102,6 +104,21 @@ class Checked:
                 "surviving_elements": _names(left[layer.stage]),
             }
             for layer in self.architecture.layers
+        ]
+
+    @property
+    def _relaxations(self) -> list[dict[str, Any]]:
+        """The relaxed stages: `certain_group` holds whatever the weights become."""
+        return [
+            {
+                "stage": number,
+                "relaxation": stage.annotation,
+                "certain_group": str(stage.certain_group),
+                "decided_by": relaxation.decided_by(stage.group),
+                "start_distance": relaxation.start_distance(stage.group),
+            }
+            for number, stage in enumerate(self.architecture.stages, start=1)
+            if (relaxation := stage.relaxation) is not None
         ]
 
     @property
@@ -180,6 +197,11 @@ class Checked:
                     f"Built in is {self.architecture.stages[0].group}; @{group} in the first "
                     f"stage would build in all of {group}."
                 )
+        if ruling.near and self.architecture.orbit == TRIVIAL:
+            lines.append(
+                f"Near under {' '.join(_names(ruling.near))}: exact were nothing relaxed; the "
+                "distance of the weights is recorded after training."
+            )
         if set(ruling.invariant) != set(ruling.surviving):  # never of an orbit average
             what = (
                 "only the identity"
@@ -206,10 +228,8 @@ class Checked:
                 "equivariant."
             )
         if self.exact_sizes and self.architecture.orbit == TRIVIAL:
-            lines.append(
-                "Exact input sizes nearby: "
-                f"{', '.join(size_text(size) for size in self.exact_sizes)} px."
-            )
+            what = "Exact input sizes" if not ruling.near else "Input sizes that shift no window"
+            lines.append(f"{what} nearby: {', '.join(map(size_text, self.exact_sizes))} px.")
         return "\n".join(lines)
 
     @property

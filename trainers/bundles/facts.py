@@ -20,6 +20,7 @@ from trainers.data.augment import seen
 from trainers.data.datasets import Splits
 from trainers.instruments.proportions import proportion
 from trainers.networks.networks import Network
+from trainers.networks.projection import distance, layers_of
 from trainers.training.config import TrainingConfig
 from trainers.training.evaluate import degrees_learned
 from trainers.versions import library_versions
@@ -95,6 +96,7 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
             "surviving": [str(e) for e in ruling.surviving],
             "surviving_group": ruling.surviving_group,
             "invariant": [str(e) for e in ruling.invariant],
+            **_nearness(network, ruling),
         },
         "cost": {
             "params": members * price.params,
@@ -103,6 +105,22 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
         },
         "versions": {"python": platform.python_version(), **library_versions(LIBRARIES)},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _nearness(network: Network, ruling: Verdict) -> dict[str, Any]:
+    """Of a network with relaxed weights: the elements that are near, and ||W - P_G W|| / ||W|| of
+    each layer; nothing of others, whose bundles stay what they were.
+    """
+    if not network.architecture.softened:
+        return {}
+    return {
+        "near": [str(e) for e in ruling.near],
+        "certain_group": str(network.architecture.certain_group),
+        "weight_distances": {
+            name: distance(weight, convolution.source, convolution.parametrisation.group)
+            for name, convolution, weight in layers_of(network)
+        },
     }
 
 

@@ -97,10 +97,14 @@ def _head(manifest: Mapping[str, Any]) -> str:
     names = ", ".join(map(code_of, classes[:20])) + (
         f" and {len(classes) - 20} more (bundle.json)" if len(classes) > 20 else ""
     )
+    certain = manifest["exactness"].get("certain_group")
     built = (
         "an ordinary convolutional network"
         if manifest["group"] == "C1"
         else f"a convolutional network built to be equivariant under {manifest['group']}"
+        if certain is None
+        else f"a convolutional network whose weights are near to equivariance under "
+        f"{manifest['group']}, exact for certain under {certain}"
     )
     size = manifest["architecture"].split(":")[0]
     colour = "grey" if given["channels"] == 1 else "colour"
@@ -146,7 +150,21 @@ def _symmetry(manifest: Mapping[str, Any]) -> str:
             f"| {_words(row['element'])} | {'yes' if row['exact'] else 'no'} | "
             f"{' | '.join(cells)} | {text_of(row['lost'] or '')} |"
         )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_nearness(manifest)])
+
+
+def _nearness(manifest: Mapping[str, Any]) -> list[str]:
+    """How far relaxed weights are from the constraint; nothing for other networks."""
+    distances = manifest["exactness"].get("weight_distances")
+    if not distances:
+        return []
+    values = ", ".join(f"{text_of(name)} {value:.2g}" for name, value in distances.items())
+    return [
+        f"Weights are relaxed, so that symmetry beyond {manifest['exactness']['certain_group']} is "
+        "near and not exact. Distance of each layer's weight from the equivariant ones, relative "
+        f"to its size (0: exact): {values}.",
+        "",
+    ]
 
 
 def _words(name: str) -> str:

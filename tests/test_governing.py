@@ -52,7 +52,7 @@ def test_gamma_starts_and_trains_as_its_governor_says(text, gamma, trains):
     assert len(optimized) == len(list(network.parameters())) - 3
 
 
-def moved(text, gamma, multiplier, gradient, share=0.5):
+def moved(text, gamma, multiplier, gradient):
     governing, _ = governed(text)
     for pathway in governing.pathways:
         with torch.no_grad():
@@ -60,22 +60,22 @@ def moved(text, gamma, multiplier, gradient, share=0.5):
             pathway.multiplier.fill_(multiplier)
         pathway.gamma.grad = torch.tensor(gradient)
     governing.schedule(5, 400)
-    governing.update(share)
+    governing.update()
     first = governing.pathways[0]
     return float(first.gamma.detach()), float(first.multiplier)
 
 
 def test_a_dual_step_follows_the_formula():
     gamma, multiplier = moved("dual", 0.5, 0.2, 0.1)
-    assert gamma == pytest.approx(0.5 - 0.5 * PACE / 400 * (0.1 + 0.2 + 0.5))
-    assert multiplier == pytest.approx(0.2 + 0.5 * PACE / 400 * 0.5 / 4)
-    assert moved("dual", -0.5, 0.0, 0.0)[1] == pytest.approx(-0.5 * PACE / 400 * 0.5 / 4)
+    assert gamma == pytest.approx(0.5 - PACE / 400 * (0.1 + 0.2 + 2 * 0.5))
+    assert multiplier == pytest.approx(0.2 + PACE / 400 * 0.5)
+    assert moved("dual", -0.5, 0.0, 0.0)[1] == pytest.approx(-PACE / 400 * 0.5)
 
 
 def test_a_resilient_step_follows_the_formula():
     gamma, multiplier = moved("resilient:2", -0.5, 0.2, 0.1)
-    assert gamma == pytest.approx(-0.5 - 0.5 * PACE / 400 * (0.1 - 0.2))
-    assert multiplier == pytest.approx(0.2 + 0.5 * PACE / 400 * (0.5 - 0.2 / 2))
+    assert gamma == pytest.approx(-0.5 - PACE / 400 * (0.1 - 0.2))
+    assert multiplier == pytest.approx(0.2 + PACE / 400 * (0.5 - 0.2 / 2))
     assert moved("resilient:2", 0.0, 0.001, 0.0)[1] >= 0
 
 

@@ -89,7 +89,7 @@ class TrainingStep:
             (loss * share).backward()
             total.add_(loss.detach(), alpha=share)
         self.optimizer.step()
-        self.governing.update(self.optimizer.param_groups[0]["lr"] / self.config.peak_rate)
+        self.governing.update()
         return total
 
     def batch_loss(self, pixels: Tensor, labels: Tensor) -> Tensor:

@@ -122,8 +122,7 @@ def test_texts_of_the_data_become_no_markup_of_the_card(bundle):
     assert len({row.count("|") for row in rows}) == 1 and len(rows) == len(manifest["elements"])
 
 
-def test_card_and_manifest_say_that_relaxed_weights_are_near(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+def test_card_and_manifest_say_that_relaxed_weights_are_near(subject, tmp_path):
     architecture = Architecture.parse("12px: 3k3@C4+C2, 3k3 max2/2, 3k3@C2 gamma=dual")
     config = replace(subject.config, training=Training(epochs=1, batch_size=32))
     splits = load(config.data, architecture.size)

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
 from studies.config import dump, parse
 from studies.errors import LockedError, StudyError
@@ -232,6 +233,20 @@ def test_studies_of_the_reproduction_are_those_of_the_paper(shift, mnist_root):
     assert (study.data.name, study.data.train, study.data.validation) == ("mnist_t10k", 8000, 2000)
     with pytest.raises(StudyError, match="upright"):
         reproduce.study_of("sideways", root=".", epochs=1, test=None)
+
+
+def test_dropout_stands_where_the_paper_has_it_and_in_folders_of_its_own(tmp_path):
+    study = reproduce.study_of("upright", root=".", epochs=1, test=None)
+    with_it, without = (
+        reproduce.jobs("upright", tmp_path, study, seeds=1, models=["P4 29 px"], dropout=rate)[0]
+        for rate in (0.3, 0.0)
+    )
+    rates = [s.dropout.rate for s in Architecture.parse(with_it.architecture).stages]
+    assert rates == [0.3, 0, 0.3, 0.3, 0.3, 0, 0]
+    assert without.architecture == reproduce.MODELS["P4 29 px"]
+    assert with_it.directory == f"{without.directory}-dropout0.3"
+    with pytest.raises(ValueError, match="below 1"):
+        reproduce.jobs("upright", tmp_path, study, dropout=1.0)
 
 
 @pytest.mark.slow

@@ -336,6 +336,10 @@ def reproduce(
         int | None,
         typer.Option(min=100, help="Test images; else all 60,000.", show_default=False),
     ] = None,
+    dropout: Annotated[
+        float,
+        typer.Option(help="Its rate after convolutions 1, 3, 4 and 5, as the paper has it."),
+    ] = 0.0,
     workers: Workers = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -352,7 +356,9 @@ def reproduce(
             update={"resources": study.resources.model_copy(update={"workers": count})}
         )
     place = published.place_of(shift, directory, study)
-    rows = _retrained(published.jobs(shift, directory, study, seeds=seeds), study, place)
+    rows = _retrained(
+        published.jobs(shift, directory, study, seeds=seeds, dropout=dropout), study, place
+    )
     claims, values = published.claims(shift, rows), [retraining.as_dict(row) for row in rows]
     if format is Format.json:
         return print_json({"shift": shift, "rows": values, "claims": list(map(asdict, claims))})

@@ -3,17 +3,20 @@ arXiv:2308.11316) on MNIST.
 
 8,000 training and 2,000 validation images come from MNIST's t10k file, the test images from its
 60,000; P4CNN at 27, 28 and 29 px and Z2CNN at 28 px; Adam at 0.01, weight decay 1e-5, halved every
-fifth of 50 epochs, batches of 256. What differs from the paper: no dropout (its rate is not given),
-one input channel instead of three equal ones, one angle per image instead of one per batch.
+fifth of 50 epochs, batches of 256. What differs from the paper: no dropout unless it is asked for
+(its rate is not given), one input channel instead of three equal ones, one angle per image instead
+of one per batch, images normalised by their own standard deviation, turned ones with black corners
+(`tests/benchmarks/bench_fidelity.py` tries these, each alone).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from searchspace.architecture import Architecture, Dropout
 from studies.config import Study, dump, parse
 from studies.errors import StudyError
 from studies.journal.directory import STUDY as STUDY_FILE
@@ -33,6 +36,7 @@ MODELS = {
     "P4 29 px": "29px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0",
     "Z2 28 px": "28px: 20k3, 20k3 max2/2, 20k3, 20k3, 20k3, 20k3, 20k4p0",
 }
+DROPPED = (1, 3, 4, 5)  # convolutions with dropout in the paper's network, counted from 1
 STUDY = """
 data: {{name: mnist_t10k, root: {root}, train: 8000, validation: 2000{test}}}
 training:
@@ -94,27 +98,40 @@ def jobs(
     *,
     seeds: int = 10,
     models: Sequence[str] | None = None,
+    dropout: float = 0.0,
 ) -> list[Job]:
     """Every training of the reproduction, seed by seed, so that an early stop leaves whole
-    comparisons. As in the paper, validation images stay out of training.
+    comparisons. As in the paper, validation images stay out of training. `dropout` is the rate
+    after the convolutions that have it there. Raises ValueError for another rate than 0 to below 1.
     """
     training = study.training
+    suffix = f"-dropout{dropout!r}" if dropout else ""
     return [
         Job(
             name,
-            MODELS[name],
+            str(with_dropout(MODELS[name], dropout)),
             seed,
             None,
             str(
                 directory.absolute()
                 / shift
                 / name.replace(" ", "")
-                / f"epochs{training.epochs}-batch{training.batch_size}-seed{seed}"
+                / f"epochs{training.epochs}-batch{training.batch_size}-seed{seed}{suffix}"
             ),
         )
         for seed in range(1, seeds + 1)
         for name in (models or MODELS)
     ]
+
+
+def with_dropout(model: str, rate: float) -> Architecture:
+    """The architecture of a text, with dropout where the paper's network has it."""
+    architecture, dropout = Architecture.parse(model), Dropout("values", rate)
+    stages = tuple(
+        replace(stage, dropout=dropout) if number in DROPPED else stage
+        for number, stage in enumerate(architecture.stages, start=1)
+    )
+    return replace(architecture, stages=stages)
 
 
 def place_of(shift: str, directory: Path, study: Study) -> Path:

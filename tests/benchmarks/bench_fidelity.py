@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 VARIANTS = ("baseline", "dropout", "std", "normal20", "normal20b")
-RATE, DROPPED = 0.3, (1, 3, 4, 5)  # convolutions, counted from 1
+RATE = 0.3  # of dropout
 MEAN, STD = 0.1308, 0.0435  # of the authors' loader
 CORNERS = ("black", "mean")
 
@@ -45,8 +45,7 @@ def one(model: str, variant: str, seed: int, arguments: argparse.Namespace) -> d
     """
     from benchmark_data import load_or_exit
 
-    from searchspace.architecture import Architecture, Dropout
-    from studies.results.reproduce import MODELS
+    from studies.results.reproduce import MODELS, with_dropout
     from trainers.process import tune_process
     from trainers.settings import Augment, Data, Normal, Symmetry, Training
     from trainers.training import step as steps
@@ -54,13 +53,7 @@ def one(model: str, variant: str, seed: int, arguments: argparse.Namespace) -> d
     from trainers.training.train import start, train
 
     tune_process(1)
-    architecture = Architecture.parse(MODELS[model])
-    if variant == "dropout":
-        stages = tuple(
-            replace(stage, dropout=Dropout("values", RATE)) if number in DROPPED else stage
-            for number, stage in enumerate(architecture.stages, start=1)
-        )
-        architecture = replace(architecture, stages=stages)
+    architecture = with_dropout(MODELS[model], RATE if variant == "dropout" else 0.0)
     data = Data(
         name="mnist_t10k",
         root=arguments.root,

@@ -111,9 +111,9 @@ def status_lines(value: dict[str, Any]) -> list[str]:
         f"({states or 'none yet'}); {driven}",
         f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, "
         f"hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})",
-        *([value["note"]] if value["note"] else []),
         *([f"beside the search: {beside}"] if beside else []),
         *([resolution_text(value["resolution"])] if value["resolution"] else []),
+        *([value["note"]] if value["note"] else []),
         *(f"warning: {text}" for text in (value["declaration"] or {}).get("warnings", ())),
     ]
 

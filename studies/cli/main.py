@@ -19,6 +19,7 @@ from studies.cli import (  # noqa: F401  (they register their commands)
     models,
     search,
     setup,
+    soften,
     tables,
 )
 from studies.cli.app import app

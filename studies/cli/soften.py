@@ -33,7 +33,7 @@ def soften(
     """Evaluates a trained trial with its weights softened towards equivariance, and averaged over
     the group, without training it again.
     """
-    from studies.results.soften_trial import SOFTNESS, soften_note, soften_table, soften_trial
+    from studies.results.after_training import SOFTNESS, soften_note, soften_table, soften_trial
 
     result = soften_trial(
         directory, trial, group=group, softness=softness or SOFTNESS, images=images

@@ -137,6 +137,31 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
     architecture = verdict.architecture
     left = verdict.after_stages
     after_entry = architecture.size_entered
+    yield from _rows_before(verdict)
+    streams = iter(verdict.streams)
+    for number, (stage, size, elements) in enumerate(
+        zip(architecture.stages, architecture.sizes, left[1:]), start=1
+    ):
+        if len(verdict.streams) > 1 and (stage.stream or number == 1):
+            entered = next(streams).after_stages[0]
+            left_of_it = _named(entered, verdict), _survives(entered, verdict)
+            yield _Row("&" if stage.stream else "", "", "stream", after_entry, (), *left_of_it)
+        yield _Row(
+            str(number),
+            stage.annotation,
+            format_stage(stage, stage),
+            size,
+            _notes(architecture.layers, number),
+            _named(elements, verdict),
+            _survives(elements, verdict),
+        )
+    yield from _rows_behind(verdict)
+
+
+def _rows_before(verdict: Verdict) -> Iterable[_Row]:
+    """The image, the entry and the coordinates."""
+    architecture, left = verdict.architecture, verdict.after_stages
+    after_entry = architecture.size_entered
     yield _Row(
         "image", "", "-", architecture.size, (), _named(verdict.group.elements, verdict), "all"
     )
@@ -162,23 +187,11 @@ def _rows(verdict: Verdict) -> Iterable[_Row]:
             _named(elements, verdict),
             _survives(elements, verdict),
         )
-    streams = iter(verdict.streams)
-    for number, (stage, size, elements) in enumerate(
-        zip(architecture.stages, architecture.sizes, left[1:]), start=1
-    ):
-        if len(verdict.streams) > 1 and (stage.stream or number == 1):
-            entered = next(streams).after_stages[0]
-            left_of_it = _named(entered, verdict), _survives(entered, verdict)
-            yield _Row("&" if stage.stream else "", "", "stream", after_entry, (), *left_of_it)
-        yield _Row(
-            str(number),
-            stage.annotation,
-            format_stage(stage, stage),
-            size,
-            _notes(architecture.layers, number),
-            _named(elements, verdict),
-            _survives(elements, verdict),
-        )
+
+
+def _rows_behind(verdict: Verdict) -> Iterable[_Row]:
+    """Where streams are joined, and logits averaged."""
+    architecture = verdict.architecture
     if len(verdict.streams) > 1 and architecture.orbit == TRIVIAL:
         joined = _named(verdict.surviving, verdict), _survives(verdict.surviving, verdict)
         yield _Row("join", "", f"{architecture.features} features", (1, 1), (), *joined)

@@ -12,6 +12,7 @@ from searchspace.architecture import Architecture
 from searchspace.cost import Cost, cost
 from searchspace.drawing import draw
 from searchspace.exactness import Verdict, exact_sizes, places, verdict
+from searchspace.function.answers import averaged_line, own_verdicts, pooled_lines, streams_lines
 from searchspace.geometry import size_text
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
@@ -61,7 +62,7 @@ class Checked:
                     "surviving_elements": _names(own.surviving),
                     "invariant_elements": _names(own.invariant),
                 }
-                for own in self._own_streams
+                for own in own_verdicts(self.architecture)
             ],
             "exact": ruling.exact,
             "grid_exact": ruling.grid_exact,
@@ -180,7 +181,8 @@ class Checked:
         if group == TRIVIAL:
             return self._plain_answer
         if self.architecture.orbit != TRIVIAL:
-            lines = self._averaged_answer
+            lost = [f"  {_several(_names(e))}: {reason}" for reason, e in self._losses.items()]
+            lines = [averaged_line(ruling), *lost]
         elif ruling.exact:
             lines = [f"Exact under {group}: moving the image moves the features."]
         else:
@@ -216,63 +218,11 @@ class Checked:
                     else "."
                 )
             )
-        lines += self._streams_answer
-        pooled = [
-            f"{stage.invariant_fields} of {stage.fields} in stage {number}"
-            for number, stage in enumerate(self.architecture.stages, start=1)
-            if stage.invariant_fields
-        ]
-        if pooled:
-            lines.append(
-                f"Invariant fields, pooled over their group: {', '.join(pooled)}; the others stay "
-                "equivariant."
-            )
+        lines += streams_lines(self.architecture) + pooled_lines(self.architecture)
         if self.exact_sizes and self.architecture.orbit == TRIVIAL:
             what = "Exact input sizes" if not ruling.near else "Input sizes that shift no window"
             lines.append(f"{what} nearby: {', '.join(map(size_text, self.exact_sizes))} px.")
         return "\n".join(lines)
-
-    @property
-    def _streams_answer(self) -> list[str]:
-        """A line on each stream, where there are several: it keeps what its own group keeps."""
-        lines, first = [], 1
-        for number, found in enumerate(self._own_streams, start=1):
-            last = first + len(found.architecture.stages) - 1
-            exact = (
-                f"exact under its own {found.group}"
-                if found.exact
-                else (f"of its own {found.group} keeps {' '.join(_names(found.surviving))}")
-            )
-            lines.append(
-                f"Stream {number} (stages {first} to {last}): {exact}; its features are "
-                f"invariant under {' '.join(_names(found.invariant))}."
-            )
-            first = last + 1
-        return lines
-
-    @property
-    def _own_streams(self) -> list[Verdict]:
-        """The verdict on each stream for its own group; none where there is one stream."""
-        streams = self.architecture.streams
-        return [verdict(stream) for stream in streams] if len(streams) > 1 else []
-
-    @property
-    def _averaged_answer(self) -> list[str]:
-        """Lines on an orbit average, of which the logits alone are exact."""
-        ruling, orbit = self.verdict, self.architecture.orbit
-        price = f"each image runs {orbit.order} times"
-        if ruling.exact:
-            return [
-                f"Exact under {ruling.group}: the mean over the orbit {orbit} leaves the logits "
-                f"unchanged; {price}."
-            ]
-        names = " ".join(_names(ruling.surviving))
-        lines = [
-            f"Not exact under {ruling.group}: of {ruling.group.order} elements, "
-            f"{len(ruling.surviving)} leave the logits of the orbit average over {orbit} unchanged "
-            f"({names}); {price}."
-        ]
-        return lines + [f"  {_several(_names(e))}: {reason}" for reason, e in self._losses.items()]
 
     @property
     def _losses(self) -> dict[str, tuple[Element, ...]]:

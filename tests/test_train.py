@@ -241,6 +241,15 @@ def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, mon
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_statistics_are_those_of_images_that_learned_augmentation_moved(tmp_path, monkeypatch):
+    text, moved = "12px: 4k3 augment=learned", []
+    run = start(Architecture.parse(text), config(text=text), tmp_path, load(DIGITS, (12, 12)))
+    monkeypatch.setattr(TrainingStep, "deform", lambda step, pixels: moved.append(pixels) or pixels)
+    run.progress = replace(run.progress, epoch=1, settled=False)
+    run.settle()
+    assert sum(map(len, moved)) == 150  # half of the images
+
+
 def test_statistics_are_taken_when_the_network_is_evaluated_wherever_it_was_stopped(
     tmp_path, monkeypatch
 ):

@@ -18,6 +18,11 @@ def _architectures(value: Any) -> Any:
     from searchspace.recipe import Candidate
 
     texts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(text, dict) for text in texts):
+        raise ValueError(
+            "got a mapping, as YAML takes a text with a colon; put each architecture in quotes, "
+            "such as '28px: 10k3@C4, 10k3 max2/2'"
+        )
     return tuple(str(Candidate.parse(str(text))) for text in texts)
 
 

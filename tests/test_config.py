@@ -106,6 +106,7 @@ def test_a_space_in_which_nothing_fits():
         ("search: {rungs: [6, 2]}", "they must increase"),
         ("search: {timeout: soon}", "'soon' is not a duration"),
         ("resources: {workers: 0}", "resources.workers"),
+        ("search: {first: [28px: 10k3@C4]}", "search.first: got a mapping, as YAML takes"),
         ("search: 7", "search: got 7; input should be a valid dictionary of sampler, trials"),
         ("constraints: {params: .nan}", "constraints.params"),
         ("symmetry: {angles: 7}", "7 degrees do not divide a full turn of 360; choose one of 1, 2"),

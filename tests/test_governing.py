@@ -77,6 +77,7 @@ def test_a_resilient_step_follows_the_formula():
     assert gamma == pytest.approx(-0.5 - PACE / 400 * (0.1 - 0.2))
     assert multiplier == pytest.approx(0.2 + PACE / 400 * (0.5 - 0.2 / 2))
     assert moved("resilient:2", 0.0, 0.001, 0.0)[1] >= 0
+    assert moved("resilient:2", 0.5, 0.2, 30.0) == moved("resilient:2", 0.5, 0.2, 1.0)
 
 
 @pytest.mark.parametrize("text", ["", "fixed:0.5", "prior:0.1"])

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy
 import pytest
 import torch
 
@@ -9,7 +10,13 @@ from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.exactness import verdict
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from searchspace.weights.relaxation import Relaxation
+from studies.samplers.ehvi import FeatureCoding
+from studies.samplers.initial_design import distance as apart_of
+from studies.samplers.initial_design import features_of
+from studies.samplers.planned import Draft
+from support import trivial
 from support.relaxing import TEXTS, stir
 from trainers.actions import act, act_on_fields
 from trainers.networks.fold import fold, scoring
@@ -193,3 +200,61 @@ def test_what_cannot_be_relaxed_is_refused_with_one_message(text, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="is not a relaxation; write \\+C1"):
         Relaxation.parse("C1")
+
+
+def relaxing_study(**choices):
+    return trivial.study(
+        space__group=["C2", "D4"], space__relaxation=["none", "|C4|C1", "+C1"], **choices
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_relaxations_are_sampled_where_they_suit_the_group_and_gamma_where_there_is_a_pathway(seed):
+    study = relaxing_study(space__gamma=["dual", "triangle"], training__epochs=4)
+    draft = Draft({}, numpy.random.default_rng(seed))
+    candidate = study.space.sample(draft, declared=Group.parse("C4"))
+    stages, params = candidate.architecture.stages, draft.params
+    kinds = {str(stage.relaxation) for stage in stages}
+    if candidate.architecture.family == "plain":
+        assert kinds == {"None"} and not any("relaxation" in name for name in params)
+    elif stages[0].group == Group.parse("C2"):
+        assert kinds <= {"None", "+C1"} and "relaxation/C2" in params
+    else:
+        assert kinds == {str(params["relaxation"]).replace("none", "None")}
+    assert ("gamma" in params) == ("+C1" in kinds) == (candidate.recipe.gamma is not None)
+
+
+def test_features_know_how_far_relaxed_weights_are_expected_from_the_constraint():
+    group = Group.parse("C4")
+
+    def of(text):
+        return features_of(Candidate.parse(text), group)
+
+    base, near = of("12px: 4k3@C4, 4k3"), of("12px: 4k3@C4~0.1, 4k3")
+    far, triangle = of("12px: 4k3@C4~0.9, 4k3"), of("12px: 4k3@C4+C1, 4k3 gamma=triangle")
+    assert base.weight_distance == 0 == triangle.weight_distance
+    assert 0 < near.weight_distance < far.weight_distance < 1
+    assert base.surviving == 1 and near.surviving == 0.25
+    assert apart_of(near, far, 1) > 0
+    study = relaxing_study()
+    columns = FeatureCoding(study, [base, near, far]).differences(numpy.arange(3), numpy.arange(3))
+    plain = FeatureCoding(study, [base, base]).differences(numpy.arange(2), numpy.arange(2))
+    apart = near.weight_distance - far.weight_distance
+    assert len(columns) > len(plain) and abs(columns[-1][1, 2]) == pytest.approx(abs(apart))
+
+
+@pytest.mark.parametrize(
+    "choices, message",
+    [
+        ({"space__relaxation": ["C1"]}, "'C1' is not a relaxation; write \\+C1"),
+        ({"space__relaxation": ["~2"]}, "softness is 2; it must be from 0"),
+        ({"space__gamma": ["rise"]}, "gamma is 'rise'; write one of fixed:1"),
+        (
+            {"space__gamma": ["triangle"], "training__epochs": 1},
+            "needs 2 epochs, and the training has 1; choose more epochs, or gamma=dual",
+        ),
+    ],
+)
+def test_a_study_with_what_cannot_be_relaxed_or_governed_is_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        trivial.study(**choices)

@@ -79,7 +79,7 @@ def constraint_text(candidate: Candidate, record: TrialRecord, study: Study) -> 
 
 
 def _built(architecture: Architecture, declared: Group, survivors: int, record: TrialRecord) -> str:
-    groups = dict.fromkeys(str(stage.group) for stage in architecture.stages)
+    groups = dict.fromkeys(stage.annotation for stage in architecture.stages)
     if record.attributes.get("exact") and declared != TRIVIAL:
         return f"exact equivariance under {declared}"
     if architecture.family == "plain" and survivors <= 1:

@@ -25,7 +25,7 @@ from studies.results.retrain import MeanStd
 # What architectures are compared by: degrees of equivariance first.
 FACETS: dict[str, Callable[[Candidate], str]] = {
     "group of the stages": lambda a: " to ".join(
-        dict.fromkeys(str(stage.group) for stage in a.architecture.stages)
+        dict.fromkeys(stage.annotation for stage in a.architecture.stages)
     ),
     "equivariance loss": lambda a: "+".join(loss.kind for loss in a.recipe.losses) or "none",
     "augmentation": lambda a: "the study's" if a.recipe.augment is None else str(a.recipe.augment),

@@ -250,5 +250,6 @@ def test_the_best_seed_is_chosen_by_validation_images(directory, retrained, tmp_
     )
     bundle = export_trial(directory, 0, tmp_path / "bundle", retrained="best")
     manifest = json.loads((bundle / "bundle.json").read_text())
-    assert manifest["origin"]["seed"] == best["seed"] and manifest["scores"] == best["test"]
+    assert manifest["origin"]["seed"] == best["seed"]
+    assert manifest["scores"].items() <= best["test"].items()
     assert "the best of 2 by validation images" in (bundle / "README.md").read_text()

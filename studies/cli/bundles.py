@@ -15,6 +15,12 @@ from studies.output import Format, note, print_rows, print_value
 from studies.terminal import one_line
 
 
+class Quantisation(str, Enum):
+    """Numbers of fewer bits."""
+
+    int8 = "int8"
+
+
 class Runtime(str, Enum):
     """What runs a network."""
 
@@ -47,6 +53,20 @@ def export(
             show_default=False,
         ),
     ] = None,
+    quantize: Annotated[
+        Quantisation | None,
+        typer.Option(
+            help="Add the network in 8-bit integers, with its cost in scores.", show_default=False
+        ),
+    ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            help="Sign with this private Ed25519 key (needs the extra `sign`).",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace another bundle in that folder.")
     ] = False,
@@ -61,7 +81,16 @@ def export(
             f"{seed} is a seed of retrained networks; add --retrained", param_hint="--seed"
         )
     chosen = (seed or "1") if retrained else None
-    bundle = export_trial(directory, trial, out, force=force, note=note, retrained=chosen)
+    bundle = export_trial(
+        directory,
+        trial,
+        out,
+        force=force,
+        note=note,
+        retrained=chosen,
+        quantize=quantize is not None,
+        key=sign,
+    )
     print(bundle)
     note(
         f"compared and written; read {bundle}/README.md, check it any time with `equisearch "
@@ -74,15 +103,23 @@ def verify(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
     ],
+    trusted: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            help="The public Ed25519 key that must have signed it (needs the extra `sign`).",
+            show_default=False,
+        ),
+    ] = None,
     run_code: RunCode = False,
     format: FormatOption = Format.table,
 ) -> None:
     """Checks that a bundle is whole, its formats agree, and its symmetry is as its model card says;
-    not who wrote it. Executes its code only with --run-code.
+    who made it only with --trusted. Executes its code only with --run-code.
     """
     from studies.results.export_trial import verify_bundle
 
-    report = verify_bundle(bundle, run_code=run_code)
+    report = verify_bundle(bundle, run_code=run_code, trusted=trusted)
     print_value(report.as_dict(), format, report.text())
     if not report.good:
         raise typer.Exit(1)

@@ -31,13 +31,16 @@ def export_trial(
     force: bool = False,
     note: Callable[[str], None] = lambda text: None,
     retrained: str | None = None,
+    quantize: bool = False,
+    key: Path | str | None = None,
 ) -> Path:
     """The path of the bundle of trial `number`, written to `out` (DIR/exports/00017 unless given).
 
     `retrained` exports what `retrain` trained and tested instead of the search's network: a seed
     such as `1`, `best` (by validation images) or `mean-of-3` (to DIR/exports/00017-mean-of-3). An
-    earlier bundle of the same origin is replaced; another one only with `force`. `note` is called
-    with what a user should know besides. Raises StudyError for a trial that is unknown or not
+    earlier bundle of the same origin is replaced; another one only with `force`. `quantize` adds
+    the network in 8-bit integers, `key` (a private key) signs the bundle. `note` is called with
+    what a user should know besides. Raises StudyError for a trial that is unknown or not
     complete, has no checkpoint, or whose data are missing or have changed.
     """
     directory = Path(directory).absolute()
@@ -74,7 +77,9 @@ def export_trial(
         note(f"retrained: {choice.how}, of {len(choice.seeds)}")
         trained = trained_network(study, record, choice, origin)
     try:
-        bundle = export(trained, folder, force=force)
+        bundle = export(
+            trained, folder, force=force, quantize=quantize, key=None if key is None else Path(key)
+        )
     except ValueError as error:
         raise StudyError(f"trial {number}: {error}") from error
     for name in FORMATS:
@@ -83,14 +88,18 @@ def export_trial(
     return bundle
 
 
-def verify_bundle(bundle: Path | str, *, run_code: bool = False) -> BundleReport:
+def verify_bundle(
+    bundle: Path | str, *, run_code: bool = False, trusted: Path | str | None = None
+) -> BundleReport:
     """The results of all checks of the bundle: `good`, `text()`, `as_dict()`. Its code is executed
-    only with `run_code`. Raises StudyError if there is none.
+    only with `run_code`; `trusted` is a public key that must have signed it. Raises StudyError if
+    there is none.
     """
     from trainers.bundles.verify import verify
 
     try:
-        return verify(Path(bundle), run_code=run_code)
+        key = None if trusted is None else Path(trusted)
+        return verify(Path(bundle), run_code=run_code, trusted=key)
     except ValueError as error:
         raise StudyError(str(error)) from None
 

@@ -67,8 +67,8 @@ def over_seeds(score: MeanStd, images: int) -> Ranged:
     seeds = _of_seeds(score, 1 / score.n)
     return Ranged(
         score.mean,
-        score.mean - math.hypot(score.mean - images_alone.low, seeds),
-        score.mean + math.hypot(images_alone.high - score.mean, seeds),
+        max(0.0, score.mean - math.hypot(score.mean - images_alone.low, seeds)),
+        min(1.0, score.mean + math.hypot(images_alone.high - score.mean, seeds)),
     )
 
 

@@ -1,13 +1,40 @@
 """The scores of a model card: of a trial on validation images, of a retrained network on test
-images.
+images; and texts that become no markup.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from trainers.bundles.markdown import code_of, text_of
+import yaml
+
+
+def text_of(value: Any) -> str:
+    """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a
+    table's cell is taken from it.
+    """
+    return re.sub(r"([\\`*\[\]<>|&!#])", r"\\\1", line_of(value))
+
+
+def code_of(value: Any) -> str:
+    """The value as a code span, outside of tables; in it backslashes escape nothing, so it gets a
+    fence that it does not hold.
+    """
+    line = line_of(value)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
+def line_of(value: Any) -> str:
+    """Without control characters, and without breaks of lines."""
+    return "".join(
+        " " if c.isspace() else c
+        for c in str(value)
+        if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
+    )
 
 
 def percent_of(value: Any) -> str:
@@ -109,3 +136,80 @@ def _tested(manifest: Mapping[str, Any]) -> list[str]:
         + (f", which averages the probabilities of {members} networks" if members > 1 else "")
         + "; 95 % intervals over images.",
     ]
+
+
+def integers_of(manifest: Mapping[str, Any]) -> str:
+    """The section on the network in 8-bit integers: what it costs, what it gains, what stays
+    exact.
+    """
+    entry = manifest["int8"]
+    if entry.get("refused"):
+        return f"## In 8-bit integers\n\nNot written: {text_of(entry['refused'])}.\n"
+    times, equal = entry["latency"], entry["integer_equal"]
+    kind = "validation" if manifest["data"]["validation_images"] else "training"
+    titles = {
+        "accuracy": "accuracy, as the images are",
+        "symmetry_accuracy": f"accuracy under {manifest['declared']}",
+    }
+    rows = [
+        f"| {titles[name]} | {percent_of(score['float'])} | {percent_of(score['int8'])} | "
+        f"{100 * (score['int8'] - score['float']):+.2f} |"
+        for name, score in entry["scores"].items()
+    ]
+    same = ", ".join(code_of(name) for name, holds in equal.items() if holds)
+    lost = ", ".join(code_of(name) for name, holds in equal.items() if not holds)
+    return "\n".join(
+        [
+            "## In 8-bit integers",
+            "",
+            f"`{entry['file']}` runs in onnxruntime as `model.onnx` does. Its ranges come from "
+            f"{entry['calibration_images']} training images; the scores are on "
+            f"{entry['images']} {kind} images.",
+            "",
+            "| | float32 | int8 | difference |",
+            "|---|---|---|---|",
+            *rows,
+            f"| milliseconds an image, onnxruntime on the exporting machine | "
+            f"{times['float']:.3g} | {times['int8']:.3g} | "
+            f"{times['int8'] / times['float'] - 1:+.0%} |",
+            f"| bytes | {entry['float_bytes']:,} | {entry['bytes']:,} | "
+            f"{entry['bytes'] / entry['float_bytes'] - 1:+.0%} |",
+            "",
+            f"Integer outputs are equal to the last bit under: {same or 'no element'}."
+            + (f" Exact in floating point, but not in integers: {lost}." if lost else ""),
+            "",
+        ]
+    )
+
+
+def front_matter(manifest: Mapping[str, Any]) -> str:
+    """The YAML block that model hubs read: task, libraries, tags and scores."""
+    name = _line_of_data(manifest)
+    on_test = manifest.get("scores_on") == "test"
+    metrics = [
+        {"type": "accuracy", "name": title, "value": round(manifest["scores"][key], 6)}
+        for key, title in (
+            ("accuracy", "accuracy"),
+            ("symmetry_accuracy", f"accuracy under {manifest['declared']}"),
+        )
+        if manifest["scores"].get(key) is not None
+    ]
+    task = {"type": "image-classification"}
+    dataset = {"name": name, "type": name, "split": "test" if on_test else "validation"}
+    block = {
+        "library_name": "pytorch",
+        "pipeline_tag": "image-classification",
+        "tags": ["equisearch", "equivariance", "onnx", "safetensors", manifest["group"]],
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": f"{name} {manifest['group']}",
+                "results": [{"task": task, "dataset": dataset, "metrics": metrics}],
+            }
+        ],
+    }
+    return f"---\n{yaml.safe_dump(block, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _line_of_data(manifest: Mapping[str, Any]) -> str:
+    return re.sub(r"[^\w .+-]", "", line_of(manifest["data"]["data"]))

@@ -27,6 +27,7 @@ from trainers.bundles.formats import (
     FORMATS,
     MANIFEST,
     REQUIRED,
+    SIGNATURE,
     FormatError,
     content_of,
     logits,
@@ -38,6 +39,8 @@ from trainers.bundles.formats import (
 from trainers.bundles.model import Model
 from trainers.bundles.model_card import card
 from trainers.bundles.pixel_graph import add_pixel_graph
+from trainers.bundles.quantised import add_int8
+from trainers.bundles.signing import private_key, sign
 from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
 from trainers.data.datasets import normalise
 from trainers.networks.fold import fold
@@ -51,23 +54,33 @@ MOVED = 64  # validation images that every format's symmetry is measured on
 SLACK = 0.0015
 
 
-def export(trained: TrainedNetwork, folder: Path, *, force: bool = False) -> Path:
+def export(
+    trained: TrainedNetwork,
+    folder: Path,
+    *,
+    force: bool = False,
+    quantize: bool = False,
+    key: Path | None = None,
+) -> Path:
     """The absolute path of the bundle, written to `folder`.
 
     A format that cannot hold the network is left out, and the bundle says so; plain torch and
-    safetensors always can. Raises ValueError, with nothing written, where the folder holds anything
+    safetensors always can. `quantize` adds the network in 8-bit integers; `key` is a private key
+    that signs the bundle. Raises ValueError, with nothing written, where the folder holds anything
     but a bundle of the same origin (`force`: any bundle), the checkpoint does not give the reported
-    accuracy, plain torch differs from the network, or a claimed symmetry does not hold. OSError if
-    it cannot be written.
+    accuracy, plain torch differs from the network, a claimed symmetry does not hold, or the key
+    cannot sign. OSError if it cannot be written.
     """
     folder = Path(os.path.abspath(folder))
     check_place(folder, trained.origin, force)
+    if key is not None:
+        private_key(key)  # before anything is written
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
-        manifest = _fill(trained, part)
+        manifest = _fill(trained, part, quantize)
         (part / CARD).write_text(card(manifest), encoding="utf-8")
         manifest["files"] = {
             path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
@@ -76,6 +89,8 @@ def export(trained: TrainedNetwork, folder: Path, *, force: bool = False) -> Pat
         (part / MANIFEST).write_text(
             json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
+        if key is not None:
+            sign(part, key)
         _move(part, folder)
     except OSError as error:
         raise OSError(
@@ -105,7 +120,7 @@ def check_place(folder: Path, origin: Mapping[str, Any], force: bool = False) ->
         raise ValueError(
             f"{folder} holds files, but no bundle; give a folder that is new or empty"
         ) from None
-    if foreign := sorted(present - files - {MANIFEST}):
+    if foreign := sorted(present - files - {MANIFEST, SIGNATURE}):
         raise ValueError(
             f"{folder} holds files that are not the bundle's: {', '.join(foreign[:3])}; move "
             "them away, or give another folder"
@@ -135,7 +150,7 @@ def _move(part: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
+def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, Any]:
     """Writes and examines every format; returns the manifest without the hashes."""
     networks = [copy.deepcopy(n).cpu().eval() for n in (trained.network, *trained.others)]
     splits, config, architecture = trained.splits, trained.config, networks[0].architecture
@@ -178,6 +193,7 @@ def _fill(trained: TrainedNetwork, folder: Path) -> dict[str, Any]:
             refused[name] = str(error)
     return {
         **_from_pixels(folder, content, model, formats),
+        **(_int8(folder, trained, chosen, claimed, probes, formats) if quantize else {}),
         **facts(trained, networks[0], ruling),
         "compared_images": len(chosen),
         "moved_images": min(MOVED, len(images)),
@@ -199,6 +215,23 @@ def _from_pixels(
         return {"predict": add_pixel_graph(folder, content, model)}
     except FormatError as error:
         return {"predict": {"refused": str(error)}}
+
+
+def _int8(
+    folder: Path,
+    trained: TrainedNetwork,
+    chosen: Tensor,
+    claimed: tuple[Element, ...],
+    probes: Tensor,
+    refused: Mapping[str, str],
+) -> dict[str, Any]:
+    """What the manifest says of the network in integers."""
+    if "onnx" in refused:
+        return {"int8": {"refused": "it is made from the ONNX file, which is not there"}}
+    try:
+        return {"int8": add_int8(folder, trained, chosen, claimed, probes)}
+    except FormatError as error:
+        return {"int8": {"refused": str(error)}}
 
 
 def _spaced(total: int, most: int) -> Tensor:

@@ -1,12 +1,30 @@
-"""What checking a bundle found."""
+"""What checking a bundle found, and the checks of what lies beside its formats, which execute
+nothing of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.bundles.manifest import shown
+from torch import Tensor
+
+from trainers.bundles.formats import SIGNATURE, careful_onnx_runner, logits
+from trainers.bundles.manifest import Extra, Manifest, shown
+from trainers.bundles.model import Model
+from trainers.bundles.pixel_graph import (
+    PIXELS_FILE,
+    TOLERANCE,
+    compare,
+    compared_images,
+    pixel_runner,
+    reader,
+)
+from trainers.bundles.quantised import INT8_FILE, integer_equal
+from trainers.bundles.signing import signed_by
+from trainers.bundles.symmetry_check import parity_tolerance
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,7 @@ class BundleReport:
     bundle: Path
     architecture: str
     findings: tuple[CheckResult, ...]
+    trusted: Path | None = None  # the public key that has signed it
 
     @property
     def good(self) -> bool:
@@ -63,7 +82,81 @@ class BundleReport:
             )
         if self.not_run:
             return (
-                f"nothing wrong was found; not run: {', '.join(self.not_run)} (--run-code runs it, "
-                "if you trust where the bundle came from)"
+                f"nothing wrong was found{self._by()}; not run: {', '.join(self.not_run)} "
+                "(--run-code runs it, if you trust where the bundle came from)"
             )
-        return "the bundle is sound: whole and as it was exported; that does not say who made it"
+        return f"the bundle is sound: whole and as it was exported{self._by()}" + (
+            "" if self.trusted else "; that does not say who made it"
+        )
+
+    def _by(self) -> str:
+        return f", and signed by the key in {self.trusted}" if self.trusted else ""
+
+
+def pixel_check(folder: Path, manifest: Manifest, model_of: Callable[[], Model]) -> CheckResult:
+    """Whether the graph from pixels gives the probabilities of images as training reads them."""
+    absent = _absent(manifest, "predict", manifest.predict, PIXELS_FILE)
+    if absent is not None:
+        return absent
+    try:
+        model = model_of()
+        images = compared_images(model.size)
+        difference = compare(pixel_runner(folder), model, reader(model), images)
+    except Exception as error:  # files and runtimes fail in any way
+        text = f"does not run: {type(error).__name__}: {shown([str(error)])}"
+        return CheckResult("predict", False, text)
+    return CheckResult(
+        "predict",
+        difference <= TOLERANCE,
+        f"probabilities of {PIXELS_FILE} on {len(images)} images of several sizes and modes differ "
+        f"by {difference:.2g} from those of the network (allowed {TOLERANCE:g})",
+    )
+
+
+def int8_check(folder: Path, manifest: Manifest, probes: Tensor, recorded: Tensor) -> CheckResult:
+    """Whether the integers are as at the export, and under which exact elements they are equal."""
+    about = manifest.int8
+    absent = _absent(manifest, "int8", about, INT8_FILE)
+    if absent is not None or about is None:
+        return absent or CheckResult("int8", None, "not exported")
+    try:
+        run = careful_onnx_runner(folder, INT8_FILE)
+        difference = float((logits(run, probes) - recorded).abs().max())
+        equal = {str(e): same for e, same in integer_equal(run, probes, manifest.claimed).items()}
+    except Exception as error:  # files and runtimes fail in any way
+        text = f"does not run: {type(error).__name__}: {shown([str(error)])}"
+        return CheckResult("int8", False, text)
+    same = [name for name, holds in equal.items() if holds]
+    lost = [name for name, holds in equal.items() if not holds]
+    broken = [name for name in lost if about.integer_equal.get(name)]
+    allowed = 1.5 * about.max_difference + parity_tolerance(recorded)
+    parts = [f"logits differ by up to {difference:.2g} from the network's (allowed {allowed:.2g})"]
+    if same:
+        parts.append(f"integer outputs equal on {len(probes)} images under {' '.join(same)}")
+    if lost:
+        parts.append(f"exact in floating point, but not in integers: {' '.join(lost)}")
+    if broken:
+        parts.append(f"equal at the export, but not here: {' '.join(broken)}")
+    return CheckResult("int8", difference <= allowed and not broken, "; ".join(parts))
+
+
+def _absent(manifest: Manifest, check: str, about: Extra | None, file: str) -> CheckResult | None:
+    """The result for a file that the export left out, or that no hash speaks for; else None."""
+    if about is not None and about.refused is not None:
+        return CheckResult(check, True, f"absent since the export: {shown([about.refused])}")
+    if file not in manifest.files:
+        text = f"{file} is not among the files that bundle.json lists, so nothing says whether it "
+        return CheckResult(check, False, text + "has changed")
+    return None
+
+
+def signature_check(folder: Path, trusted: Path | None) -> CheckResult:
+    """Whether the bundle is signed by the public key in `trusted`; without a key only whether there
+    is a signature. Raises ValueError for a file that holds no key.
+    """
+    if trusted is not None:
+        problem = signed_by(folder, trusted)
+        return CheckResult("signature", problem is None, problem or f"by the key in {trusted}")
+    there = (folder / SIGNATURE).exists()
+    text = "there is one; --trusted KEY says whose" if there else "none: nothing says who made it"
+    return CheckResult("signature", True, text)

@@ -34,6 +34,7 @@ from trainers.networks.networks import Network
 Runner = Callable[[Tensor], Tensor]
 
 MANIFEST, CARD, SOURCE = "bundle.json", "README.md", "model.py"
+SIGNATURE = f"{MANIFEST}.sig"
 FORMATS = {
     "torch": (SOURCE, STATE),
     "safetensors": ("model.safetensors",),
@@ -317,13 +318,20 @@ def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
 
 
 def _run_onnx(folder: Path) -> Runner:
+    return onnx_runner(folder, FORMATS["onnx"][0])
+
+
+def onnx_runner(folder: Path, file: str) -> Runner:
+    """The runner of an ONNX file with an input of images in 0..1. onnxruntime's errors pass
+    through.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(
-        str(folder / FORMATS["onnx"][0]), options, providers=["CPUExecutionProvider"]
+        str(folder / file), options, providers=["CPUExecutionProvider"]
     )
     return lambda images: torch.from_numpy(
         session.run([OUTPUT], {INPUT: np.ascontiguousarray(images.numpy())})[0]
@@ -331,11 +339,15 @@ def _run_onnx(folder: Path) -> Runner:
 
 
 def _read_onnx(folder: Path, content: dict[str, Any]) -> Runner:
+    return careful_onnx_runner(folder, FORMATS["onnx"][0])
+
+
+def careful_onnx_runner(folder: Path, file: str) -> Runner:
+    """`onnx_runner` of a file that refers to no other file; else ValueError."""
     import onnx
 
-    path = folder / FORMATS["onnx"][0]
-    refuse_external_data(onnx.load_model_from_string(path.read_bytes()))
-    return _run_onnx(folder)
+    refuse_external_data(onnx.load_model_from_string((folder / file).read_bytes()))
+    return onnx_runner(folder, file)
 
 
 _DYNAMIC = {0: torch.export.Dim("batch", min=1)}

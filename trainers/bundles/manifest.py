@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
-from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED
+from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED, SIGNATURE
 
 FORMAT_VERSION = 1
 MOST_PIXELS = 2**26  # values in all probe images together: 256 MB of float32
@@ -71,6 +71,7 @@ class Extra(_Part):
     refused: str | None = None  # why it is not there
     opset: Count = 1
     max_difference: float = 0.0
+    integer_equal: dict[str, bool] = {}  # by element
 
 
 class Probe(_Part):
@@ -128,6 +129,7 @@ class Manifest(_Part):
     versions: dict[str, str] = {}
     written: str = ""
     predict: Extra | None = None
+    int8: Extra | None = None
     compared_images: Count = 1
     moved_images: Count = 1
 
@@ -249,6 +251,7 @@ def strangers(manifest: Manifest, folder: Path) -> tuple[list[str], list[str]]:
     listed = {
         *manifest.files,
         MANIFEST,
+        SIGNATURE,
         *(file for form in manifest.formats for file in FORMATS[form]),
     }
     entries = sorted(

@@ -8,8 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from searchspace.groups import Element
-from trainers.bundles.card_scores import percent_of, scores_of
-from trainers.bundles.markdown import code_of, line_of, text_of
+from trainers.bundles.card_scores import (
+    code_of,
+    front_matter,
+    integers_of,
+    line_of,
+    percent_of,
+    scores_of,
+    text_of,
+)
 
 WHAT = {
     "torch": "plain torch: the class and `load()`, and its weights (`torch.load(..., "
@@ -72,12 +79,14 @@ def card(manifest: Mapping[str, Any]) -> str:
     blocks run in the bundle's folder.
     """
     parts = [
+        front_matter(manifest),
         _head(manifest),
         scores_of(manifest),
         _symmetry(manifest),
         _use(manifest),
         _images(manifest),
         _files(manifest),
+        *([integers_of(manifest)] if manifest.get("int8") else []),
         _origin(manifest),
     ]
     return "\n".join(parts)
@@ -248,6 +257,12 @@ def _files(manifest: Mapping[str, Any]) -> str:
             f"| {entry['file']} | from uint8 pixels of any size and mode to probabilities | "
             f"{entry['max_difference']:.1e} (of a probability, {entry['compared_images']} images) "
             "| - |"
+        )
+    if manifest.get("int8", {}).get("file"):
+        entry = manifest["int8"]
+        rows.append(
+            f"| {entry['file']} | the ONNX network in 8-bit integers, see below | "
+            f"{entry['max_difference']:.1e} | {percent_of(entry['scores']['accuracy']['int8'])} |"
         )
     return "\n".join(
         [

@@ -19,8 +19,13 @@ from searchspace.cost import cost
 from searchspace.exactness import verdict
 from searchspace.groups import Element, Group
 from trainers.bundles import manifest as manifests
-from trainers.bundles.extra_checks import pixel_check
-from trainers.bundles.findings import BundleReport, CheckResult
+from trainers.bundles.findings import (
+    BundleReport,
+    CheckResult,
+    int8_check,
+    pixel_check,
+    signature_check,
+)
 from trainers.bundles.formats import (
     FORMATS,
     MANIFEST,
@@ -36,6 +41,7 @@ from trainers.bundles.formats import (
 from trainers.bundles.manifest import Hashed, Manifest, shown
 from trainers.bundles.model import Model
 from trainers.bundles.pixel_graph import PIXELS_FILE
+from trainers.bundles.quantised import INT8_FILE
 from trainers.bundles.symmetry_check import (
     Change,
     changes,
@@ -50,15 +56,16 @@ from trainers.networks.networks import Network
 TRUST = "pass --run-code if you trust where it came from"
 
 
-def verify(folder: Path, *, run_code: bool = False) -> BundleReport:
+def verify(folder: Path, *, run_code: bool = False, trusted: Path | None = None) -> BundleReport:
     """The results of all checks of the bundle in `folder`: its files are those that were written,
     its formats load and agree with each other and with the logits recorded at the export, and the
     claimed symmetries hold on random dense images.
 
     Nothing of the bundle is executed unless `run_code`: model.py is compared with what this program
     writes, the weights are run by this program's own network, the torch.export program is not run.
-    A format whose files have changed is not loaded. Raises ValueError if there is no bundle, a
-    damaged manifest, or one of a later format.
+    A format whose files have changed is not loaded. `trusted` is a public key that must have signed
+    the bundle; without it the hashes show that the bundle is whole, not who made it. Raises
+    ValueError if there is no bundle, a damaged manifest, one of a later format, or no such key.
     """
     manifest = manifests.read_manifest(folder)
     bad_files = {
@@ -66,7 +73,8 @@ def verify(folder: Path, *, run_code: bool = False) -> BundleReport:
         for name, expected in manifest.files.items()
         if (problem := _file_problem(folder / name, expected))
     }
-    results = [*_file_results(manifest, folder, bad_files), *_claims(manifest)]
+    results = [*_file_results(manifest, folder, bad_files), signature_check(folder, trusted)]
+    results += _claims(manifest)
     given, recorded = manifest.input, torch.tensor(manifest.probe.logits)
     probes = probe_images(given.channels, (given.height, given.width), manifest.probe.images)
     outputs: dict[str, Tensor] = {}
@@ -83,7 +91,9 @@ def verify(folder: Path, *, run_code: bool = False) -> BundleReport:
         results.append(_agreement(outputs, recorded))
     if manifest.predict is not None and PIXELS_FILE not in bad_files:
         results.append(pixel_check(folder, manifest, lambda: _model(folder, manifest)))
-    return BundleReport(folder, manifest.architecture, tuple(results))
+    if manifest.int8 is not None and INT8_FILE not in bad_files:
+        results.append(int8_check(folder, manifest, probes, recorded))
+    return BundleReport(folder, manifest.architecture, tuple(results), trusted)
 
 
 def load_checked(folder: Path, *, run_code: bool = False) -> tuple[Manifest, Model]:

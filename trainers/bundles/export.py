@@ -223,10 +223,10 @@ def _int8(
     chosen: Tensor,
     claimed: tuple[Element, ...],
     probes: Tensor,
-    refused: Mapping[str, str],
+    formats: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the manifest says of the network in integers."""
-    if "onnx" in refused:
+    if "onnx" not in formats:
         return {"int8": {"refused": "it is made from the ONNX file, which is not there"}}
     try:
         return {"int8": add_int8(folder, trained, chosen, claimed, probes)}

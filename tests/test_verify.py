@@ -36,7 +36,9 @@ def test_verify_accepts_a_bundle(bundle):
     )
     assert {f.check for f in report.findings} == {
         "files",
+        "signature",
         "agreement",
+        "predict",
         *FORMATS,
         *(f"{name} symmetry" for name in FORMATS),
     }

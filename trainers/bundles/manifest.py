@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
@@ -74,6 +74,16 @@ class Extra(_Part):
     integer_equal: dict[str, bool] = {}  # by element
 
 
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError("is null, which no export writes")
+    return value
+
+
+# absent from bundles that do not have it, never null
+Beside = Annotated[Extra | None, BeforeValidator(_given)]
+
+
 class Probe(_Part):
     """The logits [image, class] on `images` random images at the export."""
 
@@ -128,8 +138,8 @@ class Manifest(_Part):
     cost: dict[str, int] = {}
     versions: dict[str, str] = {}
     written: str = ""
-    predict: Extra | None = None
-    int8: Extra | None = None
+    predict: Beside = None
+    int8: Beside = None
     compared_images: Count = 1
     moved_images: Count = 1
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from searchspace.architecture import Dropout, DropoutKind
+from searchspace.architecture import NO_DROPOUT, Dropout, DropoutKind
 from searchspace.cost import Match
 from searchspace.function.heads import checked_head
 from searchspace.geometry import MOST_PIXELS
@@ -171,6 +171,15 @@ class DropoutSpace(Section):
         if isinstance(value, Interval):
             Dropout("values", value.high)
         return value
+
+    def sample(self, trial: Trial) -> Dropout:
+        """The dropout of the stages that have none of their own."""
+        kind = choose(trial, "dropout", self.kind)
+        if kind == "none":
+            return NO_DROPOUT
+        if isinstance(self.rate, Interval):
+            return Dropout(kind, real(trial, "dropout_rate", self.rate))
+        return Dropout(kind, choose(trial, "dropout_rate", self.rate))
 
 
 class Width(Section):

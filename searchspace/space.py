@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from searchspace.architecture import (
-    NO_DROPOUT,
     Architecture,
     Dropout,
     Filters,
@@ -241,7 +240,7 @@ class SearchSpace(FunctionChoices):
         filters = self._sample_filters(trial, group)
         stages = sample_relaxation(trial, self.relaxation, stages, filters)
         gamma = sample_governor(trial, self.gamma, stages)
-        stages = _with_dropout(stages, self._sample_dropout(trial))
+        stages = _with_dropout(stages, self.dropout.sample(trial))
         architecture = self.completed(trial, Architecture((size, size), stages, head, filters))
         exact = self._surely_exact(architecture, declared)
         augment = sample_augmentation(trial, self.augment, exact)
@@ -309,15 +308,6 @@ class SearchSpace(FunctionChoices):
         if not group.on_grid:
             return "basis"
         return choose(trial, "filters", self.filters) if group != TRIVIAL else "free"
-
-    def _sample_dropout(self, trial: Trial) -> Dropout:
-        kind = choose(trial, "dropout", self.dropout.kind)
-        if kind == "none":
-            return NO_DROPOUT
-        rate = self.dropout.rate
-        if isinstance(rate, Interval):
-            return Dropout(kind, real(trial, "dropout_rate", rate))
-        return Dropout(kind, choose(trial, "dropout_rate", rate))
 
     def _surely_exact(self, architecture: Architecture, declared: Group | None) -> bool:
         """Whether the logits are invariant under the declared group before any training."""

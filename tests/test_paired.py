@@ -4,6 +4,7 @@ scipy.
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,16 @@ def test_other_images_and_scores_without_images_are_not_paired():
     a, b = packed(rows(1, 30, 0.5)), packed(rows(2, 30, 0.5), labels=torch.zeros(30))
     assert paired.difference(a, b, "accuracy") is None
     assert paired.difference(a, a, "equivariance_error") is None
+
+
+def test_means_over_other_elements_of_the_same_images_are_paired():
+    # as in studies of 0.1.0, where a network that was trained on all elements is scored on all
+    a, b = packed(rows(1, 300, 0.7)), packed(rows(2, 300, 0.6))
+    b = replace(b, scored=b.elements)
+    found = paired.difference(a, b, "symmetry_accuracy")
+    mean = [sum(bits.bit_count() for bits in c.columns("symmetry_accuracy")) for c in (a, b)]
+    assert found.over == "images"
+    assert found.value == pytest.approx(mean[0] / 3 / 300 - mean[1] / 4 / 300)
 
 
 def test_mcnemar_is_the_exact_binomial_test():

@@ -49,12 +49,7 @@ def scores_of(manifest: Mapping[str, Any]) -> str:
     rows = [
         ("accuracy, as the images are", "accuracy"),
         (
-            f"accuracy under {manifest['declared']}, mean over "
-            + (
-                "all elements but the identity"
-                if manifest["training"].get("scored", "unseen") == "others"
-                else "what training has not seen"
-            ),
+            _under(manifest),
             "symmetry_accuracy",
         ),
         ("the lowest of these", "symmetry_accuracy_worst"),
@@ -89,6 +84,13 @@ def scores_of(manifest: Mapping[str, Any]) -> str:
     )
 
 
+def _under(manifest: Mapping[str, Any]) -> str:
+    """What the symmetry accuracy is the mean over."""
+    others = manifest["training"].get("scored", "unseen") == "others"
+    what = "all elements but the identity" if others else "what training has not seen"
+    return f"accuracy under {manifest['declared']}, mean over {what}"
+
+
 def _validated(manifest: Mapping[str, Any]) -> list[str]:
     """How the scores of a trial came about."""
     return [
@@ -110,8 +112,7 @@ def _tested(manifest: Mapping[str, Any]) -> list[str]:
     images = "training and validation images" if "+" in test["trained_on"] else "training images"
     titles = {
         "accuracy": "accuracy, as the images are",
-        "symmetry_accuracy": f"accuracy under {manifest['declared']}, mean over what training has "
-        "not seen",
+        "symmetry_accuracy": _under(manifest),
         "symmetry_accuracy_worst": "the lowest of these",
     }
     rows = [

@@ -233,7 +233,8 @@ def _images(manifest: Mapping[str, Any]) -> str:
             f"1. Decoded to 8-bit {colour}, upright by their EXIF orientation, what is transparent "
             "made black.",
             f"2. {fit[0].upper()}{fit[1:]}.",
-            "3. Divided by 255. This is the input of every file here.",
+            "3. Divided by 255. This is the input of every file but `predict.onnx`, which does "
+            "steps 2 and 3 itself.",
             "4. Inside the files: normalised by the mean / standard deviation of the training "
             f"images, {numbers}.",
             "",

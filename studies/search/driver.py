@@ -191,8 +191,7 @@ class SearchDriver:
                 return self._next_beside()
             if (stopped := self._promotion()) is not None:
                 return self._promote(stopped)
-        proposal = self._propose()
-        if proposal is not None:
+        if (proposal := self._propose()) is not None:
             return proposal
         with self._state, writing(self.directory):
             return self._next_beside()

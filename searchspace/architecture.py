@@ -25,14 +25,13 @@ from searchspace.geometry import MOST_PIXELS, MOST_WINDOW, whole_number
 from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Layer, layers_of
 from searchspace.subsampling import Subsampling
+from searchspace.training.dropout import NO_DROPOUT, Dropout
 from searchspace.weights.relaxation import Relaxation
 
 PaddingMode = Literal["zeros", "reflect", "circular", "replicate"]
 Filters = Literal["free", "basis"]
-DropoutKind = Literal["none", "values", "fields"]
 
 PADDING_MODES, FILTERS = map(get_args, (PaddingMode, Filters))
-DROPOUT_KINDS: tuple[DropoutKind, ...] = get_args(DropoutKind)
 MOST_REPEATS = 1000
 MOST_FIELDS = 65536
 MOST_WEIGHTS = 10**10  # of all convolutions: 40 GB
@@ -41,38 +40,6 @@ MOST_WEIGHTS = 10**10  # of all convolutions: 40 GB
 def _choice(value: str, choices: tuple[str, ...], what: str) -> None:
     if value not in choices:
         raise ValueError(f"{what} is '{value}'; choose one of {', '.join(choices)}")
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """What training sets to zero at random in a stage's maps: a share `rate` of single values, or
-    of whole fields, whose group elements and pixels share one draw.
-
-    What is kept is divided by 1 - rate. Evaluation drops nothing: a rate of 0 is none.
-    """
-
-    kind: DropoutKind = "none"
-    rate: float = 0.0  # from 0 to below 1
-
-    def __post_init__(self) -> None:
-        _choice(self.kind, DROPOUT_KINDS, "the kind of dropout")
-        if not 0 <= self.rate < 1:
-            raise ValueError(
-                f"the rate of a dropout is {self.rate}; it must be at least 0 and below 1"
-            )
-        if (self.kind == "none") != (self.rate == 0):
-            object.__setattr__(self, "kind", "none")
-            object.__setattr__(self, "rate", 0.0)
-
-    def __bool__(self) -> bool:
-        return self.rate > 0
-
-    def __str__(self) -> str:
-        """The modifier of the text form, such as drop0.3; nothing for none."""
-        return f"{'field' if self.kind == 'fields' else ''}drop{self.rate!r}" if self else ""
-
-
-NO_DROPOUT = Dropout()
 
 
 @dataclass(frozen=True)
@@ -181,6 +148,20 @@ class Stage:
     def reach(self) -> int:
         """Pixels that the kernel extends beyond one pixel: dilation x (kernel - 1)."""
         return self.dilation * (self.kernel - 1)
+
+    def written_out(self) -> Iterator[Stage]:
+        """The stages of one repeat each that are the same."""
+        for repeat in range(self.repeats):
+            first, last = repeat == 0, repeat == self.repeats - 1
+            yield replace(
+                self,
+                repeats=1,
+                stride=self.stride if first else 1,
+                stream=self.stream and first,
+                subsampling=self.subsampling if last else None,
+                dropout=self.dropout if last else NO_DROPOUT,
+                invariant=self.invariant if last else 0.0,
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -425,7 +406,7 @@ class Architecture:
                 padding_mode="zeros" if stage.padding == (0, 0) else stage.padding_mode,
                 invariant=simplest_share(stage.invariant, stage.fields, stage.group.order),
             )
-            stages.extend([stage] if keep_repeats else _written_out(stage))
+            stages.extend([stage] if keep_repeats else stage.written_out())
         return replace(
             self,
             stages=tuple(stages),
@@ -433,18 +414,4 @@ class Architecture:
             head="none"
             if all(s.group == TRIVIAL for s in self.lasts) and not block_group(self.head)
             else self.head,
-        )
-
-
-def _written_out(stage: Stage) -> Iterator[Stage]:
-    for repeat in range(stage.repeats):
-        last = repeat == stage.repeats - 1
-        yield replace(
-            stage,
-            repeats=1,
-            stride=stage.stride if repeat == 0 else 1,
-            stream=stage.stream and repeat == 0,
-            subsampling=stage.subsampling if last else None,
-            dropout=stage.dropout if last else NO_DROPOUT,
-            invariant=stage.invariant if last else 0.0,
         )

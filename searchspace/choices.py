@@ -16,11 +16,11 @@ from pydantic import (
     model_validator,
 )
 
-from searchspace.architecture import NO_DROPOUT, Dropout, DropoutKind
 from searchspace.cost import Match
 from searchspace.function.heads import checked_head
 from searchspace.geometry import MOST_PIXELS
 from searchspace.groups import Group
+from searchspace.training.dropout import NO_DROPOUT, Dropout, DropoutKind
 
 MOST_SIZES = 1024  # whether a network fits is looked at for each
 MOST_WIDTH = 10**13  # parameters, MACs or fields

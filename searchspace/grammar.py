@@ -47,10 +47,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 from searchspace.architecture import (
-    NO_DROPOUT,
     Architecture,
-    Dropout,
-    DropoutKind,
     Filters,
     Stage,
 )
@@ -59,6 +56,7 @@ from searchspace.geometry import pixels_text, size_text
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
 from searchspace.subsampling import Subsampling
+from searchspace.training.dropout import NO_DROPOUT, Dropout, DropoutKind
 from searchspace.weights.relaxation import PATTERN, Relaxation
 
 _HEADER = re.compile(r"\s*(\d+)(?:x(\d+))?\s*px(?:\s+(\S+))?\s*")

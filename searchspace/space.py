@@ -13,7 +13,6 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from searchspace.architecture import (
     Architecture,
-    Dropout,
     Filters,
     Stage,
 )
@@ -43,6 +42,7 @@ from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
+from searchspace.training.dropout import NO_DROPOUT, Dropout
 from searchspace.training.spaces import Augmentations, LossSpace, sample_augmentation
 from searchspace.weights.spaces import (
     Governors,
@@ -54,8 +54,6 @@ from searchspace.weights.spaces import (
 Family = Literal["steerable", "plain"]
 MOST_MISS = 2.0  # factor by which a matched width may miss
 SLOT = "*"  # where a backbone takes its subsampling from the layout
-
-
 DEFAULT_BACKBONE = "10k3, 10k3 *, 10k3, 10k3, 10k3, 10k3, 10k3"
 
 
@@ -327,11 +325,7 @@ class SearchSpace(FunctionChoices):
 
 def _with_dropout(stages: tuple[Stage, ...], dropout: Dropout) -> tuple[Stage, ...]:
     """The stages with `dropout` in each that has none of its own."""
-    return (
-        tuple(replace(stage, dropout=stage.dropout or dropout) for stage in stages)
-        if dropout
-        else stages
-    )
+    return tuple(replace(s, dropout=s.dropout or dropout) for s in stages) if dropout else stages
 
 
 @lru_cache(maxsize=4096)

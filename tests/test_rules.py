@@ -1,11 +1,12 @@
-"""Rules that matter are tests: layers, edges between rooms, light imports, docstrings. What READMEs
-say is in `test_documents.py`, how messages are worded in `test_messages.py`.
+"""Rules that matter are tests: layers, edges between rooms, light imports, docstrings, lengths.
+What READMEs say is in `test_documents.py`, how messages are worded in `test_messages.py`.
 """
 
 import ast
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,37 @@ def rooms():
 
 def test_a_room_holds_at_most_sixteen_modules():
     assert not {str(room): len(paths) for room, paths in rooms().items() if len(paths) > 16}
+
+
+MOST_LINES, MOST_FUNCTION_LINES, MOST_COLUMNS = 400, 50, 100
+# still to be split; nothing is added here
+LONGER = {"searchspace/architecture.py": 420, "studies/results/check.py": 430}
+
+
+def functions(tree):
+    return (n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def columns(line):
+    """As a terminal or an editor shows the line."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in line
+    )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short_and_lines_narrow(path):
+    text = path.read_text()
+    lines = text.splitlines()
+    most = LONGER.get(path.relative_to(ROOT).as_posix(), MOST_LINES)
+    assert len(lines) <= most, "which second noun is in this file?"
+    assert not {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in functions(ast.parse(text))
+        if node.end_lineno - node.lineno >= MOST_FUNCTION_LINES
+    }
+    assert not [line for line in lines if columns(line) > MOST_COLUMNS]
 
 
 # A room may import those before it in its package, what lies beside the rooms, and other packages

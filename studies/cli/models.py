@@ -41,6 +41,23 @@ if TYPE_CHECKING:
     from studies.results.retrain_job import Job
 
 
+AngleFigure = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False
+    ),
+]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR:TRIAL",
+        help="Another training of the same architecture, for the merge barrier; else one of the "
+        "study.",
+        show_default=False,
+    ),
+]
+
+
 @app.command(rich_help_panel=MODELS)
 def check(
     architecture: Annotated[
@@ -189,21 +206,8 @@ def measure(
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=2, help="Validation images, at most.")] = 2000,
-    figure: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False
-        ),
-    ] = None,
-    control: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR:TRIAL",
-            help="Another training of the same architecture, for the merge barrier; else one of "
-            "the study.",
-            show_default=False,
-        ),
-    ] = None,
+    figure: AngleFigure = None,
+    control: Control = None,
     run_code: RunCode = False,
     settings: Settings = None,
     format: FormatOption = Format.table,

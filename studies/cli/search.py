@@ -38,6 +38,18 @@ if TYPE_CHECKING:
     from studies.search.driver import SearchDriver
 
 
+Enqueue = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Architectures to try first, one a line.", show_default=False
+    ),
+]
+WarmStart = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="An earlier study to learn from.", show_default=False),
+]
+
+
 @app.command(rich_help_panel=SEARCH)
 def start(
     study: StudyName,
@@ -53,16 +65,8 @@ def start(
         int | None, typer.Option(min=0, help="Seed of the search.", show_default=False)
     ] = None,
     settings: Settings = None,
-    enqueue: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Architectures to try first, one a line.", show_default=False
-        ),
-    ] = None,
-    warm_start: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="An earlier study to learn from.", show_default=False),
-    ] = None,
+    enqueue: Enqueue = None,
+    warm_start: WarmStart = None,
     no_probe: Annotated[
         bool,
         typer.Option("--no-probe", help="Does not check the declared symmetry against the data."),

@@ -46,18 +46,7 @@ def export_trial(
     directory = Path(directory).absolute()
     study, records = open_study(directory)
     record = find_trial(records, number, directory)
-    if record.state != "complete":
-        raise StudyError(
-            f"trial {number} is {record.state}{f' ({record.reason})' if record.reason else ''}; "
-            "only complete trials are exported: " + _complete(records)
-        )
-    origin = {
-        "study": directory.name,
-        "trial": number,
-        "started": record.started,
-        "seed": record.attributes["seed"],
-        "learning_rate": record.attributes["learning_rate"],
-    }
+    origin = _origin(directory, record, records)
     name, choice = f"{number:05d}", None
     if retrained is not None:
         choice = choose(directory, number, retrained)
@@ -102,6 +91,25 @@ def verify_bundle(
         return verify(Path(bundle), run_code=run_code, trusted=key)
     except ValueError as error:
         raise StudyError(str(error)) from None
+
+
+def _origin(directory: Path, record: TrialRecord, records: list[TrialRecord]) -> dict[str, Any]:
+    """What a bundle says of where it comes from. Raises StudyError for a trial that is not
+    complete.
+    """
+    if record.state != "complete":
+        reason = f" ({record.reason})" if record.reason else ""
+        raise StudyError(
+            f"trial {record.number} is {record.state}{reason}; only complete trials are exported: "
+            + _complete(records)
+        )
+    return {
+        "study": directory.name,
+        "trial": record.number,
+        "started": record.started,
+        "seed": record.attributes["seed"],
+        "learning_rate": record.attributes["learning_rate"],
+    }
 
 
 def _retrained_origin(choice: Choice) -> dict[str, Any]:

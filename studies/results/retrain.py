@@ -131,9 +131,8 @@ def _order(jobs: Sequence[Job]) -> dict[int, set[int]]:
 
 
 def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per name and what was trained on, in order: mean, standard deviation and n over seeds
-    of every test score, of quarter turns and of angles; and the test scores of the mean of the
-    seeds' probabilities, where it was tested.
+    """One row per name and what was trained on, in order: mean and std over seeds of every test
+    score, of quarter turns and of angles; and the scores of the mean of the seeds' probabilities.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     means: dict[tuple[str, str], dict[str, Any]] = {}
@@ -151,7 +150,6 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         ) -> MeanStd:
             return MeanStd.of([pick(member) for member in members])
 
-        angles = list(members[0]["accuracy_by_angle"])
         rows.append(
             {
                 "name": name,
@@ -174,7 +172,8 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "angle_mean": over(lambda m: mean(m["accuracy_by_angle"].values())),
                 "angle_worst": over(lambda m: min(m["accuracy_by_angle"].values())),
                 "by_angle": {
-                    angle: over(lambda m, a=angle: m["accuracy_by_angle"][a]) for angle in angles
+                    angle: over(lambda m, a=angle: m["accuracy_by_angle"][a])
+                    for angle in members[0]["accuracy_by_angle"]
                 },
                 "params": members[0]["test"]["params"],
                 "macs": members[0]["test"]["macs"],

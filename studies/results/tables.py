@@ -298,6 +298,15 @@ def _unseen(scores: Mapping[str, Any]) -> str:
     return ", training has seen all" if value is None else f", unseen {percent(value)} %"
 
 
+def _over_seeds(means: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        f"  {name.replace('_', ' ')} over {mean['n']} seeds: {percent(mean['mean'])} %"
+        f"{bounds(mean)} (95 % over seeds)"
+        for name, mean in means.items()
+        if name in ("accuracy", "symmetry_accuracy")
+    ]
+
+
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
     """One trial in full, as text; `row["note"]` is what must be said of its study's scores."""
     rate = "that of the study" if row["learning_rate"] is None else row["learning_rate"]
@@ -323,8 +332,8 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
         )
 
     def share(name: str, scores: dict[str, Any]) -> str:
-        found = intervals(scores, row["num_images"]).get(name)
-        return percent(scores.get(name)) + bounds(found)
+        interval = intervals(scores, row["num_images"]).get(name)
+        return percent(scores.get(name)) + bounds(interval)
 
     for epoch, scores in rungs.items():
         lines.append(
@@ -342,12 +351,7 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
             if row["num_images"]
             else "  in brackets: 95 % intervals over validation images"
         )
-    for name, mean in row.get("seeds", {}).items():
-        if name in ("accuracy", "symmetry_accuracy"):
-            lines.append(
-                f"  {name.replace('_', ' ')} over {mean['n']} seeds: {percent(mean['mean'])} %"
-                f"{bounds(mean)} (95 % over seeds)"
-            )
+    lines += _over_seeds(row.get("seeds", {}))
     folder = directory / "trials" / f"{row['trial']:05d}"
     if folder.is_dir():
         lines.append(f"  files in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")

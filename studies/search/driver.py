@@ -2,8 +2,7 @@
 the only writer of the journal.
 
 Order of writes: the worker's checkpoint, scores and attributes, the trial's end (the commit point).
-A trial that was running when the driver died goes back to *waiting* under its own number and goes
-on from its checkpoint: none is there twice or lost; a resumed study proposes what others would.
+A trial that was running when the driver died goes back to *waiting* under its own number.
 """
 
 from __future__ import annotations

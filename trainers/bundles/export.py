@@ -42,7 +42,7 @@ from trainers.bundles.pixel_graph import add_pixel_graph
 from trainers.bundles.quantised import add_int8
 from trainers.bundles.signing import private_key, sign
 from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
-from trainers.data.datasets import normalise
+from trainers.data.datasets import Splits, normalise
 from trainers.networks.fold import fold
 from trainers.networks.networks import Network
 from trainers.networks.plain import mean_logits
@@ -150,6 +150,16 @@ def _move(part: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _reference(networks: Sequence[Network], splits: Splits, images: Tensor) -> Tensor:
+    """The logits of the trained networks, which every format has to reach."""
+
+    def mean_of_all(pixels: Tensor) -> Tensor:
+        values = normalise(pixels, splits.mean, splits.std)
+        return mean_logits([network(values) for network in networks])
+
+    return logits(mean_of_all, images)
+
+
 def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, Any]:
     """Writes and examines every format; returns the manifest without the hashes."""
     networks = [copy.deepcopy(n).cpu().eval() for n in (trained.network, *trained.others)]
@@ -163,12 +173,7 @@ def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, An
     claimed = tuple(e for e in ruling.invariant if e in elements)
     images = splits.validation.pixels.cpu()
     chosen = _spaced(len(images), COMPARED)
-    reference = logits(
-        lambda pixels: mean_logits(
-            [network(normalise(pixels, splits.mean, splits.std)) for network in networks]
-        ),
-        images[chosen],
-    )
+    reference = _reference(networks, splits, images[chosen])
     _check_accuracy(trained, networks, images)
     formats, refused, measured = {}, {}, {}
     probes = probe_images(splits.channels, architecture.size)

@@ -68,14 +68,13 @@ def measure(
     `normalise` is applied after images were moved. `group` is the declared symmetry, `seen` what
     training has seen of it, `step` the degrees between the angles. `calibration` are training
     images for the merge barrier (None: the images themselves), `control` another training of the
-    same architecture for it. `stages` names the modules to look
-    at in a model that is not ours, `fields` the groups of stages that do not say them
-    (`trainers.instruments.feature_maps.run`). A network of ours is measured folded, as it would be
-    deployed, and folded networks on the CPU by `threads` threads (None: as many as torch has).
-    Raises ValueError for logits that do not vary over the images or are not finite.
+    same architecture for it. `stages` names the modules to look at in a model that is not ours,
+    `fields` the groups of stages that do not say them (`trainers.instruments.feature_maps.run`). A
+    network of ours is measured folded, as it would be deployed, and folded networks on the CPU by
+    `threads` threads (None: as many as torch has). Raises ValueError for logits that do not vary
+    over the images or are not finite.
     """
-    began = time.perf_counter()
-    elements = _elements(images, group, step)
+    began, elements = time.perf_counter(), _elements(images, group, step)
     scored, prepare = model, normalise
     if isinstance(model, Network):
         fields = {f"stage {n}": s.group for n, s in enumerate(model.architecture.stages, start=1)}

@@ -63,18 +63,27 @@ class MergeBarrier:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "element": str(self.element),
-            "original": self.original,
-            "moved": self.moved,
-            "unaligned": self.unaligned,
-            "aligned": self.aligned,
-            "reset": self.reset,
-            "repaired": self.repaired,
-            "barrier": self.barrier,
-            "lost": self.lost,
-            "control": self.control,
-        }
+        names = [
+            "original",
+            "moved",
+            "unaligned",
+            "aligned",
+            "reset",
+            "repaired",
+            "barrier",
+            "lost",
+            "control",
+        ]
+        return {"element": str(self.element), **{name: getattr(self, name) for name in names}}
+
+
+def _control_barrier(
+    plain: Network, control: Network, batch: Tensor, accuracy: Callable[[Model], float]
+) -> float:
+    """The barrier between a network and another training of its architecture."""
+    other = _same_shape(plain_twin(control), plain).to(batch.device).eval()
+    joined = _merged(plain, other, batch)[2]
+    return (accuracy(plain) + accuracy(other)) / 2 - accuracy(joined)
 
 
 @torch.no_grad()
@@ -88,19 +97,17 @@ def merge_barrier(
     normalise: Normalise | None = None,
     control: Network | None = None,
 ) -> MergeBarrier:
-    """The merge barrier of a network, with groups or without, under `element`, a quarter turn or
-    flip.
+    """The merge barrier of a network, with groups or without, under a quarter turn or flip.
 
     `calibration` are images [batch, channel, height, width] for matching channels and measuring
     statistics, best from the training data: one batch, so some hundred to a thousand; None takes
     the first 512 of `images`. `control` is a network of the same architecture that was trained
-    independently. Both stay as they are. Raises ValueError for a network with asymmetric padding,
-    an element off the grid and a control of another shape.
+    independently. Raises ValueError for asymmetric padding, an element off the grid and a control
+    of another shape.
     """
     _check(network, element)
     prepare = normalise or (lambda batch: batch)
-    # the repaired network is a function, which does not say where it computes
-    images = images.to(network.linear.weight.device)
+    images = images.to(network.linear.weight.device)  # which repaired networks do not know
 
     def accuracy(model: Model, moved: Element = IDENTITY) -> float:
         scored = fold(model) if isinstance(model, Network) else model
@@ -118,13 +125,8 @@ def merge_barrier(
         plain = plain_twin(network)
         copied = moved_copy(plain, element)
         merged, reset, repaired = _merged(plain, copied, batch)
-        unaligned = _average(plain, copied)
-        original = accuracy(plain)
-        between = None
-        if control is not None:
-            other = _same_shape(plain_twin(control), plain).to(images.device).eval()
-            joined = _merged(plain, other, batch)[2]
-            between = (original + accuracy(other)) / 2 - accuracy(joined)
+        unaligned, original = _average(plain, copied), accuracy(plain)
+        between = None if control is None else _control_barrier(plain, control, batch, accuracy)
     return MergeBarrier(
         element=element,
         original=original,

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as functional
+from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
@@ -62,31 +63,17 @@ def evaluate(
     architecture = members[0].architecture
     scored = mean_network(map(scoring, members))
     predictions = predict(scored, images.pixels, declared.elements, normalise=normal)
-    symmetry = summarise(
-        predictions,
-        images.labels,
-        declared,
-        seen(config.augment, declared, degrees_learned(learned)),
-        over=config.symmetry.scored,
-    )
+    trained_on = seen(config.augment, declared, degrees_learned(learned))
+    over = config.symmetry.scored
+    symmetry = summarise(predictions, images.labels, declared, trained_on, over=over)
     assert predictions.upright is not None  # every group holds the identity
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
-    errors = (
-        (0.0, 0.0)
-        if declared == TRIVIAL
-        else _errors(scored, architecture, images, declared, normal)
-    )
+    errors = _errors(scored, architecture, images, declared, normal)
     if folder is not None:
         save_correctness(predictions, symmetry, images, epoch, folder)
     price = cost(architecture, splits.channels, len(splits.classes))
     return Scores(
         epoch=epoch,
-        accuracy=symmetry.accuracy.value,
-        symmetry_accuracy=symmetry.mean.value,
-        symmetry_accuracy_worst=symmetry.worst[1].value,
-        symmetry_accuracy_exact=_value(symmetry, "exact"),
-        symmetry_accuracy_interpolated=_value(symmetry, "interpolated"),
-        unseen_symmetry_accuracy=_value(symmetry, "mean_unseen"),
         equivariance_error=errors[0],
         equivariance_error_features=errors[1],
         loss=loss,
@@ -96,7 +83,7 @@ def evaluate(
         seconds=time.perf_counter() - began,
         learned=None if learned is None else dict(learned),
         num_images=len(images.labels),
-        **class_scores(predictions.upright, images.labels.cpu()),
+        **_shares(symmetry, predictions.upright, images.labels.cpu()),
     )
 
 
@@ -117,6 +104,19 @@ def degrees_learned(learned: Mapping[str, float] | None) -> float:
     return math.degrees((learned or {}).get("width rotation", 0.0)) / 2
 
 
+def _shares(symmetry: SymmetryAccuracy, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The accuracies among the scores, also those over classes."""
+    return {
+        **class_scores(logits, labels),
+        "accuracy": symmetry.accuracy.value,
+        "symmetry_accuracy": symmetry.mean.value,
+        "symmetry_accuracy_worst": symmetry.worst[1].value,
+        "symmetry_accuracy_exact": _value(symmetry, "exact"),
+        "symmetry_accuracy_interpolated": _value(symmetry, "interpolated"),
+        "unseen_symmetry_accuracy": _value(symmetry, "mean_unseen"),
+    }
+
+
 def _value(symmetry: SymmetryAccuracy, name: str) -> float | None:
     share = getattr(symmetry, name)
     return None if share is None else share.value
@@ -125,6 +125,9 @@ def _value(symmetry: SymmetryAccuracy, name: str) -> float | None:
 def _errors(
     folded: torch.nn.Module, architecture: Architecture, images: Images, declared: Group, normal
 ) -> tuple[float, float]:
+    """Of the logits and of the features; 0 for the trivial group."""
+    if declared == TRIVIAL:
+        return 0.0, 0.0
     few = images.pixels[:: max(1, len(images.pixels) // ERROR_IMAGES)][:ERROR_IMAGES]
     fields = {
         f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)

@@ -63,17 +63,8 @@ class MergeBarrier:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        names = [
-            "original",
-            "moved",
-            "unaligned",
-            "aligned",
-            "reset",
-            "repaired",
-            "barrier",
-            "lost",
-            "control",
-        ]
+        names = ("original", "moved", "unaligned", "aligned", "reset", "repaired", "barrier")
+        names += ("lost", "control")
         return {"element": str(self.element), **{name: getattr(self, name) for name in names}}
 
 

@@ -103,7 +103,7 @@ def test_a_room_holds_at_most_sixteen_modules():
 
 MOST_LINES, MOST_FUNCTION_LINES, MOST_COLUMNS = 400, 50, 100
 # still to be split; nothing is added here
-LONGER = {"searchspace/architecture.py": 420, "studies/results/check.py": 430}
+LONGER = {"searchspace/architecture.py": 420}
 
 
 def functions(tree):

@@ -47,6 +47,15 @@ AngleFigure = Annotated[
         metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False
     ),
 ]
+PaperBatch = Annotated[
+    int,
+    typer.Option(
+        min=8, help="The paper has 256; a short run needs smaller ones to make as many steps."
+    ),
+]
+PaperDropout = Annotated[
+    float, typer.Option(help="Its rate after convolutions 1, 3, 4 and 5, as the paper has it.")
+]
 Control = Annotated[
     str | None,
     typer.Option(
@@ -330,20 +339,12 @@ def reproduce(
     root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
     epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model; the paper has 100.")] = 10,
-    batch: Annotated[
-        int,
-        typer.Option(
-            min=8, help="The paper has 256; a short run needs smaller ones to make as many steps."
-        ),
-    ] = 256,
+    batch: PaperBatch = 256,
     test: Annotated[
         int | None,
         typer.Option(min=100, help="Test images; else all 60,000.", show_default=False),
     ] = None,
-    dropout: Annotated[
-        float,
-        typer.Option(help="Its rate after convolutions 1, 3, 4 and 5, as the paper has it."),
-    ] = 0.0,
+    dropout: PaperDropout = 0.0,
     workers: Workers = None,
     format: FormatOption = Format.table,
 ) -> None:

@@ -68,6 +68,17 @@ class _Scoring:
     normalise: Normalise
 
 
+def _softening_group(name: str) -> Group:
+    """The group. Raises StudyError where weights cannot be softened under it."""
+    group = Group.parse(name)
+    if group == TRIVIAL or not group.on_grid:
+        raise StudyError(
+            f"weights cannot be softened under {group}, whose elements are not quarter turns "
+            "and flips; name one of C2, C4, D1, D2, D4 with --group"
+        )
+    return group
+
+
 def soften_trial(
     directory: Path | str,
     number: int,
@@ -93,22 +104,12 @@ def soften_trial(
     record = find_trial(records, number, directory)
     trial = load_trained(study, record, directory, device="cpu")
     began = time.perf_counter()
-    declared = Group.parse(group or study.symmetry.group)
-    if declared == TRIVIAL or not declared.on_grid:
-        raise StudyError(
-            f"weights cannot be softened under {declared}, whose elements are not quarter turns "
-            "and flips; name one of C2, C4, D1, D2, D4 with --group"
-        )
+    declared = _softening_group(group or study.symmetry.group)
     validation = trial.splits.validation
     step = max(1, len(validation) // images)
-    scoring = _Scoring(
-        trial,
-        study,
-        declared,
-        validation.pixels[::step][:images],
-        validation.labels[::step][:images],
-        partial(normalise, mean=trial.splits.mean, std=trial.splits.std),
-    )
+    pixels, labels = (part[::step][:images] for part in (validation.pixels, validation.labels))
+    normal = partial(normalise, mean=trial.splits.mean, std=trial.splits.std)
+    scoring = _Scoring(trial, study, declared, pixels, labels, normal)
     try:
         points = [_soft_point(scoring, s) for s in softness]
     except ValueError as error:

@@ -42,7 +42,7 @@ from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
-from searchspace.training.dropout import NO_DROPOUT, Dropout
+from searchspace.training.dropout import Dropout
 from searchspace.training.spaces import Augmentations, LossSpace, sample_augmentation
 from searchspace.weights.spaces import (
     Governors,

@@ -242,6 +242,11 @@ def require_same_function(network: Network, other: Network, images: Tensor) -> N
 
 def require_relaxation(before: Architecture, after: Architecture) -> None:
     """Raises ValueError that says in what `after` is not a relaxation of `before`."""
+    if before.softened:
+        raise ValueError(
+            f"'{before}' has relaxed weights (such as @C4+C1), which cannot be moved to a smaller "
+            "group; take a trained network without them"
+        )
     for number, (old, new) in enumerate(zip(before.stages, after.stages), start=1):
         if not new.group <= old.group:
             raise ValueError(

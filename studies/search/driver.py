@@ -48,8 +48,7 @@ class SearchDriver:
     def __init__(self, place: StudyPlace, *, begun: bool) -> None:
         self.directory, self.study, self._lock = place.path, place.study, place.lock
         self.warnings = tuple(place.warnings)  # such as a changed version of the code
-        # why nothing new is proposed: trials, patience, exhausted
-        self.ended: str | None = None
+        self.ended: str | None = None  # why nothing is proposed: trials, patience, exhausted
         self.explanation: str | None = None  # of `exhausted`, in a sentence
         self._state = threading.RLock()
         self._running: dict[int, TrialRecord] = {}

@@ -37,9 +37,7 @@ class MergeBarrier:
 
     element: Element
     original: float
-    # of the copy whose kernels are moved, on moved images: that of the original where the layout is
-    # exact
-    moved: float
+    moved: float  # of the copy whose kernels are moved, on moved images
     unaligned: float  # average without matching channels
     aligned: float  # average after matching channels
     reset: float  # and the statistics of batch norm measured again
@@ -197,8 +195,7 @@ def _same_shape(control: Network, network: Network) -> Network:
 def _check(network: Network, element: Element) -> None:
     if not isinstance(network, Network):
         raise ValueError(
-            "the merge barrier is measured on networks that were built here; other models can be "
-            "measured by layerwise_equivariance"
+            "the merge barrier needs a network built here; measure others by layerwise_equivariance"
         )
     if network.architecture.coordinates != "none":
         raise ValueError(

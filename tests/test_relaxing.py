@@ -263,7 +263,7 @@ def test_a_parent_without_a_checkpoint_or_of_other_images_is_named(tmp_path):
 
 
 def test_weights_that_are_relaxed_in_part_are_not_moved():
-    soft = Architecture.parse("9px: 2k3@C4+C1, 2k3, 2k3")
-    constrained = Architecture.parse("9px: 2k3@C4, 2k3, 2k3")
+    soft = Architecture.parse("9px: 2k3@C4+C1, 2k3, 2k3 head=none")
+    constrained = Architecture.parse("9px: 2k3@C4, 2k3, 2k3 head=none")
     with pytest.raises(ValueError, match="has relaxed weights .* take a trained network without"):
         relax(build(soft, channels=1, classes=2), relaxed(constrained, 2, Group.parse("C2")))

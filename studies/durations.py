@@ -26,3 +26,15 @@ def _seconds(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people, in its largest unit: `45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return (
+                f"{seconds / length:.2g} {unit}"
+                if seconds < 100 * length
+                else (f"{seconds / length:.0f} {unit}")
+            )
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"

@@ -71,7 +71,15 @@ def start(
         bool,
         typer.Option("--no-probe", help="Does not check the declared symmetry against the data."),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only measures two candidates and says how long the study would take.",
+        ),
+    ] = False,
     quiet: Quiet = False,
+    format: FormatOption = Format.table,
 ) -> None:
     """Starts the search of STUDY in the new directory DIR, and prints its front."""
     from studies import config
@@ -87,6 +95,13 @@ def start(
     }
     chosen = config.load(study, overrides)
     first = read_architectures(enqueue) if enqueue else ()
+    if dry_run:
+        from studies.workers.forecast import forecast
+        from studies.workers.launch import prepare
+
+        ready = prepare(chosen, directory, enqueue=first, probe=not no_probe, note=note)
+        estimate = forecast(ready)
+        return print_value(estimate.as_dict(), format, estimate.text())
     _drive(
         lambda: new_driver(
             chosen,

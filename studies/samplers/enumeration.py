@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from searchspace.groups import Group
@@ -37,6 +39,34 @@ def all_candidates(
     return None
 
 
+@dataclass(frozen=True)
+class Counted:
+    """How large a space is."""
+
+    combinations: int | None  # of choices; None: more than were counted
+    ranges: tuple[str, ...]  # choices that are ranges of real numbers, held at one value
+    some: tuple[Candidate, ...]  # the first and the last that can be built
+
+
+def count_candidates(study: Study, channels: int, classes: int, *, most: int) -> Counted:
+    """The number of combinations of choices of the study's space that can be built."""
+    declared = Group.parse(study.symmetry.group)
+    ranges: dict[str, None] = {}
+    built: list[Candidate] = []
+    branch: list[_Choice] | None = []
+    for _ in range(most):
+        walk = _Walk(branch or [], ranges)
+        with suppress(ValueError):  # it cannot be built
+            built.append(
+                study.space.sample(walk, channels=channels, classes=classes, declared=declared)
+            )
+        branch = _next(walk.choices)
+        if branch is None:
+            break
+    some = tuple(dict.fromkeys([*built[:1], *built[-1:]]))
+    return Counted(len(built) if branch is None else None, tuple(ranges), some)
+
+
 class _InfiniteError(Exception):
     """A choice is a range of real numbers."""
 
@@ -57,8 +87,8 @@ def _next(choices: list[_Choice]) -> list[_Choice] | None:
 class _Walk:
     """A trial that takes given options first, then the first of each choice."""
 
-    def __init__(self, branch: Sequence[_Choice]) -> None:
-        self._branch = branch
+    def __init__(self, branch: Sequence[_Choice], ranges: dict[str, None] | None = None) -> None:
+        self._branch, self._ranges = branch, ranges
         self.choices: list[_Choice] = []
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
@@ -73,5 +103,10 @@ class _Walk:
         return self.suggest_categorical(name, range(low, high + 1, step))
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """Raises _InfiniteError: a range of real numbers has no enumeration."""
-        raise _InfiniteError(name)
+        """The middle of a range of real numbers, whose name is noted; _InfiniteError where ranges
+        are not counted: they have no enumeration.
+        """
+        if self._ranges is None:
+            raise _InfiniteError(name)
+        self._ranges[name] = None
+        return (low * high) ** 0.5 if log else (low + high) / 2

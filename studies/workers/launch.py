@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
@@ -17,8 +18,19 @@ from studies.journal.directory import STUDY, require_place
 from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
-from studies.workers.declaration import check_declaration, keep_declaration
+from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study as it would start, after everything that can be refused beforehand."""
+
+    study: Study  # with the epochs and rungs that its images need
+    channels: int
+    classes: int
+    images: Images
+    declaration: Declaration | None  # None: not checked
 
 
 def new_driver(
@@ -34,9 +46,35 @@ def new_driver(
 
     `enqueue` are architectures to try first, before `search.first`; `warm_start` is the directory
     of an earlier study over the same space. `probe`: whether the declared symmetry is checked
-    against the data. `note` receives what a user should know about the data. Raises ExistsError for
-    a directory with a study, StudyError for a cluster that does not answer, ValueError or OSError
-    for data that cannot be read.
+    against the data. `note` receives what a user should know about the data. Raises as `prepare`.
+    """
+    ready = prepare(study, directory, enqueue=enqueue, probe=probe, note=note)
+    driver = SearchDriver.create(
+        directory,
+        ready.study,
+        channels=ready.channels,
+        classes=ready.classes,
+        enqueue=enqueue,
+        warm_start=warm_start,
+        images=ready.images,
+    )
+    if ready.declaration is not None:
+        keep_declaration(driver.directory, ready.declaration)
+    return driver
+
+
+def prepare(
+    study: Study,
+    directory: Path,
+    *,
+    enqueue: Sequence[str] = (),
+    probe: bool = True,
+    note: Callable[[str], None] = lambda text: None,
+) -> Prepared:
+    """What `study` would start with in `directory`, where nothing is written.
+
+    Raises ExistsError for a directory with a study, StudyError for a cluster that does not answer,
+    ValueError or OSError for data that cannot be read.
     """
     if (directory / STUDY).exists():
         raise ExistsError(
@@ -59,18 +97,7 @@ def new_driver(
     declaration = check_declaration(study) if probe else None
     for text in () if declaration is None else declaration.warnings:
         note(f"warning: {text}")
-    driver = SearchDriver.create(
-        directory,
-        study,
-        channels=channels,
-        classes=classes,
-        enqueue=enqueue,
-        warm_start=warm_start,
-        images=images,
-    )
-    if declaration is not None:
-        keep_declaration(driver.directory, declaration)
-    return driver
+    return Prepared(study, channels, classes, images, declaration)
 
 
 def with_least_steps(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from searchspace.groups import Element, Group
+from trainers import actions
 from trainers.actions import act, act_on_fields, gathers, parts, permutation
 
 GRID = Group.parse("D4").elements
@@ -169,3 +170,14 @@ def test_refuses_strangers():
         act_on_fields(torch.zeros(1, 6, 3, 3), GRID[1], Group.parse("C4"))
     with pytest.raises(ValueError, match="not an element of C4"):
         act_on_fields(torch.zeros(1, 4, 3, 3), Element(Fraction(0), True), Group.parse("C4"))
+
+
+def test_where_pixels_come_from_does_not_depend_on_the_precision_of_the_first_use():
+    """The grid is kept for later calls: of a training in bfloat16 it must not be less precise."""
+    images, element = IMAGES.float(), Element(Fraction(1, 7))
+    actions._grid.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        first = act(images, element)
+    later = act(images, element)
+    actions._grid.cache_clear()
+    assert torch.equal(later, act(images, element)) and torch.equal(first.float(), later)

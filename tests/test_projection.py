@@ -107,3 +107,18 @@ def test_channels_that_are_no_whole_field_stay_in_place():
     assert float(distances_squared(plain, group).detach()) == pytest.approx(expected)
     exact = build(Architecture.parse("8px: 2k3@C4, 2k3"), channels=1, classes=3)
     assert float(distances_squared(exact, group).detach()) == 0
+
+
+@pytest.mark.parametrize("text,name", [("8px: 4k3@C4, 4k3", "D2"), ("8px: 4k3@C4 & 4k3@D1", "C4")])
+def test_a_group_beside_that_of_a_stage_reads_its_channels_as_fields_of_its_own(text, name):
+    network, group = (
+        build(Architecture.parse(text), channels=1, classes=3).double(),
+        Group.parse(name),
+    )
+    expected = 0.0
+    for convolution, weight in zip(network.convolutions, network.weights()):
+        if not group <= convolution.parametrisation.group:
+            source = convolution.source and group
+            expected += distance(weight, source, group) ** 2
+    assert expected > 0
+    assert float(distances_squared(network, group).detach()) == pytest.approx(expected, rel=1e-9)

@@ -14,6 +14,7 @@ from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate, Recipe
 from trainers.data.datasets import load, normalise
 from trainers.networks.fold import fold
+from trainers.networks.networks import build
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training import checkpoint
 from trainers.training import train as training_module
@@ -274,3 +275,28 @@ def test_statistics_are_taken_when_the_network_is_evaluated_wherever_it_was_stop
     assert len(taken) == 2 and stopped.loss == pytest.approx(straight.loss, rel=0.05)
     train(architecture, config(text=TEXTS[0]), tmp_path / "other", 4)
     assert len(taken) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8px: 4k3@C4+C1, 4k3 max2/2 loss=layerwise:0.1+label:1 loss_weight=adapted gamma=fixed:0",
+        "8px: 4k3@D4|C4|C1 loss=layerwise:1@C8",
+        "8px: 4k3@C4b2, 4k3 resize5bicubic loss=label:1@C3 augment=learned",
+        "8px: 4k3@C4~0.3 loss=projection:1@D2 orbit=C4",
+        "8px: 4k3i0.5drop0.3@C4 & 4k3fielddrop0.2@D1~0.5 coordinates=xy loss=projection:1",
+        "8px: 8k3, 8k3 blurmax/2 head=block_max:C4 loss=latent:1",
+    ],
+)
+def test_a_step_in_bfloat16_leaves_nothing_that_one_in_float32_stumbles_over(text):
+    """One process trains candidates of every kind after each other."""
+    candidate, losses = Candidate.parse(text), []
+    pixels = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for precision in ("bfloat16", "float32"):
+        torch.manual_seed(0)
+        network = build(candidate.architecture, channels=1, classes=3)
+        chosen = config(text=text, precision=precision)
+        step = TrainingStep.of(network, candidate.architecture, chosen, lambda x: x)
+        step.generator.manual_seed(0)
+        losses.append(float(step(pixels, torch.arange(6) % 3)))
+    assert losses[0] == pytest.approx(losses[1], rel=0.1) and 0 < losses[0] < 100

@@ -133,8 +133,12 @@ def _grid(
     down).
     """
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # or the grid could not serve training later
-    with torch.inference_mode(False), torch.no_grad():
+    # else the grid could not serve training later, and would have the precision of its first use
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
         # Output coordinates in -1..1 are mapped back into the input; the ratios keep a non-square
         # image from being sheared.
         theta = torch.tensor(

@@ -120,11 +120,11 @@ class TrainingStep:
         return loss
 
     def _shared(self) -> list[nn.Parameter]:
-        """The parameters of the last stage on which every equivariance loss depends."""
+        """The trained parameters of the last stage on which every equivariance loss depends."""
         stages = list(self.network.stages)
         last = min((loss.stages[-1] for loss in self.objective.losses if loss.stages),
                    default=len(stages))  # fmt: skip
-        return list(stages[last - 1].parameters())
+        return [p for p in stages[last - 1].parameters() if p.requires_grad]
 
     def deform(self, pixels: Tensor) -> Tensor:
         """Images in 0..1 moved by the learned augmentation; themselves where there is none."""

@@ -77,7 +77,7 @@ def distances_squared(
         own, source = convolution.parametrisation.group, convolution.source
         if convolution.soft is None and group <= own:
             continue
-        fields = own if group <= own else group
+        fields = max(own, group)
         into = source if source is None or group <= source else group
         with torch.no_grad():
             outside = weight - _average(weight, into, fields, group)

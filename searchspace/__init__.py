@@ -9,10 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from searchspace.architecture import Architecture, Stage
+    from searchspace.architecture import Architecture
     from searchspace.cost import Cost, widened
     from searchspace.exactness import Verdict, exact_sizes, verdict
     from searchspace.groups import Element, Group
+    from searchspace.layers import Stage
     from searchspace.published import PUBLISHED
     from searchspace.recipe import Candidate, Loss, Recipe
     from searchspace.repairs import breakings, repair_layouts, repair_sizes
@@ -31,7 +32,7 @@ _WHERE = {
     "PUBLISHED": "searchspace.published",
     "Recipe": "searchspace.recipe",
     "SearchSpace": "searchspace.space",
-    "Stage": "searchspace.architecture",
+    "Stage": "searchspace.layers",
     "Subsampling": "searchspace.subsampling",
     "Verdict": "searchspace.exactness",
     "breakings": "searchspace.repairs",

@@ -46,14 +46,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
-from searchspace.architecture import (
-    Architecture,
-    Filters,
-    Stage,
-)
+from searchspace.architecture import Architecture, Filters
 from searchspace.function.coordinates import Coordinates
 from searchspace.geometry import pixels_text, size_text
 from searchspace.groups import TRIVIAL, Group
+from searchspace.layers import Stage
 from searchspace.recipe import RECIPE_OPTIONS, Candidate, Recipe
 from searchspace.subsampling import Subsampling
 from searchspace.training.dropout import NO_DROPOUT, Dropout, DropoutKind

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.exactness import Verdict, exact_sizes, verdict
 from searchspace.geometry import size_text
 from searchspace.grammar import format_stage
 from searchspace.groups import Element, Group, isomorphic_name, largest_subgroup
+from searchspace.layers import Stage
 from searchspace.subsampling import Subsampling, pools
 
 ProposalKind = Literal["size", "entry", "layout"]

@@ -11,11 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from searchspace.architecture import (
-    Architecture,
-    Filters,
-    Stage,
-)
+from searchspace.architecture import Architecture, Filters
 from searchspace.choices import (
     DropoutSpace,
     Groups,
@@ -40,6 +36,7 @@ from searchspace.function.heads import block_heads, pooling_heads
 from searchspace.function.streams import beside, joined
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
+from searchspace.layers import Stage
 from searchspace.recipe import Candidate, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
 from searchspace.training.dropout import Dropout

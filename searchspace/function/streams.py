@@ -17,7 +17,7 @@ from searchspace.exactness import Break, Verdict, verdict
 from searchspace.groups import MAX_ROTATIONS, TRIVIAL, Element, Group
 
 if TYPE_CHECKING:
-    from searchspace.architecture import Stage
+    from searchspace.layers import Stage
 
 
 class JoinedVerdict(Verdict):

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture
 from searchspace.function.heads import BLOCK_MAX
 from searchspace.groups import TRIVIAL, Group
+from searchspace.layers import Stage
 from searchspace.weights.relaxation import Relaxation
 
 

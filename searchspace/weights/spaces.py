@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from searchspace.architecture import Stage
 from searchspace.choices import Trial, choose, listed
+from searchspace.layers import Stage
 from searchspace.weights.governor import DEFAULT_GOVERNOR, Governor
 from searchspace.weights.relaxation import Relaxation
 

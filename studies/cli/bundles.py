@@ -28,45 +28,51 @@ class Runtime(str, Enum):
     onnx = "onnx"
 
 
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="BUNDLE",
+        help="The bundle's folder; else DIR/exports/TRIAL.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|best|mean-of-N",
+        help="Which of the retrained: seed N (1 unless given), the best by validation "
+        "images (after retrain --keep-validation), or the mean of N seeds' probabilities.",
+        show_default=False,
+    ),
+]
+Quantize = Annotated[
+    Quantisation | None,
+    typer.Option(
+        help="Add the network in 8-bit integers, with its cost in scores.", show_default=False
+    ),
+]
+Sign = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="KEY",
+        help="Sign with this private Ed25519 key (needs the extra `sign`).",
+        show_default=False,
+    ),
+]
+
+
 @app.command(rich_help_panel=MODELS)
 def export(
     directory: Directory,
     trial: Trial,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE",
-            help="The bundle's folder; else DIR/exports/TRIAL.",
-            show_default=False,
-        ),
-    ] = None,
+    out: Out = None,
     retrained: Annotated[
         bool,
         typer.Option("--retrained", help="What `retrain` trained and tested, not the search."),
     ] = False,
-    seed: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|best|mean-of-N",
-            help="Which of the retrained: seed N (1 unless given), the best by validation "
-            "images (after retrain --keep-validation), or the mean of N seeds' probabilities.",
-            show_default=False,
-        ),
-    ] = None,
-    quantize: Annotated[
-        Quantisation | None,
-        typer.Option(
-            help="Add the network in 8-bit integers, with its cost in scores.", show_default=False
-        ),
-    ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="KEY",
-            help="Sign with this private Ed25519 key (needs the extra `sign`).",
-            show_default=False,
-        ),
-    ] = None,
+    seed: Seed = None,
+    quantize: Quantize = None,
+    sign: Sign = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace another bundle in that folder.")
     ] = False,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +50,17 @@ WarmStart = Annotated[
 ]
 
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Only measures two candidates and says how long the study would take."
+    ),
+]
+NoProbe = Annotated[
+    bool, typer.Option("--no-probe", help="Does not check the declared symmetry against the data.")
+]
+
+
 @app.command(rich_help_panel=SEARCH)
 def start(
     study: StudyName,
@@ -67,24 +78,16 @@ def start(
     settings: Settings = None,
     enqueue: Enqueue = None,
     warm_start: WarmStart = None,
-    no_probe: Annotated[
-        bool,
-        typer.Option("--no-probe", help="Does not check the declared symmetry against the data."),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Only measures two candidates and says how long the study would take.",
-        ),
-    ] = False,
+    no_probe: NoProbe = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     format: FormatOption = Format.table,
 ) -> None:
     """Starts the search of STUDY in the new directory DIR, and prints its front."""
     from studies import config
     from studies.search.warm_start import read_architectures
-    from studies.workers.launch import new_driver
+    from studies.workers.forecast import forecast
+    from studies.workers.launch import new_driver, prepare
 
     overrides = {
         "search.trials": trials,
@@ -95,24 +98,13 @@ def start(
     }
     chosen = config.load(study, overrides)
     first = read_architectures(enqueue) if enqueue else ()
+    options: dict[str, Any] = {"enqueue": first, "probe": not no_probe, "note": note}
     if dry_run:
-        from studies.workers.forecast import forecast
-        from studies.workers.launch import prepare
-
-        ready = prepare(chosen, directory, enqueue=first, probe=not no_probe, note=note)
+        ready = prepare(chosen, directory, **options)
         estimate = forecast(ready)
         return print_value(estimate.as_dict(), format, estimate.text())
     _drive(
-        lambda: new_driver(
-            chosen,
-            directory,
-            enqueue=first,
-            warm_start=warm_start,
-            probe=not no_probe,
-            note=note,
-        ),
-        directory,
-        quiet,
+        lambda: new_driver(chosen, directory, warm_start=warm_start, **options), directory, quiet
     )
 
 

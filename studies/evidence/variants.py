@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture
 from searchspace.cost import Match, cost, widened
 from searchspace.geometry import size_text
 from searchspace.grammar import format_stage
 from searchspace.groups import TRIVIAL, Group
+from searchspace.layers import Stage
 from searchspace.recipe import Candidate
 from searchspace.subsampling import Subsampling
 

@@ -54,7 +54,6 @@ def export_trial(
         name = f"{name}-{retrained if not retrained.isdigit() else f'seed{int(retrained)}'}"
     folder = Path(out) if out is not None else directory / EXPORTS / name
     from trainers.bundles.export import check_place, export
-    from trainers.bundles.formats import FORMATS
 
     try:
         check_place(folder, origin, force)
@@ -71,10 +70,16 @@ def export_trial(
         )
     except ValueError as error:
         raise StudyError(f"trial {number}: {error}") from error
-    for name in FORMATS:
-        if not (bundle / FORMATS[name][0]).exists():
-            note(f"the bundle has no {name} file; its README.md says why")
+    _note_missing(bundle, note)
     return bundle
+
+
+def _note_missing(bundle: Path, note: Callable[[str], None]) -> None:
+    from trainers.bundles.formats import FORMATS
+
+    for name, (file, *_) in FORMATS.items():
+        if not (bundle / file).exists():
+            note(f"the bundle has no {name} file; its README.md says why")
 
 
 def verify_bundle(

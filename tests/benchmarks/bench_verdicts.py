@@ -14,9 +14,10 @@ import time
 from itertools import product
 from statistics import median
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.grammar import parse_stages
+from searchspace.layers import Stage
 
 STEPS = (
     "max2/2",

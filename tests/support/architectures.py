@@ -7,9 +7,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.groups import Group
+from searchspace.layers import Stage
 from searchspace.recipe import Candidate, Loss, Recipe
 from searchspace.subsampling import Subsampling
 from searchspace.training.augmentation import Augmentation

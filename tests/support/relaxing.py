@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from searchspace.architecture import Architecture, Stage
+from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from searchspace.layers import Stage
 from searchspace.weights.relaxation import Relaxation
 from trainers.networks.networks import Network
 

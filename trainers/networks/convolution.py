@@ -147,7 +147,7 @@ class Convolution(nn.Module):
 
 class Block(nn.Module):
     """One convolution, or a residual block of two and a skip connection
-    (`searchspace.architecture.Stage`).
+    (`searchspace.layers.Stage`).
     """
 
     def __init__(

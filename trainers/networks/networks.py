@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchspace.architecture import Architecture, Filters, Stage
+from searchspace.architecture import Architecture, Filters
 from searchspace.function.coordinates import extra_channels
 from searchspace.function.heads import block_group
 from searchspace.groups import TRIVIAL, Group
+from searchspace.layers import Stage
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
 from trainers.networks.convolution import Block, Convolution, channels_last

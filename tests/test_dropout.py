@@ -9,11 +9,12 @@ import random
 import pytest
 import torch
 
-from searchspace.architecture import NO_DROPOUT, Architecture, Dropout
+from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Element
 from searchspace.recipe import Candidate
 from searchspace.space import SearchSpace
+from searchspace.training.dropout import NO_DROPOUT, Dropout
 from studies.results.check import check
 from trainers.actions import act, act_on_fields
 from trainers.networks.dropout import Dropout as Layer

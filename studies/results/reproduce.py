@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from searchspace.architecture import Architecture, Dropout
+from searchspace.architecture import Architecture
+from searchspace.training.dropout import Dropout
 from studies.config import Study, dump, parse
 from studies.errors import StudyError
 from studies.journal.directory import STUDY as STUDY_FILE

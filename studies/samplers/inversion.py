@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from searchspace.architecture import Dropout
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from searchspace.training.augmentation import Augmentation
+from searchspace.training.dropout import Dropout
 from searchspace.training.spaces import loss_answers, without_weights
 from searchspace.weights.governor import DEFAULT_GOVERNOR
 from studies.config import Study

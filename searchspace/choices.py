@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import (
@@ -144,6 +145,24 @@ class Restrict(Section):
                     "1 or more"
                 )
         return stages
+
+    def require_applicable(self, stages: int, groups: Sequence[Group]) -> None:
+        """Raises ValueError for a stage or a group that no network of that many stages, which
+        begins under one of `groups`, can be restricted after or to.
+        """
+        for after in self.after:
+            if after != "none" and after >= stages:
+                raise ValueError(
+                    f"restrict after stage {after}, but the backbone has {stages} stages; "
+                    f"choose 1 to {stages - 1}, or none"
+                )
+        for name in self.to if set(self.after) != {"none"} else ():
+            if groups and not any(Group.parse(name) < group for group in groups):
+                raise ValueError(
+                    f"restrict to {name}, which is not a proper subgroup of any group of the space "
+                    f"({', '.join(map(str, groups))}); choose one of "
+                    f"{', '.join(sorted({str(s) for g in groups for s in g.subgroups()[:-1]}))}"
+                )
 
 
 _Rate = Annotated[float, Field(strict=True), AfterValidator(lambda r: Dropout("values", r).rate)]

@@ -40,10 +40,17 @@ from searchspace.layers import Stage
 from searchspace.recipe import Candidate, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
 from searchspace.training.dropout import Dropout
-from searchspace.training.spaces import Augmentations, LossSpace, sample_augmentation
+from searchspace.training.spaces import (
+    Augmentations,
+    LossSpace,
+    require_latent,
+    sample_augmentation,
+)
 from searchspace.weights.spaces import (
     Governors,
     Relaxations,
+    require_pathways,
+    require_suiting,
     sample_governor,
     sample_relaxation,
 )
@@ -114,32 +121,14 @@ class SearchSpace(FunctionChoices):
                 "or drop steerable"
             )
         stages = min(len(_backbone_stages(backbone, self.layout[0])) for backbone in self.backbone)
-        for after in self.restrict.after:
-            if after != "none" and after >= stages:
-                raise ValueError(
-                    f"restrict after stage {after}, but the backbone has {stages} stages; "
-                    f"choose 1 to {stages - 1}, or none"
-                )
-        for name in self.restrict.to if set(self.restrict.after) != {"none"} else ():
-            if groups and not any(Group.parse(name) < group for group in groups):
-                raise ValueError(
-                    f"restrict to {name}, which is not a proper subgroup of any group of the space "
-                    f"({', '.join(map(str, groups))}); choose one of "
-                    f"{', '.join(sorted({str(s) for g in groups for s in g.subgroups()[:-1]}))}"
-                )
-        for group in groups:
+        self.restrict.require_applicable(stages, groups)
+        for group in (*groups, *self.stream_groups):
             if not group.on_grid and "basis" not in self.filters:
                 raise ValueError(
                     f"group {group} needs filters: [basis] (or [free, basis]); free filters "
                     "know quarter turns and flips only"
                 )
-        fitting = [
-            (b, layout)
-            for b in self.backbone
-            for layout in self.layout
-            if self._fitting_sizes(b, layout)
-        ]
-        if not fitting:
+        if not any(self._fitting_sizes(b, x) for b in self.backbone for x in self.layout):
             raise ValueError(
                 "no architecture of the space fits: "
                 f"{self._misfit(self.backbone[0], self.layout[0], self.pixels[-1])}"
@@ -147,6 +136,19 @@ class SearchSpace(FunctionChoices):
         # which takes longer than to read a study: its trials are there, whatever their widths
         if not (info.context or {}).get("reading"):
             self._check_width()
+        return self
+
+    @model_validator(mode="after")
+    def _everything_applies(self) -> SearchSpace:
+        """Refuses choices that no network of the space can have, which would change nothing."""
+        groups = set(self.stream_groups)
+        if "steerable" in self.family:
+            groups |= {*self.groups, *map(Group.parse, self.restrict.to)}
+        require_suiting(self.relaxation, groups, self.filters)
+        require_pathways(self.gamma, self.relaxation)
+        require_latent(self.head, self.equivariance_loss.kind)
+        most = max(len(_backbone_stages(b, self.layout[0])) for b in self.backbone)
+        self.equivariance_loss.require_stages(most * self.most_streams)
         return self
 
     def _check_width(self) -> None:

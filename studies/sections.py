@@ -59,7 +59,7 @@ class Search(Settings):
     confidence: float | None = Field(default=None, gt=0, lt=1)
     # optimizer steps before the first rung, at least: where images are few, `start` multiplies
     # epochs and rungs; None: as they are
-    least_steps: int | None = Field(default=None, ge=1)
+    least_steps: int | None = Field(default=None, ge=1, le=10**6)
     # a stopped trial goes on, as a new one, when it would be kept among those that came later
     second_chances: bool = True
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
@@ -123,7 +123,7 @@ class Resources(Settings):
     ] = "auto"
     # GB; with `workers: auto` no machine gets more trials than its memory holds
     memory_per_trial: float = Field(default=1.2, ge=0)
-    custom: dict[str, float] = {}  # custom Ray resources of a trial
+    custom: dict[str, Annotated[float, Field(ge=0)]] = {}  # custom Ray resources of a trial
     # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
     address: str | None = None
     # Ray's, for clusters whose nodes lack the package

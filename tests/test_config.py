@@ -306,3 +306,19 @@ def test_a_split_has_two_images_at_least(key):
 def test_a_seed_of_data_has_64_bits_at_most():
     assert parse(f"data: {{name: digits, seed: {2**63 - 1}}}").data.seed == 2**63 - 1
     assert "data.seed" in complaint(f"data: {{name: digits, seed: {2**63}}}")
+
+
+@pytest.mark.parametrize(
+    "wrong,says",
+    [
+        ("training: {batch_size: 99999999}", "batch_size: got 99999999; input should be less than"),
+        ("training: {epochs: 1000000000}", "epochs: got 1000000000; input should be less than"),
+        ("training: {weight_decay: 1.0e+300}", "weight_decay: got 1e+300; input should be less"),
+        ("training: {augment: {rotation: {normal: [0, 1.0e+9]}}}", "both must be at most 360"),
+        ("search: {least_steps: 1000000000}", "least_steps: got 1000000000; input should be less"),
+        ("resources: {custom: {fpga: -1}}", "custom.fpga: got -1; input should be greater than"),
+    ],
+)
+def test_numbers_under_which_no_study_would_end_are_refused(wrong, says):
+    message = complaint(f"data: {{name: digits}}\n{wrong}\n")
+    assert says in message and len(message.splitlines()) == 1

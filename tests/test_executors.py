@@ -12,7 +12,9 @@ import pytest
 from studies.errors import StudyError, TooManyFailuresError
 from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
+from studies.sections import Resources
 from studies.workers.executors import Ending, run, run_in_process
+from studies.workers.launch import require_room
 from studies.workers.ray_executor import run_on_ray
 from support import trivial
 
@@ -231,3 +233,12 @@ def test_workers_are_as_many_as_memory_holds_and_at_least_one(tmp_path, memory, 
     with SearchDriver.create(tmp_path / "study", study) as driver:
         assert run_on_ray(driver, slow, watch) == Ending("trials")
     assert most == at_once
+
+
+@pytest.mark.parametrize("asked", [{"workers": 10**9}, {"workers": 1, "cpus_per_trial": 1e9}])
+def test_more_workers_or_cores_than_a_machine_could_start_are_refused(asked, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(StudyError, match="lower resources.workers or resources.cpus_per_trial"):
+        require_room(Resources.model_validate(asked))
+    require_room(Resources.model_validate({**asked, "address": "10.0.0.1:6379"}))
+    require_room(Resources.model_validate({"workers": 64}))

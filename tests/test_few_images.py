@@ -3,6 +3,7 @@ rung comes after enough steps.
 """
 
 import math
+import os
 
 import pytest
 
@@ -86,3 +87,21 @@ resources: {workers: 1}
 def test_a_confidence_outside_0_to_1_is_refused(value):
     with pytest.raises(StudyError, match="search.confidence"):
         trivial.study(search__confidence=value)
+
+
+@pytest.mark.parametrize(
+    "wrong,says",
+    [
+        ({"space.input_size": [28, 16384]}, "images of 268,435,456 pixels take"),
+        ({"search.first": ["16384px: 4k3"]}, "choose smaller inputs"),
+        ({"search.first": ["8px: 4k3@C4+C1 gamma=triangle"]}, "needs 2 epochs"),
+    ],
+)
+def test_what_no_machine_holds_and_no_training_can_do_is_refused_before_a_file(
+    tmp_path, monkeypatch, wrong, says
+):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}.get)
+    text = "data: {name: digits, train: 1000}\ntraining: {epochs: 1}\nsearch: {rungs: []}\n"
+    with pytest.raises(StudyError, match=says):
+        new_driver(parse(text, overrides=wrong), tmp_path / "study", probe=False)
+    assert not (tmp_path / "study").exists()

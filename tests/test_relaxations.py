@@ -250,7 +250,11 @@ def test_features_know_how_far_relaxed_weights_are_expected_from_the_constraint(
         ({"space__relaxation": ["~2"]}, "softness is 2; it must be from 0"),
         ({"space__gamma": ["rise"]}, "gamma is 'rise'; write one of fixed:1"),
         (
-            {"space__gamma": ["triangle"], "training__epochs": 1},
+            {
+                "space__relaxation": "+C1",
+                "space__gamma": ["triangle"],
+                "training__epochs": 1,
+            },
             "needs 2 epochs, and the training has 1; choose more epochs, or gamma=dual",
         ),
     ],

@@ -260,3 +260,42 @@ def test_a_width_that_is_missed_is_told_with_by_how_much():
     (text,) = SearchSpace(**space, width={"match": "macs", "to": 500_000}).width_warnings()
     assert text.startswith("networks of D4 at 32 px come no closer to 500,000 macs than +62% off")
     assert not SearchSpace(**space).width_warnings()
+
+
+@pytest.mark.parametrize(
+    "choices,says",
+    [
+        ({"relaxation": "+C3"}, "relaxation \\+C3 suits no stage of the space"),
+        ({"relaxation": "+C1", "filters": "basis"}, "needs filters: \\[free\\]"),
+        ({"relaxation": ["none", "|C2"], "family": "plain"}, "groups: none; filters: free"),
+        ({"relaxation": "b2", "gamma": "dual"}, "gamma is dual, which governs residual pathways"),
+        ({"gamma": ["fixed:1", "fixed:0"]}, "gamma is fixed:0.0"),
+        ({"head": ["none", "block_max:C4"]}, "head block_max:C4 is for networks that train with"),
+        ({"equivariance_loss": {"kind": "layerwise", "stages": ["all", "2,8"]}}, "names stage 8"),
+        ({"equivariance_loss": {"kind": "label", "weight": 1e300}}, "at most 1e\\+06"),
+        ({"streams": "C8 & C4"}, "group C8 needs filters"),
+        ({"streams": " & ".join(["C4"] * 17)}, "streams has 17 groups; it must have at most 16"),
+        ({"augment": "learned:1e99"}, "regularisation must be from 0 to 100"),
+        ({"augment": "normal:0:400"}, "angles must be at most 360 degrees"),
+    ],
+)
+def test_a_choice_that_no_network_of_the_space_could_have_is_refused(choices, says):
+    with pytest.raises(ValidationError, match=says):
+        SearchSpace.model_validate(choices)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"relaxation": "+C1", "streams": "D1 & C4", "family": "plain"},
+        {"relaxation": "|C1", "group": "D4", "restrict": {"after": 2, "to": "C2"}},
+        {"streams": "C8 & C4", "filters": "basis"},
+        {"head": ["none", "block_max:C4"], "equivariance_loss": {"kind": "label+latent@C4"}},
+        {
+            "streams": "C4 & D1",
+            "equivariance_loss": {"kind": "layerwise", "stages": [14]},
+        },
+    ],
+)
+def test_a_choice_that_some_network_of_the_space_has_is_taken(choices):
+    SearchSpace.model_validate(choices)

@@ -10,11 +10,24 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from searchspace.groups import Group
 from searchspace.recipe import HIGHEST_RATE
+from searchspace.training.augmentation import MOST_DEGREES
 from trainers.catalogue import CATALOGUE
+
+MOST_EPOCHS = 10**6
+MOST_BATCH = 2**16  # images: a batch of more is a slip of the keyboard
 
 
 class Settings(BaseModel):
@@ -104,19 +117,28 @@ class Normal(Settings):
 
     @model_validator(mode="after")
     def _positive(self) -> Normal:
-        if self.normal[1] < 0:
+        mean, deviation = self.normal
+        if not (abs(mean) <= MOST_DEGREES and 0 <= deviation <= MOST_DEGREES):
             raise ValueError(
-                f"rotation has standard deviation {self.normal[1]:g} degrees; it must not be "
-                "negative"
+                f"rotation has mean {mean:g} and standard deviation {deviation:g} degrees; both "
+                f"must be at most {MOST_DEGREES}, and a deviation not negative; write {{normal: "
+                "[0, 30]}, or uniform for any angle"
             )
         return self
+
+
+Rotation = Annotated[
+    Annotated[Literal["none", "group", "uniform"], Tag("text()")]
+    | Annotated[Normal, Tag("Normal")],
+    Discriminator(lambda value: "Normal" if isinstance(value, (dict, Normal)) else "text()"),
+]
 
 
 class Augment(Settings):
     """Which orientations training sees, drawn anew for each image and epoch."""
 
     # group: a random element of `symmetry.group`
-    rotation: Literal["none", "group", "uniform"] | Normal = "none"
+    rotation: Rotation = "none"
     # random translation of at most this many pixels
     shift: Annotated[int, Field(ge=0)] = 0
     mirror: bool = False  # random left-right mirroring
@@ -125,13 +147,13 @@ class Augment(Settings):
 class Training(Settings):
     """How one architecture is trained."""
 
-    epochs: int = Field(default=18, ge=1)
-    batch_size: int = Field(default=128, ge=2)  # images
+    epochs: int = Field(default=18, ge=1, le=MOST_EPOCHS)
+    batch_size: int = Field(default=128, ge=2, le=MOST_BATCH)  # images
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     # the peak, where the schedule has one
     learning_rate: float = Field(default=0.01, gt=0, le=HIGHEST_RATE)
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
-    weight_decay: float = Field(default=1e-5, ge=0)
+    weight_decay: float = Field(default=1e-5, ge=0, le=100)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
     # share of a batch that the equivariance loss is measured on
     equivariance_batch: float = Field(default=0.2, gt=0, le=1)

@@ -51,6 +51,16 @@ class FunctionChoices(Section):
     def _parted(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(" & ".join(map(str, parse_streams(text))) or "none" for text in texts)
 
+    @property
+    def stream_groups(self) -> frozenset[Group]:
+        """The groups of all streams of the space."""
+        return frozenset(group for text in self.streams for group in parse_streams(text))
+
+    @property
+    def most_streams(self) -> int:
+        """Streams of the network with the most of them; 1 where none is parted."""
+        return max(1, *(len(parse_streams(text)) for text in self.streams))
+
     def sample_streams(self, trial: Chooser) -> tuple[Group, ...]:
         """The groups of the streams drawn from `trial`; empty for one stream, whose group is
         another choice.

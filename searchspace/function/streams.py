@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from searchspace.layers import Stage
 
 
+MOST_STREAMS = 16  # of a study file's space
+
+
 class JoinedVerdict(Verdict):
     """The verdict on an architecture with streams: what all of them keep."""
 
@@ -96,6 +99,11 @@ def parse_streams(text: str) -> tuple[Group, ...]:
         raise ValueError(
             f"streams is '{text}', which joins nothing; write two groups or more, such as "
             "'C4 & D1', or none"
+        )
+    if len(names) > MOST_STREAMS:
+        raise ValueError(
+            f"streams has {len(names)} groups; it must have at most {MOST_STREAMS}, among which "
+            "the fields are shared out: leave some out"
         )
     return tuple(Group.parse(name) for name in names)
 

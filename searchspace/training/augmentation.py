@@ -15,6 +15,8 @@ AUGMENTATION_KINDS: tuple[AugmentationKind, ...] = get_args(AugmentationKind)
 FORMS = "none, group, uniform, normal:30, normal:45:20 or learned:0.01"
 # of the widths' norm, that the loss is lowered by (arXiv:2010.11882, CIFAR-10)
 REGULARISATION = 0.01
+MOST_REGULARISATION = 100
+MOST_DEGREES = 360  # of a mean or a deviation
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,16 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.kind not in AUGMENTATION_KINDS:
             raise ValueError(f"augment is '{self.kind}'; write {FORMS}")
-        numbers = (self.mean, self.deviation, self.regularisation)
-        if not all(map(math.isfinite, numbers)) or min(numbers[1:]) < 0:
+        angles = (self.mean, self.deviation)
+        if not all(abs(angle) <= MOST_DEGREES for angle in angles) or self.deviation < 0:
             raise ValueError(
-                f"augment is '{self}'; its numbers must be finite, and a deviation or a "
-                f"regularisation not negative; write {FORMS}"
+                f"augment is '{self}'; its angles must be at most {MOST_DEGREES} degrees, and a "
+                f"deviation not negative; write {FORMS}"
+            )
+        if not 0 <= self.regularisation <= MOST_REGULARISATION:
+            raise ValueError(
+                f"augment is '{self}'; its regularisation must be from 0 to "
+                f"{MOST_REGULARISATION}; write {FORMS}"
             )
 
     @classmethod

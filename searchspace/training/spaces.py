@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, field_validator
 
 from searchspace.choices import (
     Interval,
@@ -28,6 +28,7 @@ from searchspace.training.augmentation import Augmentation, augmentation_texts
 from searchspace.training.losses import LOSS_KINDS, OF_STAGES, Loss, parse_losses
 
 DECLARED, ALL = "declared", "all"
+MOST_WEIGHT = 1e6  # of a loss
 _KIND = re.compile(r"([a-z_]+)")
 
 
@@ -91,6 +92,26 @@ class LossSpace(Section):
     # of several terms: constant, or adapted by their gradients
     weighting: Annotated[tuple[Weighting, ...], Listed, NotEmpty] = ("constant",)
 
+    @field_validator("weight")
+    @classmethod
+    def _of_use(cls, value: float | Interval) -> float | Interval:
+        most = value.high if isinstance(value, Interval) else value
+        if most > MOST_WEIGHT:
+            raise ValueError(
+                f"a loss has weight {most:g}; it must be at most {MOST_WEIGHT:g}, such as 0.1: "
+                "beside a larger one the classes do not count"
+            )
+        return value
+
+    def require_stages(self, stages: int) -> None:
+        """Raises ValueError for stages that a loss would read and no network has."""
+        for text in self.stages:
+            if text != ALL and _last(text) > stages:
+                raise ValueError(
+                    f"equivariance_loss.stages names stage {_last(text)}, and networks of the "
+                    f"space have at most {stages}; choose 1 to {stages}, or all"
+                )
+
     def sample(
         self, trial: Trial, stages: int, declared: Group | None
     ) -> tuple[tuple[Loss, ...], Weighting]:
@@ -118,6 +139,16 @@ class LossSpace(Section):
         if isinstance(weight, Interval):
             weight = real(trial, f"loss_weight{suffix}", weight)
         return replace(loss, weight=weight)
+
+
+def require_latent(heads: Sequence[str], kinds: Sequence[str]) -> None:
+    """Raises ValueError where maxima over blocks are offered and no loss takes them."""
+    blocks = [head for head in heads if head.startswith("block_max")]
+    if blocks and not any("latent" in kind for kind in kinds):
+        raise ValueError(
+            f"head {blocks[0]} is for networks that train with the latent loss, and "
+            f"equivariance_loss.kind is {', '.join(kinds)}; add latent, or leave the head out"
+        )
 
 
 def sample_augmentation(

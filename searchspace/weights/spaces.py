@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from searchspace.choices import Trial, choose, listed
+from searchspace.groups import Group
 from searchspace.layers import Stage
 from searchspace.weights.governor import DEFAULT_GOVERNOR, Governor
 from searchspace.weights.relaxation import Relaxation
@@ -36,6 +37,32 @@ def relaxed_stages(stages: Sequence[Stage], text: str) -> tuple[Stage, ...]:
         replace(s, relaxation=relaxation) if relaxation and relaxation.suits(s.group) else s
         for s in stages
     )
+
+
+def require_suiting(
+    texts: Sequence[str], groups: Collection[Group], filters: Sequence[str]
+) -> None:
+    """Raises ValueError for a relaxation that suits none of the groups that stages can have."""
+    for text in texts:
+        if text == "none":
+            continue
+        if "free" not in filters or not any(Relaxation.parse(text).suits(g) for g in groups):
+            names = ", ".join(sorted(map(str, groups))) or "none"
+            raise ValueError(
+                f"relaxation {text} suits no stage of the space (groups: {names}; filters: "
+                f"{', '.join(filters)}); it needs filters: [free] and a steerable group that it "
+                "relaxes, such as C4 with +C1: add one, or leave it out"
+            )
+
+
+def require_pathways(texts: Sequence[str], relaxations: Sequence[str]) -> None:
+    """Raises ValueError where gamma is governed and no relaxation is a pathway."""
+    governed = [text for text in texts if Governor.parse(text) != DEFAULT_GOVERNOR]
+    if governed and not any(text.startswith("+") for text in relaxations):
+        raise ValueError(
+            f"gamma is {governed[0]}, which governs residual pathways, and the space has none; add "
+            "one to relaxation, such as +C1, or leave gamma out"
+        )
 
 
 def fitting(texts: Sequence[str], stages: Sequence[Stage], filters: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import warnings
@@ -18,8 +19,12 @@ from studies.journal.directory import STUDY, require_place
 from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
+from studies.sections import Resources
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
+from trainers.cores import available_cores
+
+ROOM, LEAST_ROOM = 16, 64  # threads of all workers: of each core, and anyhow
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,15 @@ def prepare(
         )
     require_cluster(study.resources)
     require_place(directory)
+    require_room(study.resources)
     require_devices(study)
-    channels, classes = read_data(study, note)
+    images = images_of(study)
     first = [*enqueue, *study.search.first]
+    require_memory(study, first, images)
+    channels, classes = read_data(study, note)
     require_buildable(first, study, channels, classes)
     for text in study.space.width_warnings(channels, classes):
         note(f"warning: space.width: {text}")
-    images = images_of(study)
     study = with_least_steps(study, images.images["train"], note)
     resolution = Evidence(images=images.images["validation"]).resolution([])
     if resolution is not None:
@@ -126,6 +133,25 @@ def with_least_steps(
     )
 
 
+def require_memory(study: Study, first: Sequence[str], images: Images) -> None:
+    """Raises StudyError where this machine's memory cannot hold the images, one byte a pixel, at
+    the largest input size of the space or of the architectures that are tried `first`.
+    """
+    sizes = [max(study.space.pixels) ** 2]
+    for text in first:
+        with contextlib.suppress(ValueError):  # `require_buildable` says what is wrong
+            sizes.append(math.prod(Candidate.parse(text).architecture.size))
+    pixels = max(sizes)
+    held = images.images["train"] + images.images["validation"]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if held * pixels > memory:
+        raise StudyError(
+            f"{held:,} training and validation images of {pixels:,} pixels take "
+            f"{held * pixels / 1e9:,.0f} GB or more, and this machine has {memory / 1e9:,.0f}; "
+            "choose smaller inputs (space.input_size, search.first) or fewer images (data.train)"
+        )
+
+
 def require_buildable(
     architectures: Sequence[str], study: Study, channels: int, classes: int
 ) -> None:
@@ -133,6 +159,8 @@ def require_buildable(
     for text in architectures:
         try:
             candidate = Candidate.parse(text)
+            if candidate.recipe.gamma is not None:
+                candidate.recipe.gamma.check_epochs(study.training.epochs)
             reason = facts(candidate.architecture, study, channels, classes).broken
         except ValueError as error:
             reason = str(error)
@@ -141,6 +169,21 @@ def require_buildable(
                 f"the architecture '{text}', which is to be tried first, cannot be trained: "
                 f"{reason}; correct it or leave it out (search.first, --enqueue)"
             )
+
+
+def require_room(resources: Resources) -> None:
+    """Raises StudyError for more workers, or cores of a worker, than this machine could start."""
+    if resources.address is not None or os.environ.get("RAY_ADDRESS"):
+        return
+    cores, workers = available_cores(), 1 if resources.workers == "auto" else resources.workers
+    most = max(LEAST_ROOM, ROOM * cores)
+    if workers * max(1, resources.cpus_per_trial) > most:
+        raise StudyError(
+            f"resources ask for {workers} workers of {resources.cpus_per_trial:g} cores, and this "
+            f"machine has {cores}: here both together may be at most {most}, and more than {cores} "
+            "gain nothing; lower resources.workers or resources.cpus_per_trial, or name a cluster "
+            "(--ray-address)"
+        )
 
 
 def require_devices(study: Study) -> None:
@@ -197,6 +240,7 @@ def open_driver(
     before any trial. `accept_data` accepts data that has changed; `partners` of pairs are trained
     when the search has ended (`studies.evidence.pairs`). Raises StudyError.
     """
+    require_room(study.resources)
     require_device(study)
     driver = SearchDriver.open(
         directory, study, trusted=trusted, look=images_of, accept_data=accept_data

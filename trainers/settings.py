@@ -78,6 +78,11 @@ def _device_name(name: str) -> str:
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What random numbers are drawn from; torch takes 64 bits."""
 
+Corners = Literal["black", "reflect", "replicate"]
+"""What fills the pixels that a rotation off the pixel grid brings in from outside the image: zeros,
+the image mirrored at its borders, or its border pixels.
+"""
+
 GroupName = Annotated[str, BeforeValidator(_group_name)]
 """The name of a group such as `D4`, checked and spelled canonically."""
 
@@ -175,3 +180,11 @@ class Symmetry(Settings):
     scored: Literal["others", "unseen"] = "others"
     # degrees between the points of the accuracy-by-angle curve
     angles: Annotated[int, Field(ge=1, le=180), AfterValidator(_divides_turn)] = 10
+    # what fills the corners of images turned by an angle off the pixel grid; auto: chosen by the
+    # borders of the training images when a study starts
+    corners: Corners | Literal["auto"] = "auto"
+
+    @property
+    def filling(self) -> Corners:
+        """What fills the corners: black as long as the choice is left open."""
+        return "black" if self.corners == "auto" else self.corners

@@ -25,6 +25,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.errors import StudyError, StudyFileError
+from studies.journal.definition import with_stored_corners
 from studies.journal.lock import StudyLock
 from trainers.files import write_whole
 
@@ -172,8 +173,12 @@ def _record(
     on_entry: Callable[[int, int, TableEntry], None],
 ) -> Table:
     from studies.journal.directory import versions
+    from studies.workers.corners import with_corners
     from studies.workers.processes import run_each
 
+    if path.exists():
+        study = with_stored_corners(study, read_table(path).study)
+    study = with_corners(study)
     candidates = {c.key: c for c in enumerate_space(study, channels, classes)}
     entries = _recorded_before(study, path)
     missing = [candidate for key, candidate in candidates.items() if key not in entries]
@@ -289,7 +294,7 @@ def read_table(path: Path) -> Table:
 
 def _table(content: _TableFile, name: str) -> Table:
     """The table of a file's values. Raises ValueError where they contradict each other."""
-    study = parse(content.study, name=name)
+    study = with_stored_corners(parse(content.study, name=name))
     for entry in content.entries:
         if len(entry.epochs) != study.training.epochs:
             raise ValueError(

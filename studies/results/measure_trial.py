@@ -18,8 +18,9 @@ from studies.journal.directory import TRIALS
 from studies.results.tables import open_study
 from studies.results.trained import load_trained
 from studies.search.inheritance import has_checkpoint
+from studies.workers.corners import with_corners
 from trainers.cores import available_cores
-from trainers.settings import Augment
+from trainers.settings import Augment, Corners, Symmetry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,8 @@ class Subject:
     fields: dict[str, Group] | None = None
     # elements of a declared group that its training has seen; None: as the data's study trains
     seen: Callable[[Group], tuple[Element, ...]] | None = None
+    # of turned images, as its training had them; None: as the data's study has them
+    corners: Corners | None = None
 
 
 def find_subject(name: str, *, run_code: bool = False) -> Subject:
@@ -81,6 +84,7 @@ def _from_bundle(folder: Path, run_code: bool) -> Subject:
         lambda pixels: (pixels - model.mean) / model.std,
         fields,
         _seen_in(manifest.training),
+        Symmetry(corners=manifest.training.get("corners", "black")).filling,
     )
 
 
@@ -97,6 +101,7 @@ def _from_trial(directory: Path, number: int) -> Subject:
         study,
         partial(normalise, mean=trial.splits.mean, std=trial.splits.std),
         seen=_seen_of(trial.config.augment, (record.scores or {}).get("learned")),
+        corners=trial.config.corners,
     )
 
 
@@ -216,6 +221,7 @@ def _measure(
             seen=seen(declared),
             normalise=subject.normalise,
             step=study.symmetry.angles,
+            corners=subject.corners or with_corners(study).symmetry.filling,
             fields=subject.fields,
             control=control,
         )

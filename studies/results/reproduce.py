@@ -48,7 +48,7 @@ training:
   schedule: step
   weight_decay: 1.0e-5
   augment: {{rotation: {rotation}}}
-symmetry: {{group: C4, angles: 10}}
+symmetry: {{group: C4, angles: 10, corners: black}}
 space: {{backbone: 10k3, layout: max2/2}}
 """
 

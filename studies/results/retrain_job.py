@@ -269,7 +269,12 @@ def _tested(
         predict(scored, test.pixels, turns.elements, normalise=normal), test.labels, turns
     )
     curve = accuracy_by_angle(
-        scored, test.pixels, test.labels, step=study.symmetry.angles, normalise=normal
+        scored,
+        test.pixels,
+        test.labels,
+        step=study.symmetry.angles,
+        normalise=normal,
+        corners=config.corners,
     )
     return {
         "test": tested.as_dict(),

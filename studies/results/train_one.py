@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.lock import StudyLock
+from studies.workers.corners import with_corners
 
 if TYPE_CHECKING:
     from trainers.data.datasets import Splits
     from trainers.networks.networks import Network
+    from trainers.settings import Symmetry
 
 
 def train_one(
@@ -42,6 +44,7 @@ def train_one(
     from trainers.training.config import check_training
     from trainers.training.train import start, train
 
+    study = with_corners(study, [str(candidate)], note)
     tune_process(max(1, int(study.resources.cpus_per_trial)))
     config = study.training_config(seed, candidate.recipe)
     architecture = candidate.architecture
@@ -59,7 +62,7 @@ def train_one(
     return {
         "architecture": str(candidate),
         "scores": scores.as_dict(),
-        "accuracy_by_angle": _accuracy_by_angle(network, splits, study.symmetry.angles),
+        "accuracy_by_angle": _accuracy_by_angle(network, splits, study.symmetry),
         "seconds": scores.seconds,
         "epochs": scores.epoch,
         "seed": seed,
@@ -67,8 +70,8 @@ def train_one(
     }
 
 
-def _accuracy_by_angle(network: Network, splits: Splits, step: int) -> dict[str, float]:
-    """Accuracy on the validation images turned by 0, `step`, 2 `step` ... degrees."""
+def _accuracy_by_angle(network: Network, splits: Splits, symmetry: Symmetry) -> dict[str, float]:
+    """Accuracy on the validation images turned by multiples of `symmetry.angles`."""
     from trainers.data.datasets import normalise
     from trainers.instruments.accuracy import accuracy_by_angle
 
@@ -76,8 +79,9 @@ def _accuracy_by_angle(network: Network, splits: Splits, step: int) -> dict[str,
         network,
         splits.validation.pixels,
         splits.validation.labels,
-        step=step,
+        step=symmetry.angles,
         normalise=partial(normalise, mean=splits.mean, std=splits.std),
+        corners=symmetry.filling,
     )
     return {f"{degrees:g}": share.value for degrees, share in zip(curve.degrees, curve.accuracies)}
 

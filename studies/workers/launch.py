@@ -20,6 +20,7 @@ from studies.journal.origin import Images
 from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
 from studies.sections import Resources
+from studies.workers.corners import with_corners
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
 from trainers.cores import available_cores
@@ -98,6 +99,7 @@ def prepare(
     for text in study.space.width_warnings(channels, classes):
         note(f"warning: space.width: {text}")
     study = with_least_steps(study, images.images["train"], note)
+    study = with_corners(study, enqueue, note)
     resolution = Evidence(images=images.images["validation"]).resolution([])
     if resolution is not None:
         note(resolution_text(resolution))

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from searchspace.groups import Group
+
 
 def text_of(value: Any) -> str:
     """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a
@@ -76,12 +78,23 @@ def scores_of(manifest: Mapping[str, Any]) -> str:
             f"features {scores['equivariance_error_features']:.3g} "
             "(0: exact, 1: as much as another image).",
             f"- Orientations seen in training: {seen} (`e` is upright).",
+            *_corners(manifest),
             f"- Cost: {cost['params']:,} trained parameters, {cost['expanded_params']:,} "
             f"weights when folded, {cost['macs']:,} multiply-accumulates an image, "
             f"{scores['latency']:.3g} ms an image on the machine of the training.",
             "",
         ]
     )
+
+
+def _corners(manifest: Mapping[str, Any]) -> list[str]:
+    """What fills the corners of turned images; nothing where all turns are quarter turns and the
+    corners black, and for bundles that do not say.
+    """
+    corners = manifest["training"].get("corners")
+    if corners is None or (corners == "black" and Group.parse(manifest["declared"]).on_grid):
+        return []
+    return [f"- Corners of images turned by other angles than quarter turns: {code_of(corners)}."]
 
 
 def _under(manifest: Mapping[str, Any]) -> str:

@@ -165,6 +165,7 @@ def _training(trained: TrainedNetwork) -> dict[str, Any]:
         },
         "seen": [str(e) for e in seen(config.augment, config.group, turned)],
         "scored": config.symmetry.scored,
+        "corners": config.corners,
         "learned": trained.scores.get("learned"),
     }
 

@@ -119,7 +119,7 @@ def _scores(
     config = trained.config
     turned = degrees_learned(trained.scores.get("learned"))
     found = summarise(
-        predict(run, images, config.group.elements),
+        predict(run, images, config.group.elements, corners=config.corners),
         labels,
         config.group,
         seen(config.augment, config.group, turned),

@@ -2,8 +2,8 @@
 given.
 
 Directions are those of `trainers.actions`: mirror left to right first, then rotate
-counter-clockwise. Pixels from outside the image are zero, so transform images in 0..1 and normalise
-afterwards.
+counter-clockwise. Pixels that a shift brings in from outside the image are zero, and so are those
+of a rotation with black corners: transform images in 0..1 and normalise afterwards.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from searchspace.groups import Element, Group
-from trainers.actions import act
+from trainers.actions import PADDING, act
 from trainers.devices import send
-from trainers.settings import Augment, Normal
+from trainers.settings import Augment, Corners, Normal
 
 QUARTERS = tuple(Element.parse(name) for name in ("e", "r90", "r180", "r270"))
 
 
-def transform(images: Tensor, augment: Augment, group: Group, generator: torch.Generator) -> Tensor:
+def transform(
+    images: Tensor,
+    augment: Augment,
+    group: Group,
+    generator: torch.Generator,
+    corners: Corners = "black",
+) -> Tensor:
     """The float images [B, C, H, W], each mirrored, turned and shifted as it draws. Sizes and
     device stay.
 
-    `group` is what `rotation: group` draws elements of. Draws come from `generator` (on the CPU)
-    and depend on B only, so the same generator gives the same transformations on every device.
-    Without augmentation the images themselves are returned.
+    `group` is what `rotation: group` draws elements of, `corners` what lies outside a turned image.
+    Draws come from `generator` (on the CPU) and depend on B only, so the same generator gives the
+    same transformations on every device. Without augmentation the images themselves are returned.
     """
     count = len(images)
     mirrored = torch.zeros(count, dtype=torch.bool)
@@ -47,21 +53,21 @@ def transform(images: Tensor, augment: Augment, group: Group, generator: torch.G
         mirrored = mirrored ^ (torch.rand(count, generator=generator) < 0.5)
     images = _mirror(images, mirrored)
     if by_group is not None:
-        images = _turn_by_group(images, by_group)
+        images = _turn_by_group(images, by_group, corners)
     elif degrees is not None:
-        images = rotate(images, degrees)
+        images = rotate(images, degrees, corners)
     if augment.shift:
         offsets = torch.randint(-augment.shift, augment.shift + 1, (2, count), generator=generator)
         images = shift(images, offsets[0], offsets[1], augment.shift)
     return images
 
 
-def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+def rotate(images: Tensor, degrees: Tensor, corners: Corners = "black") -> Tensor:
     """The float images [B, C, H, W], each turned counter-clockwise about its centre by its own
     angle [B] in degrees.
 
-    Bilinear interpolation, zero outside; the size stays, so a turned image that is not square loses
-    its ends.
+    Bilinear interpolation, with `corners` outside; the size stays, so a turned image that is not
+    square loses its ends.
     """
     height, width = images.shape[-2:]
     angles = send(
@@ -78,7 +84,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
         matrices.to(images.dtype), list(images.shape), align_corners=False
     )
     return functional.grid_sample(
-        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        images, grid, mode="bilinear", padding_mode=PADDING[corners], align_corners=False
     )
 
 
@@ -128,7 +134,7 @@ def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(send(mirrored, images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
+def _turn_by_group(images: Tensor, degrees: Tensor, corners: Corners) -> Tensor:
     """Quarter turns by exact index moves, other angles (and quarter turns of images that are not
     square) bilinearly.
     """
@@ -145,7 +151,7 @@ def _turn_by_group(images: Tensor, degrees: Tensor) -> Tensor:
     )
     if not exact.all():
         index = send((~exact).nonzero().squeeze(1), images.device)
-        result[index] = rotate(images[index], degrees[~exact])
+        result[index] = rotate(images[index], degrees[~exact], corners)
     return result
 
 

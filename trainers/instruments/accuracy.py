@@ -16,6 +16,7 @@ from searchspace.groups import IDENTITY, Element, Group
 from trainers.instruments.feature_maps import Model, Normalise
 from trainers.instruments.predictions import Predictions, angle_elements, predict
 from trainers.instruments.proportions import Proportion, proportion
+from trainers.settings import Corners
 
 Over = Literal["others", "unseen"]  # the elements that symmetry accuracy is a mean over
 
@@ -171,6 +172,7 @@ def symmetry_accuracy(
     normalise: Normalise | None = None,
     batch_size: int | None = None,
     share_exact: bool = True,
+    corners: Corners = "black",
     confidence: float = 0.95,
 ) -> SymmetryAccuracy:
     """The accuracy of a model under every element of `group`, told apart by what training has seen.
@@ -185,6 +187,7 @@ def symmetry_accuracy(
         normalise=normalise,
         batch_size=batch_size,
         share_exact=share_exact,
+        corners=corners,
     )
     return summarise(predictions, labels, group, seen, confidence)
 
@@ -238,6 +241,7 @@ def accuracy_by_angle(
     normalise: Normalise | None = None,
     batch_size: int | None = None,
     share_exact: bool = True,
+    corners: Corners = "black",
     confidence: float = 0.95,
 ) -> AngleCurve:
     """The accuracy of a model on images rotated by 0, `step`, 2 `step` ... degrees; arguments as in
@@ -250,6 +254,7 @@ def accuracy_by_angle(
         normalise=normalise,
         batch_size=batch_size,
         share_exact=share_exact,
+        corners=corners,
     )
     return summarise_angles(predictions, labels, step, confidence)
 

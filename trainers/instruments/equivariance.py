@@ -23,6 +23,7 @@ from torch import Tensor
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from trainers.actions import act, gathers
 from trainers.instruments.feature_maps import Model, Normalise, Stage, measuring, pixels, run
+from trainers.settings import Corners
 
 # values of a stage that are compared at a time: 0.5 MB, which a core's cache holds twice
 AT_ONCE = 128 * 1024
@@ -117,6 +118,7 @@ def equivariance_error(
     stages: Sequence[str] | None = None,
     fields: Mapping[str, Group] | None = None,
     normalise: Normalise | None = None,
+    corners: Corners = "black",
     images_per_pass: int | None = None,
 ) -> EquivarianceError:
     """The equivariance error of the logits and of every stage under all elements of `group`, from
@@ -125,11 +127,11 @@ def equivariance_error(
     `images` are [batch, channel, height, width], uint8 or floating point, moved before `normalise`
     is applied; 16 to 64 are enough. `stages` and `fields` are those of
     `trainers.instruments.feature_maps.run`; `stages=()` measures the logits alone. Elements that
-    are no quarter turn or flip interpolate, and are compared inside the largest circle. Measured in
-    float32 or better, summed up in float64. A pass takes `images_per_pass` moved images, by default
-    64 on a CPU, whose caches hold their maps, and 512 on a GPU. Raises ValueError for fewer than
-    two images, for outputs that do not vary over the images (a constant is trivially equivariant
-    and must not win a search) and for values that are not finite.
+    are no quarter turn or flip interpolate, with `corners` outside, and are compared inside the
+    largest circle. Measured in float32 or better, summed up in float64. A pass takes
+    `images_per_pass` moved images, by default 64 on a CPU, for its caches, and 512 on a GPU. Raises
+    ValueError for fewer than two images, for outputs that do not vary over the images (a constant
+    is trivially equivariant and must not win a search) and for values that are not finite.
     """
     elements = _compared(images, group)
     with measuring(model):
@@ -143,7 +145,7 @@ def equivariance_error(
         errors: list[list[tuple[float, ...]]] = [[] for _ in references]
         at_once = images_per_pass or (64 if images.device.type == "cpu" else 512)
         for chunk in _chunks(elements, images, at_once):
-            moved = torch.cat([prepare(act(images, element)) for element in chunk])
+            moved = torch.cat([prepare(act(images, element, corners)) for element in chunk])
             logits, watched = run(model, moved, stages=names, fields=fields)
             outputs = (logits, *(stage.maps for stage in watched))
             for reference, row, output in zip(references, errors, outputs):

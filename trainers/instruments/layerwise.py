@@ -20,6 +20,7 @@ from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
 from trainers.instruments.equivariance import between_image_variance
 from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels, run
+from trainers.settings import Corners
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def steerability(
     *,
     stage: str | None = None,
     normalise: Normalise | None = None,
+    corners: Corners = "black",
     batch_size: int = 256,
 ) -> Steerability:
     """How well a linear map stands for `element` on the spatially averaged features of `stage`
@@ -177,7 +179,8 @@ def steerability(
 
     S is the least-squares solution of S z(x) = z(g x) (Steerers, Bokman et al., CVPR 2024). An
     equivariant network has residual 0 and eigenvalues at roots of unity; `change` tells it from an
-    invariant one, whose S is the identity. Needs at least four images per feature dimension. Raises
+    invariant one, whose S is the identity. `corners` is what lies outside an image that is turned
+    by an angle off the grid. Needs at least four images per feature dimension. Raises
     ValueError for fewer, and for features that do not vary over the images.
     """
     if element == IDENTITY:
@@ -188,7 +191,7 @@ def steerability(
         before, after = [], []
         for start in range(0, len(images), batch_size):
             batch = pixels(images[start : start + batch_size], model)
-            for moved, into in ((batch, before), (act(batch, element), after)):
+            for moved, into in ((batch, before), (act(batch, element, corners), after)):
                 _, watched = run(
                     model,
                     normalise(moved) if normalise else moved,

@@ -36,6 +36,7 @@ from trainers.networks.fold import scoring
 from trainers.networks.networks import Network
 from trainers.networks.plain import PlainNetwork
 from trainers.process import thread_pool
+from trainers.settings import Corners
 
 ERROR_IMAGES = 64  # for the equivariance error and the Lie derivative
 MATCH_IMAGES = 128  # for matching channels
@@ -56,6 +57,7 @@ def measure(
     normalise: Normalise | None = None,
     calibration: Tensor | None = None,
     step: int = 10,
+    corners: Corners = "black",
     stages: Sequence[str] | None = None,
     fields: Mapping[str, Group] | None = None,
     threads: int | None = None,
@@ -66,7 +68,8 @@ def measure(
 
     `images` are [image, channel, height, width], uint8 or floating point in 0..1, `labels` [image];
     `normalise` is applied after images were moved. `group` is the declared symmetry, `seen` what
-    training has seen of it, `step` the degrees between the angles. `calibration` are training
+    training has seen of it, `step` the degrees between the angles, `corners` what lies outside an
+    image that is turned by an angle off the grid. `calibration` are training
     images for the merge barrier (None: the images themselves), `control` another training of the
     same architecture for it. `stages` names the modules to look at in a model that is not ours,
     `fields` the groups of stages that do not say them (`trainers.instruments.feature_maps.run`). A
@@ -82,7 +85,7 @@ def measure(
     if is_folded(scored):
         prepare = (lambda batch: channels_last(normalise(batch))) if normalise else channels_last
     with measuring(scored), _executor(scored, threads if stages is None else 1) as executor:
-        error = _submit_error(executor, scored, images, group, stages, fields, prepare)
+        error = _submit_error(executor, scored, images, group, stages, fields, prepare, corners)
         matched, steered = _submit_stages(executor, scored, images, group, stages, prepare)
         barriers = _submit_barriers(
             executor, model, images, labels, group, calibration, normalise, control
@@ -90,11 +93,22 @@ def measure(
         lie = _submit_lie(executor, scored, images, prepare)
         measured = error.result() if error else None  # first, for it refuses constants
         pool = executor if isinstance(executor, ThreadPoolExecutor) else None
-        predictions = predict(scored, images, elements, normalise=prepare, executor=pool)
+        predictions = predict(
+            scored, images, elements, normalise=prepare, corners=corners, executor=pool
+        )
         notes: list[str] = []
         inside = _Inside(*(_gathered(notes, part) for part in (lie, matched, steered, barriers)))
     return _summarised(
-        predictions, labels, group, seen, step, measured, inside, began=began, notes=tuple(notes)
+        predictions,
+        labels,
+        group,
+        seen,
+        step,
+        measured,
+        inside,
+        corners=corners,
+        began=began,
+        notes=tuple(notes),
     )
 
 
@@ -128,6 +142,7 @@ def _summarised(
     error: EquivarianceError | None,
     inside: _Inside,
     *,
+    corners: Corners,
     began: float,
     notes: tuple[str, ...],
 ) -> Measurement:
@@ -146,6 +161,7 @@ def _summarised(
         barriers=inside.barriers,
         seconds=time.perf_counter() - began,
         notes=notes,
+        corners=corners,
     )
 
 
@@ -196,6 +212,7 @@ def _submit_error(
     stages: Sequence[str] | None,
     fields: Mapping[str, Group] | None,
     prepare: Normalise | None,
+    corners: Corners,
 ) -> Future[EquivarianceError] | None:
     """The equivariance error; None for the trivial group, under which every model is exact."""
     if group == TRIVIAL:
@@ -203,7 +220,13 @@ def _submit_error(
     few = _spaced(images, ERROR_IMAGES)
     return executor.submit(
         lambda: equivariance_error(
-            model, few, group, stages=stages, fields=fields, normalise=prepare
+            model,
+            few,
+            group,
+            stages=stages,
+            fields=fields,
+            normalise=prepare,
+            corners=corners,
         )
     )
 

@@ -14,6 +14,7 @@ from trainers.instruments.layerwise import MatchedStage, Steerability
 from trainers.instruments.lie import LieDerivative
 from trainers.instruments.merging import MergeBarrier
 from trainers.instruments.proportions import Proportion
+from trainers.settings import Corners
 from trainers.text_table import Column, table_lines
 
 
@@ -37,6 +38,8 @@ class Measurement:
     barriers: tuple[MergeBarrier, ...]  # of our networks
     seconds: float
     notes: tuple[str, ...] = field(default=())
+    # outside of images that were turned by an angle off the grid
+    corners: Corners = "black"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, keys in the order of the fields."""
@@ -54,6 +57,7 @@ class Measurement:
             "merge_barrier": [b.as_dict() for b in self.barriers],
             "seconds": self.seconds,
             "notes": list(self.notes),
+            "corners": self.corners,
         }
 
     def text(self, *, ascii_only: bool = False) -> str:
@@ -69,6 +73,11 @@ class Measurement:
         return "\n\n".join(
             [*filter(None, sections), drawn, *(f"Note: {note}." for note in self.notes)]
         )
+
+
+def _filled(m: Measurement) -> str:
+    """What the title says of corners that are not black."""
+    return "" if m.corners == "black" else f", corners {m.corners}"
 
 
 def generators(group: Group) -> tuple[Element, ...]:
@@ -113,7 +122,7 @@ def _scores(m: Measurement) -> str:
             ("equivariance error, logits", f"{m.error.logits.worst:.2e}", "worst"),
         ]
     return _table(
-        f"Symmetry under {m.group} on {m.num_images} images",
+        f"Symmetry under {m.group} on {m.num_images} images{_filled(m)}",
         ("score", "value", f"{100 * m.accuracy.confidence:g} % interval"),
         rows,
     )

@@ -1,7 +1,7 @@
 """What a model predicts for images under each of several elements, one forward for each.
 
 Images are moved while they are pixels and normalised afterwards, so that the corners that a
-rotation uncovers are black, as in training.
+rotation uncovers are as in training.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from searchspace.groups import IDENTITY, Element, Group, largest_subgroup
 from trainers.actions import act, parts
 from trainers.instruments.feature_maps import Model, Normalise, device_of, measuring, pixels, run
+from trainers.settings import Corners
 
 # relative to the standard deviation of the logits, float32: exact networks have 1e-6, broken
 # layouts 6e-2 and more
@@ -90,13 +91,15 @@ def predict(
     normalise: Normalise | None = None,
     batch_size: int | None = None,
     share_exact: bool = True,
+    corners: Corners = "black",
     executor: Executor | None = None,
 ) -> Predictions:
     """The predictions of a model for images under each of `elements`.
 
     `images` are [image, channel, height, width], uint8 or floating point, moved before `normalise`
     is applied. With `share_exact`, quarter turns and flips under which the logits are measured not
-    to change cost no forward: 2 instead of 8 for C8 and an exact C4 network. A forward takes
+    to change cost no forward: 2 instead of 8 for C8 and an exact C4 network. `corners` is what lies
+    outside an image that is turned by an angle off the grid. A forward takes
     `batch_size` images (None: 128 on a CPU, 1024 on a GPU). `executor`, such as
     `trainers.process.thread_pool`, runs batches side by side, if several threads may call the
     model. Raises ValueError for logits that are not finite.
@@ -112,7 +115,7 @@ def predict(
     def work(task: tuple[int, Element]) -> list[_Row]:
         start, rest = task
         batch = pixels(images[start : start + batch_size], model)
-        return _predict_batch(model, act(batch, rest), plan.alike[rest], prepare)
+        return _predict_batch(model, act(batch, rest, corners), plan.alike[rest], prepare)
 
     tasks = [(start, rest) for start in range(0, len(images), batch_size) for rest in plan.alike]
     classes = torch.empty(len(plan.needed), len(images), dtype=torch.int64)

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from trainers.actions import PADDING
 from trainers.devices import send
+from trainers.settings import Corners
 
 # generators in homogeneous coordinates -1..1 (right, down, 1): shifts by a tenth of half the image,
 # rotation in radians, scaling, stretching along the axes and along the diagonals
@@ -37,9 +39,10 @@ WIDEST = 10.0  # the regularisation stops where a width reaches it, as in the au
 class LearnedAugmentation(nn.Module):
     """Moves images by random affine maps of trained widths."""
 
-    def __init__(self, regularisation: float) -> None:
+    def __init__(self, regularisation: float, corners: Corners = "black") -> None:
         super().__init__()
         self.regularisation = regularisation
+        self.corners: Corners = corners
         start = math.log(math.expm1(START))  # softplus of it is START
         self.raw = nn.Parameter(torch.full((len(GENERATORS),), start))
         self.register_buffer("generators", torch.tensor(list(GENERATORS.values())).float(), False)
@@ -51,7 +54,7 @@ class LearnedAugmentation(nn.Module):
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The float images [B, C, H, W], each moved by its own map; draws come from `generator` on
-        the CPU. Bilinear, zeros outside.
+        the CPU. Bilinear, with `corners` outside the image.
         """
         drawn = torch.rand(len(images), len(GENERATORS), generator=generator) - 0.5
         # bfloat16 would blur where pixels come from
@@ -68,7 +71,7 @@ class LearnedAugmentation(nn.Module):
             (maps[:, :2] * scale).to(images.dtype), list(images.shape), align_corners=False
         )
         return functional.grid_sample(
-            images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+            images, grid, mode="bilinear", padding_mode=PADDING[self.corners], align_corners=False
         )
 
     def penalty(self) -> Tensor:

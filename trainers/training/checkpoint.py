@@ -38,6 +38,7 @@ def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
     """
     training = config.training.model_dump(mode="json", exclude={"device", "cuda_graphs"})
     data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})
+    corners = {} if config.corners == "black" else {"corners": config.corners}
     merged = {"merge_validation": True} if config.merge_validation else {}
     return json.dumps(
         {
@@ -47,6 +48,7 @@ def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
             "training": training,
             "data": data,
             "group": config.symmetry.group,
+            **corners,
             **merged,
         },
         sort_keys=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 from searchspace.groups import Group
 from searchspace.recipe import Recipe
-from trainers.settings import Augment, Data, Normal, Symmetry, Training
+from trainers.settings import Augment, Corners, Data, Normal, Symmetry, Training
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class TrainingConfig:
         if chosen.kind == "normal":
             rotation = Normal(normal=(chosen.mean, chosen.deviation))
         return augment.model_copy(update={"rotation": rotation})
+
+    @property
+    def corners(self) -> Corners:
+        """What fills the corners of images turned by an angle off the grid."""
+        return self.symmetry.filling
 
     @property
     def group(self) -> Group:

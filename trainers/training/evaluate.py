@@ -16,12 +16,13 @@ from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
-from searchspace.groups import TRIVIAL, Group
+from searchspace.groups import TRIVIAL
 from trainers.data.augment import seen
 from trainers.data.datasets import Images, Splits, batch, normalise
 from trainers.instruments import correctness
 from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
+from trainers.instruments.feature_maps import Normalise
 from trainers.instruments.predictions import Predictions, predict
 from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
@@ -62,13 +63,15 @@ def evaluate(
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
     scored = mean_network(map(scoring, members))
-    predictions = predict(scored, images.pixels, declared.elements, normalise=normal)
+    predictions = predict(
+        scored, images.pixels, declared.elements, normalise=normal, corners=config.corners
+    )
     trained_on = seen(config.augment, declared, degrees_learned(learned))
     over = config.symmetry.scored
     symmetry = summarise(predictions, images.labels, declared, trained_on, over=over)
     assert predictions.upright is not None  # every group holds the identity
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
-    errors = _errors(scored, architecture, images, declared, normal)
+    errors = _errors(scored, architecture, images, config, normal)
     if folder is not None:
         save_correctness(predictions, symmetry, images, epoch, folder)
     price = cost(architecture, splits.channels, len(splits.classes))
@@ -123,16 +126,22 @@ def _value(symmetry: SymmetryAccuracy, name: str) -> float | None:
 
 
 def _errors(
-    folded: torch.nn.Module, architecture: Architecture, images: Images, declared: Group, normal
+    folded: torch.nn.Module,
+    architecture: Architecture,
+    images: Images,
+    config: TrainingConfig,
+    normal: Normalise,
 ) -> tuple[float, float]:
     """Of the logits and of the features; 0 for the trivial group."""
-    if declared == TRIVIAL:
+    if config.group == TRIVIAL:
         return 0.0, 0.0
     few = images.pixels[:: max(1, len(images.pixels) // ERROR_IMAGES)][:ERROR_IMAGES]
     fields = {
         f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)
     }
-    error = equivariance_error(folded, few, declared, fields=fields, normalise=normal)
+    error = equivariance_error(
+        folded, few, config.group, fields=fields, normalise=normal, corners=config.corners
+    )
     return error.logits.mean, error.features or 0.0
 
 

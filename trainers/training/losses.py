@@ -38,6 +38,7 @@ from trainers.actions import act, permutation
 from trainers.networks.kernels.maxima import block_maxima
 from trainers.networks.networks import Network
 from trainers.networks.projection import distances_squared
+from trainers.settings import Corners
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +109,9 @@ def draw(
     return parts
 
 
-def move(images: Tensor, parts: list[tuple[Element, slice]]) -> Tensor:
-    """The images [B, C, H, W], each moved by the element of its part."""
-    return torch.cat([act(images[where], element) for element, where in parts])
+def move(images: Tensor, parts: list[tuple[Element, slice]], corners: Corners = "black") -> Tensor:
+    """The images [B, C, H, W], each moved by the element of its part, with `corners` outside."""
+    return torch.cat([act(images[where], element, corners) for element, where in parts])
 
 
 def maxima_of(maps: Tensor, blocks: Blocks | Group) -> Tensor:

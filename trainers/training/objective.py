@@ -16,6 +16,7 @@ from torch import Tensor
 from searchspace.groups import Element, Group
 from searchspace.training.losses import Loss
 from trainers.networks.networks import Network
+from trainers.settings import Corners
 from trainers.training.losses import LOSSES, Views, draw, maxima_of, move, usable_elements
 
 Parts = list[tuple[Element, slice]]
@@ -29,14 +30,22 @@ class Objective:
     declared: Group
     # of the groups that move images, by group
     elements: dict[Group, tuple[Element, ...]]
+    corners: Corners = "black"  # of images that are moved by an angle off the grid
 
     @classmethod
-    def of(cls, losses: tuple[Loss, ...], declared: Group, size: tuple[int, int]) -> Objective:
+    def of(
+        cls,
+        losses: tuple[Loss, ...],
+        declared: Group,
+        size: tuple[int, int],
+        corners: Corners = "black",
+    ) -> Objective:
         """The objective on images of `size` (height, width). Raises ValueError where a loss's group
         has no element that keeps them in shape.
         """
         moving = [loss.elements_group(declared) for loss in losses if LOSSES[loss.kind].moves]
-        return cls(losses, declared, {group: usable_elements(group, size) for group in moving})
+        elements = {group: usable_elements(group, size) for group in moving}
+        return cls(losses, declared, elements, corners)
 
     @property
     def most_elements(self) -> int:
@@ -59,7 +68,7 @@ class Objective:
             return [_cross_entropy(network(normalise(pixels)), labels)]
         count = len(pixels)
         parts = {g: draw(elements, size, generator) for g, elements in self.elements.items()}
-        moved = [move(pixels[:size], each) for each in parts.values()]
+        moved = [move(pixels[:size], each, self.corners) for each in parts.values()]
         images = normalise(torch.cat([pixels, *moved]))
         starts = {group: count + size * n for n, group in enumerate(parts)}
         compared = (slice(size), *(slice(s, s + size) for s in starts.values()))

@@ -58,7 +58,7 @@ class TrainingStep:
             network,
             build_optimizer(network, config, companions),
             config,
-            Objective.of(config.recipe.losses, config.group, architecture.size),
+            Objective.of(config.recipe.losses, config.group, architecture.size, config.corners),
             companions,
             governing,
             normalise,
@@ -157,7 +157,8 @@ class TrainingStep:
 
     def augment(self, pixels: Tensor) -> Tensor:
         """Images in 0..1 as training sees them."""
-        return transform(pixels, self.config.augment, self.config.group, self.generator)
+        config = self.config
+        return transform(pixels, config.augment, config.group, self.generator, config.corners)
 
 
 def _dropout_generators(network: Network) -> tuple[torch.Generator, ...]:
@@ -175,7 +176,9 @@ def companions_of(config: TrainingConfig) -> nn.ModuleDict:
     recipe = config.recipe
     companions = nn.ModuleDict()
     if recipe.augment is not None and recipe.augment.kind == "learned":
-        companions["augmentation"] = LearnedAugmentation(recipe.augment.regularisation)
+        companions["augmentation"] = LearnedAugmentation(
+            recipe.augment.regularisation, config.corners
+        )
     if recipe.weighting == "adapted":
         companions["weights"] = AdaptedWeights([1.0, *(loss.weight for loss in recipe.losses)])
     return companions

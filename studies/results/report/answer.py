@@ -14,6 +14,7 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.evidence.front import best_compromise, members, scored
 from studies.evidence.intervals import Evidence, interval, over_seeds, resolution_text
+from studies.journal.definition import corners_note
 from studies.journal.trial import TrialRecord
 from studies.output import is_number
 
@@ -98,6 +99,8 @@ def _cost(
         over = f"On {images:,} validation images" if images else "On validation images"
         under = f", and {moved} under the other elements of {study.symmetry.group}" if moved else ""
         yield f"{over} it classifies {upright} correctly as they are{under}."
+        if moved and (filled := corners_note(study)):
+            yield f"{filled}."
     rivals = [r for r in complete if is_number((r.scores or {}).get("accuracy"))]
     best = max(rivals, key=lambda r: (r.scores or {})["accuracy"], default=None)
     if best is None or best is chosen or not upright:

@@ -146,9 +146,10 @@ def test_a_start_chooses_once_and_writes_it_down(tmp_path, folder):
     assert study.symmetry.corners == "reflect"
     assert "corners: reflect" in (tmp_path / "study" / "study.yaml").read_text()
     # a file that leaves it open goes on with what was chosen
-    open_ = parse(FOLDER.format(folder=folder, group="C8"))
-    with SearchDriver.open(tmp_path / "study", open_) as driver:
-        assert driver.study.symmetry.corners == "reflect"
+    for group in ("C8", "C8, corners: auto"):
+        again = parse(FOLDER.format(folder=folder, group=group))
+        with SearchDriver.open(tmp_path / "study", again) as driver:
+            assert driver.study.symmetry.corners == "reflect"
     given = FOLDER.format(folder=folder, group="C8, corners: replicate")
     assert started(given, tmp_path / "given")[1].symmetry.corners == "replicate"
 

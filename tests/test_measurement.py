@@ -185,6 +185,7 @@ def test_as_dict_is_plain():
         "merge_barrier",
         "seconds",
         "notes",
+        "corners",
     }
 
 

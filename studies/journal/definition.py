@@ -38,10 +38,11 @@ def as_stored(study: Study, like: Study | None = None) -> Study:
 
 
 def with_stored_corners(study: Study, like: Study | None = None) -> Study:
-    """The study with the corners that it was started with: where its text does not say, those of
-    `like`, else black, as in earlier versions.
+    """The study with the corners that it was started with: where its text leaves them open, those
+    of `like`; where it does not have the key and there is no `like`, black, as in earlier versions.
     """
-    if "corners" in study.symmetry.model_fields_set and study.symmetry.corners != "auto":
+    given = "corners" in study.symmetry.model_fields_set
+    if given and (like is None or study.symmetry.corners != "auto"):
         return study
     corners = "black" if like is None else like.symmetry.filling
     symmetry = study.symmetry.model_copy(update={"corners": corners})

@@ -28,6 +28,7 @@ from studies.errors import StudyError, StudyFileError
 from studies.journal.definition import with_stored_corners
 from studies.journal.lock import StudyLock
 from trainers.files import write_whole
+from trainers.settings import Settings
 
 FORMAT = 1
 MOST_BYTES = 256 << 20  # of an unpacked table: 10,000 trainings of 100 epochs take 50 MB
@@ -208,16 +209,18 @@ def _recorded_before(study: Study, path: Path) -> dict[str, TableEntry]:
     if not path.exists():
         return {}
     before = read_table(path)
-    if (before.study.data, before.study.training, before.study.symmetry) != (
-        study.data,
-        study.training,
-        study.symmetry,
-    ):
+    if _trained_by(before.study) != _trained_by(study):
         raise StudyError(
             f"{path} holds a table of another study (data, training or symmetry differ); "
             "give another file"
         )
     return before.by_key
+
+
+def _trained_by(study: Study) -> tuple[Settings, ...]:
+    """The sections that decide what a training gives."""
+    corners = {"corners": study.symmetry.filling}
+    return study.data, study.training, study.symmetry.model_copy(update=corners)
 
 
 def _entry_of(candidate: Candidate, rows: list[dict[str, Any]]) -> TableEntry:

@@ -44,7 +44,7 @@ def with_stored_corners(study: Study, like: Study | None = None) -> Study:
     given = "corners" in study.symmetry.model_fields_set
     if given and (like is None or study.symmetry.corners != "auto"):
         return study
-    corners = "black" if like is None else like.symmetry.filling
+    corners = "black" if like is None else like.symmetry.corners
     symmetry = study.symmetry.model_copy(update={"corners": corners})
     return study.model_copy(update={"symmetry": symmetry})
 

@@ -489,3 +489,15 @@ def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkey
     )
     assert "not built in" in rows["m"]["lost"] and rows["r45"]["relative_change"] is None
     assert "`e`, `m`" in (folder / CARD).read_text()
+
+
+def test_manifest_and_card_say_what_fills_the_corners_of_turned_images(bundle):
+    manifest = manifest_of(bundle)
+    training = manifest["training"]
+    assert training["corners"] == "black" and "Corners" not in card(manifest)
+    mirrored = {**manifest, "training": {**training, "corners": "reflect"}}
+    line = "Corners of images turned by other angles than quarter turns: `{}`"
+    assert line.format("reflect") in card(mirrored)
+    assert line.format("black") in card({**manifest, "declared": "C8"})
+    del training["corners"]  # as in bundles of earlier versions
+    assert "Corners" not in card({**manifest, "declared": "C8"})

@@ -56,6 +56,18 @@ def test_a_bundle_says_what_its_training_has_seen(tmp_path):
         assert find_subject(str(folder)).seen(c4) == seen
 
 
+def test_a_bundle_is_measured_with_the_corners_of_its_training(tmp_path):
+    folder = untrained(tmp_path, "16px: 3k3", spread(network("16px: 3k3")))
+    manifest = json.loads((folder / "bundle.json").read_text())
+    for training, corners in (({}, "black"), ({"corners": "reflect"}, "reflect")):
+        (folder / "bundle.json").write_text(json.dumps({**manifest, "training": training}))
+        assert find_subject(str(folder)).corners == corners
+    wrong = {**manifest, "training": {"corners": "sepia"}}
+    (folder / "bundle.json").write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match="corners"):
+        find_subject(str(folder))
+
+
 def test_code_in_a_bundle_is_executed_only_when_told_to(tmp_path):
     folder, marker = (
         untrained(

@@ -280,6 +280,19 @@ def test_the_answer_stands_first_and_is_that_of_the_marked_row(study):
     assert f"it classifies {100 * share:.1f} %" in text
 
 
+def test_the_answer_says_which_corners_turned_images_have(study, tmp_path):
+    directory = tmp_path / "corners"
+    shutil.copytree(study, directory)
+    text = (directory / "study.yaml").read_text()
+    sentence = "turned by angles between quarter turns have corners filled with the image mirrored"
+    for group, said in (("C8", True), ("D4", False)):
+        changed = re.sub(r"corners: \w+", "corners: reflect", text)
+        changed = re.sub(r"(symmetry:\n  group: )\w+", rf"\g<1>{group}", changed)
+        (directory / "study.yaml").write_text(changed)
+        page = " ".join(text_of(write_report(directory).read_text(encoding="utf-8")).split())
+        assert (sentence in page) == said
+
+
 def test_what_was_tested_replaces_the_warning_that_validation_flatters(study, tmp_path):
     directory = tmp_path / "tested"
     shutil.copytree(study, directory)

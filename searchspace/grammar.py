@@ -79,6 +79,12 @@ def parse_stage(text: str, before: Stage | None = None) -> Stage:
             "(fields, k kernel, s stride, p padding, d dilation, x repeats, r residual, drop or "
             "fielddrop with a rate, @GROUP, then the subsampling)"
         )
+    apart = [word for word in words[1:] if _MODIFIER.fullmatch(word)]
+    if apart:
+        raise ValueError(
+            f"'{apart[0]}' stands apart in stage '{text.strip()}'; a modifier follows the kernel "
+            f"without a space, such as {words[0]}{apart[0]}"
+        )
     if len(words) > 2:
         raise ValueError(
             f"stage '{text.strip()}' has more than one subsampling ({', '.join(words[1:])}); "

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,11 @@ def test_presets_are_listed_and_printed(run):
         (["train", "quickstart", "12px: 4k3@E4"], 1, "no group"),
         (["start", "quickstart", "x", "--trials", "0"], 2, "--trials"),
         (["nonsense"], 2, "nonsense"),
+        (["retrain", "x", "--seeds", "1000000000000"], 2, "--seeds"),
+        (["relax", "x", "1", "--stage", "1", "--to", "C1", "--epochs", str(10**9)], 2, "--epochs"),
+        (["compare", "x", "3", "3"], 2, "A and B are both 3; name two different trials"),
+        (["check", "28px: 4k3 drop0.3, 4k3"], 1, "without a space, such as 4k3drop0.3"),
+        (["check", "28px: 4k3@C4 max2/2 i0.5"], 1, "such as 4k3@C4i0.5"),
         (["start", "quickstart", "x", "--set", "search.sampler=foo"], 1, "tpe"),
         (["start", "quickstart", "x", "--set", "foo"], 2, "KEY=VALUE"),
         (["start", "quickstart", "x", "--set", "space.grup=C4"], 1, "group"),
@@ -247,6 +253,21 @@ def test_an_unknown_trial_and_a_taken_directory(run, study):
     assert "trials 0 to 2" in run("show", study, 99).err
     found = run("start", "quickstart", study)
     assert found.status == 3 and "resume" in found.err
+
+
+def test_a_file_of_the_system_that_cannot_be_used_is_named_without_numbers(run, study, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(study, copied)
+    (copied / "optuna.journal").unlink()
+    (copied / "optuna.journal").mkdir()
+    found = run("repair", copied)
+    assert found.status == 1 and "Errno" not in found.err
+    assert "optuna.journal cannot be used (Is a directory); look whether" in found.err
+
+
+def test_the_front_shows_one_trial_for_one_reason(run, study):
+    found = run("front", study, "--knee", "--best", "accuracy")
+    assert found.status == 1 and "give one of them" in found.err
 
 
 def test_resume_takes_more_trials_but_no_other_study(run, study):

@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_named_and_the_status_says_so(bundle, images):
     assert found.exit_code == 1, found.output
     assert len(json.loads(found.stdout)) == 8
     assert found.stderr.count("skipped: ") == 2
-    assert "torn.png" in found.stderr and "gone.png (FileNotFoundError" in found.stderr
+    assert "torn.png" in found.stderr and "gone.png (No such file or directory)" in found.stderr
 
 
 def test_patterns_and_folders_name_each_file_once(images):

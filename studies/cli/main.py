@@ -65,7 +65,7 @@ def _status(debug: bool) -> int | str | None:
 
         ours = isinstance(error, (StudyError, ValueError, OSError))
         text = (
-            str(error)
+            _said(error)
             if ours and str(error)
             else f"{type(error).__name__}: {error} (this is a fault of the program; --debug "
             "shows where)"
@@ -74,6 +74,18 @@ def _status(debug: bool) -> int | str | None:
             text if isinstance(error, InterruptedStudyError) else f"error: {text}", file=sys.stderr
         )
         return error.exit_status if isinstance(error, StudyError) else 1
+
+
+def _said(error: Exception) -> str:
+    """The error's words; of the system's errors which file, why, and what to look at."""
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
+        if error.filename is None:
+            return error.strerror
+        return (
+            f"{error.filename} cannot be used ({error.strerror}); look whether it is a file or "
+            "folder as it should be, and whether this account may read and write it"
+        )
+    return str(error)
 
 
 def _usage(error: Any) -> int:

@@ -243,7 +243,9 @@ def measure(
 @app.command(rich_help_panel=MODELS)
 def retrain(
     directory: Directory,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Trainings of each architecture.")
+    ] = 3,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs; else the study's.", show_default=False)
     ] = None,
@@ -338,7 +340,10 @@ def reproduce(
     ] = "upright",
     root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
     epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model; the paper has 100.")] = 10,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, max=1000, help="Runs of each model; the paper has 100."),
+    ] = 10,
     batch: PaperBatch = 256,
     test: Annotated[
         int | None,

@@ -172,7 +172,10 @@ def relax(
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Epochs to train; else the last third of the schedule.", show_default=False
+            min=1,
+            max=10**6,
+            help="Epochs to train; else the last third of the schedule.",
+            show_default=False,
         ),
     ] = None,
     format: FormatOption = Format.table,

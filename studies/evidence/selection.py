@@ -87,6 +87,10 @@ def number_of(
     """
     if not knee and best is None:
         return None
+    if knee and best is not None:
+        raise StudyError(
+            f"--knee and --best {best} each name one trial of the front; give one of them"
+        )
     if best is not None and best not in DIRECTIONS:
         raise StudyError(f"--best {best}: choose one of {', '.join(DIRECTIONS)}")
     front = members(study, records)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
@@ -87,11 +88,20 @@ def predict_files(
         try:
             waiting.append((path, predictor.read(path)))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-            waiting.append((path, f"{type(error).__name__}: {error}"))
+            waiting.append((path, _why(error)))
         if len(waiting) == BATCH:
             yield from _predicted(predictor, waiting)
             waiting = []
     yield from _predicted(predictor, waiting)
+
+
+def _why(error: Exception) -> str:
+    """Why a file cannot be read, without numbers and objects of the library."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that Pillow reads"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def _predicted(

@@ -69,13 +69,13 @@ def measure(
     `images` are [image, channel, height, width], uint8 or floating point in 0..1, `labels` [image];
     `normalise` is applied after images were moved. `group` is the declared symmetry, `seen` what
     training has seen of it, `step` the degrees between the angles, `corners` what lies outside an
-    image that is turned by an angle off the grid. `calibration` are training
-    images for the merge barrier (None: the images themselves), `control` another training of the
-    same architecture for it. `stages` names the modules to look at in a model that is not ours,
-    `fields` the groups of stages that do not say them (`trainers.instruments.feature_maps.run`). A
-    network of ours is measured folded, as it would be deployed, and folded networks on the CPU by
-    `threads` threads (None: as many as torch has). Raises ValueError for logits that do not vary
-    over the images or are not finite.
+    image that is turned by an angle off the grid. `calibration` are training images for the merge
+    barrier (None: the images themselves), `control` another training of the same architecture for
+    it. `stages` names the modules to look at in a model that is not ours, `fields` the groups of
+    stages that do not say them (`trainers.instruments.feature_maps.run`). A network of ours is
+    measured folded, as it would be deployed, and folded networks on the CPU by `threads` threads
+    (None: as many as torch has). Raises ValueError for logits that do not vary over the images or
+    are not finite.
     """
     began, elements = time.perf_counter(), _elements(images, group, step)
     scored, prepare = model, normalise
@@ -96,20 +96,8 @@ def measure(
         predictions = predict(
             scored, images, elements, normalise=prepare, corners=corners, executor=pool
         )
-        notes: list[str] = []
-        inside = _Inside(*(_gathered(notes, part) for part in (lie, matched, steered, barriers)))
-    return _summarised(
-        predictions,
-        labels,
-        group,
-        seen,
-        step,
-        measured,
-        inside,
-        corners=corners,
-        began=began,
-        notes=tuple(notes),
-    )
+        inside = _inside(lie, matched, steered, barriers)
+    return _summarised(predictions, labels, group, seen, step, measured, inside, corners, began)
 
 
 def _elements(images: Tensor, group: Group, step: int) -> tuple[Element, ...]:
@@ -131,6 +119,13 @@ class _Inside:
     matched: tuple[MatchedStage, ...]
     steerability: tuple[Steerability, ...]
     barriers: tuple[MergeBarrier, ...]
+    notes: tuple[str, ...]  # why others gave nothing
+
+
+def _inside(*parts: Sequence[Attempt]) -> _Inside:
+    """What the instruments gave, in the order of the fields."""
+    notes: list[str] = []
+    return _Inside(*(_gathered(notes, part) for part in parts), notes=tuple(notes))
 
 
 def _summarised(
@@ -141,10 +136,8 @@ def _summarised(
     step: int,
     error: EquivarianceError | None,
     inside: _Inside,
-    *,
     corners: Corners,
     began: float,
-    notes: tuple[str, ...],
 ) -> Measurement:
     others = group.elements if group != TRIVIAL else ()
     return Measurement(
@@ -160,7 +153,7 @@ def _summarised(
         steerability=inside.steerability,
         barriers=inside.barriers,
         seconds=time.perf_counter() - began,
-        notes=notes,
+        notes=inside.notes,
         corners=corners,
     )
 

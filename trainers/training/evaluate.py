@@ -58,7 +58,7 @@ def evaluate(
     """
     began = time.perf_counter()
     images = splits.validation if images is None else images
-    declared = config.group
+    declared, over = config.group, config.symmetry.scored
     normal = partial(normalise, mean=splits.mean, std=splits.std)
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
@@ -67,7 +67,6 @@ def evaluate(
         scored, images.pixels, declared.elements, normalise=normal, corners=config.corners
     )
     trained_on = seen(config.augment, declared, degrees_learned(learned))
-    over = config.symmetry.scored
     symmetry = summarise(predictions, images.labels, declared, trained_on, over=over)
     assert predictions.upright is not None  # every group holds the identity
     loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))

@@ -68,14 +68,13 @@ def measure(
 
     `images` are [image, channel, height, width], uint8 or floating point in 0..1, `labels` [image];
     `normalise` is applied after images were moved. `group` is the declared symmetry, `seen` what
-    training has seen of it, `step` the degrees between the angles, `corners` what lies outside an
-    image that is turned by an angle off the grid. `calibration` are training images for the merge
-    barrier (None: the images themselves), `control` another training of the same architecture for
-    it. `stages` names the modules to look at in a model that is not ours, `fields` the groups of
-    stages that do not say them (`trainers.instruments.feature_maps.run`). A network of ours is
-    measured folded, as it would be deployed, and folded networks on the CPU by `threads` threads
-    (None: as many as torch has). Raises ValueError for logits that do not vary over the images or
-    are not finite.
+    training has seen of it, `step` the degrees between the angles, `corners` what lies outside
+    turned images. `calibration` are training images for the merge barrier (None: the images
+    themselves), `control` another training of the same architecture for it. `stages` names the
+    modules to look at in a model that is not ours, `fields` the groups of stages that do not say
+    them (`trainers.instruments.feature_maps.run`). A network of ours is measured folded, as it
+    would be deployed, and folded networks on the CPU by `threads` threads (None: as many as torch
+    has). Raises ValueError for logits that do not vary over the images or are not finite.
     """
     began, elements = time.perf_counter(), _elements(images, group, step)
     scored, prepare = model, normalise
@@ -125,7 +124,8 @@ class _Inside:
 def _inside(*parts: Sequence[Attempt]) -> _Inside:
     """What the instruments gave, in the order of the fields."""
     notes: list[str] = []
-    return _Inside(*(_gathered(notes, part) for part in parts), notes=tuple(notes))
+    results = [_gathered(notes, part) for part in parts]
+    return _Inside(*results, notes=tuple(notes))
 
 
 def _summarised(

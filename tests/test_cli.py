@@ -214,6 +214,8 @@ def test_presets_are_listed_and_printed(run):
         (["nonsense"], 2, "nonsense"),
         (["retrain", "x", "--seeds", "1000000000000"], 2, "--seeds"),
         (["relax", "x", "1", "--stage", "1", "--to", "C1", "--epochs", str(10**9)], 2, "--epochs"),
+        (["reproduce", ""], 2, "has no name"),
+        (["reproduce", "s3://bucket/x"], 2, "remote store"),
         (["compare", "x", "3", "3"], 2, "A and B are both 3; name two different trials"),
         (["check", "28px: 4k3 drop0.3, 4k3"], 1, "without a space, such as 4k3drop0.3"),
         (["check", "28px: 4k3@C4 max2/2 i0.5"], 1, "such as 4k3@C4i0.5"),

@@ -183,3 +183,11 @@ def test_as_dict_is_plain():
         "r180",
         "r270",
     }
+
+
+def test_a_model_without_values_is_refused():
+    from trainers.instruments.feature_maps import measuring
+
+    with pytest.raises(ValueError, match="on the device meta, which hold no values; load"):
+        with measuring(torch.nn.Linear(2, 2, device="meta")):
+            pass

@@ -217,7 +217,7 @@ def test_damaged_versions_are_a_warning(path):
             assert any("versions.json is damaged" in warning for warning in driver.warnings)
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/x", "gs://bucket/x", "s3:/bucket", ""])
+@pytest.mark.parametrize("place", ["s3://bucket/x", "gs://bucket/x", "s3:/bucket", "", "  "])
 def test_a_remote_store_and_no_name_are_no_directory(place):
     with pytest.raises(StudyError, match="remote store|no name"):
         require_place(place)

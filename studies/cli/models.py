@@ -22,6 +22,7 @@ from studies.cli.options import (
     StudyName,
     Trust,
     Workers,
+    named_place,
     pairs,
     resources,
 )
@@ -333,6 +334,7 @@ def reproduce(
             metavar="DIR",
             help="The folder of the trainings; a second call continues them.",
             show_default=False,
+            parser=named_place,
         ),
     ],
     shift: Annotated[

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from studies.journal.trial import TrialRecord
 
 
-def _place(text: str) -> Path:
+def named_place(text: str) -> Path:
+    """The directory of that name. Raises BadParameter for no name and for a remote store."""
     from studies.errors import StudyError
     from studies.journal.directory import require_place
 
@@ -27,7 +28,9 @@ def _place(text: str) -> Path:
 
 Directory = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="The study's directory.", show_default=False, parser=_place),
+    typer.Argument(
+        metavar="DIR", help="The study's directory.", show_default=False, parser=named_place
+    ),
 ]
 StudyName = Annotated[
     str,

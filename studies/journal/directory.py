@@ -96,7 +96,7 @@ def require_place(directory: str | Path) -> Path:
             f"{directory} is the address of a remote store; a study needs a directory of a file "
             "system: choose a local path, or mount the store"
         )
-    if not str(directory):
+    if not str(directory).strip():
         raise StudyError("the study's directory has no name; give a path such as runs/first")
     return Path(directory).absolute()
 

@@ -45,10 +45,15 @@ def measuring(model: Model) -> Iterator[None]:
     afterwards.
 
     Reduced precision has an error floor of 3e-3 (bfloat16) that would hide broken layouts, so a
-    model with half-precision parameters is refused with ValueError.
+    model with half-precision parameters, or without values, is refused with ValueError.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     for parameter in (p for m in modules for p in m.parameters(recurse=False)):
+        if parameter.is_meta:
+            raise ValueError(
+                "the model has parameters on the device meta, which hold no values; load its "
+                "weights onto the CPU or a GPU first"
+            )
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"the model has parameters in {parameter.dtype}, whose rounding would hide what "

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from searchspace.choices import Interval
+from searchspace.groups import Group
 from searchspace.recipe import Recipe
 from searchspace.space import SearchSpace
 from searchspace.weights.governor import Governor
@@ -105,7 +106,8 @@ class Study(Settings):
         return self
 
     @model_validator(mode="after")
-    def _governed(self) -> Study:
+    def _trainable(self) -> Study:
+        self.space.equivariance_loss.check_elements(Group.parse(self.symmetry.group))
         for text in self.space.gamma:
             Governor.parse(text).check_epochs(self.training.epochs)
         return self

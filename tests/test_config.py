@@ -322,3 +322,22 @@ def test_a_seed_of_data_has_64_bits_at_most():
 def test_numbers_under_which_no_study_would_end_are_refused(wrong, says):
     message = complaint(f"data: {{name: digits}}\n{wrong}\n")
     assert says in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "symmetry,loss,refused",
+    [
+        ("C1", "{kind: [none, layerwise]}", True),
+        ("C1", "{kind: layerwise+label@C4}", True),
+        ("C4", "{kind: label, group: [declared, C1]}", True),
+        ("C1", "{kind: [projection, label@C4]}", False),
+        ("C1", "{kind: label, group: D1}", False),
+    ],
+)
+def test_a_loss_needs_an_element_that_moves_images(symmetry, loss, refused):
+    space = f"space: {{equivariance_loss: {loss}}}"
+    text = f"data: {{name: digits}}\nsymmetry: {{group: {symmetry}}}\n{space}"
+    if refused:
+        assert "elements of C1 moved" in complaint(text) and len(complaint(text).splitlines()) == 1
+    else:
+        parse(text)

@@ -95,6 +95,10 @@ def test_a_confidence_outside_0_to_1_is_refused(value):
         ({"space.input_size": [28, 16384]}, "images of 268,435,456 pixels take"),
         ({"search.first": ["16384px: 4k3"]}, "choose smaller inputs"),
         ({"search.first": ["8px: 4k3@C4+C1 gamma=triangle"]}, "needs 2 epochs"),
+        (
+            {"symmetry.group": "C1", "search.first": ["8px: 4k3 loss=latent:1"]},
+            "elements of C1 moved",
+        ),
     ],
 )
 def test_what_no_machine_holds_and_no_training_can_do_is_refused_before_a_file(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from searchspace.groups import Group
+from searchspace.groups import TRIVIAL, Group
 
 LossKind = Literal["none", "layerwise", "latent", "label", "projection"]
 LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
@@ -149,6 +149,15 @@ class Loss:
         if isinstance(self.group, Blocks):
             return self.group.group
         return declared if self.group is None else self.group
+
+    def check_elements(self, declared: Group) -> None:
+        """Raises ValueError where it would compare an image with nothing: under C1."""
+        if self.kind not in ("none", "projection") and self.elements_group(declared) == TRIVIAL:
+            raise ValueError(
+                f"the equivariance loss {self.kind} compares images that elements of C1 moved, "
+                "which has none beside the identity; name a larger group (symmetry.group, or the "
+                "loss's own), or leave the loss out"
+            )
 
     def __str__(self) -> str:
         if self.kind == "none":

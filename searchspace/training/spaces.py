@@ -103,6 +103,12 @@ class LossSpace(Section):
             )
         return value
 
+    def check_elements(self, declared: Group) -> None:
+        """Raises ValueError for a loss that would have no element to compare images with."""
+        for loss in (each for text in self.kind for each in without_weights(text)):
+            for name in self.group if loss.group is None else (DECLARED,):
+                loss.check_elements(declared if name == DECLARED else Group.parse(name))
+
     def require_stages(self, stages: int) -> None:
         """Raises ValueError for stages that a loss would read and no network has."""
         for text in self.stages:

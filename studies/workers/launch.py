@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
@@ -163,6 +164,8 @@ def require_buildable(
             candidate = Candidate.parse(text)
             if candidate.recipe.gamma is not None:
                 candidate.recipe.gamma.check_epochs(study.training.epochs)
+            for loss in candidate.recipe.losses:
+                loss.check_elements(Group.parse(study.symmetry.group))
             reason = facts(candidate.architecture, study, channels, classes).broken
         except ValueError as error:
             reason = str(error)

@@ -150,6 +150,9 @@ def test_a_network_on_a_gpu_is_measured_as_one_on_the_cpu(process, text, group):
     here, there = measured(text, group, False), process.submit(measured, text, group, True).result()
     for name in ("symmetry_accuracy", "accuracy_by_angle", "notes"):
         assert there[name] == here[name], name
+    for barriers in (here["merge_barrier"], there["merge_barrier"]):
+        for barrier in barriers or ():  # between logits of an untrained network: rounding decides
+            del barrier["aligned"], barrier["reset"]
     for name in ("equivariance_error", "layerwise", "steerability", "merge_barrier"):
         ours, theirs = (tree_leaves(found[name]) for found in (here, there))
         assert len(ours) == len(theirs) and all(

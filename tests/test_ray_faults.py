@@ -224,6 +224,7 @@ def test_a_study_whose_cluster_loses_its_head_ends_and_goes_on_later(tmp_path, m
     assert_whole(directory, trials=6, repeated=3)
 
 
+@pytest.mark.slow  # on a busy machine Ray ends this process, and the other tests with it, first
 def test_a_ray_on_this_machine_that_dies_ends_the_study_with_one_sentence(tmp_path, capfd):
     """Ray itself would print its logs, and end this process half a minute later."""
     from ray._private import worker

@@ -75,9 +75,10 @@ def distances_squared(
         if stages and stage not in stages:
             continue
         own, source = convolution.parametrisation.group, convolution.source
-        if convolution.soft is None and group <= own:
+        held = group <= own  # a partial order: where not, `own` need not be within `group`
+        if convolution.soft is None and held:
             continue
-        fields = max(own, group)
+        fields = own if held else group
         into = source if source is None or group <= source else group
         with torch.no_grad():
             outside = weight - _average(weight, into, fields, group)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from searchspace.architecture import Architecture
+from searchspace.cost import cost
 from studies.errors import DamagedError, LockedError, StudyError
 from studies.journal.folders import write_given
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
-from studies.journal.repair import repair
+from studies.journal.repair import _fitting, repair
 from studies.search.driver import SearchDriver
 from studies.search.proposals import described
 from studies.workers.executors import run_in_process
@@ -266,3 +268,10 @@ def test_a_driven_study_is_refused(directory):
 def test_no_study_no_repair(tmp_path):
     with pytest.raises(StudyError, match="holds no study"):
         repair(tmp_path)
+
+
+def test_channels_and_classes_follow_from_what_a_network_costs():
+    architecture = Architecture.parse("12px: 4k3@C4, 4k3 max2/2, 6k3")
+    costs = cost(architecture, 3, 7)
+    assert _fitting(architecture, {"params": costs.params, "macs": costs.macs}) == {(3, 7)}
+    assert _fitting(architecture, {"params": costs.params + 1, "macs": costs.macs}) == set()

@@ -7,12 +7,13 @@ import random
 import numpy
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from studies.journal.reader import read_trials
 from studies.pareto import pareto
-from studies.samplers.evolution import SubgroupEvolution, lattice_neighbours
+from studies.samplers.evolution import Mutation, SubgroupEvolution, lattice_neighbours
 from studies.samplers.factory import SAMPLERS, derived_seed, make_sampler
 from studies.samplers.tpe import BEST, NEWEST, informative
 from studies.search.driver import SearchDriver
@@ -279,3 +280,15 @@ def test_some_children_are_crossed_from_two_parents():
         for plan in plans(study, trials)
     )
     assert 5 < crossed < 60
+
+
+def test_a_mutated_number_moves_by_a_share_of_its_range():
+    """Not of the numbers' size: a narrow range of small rates is searched like a wide one."""
+    for low, high, log in ((0.003, 0.03, False), (0.003, 0.03, True), (10.0, 20.0, False)):
+        mutation = Mutation(numpy.random.default_rng(0))
+        distribution = FloatDistribution(low, high, log=log)
+        middle = (low * high) ** 0.5 if log else (low + high) / 2
+        moved = numpy.array([mutation._near(middle, distribution) for _ in range(2000)])
+        assert low <= moved.min() and moved.max() <= high
+        spread = numpy.log(moved / middle) / numpy.log(high / low) if log else moved - middle
+        assert numpy.std(spread / (1 if log else high - low)) == pytest.approx(0.15, rel=0.08)

@@ -4,6 +4,7 @@ experiment's table.
 
 import json
 from contextlib import closing
+from dataclasses import astuple
 
 import pytest
 

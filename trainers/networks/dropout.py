@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from searchspace import architecture
+from searchspace.training import dropout as settings
 
 LEVELS = 2**16  # a draw has 16 bits: a rate is rounded to a multiple of 1 / 65,536
 
@@ -26,7 +26,7 @@ class Dropout(nn.Module):
     one draws.
     """
 
-    def __init__(self, dropout: architecture.Dropout, order: int) -> None:
+    def __init__(self, dropout: settings.Dropout, order: int) -> None:
         super().__init__()
         self.dropout, self.order = dropout, order
         self.generator: torch.Generator | None = None

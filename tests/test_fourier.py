@@ -195,9 +195,10 @@ def test_a_network_is_scored_by_what_it_folds_to(text, monkeypatch):
     monkeypatch.setattr(fourier, "convolve", lambda *a, **k: calls.append(k) or original(*a, **k))
     images = random(24, 1, *Architecture.parse(text).size)
     model(images)  # moves the norms
+    generator = torch.Generator().manual_seed(0)  # of others a stage may be dead
     for norm in (module for module in model.modules() if isinstance(module, FieldNorm)):
-        torch.nn.init.uniform_(norm.bias, -1, 1)
-        torch.nn.init.uniform_(norm.weight, -1, 2)
+        torch.nn.init.uniform_(norm.bias, -1, 1, generator)
+        torch.nn.init.uniform_(norm.weight, -1, 2, generator)
     calls.clear()
     (logits, maps), (expected, expected_maps) = (
         made.forward_with_stages(images) for made in (scoring(model), fold(model))

@@ -5,9 +5,11 @@ and mirrored.
 from itertools import product
 
 import pytest
+import torch
+import torch.nn.functional as functional
 
 from searchspace.architecture import Architecture
-from searchspace.geometry import nearest_remainder, output_size, remainder
+from searchspace.geometry import Interpolated, Rule, nearest_remainder, output_size, remainder
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,17 @@ def test_nearest_resize_is_exact_only_where_its_samples_are():
 )
 def test_sizes_along_the_network(text, sizes):
     assert tuple(size[0] for size in Architecture.parse(text).sizes) == sizes
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "out"), [(12, 7), (13, 5), (9, 8)])
+def test_a_shrinking_resize_reads_what_torch_reads_with_its_weights(mode, size, out):
+    impulses = torch.eye(size, dtype=torch.float64)[:, None, None]  # one pixel each
+    shrunk = functional.interpolate(
+        impulses.expand(-1, -1, size, -1), size=(size, out), mode=mode, antialias=True
+    )[:, 0, 0]
+    rule = Rule(kind="resize", output=out, mode=mode)
+    for index, (pixels, weights) in enumerate(Interpolated().reads(rule, size)):
+        ours = torch.zeros(size, dtype=torch.float64)
+        ours[list(pixels)] = torch.tensor(weights, dtype=torch.float64)
+        assert torch.allclose(ours, shrunk[:, index], atol=1e-9)

@@ -10,6 +10,7 @@ from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.published import PUBLISHED
 from searchspace.repairs import breakings, repair_layouts, repair_sizes
+from searchspace.subsampling import Subsampling
 
 P4 = Architecture.parse("29px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0")
 BROKEN = [name for name, p in PUBLISHED.items() if not verdict(p.architecture).grid_exact]
@@ -193,3 +194,10 @@ def test_a_plain_network_has_nothing_to_break():
 def test_text_says_what_changes_and_what_it_costs():
     text = str(repair_sizes(P4)[0])
     assert "29 px -> 28 px" in text and "MACs -" in text and "C4" in text
+
+
+def test_a_window_as_wide_as_the_stride_or_one_wider_is_near():
+    """A pool of 7 by 3 has pools of 3 and 4 pixels near it: without overlap, or with one pixel."""
+    step = Subsampling("max", 7, 3)
+    kernels = {near.kernel for near in step.rules.neighbours(step) if near.kind == "max"}
+    assert kernels == {3, 4, 6, 7, 8}

@@ -357,3 +357,11 @@ def test_a_thousand_trials_fit_five_megabytes(study, monkeypatch):
     many = [*front, *(replace(other, number=1000 + n, parameters={}) for n in range(1000))]
     monkeypatch.setattr(views, "open_study", lambda *_, **__: (opened, many))
     assert len(write_report(study).read_bytes()) < 5e6
+
+
+def test_tables_say_which_trials_are_exact(study):
+    opened, records = views.open_study(study)
+    rows, columns, cells = views.front_rows(opened, records)
+    place = [column.title for column in columns].index("exact")
+    said = [cell[place] for cell in cells]
+    assert said == ["yes" if row["exact"] else "no" for row in rows] and set(said) == {"yes", "no"}

@@ -85,3 +85,8 @@ def test_a_shrinking_resize_reads_what_torch_reads_with_its_weights(mode, size, 
         ours = torch.zeros(size, dtype=torch.float64)
         ours[list(pixels)] = torch.tensor(weights, dtype=torch.float64)
         assert torch.allclose(ours, shrunk[:, index], atol=1e-9)
+
+
+def test_without_more_said_a_window_has_no_padding():
+    assert output_size(12, 3) == 10 and output_size(13, 3, 2) == 6
+    assert remainder(13, 3, 2) == 0 and remainder(12, 3, 2) == 1

@@ -94,7 +94,7 @@ class Convolution(nn.Module):
         weight = arrange(filters, self.fields)
         if self.restriction is not None:
             weight = weight.index_select(1, self.restriction)
-        if self.soft is None or isinstance(self.soft, Soft):
+        if self.soft is None:
             return weight
         return self.soft.combine(weight, further, self.filters)
 

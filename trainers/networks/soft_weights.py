@@ -105,9 +105,9 @@ class SoftWeight(nn.Module):
 
     def combine(self, weight: Tensor, further: Sequence[Tensor], filters: Tensor) -> Tensor:
         """The weight [channels out, channels in, k, k]: `weight` is E_G of the convolution's own
-        `filters`, `further` are the expanded filters of the parts.
+        `filters`, `further` are the expanded filters of the parts. Without a part, `weight` itself.
         """
-        raise NotImplementedError(self.relaxation.kind)
+        return weight
 
     @property
     def idle(self) -> bool:
@@ -229,12 +229,10 @@ class Banks(SoftWeight):
 class Soft(SoftWeight):
     """P_G W + s (W - P_G W): the convolution's own filters are W, `weight` is P_G W."""
 
-    def combine(self, weight: Tensor, further: Sequence[Tensor], filters: Tensor) -> Tensor:
-        """The damped weight; at s = 1 it is W bit for bit."""
-        raise NotImplementedError("a soft convolution damps before channels are arranged")
-
     def damp(self, projected: Tensor, free: Tensor) -> Tensor:
-        """Expanded filters whose part outside P_G is damped."""
+        """Expanded filters whose part outside P_G is damped, before channels are arranged; at s = 1
+        they are W bit for bit.
+        """
         return torch.lerp(projected, free.view_as(projected), self.relaxation.softness)
 
     def state(self) -> dict[str, float]:

@@ -1,15 +1,21 @@
 """The share of sampled mutants that the tests kill, and a list of those that survive.
 
     uv run --with cosmic-ray python tests/mutation.py --sample 300 --seed 0 [--paths studies/search]
-                                                      [--json FILE] [--seconds 240]
+                                                      [--json FILE] [--jobs 2] [--seconds 60]
 
 A mutant is one change of the source by an operator of cosmic-ray (another comparison, another
 number, `not` left out, `break` for `continue` ...) in the packages whose wrong decisions only
-tests would notice. Each is applied to a copy of the tree, where the test files that import the
-mutated module run, the one of the same name first, until one fails. Annotations are left out: they
-are not evaluated; so are mutants that do not compile. One that runs into the time limit counts as
-`timeout`, not as killed: it may hang, or the machine may be busy. 300 mutants take hours
-on two cores, so this is run by hand.
+tests would notice. Annotations are left out: they are not evaluated; so are mutants that do not
+compile.
+
+First each test file runs once under a tracer (`mutation_trace.py`); what it saw is kept in the
+temporary folder until the packages or the file change. Then each mutant is written to a copy of the
+tree, where forks of this process (`mutation_forks.py`) run the tests that run its line, the quick
+ones first, until one fails: up to `--seconds` of CPU time of tests, as they took with no mutant. Of
+a line that runs at import, those are the tests that run its function or a line that uses its name;
+at last come tests that start processes, in files that import the module. A mutant with which tests
+use more than `LIMIT` times the CPU seconds they need hangs: `timeout`, which every suite would
+notice. One that only waits counts as `waits`, and not as killed: the machine may be busy.
 """
 
 from __future__ import annotations
@@ -17,20 +23,43 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import gc
+import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from math import inf
 from pathlib import Path
 
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")  # before numpy is imported: a fork has one thread
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+from mutation_forks import (
+    Collected,
+    Fork,
+    all_of,
+    collect,
+    fork,
+    libraries,
+    run_tests,
+    say,
+    warm_up,
+)
+from mutation_judge import Choice, Judge, Mutant, Result, imported_names
+from mutation_swap import Functions
+from mutation_trace import PACKAGES, Trace
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("searchspace", "trainers", "studies")
 TARGETS = (
     "searchspace",
     "studies/journal",
@@ -39,29 +68,20 @@ TARGETS = (
     "studies/replays",
     "studies/results",
 )
+WHERE = tuple(name.replace("/", ".") for name in TARGETS)
 # Operators that want arguments of their own.
 PARAMETRISED = ("core/VariableInserter", "core/VariableReplacer")
-# Slow for what they see of these packages: they start Ray.
-LEFT_OUT = ("test_ray_faults.py", "test_ray_security.py", "test_cluster.py", "test_chaos.py")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one module: an operator of cosmic-ray at its n-th place."""
-
-    module: str  # path from the top
-    operator: str
-    occurrence: int  # from 0
-    line: int  # from 1
-
-
-@dataclass(frozen=True)
-class Result:
-    """How the tests met a mutant."""
-
-    mutant: Mutant
-    ending: str  # killed | survived | timeout | untested
-    change: str  # the changed lines
+# They start Ray or a browser, or read documents and the form of the code.
+LEFT_OUT = (
+    "test_ray_faults.py",
+    "test_ray_security.py",
+    "test_cluster.py",
+    "test_chaos.py",
+    "test_report_browser.py",
+    "test_documents.py",
+    "test_rules.py",
+)
+TRACED = 40.0  # CPU seconds of a test file under the tracer; later tests of it are not used
 
 
 def mutants_of(path: Path) -> list[Mutant]:
@@ -107,105 +127,21 @@ def _positions(node: ast.AST, lines: Sequence[str]) -> Iterator[tuple[int, int]]
             yield line, column
 
 
-def tests_of(module: str) -> list[Path]:
-    """The test files that import a module, that of the same name first, then those that import a
-    module which imports it.
-    """
-    files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if p.name not in LEFT_OUT]
-    name = module.removesuffix(".py").replace("/", ".")
-    direct = [path for path in files if name in _imported(path)]
-    around = _importers(name)
-    further = [path for path in files if path not in direct and around & _imported(path)]
-    same = f"test_{Path(module).stem}.py"
-    return sorted(direct, key=lambda path: path.name != same) + further
-
-
-def _imported(path: Path) -> set[str]:
-    """The modules and names that a file imports, dotted."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    if "support" in " ".join(names) and path.parent.name == "tests":
-        for helper in (ROOT / "tests" / "support").glob("*.py"):
-            if f"support.{helper.stem}" in names:
-                names |= _imported(helper)
-    return names
-
-
-def _importers(name: str) -> set[str]:
-    """The modules of the packages that import a module."""
-    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in paths
-        if name in _imported(path)
-    }
-
-
-def judged(mutant: Mutant, tree: Path, seconds: float) -> Result | None:
-    """How the tests meet a mutant, applied to the copy in `tree` and taken back afterwards; None
-    for one that does not compile.
-    """
+def mutated(mutant: Mutant) -> Result | None:
+    """A mutant's text and change; None for one that does not compile."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
-    path = tree / mutant.module
-    before = path.read_text(encoding="utf-8")
+    before = (ROOT / mutant.module).read_text(encoding="utf-8")
     after = mutate_code(before, get_operator(mutant.operator)(), mutant.occurrence)
     assert after is not None, mutant
     try:
         compile(after, mutant.module, "exec")
     except SyntaxError:
         return None
-    change = "\n".join(
-        line
-        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
-        if line[:1] in "+-" and line[:3] not in ("+++", "---")
-    )
-    files = tests_of(mutant.module)
-    if not files:
-        return Result(mutant, "untested", change)
-    path.write_text(after, encoding="utf-8")
-    try:
-        return Result(mutant, _run(files, tree, seconds), change)
-    finally:
-        path.write_text(before, encoding="utf-8")
-
-
-def _run(files: Sequence[Path], tree: Path, seconds: float) -> str:
-    """`killed`, `survived` or `timeout` of the tests in a tree."""
-    names = [str(path.relative_to(ROOT)) for path in files]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        *names,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    process = subprocess.Popen(
-        command,
-        cwd=tree,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return "survived" if process.wait(seconds) == 0 else "killed"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.wait()
-        return "timeout"
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    kept = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    return Result(mutant, "\n".join(kept), after)
 
 
 def copied(folder: Path) -> Path:
@@ -220,48 +156,177 @@ def copied(folder: Path) -> Path:
     return tree
 
 
-def main() -> int:
-    """Runs the sample and prints the share; returns the exit status, 0 from 90 % on."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sample", type=int, default=300, help="mutants")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--paths", nargs="+", default=TARGETS, help="files and folders to mutate")
-    parser.add_argument("--seconds", type=float, default=240, help="limit of one mutant's tests")
-    parser.add_argument("--json", type=Path, help="file for the results, written after each mutant")
-    arguments = parser.parse_args()
+def traced(collected: Collected, tree: Path, kept: Path, arguments) -> Trace:
+    """What every test file runs; of files that have changed since it was kept, anew while there is
+    time, those named like a module of the sample first.
+    """
+    files = [p for p in sorted((tree / "tests").glob("test_*.py")) if p.name not in LEFT_OUT]
+    common = [path for package in PACKAGES for path in sorted((tree / package).rglob("*.py"))]
+    common += [*sorted((tree / "tests" / "support").glob("*.py")), tree / "tests" / "conftest.py"]
+    folder = kept / _hash(common)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {path: folder / f"{path.stem}-{_hash([path])}.jsonl" for path in files}
+    missing = [path for path in files if not records[path].exists()]
+    names = {f"test_{path.stem}.py" for name in TARGETS for path in (tree / name).rglob("*.py")}
+    missing.sort(key=lambda p: (p.name not in names, -_sampled_imports(p)))
+    end = time.monotonic() + 60 * arguments.trace_minutes
+
+    def task(path: Path) -> Fork:
+        partial = records[path].with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        name = f"tests/{path.name}"
+        return fork(tree, TRACED, lambda: collected.record(name, partial))
+
+    def done(number: int, ending: str) -> None:
+        path = missing[number]
+        partial = records[path].with_suffix(".partial")
+        partial.touch()
+        partial.rename(records[path])
+        say(f"traced {number + 1}/{len(missing)} {path.name}: {ending}")
+
+    tasks = [lambda _, path=path: task(path) for path in missing]
+    all_of(tasks, [tree] * arguments.jobs, done, end)
+    trace = Trace(imported=collected.imported)
+    for path in files:
+        if records[path].exists():
+            trace.read(records[path], collected.items)
+    return trace
+
+
+def _sampled_imports(path: Path) -> int:
+    """How many modules of the packages that are sampled a test file imports."""
+    return sum(name.startswith(WHERE) for name in imported_names(path))
+
+
+def _hash(paths: Sequence[Path]) -> str:
+    parts = [path.name.encode() + path.read_bytes() for path in paths]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def sampled(arguments: argparse.Namespace, kept: Path) -> list[Result]:
+    """Random mutants that compile."""
     paths = [
         file
         for name in arguments.paths
         for file in ([ROOT / name] if name.endswith(".py") else sorted((ROOT / name).rglob("*.py")))
         if file.name != "__init__.py"
     ]
+    file = kept / f"sample-{_hash(paths)}-{arguments.seed}-{arguments.sample}.json"
+    if file.exists():
+        entries = json.loads(file.read_text())
+        return [Result(Mutant(**entry.pop("mutant")), **entry) for entry in entries]
     mutants = [mutant for path in paths for mutant in mutants_of(path)]
     random.Random(arguments.seed).shuffle(mutants)
-    print(f"{arguments.sample} of {len(mutants)} mutants of {len(paths)} modules")
-    results: list[Result] = []
+    say(f"{arguments.sample} of {len(mutants)} mutants of {len(paths)} modules")
+    found: list[Result] = []
+    for mutant in mutants:
+        if len(found) == arguments.sample:
+            break
+        if (result := mutated(mutant)) is not None:
+            found.append(result)
+    file.write_text(json.dumps([asdict(result) for result in found]))
+    return found
+
+
+def main() -> int:
+    """Runs the sample and prints the share; returns the exit status, 0 from 90 % on."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=int, default=300, help="mutants")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--paths", nargs="+", default=TARGETS, help="files and folders to mutate")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--seconds", type=float, default=60, help="CPU, of the tests of a mutant")
+    parser.add_argument("--json", type=Path, help="results; those killed in it are not run again")
+    parser.add_argument("--trace-minutes", type=float, default=inf, help="0: only traces kept")
+    parser.add_argument("--control", action="store_true", help="change nothing: all must survive")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    start = time.monotonic()
+    kept = Path(tempfile.gettempdir()) / f"equisearch-mutation-{os.getuid()}"
+    os.environ.setdefault("EQUISEARCH_CACHE", str(kept / "cache"))
+    Path(os.environ["EQUISEARCH_CACHE"]).mkdir(parents=True, exist_ok=True)
+    judge = Judge(sampled(arguments, kept), arguments.seconds, arguments.json)
     with tempfile.TemporaryDirectory() as folder:
-        tree = copied(Path(folder))
-        for mutant in mutants:
-            if len(results) == arguments.sample:
-                break
-            result = judged(mutant, tree, arguments.seconds)
-            if result is not None:
-                results.append(result)
-                _report(results, arguments.json)
-    endings = Counter(result.ending for result in results)
-    share = endings["killed"] / len(results)
-    print(f"{share:.1%} of {len(results)} mutants killed ({dict(endings)})")
+        tree = copied(Path(folder) / "0")
+        names = quick(judge, tree, kept, arguments)
+        say(f"{len(judge.waiting)} left after {(time.monotonic() - start) / 60:.1f} minutes")
+        if judge.waiting:
+            warm_up(names)
+            others = [Path(folder) / str(number) / "tree" for number in range(1, arguments.jobs)]
+            for other in others:
+                shutil.copytree(tree.parent, other.parent, symlinks=True)
+            judge.run(list(judge.waiting), imported_anew(judge, arguments.control), [tree, *others])
+    for result in judge.results:
+        if result.ending == "untested":
+            judge.report(result)
+    endings = Counter(result.ending for result in judge.results)
+    share = (endings["killed"] + endings["timeout"]) / len(judge.results)
+    say(f"{share:.1%} of {len(judge.results)} mutants killed, those that hang among them")
+    say(f"{dict(endings)}, {(time.monotonic() - start) / 60:.1f} minutes")
     return 0 if share >= 0.9 else 1
 
 
-def _report(results: Sequence[Result], file: Path | None) -> None:
-    """Prints the latest result if it survived, and writes all to a file."""
-    last = results[-1]
-    if last.ending != "killed":
-        where = f"{last.mutant.module}:{last.mutant.line}"
-        print(f"{last.ending} {where} {last.mutant.operator}\n{last.change}", flush=True)
-    if file is not None:
-        file.write_text(json.dumps([asdict(result) for result in results], indent=1))
+def quick(judge: Judge, tree: Path, kept: Path, arguments: argparse.Namespace) -> list[str]:
+    """Judges the mutants in functions, in forks of a process that has collected the tests; returns
+    the names of the libraries that it has imported. The others wait.
+    """
+    state = tree.parent / "state.pickle"
+
+    def work(collected: Collected) -> None:
+        choice = Choice(traced(collected, tree, kept, arguments), tree)
+        judge.choose(choice)
+        functions, changes = Functions(tree), {}
+        for number in judge.waiting:
+            mutant, after = judge.results[number].mutant, judge.results[number].after
+            before = (tree / mutant.module).read_text(encoding="utf-8")
+            pairs = functions.pairs(mutant.module, before, after)
+            if pairs and not choice.at_import(mutant):
+                changes[number] = pairs
+                judge.put_off(number, choice)
+        say(f"{len(changes)} mutants in functions, {len(judge.waiting) - len(changes)} others")
+        gc.freeze()  # forks share the pages of what is there
+
+        def task(number: int, tests: Sequence[str], limit: float, tree: Path) -> Fork:
+            def run() -> int:
+                for function, code in () if arguments.control else changes[number]:
+                    function.__code__ = code
+                return collected.run(tests)
+
+            return fork(tree, limit, run)
+
+        judge.run(list(changes), task, [tree] * arguments.jobs)
+        judge.go_on()
+        state.write_bytes(pickle.dumps((judge, libraries())))
+
+    all_of([lambda _: fork(tree, inf, collect(work, LEFT_OUT))], [tree], lambda *_: None)
+    if not state.exists():
+        outputs = [path.read_text() for path in tree.parent.glob("*/output.txt")]
+        raise SystemExit("the tests could not be collected:\n" + "\n".join(outputs))
+    there, names = pickle.loads(state.read_bytes())
+    vars(judge).update(vars(there))
+    return names
+
+
+def imported_anew(judge: Judge, control: bool):
+    """What starts the tests of a mutant in a process that has imported libraries alone."""
+
+    def task(number: int, tests: Sequence[str], limit: float, tree: Path) -> Fork:
+        module, after = judge.results[number].mutant.module, judge.results[number].after
+        write(tree, module, (ROOT / module).read_text() if control else after)
+        return fork(tree, limit, run_tests(tests))
+
+    return task
+
+
+def write(tree: Path, module: str, text: str) -> None:
+    """Puts a mutant into a tree, in place of the one before."""
+    path, before = tree / module, tree / "before"
+    if before.exists():
+        shutil.copy2(before, tree / (tree / "module").read_text())
+    shutil.copy2(path, before)
+    (tree / "module").write_text(module)
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, (0, 0))  # no byte code is of that time
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from studies.journal.reader import JOURNAL, SUPERSEDED, study_attributes
 if TYPE_CHECKING:
     from studies.journal.writer import JournalWriter, OpenedJournal
 
-# may change if the images are the same
-PLACES = ("data.folder", "data.root", "data.files", "data.download")
+PLACES = ("data.folder", "data.root", "data.download")  # may change if the images are the same
 WIDENING = (
     "search.trials",
     "search.timeout",

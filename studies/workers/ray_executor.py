@@ -84,7 +84,6 @@ class _PoolWorker:
         self.blind = False
         self.assignment: Assignment | None = None
         self.heard = time.monotonic()
-        self.longest: float | None = None  # silence of its trial, seconds
 
 
 class _WorkerPool:
@@ -277,7 +276,7 @@ class _WorkerPool:
         if idle is None or self._interruption.requested:
             self._driver.finish(assignment.number, "interrupted")
             return
-        idle.assignment, idle.longest = assignment, None
+        idle.assignment = assignment
         self._show(Event("started", assignment.number))
         self._send(idle, assignment)
 
@@ -287,9 +286,7 @@ class _WorkerPool:
             self._died(member, error)
             return
         if member.assignment is not None:
-            silence = time.monotonic() - member.heard
-            self._silence = self._silence.heard_after(silence)
-            member.longest = max(silence, member.longest or 0.0)
+            self._silence = self._silence.heard_after(time.monotonic() - member.heard)
         message, number = done.result(), member.assignment.number if member.assignment else -1
         if isinstance(message, Ready):
             self._started(member, message)
@@ -342,11 +339,11 @@ class _WorkerPool:
         for member in list(self._members):
             if gap > SUSPENDED:
                 member.heard += gap
-            silence, limit = now - member.heard, self._silence.limit(member.longest)
+            silence, limit = now - member.heard, self._silence.limit
             if member.assignment is None:
                 continue
             if limit is not None and silence > limit:
-                self._lost(member, self._silence.reason(silence, member.longest))
+                self._lost(member, self._silence.reason(silence))
             elif limit is None and silence > FLOOR and not self._warned:
                 self._warned = True
                 text = (

@@ -1,1 +1,0 @@
-"""Files that hold images with their labels, one module a family of formats."""

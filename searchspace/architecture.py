@@ -247,15 +247,18 @@ class Architecture:
         """
         return replace(self, size=(height, height if width is None else width))
 
-    def canonical(self, *, keep_repeats: bool = False) -> Architecture:
+    def canonical(self, *, keep_repeats: bool = False, keep_order: bool = False) -> Architecture:
         """The simplest architecture that builds the same network; equal networks by description
         have equal canonical forms.
 
-        Repeats are written out unless `keep_repeats`, a head over a trivial group is none, and
+        Repeats are written out unless `keep_repeats`, streams stand in the order of their texts
+        unless `keep_order`, a head over a trivial group is none, and
         steps without effect go: a dilation of one pixel, a padding mode without padding, a pool of
         one pixel, rounding up where nothing is rounded; an adaptive pool to an integer fraction is
         the ordinary pool.
         """
+        from searchspace.function.streams import in_order
+
         stages: list[Stage] = []
         for number, stage in enumerate(self.stages, start=1):
             # of a stage's main branch, subsampling excluded
@@ -275,7 +278,7 @@ class Architecture:
             stages.extend([stage] if keep_repeats else stage.written_out())
         return replace(
             self,
-            stages=tuple(stages),
+            stages=tuple(stages) if keep_order else in_order(stages),
             entry=None if self.entry is None else self.entry.simplest(self.size),
             head="none"
             if all(s.group == TRIVIAL for s in self.lasts) and not block_group(self.head)

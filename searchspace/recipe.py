@@ -129,11 +129,15 @@ class Candidate:
         """The same text for candidates that train the same network in the same way.
 
         A layerwise loss is a mean over stages, and others may name theirs, so that with them
-        repeats are not the same as stages written out.
+        repeats are not the same as stages written out; those that are named by number keep the
+        order of streams.
         """
-        stages_count = any(loss.kind == "layerwise" or loss.stages for loss in self.recipe.losses)
+        named = any(loss.stages for loss in self.recipe.losses)
+        stages_count = named or any(loss.kind == "layerwise" for loss in self.recipe.losses)
         recipe, rate = replace(self.recipe, learning_rate=None), self.recipe.learning_rate
-        simplest = Candidate(self.architecture.canonical(keep_repeats=stages_count), recipe)
+        simplest = Candidate(
+            self.architecture.canonical(keep_repeats=stages_count, keep_order=named), recipe
+        )
         return f"{simplest}{'' if rate is None else f' learning_rate={rate:.6g}'}"
 
 

@@ -38,6 +38,8 @@ class Proposal:
     freed: tuple[Element, ...]  # exact before, not here
     macs: int  # of one image
     macs_change: float  # relative: 0.1 is a tenth more
+    # of relaxed stages: kept in part, exact were nothing relaxed
+    near: tuple[Element, ...] = ()
 
     @property
     def surviving_group(self) -> str:
@@ -48,7 +50,10 @@ class Proposal:
 
     def __str__(self) -> str:
         work = f"MACs {self.macs_change:+.0%}" if abs(self.macs_change) >= 0.005 else "same MACs"
-        return f"{'; '.join(self.changes)}  ({work}, keeps {self.surviving_group})"
+        near = largest_subgroup((*self.surviving, *self.near))
+        kept = f"keeps {self.surviving_group}"
+        kept += f", near under {isomorphic_name(near)}" if self.near else ""
+        return f"{'; '.join(self.changes)}  ({work}, {kept})"
 
 
 def repair_sizes(
@@ -186,11 +191,13 @@ class _Original:
         self, kind: ProposalKind, changed: Architecture, changes: tuple[str, ...]
     ) -> Proposal:
         before = self.verdict.surviving
-        after = verdict(changed, self.verdict.group).surviving
+        ruling = verdict(changed, self.verdict.group)
+        after = ruling.surviving
         macs = cost(changed, self.channels, self.classes).macs
         gained = tuple(e for e in after if e not in before)
         freed = tuple(e for e in before if e not in after)
-        return Proposal(kind, changed, changes, after, gained, freed, macs, macs / self.macs - 1)
+        change = macs / self.macs - 1
+        return Proposal(kind, changed, changes, after, gained, freed, macs, change, ruling.near)
 
     def price(self, candidate: Architecture) -> tuple[int, int, int, float]:
         """What sorts layouts: nearly the same work first, in steps of a quarter; then few stages

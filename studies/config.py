@@ -260,7 +260,7 @@ def _make_absolute(data: dict[str, Any], beside: Path) -> None:
     """
     if "name" in data:
         data.setdefault("root", "data")
-    for key in ("root", "folder"):
+    for key in ("root", "folder", "files"):
         if isinstance(data.get(key), str):
             path = Path(data[key]).expanduser()
             data[key] = str(

@@ -104,7 +104,7 @@ def _gpus(value: Any) -> Any:
     ):
         return value
     raise ValueError(
-        f"got {value!r}; it must be auto, 0, a share of one GPU such as 0.25, or a number of GPUs"
+        f"got {value!r}; it must be auto, 0, or a share of one GPU up to 1, such as 0.25"
     )
 
 
@@ -116,8 +116,8 @@ class Resources(Settings):
     # trials at the same time; auto: as many as fit
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     cpus_per_trial: float = Field(default=1, ge=0)
-    # GPUs, may be a fraction; 0: trials train on CPUs; auto: where there are GPUs, as much as
-    # lets every core train, an eighth at least
+    # a share of one GPU; 0: trials train on CPUs; auto: where there are GPUs, as much as lets every
+    # core train, an eighth at least
     gpus_per_trial: Annotated[
         Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_gpus)
     ] = "auto"
@@ -128,20 +128,16 @@ class Resources(Settings):
     address: str | None = None
     # Ray's, for clusters whose nodes lack the package
     runtime_env: dict[str, Any] = {}
-    # a worker silent for that long (no epoch finished) is replaced; None: on Ray 20 times the
-    # longest epoch so far, 10 minutes at least, and no limit in process
+    # a worker silent for that long (no epoch finished) is replaced; None: see
+    # `studies.workers.silence`
     trial_timeout: Seconds | None = None
 
     @model_validator(mode="after")
-    def _whole_gpus(self) -> Resources:
-        if (
-            self.gpus_per_trial != "auto"
-            and self.gpus_per_trial > 1
-            and self.gpus_per_trial != int(self.gpus_per_trial)
-        ):
+    def _one_gpu(self) -> Resources:
+        if self.gpus_per_trial != "auto" and self.gpus_per_trial > 1:
             raise ValueError(
-                f"gpus_per_trial is {self.gpus_per_trial:g}; a trial takes a share of one GPU, "
-                "up to 1, or whole GPUs"
+                f"gpus_per_trial is {self.gpus_per_trial:g}, and a trial trains on one GPU: the "
+                "others would stand idle; give a share of one GPU, up to 1, and more workers"
             )
         return self
 

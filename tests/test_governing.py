@@ -52,14 +52,14 @@ def test_gamma_starts_and_trains_as_its_governor_says(text, gamma, trains):
     assert len(optimized) == len(list(network.parameters())) - 3
 
 
-def moved(text, gamma, multiplier, gradient):
+def moved(text, gamma, multiplier, gradient, number=5):
     governing, _ = governed(text)
     for pathway in governing.pathways:
         with torch.no_grad():
             pathway.gamma.fill_(gamma)
             pathway.multiplier.fill_(multiplier)
         pathway.gamma.grad = torch.tensor(gradient)
-    governing.schedule(5, 400)
+    governing.schedule(number, 400)
     governing.update()
     first = governing.pathways[0]
     return float(first.gamma.detach()), float(first.multiplier)
@@ -70,6 +70,20 @@ def test_a_dual_step_follows_the_formula():
     assert gamma == pytest.approx(0.5 - PACE / 400 * (0.1 + 0.2 + 2 * 0.5))
     assert multiplier == pytest.approx(0.2 + PACE / 400 * 0.5)
     assert moved("dual", -0.5, 0.0, 0.0)[1] == pytest.approx(-PACE / 400 * 0.5)
+    assert moved("dual", 0.5, 0.2, 0.1, 300)[0] == pytest.approx(
+        0.5 - PACE / 400 * (0.5 * (0.1 + 0.2) + 2 * 0.5)
+    )
+
+
+def test_the_noise_of_gradients_does_not_stay_in_a_dual_gamma():
+    governing, _ = governed("dual")
+    draws, gamma = torch.Generator().manual_seed(0), governing.gammas[0]
+    for number in range(384):  # 12 epochs of 2,000 images in batches of 64
+        governing.schedule(number, 384)
+        gamma.grad = -0.1 + 0.4 * torch.randn((), generator=draws)
+        governing.update()
+    assert abs(float(gamma.detach())) < 0.01
+    assert float(governing.pathways[0].multiplier) == pytest.approx(0.1, abs=0.1)
 
 
 def test_a_resilient_step_follows_the_formula():

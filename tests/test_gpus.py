@@ -49,8 +49,9 @@ def test_the_share_of_a_gpu(nodes, overrides, expected):
 @pytest.mark.parametrize(
     "value, why",
     [
-        (1.5, "a share of one GPU, up to 1, or whole GPUs"),
-        ("lots", "it must be auto, 0, a share"),
+        (2, "a trial trains on one GPU: the others would stand idle"),
+        (1.5, "give a share of one GPU, up to 1, and more workers"),
+        ("lots", "it must be auto, 0, or a share"),
         (-1, "it must be auto, 0"),
         (True, "it must be a number or text"),
     ],
@@ -98,9 +99,10 @@ def test_workers_share_the_gpu_that_is_there(tmp_path, with_a_gpu, monkeypatch):
         for record in done
     } == {"0.25 0"}
     with SearchDriver.create(
-        tmp_path / "other", trivial.study(resources__gpus_per_trial=2, search__trials=1)
+        tmp_path / "other",
+        trivial.study(resources__gpus_per_trial=1, resources__cpus_per_trial=5, search__trials=1),
     ) as driver:
-        with pytest.raises(StudyError, match="a trial needs 1 CPU, 2 GPU, and no node has that"):
+        with pytest.raises(StudyError, match="a trial needs 5 CPU, 1 GPU, and no node has that"):
             run_on_ray(driver, notes_gpus)
 
 

@@ -13,11 +13,18 @@ from support import trivial
 
 
 def test_the_limit_is_the_studys_or_follows_from_the_longest_silence():
-    assert Silence(60.0).heard_after(1e4).limit == 60
-    assert Silence(None).limit is None
+    assert Silence(60.0).heard_after(1e4).limit(1e4) == 60
+    assert Silence(None).limit() is None
     short = Silence(None).heard_after(2.0).heard_after(1.0)
-    assert short.longest == 2 and short.limit == FLOOR
-    assert short.heard_after(100.0).limit == 100 * MULTIPLE > FLOOR
+    assert short.longest == 2 and short.limit() == FLOOR
+    assert short.heard_after(100.0).limit() == 100 * MULTIPLE > FLOOR
+
+
+def test_a_trials_own_epochs_count_as_soon_as_there_is_one():
+    heard = Silence(None).heard_after(500.0)
+    assert heard.limit() == 500 * MULTIPLE and heard.limit(40.0) == 40 * MULTIPLE
+    assert heard.limit(1.0) == FLOOR
+    assert "the longest silence before was 40 s" in heard.reason(900, 40.0)
 
 
 def test_the_reason_names_the_option():

@@ -136,3 +136,13 @@ def test_a_space_splits_its_backbone_into_streams():
     assert seen == {True, False}
     with pytest.raises(ValueError, match="which joins nothing; write two groups or more"):
         SearchSpace.model_validate({"streams": ["C4"]})
+
+
+def test_streams_in_another_order_are_the_same_candidate():
+    swapped = "8px: 2k3@D1, 3k3 conv3/1p1, 1k1 & 3k3@C4, 2k3 max2/2"
+    one, other = Candidate.parse(TEXT), Candidate.parse(swapped)
+    assert one.key == other.key and one != other
+    assert Candidate.parse(one.key).key == one.key
+    assert Candidate.parse(TEXT.replace("2k3 max", "3k3 max")).key != one.key
+    named = " loss=latent:1@C4#1"  # stages by number
+    assert Candidate.parse(TEXT + named).key != Candidate.parse(swapped + named).key

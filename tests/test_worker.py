@@ -97,7 +97,7 @@ def test_a_batch_of_more_images_than_there_are_is_said_before_the_first_trial(ba
         ({"training.augment.shift": 8}, "shift is 8 pixels, and inputs have 8.*at most 7"),
         ({"training.device": "cuda:7"}, "cuda:7 is not there: this machine shows 0 GPUs"),
         ({"training.device": "mps"}, "device mps cannot be used"),
-        ({"resources.gpus_per_trial": 2}, "gpus_per_trial=2.*this machine has 0"),
+        ({"resources.gpus_per_trial": 0.5}, "gpus_per_trial=0.5.*this machine has 0"),
         ({"training.device": "cuda:1", "resources.executor": "ray"}, "a trial sees 1 of the GPUs"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The data sets that have a name: the one table from which names, places and openers derive.
+"""The data sets that have a name, and the formats of files that hold one: the tables from which
+names, places and openers derive.
 
 Nothing here imports torch, so that reading a study file is cheap.
 """
@@ -39,4 +40,18 @@ CATALOGUE = {
     "eurosat": Known("open_eurosat", "EuroSAT", ("eurosat",)),
     "gtsrb": Known("open_gtsrb", "GTSRB", ("gtsrb",)),
     "flowers102": Known("open_flowers102", "Flowers102", ("flowers-102",)),
+}
+
+
+class Format(NamedTuple):
+    """Files that hold images with their labels: `data: {files: ...}`."""
+
+    reader: str  # the class in `data.formats` that reads it, as module:class
+    endings: tuple[str, ...]  # of its files, where `files` names some
+    # of files by which a folder of it is recognised, where `files` names a folder
+    inside: tuple[str, ...]
+
+
+FORMATS = {
+    "NumPy arrays": Format("arrays:Arrays", (".npz",), ("*.npy",)),
 }

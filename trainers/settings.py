@@ -24,7 +24,7 @@ from pydantic import (
 from searchspace.groups import Group
 from searchspace.recipe import HIGHEST_RATE
 from searchspace.training.augmentation import MOST_DEGREES
-from trainers.catalogue import CATALOGUE
+from trainers.catalogue import CATALOGUE, FORMATS
 
 MOST_EPOCHS = 10**6
 MOST_BATCH = 2**16  # images: a batch of more is a slip of the keyboard
@@ -51,7 +51,8 @@ def _data_name(value: Any) -> Any:
         if name.replace("_", "") == folded:
             return name
     raise ValueError(
-        f"there is no data set '{value}'; choose one of {', '.join(CATALOGUE)}, or give `folder:`"
+        f"there is no data set '{value}'; choose one of {', '.join(CATALOGUE)}, or give `folder:` "
+        "or `files:`"
     )
 
 
@@ -88,10 +89,14 @@ GroupName = Annotated[str, BeforeValidator(_group_name)]
 
 
 class Data(Settings):
-    """Which images: a data set by `name`, or a `folder` with one sub-folder per class."""
+    """Which images: a data set by `name`, a `folder` with one sub-folder per class, or `files` that
+    hold images and labels.
+    """
 
     name: Annotated[str | None, BeforeValidator(_data_name)] = None
     folder: Path | None = None
+    # a file, a folder of files or a pattern such as `shards/*.tar`: the formats of FORMATS
+    files: Path | None = None
     # where torchvision's sets lie, or are downloaded to
     root: Path = Path("data")
     download: bool = False
@@ -107,12 +112,30 @@ class Data(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        if (self.name is None) == (self.folder is None):
+        given = [key for key in ("name", "folder", "files") if getattr(self, key) is not None]
+        if len(given) != 1:
             raise ValueError(
-                "data needs either `name:` (a known data set) or `folder:` (a folder with one "
-                "sub-folder per class)" + (", not both" if self.name else "")
+                "data needs one of `name:` (a known data set), `folder:` (a folder with one "
+                f"sub-folder per class) and `files:` ({', '.join(FORMATS)})"
+                + (f", and has {' and '.join(given)}" if given else "")
             )
         return self
+
+    @property
+    def called(self) -> str:
+        """What texts call the data set: its name, or that of its folder or files."""
+        return self.name or Path(self.folder or self.files or "").name
+
+    @property
+    def place(self) -> Path | None:
+        """Where the images lie, which workers on other machines must see; None where there is no
+        such place (embedded, or downloaded by each machine).
+        """
+        if self.files is not None:  # of a pattern, the folder
+            return next((p for p in (self.files, *self.files.parents) if "*" not in str(p)), None)
+        if self.name is not None and (not CATALOGUE[self.name].places or self.download):
+            return None
+        return self.folder or self.root
 
 
 class Normal(Settings):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import Verdict, verdict
-from searchspace.groups import Element
+from searchspace.geometry import Size, size_text
+from searchspace.groups import IDENTITY, TRIVIAL, Element
 
 
 def own_verdicts(architecture: Architecture) -> list[Verdict]:
@@ -48,6 +49,33 @@ def pooled_lines(architecture: Architecture) -> list[str]:
     ]
 
 
+def near_lines(ruling: Verdict) -> list[str]:
+    """A line on the elements that relaxed stages keep in part, where there are any; an orbit
+    average needs none of them.
+    """
+    if not ruling.near or ruling.architecture.orbit != TRIVIAL:
+        return []
+    return [
+        f"Near under {_named(ruling.near)}: exact were nothing relaxed; the distance of the "
+        "weights is recorded after training."
+    ]
+
+
+def invariant_lines(ruling: Verdict) -> list[str]:
+    """A line on the elements that leave the logits unchanged, where those are not the surviving
+    ones; never of an orbit average.
+    """
+    if set(ruling.invariant) == set(ruling.surviving):
+        return []
+    alone = ruling.invariant == (IDENTITY,)
+    unpooled = ruling.architecture.head == "none"
+    return [
+        "The logits are invariant under "
+        + ("only the identity" if alone else _named(ruling.invariant))
+        + (": the head does not pool over the group." if unpooled else ".")
+    ]
+
+
 def averaged_line(ruling: Verdict) -> str:
     """What is exact of an orbit average, of which the logits are all that is, and its price."""
     orbit, group = ruling.architecture.orbit, ruling.group
@@ -65,3 +93,28 @@ def averaged_line(ruling: Verdict) -> str:
 
 def _named(elements: Iterable[Element]) -> str:
     return " ".join(map(str, elements))
+
+
+def relaxed_away(architecture: Architecture) -> bool:
+    """Whether elements of the network's group are near at best, at any size: relaxed stages keep
+    them in part.
+    """
+    return architecture.group != architecture.certain_group
+
+
+def sizes_lines(architecture: Architecture, sizes: Sequence[Size]) -> list[str]:
+    """A line on the input sizes nearby that shift no window, which are exact unless stages are
+    relaxed; none for an orbit average, which needs none.
+    """
+    if not sizes or architecture.orbit != TRIVIAL:
+        return []
+    relaxed = relaxed_away(architecture)
+    what = "Input sizes that shift no window" if relaxed else "Exact input sizes"
+    return [f"{what} nearby: {', '.join(map(size_text, sizes))} px."]
+
+
+def repairs_heading(architecture: Architecture) -> str:
+    """What stands above the proposals that shift no window."""
+    if relaxed_away(architecture):
+        return "To shift no window, which makes no relaxed stage exact:"
+    return "To make it exact:"

@@ -7,6 +7,7 @@ its logits as they are, iff it does in every stream; each stream alone keeps wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, reduce
 from math import lcm
@@ -119,4 +120,25 @@ def beside(stages: tuple[Stage, ...], groups: tuple[Group, ...]) -> tuple[Stage,
         )
         for number, group in enumerate(groups)
         for place, stage in enumerate(stages)
+    )
+
+
+def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages with their streams in the order of their texts: streams stand side by side, so
+    that any order of them is the same network.
+    """
+    from searchspace.grammar import format_stage
+
+    streams: list[list[Stage]] = []
+    for number, stage in enumerate(stages):
+        if stage.stream or not number:
+            streams.append([])
+        streams[-1].append(replace(stage, stream=False))
+    if len(streams) == 1:
+        return tuple(stages)
+    streams.sort(key=lambda stream: [format_stage(stage) for stage in stream])
+    return tuple(
+        replace(stage, stream=place == 0 and number > 0)
+        for number, stream in enumerate(streams)
+        for place, stage in enumerate(stream)
     )

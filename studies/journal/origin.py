@@ -22,7 +22,8 @@ from studies.journal.reader import JOURNAL, SUPERSEDED, study_attributes
 if TYPE_CHECKING:
     from studies.journal.writer import JournalWriter, OpenedJournal
 
-PLACES = ("data.folder", "data.root", "data.download")  # may change if the images are the same
+# may change if the images are the same
+PLACES = ("data.folder", "data.root", "data.files", "data.download")
 WIDENING = (
     "search.trials",
     "search.timeout",

@@ -12,9 +12,19 @@ from searchspace.architecture import Architecture
 from searchspace.cost import Cost, cost
 from searchspace.drawing import draw
 from searchspace.exactness import Verdict, exact_sizes, places, verdict
-from searchspace.function.answers import averaged_line, own_verdicts, pooled_lines, streams_lines
+from searchspace.function.answers import (
+    averaged_line,
+    invariant_lines,
+    near_lines,
+    own_verdicts,
+    pooled_lines,
+    relaxed_away,
+    repairs_heading,
+    sizes_lines,
+    streams_lines,
+)
 from searchspace.geometry import size_text
-from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
+from searchspace.groups import TRIVIAL, Element, Group
 from searchspace.published import PUBLISHED, Published
 from searchspace.recipe import Candidate, Recipe
 from searchspace.repairs import Proposal, breakings, repair_layouts, repair_sizes
@@ -33,7 +43,8 @@ class Checked:
     cost: Cost
     channels: int  # of the images
     classes: int
-    exact_sizes: tuple[tuple[int, int], ...]
+    # sizes that shift no window: exact, unless stages are relaxed
+    unshifted_sizes: tuple[tuple[int, int], ...]
     repairs: tuple[Proposal, ...]  # where it is broken: sizes, then layouts
     breaking: tuple[Proposal, ...]  # where it is exact: how to break it on purpose
     published: Published | None = None  # the network it was named after
@@ -41,13 +52,20 @@ class Checked:
     # how it is trained, as far as the text says
     recipe: Recipe = field(default_factory=Recipe)
 
+    @property
+    def exact_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Input sizes (height, width) nearby at which the network is exact, nearest first: none of
+        relaxed stages, which are exact at no size.
+        """
+        return () if relaxed_away(self.architecture) else self.unshifted_sizes
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the keys are stable.
 
         `exact`: every element of `group` survives in the features. `surviving` is a group's name.
         Sizes and remainders of square maps are one number, else [height, width].
         """
-        ruling, square = self.verdict, self.architecture.size[0] == self.architecture.size[1]
+        ruling = self.verdict
         return {
             "architecture": str(self.architecture),
             "preset": self.preset,
@@ -73,7 +91,8 @@ class Checked:
             "relaxations": self._relaxations,
             "stages": self._stages,
             "breaks": self._breaks,
-            "exact_sizes": [s[0] if square else list(s) for s in self.exact_sizes],
+            "exact_sizes": self._listed(self.exact_sizes),
+            "unshifted_sizes": self._listed(self.unshifted_sizes),
             "repairs": [_proposal(p) for p in self.repairs],
             "breaking": [_proposal(p) for p in self.breaking],
             "channels": self.channels,
@@ -83,6 +102,10 @@ class Checked:
             "macs": self.cost.macs,
             "savings": list(self._savings),
         }
+
+    def _listed(self, sizes: tuple[tuple[int, int], ...]) -> list[int | list[int]]:
+        square = self.architecture.size[0] == self.architecture.size[1]
+        return [size[0] if square else list(size) for size in sizes]
 
     @property
     def _savings(self) -> tuple[str, ...]:
@@ -142,7 +165,11 @@ class Checked:
         architecture.
         """
         repairs = [html("<li><code>{}</code></li>", repair) for repair in self.repairs]
-        listed = html("To make it exact:<ul>{}</ul>", joined(repairs)) if repairs else Html("")
+        listed = (
+            html("{}<ul>{}</ul>", repairs_heading(self.architecture), joined(repairs))
+            if repairs
+            else Html("")
+        )
         return joined([Html(self.verdict._repr_html_()), listed])
 
     def text(self, width: int = 88, ascii_only: bool = False) -> str:
@@ -151,7 +178,9 @@ class Checked:
         """
         parts = [self._heading, draw(self.verdict, width, ascii_only), self._answer]
         if self.repairs:
-            parts.append("To make it exact:\n" + "\n".join(f"  {p}" for p in self.repairs))
+            parts.append(
+                "\n".join([repairs_heading(self.architecture), *(f"  {p}" for p in self.repairs)])
+            )
         if self.breaking:
             parts.append(
                 "To break it on purpose:\n"
@@ -189,7 +218,12 @@ class Checked:
             names = " ".join(_names(ruling.surviving))
             lines = [
                 f"Not exact under {group}: of {group.order} elements, {len(ruling.surviving)} "
-                f"survive ({names}): {ruling.surviving_group}."
+                f"survive ({names}): {ruling.surviving_group}"
+                + (
+                    ", for certain, whatever training makes of it."
+                    if relaxed_away(self.architecture)
+                    else "."
+                )
             ]
             lines += [
                 f"  {_several(_names(lost))}: {reason}" for reason, lost in self._losses.items()
@@ -199,29 +233,9 @@ class Checked:
                     f"Built in is {self.architecture.stages[0].group}; @{group} in the first "
                     f"stage would build in all of {group}."
                 )
-        if ruling.near and self.architecture.orbit == TRIVIAL:
-            lines.append(
-                f"Near under {' '.join(_names(ruling.near))}: exact were nothing relaxed; the "
-                "distance of the weights is recorded after training."
-            )
-        if set(ruling.invariant) != set(ruling.surviving):  # never of an orbit average
-            what = (
-                "only the identity"
-                if ruling.invariant == (IDENTITY,)
-                else " ".join(_names(ruling.invariant))
-            )
-            lines.append(
-                f"The logits are invariant under {what}"
-                + (
-                    ": the head does not pool over the group."
-                    if self.architecture.head == "none"
-                    else "."
-                )
-            )
+        lines += near_lines(ruling) + invariant_lines(ruling)
         lines += streams_lines(self.architecture) + pooled_lines(self.architecture)
-        if self.exact_sizes and self.architecture.orbit == TRIVIAL:
-            what = "Exact input sizes" if not ruling.near else "Input sizes that shift no window"
-            lines.append(f"{what} nearby: {', '.join(map(size_text, self.exact_sizes))} px.")
+        lines += sizes_lines(self.architecture, self.unshifted_sizes)
         return "\n".join(lines)
 
     @property
@@ -335,7 +349,7 @@ def check(
         ruling,
         cost(architecture, **images),
         **images,
-        exact_sizes=exact_sizes(architecture) if architecture.group != TRIVIAL else (),
+        unshifted_sizes=exact_sizes(architecture) if architecture.group != TRIVIAL else (),
         repairs=tuple(repairs.values()),
         breaking=breakings(architecture, declared, **images) if ruling.unshifted else (),
         published=published,
@@ -351,6 +365,7 @@ def _proposal(proposal: Proposal) -> dict[str, Any]:
         "changes": list(proposal.changes),
         "surviving": proposal.surviving_group,
         "surviving_elements": _names(proposal.surviving),
+        "near_elements": _names(proposal.near),
         "gained": _names(proposal.gained),
         "freed": _names(proposal.freed),
         "macs": proposal.macs,

@@ -24,6 +24,7 @@ from studies.results import tables as views
 if TYPE_CHECKING:
     import pandas
 
+    from studies.workers.arrays import Arrays
     from studies.workers.executors import Listener
 
 PANDAS_REMEDY = (
@@ -188,6 +189,8 @@ def start(
     study: Study,
     directory: Path | str,
     *,
+    data: Arrays | None = None,
+    classes: Sequence[str] | None = None,
     enqueue: Sequence[Candidate | Architecture | str] = (),
     warm_start: Path | str | None = None,
     probe: bool = True,
@@ -196,22 +199,29 @@ def start(
     """Runs a new study to its end, or until Ctrl-C, and returns it: `equisearch start`.
 
     It runs in this process where the study has one worker (`resources: {workers: 1}`), else on
-    Ray. `enqueue` are candidates to try first; `warm_start` is the directory of an earlier
-    study over the same space; `probe` checks the declared symmetry against the data first;
-    `listener` receives each `studies.workers.executors.Event`. Raises StudyError, ValueError or
-    OSError before anything is written.
+    Ray. `data` takes the place of the study's images: NumPy arrays or torch tensors (images,
+    labels), or a mapping with train_images, train_labels and perhaps val_images, val_labels,
+    test_images and test_labels (`trainers.data.formats.storing`); they are stored in the directory.
+    `classes` names the labels 0, 1, ... `enqueue` are candidates to try first; `warm_start` is
+    the directory of an earlier study over the same space; `probe` checks the declared symmetry
+    against the data first; `listener` receives each `studies.workers.executors.Event`. Raises
+    StudyError, ValueError or OSError before anything is written.
     """
+    from studies.workers.arrays import stored_in
     from studies.workers.executors import run
     from studies.workers.launch import new_driver
 
     path = Path(directory)
-    with new_driver(
-        study,
-        path,
-        enqueue=[str(candidate) for candidate in enqueue],
-        warm_start=None if warm_start is None else Path(warm_start),
-        probe=probe,
-    ) as driver:
+    with (
+        stored_in(path, study, data, classes) as study,
+        new_driver(
+            study,
+            path,
+            enqueue=[str(candidate) for candidate in enqueue],
+            warm_start=None if warm_start is None else Path(warm_start),
+            probe=probe,
+        ) as driver,
+    ):
         run(driver, listener=listener)
     return open_study(path)
 
@@ -248,16 +258,21 @@ def train(
     study: Study,
     candidate: Candidate | Architecture | str,
     *,
+    data: Arrays | None = None,
+    classes: Sequence[str] | None = None,
     seed: int = 0,
     out: Path | str | None = None,
 ) -> dict[str, Any]:
     """The scores and the accuracy by angle of one candidate (or published network's name),
     trained as the study says: `equisearch train --format json`.
 
-    `out` keeps the checkpoint, from which the next call goes on.
+    `data` and `classes` are those of `start`. `out` keeps the checkpoint, from which the next call
+    goes on.
     """
     from studies.results.check import named
     from studies.results.train_one import train_one
+    from studies.workers.arrays import stored_meanwhile
 
     folder = None if out is None else Path(out)
-    return train_one(study, named(str(candidate)), seed=seed, out=folder)
+    with stored_meanwhile(study, data, classes) as study:
+        return train_one(study, named(str(candidate)), seed=seed, out=folder)

@@ -121,7 +121,7 @@ def _test_images(splits: Splits, study: Study) -> Images:
     test = splits.test()
     if test is None:
         raise StudyError(
-            f"{study.data.name or study.data.folder} has no test split; give the folder a test/ "
+            f"{study.data.called} has no test split; give the folder a test/ "
             "with the same classes, or one "
             "folder of classes without train/, of which a fifth is kept for testing"
         )

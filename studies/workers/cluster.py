@@ -206,14 +206,12 @@ def unseen(study: Study, directory: str) -> str | None:
         )
     if not os.access(directory, os.W_OK):
         return f"the worker on {host} may not write to {directory}"
-    place = study.data.folder or (
-        study.data.root if study.data.name != "digits" and not study.data.download else None
-    )
+    place = study.data.place
     if place is not None and not place.expanduser().exists():
         return (
             f"the worker on {host} does not see the data in {place}; "
             "every node must find it under the same path "
-            f"(`data.{'folder' if study.data.folder else 'root'}`)"
+            f"(`data.{'root' if study.data.name else 'folder' if study.data.folder else 'files'}`)"
         )
     return None
 

@@ -84,6 +84,7 @@ class _PoolWorker:
         self.blind = False
         self.assignment: Assignment | None = None
         self.heard = time.monotonic()
+        self.longest: float | None = None  # silence of its trial, seconds
 
 
 class _WorkerPool:
@@ -276,7 +277,7 @@ class _WorkerPool:
         if idle is None or self._interruption.requested:
             self._driver.finish(assignment.number, "interrupted")
             return
-        idle.assignment = assignment
+        idle.assignment, idle.longest = assignment, None
         self._show(Event("started", assignment.number))
         self._send(idle, assignment)
 
@@ -286,7 +287,9 @@ class _WorkerPool:
             self._died(member, error)
             return
         if member.assignment is not None:
-            self._silence = self._silence.heard_after(time.monotonic() - member.heard)
+            silence = time.monotonic() - member.heard
+            self._silence = self._silence.heard_after(silence)
+            member.longest = max(silence, member.longest or 0.0)
         message, number = done.result(), member.assignment.number if member.assignment else -1
         if isinstance(message, Ready):
             self._started(member, message)
@@ -339,11 +342,11 @@ class _WorkerPool:
         for member in list(self._members):
             if gap > SUSPENDED:
                 member.heard += gap
-            silence, limit = now - member.heard, self._silence.limit
+            silence, limit = now - member.heard, self._silence.limit(member.longest)
             if member.assignment is None:
                 continue
             if limit is not None and silence > limit:
-                self._lost(member, self._silence.reason(silence))
+                self._lost(member, self._silence.reason(silence, member.longest))
             elif limit is None and silence > FLOOR and not self._warned:
                 self._warned = True
                 text = (

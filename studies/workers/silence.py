@@ -16,29 +16,39 @@ SUSPENDED = 30.0  # seconds between two looks at a clock that is looked at twice
 
 @dataclass(frozen=True)
 class Silence:
-    """What is known of the silences between two signs of life of a worker (an epoch, a rung)."""
+    """What is known of the silences between two signs of life (an epoch, a rung) of the workers of
+    a run.
+
+    One rule: a worker may be silent for `resources.trial_timeout`; where the study leaves that
+    open, for MULTIPLE times the longest silence of its own trial so far, before the trial's first
+    epoch that of all trials of the run, and in both cases FLOOR at least. While no trial has
+    finished an epoch there is no limit.
+    """
 
     timeout: float | None  # seconds, resources.trial_timeout; None: derived from what was heard
-    longest: float | None = None  # seconds; None: nothing was heard yet
+    longest: float | None = None  # seconds, of all trials; None: nothing was heard yet
 
     def heard_after(self, seconds: float) -> Silence:
         """The same with one more silence, that ended after `seconds`."""
         return replace(self, longest=max(seconds, self.longest or 0.0))
 
-    @property
-    def limit(self) -> float | None:
-        """Seconds after which a worker counts as hanging; None before anything was heard."""
+    def limit(self, own: float | None = None) -> float | None:
+        """Seconds after which a worker counts as hanging whose trial was silent for `own` seconds
+        at most; None before anything was heard.
+        """
         if self.timeout is not None:
             return self.timeout
-        return None if self.longest is None else max(FLOOR, MULTIPLE * self.longest)
+        longest = self.longest if own is None else own
+        return None if longest is None else max(FLOOR, MULTIPLE * longest)
 
-    def reason(self, seconds: float) -> str:
+    def reason(self, seconds: float, own: float | None = None) -> str:
         """Why a worker is replaced that was silent for `seconds`."""
         said = f"the worker was silent for {seconds:.0f} s"
         if self.timeout is not None:
             return f"{said} (resources.trial_timeout is {self.timeout:g} s)"
+        longest = self.longest if own is None else own
         return (
-            f"{said}, and the longest silence before was {self.longest:.0f} s; set "
+            f"{said}, and the longest silence before was {longest:.0f} s; set "
             "resources.trial_timeout where that is to be expected"
         )
 

@@ -51,7 +51,10 @@ def worker(way: Way, arguments: argparse.Namespace, seed: int, ready, go, stop, 
 
     tune_process(way[1])
     data = Data(
-        name="mnist", root=arguments.root, train=arguments.images, validation=arguments.validation
+        name=arguments.data,
+        root=arguments.root,
+        train=arguments.images,
+        validation=arguments.validation,
     )
     training = Training(epochs=EPOCHS, batch_size=128, learning_rate=0.01, device=arguments.device)
     architecture = Architecture.parse(arguments.architecture)
@@ -151,6 +154,7 @@ def main() -> None:
         default=ROOT.parent / "shared" / "data",
         help="where torchvision's MNIST lies",
     )
+    parser.add_argument("--data", default="mnist", choices=("mnist", "mnist_t10k"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     automatic: Way = (cores, 1)

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from searchspace.cost import cost
@@ -132,10 +131,8 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
 def _data(trained: TrainedNetwork) -> dict[str, Any]:
     splits, merged = trained.splits, trained.config.merge_validation
     data, validation = splits.data, len(splits.validation)
-    # one of the two names every data set
-    name = data.name or Path(data.folder or "").name
     return {
-        "data": name,
+        "data": data.called,
         "fit": data.fit,
         # the grey value of files with more than 8 bits that became 255
         "top": splits.top,

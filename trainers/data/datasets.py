@@ -16,6 +16,7 @@ from torch import Tensor
 from trainers import cached_arrays
 from trainers.data import folders, sources
 from trainers.data.decoding import FULL
+from trainers.data.formats.opening import reader
 from trainers.data.pools import FilePool, Pool, Source, render
 from trainers.data.splitting import check_classes, draw, draw_test, remainder
 from trainers.settings import Data
@@ -225,6 +226,10 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
         place = str(data.folder.expanduser().absolute())
         layout = Layout(folder.warnings, folder.notes)
         return [place, folder.fingerprint()], lambda: folders.open_folder(folder), layout
+    if data.files is not None:
+        found = reader(data)
+        place = str(data.files.expanduser().absolute())
+        return [place, found.state()], found.open, Layout((), ())
     place = [] if data.name == "digits" else [str(data.root.expanduser().absolute())]
     return [*place, *sources.files(data)], lambda: sources.open_named(data), Layout((), ())
 
@@ -264,7 +269,7 @@ def _select(
         "skipped": [list(failed.values()) for failed in lost],
         "has_test": source.holds_out_test or source.test is not None,
         "top": top,
-        "warnings": _depth_warnings(source.train, top, out),
+        "warnings": [*source.notes, *_depth_warnings(source.train, top, out)],
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from trainers import cached_arrays
 from trainers.data import folders, sources
 from trainers.data.folders import Folder, Listing
+from trainers.data.formats.opening import reader
 from trainers.data.pools import Source
 from trainers.data.splitting import draw, draw_test
 from trainers.settings import Data
@@ -47,6 +48,9 @@ def fingerprint(data: Data) -> DataFingerprint:
     if data.folder is not None:
         folder = folders.list_folder(data.folder)
         return _fingerprint(data, _names_and_sizes(folder), folders.open_folder(folder))
+    if data.files is not None:
+        found = reader(data)
+        return _fingerprint(data, found.identity(), found.open())
     # torchvision's archives may be deleted once they are unpacked
     files = [
         [name, size]

@@ -22,14 +22,18 @@ from trainers.data.fitting import Fit, fit_images
 
 # files, evenly spread, whose headers decide on colour and common size
 LOOKED_AT = 500
+BLOCK_BYTES = 64 << 20  # of images of an array that are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayPool:
-    """Images of one size in memory: uint8 [N, C, H, W] and their labels int64 [N]."""
+    """Images of one size in memory, or mapped from a file: uint8 [N, C, H, W] and their labels
+    int64 [N]. `name` is what messages call the images.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
+    name: str = ""
 
     @property
     def channels(self) -> int:
@@ -110,7 +114,8 @@ class Source:
     `validation` is None where validation images are taken from `train`. `test` opens the official
     test split; where it is None and `holds_out_test` is set, test images are taken from `train`,
     otherwise there is none. `validation_images` is the customary number of validation images, where
-    the set has one.
+    the set has one. `notes` are what a user should know of how the images are read, each a sentence
+    without a full stop.
     """
 
     classes: tuple[str, ...]
@@ -119,6 +124,7 @@ class Source:
     test: Callable[[], Pool] | None = None
     holds_out_test: bool = False
     validation_images: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def file_pool(paths: Sequence[Path | str], labels: Sequence[int] | np.ndarray) -> FilePool:
@@ -137,10 +143,12 @@ def render(
     """
     channels, height, width = out.shape[1:]
     if isinstance(pool, ArrayPool):
-        for start in range(0, len(index), 4096):
-            pixels = torch.from_numpy(pool.pixels[index[start : start + 4096]])
+        size = max(3, channels) * max(int(np.prod(pool.size)), height * width)
+        step = min(4096, max(1, BLOCK_BYTES // size))
+        for start in range(0, len(index), step):
+            pixels = torch.from_numpy(pool.pixels[index[start : start + step]])
             fitted = fit_images(_recolor(pixels, channels), (height, width), fit)
-            out[start : start + 4096] = fitted.numpy()
+            out[start : start + step] = fitted.numpy()
         return {}
 
     def one(row: int) -> str | None:

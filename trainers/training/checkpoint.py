@@ -37,7 +37,7 @@ def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
     data lie.
     """
     training = config.training.model_dump(mode="json", exclude={"device", "cuda_graphs"})
-    data = config.data.model_dump(mode="json", exclude={"download", "root", "folder"})
+    data = config.data.model_dump(mode="json", exclude={"download", "root", "folder", "files"})
     corners = {} if config.corners == "black" else {"corners": config.corners}
     merged = {"merge_validation": True} if config.merge_validation else {}
     return json.dumps(

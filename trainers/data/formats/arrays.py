@@ -1,0 +1,165 @@
+"""NumPy arrays of images and labels: an `.npz` archive as MedMNIST writes them, or a folder of
+`.npy` files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trainers import cached_arrays
+from trainers.data.formats.labels import class_names, class_numbers, numbered
+from trainers.data.formats.members import Member, members
+from trainers.data.formats.pixels import (
+    Scale,
+    axes_of,
+    channels_second,
+    find_scale,
+    scaled,
+)
+from trainers.data.pools import ArrayPool, Source
+from trainers.settings import Data
+
+ABOUT = "about.json"  # beside `.npy` files: class names, and a digest of the content
+# the names that the arrays of a split may have: images, labels
+SPLITS = {
+    "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("X_train", "y_train")),
+    "validation": (("val_images", "val_labels"), ("x_val", "y_val"), ("X_val", "y_val")),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test"), ("X_test", "y_test")),
+}
+WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"))  # not split yet
+
+
+class _Part(NamedTuple):
+    images: Member
+    labels: np.ndarray
+
+
+class Arrays:
+    """The arrays of a study's `files`: opened by name, their values read when they are needed."""
+
+    def __init__(self, data: Data) -> None:
+        """Raises ValueError for arrays that are missing, damaged, or do not belong together."""
+        path = Path(data.files or "")
+        self.path = path
+        self.found = members(path)
+        self.about = _read_about(path)
+        self.whole = not any(pair[0] in self.found for pair in SPLITS["train"])
+        self.train = self._part(WHOLE if self.whole else SPLITS["train"])
+        if self.train is None:
+            raise ValueError(
+                f"{path} holds {', '.join(self.found) or 'no array'}; it must hold train_images "
+                "and train_labels (and may hold val_images, val_labels, test_images, test_labels), "
+                "or images and labels"
+            )
+        self.validation = None if self.whole else self._part(SPLITS["validation"])
+        self.test = None if self.whole else self._part(SPLITS["test"])
+
+    def state(self) -> list[Any]:
+        """What changes whenever the files change: names, sizes and times."""
+        files = sorted(self.path.glob("*.npy")) if self.path.is_dir() else [self.path]
+        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [self.about]
+
+    def identity(self) -> list[Any]:
+        """What the images that are trained and validated on are, wherever they lie."""
+        if "digest" in self.about:
+            return [self.about["digest"]]
+        return [
+            [part.images.name, part.images.shape, str(part.images.dtype), part.images.mark]
+            + [cached_arrays.key(part.labels.tolist())]
+            for part in (self.train, self.validation)
+            if part is not None
+        ]
+
+    def open(self) -> Source:
+        """The arrays as pools."""
+        assert self.train is not None
+        images, labels = self.train
+        names = self.about.get("classes")
+        classes = class_names(labels, self.train.images.text, names)
+        scale = find_scale(images.blocks(), images.dtype, f"of {images.text}")
+
+        def pool(part: _Part) -> ArrayPool:
+            numbers = numbered(part.labels, classes, part.images.text, named=names is not None)
+            return ArrayPool(_bytes(part.images, scale), numbers, part.images.text)
+
+        test = self.test
+        opened: Callable[[], ArrayPool] | None = None if test is None else lambda: pool(test)
+        return Source(
+            classes,
+            pool(self.train),
+            None if self.validation is None else pool(self.validation),
+            opened,
+            holds_out_test=self.whole,
+            notes=(scale.note,) if scale.note else (),
+        )
+
+    def _part(self, pairs: tuple[tuple[str, str], ...]) -> _Part | None:
+        for images, labels in pairs:
+            if images in self.found and labels in self.found:
+                return _checked(self.found[images], self.found[labels])
+            if images in self.found and not any(pair[1] in self.found for pair in pairs):
+                raise ValueError(
+                    f"{self.path} holds {images} without {labels}; add the labels, an integer for "
+                    "each image"
+                )
+        return None
+
+
+def _checked(images: Member, labels: Member) -> _Part:
+    """Images and their labels, which must be as many."""
+    axes_of(images.shape, images.text)
+    if images.dtype.kind not in "buif":
+        raise ValueError(f"{images.text} is of type {images.dtype}; give numbers, best uint8")
+    values = class_numbers(labels.array(), images.text)
+    if len(values) != images.shape[0]:
+        raise ValueError(
+            f"{images.text} holds {images.shape[0]} images, and {labels.name} {len(values)} "
+            "labels; give one label for each image"
+        )
+    if not len(values):
+        raise ValueError(f"{images.text} holds 0 images; write it with images")
+    return _Part(images, values)
+
+
+def _bytes(images: Member, scale: Scale) -> np.ndarray:
+    """The images as uint8 [N, C, H, W]: mapped from their own file where they are that already,
+    else from a copy in the cache.
+    """
+    axes = axes_of(images.shape, images.text)
+    if images.path.is_dir() and images.dtype == np.uint8:
+        return channels_second(images.array(), axes)
+    count, *rest = images.shape
+    shape = {"grey": (1, *rest), "last": (rest[-1], *rest[:-1]), "first": tuple(rest)}
+
+    def build(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
+        out, start = allocate((count, *shape[axes])), 0
+        for block in scaled(images.blocks(), scale, f"of {images.text}"):
+            out[start : start + len(block)] = channels_second(block, axes)
+            start += len(block)
+        return None, {}
+
+    name = cached_arrays.key(
+        [
+            "array",
+            str(images.path.absolute()),
+            images.name,
+            images.mark,
+            images.changed,
+            scale.factor,
+        ]
+    )
+    return cached_arrays.cached(name, build)[0]
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What `storing` wrote beside the arrays of a folder; {} where there is nothing of it."""
+    try:
+        content = json.loads((path / ABOUT).read_text(encoding="utf-8")) if path.is_dir() else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

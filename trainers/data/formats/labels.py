@@ -1,0 +1,102 @@
+"""Labels as files and arrays hold them, as class numbers and names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+WHAT = "a label is a class: an integer, or text"
+
+
+def class_numbers(values: Any, where: str) -> np.ndarray:
+    """The labels [N] or [N, 1] as an array [N] of integers or of text. `where` says in messages
+    what they are the labels of.
+
+    Raises ValueError for labels of another shape, of fractions, of objects, or that are missing.
+    """
+    labels = np.asarray(values)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        more = (
+            "; several labels per image (multi-label, one-hot) are not supported: give one class "
+            "per image, of one-hot labels their argmax"
+            if labels.ndim == 2
+            else ""
+        )
+        raise ValueError(
+            f"the labels of {where} have the shape {labels.shape}; they must be [images] or "
+            f"[images, 1]{more}"
+        )
+    if labels.dtype.kind == "b":
+        return labels.astype(np.int64)
+    if labels.dtype.kind in "iu":
+        return labels.astype(np.int64)
+    if labels.dtype.kind == "O" and all(isinstance(value, str) for value in labels):
+        return labels.astype(str)
+    if labels.dtype.kind == "U":
+        return labels
+    example = f", such as {labels[0]}" if len(labels) else ""
+    remedy = (
+        "round or threshold them, or give them as integers (labels.astype(int))"
+        if labels.dtype.kind == "f"
+        else "give integers or text"
+    )
+    raise ValueError(f"the labels of {where} are of type {labels.dtype}{example}; {WHAT}: {remedy}")
+
+
+def class_names(labels: np.ndarray, where: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the classes of the training labels [N], in the order of their numbers: `names`
+    where the files give them, else the labels themselves, sorted.
+
+    Raises ValueError for fewer than two classes, and for labels that `names` does not have.
+    """
+    if names is not None and labels.dtype.kind == "i":
+        highest = int(labels.max(initial=0))
+        if labels.min(initial=0) < 0 or highest >= len(names):
+            wrong = highest if highest >= len(names) else int(labels.min())
+            raise ValueError(
+                f"a label of {where} is {wrong}, and there are {len(names)} class names; labels "
+                f"must be 0 to {len(names) - 1}"
+            )
+        return tuple(names)
+    present = sorted_classes(labels)
+    if len(present) < 2:
+        raise ValueError(
+            f"{where} {'has the one class ' + repr(present[0]) if present else 'has no label'}; a "
+            "classifier needs images of two classes at least"
+        )
+    return tuple(present)
+
+
+def sorted_classes(labels: np.ndarray) -> list[str]:
+    """The classes among the labels [N] as text, integers (also as text) by their value."""
+    present = [str(value) for value in np.unique(labels)]
+    try:
+        return sorted(present, key=int)
+    except ValueError:
+        return present
+
+
+def numbered(
+    labels: np.ndarray, classes: Sequence[str], where: str, named: bool = False
+) -> np.ndarray:
+    """The labels [N] as numbers int64 [N] of `classes`; `named`: integers are these numbers
+    already. Raises ValueError for a label that is not among the classes.
+    """
+    if named and labels.dtype.kind == "i":
+        number = {value: value for value in range(len(classes))}
+    else:
+        number = {name: i for i, name in enumerate(classes)}
+        labels = labels.astype(str)
+    values, inverse = np.unique(labels, return_inverse=True)
+    unknown = [str(value) for value in values if value not in number]
+    if unknown:
+        raise ValueError(
+            f"{where} has the label {unknown[0]!r}, which the training images do not have (their "
+            f"classes are {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); correct "
+            "it, or remove these images"
+        )
+    return np.array([number[value] for value in values.tolist()], dtype=np.int64)[inverse]

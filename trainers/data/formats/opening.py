@@ -1,0 +1,63 @@
+"""Which format the files of a study have, and their reader."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainers.catalogue import FORMATS
+from trainers.data.pools import Source
+from trainers.settings import Data
+
+
+class Reader(Protocol):
+    """What a format of `trainers.catalogue.FORMATS` offers. Its class is called with the `Data` of
+    a study, and raises ValueError for files that cannot serve as a data set.
+    """
+
+    def state(self) -> list[Any]:
+        """What changes whenever the files change: names, sizes and times of change."""
+        ...
+
+    def identity(self) -> list[Any]:
+        """What the training and validation images are, wherever and whenever written."""
+        ...
+
+    def open(self) -> Source:
+        """The images as pools, of which none is decoded yet."""
+        ...
+
+
+def reader(data: Data) -> Reader:
+    """The reader of a study's `files`. Raises ValueError where they are missing, or of a format
+    that is not known.
+    """
+    path = Path(data.files or "").expanduser()
+    if "*" not in str(path) and not path.exists():
+        raise ValueError(
+            f"data.files names {path}, which does not exist (looked for at {path.absolute()})"
+        )
+    form = _form(path)
+    module, name = FORMATS[form].reader.split(":")
+    found = getattr(importlib.import_module(f"trainers.data.formats.{module}"), name)
+    try:
+        return found(data.model_copy(update={"files": path}))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}); make it readable") from error
+
+
+def _form(path: Path) -> str:
+    """The name of the format of files at a path."""
+    for name, form in FORMATS.items():
+        if path.is_dir():
+            if any(next(path.glob(pattern), None) for pattern in form.inside):
+                return name
+        elif path.name.lower().endswith(form.endings):
+            return name
+    known = "; ".join(
+        f"{name} ({', '.join(dict.fromkeys([*form.endings, *form.inside]))})"
+        for name, form in FORMATS.items()
+    )
+    remedy = "; images in one sub-folder per class are `folder:`" if path.is_dir() else ""
+    raise ValueError(f"{path} is not in a format that data.files reads: {known}{remedy}")

@@ -1,0 +1,137 @@
+"""Arrays of a running program, stored so that other processes map them and a study can resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trainers.data.formats.arrays import ABOUT
+from trainers.data.formats.labels import class_numbers
+from trainers.data.formats.members import BLOCK_BYTES, rows_of
+from trainers.data.formats.pixels import Axes, axes_of, channels_second, find_scale, scaled
+from trainers.files import write_whole
+
+# names of images and of labels, as MedMNIST's archives have them
+NAMES = {
+    "train_images": "train_labels",
+    "val_images": "val_labels",
+    "test_images": "test_labels",
+    "images": "labels",
+}
+
+
+def store_arrays(
+    arrays: tuple[Any, Any] | Mapping[str, Any],
+    folder: Path,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes images and labels into `folder` as `.npy` files, images as uint8, which
+    `data: {files: folder}` reads.
+
+    `arrays` are (images, labels), to be split, or a mapping with train_images and train_labels,
+    and perhaps val_images, val_labels, test_images and test_labels. Images are NumPy arrays
+    ([N, H, W], [N, H, W, C], [N, C, H, W]; uint8, other integers from 0, or floating point numbers
+    in 0..1) or torch tensors (of two layouts that fit, channels come first), labels integers or
+    text [N] or [N, 1]. `classes` are the names of the labels 0, 1, ... At most 64 MB are copied at
+    once. Raises ValueError for arrays that cannot be trained on, before anything is written.
+    """
+    parts = {"images": arrays[0], "labels": arrays[1]} if isinstance(arrays, tuple) else arrays
+    given = {name: _given(parts, name) for name in _names(parts)}
+    train = next(name for name in given if name in ("images", "train_images"))
+    images = given[train].images
+    scale = find_scale(_blocks(images), images.dtype, f"of {train}")
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    for name, part in given.items():
+        # no score of a study depends on test images
+        counted = hashlib.sha256() if name == "test_images" else digest
+        _write(folder / f"{name}.npy", part, scaled(_blocks(part.images), scale, f"of {name}"))
+        np.save(folder / f"{NAMES[name]}.npy", part.labels)
+        for block in _blocks(np.load(folder / f"{name}.npy", mmap_mode="r")):
+            counted.update(block.tobytes())
+        counted.update(repr((part.images.shape, part.labels.tolist())).encode())
+    about: dict[str, Any] = {"digest": digest.hexdigest()}
+    if classes is not None:
+        about["classes"] = [str(name) for name in classes]
+    write_whole(folder / ABOUT, json.dumps(about) + "\n")
+
+
+class _Given(NamedTuple):
+    images: np.ndarray
+    labels: np.ndarray
+    axes: Axes
+
+
+def _given(parts: Mapping[str, Any], name: str) -> _Given:
+    """Images and their labels, which must be as many."""
+    images = _as_numpy(parts[name])
+    axes = axes_of(images.shape, f"of {name}", channels_first=_is_tensor(parts[name]))
+    labels = class_numbers(_as_numpy(parts[NAMES[name]]), name)
+    if len(labels) != len(images):
+        raise ValueError(
+            f"{name} are {len(images)} images, and {NAMES[name]} {len(labels)} labels; give one "
+            "label for each image"
+        )
+    return _Given(images, labels, axes)
+
+
+def _names(parts: Mapping[str, Any]) -> list[str]:
+    """The names of the images among the arrays. Raises ValueError where some are missing."""
+    known = {*NAMES, *NAMES.values()}
+    unknown = [name for name in parts if name not in known]
+    named = [name for name in NAMES if name in parts]
+    lonely = [f"{name} without {NAMES[name]}" for name in named if NAMES[name] not in parts]
+    whole = "images" in named
+    if unknown or lonely or not (whole or "train_images" in named) or (whole and len(named) > 1):
+        problem = (
+            f"there are {', '.join(map(str, unknown))}"
+            if unknown
+            else f"there are {', '.join(lonely)}"
+            if lonely
+            else f"there are {', '.join(map(str, parts)) or 'none'}"
+        )
+        raise ValueError(
+            f"arrays must be images and labels, or train_images and train_labels with val_images, "
+            f"val_labels, test_images and test_labels where there are any; {problem}"
+        )
+    return named
+
+
+def _write(path: Path, part: _Given, blocks: Iterable[np.ndarray]) -> None:
+    """The images as an array [N, H, W, C], block by block."""
+    count, channels, height, width = channels_second(part.images, part.axes).shape
+    shape = (count, height, width, channels)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    start = 0
+    for block in blocks:
+        rows = channels_second(block, part.axes).transpose(0, 2, 3, 1)
+        out[start : start + len(rows)] = rows
+        start += len(rows)
+    out.flush()
+
+
+def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
+    step = rows_of(BLOCK_BYTES, images.shape, images.dtype.itemsize)
+    return (images[start : start + step] for start in range(0, len(images), step))
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    """The array, or the tensor's values; a list as an array."""
+    if _is_tensor(value):
+        return value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.dtype.hasobject and not all(isinstance(item, str) for item in array.ravel()):
+        raise ValueError(
+            "an array holds Python objects; give images of one shape as one array of numbers, and "
+            "labels as integers or text"
+        )
+    return array

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trainers.bundles.verify import BundleReport, verify
     from trainers.data.datasets import Splits
     from trainers.data.datasets import load as load_data
+    from trainers.instruments.audit.audit import audit
+    from trainers.instruments.audit.verdict import Audit
     from trainers.instruments.measure import measure
     from trainers.instruments.measurement import Measurement
     from trainers.networks.fold import fold
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # Public name -> its module and its name there.
 _WHERE = {
+    "Audit": ("trainers.instruments.audit.verdict", "Audit"),
     "Augment": ("trainers.settings", "Augment"),
     "BundleReport": ("trainers.bundles.verify", "BundleReport"),
     "Data": ("trainers.settings", "Data"),
@@ -42,6 +45,7 @@ _WHERE = {
     "Training": ("trainers.settings", "Training"),
     "TrainingConfig": ("trainers.training.config", "TrainingConfig"),
     "act": ("trainers.actions", "act"),
+    "audit": ("trainers.instruments.audit.audit", "audit"),
     "build": ("trainers.networks.networks", "build"),
     "export": ("trainers.bundles.export", "export"),
     "fold": ("trainers.networks.fold", "fold"),
@@ -51,6 +55,7 @@ _WHERE = {
     "verify": ("trainers.bundles.verify", "verify"),
 }
 __all__ = [
+    "Audit",
     "Augment",
     "BundleReport",
     "Data",
@@ -63,6 +68,7 @@ __all__ = [
     "Training",
     "TrainingConfig",
     "act",
+    "audit",
     "build",
     "export",
     "fold",

@@ -15,6 +15,7 @@ from typing import Any
 
 from studies.cli import (  # noqa: F401  (they register their commands)
     bundles,
+    check,
     compare,
     models,
     search,

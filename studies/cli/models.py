@@ -1,6 +1,4 @@
-"""Commands about networks and data: `check`, `train`, `probe`, `measure`, `retrain`, and
-`reproduce`.
-"""
+"""Commands about networks and data: `train`, `probe`, `measure`, `retrain`, and `reproduce`."""
 
 from __future__ import annotations
 
@@ -66,50 +64,6 @@ Control = Annotated[
         show_default=False,
     ),
 ]
-
-
-@app.command(rich_help_panel=MODELS)
-def check(
-    architecture: Annotated[
-        str,
-        typer.Argument(
-            metavar="ARCHITECTURE",
-            help="Its text form, or the name of a published network.",
-            show_default=False,
-        ),
-    ],
-    group: Annotated[
-        str | None,
-        typer.Option(
-            help="The group under which it will be used; else its own.", show_default=False
-        ),
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Another input size, pixels.", show_default=False)
-    ] = None,
-    channels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Channels of the images; else 1, or those of the published network.",
-            show_default=False,
-        ),
-    ] = None,
-    classes: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Classes; else 10, or those of the published network.", show_default=False
-        ),
-    ] = None,
-    format: FormatOption = Format.table,
-) -> None:
-    """Shows before any training which symmetries an architecture keeps exactly, where it loses the
-    others, and what repairs it.
-    """
-    from studies.results.check import check as check_architecture
-
-    checked = check_architecture(architecture, group, channels=channels, classes=classes, size=size)
-    print_value(checked.as_dict(), format, checked.text())
 
 
 @app.command(rich_help_panel=MODELS)

@@ -1,0 +1,1 @@
+"""Audits of networks that are not ours: which quarter turns and flips their sampling grid keeps."""

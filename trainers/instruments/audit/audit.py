@@ -1,0 +1,231 @@
+"""Any torch module audited: which quarter turns and flips its sampling grid keeps, and where it
+loses the others.
+
+A claim about an element holds for every choice of the trained weights in which the kernels of
+convolutions are symmetric under it. Exact: then f(gx) = f(x) for a module that returns vectors, and
+f(gx) = g f(x) for one that returns maps. Broken: for weights in general it does not. A linear layer
+that reads a flattened map has a weight for every position: it breaks every element unless all its
+positions are alike. Kernels that are buffers count as they are. Where a layer is not followed, the
+claim is "not known".
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from searchspace.geometry import remainder
+from searchspace.groups import IDENTITY, Element, Group
+from trainers.instruments.audit.follow import Death, Followed, follow
+from trainers.instruments.audit.record import CannotFollow, Constant, Program, Ref, record
+from trainers.instruments.audit.sizes import exact_sizes, window_of
+from trainers.instruments.audit.symmetrised import double_copy, grid_errors, own_errors
+from trainers.instruments.audit.verdict import Audit, Claim, Finding, Lost
+
+MOST_SAID = 300  # characters of a module's own error
+
+
+def audit(
+    model: nn.Module,
+    size: int | tuple[int, int],
+    group: str | Group = "D4",
+    channels: int = 3,
+    *,
+    name: str = "",
+    sizes: bool = True,
+) -> Audit:
+    """Which elements of `group` the sampling grid of `model` keeps for images of `size` pixels
+    (one number, or height and width), measured in float64 beside every claim.
+
+    `model` is not changed: a copy in evaluation mode is run on images of `channels` channels.
+    `sizes` also looks for the nearest exact sizes. Elements must be quarter turns and flips. Raises
+    ValueError for a module that does not take such images or does not return one tensor.
+    """
+    chosen = group if isinstance(group, Group) else Group.parse(group)
+    height, width = (size, size) if isinstance(size, int) else size
+    _check(model, chosen, (height, width), channels)
+    copied = double_copy(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the user's module
+        result = _run(copied, (height, width), channels)
+        own = own_errors(copied, (1, channels, height, width), chosen.elements)
+        program = _recorded(copied, (height, width), channels)
+        if isinstance(program, str):
+            outcomes = [Followed(None, unread=(program,))] * chosen.order
+            errors: list[float | None] = [0.0] + [None] * (chosen.order - 1)
+            near: tuple[int, ...] = ()
+        else:
+            outcomes = _outcomes(copied, program, chosen)
+            near = _near(copied, program, chosen, outcomes) if sizes else ()
+            claims = [outcome.kept for outcome in outcomes]
+            errors = grid_errors(copied, program, chosen.elements, claims)
+    findings = tuple(
+        Finding(
+            e, "exact" if e == IDENTITY else _claim(o), _losses(program, e, o.deaths), error, mine
+        )
+        for e, o, error, mine in zip(chosen.elements, outcomes, errors, own)
+    )
+    unread = tuple(dict.fromkeys(layer for o in outcomes for layer in o.unread))
+    return Audit(
+        name or type(model).__name__, (height, width), channels, chosen, findings, unread, near,
+        result.ndim != 4,
+    )  # fmt: skip
+
+
+def _check(model: Any, group: Group, size: tuple[int, int], channels: int) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"an audit needs a torch.nn.Module, and this is {type(model).__name__}; give the "
+            "module itself"
+        )
+    if not group.on_grid:
+        raise ValueError(
+            f"{group} has elements that are not quarter turns or flips, which interpolate on the "
+            f"pixel grid and are never exact; give {group.grid}"
+        )
+    if min(*size, channels) < 1:
+        raise ValueError(
+            f"size {size[0]}x{size[1]} with {channels} channels: each must be at least 1"
+        )
+
+
+@torch.no_grad()
+def _run(module: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
+    """What the module returns for one random image. Raises ValueError for what is not audited."""
+    image = torch.randn((1, channels, *size), dtype=torch.float64)
+    try:
+        result = module(image)
+    except Exception as error:  # the user's code
+        said = " ".join(str(error).split())[:MOST_SAID]
+        raise ValueError(
+            f"the module does not take images of shape [1, {channels}, {size[0]}, {size[1]}]: "
+            f"{type(error).__name__}: {said}; {_advice(module, channels)}"
+        ) from error
+    if isinstance(result, dict):
+        keys = ", ".join(map(str, result))
+        raise ValueError(
+            f"the module returned a dict with the keys {keys}; wrap it in a module that returns "
+            "one of them"
+        )
+    if not isinstance(result, Tensor):
+        raise ValueError(
+            f"the module returned {type(result).__name__}; it must return one tensor: wrap it in "
+            "a module that does"
+        )
+    if result.ndim not in (2, 4) or len(result) != 1:
+        raise ValueError(
+            f"the module returned shape {list(result.shape)} for one image; it must return "
+            "vectors [batch, n] or maps [batch, channels, height, width]"
+        )
+    return result
+
+
+def _advice(module: nn.Module, channels: int) -> str:
+    """What to do about a module that failed."""
+    try:
+        needed = [
+            name
+            for name, p in inspect.signature(module.forward).parameters.items()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        needed = []
+    if len(needed) > 1:
+        return (
+            f"it takes {len(needed)} inputs ({', '.join(needed)}): wrap it in a module that takes "
+            "images alone"
+        )
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels != channels:
+        return f"its first convolution has {first.in_channels} channels: give that number"
+    return "give a size and a number of channels that it takes"
+
+
+def _recorded(module: nn.Module, size: tuple[int, int], channels: int) -> Program | str:
+    """The module's program; in words, why there is none."""
+    try:
+        return record(module, size, channels)
+    except CannotFollow as error:
+        return str(error)
+    except Exception as error:  # the user's code, on an image without values
+        said = " ".join(str(error).split())[:MOST_SAID]
+        return f"the module does not run without values: {type(error).__name__}: {said}"
+
+
+def _outcomes(module: nn.Module, program: Program, group: Group) -> list[Followed]:
+    """Of every element."""
+    turned: Program | str | None = None
+    if program.size[0] != program.size[1] and any(e.swaps_axes for e in group.elements):
+        turned = _recorded(module, program.size[::-1], program.channels)
+    outcomes = []
+    for element in group.elements:
+        if element == IDENTITY:
+            outcomes.append(Followed(True))
+        elif not element.swaps_axes or turned is None:
+            outcomes.append(follow(program, element))
+        elif isinstance(turned, str):
+            outcomes.append(Followed(None, unread=(f"for the turned image: {turned}",)))
+        else:
+            outcomes.append(follow(program, element, turned))
+    return outcomes
+
+
+def _near(
+    module: nn.Module, program: Program, group: Group, outcomes: Sequence[Followed]
+) -> tuple[int, ...]:
+    """The nearest exact sizes, where the present one is broken."""
+    if program.size[0] != program.size[1] or any(o.kept is None for o in outcomes):
+        return ()
+    if all(o.kept for o in outcomes):
+        return ()
+
+    def recorded(size: int) -> Program | None:
+        found = _recorded(module, (size, size), program.channels)
+        return None if isinstance(found, str) else found
+
+    return exact_sizes(recorded, program, group.elements)
+
+
+def _claim(outcome: Followed) -> Claim:
+    return "not known" if outcome.kept is None else "exact" if outcome.kept else "broken"
+
+
+def _losses(program: Program | str, element: Element, deaths: Sequence[Death]) -> tuple[Lost, ...]:
+    if isinstance(program, str):
+        return ()
+    lost = [
+        Lost(d.position or d.step.layer, d.step.operation, _why(program, element, d))
+        for d in deaths
+    ]
+    return tuple(dict.fromkeys(lost))
+
+
+def _why(program: Program, element: Element, death: Death) -> str:
+    """Why a step breaks an element, in words."""
+    step = death.step
+    source = next((a for a in step.args if isinstance(a, Ref)), Ref(0))
+    shape = program.shape(source)
+    if death.flattened and step.operation in ("addmm", "mm"):
+        return "the flattened positions have a weight each"
+    if death.position:
+        return "adds or multiplies values that depend on the position"
+    windows = [window_of(step, axis) for axis in (0, 1)]
+    if len(shape) == 4 and windows[0] is not None and windows[1] is not None:
+        left = [
+            remainder(pixels, *window) if backwards else 0
+            for pixels, window, backwards in zip(shape[2:], windows, element.reversed_axes)
+        ]
+        axes = [axis for axis, pixels in zip(("height", "width"), left) if pixels]
+        if axes:
+            amount = " and ".join(str(n) for n in dict.fromkeys(n for n in left if n))
+            return f"{' and '.join(axes)} shifted by {amount} px"
+        if element.swaps_axes and windows[0] != windows[1]:
+            return "its windows differ in height and width"
+    if any(isinstance(a, Constant) and not a.trained for a in step.args[1:2]):
+        return "its kernel, which is a buffer, is not symmetric"
+    return f"{step.operation} does not keep it"

@@ -1,0 +1,213 @@
+"""Rules of operations that combine many values: linear layers, norms, means, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.instruments.audit import field
+from trainers.instruments.audit.record import Constant
+from trainers.instruments.audit.values import Context, Unreadable, Value, lifted, rule, whole
+from trainers.instruments.audit.windows import of_set
+
+MOST_NUMBERS = 1 << 24  # of a constant matrix that is looked at in full
+
+
+@rule("addmm", "baddbmm")
+def linear(context: Context, bias: Any, first: Any, second: Any, **kwargs: Any) -> Value:
+    """A linear layer: a product and a bias."""
+    if kwargs:
+        raise Unreadable("factors of a sum")
+    result = matmul(context, first, second)
+    if isinstance(bias, Value):
+        raise Unreadable("a bias that depends on the image")
+    if result.channels is not None:
+        return result._replace(data=(result.data + field.drawn((bias.key, "bias"))) % field.PRIME)
+    return Value((result.data + lifted(bias)) % field.PRIME)
+
+
+@rule("mm", "bmm", "matmul", "mv")
+def matmul(context: Context, first: Any, second: Any) -> Value:
+    """A matrix product: of two values, or with a constant."""
+    layer = isinstance(first, Value) and isinstance(second, Constant) and second.trained
+    if layer and second.value.ndim == 2 and len(first.shape) == 2:
+        return _weighted(first, second)
+    one, two = (_full(context, v, n) for n, v in enumerate((first, second)))
+    if two.ndim == 1:
+        return Value(field.matrix_product(one, two[:, None])[..., 0])
+    return Value(field.matrix_product(one, two))
+
+
+def _weighted(value: Value, weight: Constant) -> Value:
+    """Rows times a trained matrix, one number for all outputs."""
+    inputs, outputs = weight.value.shape
+    if value.channels is None:
+        weights = field.drawn((weight.key, "matrix"), inputs)
+        data = field.matrix_product(value.data, weights[:, None])
+    else:
+        data = field.product(value.data, field.drawn((weight.key, "row")))
+    return Value(data, outputs)
+
+
+def _full(context: Context, given: Any, number: int) -> Tensor:
+    if isinstance(given, Value):
+        return whole(given, (context.step.key, "factor", number))
+    if given.value.numel() > MOST_NUMBERS:
+        raise Unreadable("a matrix too large to look at")
+    return lifted(given)
+
+
+@rule("mean", "sum")
+def mean(
+    context: Context, value: Value, axes: Sequence[int] | None = None, keep: bool = False, **_: Any
+) -> Value:
+    """A sum or a mean, exact."""
+    rank = len(value.shape)
+    axes = sorted({axis % rank for axis in axes}) if axes else list(range(rank))
+    value = _alone_or_whole(context, value, axes)
+    data = value.data.sum(axes, keepdim=keep) % field.PRIME
+    if context.step.operation == "mean":
+        count = torch.Size([value.data.shape[axis] for axis in axes]).numel()
+        data = field.product(data, field.inverse(count))
+    return _reduced(context, value, data)
+
+
+def _alone_or_whole(context: Context, value: Value, axes: Sequence[int]) -> Value:
+    """The value, channels apart if the axes mix them."""
+    if value.channels is None or (1 not in axes and 0 not in axes):
+        return value
+    return Value(whole(value, (context.step.key, "mixed")))
+
+
+def _reduced(context: Context, value: Value, data: Tensor) -> Value:
+    return Value(data, value.channels)
+
+
+@rule("amax", "amin", "linalg_vector_norm", "norm", "prod", "std", "var", "logsumexp", "any", "all")
+def symmetric_function(context: Context, value: Value, *args: Any, **kwargs: Any) -> Value:
+    """A function of the values along axes, in whatever order."""
+    rank, name = len(value.shape), context.step.operation
+    given = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
+    axes = sorted({axis % rank for axis in given[0]}) if given and given[0] else list(range(rank))
+    value = _alone_or_whole(context, value, axes)
+    shape = context.step.shapes[0]
+    others = [axis for axis in range(rank) if axis not in axes]
+    moved = value.data.permute(*axes, *others).flatten(0, len(axes) - 1)
+    if name in ("amax", "amin"):
+        data = of_set(moved)
+    else:
+        data = field.hashed(field.hashed(moved, name).sum(0) % field.PRIME, (name, args))
+    sizes = list(shape)
+    if value.channels is not None and len(sizes) > 1:
+        sizes[1] = 1
+    return Value(data.reshape(sizes), value.channels)
+
+
+@rule("max", "min")
+def extreme(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any:
+    """The largest value of all, or along one axis (its place is not followed)."""
+    if kwargs or (args and not isinstance(args[0], int)):
+        raise Unreadable("")
+    rank = len(value.shape)
+    axes = [args[0] % rank] if args else list(range(rank))
+    data = of_set(
+        whole(value, (context.step.key, "max"))
+        .movedim(axes, list(range(len(axes))))
+        .flatten(0, len(axes) - 1)
+    )
+    if context.step.operation == "min":
+        data = field.hashed(data, "min")
+    result = Value(data.reshape(context.step.shapes[0]))
+    return (result, None) if args else result
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
+def softmax(context: Context, value: Value, axis: int, *args: Any) -> Value:
+    """Every value, and a function of all along the axis."""
+    axis = axis % len(value.shape)
+    value = _alone_or_whole(context, value, [axis])
+    total = field.hashed(value.data, "softmax").sum(axis, keepdim=True) % field.PRIME
+    return value._replace(data=field.hashed_pairs(value.data, total, context.step.operation))
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
+      "cudnn_batch_norm")  # fmt: skip
+def batch_norm(context: Context, value: Value, weight: Any, bias: Any, *rest: Any) -> Any:
+    """A factor and a shift for each channel; of an instance norm, those of its map."""
+    name = context.step.operation
+    with_mean = isinstance(rest[0], Constant)
+    training = name != "_native_batch_norm_legit_no_training" and next(
+        flag for flag in rest if isinstance(flag, bool)
+    )
+    if training:
+        axes = [axis for axis in range(len(value.shape)) if axis > 1]
+        value = value._replace(data=_normalised(value.data, axes))
+    keyed = rest[0] if with_mean else weight
+    if keyed is None:
+        return [value, None, None]
+    width = (1, value.data.shape[1], *(1,) * (value.data.ndim - 2))
+    scale, shift = (
+        field.drawn((keyed.key, "scale"), *width),
+        field.drawn((keyed.key, "shift"), *width),
+    )
+    return [value._replace(data=(value.data * scale + shift) % field.PRIME), None, None]
+
+
+def _normalised(data: Tensor, axes: Sequence[int]) -> Tensor:
+    """Every value, and a function of all along the axes."""
+    if not axes:
+        return data
+    total = field.hashed(data, "norm").sum(list(axes), keepdim=True) % field.PRIME
+    return field.hashed_pairs(data, total, "normalised")
+
+
+@rule("native_group_norm")
+def group_norm(
+    context: Context, value: Value, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int,
+    eps: float,
+) -> Any:  # fmt: skip
+    """Values with a function of all in their group."""
+    if value.channels is not None:
+        data = _normalised(value.data, range(1, value.data.ndim))
+    else:
+        apart = value.data.unflatten(1, (groups, -1))
+        data = _normalised(apart, range(2, apart.ndim)).reshape(value.data.shape)
+    if weight is not None:
+        width = (1, data.shape[1], *(1,) * (data.ndim - 2))
+        scale, shift = (field.drawn((weight.key, what), *width) for what in ("scale", "shift"))
+        data = (data * scale + shift) % field.PRIME
+    return [value._replace(data=data), None, None]
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(context: Context, value: Value, shape: Sequence[int], *rest: Any) -> Any:
+    """Values with a function of all along the last axes, and a factor for each place there."""
+    data = whole(value, (context.step.key, "layer norm"))
+    data = _normalised(data, range(data.ndim - len(shape), data.ndim))
+    for number, constant in enumerate(r for r in rest if isinstance(r, Constant)):
+        numbers = lifted(constant)
+        data = (data + numbers if number else data * numbers) % field.PRIME
+    return [Value(data), None, None]
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+def attention(
+    context: Context, query: Value, key: Value, value: Value, *args: Any, **kw: Any
+) -> Any:
+    """Values weighted by functions of queries and keys."""
+    if any(isinstance(a, (Constant, Value)) for a in (*args, *kw.values())) or True in args:
+        raise Unreadable("attention with a mask")
+    q, k, v = (whole(x, (context.step.key, n)) for n, x in enumerate((query, key, value)))
+    scores = field.hashed(field.matrix_product(q, k.transpose(-1, -2)), "softmax")
+    total = scores.sum(-1, keepdim=True) % field.PRIME
+    shares = field.hashed_pairs(scores, total, "shares")
+    return [Value(field.matrix_product(shares, v)), *[None] * 10]

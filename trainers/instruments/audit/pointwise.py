@@ -1,0 +1,207 @@
+"""Rules of operations on every value alone, and on pairs of values in the same place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.instruments.audit import field
+from trainers.instruments.audit.record import Constant
+from trainers.instruments.audit.values import (
+    Context,
+    Unreadable,
+    Value,
+    lifted,
+    rule,
+    varies_along,
+    whole,
+)
+from trainers.instruments.audit.windows import of_set
+
+# 0 stays 0
+ODD_AT_ZERO = {
+    "relu", "relu6", "gelu", "silu", "hardswish", "tanh", "leaky_relu", "elu", "selu", "celu",
+    "mish", "hardtanh", "abs", "sqrt", "sin", "sinh", "asin", "atan", "erf", "sign", "softsign",
+    "square", "prelu", "_prelu_kernel", "expm1", "log1p", "floor", "ceil", "round", "trunc",
+    "tan", "hardshrink", "softshrink", "asinh", "tanhshrink",
+}  # fmt: skip
+OTHERS = {
+    "sigmoid", "hardsigmoid", "softplus", "exp", "log", "log2", "log10", "cos", "cosh", "acos",
+    "rsqrt", "reciprocal", "log_sigmoid_forward", "erfc", "threshold", "isnan", "logical_not",
+    "isfinite", "isinf", "clamp", "clamp_min", "clamp_max", "exp2", "logit", "nan_to_num",
+}  # fmt: skip
+IDENTITIES = (
+    "clone", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "dropout",
+    "feature_dropout", "to", "type_as", "positive", "real",
+)  # fmt: skip
+PAIRS = (
+    "maximum", "minimum", "pow", "atan2", "fmod", "remainder", "gt", "lt", "ge", "le", "eq", "ne",
+    "logical_and", "logical_or", "logaddexp", "fmax", "fmin", "hypot", "xlogy", "logical_xor",
+)  # fmt: skip
+
+
+@rule(*ODD_AT_ZERO, *OTHERS)
+def activation(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any:
+    """A function of every value; parameters of PReLU are one a channel."""
+    name = context.step.operation
+    constants = [a for a in (*args, *kwargs.values()) if isinstance(a, (Constant, Value))]
+    if constants and name not in ("prelu", "_prelu_kernel"):
+        raise Unreadable("limits that are tensors")
+    numbers = [a for a in args if not isinstance(a, Constant)]
+    key = (name, numbers, sorted(kwargs.items()), [c.key for c in constants])
+    data = field.hashed(value.data, key)
+    if name in ODD_AT_ZERO or (name.startswith("clamp") and _holds_zero(name, args, kwargs)):
+        data = data.masked_fill(value.data == 0, 0)
+    result = value._replace(data=data)
+    return (result, None) if name == "log_sigmoid_forward" else result
+
+
+def _holds_zero(name: str, args: Any, kwargs: Any) -> bool:
+    given = [*args, None, None]
+    low = given[0] if name != "clamp_max" else None
+    high = given[1] if name == "clamp" else given[0] if name == "clamp_max" else None
+    low, high = kwargs.get("min", low), kwargs.get("max", high)
+    return (low is None or low <= 0) and (high is None or high >= 0)
+
+
+@rule(*IDENTITIES)
+def identity(context: Context, value: Value, *args: Any, **kwargs: Any) -> Value:
+    """The value as it is."""
+    if kwargs.get("dtype") is not None and not kwargs["dtype"].is_floating_point:
+        return value._replace(data=field.hashed(value.data, "whole number"))
+    return value
+
+
+@rule("neg")
+def negative(context: Context, value: Value) -> Value:
+    """The value times -1."""
+    return value._replace(data=-value.data % field.PRIME)
+
+
+@rule("add", "sub", "rsub")
+def add(context: Context, first: Any, second: Any, alpha: float = 1) -> Value:
+    """A sum: of channels that one number stands for, differences are sums with other signs."""
+    sign = field.of_number(float(alpha))
+    if context.step.operation == "rsub":
+        first, second = second, first
+    if context.step.operation != "add":
+        sign = -sign % field.PRIME
+    one, two, channels = paired(context, first, second)
+    difference = sign == field.PRIME - 1 and isinstance(first, Value) and isinstance(second, Value)
+    if difference and channels not in (None, 1):  # else x - x of other channels would vanish
+        one = field.product(one, field.drawn((context.step.key, "first")))
+    return Value((one + field.product(two, sign)) % field.PRIME, channels)
+
+
+@rule("mul", "multiply")
+def multiply(context: Context, first: Any, second: Any) -> Value:
+    """A product."""
+    one, two, channels = paired(context, first, second)
+    return Value(field.product(one, two), channels)
+
+
+@rule("div", "divide", "true_divide")
+def divide(context: Context, first: Any, second: Any, **kwargs: Any) -> Value:
+    """A quotient: exact by a number, else a function of the two."""
+    if isinstance(second, (int, float)) and isinstance(first, Value) and not kwargs:
+        return first._replace(
+            data=field.product(first.data, field.inverse(field.of_number(float(second))))
+        )
+    one, two, channels = paired(context, first, second)
+    return Value(field.hashed_pairs(one, two, ("div", sorted(kwargs.items()))), channels)
+
+
+@rule(*PAIRS)
+def function_of_two(context: Context, first: Any, second: Any, **kwargs: Any) -> Value:
+    """Any other function of two values in the same place."""
+    one, two, channels = paired(context, first, second)
+    name = context.step.operation
+    if name in ("maximum", "minimum", "fmax", "fmin"):
+        stacked = torch.stack(torch.broadcast_tensors(one, two))
+        return Value(
+            of_set(stacked) if "max" in name else field.hashed(of_set(stacked), name), channels
+        )
+    return Value(field.hashed_pairs(one, two, name), channels)
+
+
+@rule("where")
+def where(context: Context, condition: Any, first: Any, second: Any) -> Value:
+    """One of two values; a function of three."""
+    given = [condition, first, second]
+    if all(isinstance(v, Constant) for v in given[:1]) and condition.value.numel() == 1:
+        chosen = first if bool(condition.value) else second
+        if isinstance(chosen, Value):
+            return chosen
+    datas = [_alone(context, v, n) for n, v in enumerate(given)]
+    return Value(
+        field.hashed_pairs(datas[0], field.hashed_pairs(datas[1], datas[2], "where"), "where if")
+    )
+
+
+@rule("masked_fill")
+def masked_fill(context: Context, value: Value, mask: Any, fill: Any) -> Value:
+    """Values replaced where a mask is true."""
+    if not isinstance(mask, Constant) or isinstance(fill, Value):
+        return where(context, mask, fill, value)
+    number = (
+        field.of_number(float(fill.value)) if isinstance(fill, Constant) else field.of_number(fill)
+    )
+    data = whole(value, (context.step.key, "mask"))
+    return Value(data.masked_fill(mask.value.bool().cpu(), number))
+
+
+@rule("lerp", "addcmul", "addcdiv")
+def function_of_three(
+    context: Context, first: Any, second: Any, third: Any, **kwargs: Any
+) -> Value:
+    """A function of three values in the same place."""
+    datas = [_alone(context, v, n) for n, v in enumerate((first, second, third))]
+    key = (context.step.operation, sorted(kwargs.items()))
+    return Value(field.hashed_pairs(datas[0], field.hashed_pairs(datas[1], datas[2], key), key))
+
+
+def _alone(context: Context, given: Any, number: int) -> Tensor:
+    if isinstance(given, Value):
+        return whole(given, (context.step.key, "argument", number))
+    if isinstance(given, Constant):
+        return lifted(given)
+    return torch.tensor(field.of_number(float(given)))
+
+
+def paired(context: Context, first: Any, second: Any) -> tuple[Tensor, Tensor, int | None]:
+    """Two arguments as numbers that broadcast, and the channels that they stand for."""
+    values = [v for v in (first, second) if isinstance(v, Value)]
+    rank = max(len(v.shape) for v in values)
+    together = {v.channels for v in values if v.channels is not None}
+    if len(together) == 1 and all(_joins(v, rank, together) for v in (first, second)):
+        one, two = (_narrow(context, v, n) for n, v in enumerate((first, second)))
+        return one, two, together.pop()
+    one, two = (_alone(context, v, n) for n, v in enumerate((first, second)))
+    return one, two, None
+
+
+def _joins(given: Any, rank: int, channels: set[int | None]) -> bool:
+    """Whether an argument has nothing of its own for single channels."""
+    if isinstance(given, Value):
+        if len(given.shape) != rank:
+            return not given.shape
+        return given.channels is not None or given.shape[1] == 1
+    if isinstance(given, Constant):
+        axes = varies_along(given.value.shape, rank)
+        return axes == {1} or 1 not in axes
+    return True
+
+
+def _narrow(context: Context, given: Any, number: int) -> Tensor:
+    """An argument, one number for all channels."""
+    if isinstance(given, Value):
+        return given.data
+    if not isinstance(given, Constant):
+        return torch.tensor(field.of_number(float(given)))
+    values = lifted(given)
+    if varies_along(values.shape, len(context.step.shapes[0])) != {1}:
+        return values
+    first = values.reshape(-1)[0]
+    return first if bool((values == first).all()) else field.drawn((given.key, "of channels"))

@@ -1,0 +1,230 @@
+"""What the audit's claims are measured on: the module itself in float64, in evaluation mode, its
+weights drawn at random and the kernels of its convolutions averaged over an element's powers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from searchspace.groups import Element
+from trainers.actions import act
+from trainers.instruments.audit.follow import turns_of
+from trainers.instruments.audit.record import Constant, Program
+
+THRESHOLD = 1e-10  # of the largest difference, relative to the spread of what is compared
+DRAWS = 4  # of weights and images, until one shows that an element is lost
+_CONVOLUTIONS = {
+    getattr(place, name)
+    for place, name in (
+        (torch, "conv2d"),
+        (torch.nn.functional, "conv2d"),
+        (torch, "conv_transpose2d"),
+        (torch.nn.functional, "conv_transpose2d"),
+        (torch, "convolution"),
+    )
+}
+Norm = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+def double_copy(module: nn.Module) -> nn.Module:
+    """A copy in float64, in evaluation mode, on the CPU. Raises ValueError where there is none."""
+    try:
+        return copy.deepcopy(module).eval().double().cpu()
+    except Exception as error:  # the user's code
+        raise ValueError(
+            f"the module cannot be copied: {type(error).__name__}: {error}; an audit draws weights "
+            "of its own, so it needs a copy"
+        ) from error
+
+
+@torch.no_grad()
+def draw_weights(module: nn.Module, seed: int) -> None:
+    """Gives every parameter random values with which signals neither vanish nor explode."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = {id(p) for m in module.modules() if isinstance(m, Norm) for p in m.parameters(False)}
+    for name, parameter in module.named_parameters():
+        if not parameter.dtype.is_floating_point:
+            continue
+        if id(parameter) in norms or parameter.ndim < 2:
+            low, high = (0.5, 1.5) if name.endswith("weight") else (-0.3, 0.5)
+            values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(low + (high - low) * values)
+            continue
+        fan = max(1, math.prod(parameter.shape[1:]))
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.copy_(values * math.sqrt(2.0 / fan))
+
+
+@contextmanager
+def calibrated(module: nn.Module) -> Iterator[None]:
+    """Batch norms take the statistics of what passes through them."""
+
+    def calibrate(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        if norm.running_mean is None or norm.running_var is None:
+            return
+        axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
+        norm.running_mean.copy_(inputs[0].mean(axes))
+        variance = inputs[0].var(axes, unbiased=False)
+        # rounding errors are not contrast
+        norm.running_var.copy_(torch.where(variance < 1e-12, 1.0, variance.clamp_min(1e-3)))
+
+    hooks = [
+        m.register_forward_pre_hook(calibrate)
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        and not isinstance(m, torch.jit.ScriptModule)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Derived(TorchFunctionMode):
+    """While it is on, convolutions have those kernels averaged over some turns that are computed in
+    the forward pass.
+    """
+
+    def __init__(self, module: nn.Module, turns: Sequence[Element]) -> None:
+        super().__init__()
+        self.turns = turns
+        self.whole = {id(t) for t in (*module.buffers(), *module.parameters())}
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        weight = args[1] if func in _CONVOLUTIONS and len(args) > 1 else None
+        if isinstance(weight, Tensor) and weight.ndim == 4 and id(weight) not in self.whole:
+            args = (args[0], average(weight, self.turns), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which kernels of a module an element can be built into."""
+
+    names: frozenset[str]  # of parameters
+    derived: bool  # whether others are computed from parameters
+    made: bool  # whether others are computed from constants
+
+    @classmethod
+    def of(cls, program: Program) -> Kernels:
+        """Those of a recorded module."""
+        weights = [
+            c for s in program.steps if s.operation == "convolution"
+            for c in s.args[1:2] if isinstance(c, Constant)
+        ]  # fmt: skip
+        trained = [c for c in weights if c.trained]
+        return cls(
+            frozenset(c.name for c in trained if c.name),
+            any(not c.name for c in trained),
+            any(not c.trained and not c.name for c in weights),
+        )
+
+    @contextmanager
+    def keeping(self, module: nn.Module, turns: Sequence[Element]) -> Iterator[None]:
+        """While it is on, the kernels are averaged over the turns."""
+        parameters = {n: p for n, p in module.named_parameters() if n in self.names}
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        for parameter in parameters.values():
+            parameter.copy_(average(parameter, turns))
+        try:
+            with Derived(module, turns) if self.derived else nullcontext():
+                yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name])
+
+
+def average(kernel: Tensor, turns: Sequence[Element]) -> Tensor:
+    """The mean of a kernel over the turns that keep its shape."""
+    square = kernel.shape[-1] == kernel.shape[-2]
+    kept = [t for t in turns if square or not t.swaps_axes]
+    return torch.stack([act(kernel, turn) for turn in kept]).mean(0)
+
+
+@torch.no_grad()
+def grid_errors(
+    module: nn.Module,
+    program: Program,
+    elements: Sequence[Element],
+    claims: Sequence[bool | None],
+) -> list[float | None]:
+    """For each element the largest measured difference of f(gx) from f(x), or from g f(x) for maps,
+    relative to the spread of f(x), over draws of weights and images; None: it cannot be measured.
+
+    `module` is a float64 copy, whose weights are overwritten. One draw shows that an element that
+    is claimed (True) is kept to rounding errors; that it is lost, the first of DRAWS that does.
+    """
+    kernels, found = Kernels.of(program), dict.fromkeys(elements, 0.0)
+    if kernels.derived and kernels.made:
+        return [None] * len(elements)
+    shape = (1, program.channels, *program.size)
+    for draw in range(DRAWS):
+        left = [
+            e for e, claim in zip(elements, claims)
+            if draw == 0 or (claim is not True and found[e] <= THRESHOLD)
+        ]  # fmt: skip
+        if not left:
+            break
+        draw_weights(module, draw)
+        images = _images(shape, draw)
+        for turns in dict.fromkeys(frozenset(turns_of(e)) for e in left):
+            with kernels.keeping(module, sorted(turns, key=str)):
+                with calibrated(module):
+                    module(images)
+                upright = module(images)
+                for element in (e for e in left if frozenset(turns_of(e)) == turns):
+                    error = difference(module, images, upright, element)
+                    found[element] = max(found[element], error)
+    return [found[e] if math.isfinite(found[e]) else None for e in elements]
+
+
+def _images(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@torch.no_grad()
+def own_errors(
+    module: nn.Module, shape: tuple[int, ...], elements: Sequence[Element]
+) -> list[float | None]:
+    """The same with the weights that the module has."""
+    images = _images(shape, 0)
+    upright = module(images)
+    errors = [difference(module, images, upright, element) for element in elements]
+    return [error if math.isfinite(error) else None for error in errors]
+
+
+def difference(
+    module: Callable[[Tensor], Tensor], images: Tensor, upright: Tensor, element: Element
+) -> float:
+    """How far the result for moved images is from what it must be, relative to its spread; infinite
+    where the module fails on them.
+    """
+    moved = act(images, element)
+    try:
+        result = module(moved)
+    except Exception:  # the user's code, for images of another shape
+        return math.inf
+    expected = act(upright, element) if upright.ndim == 4 else upright
+    if result.shape != expected.shape:
+        return math.inf
+    spread = max(float(r.std(correction=0)) for r in (upright, result))
+    scale = max(spread, 1e-3 * float(upright.abs().max()))
+    error = float((result - expected).abs().max())
+    return error / scale if scale else error

@@ -1,0 +1,95 @@
+"""Values of a followed network: numbers of the field in the shape of its tensors.
+
+The channels of a convolution's result all read the same positions with other weights. One number
+stands for them all as long as nothing tells channels apart, and each gets its own, made from it,
+where something does (a reshape, say).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from searchspace.groups import Element
+from trainers.actions import act
+from trainers.instruments.audit import field
+from trainers.instruments.audit.record import Constant, Step
+
+
+class Value(NamedTuple):
+    """A tensor of the network; where `channels` is given, axis 1 of `data` has one entry that
+    stands for so many.
+    """
+
+    data: Tensor  # int64
+    channels: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that the network's tensor has."""
+        shape = tuple(self.data.shape)
+        return shape if self.channels is None else (shape[0], self.channels, *shape[2:])
+
+
+class Unreadable(ValueError):
+    """An operation that is not followed; the text says why, or nothing."""
+
+
+class Context(NamedTuple):
+    """What a rule is given besides its arguments."""
+
+    turns: tuple[Element, ...]  # which every convolution's kernel keeps, as far as its shape does
+    step: Step
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enters a function as the rule of the operations of these names."""
+
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def whole(value: Value, key: object) -> Tensor:
+    """The numbers of every channel: each a function of its own of the one that stood for all."""
+    if value.channels in (None, 1):
+        return value.data
+    shape = (1, value.channels, *(1,) * (value.data.ndim - 2))
+    scale, shift = field.drawn((key, "scale"), *shape), field.drawn((key, "shift"), *shape)
+    return ((value.data * scale + shift) % field.PRIME).masked_fill(value.data == 0, 0)
+
+
+def lifted(constant: Constant) -> Tensor:
+    """A constant's numbers: those of parameters are random, the same where its values are."""
+    numbers = field.of_constant(constant.value)
+    if constant.trained:
+        numbers = field.hashed(numbers, constant.key)
+    return numbers
+
+
+def varies_along(shape: Sequence[int], rank: int) -> set[int]:
+    """The axes of a tensor of that rank along which a constant of this shape, broadcast to it, has
+    more than one entry.
+    """
+    missing = rank - len(shape)
+    return {axis + missing for axis, pixels in enumerate(shape) if pixels > 1}
+
+
+def kept_kernel(kernel: Tensor, turns: tuple[Element, ...]) -> Tensor:
+    """The sum of a kernel [..., height, width] over the turns, of which those count that keep its
+    shape.
+    """
+    height, width = kernel.shape[-2:]
+    kept = [t for t in turns if height == width or not t.swaps_axes]
+    flat = kernel.reshape(1, -1, height, width)
+    total = torch.stack([act(flat, turn) for turn in kept]).sum(0)
+    return total.reshape(kernel.shape) % field.PRIME

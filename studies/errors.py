@@ -48,6 +48,10 @@ class DamagedError(StudyError, ValueError):
     """The journal holds a line that is not a record; the message names it."""
 
 
+class JournalWarning(UserWarning):
+    """What a command that only looks leaves out, because it is not a record of this version."""
+
+
 class TooManyFailuresError(StudyError):
     """Several trials in a row failed; the message ends with the last one's error."""
 

@@ -8,11 +8,14 @@ import pytest
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
-from studies.errors import DamagedError, LockedError, StudyError
+from studies.errors import DamagedError, JournalWarning, LockedError, StudyError
+from studies.evidence.intervals import Evidence
 from studies.journal.folders import write_given
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.repair import _fitting, repair
+from studies.journal.writer import open_journal
+from studies.results import tables
 from studies.search.driver import SearchDriver
 from studies.search.proposals import described
 from studies.workers.executors import run_in_process
@@ -214,16 +217,62 @@ def test_a_new_trial_never_finds_the_files_of_another(tmp_path):
 
 def test_records_of_a_newer_version_and_of_unknown_trials_are_named(directory):
     whole = (directory / JOURNAL).read_bytes()
-    strange = b'{"op_code":42,"x":1}\n{"op_code":6,"trial_id":99,"state":1,"values":null}\n'
+    strange = (
+        b'{"op_code":42,"x":1}\n{"op_code":6,"trial_id":99,"state":2,"values":null,'
+        b'"datetime_complete":"2026-11-26T22:00:27+00:00"}\n'
+    )
     (directory / JOURNAL).write_bytes(whole + strange)
     with pytest.raises(
-        DamagedError, match=f"{JOURNAL} holds a record that cannot be read .*equisearch repair"
+        DamagedError, match=f"{JOURNAL}: line 13 is not a record of this .*equisearch repair"
     ):
         read_trials(directory)
     done = repair(directory)
     assert "line 13 is not a record of this version" in done[0]
     assert any("1 records name trials" in line for line in done)
     assert len(read_trials(directory)) == 9 and repair(directory) == []
+
+
+TIME = b'"datetime_complete":"2026-11-26T22:00:27+00:00"'
+NO_RECORDS = {
+    "a list": b"[1,2]",
+    "a number": b"7",
+    "code of later": b'{"op_code":42,"trial_id":1}',
+    "code as text": b'{"op_code":"8","trial_id":3,"user_attr":{"a":1}}',
+    "state of later": b'{"op_code":6,"trial_id":3,"state":9,"values":null,' + TIME + b"}",
+    "no end": b'{"op_code":6,"trial_id":3,"state":2,"values":null}',
+    "one value of two": b'{"op_code":6,"trial_id":3,"state":1,"values":[0.1],' + TIME + b"}",
+    "not finite": b'{"op_code":6,"trial_id":3,"state":1,"values":[NaN,0.1],' + TIME + b"}",
+    "trial before all": b'{"op_code":8,"trial_id":-1,"user_attr":{"a":1}}',
+    "trial behind all": b'{"op_code":8,"trial_id":77,"user_attr":{"a":1}}',
+    "rung of words": b'{"op_code":8,"trial_id":3,"user_attr":{"rung x":5}}',
+    "rung without scores": b'{"op_code":8,"trial_id":3,"user_attr":{"rung 2":5}}',
+    "architecture of later": b'{"op_code":8,"trial_id":3,"user_attr":{"architecture":{"v":2}}}',
+    "attribute of study": b'{"op_code":2,"study_id":0,"user_attr":{"superseded":7}}',
+    "parameter": b'{"op_code":5,"trial_id":3,"param_name":"x","param_value_internal":5,'
+    b'"distribution":"{}"}',
+    "deleted": b'{"op_code":1,"study_id":0}',
+    "creation of later": b'{"op_code":4,"study_id":0,"datetime_start":null,"state":7}',
+}
+
+
+@pytest.mark.parametrize("place", ["middle", "end"])
+@pytest.mark.parametrize("line", NO_RECORDS.values(), ids=NO_RECORDS)
+def test_what_is_no_record_hides_nothing_from_those_who_look(directory, line, place):
+    study, before = tables.open_study(directory, reading=True)
+    lines = (directory / JOURNAL).read_bytes().splitlines(keepends=True)
+    lines.insert(11 if place == "middle" else 12, line + b"\n")
+    (directory / JOURNAL).write_bytes(b"".join(lines))
+    with pytest.warns(JournalWarning, match="left out here.*equisearch repair"):
+        _, records = tables.open_study(directory, parameters=True, reading=True)
+        row = tables.rows_of(study, records, Evidence())
+    assert [(r.number, r.state) for r in records[:9]] == [(r.number, r.state) for r in before]
+    assert len(row[0]) == len(records)
+    if not (place == "end" and line in (b"[1,2]", b"7")):  # taken for torn, and kept aside
+        with pytest.raises(DamagedError, match="equisearch repair"):
+            open_journal(directory, study.objectives)
+    assert repair(directory) and repair(directory) == []
+    read_trials(directory)
+    open_journal(directory, study.objectives)[0].close()
 
 
 @pytest.mark.parametrize(

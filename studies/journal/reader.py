@@ -12,23 +12,27 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from studies.errors import DamagedError
+from studies.journal.records import (
+    CREATE_STUDY,
+    CREATE_TRIAL,
+    SET_PARAM,
+    SET_STATE,
+    SET_STUDY_ATTRIBUTE,
+    is_record,
+)
 from studies.journal.trial import ENDED, JournalAttributes, State, TrialRecord
 from trainers.files import write_whole
 
 JOURNAL = "optuna.journal"
 
-# optuna's codes of operations and of trial states, part of its file format
-CREATE_TRIAL, SET_PARAM, SET_STATE = 4, 5, 6
-SET_STUDY_ATTRIBUTE = 2
-STUDY_ATTRIBUTE = b'{"op_code":2,'
-# the study's attribute with the numbers of trials that were scored on other data
-SUPERSEDED = "superseded"
+# optuna's codes of trial states, part of its file format
 STATES: dict[int, State] = {0: "running", 1: "complete", 2: "pruned", 3: "failed", 4: "waiting"}
 # parameters, and optuna's own notes: more than half of all lines
 PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')
@@ -40,30 +44,48 @@ NOTHING = b"\n"  # begins no line
 
 
 def read_trials(
-    directory: str | os.PathLike[str], *, parameters: bool = False
+    directory: str | os.PathLike[str], *, parameters: bool = False, lenient: bool = False
 ) -> list[TrialRecord]:
     """Every trial of the study in `directory`, in the order of their numbers.
 
     A torn last line is skipped. Raises FileNotFoundError without a journal, DamagedError for a
-    line in the middle that is not JSON (`equisearch repair` cuts there).
+    line that is not a record of this version (`equisearch repair` removes it). With `lenient`,
+    lines that set attributes are left out where they are not.
     """
-    return read_journal(directory, parameters=parameters)[1]
+    return read_journal(directory, parameters=parameters, lenient=lenient)[1]
 
 
 def read_journal(
-    directory: str | os.PathLike[str], *, parameters: bool = False
+    directory: str | os.PathLike[str], *, parameters: bool = False, lenient: bool = False
 ) -> tuple[dict[str, Any], list[TrialRecord]]:
     """The study's attributes (channels, classes, ...) and its trials; see `read_trials`."""
+    path = Path(directory) / JOURNAL
+    # what follows the last newline is torn
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return read_lines(lines, parameters=parameters, lenient=lenient)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{path}: {error}; if a newer version wrote it, use that one, else `equisearch repair "
+            f"{quote(str(directory))}` keeps the other records"
+        ) from None
+
+
+def read_lines(
+    lines: Sequence[bytes], *, parameters: bool = False, lenient: bool = False
+) -> tuple[dict[str, Any], list[TrialRecord]]:
+    """What the lines of a journal say, without their newlines; see `read_journal`."""
     collecting = gc.isenabled()
     # nothing of what is read is garbage; a third of the time otherwise (10,000 trials, Python 3.11)
     gc.disable()
     try:
-        return _replay(Path(directory) / JOURNAL, parameters)
-    except (IndexError, KeyError, TypeError) as error:
+        return _replay(lines, parameters, lenient)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DamagedError):
+            raise
         raise DamagedError(
-            f"{Path(directory) / JOURNAL} holds a record that cannot be read ({error!r}): it names "
-            "a trial that the journal does not hold, or comes from a newer version; "
-            f"`equisearch repair {directory}` keeps the others"
+            "a record names a trial that the journal does not hold, or a value that no trial can "
+            f"have ({error!r})"
         ) from None
     finally:
         if collecting:
@@ -74,19 +96,18 @@ def study_attributes(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The study's attributes alone; lines that are not records are skipped."""
     attributes: dict[str, Any] = {}
     for line in (Path(directory) / JOURNAL).read_bytes().split(b"\n"):
-        if line.startswith(STUDY_ATTRIBUTE):
-            try:
-                attributes.update(json.loads(line)["user_attr"])
-            except (ValueError, KeyError, TypeError):
-                continue
+        if line.startswith(STUDY_ATTRIBUTE) and _is_record(line):
+            attributes.update(json.loads(line)["user_attr"])
     return attributes
 
 
-def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRecord]]:
+def _replay(
+    lines: Sequence[bytes], parameters: bool, lenient: bool
+) -> tuple[dict[str, Any], list[TrialRecord]]:
     study: dict[str, Any] = {}
     trials: list[dict[str, Any]] = []
-    done = 0
-    lines, entries = _entries(path, parameters)
+    done, objectives = 0, 0
+    lines, entries = _entries(lines, parameters)
     # how lines begin that set attributes of the last trial, and who takes them
     same, append = NOTHING, [].append
     for line in lines:
@@ -95,7 +116,8 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRec
             continue
         if line.startswith(ATTRIBUTE):
             number, same = _trial_of(line)
-            append = (trials[number]["lines"] if trials[number]["order"] is None else []).append
+            trial = trials[_index(number)]
+            append = (trial["lines"] if trial["order"] is None else []).append
             append(line)
             continue
         entry, same = next(entries), NOTHING
@@ -104,17 +126,19 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRec
             trials.append(_created(line, entry, parameters))
             if trials[-1]["state"] in ENDED:
                 trials[-1]["order"], done = done, done + 1
+        elif operation == CREATE_STUDY:
+            objectives = objectives or len(entry["directions"])
         elif operation == SET_STUDY_ATTRIBUTE:
             study.update(entry["user_attr"])
         elif operation in (SET_PARAM, SET_STATE):
             trial = trials[entry["trial_id"]]
             if trial["order"] is not None:
                 continue  # as optuna does: a finished trial never changes
-            _apply(trial, entry, operation)
+            _apply(trial, entry, operation, objectives)
             if trial["state"] in ENDED:
                 trial["order"], done = done, done + 1
     superseded = frozenset(study.get(SUPERSEDED, ()))
-    records = [_record(number, trial) for number, trial in enumerate(trials)]
+    records = [_record(number, trial, lenient) for number, trial in enumerate(trials)]
     return study, [
         replace(record, state="earlier")
         if record.number in superseded and record.state in ENDED
@@ -123,11 +147,10 @@ def _replay(path: Path, parameters: bool) -> tuple[dict[str, Any], list[TrialRec
     ]
 
 
-def _entries(path: Path, parameters: bool) -> tuple[list[bytes], Iterator[dict[str, Any]]]:
-    """The lines that matter, and what those say that set no attributes; what follows the last
-    newline is torn, and skipped.
-    """
-    lines = path.read_bytes().split(b"\n")[:-1]
+def _entries(
+    lines: Sequence[bytes], parameters: bool
+) -> tuple[list[bytes], Iterator[dict[str, Any]]]:
+    """The lines that matter, and what those say that set no attributes."""
     skipped = PREFIXES[1:] if parameters else PREFIXES
     wanted = [line for line in lines if not line.startswith(skipped)]
     try:
@@ -135,15 +158,19 @@ def _entries(path: Path, parameters: bool) -> tuple[list[bytes], Iterator[dict[s
         entries = json.loads(
             b"[" + b",".join([line for line in wanted if not line.startswith(ATTRIBUTE)]) + b"]"
         )
-        if all(isinstance(entry, dict) and "op_code" in entry for entry in entries):
+        if all(map(is_record, entries)):
             return wanted, iter(entries)
     except (ValueError, RecursionError):
         pass
     number, line = next((n, line) for n, line in enumerate(lines, start=1) if not _is_record(line))
-    raise DamagedError(
-        f"{path}, line {number} is damaged: {line[:60]!r}; `equisearch repair` keeps what "
-        "stands before it"
-    )
+    what = "is not a record of this version" if b'"op_code"' in line else "is damaged"
+    raise DamagedError(f"line {number} {what}: {line[:60]!r}")
+
+
+def _index(number: int) -> int:
+    if number < 0:
+        raise IndexError(f"trial {number}")
+    return number
 
 
 def _trial_of(line: bytes) -> tuple[int, bytes]:
@@ -173,12 +200,14 @@ def _created(line: bytes, entry: dict[str, Any], parameters: bool) -> dict[str, 
     }
 
 
-def _apply(trial: dict[str, Any], entry: dict[str, Any], operation: int) -> None:
+def _apply(trial: dict[str, Any], entry: dict[str, Any], operation: int, objectives: int) -> None:
     if operation == SET_PARAM:
         trial["parameters"][entry["param_name"]] = _external(
             entry["param_value_internal"], json.loads(entry["distribution"])
         )
     else:
+        if objectives and len(entry["values"] or ()) not in (0, objectives):
+            raise ValueError(f"{len(entry['values'])} values of {objectives} objectives")
         trial["state"] = STATES[entry["state"]]
         trial["values"] = entry["values"] or trial["values"]
         trial["started"] = entry.get("datetime_start", trial["started"])
@@ -191,7 +220,7 @@ def _external(value: float, distribution: dict[str, Any]) -> Any:
     return int(value) if distribution["name"] == "IntDistribution" else value
 
 
-def _record(number: int, trial: dict[str, Any]) -> TrialRecord:
+def _record(number: int, trial: dict[str, Any], lenient: bool) -> TrialRecord:
     state = trial["state"]
     if state in ENDED:
         # texts in it hold no quotation marks that are not escaped
@@ -204,17 +233,11 @@ def _record(number: int, trial: dict[str, Any]) -> TrialRecord:
             else state
         )
     values = tuple(trial["values"]) if trial["values"] else None
-    if values and not all(isinstance(value, (int, float)) for value in values):
-        raise DamagedError(
-            f"the journal says that the objectives of trial {number} are {list(values)!r}; they "
-            "must be numbers: "
-            "restore the file from a copy, or correct that line"
-        )
     return TrialRecord(
         number,
         state,
         values,
-        JournalAttributes(number, trial["lines"]),
+        JournalAttributes(number, trial["lines"], lenient=lenient),
         trial["order"],
         trial["started"],
         trial["finished"],
@@ -239,7 +262,7 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
         if not tail:
             start = body.rfind(b"\n") + 1
             tail = content[start:]
-            if _is_record(tail):
+            if _is_whole(tail):
                 return None
         copy = path.with_name(f"{JOURNAL}.torn-{start}")
         write_whole(copy, tail)
@@ -248,8 +271,16 @@ def drop_torn_line(directory: str | os.PathLike[str]) -> Path | None:
     return copy
 
 
-def _is_record(line: bytes) -> bool:
+def _is_whole(line: bytes) -> bool:
+    """Whether the line was written to its end, by this version or another."""
     try:
         return "op_code" in json.loads(line.decode())
     except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return is_record(json.loads(line.decode()))
+    except (ValueError, RecursionError):
         return False

@@ -10,8 +10,9 @@ from typing import Any
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.folders import INHERITED, TrialFolder
-from studies.journal.reader import CREATE_TRIAL, SET_STATE, STATES
-from studies.journal.salvage import LOST_TRIAL, SET_TRIAL_ATTRIBUTE, Entry
+from studies.journal.reader import STATES
+from studies.journal.records import CREATE_TRIAL, SET_STATE, SET_TRIAL_ATTRIBUTE, Entry
+from studies.journal.salvage import LOST_TRIAL
 from studies.journal.trial import ENDED, RUNG, inherited_key, recorded_rungs
 from studies.pareto import DIRECTIONS, SCORE_OF
 

@@ -29,7 +29,8 @@ from studies.journal.rebuild import (
     trials_of,
     untried,
 )
-from studies.journal.salvage import Entry, salvage
+from studies.journal.records import Entry
+from studies.journal.salvage import salvage
 from studies.journal.trial import ENDED
 from trainers.files import partial_files, write_whole
 

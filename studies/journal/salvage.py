@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import NoneType
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from studies.journal.reader import CREATE_TRIAL, SET_PARAM, SET_STATE, STATES
+from studies.errors import DamagedError, JournalWarning
+from studies.journal.reader import JOURNAL, read_lines, read_trials
+from studies.journal.records import (
+    CREATE_STUDY,
+    CREATE_TRIAL,
+    OF_TRIALS,
+    SET_STATE,
+    Entry,
+    is_record,
+)
+from studies.journal.trial import TrialRecord
 
-SET_TRIAL_ATTRIBUTE = 8
-OPERATIONS = range(10)  # optuna's codes, all of them
-CREATE_STUDY = 0
-# of a record that concerns one trial: parameters, states, intermediate values, attributes
-OF_TRIALS = (SET_PARAM, SET_STATE, 7, SET_TRIAL_ATTRIBUTE, 9)
 BEGINNING = re.compile(r'\{\s*"op_code"\s*:')
 CREATE_BYTES = 60  # a record that creates a trial has at least as many
-REQUIRED: dict[int, dict[str, type | tuple[type, ...]]] = {
-    0: {"study_name": str, "directions": list},
-    2: {"user_attr": dict},
-    CREATE_TRIAL: {},
-    SET_PARAM: {"param_name": str, "param_value_internal": (int, float), "distribution": str},
-    SET_STATE: {"state": int, "values": (list, NoneType)},
-    SET_TRIAL_ATTRIBUTE: {"user_attr": dict},
-}
-Entry = dict[str, Any]
 # in place of a record that created a trial and is lost
 LOST_TRIAL: Entry = {
     "op_code": CREATE_TRIAL,
@@ -86,20 +84,25 @@ def salvage(content: bytes) -> Salvage:
     return _placed(reading)
 
 
-def is_record(entry: Any) -> bool:
-    """Whether this is a record that optuna's journal of this version can hold."""
-    if not isinstance(entry, dict) or type(entry.get("op_code")) is not int:
-        return False
-    code = entry["op_code"]
-    if code not in OPERATIONS:
-        return False
-    if code in OF_TRIALS and not (type(entry.get("trial_id")) is int and entry["trial_id"] >= 0):
-        return False
-    if code in (CREATE_TRIAL, SET_STATE) and entry.get("state", 0) not in STATES:
-        return False
-    if not all(type(value) in (int, float) for value in entry.get("values") or ()):
-        return False
-    return all(isinstance(entry.get(name), kind) for name, kind in REQUIRED.get(code, {}).items())
+def read_what_is_whole(directory: Path, *, parameters: bool = False) -> list[TrialRecord]:
+    """Every trial of the study in `directory`, as far as whole records of this version tell: for
+    commands that only look. A JournalWarning says what is left out.
+    """
+    try:
+        return read_trials(directory, parameters=parameters, lenient=True)
+    except DamagedError:
+        saved = salvage((directory / JOURNAL).read_bytes())
+    said = "; ".join(saved.damage[:1]) or "records contradict each other"
+    more = f" and {len(saved.damage) - 1} more" if len(saved.damage) > 1 else ""
+    warnings.warn(
+        f"{directory / JOURNAL}: {said}{more}; left out here. If a newer version wrote "
+        f"it, use that one; else `equisearch repair {quote(str(directory))}` removes it and keeps "
+        "a copy",
+        JournalWarning,
+        stacklevel=2,
+    )
+    lines = [json.dumps(entry, separators=(",", ":")).encode() for entry in saved.entries]
+    return read_lines(lines, parameters=parameters, lenient=True)[1]
 
 
 def _read_line(reading: _Reading, number: int, line: bytes) -> None:
@@ -110,6 +113,8 @@ def _read_line(reading: _Reading, number: int, line: bytes) -> None:
         return
     if isinstance(entry, dict) and "op_code" in entry:
         reading.damage.append(f"line {number} is not a record of this version: {line[:60]!r}")
+        if entry["op_code"] == CREATE_TRIAL and entry.get("study_id", 0) == 0:
+            reading.entries.append(dict(LOST_TRIAL))  # numbers of later trials count it
         return
     text, count, end = line.decode("utf-8", "surrogateescape"), 0, 0
     for start, stop, found in _records(text):
@@ -186,7 +191,7 @@ def _placed(reading: _Reading) -> Salvage:
     """
     entries: list[Entry] = []
     damage = list(reading.damage)
-    created, unknown, lost = 0, 0, 0
+    created, unknown, lost, objectives, other = 0, 0, 0, 0, 0
     gaps: list[_Gap] = []  # those passed so far, by their place in `entries`
     waiting, copies = list(reading.gaps), _Copies()
     for index, entry in enumerate(reading.entries):
@@ -194,6 +199,11 @@ def _placed(reading: _Reading) -> Salvage:
             gaps.append(_Gap(len(entries), waiting.pop(0).lost))
         code = entry["op_code"]
         if copies.repeats(entry):
+            continue
+        if code == CREATE_STUDY:
+            objectives = objectives or len(entry["directions"])
+        elif code == SET_STATE and objectives and len(entry["values"] or ()) not in (0, objectives):
+            other += 1
             continue
         if code == CREATE_TRIAL:
             created += 1
@@ -214,6 +224,8 @@ def _placed(reading: _Reading) -> Salvage:
         damage.append(f"the beginning of {lost} trials was lost")
     if unknown:
         damage.append(f"{unknown} records name trials that the journal does not hold")
+    if other:
+        damage.append(f"{other} records have another number of objectives than {objectives}")
     return Salvage(tuple(entries), tuple(damage))
 
 

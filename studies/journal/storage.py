@@ -24,7 +24,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.journal.reader import SET_STATE, STATES
+from studies.journal.reader import STATES
+from studies.journal.records import SET_STATE
 from studies.journal.trial import KIND, TrialRecord
 from studies.pareto import DIRECTIONS
 

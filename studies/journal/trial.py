@@ -5,12 +5,15 @@ after each change.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from studies.errors import DamagedError
+from studies.errors import DamagedError, JournalWarning
+from studies.journal.records import RUNG, wrong_attributes
 
 # refused: proposed but not trained (too large, or a repeat); earlier: of a warm start,
 # or scored on data that has changed since
@@ -25,7 +28,6 @@ Kind = Literal["search", "pair", "control"]
 KIND = "trial_kind"  # the attribute
 # the states that count towards `search.trials`
 ENDED: tuple[State, ...] = ("complete", "pruned", "failed")
-RUNG = "rung "  # and an epoch: the attribute with the scores and the decision at that epoch
 
 
 def is_feasible(attributes: Mapping[str, Any]) -> bool:
@@ -156,11 +158,12 @@ class TrialRecord:
 class JournalAttributes(Mapping[str, Any]):
     """The attributes in some lines of a journal, parsed when first read.
 
-    Reading raises DamagedError for a line that is not a record.
+    Reading raises DamagedError for a line that is not a record of this version; where it is
+    `lenient`, such lines are left out, and a JournalWarning says so.
     """
 
-    def __init__(self, number: int, lines: Sequence[bytes]) -> None:
-        self._number, self._lines = number, lines
+    def __init__(self, number: int, lines: Sequence[bytes], *, lenient: bool = False) -> None:
+        self._number, self._lines, self._lenient = number, lines, lenient
 
     def may_hold(self, name: str) -> bool:
         """Whether a line contains the name, without parsing; False is certain."""
@@ -169,15 +172,33 @@ class JournalAttributes(Mapping[str, Any]):
 
     @cached_property
     def _parsed(self) -> dict[str, Any]:
-        attributes: dict[str, Any] = {}
         try:
-            for entry in json.loads(b"[" + b",".join(self._lines) + b"]"):
-                attributes.update(entry.get("user_attr") or entry.get("user_attrs") or {})
-        except (ValueError, AttributeError) as error:
+            return self._read(self._lines)
+        except (ValueError, AttributeError, RecursionError) as error:
+            problem = error
+        text = f"what the journal says of trial {self._number} is damaged, or of a newer version"
+        if not self._lenient:
             raise DamagedError(
-                f"what the journal says of trial {self._number} is damaged ({error}); "
-                "`equisearch repair` keeps what stands before it"
+                f"{text} ({problem}); `equisearch repair` keeps the other records"
             ) from None
+        attributes: dict[str, Any] = {}
+        for line in self._lines:
+            with suppress(ValueError, AttributeError, RecursionError):
+                attributes.update(self._read([line]))
+        warnings.warn(
+            f"{text} ({problem}); left out here, and `equisearch repair` removes it",
+            JournalWarning,
+            stacklevel=2,
+        )
+        return attributes
+
+    def _read(self, lines: Sequence[bytes]) -> dict[str, Any]:
+        attributes: dict[str, Any] = {}
+        for entry in json.loads(b"[" + b",".join(lines) + b"]"):
+            attributes.update(entry.get("user_attr") or entry.get("user_attrs") or {})
+        if wrong := wrong_attributes(attributes):
+            values = ", ".join(f"{name} is {attributes[name]!r:.40}" for name in wrong)
+            raise ValueError(values)
         return attributes
 
     def __getitem__(self, name: str) -> Any:

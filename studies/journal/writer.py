@@ -61,7 +61,8 @@ def open_journal(directory: Path, objectives: Sequence[str]) -> tuple[JournalWri
     with writing(directory):
         torn = drop_torn_line(directory)
         attributes, records = (
-            read_journal(directory) if (directory / JOURNAL).exists() else ({}, [])
+            # what is read here is what Optuna reads next: parameters too
+            read_journal(directory, parameters=True) if (directory / JOURNAL).exists() else ({}, [])
         )
         for record in records:
             len(record.attributes)  # a damaged line is named here; optuna would fail at it

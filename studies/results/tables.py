@@ -19,6 +19,7 @@ from studies.journal.definition import definition_note
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
 from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.salvage import read_what_is_whole
 from studies.journal.stored import read_stored
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
@@ -33,7 +34,8 @@ def open_study(
     directory: Path, *, parameters: bool = False, reading: bool = False
 ) -> tuple[Study, list[TrialRecord]]:
     """The study in `directory` and its trials. `reading`: values of the study file that this
-    version refuses are no error, since nothing is trained with them.
+    version refuses are no error, and lines of the journal that are no records of this version are
+    left out with a JournalWarning, since nothing is trained with them.
 
     Raises StudyError if there is no study, or its journal is damaged.
     """
@@ -44,7 +46,8 @@ def open_study(
             "moved away"
         )
     try:
-        return study, read_trials(directory, parameters=parameters)
+        read = read_what_is_whole if reading else read_trials
+        return study, read(directory, parameters=parameters)
     except ValueError as error:
         raise StudyError(str(error)) from None
 

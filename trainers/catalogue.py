@@ -54,4 +54,10 @@ class Format(NamedTuple):
 
 FORMATS = {
     "NumPy arrays": Format("arrays:Arrays", (".npz",), ("*.npy",)),
+    "a CSV table of paths and labels": Format("tables:Table", (".csv", ".tsv"), ()),
+    "Parquet": Format("arrow:Parquet", (".parquet",), ("*.parquet",)),
+    "Hugging Face datasets, saved to disk": Format(
+        "arrow:Saved", (), ("dataset_dict.json", "dataset_info.json")
+    ),
+    "WebDataset": Format("shards:Shards", (".tar",), ("*.tar",)),
 }

@@ -36,6 +36,27 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+# keys that came after the first release, with what they are where they say nothing: checkpoints of
+# studies without them stay valid
+LATER = {
+    "data": {"columns": {"image": None, "label": None, "split": None}, "classes": None}
+    | {"group_by": None},
+    "augment": {},
+}
+
+
+def as_identity(section: Settings, exclude: set[str]) -> dict[str, Any]:
+    """What of the `data` or `training` section decides on a result, as plain values, without keys
+    that came after the first release and say nothing.
+    """
+    content = section.model_dump(mode="json", exclude=exclude)
+    for place, later in ((content, LATER["data"]), (content.get("augment", {}), LATER["augment"])):
+        for key, silent in later.items():
+            if place.get(key) == silent:
+                place.pop(key, None)
+    return content
+
+
 def _group_name(value: Any) -> str:
     return str(value if isinstance(value, Group) else Group.parse(value))
 
@@ -88,6 +109,14 @@ GroupName = Annotated[str, BeforeValidator(_group_name)]
 """The name of a group such as `D4`, checked and spelled canonically."""
 
 
+class Columns(Settings):
+    """The columns of a table of images, and the keys of labels in JSON; None: the usual names."""
+
+    image: str | None = None
+    label: str | None = None
+    split: str | None = None
+
+
 class Data(Settings):
     """Which images: a data set by `name`, a `folder` with one sub-folder per class, or `files` that
     hold images and labels.
@@ -97,6 +126,12 @@ class Data(Settings):
     folder: Path | None = None
     # a file, a folder of files or a pattern such as `shards/*.tar`: the formats of FORMATS
     files: Path | None = None
+    columns: Columns = Columns()  # of `files` that are tables
+    # names of the labels 0, 1, ... in `files`; None: as the files name them
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    # a column of `files`, or a pattern with one group that finds the group in the name of a file:
+    # images of one group (a patient, a module, a slide) are never in two splits
+    group_by: str | None = None
     # where torchvision's sets lie, or are downloaded to
     root: Path = Path("data")
     download: bool = False
@@ -119,6 +154,12 @@ class Data(Settings):
                 f"sub-folder per class) and `files:` ({', '.join(FORMATS)})"
                 + (f", and has {' and '.join(given)}" if given else "")
             )
+        if self.name is not None and self.group_by is not None:
+            raise ValueError("group_by is for `folder:` and `files:`; leave it out with `name:`")
+        of_files = {"columns": self.columns != Columns(), "classes": self.classes is not None}
+        for key, is_set in of_files.items():
+            if is_set and self.files is None:
+                raise ValueError(f"{key} is for `files:`; leave it out with `{given[0]}:`")
         return self
 
     @property

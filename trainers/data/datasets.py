@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from trainers import cached_arrays
 from trainers.data import folders, sources
 from trainers.data.decoding import FULL
 from trainers.data.formats.opening import reader
+from trainers.data.grouping import require_apart
 from trainers.data.pools import FilePool, Pool, Source, render
 from trainers.data.splitting import check_classes, draw, draw_test, remainder
 from trainers.settings import Data
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
 VERSION = 3
+# settings of how files are read, which decide on labels and splits
+OF_FILES = ("columns", "classes", "group_by")
 LOST = 0.01  # the fraction of unreadable images that is accepted
 
 
@@ -225,7 +229,8 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
         folder = folders.list_folder(data.folder)
         place = str(data.folder.expanduser().absolute())
         layout = Layout(folder.warnings, folder.notes)
-        return [place, folder.fingerprint()], lambda: folders.open_folder(folder), layout
+        opened = partial(folders.open_folder, folder, data.group_by)
+        return [place, folder.fingerprint()], opened, layout
     if data.files is not None:
         found = reader(data)
         place = str(data.files.expanduser().absolute())
@@ -235,7 +240,9 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
 
 
 def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]) -> str:
-    chosen = data.model_dump(mode="json", include={"name", "fit", "color", "seed", *numbers})
+    chosen = data.model_dump(
+        mode="json", include={"name", *OF_FILES, "fit", "color", "seed", *numbers}
+    )
     return cached_arrays.key([VERSION, part, chosen, size, files])
 
 
@@ -302,6 +309,9 @@ def _take_test(
 ) -> tuple[np.ndarray | None, dict]:
     """Decode the test images: the official split, or those that `draw` leaves out."""
     pool: Pool = source.test() if source.test is not None else source.train
+    for other, name in ((source.train, "training"), (source.validation, "validation")):
+        if source.test is not None and other is not None:
+            require_apart(other, pool, (name, "test"))
     index = draw_test(source, splits.data, pool.labels)
     out = allocate((len(index), splits.channels, *splits.size))
     lost = render(pool, index, splits.data.fit, out, splits.top)

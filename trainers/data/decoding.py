@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
@@ -34,6 +36,17 @@ class Header:
     cut: bool  # several channels of 16 bits, of which Pillow reads the upper 8
 
 
+class Encoded(Protocol):
+    """An image file that lies inside another file; `str` of it is what messages call it."""
+
+    def read(self) -> bytes:
+        """The bytes of the image file."""
+        ...
+
+
+ImagePath = Path | Encoded
+
+
 @cache
 def extensions() -> frozenset[str]:
     """The endings, such as `.png`, of the files that this installation of Pillow decodes."""
@@ -46,7 +59,7 @@ def extensions() -> frozenset[str]:
     )
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: ImagePath) -> Header:
     """The header of an image file. Raises whatever Pillow raises on a damaged file, and ValueError
     for an image of more than `MAX_PIXELS`.
     """
@@ -62,7 +75,7 @@ def read_header(path: Path) -> Header:
         )
 
 
-def decode(path: Path, channels: int, top: int = FULL) -> np.ndarray:
+def decode(path: ImagePath, channels: int, top: int = FULL) -> np.ndarray:
     """The image in a file as uint8 [channels, H, W], upright by its EXIF orientation.
 
     Palettes are looked up; transparent pixels become black, as the zeros around a turned image are;
@@ -79,7 +92,7 @@ def decode(path: Path, channels: int, top: int = FULL) -> np.ndarray:
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def highest_value(path: Path) -> int:
+def highest_value(path: ImagePath) -> int:
     """The largest value in an image of grey integers of more than 8 bits; 0 for other images and
     for those that cannot be read.
     """
@@ -91,25 +104,32 @@ def highest_value(path: Path) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: ImagePath) -> Iterator[Image.Image]:
     """The image, its header read. Pillow gets an open file instead of a path: it would map an
     uncompressed TIFF into memory and then read one of orientation 5 to 8 with its sides exchanged.
     """
+    with _file(path) as file, Image.open(file) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f"{width} x {height} pixels; an image may have at most {MAX_PIXELS:,}, "
+                "so make it smaller"
+            )
+        yield image
+
+
+def _file(path: ImagePath) -> BinaryIO:
+    if not isinstance(path, Path):
+        return BytesIO(path.read())
     # a pipe that took an image's place does not block
     descriptor = os.open(
         path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     )
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a regular file")
-        with Image.open(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(
-                    f"{width} x {height} pixels; an image may have at most {MAX_PIXELS:,}, "
-                    "so make it smaller"
-                )
-            yield image
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise ValueError("not a regular file")
+    return file
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -47,7 +47,9 @@ def fingerprint(data: Data) -> DataFingerprint:
     """
     if data.folder is not None:
         folder = folders.list_folder(data.folder)
-        return _fingerprint(data, _names_and_sizes(folder), folders.open_folder(folder))
+        return _fingerprint(
+            data, _names_and_sizes(folder), folders.open_folder(folder, data.group_by)
+        )
     if data.files is not None:
         found = reader(data)
         return _fingerprint(data, found.identity(), found.open())
@@ -84,7 +86,9 @@ def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprin
 def _split_settings(data: Data, source: Source) -> dict[str, Any]:
     """What of the settings decides which images are trained and validated on."""
     numbers = {"seed", "train", "validation", *(["test"] if source.holds_out_test else [])}
-    return data.model_dump(mode="json", include=numbers)
+    # keys that came later count where they are set: earlier fingerprints stay
+    later = {key for key in ("group_by",) if getattr(data, key) is not None}
+    return data.model_dump(mode="json", include=numbers | later)
 
 
 def _names_and_sizes(folder: Folder) -> list[Any]:

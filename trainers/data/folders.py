@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.data.decoding import extensions
+from trainers.data.grouping import groups_in_names
 from trainers.data.pools import FilePool, Pool, Source, file_pool
 from trainers.data.scanning import (
     ImageFile,
@@ -124,18 +125,20 @@ def list_folder(folder: Path) -> Folder:
         ) from error
 
 
-def open_folder(folder: Folder) -> Source:
-    """The image folder as pools of files."""
+def open_folder(folder: Folder, group_by: str | None = None) -> Source:
+    """The image folder as pools of files; `group_by` is a pattern that finds the group of an image
+    in its path below the folder of its split. Raises ValueError for a pattern that does not.
+    """
     return Source(
         classes=folder.train.classes,
-        train=_pool(folder.train),
-        validation=None if folder.validation is None else _pool(folder.validation),
-        test=_test_opener(folder),
+        train=_pool(folder.train, group_by),
+        validation=None if folder.validation is None else _pool(folder.validation, group_by),
+        test=_test_opener(folder, group_by),
         holds_out_test=not folder.split,
     )
 
 
-def _test_opener(folder: Folder) -> Callable[[], Pool] | None:
+def _test_opener(folder: Folder, group_by: str | None) -> Callable[[], Pool] | None:
     """Opens the test images, or raises ValueError where they cannot be used; None: no folder."""
     test, fault = folder.test, folder.test_fault
     if test is None and fault is None:
@@ -144,16 +147,19 @@ def _test_opener(folder: Folder) -> Callable[[], Pool] | None:
     def opened() -> Pool:
         if test is None:
             raise ValueError(fault)
-        return _pool(test)
+        return _pool(test, group_by)
 
     return opened
 
 
-def _pool(listing: Listing) -> FilePool:
+def _pool(listing: Listing, group_by: str | None) -> FilePool:
     paths = [path for files in listing.files for path, _, _ in files]
-    return file_pool(
-        paths, np.repeat(np.arange(len(listing.classes)), [len(files) for files in listing.files])
-    )
+    groups = None
+    if group_by is not None:
+        names = [path.relative_to(listing.root).as_posix() for path in paths]
+        groups = groups_in_names(group_by, names)
+    labels = np.repeat(np.arange(len(listing.classes)), [len(files) for files in listing.files])
+    return file_pool(paths, labels, groups)
 
 
 def _split_folders(folders: list[Path]) -> dict[str, list[Path]]:

@@ -17,7 +17,14 @@ import torch
 from PIL import Image
 
 from trainers.cores import available_cores
-from trainers.data.decoding import FULL, Header, decode, highest_value, read_header
+from trainers.data.decoding import (
+    FULL,
+    Header,
+    ImagePath,
+    decode,
+    highest_value,
+    read_header,
+)
 from trainers.data.fitting import Fit, fit_images
 
 # files, evenly spread, whose headers decide on colour and common size
@@ -34,6 +41,7 @@ class ArrayPool:
     pixels: np.ndarray
     labels: np.ndarray
     name: str = ""
+    groups: np.ndarray | None = None  # text [N]: images of one group are never in two splits
 
     @property
     def channels(self) -> int:
@@ -51,8 +59,9 @@ class ArrayPool:
 class FilePool:
     """Image files of any sizes and their labels int64 [N]."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[ImagePath, ...]
     labels: np.ndarray
+    groups: np.ndarray | None = None  # text [N]: images of one group are never in two splits
 
     @property
     def channels(self) -> int:
@@ -124,12 +133,19 @@ class Source:
     test: Callable[[], Pool] | None = None
     holds_out_test: bool = False
     validation_images: int | None = None
+    # int64 [N] of the training pool, beside the classes: each split has them in proportion
+    strata: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
-def file_pool(paths: Sequence[Path | str], labels: Sequence[int] | np.ndarray) -> FilePool:
+def file_pool(
+    paths: Sequence[ImagePath | str],
+    labels: Sequence[int] | np.ndarray,
+    groups: np.ndarray | None = None,
+) -> FilePool:
     """A pool of image files; none is opened yet."""
-    return FilePool(tuple(Path(path) for path in paths), np.asarray(labels, dtype=np.int64))
+    named = tuple(Path(path) if isinstance(path, str) else path for path in paths)
+    return FilePool(named, np.asarray(labels, dtype=np.int64), groups)
 
 
 def render(
@@ -160,12 +176,14 @@ def render(
         out[row] = fit_images(pixels[None], (height, width), fit)[0].numpy()
         return None
 
+    # in the order in which they lie in their files
+    order = np.argsort(index, kind="stable").tolist()
     with _quiet(), ThreadPoolExecutor(_threads()) as threads:
-        reasons = threads.map(one, range(len(index)))
-        return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+        reasons = dict(zip(order, threads.map(one, order)))
+    return {row: why for row, why in sorted(reasons.items()) if why is not None}
 
 
-def _header(path: Path) -> Header | None:
+def _header(path: ImagePath) -> Header | None:
     """The header of an image file; None where it cannot be read."""
     try:
         return read_header(path)
@@ -173,7 +191,7 @@ def _header(path: Path) -> Header | None:
         return None
 
 
-def _reason(path: Path) -> str:
+def _reason(path: ImagePath) -> str:
     """Why the header of an image file cannot be read, in brackets; '' if it can."""
     try:
         read_header(path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trainers.data.grouping import require_apart, require_groups, take_groups
 from trainers.data.pools import Source
 from trainers.settings import Data
 
@@ -17,11 +18,17 @@ def draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
     be missing from a part.
     """
     labels = source.train.labels
+    _check_groups(source)
     held_out = _held_out(source, data)
     free = remainder(len(labels), held_out)
     if source.validation is None:
         validation = _validation(source, data, free)
         left = remainder(len(labels), held_out, validation)
+        if (data.train or 0) > len(left):  # whole groups are in the other splits
+            raise ValueError(
+                f"data asks for {data.train} training images, and {len(left)} are left by the "
+                "groups of the other splits; lower `train:`"
+            )
         train = left[take(labels[left], data.train or len(left), (data.seed, 3))]
         drawn = labels[validation]
     else:
@@ -60,15 +67,28 @@ def check_classes(source: Source, part: str, labels: np.ndarray) -> None:
     if not missing:
         return
     official = {"validation": source.validation, "test": source.test}.get(part) is not None
-    remedy = (
-        f"add images of these classes to it, ask for more images by `{part}:`, or remove it"
-        if official
-        else f"add images, raise `{part}:`, or remove these classes"
-    )
+    if source.train.groups is not None and not official:
+        lost = source.train.labels == next(
+            i for i in range(num_classes) if pool[i] and not drawn[i]
+        )
+        count = len(np.unique(source.train.groups[lost]))
+        remedy = (
+            f"whole groups (group_by) are in one split, and the first is in {count}; add groups"
+        )
+    else:
+        remedy = _remedy(part, official)
     raise ValueError(
         f"the {part} split, {len(labels)} images of {np.count_nonzero(drawn)} of the "
         f"{np.count_nonzero(pool)} classes, holds no image of {named(missing)}; every class must "
         f"be in every split; {remedy}"
+    )
+
+
+def _remedy(part: str, official: bool) -> str:
+    return (
+        f"add images of these classes to it, ask for more images by `{part}:`, or remove it"
+        if official
+        else f"add images, raise `{part}:`, or remove these classes"
     )
 
 
@@ -123,22 +143,32 @@ def remainder(length: int, *taken: np.ndarray | Sequence[int]) -> np.ndarray:
     return np.flatnonzero(free)
 
 
+def _check_groups(source: Source) -> None:
+    """Raises ValueError for fewer groups than splits, and for a group in two official splits."""
+    pool, official = source.train, source.validation
+    if pool.groups is None:
+        return
+    least = 1 + (official is None) + source.holds_out_test
+    if least > 1:
+        require_groups(pool.groups, least, "images")
+    if official is not None:
+        require_apart(pool, official, ("training", "validation"))
+
+
 def _validation(source: Source, data: Data, free: np.ndarray) -> np.ndarray:
     """Indices of the validation images among those of the training pool that are `free`."""
-    labels = source.train.labels[free]
-    num_classes = len(np.unique(labels))
+    num_classes = len(np.unique(source.train.labels[free]))
     most = len(free) - num_classes  # one image of each class is left for training
     fifth = max(num_classes, round(len(free) / 5))
     wanted = data.validation or min(source.validation_images or fifth, most)
-    left = len(free) - wanted
-    if wanted > most or (data.train or 0) > left:
+    if wanted > most or (data.train or 0) > len(free) - wanted:
         raise ValueError(
             f"data asks for {data.train or 'some'} training and {wanted} validation images, but "
             f"only {len(free)} are there for both in {len(source.classes)} "
             f"classes{', after the test images' if source.holds_out_test else ''}; "
             "lower `train:` or `validation:`"
         )
-    return free[take(labels, max(1, wanted), (data.seed, 2), keep=1)]
+    return _taken(source, free, max(1, wanted), (data.seed, 2), keep=1)
 
 
 def _held_out(source: Source, data: Data) -> np.ndarray:
@@ -155,9 +185,26 @@ def _held_out(source: Source, data: Data) -> np.ndarray:
             f"data asks for {wanted} test images, but of {len(labels)} images in "
             f"{len(source.classes)} classes at most {most} can be spared; lower `test:`"
         )
-    index = take(labels, int(wanted), (data.seed, 1), keep=2)
+    index = _taken(source, np.arange(len(labels)), int(wanted), (data.seed, 1), keep=2)
     check_classes(source, "test", labels[index])
     return index
+
+
+def _taken(
+    source: Source, free: np.ndarray, wanted: int, seed: tuple[int, ...], keep: int
+) -> np.ndarray:
+    """Indices of about `wanted` images of the training pool among those that are `free`: whole
+    groups where it has groups, else from every class (and stratum) in proportion.
+    """
+    labels, groups, strata = source.train.labels[free], source.train.groups, source.strata
+    if groups is not None:
+        return free[take_groups(labels, groups[free], wanted, seed)]
+    if strata is not None:
+        both = np.unique(np.stack([labels, strata[free]]), axis=1, return_inverse=True)[1]
+        both = both.reshape(-1)
+        if wanted <= np.maximum(np.bincount(both) - keep, 0).sum():
+            labels = both
+    return free[take(labels, wanted, seed, keep)]
 
 
 def _part(labels: np.ndarray, wanted: int | None, seed: tuple[int, int], what: str) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
 from trainers.files import write_whole
+from trainers.settings import as_identity
 from trainers.training.config import TrainingConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -36,8 +37,8 @@ def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
     """What a checkpoint belongs to: all that changes the result, so not the device, nor where the
     data lie.
     """
-    training = config.training.model_dump(mode="json", exclude={"device", "cuda_graphs"})
-    data = config.data.model_dump(mode="json", exclude={"download", "root", "folder", "files"})
+    training = as_identity(config.training, {"device", "cuda_graphs"})
+    data = as_identity(config.data, {"download", "root", "folder", "files"})
     corners = {} if config.corners == "black" else {"corners": config.corners}
     merged = {"merge_validation": True} if config.merge_validation else {}
     return json.dumps(

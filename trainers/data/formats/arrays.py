@@ -37,6 +37,7 @@ WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"))  # not split yet
 class _Part(NamedTuple):
     images: Member
     labels: np.ndarray
+    groups: np.ndarray | None
 
 
 class Arrays:
@@ -47,7 +48,10 @@ class Arrays:
         path = Path(data.files or "")
         self.path = path
         self.found = members(path)
+        self.group_by = data.group_by
         self.about = _read_about(path)
+        if data.classes is not None:
+            self.about["classes"] = list(data.classes)
         self.whole = not any(pair[0] in self.found for pair in SPLITS["train"])
         self.train = self._part(WHOLE if self.whole else SPLITS["train"])
         if self.train is None:
@@ -71,6 +75,7 @@ class Arrays:
         return [
             [part.images.name, part.images.shape, str(part.images.dtype), part.images.mark]
             + [cached_arrays.key(part.labels.tolist())]
+            + ([] if part.groups is None else [cached_arrays.key(part.groups.tolist())])
             for part in (self.train, self.validation)
             if part is not None
         ]
@@ -78,14 +83,14 @@ class Arrays:
     def open(self) -> Source:
         """The arrays as pools."""
         assert self.train is not None
-        images, labels = self.train
+        images, labels, _ = self.train
         names = self.about.get("classes")
         classes = class_names(labels, self.train.images.text, names)
         scale = find_scale(images.blocks(), images.dtype, f"of {images.text}")
 
         def pool(part: _Part) -> ArrayPool:
             numbers = numbered(part.labels, classes, part.images.text, named=names is not None)
-            return ArrayPool(_bytes(part.images, scale), numbers, part.images.text)
+            return ArrayPool(_bytes(part.images, scale), numbers, part.images.text, part.groups)
 
         test = self.test
         opened: Callable[[], ArrayPool] | None = None if test is None else lambda: pool(test)
@@ -98,10 +103,24 @@ class Arrays:
             notes=(scale.note,) if scale.note else (),
         )
 
+    def _groups(self, images: str) -> Member | None:
+        """The array of groups beside that of images: `group_by`, after the name of the split."""
+        if self.group_by is None:
+            return None
+        before, _, _ = images.rpartition("_")
+        name = self.group_by if self.whole else f"{before}_{self.group_by}"
+        if name not in self.found:
+            raise ValueError(
+                f"data.group_by is '{self.group_by}', and {self.path} has no array {name}; its "
+                f"arrays are {', '.join(self.found)}"
+            )
+        return self.found[name]
+
     def _part(self, pairs: tuple[tuple[str, str], ...]) -> _Part | None:
         for images, labels in pairs:
             if images in self.found and labels in self.found:
-                return _checked(self.found[images], self.found[labels])
+                groups = self._groups(images)
+                return _checked(self.found[images], self.found[labels], groups)
             if images in self.found and not any(pair[1] in self.found for pair in pairs):
                 raise ValueError(
                     f"{self.path} holds {images} without {labels}; add the labels, an integer for "
@@ -110,8 +129,8 @@ class Arrays:
         return None
 
 
-def _checked(images: Member, labels: Member) -> _Part:
-    """Images and their labels, which must be as many."""
+def _checked(images: Member, labels: Member, groups: Member | None) -> _Part:
+    """Images and their labels and groups, which must be as many."""
     axes_of(images.shape, images.text)
     if images.dtype.kind not in "buif":
         raise ValueError(f"{images.text} is of type {images.dtype}; give numbers, best uint8")
@@ -123,7 +142,12 @@ def _checked(images: Member, labels: Member) -> _Part:
         )
     if not len(values):
         raise ValueError(f"{images.text} holds 0 images; write it with images")
-    return _Part(images, values)
+    if groups is not None and groups.shape not in ((len(values),), (len(values), 1)):
+        raise ValueError(
+            f"{images.text} holds {len(values)} images, and {groups.name} (data.group_by) has the "
+            f"shape {groups.shape}; give one group for each image"
+        )
+    return _Part(images, values, None if groups is None else groups.array().reshape(-1).astype(str))
 
 
 def _bytes(images: Member, scale: Scale) -> np.ndarray:

@@ -16,12 +16,12 @@ from trainers.data.formats.members import BLOCK_BYTES, rows_of
 from trainers.data.formats.pixels import Axes, axes_of, channels_second, find_scale, scaled
 from trainers.files import write_whole
 
-# names of images and of labels, as MedMNIST's archives have them
+# names of images, and of their labels and groups, as MedMNIST's archives have them
 NAMES = {
-    "train_images": "train_labels",
-    "val_images": "val_labels",
-    "test_images": "test_labels",
-    "images": "labels",
+    "train_images": ("train_labels", "train_groups"),
+    "val_images": ("val_labels", "val_groups"),
+    "test_images": ("test_labels", "test_groups"),
+    "images": ("labels", "groups"),
 }
 
 
@@ -34,7 +34,8 @@ def store_arrays(
     `data: {files: folder}` reads.
 
     `arrays` are (images, labels), to be split, or a mapping with train_images and train_labels,
-    and perhaps val_images, val_labels, test_images and test_labels. Images are NumPy arrays
+    and perhaps val_images, val_labels, test_images and test_labels; `groups` (train_groups, ...)
+    beside them are for `group_by: groups`. Images are NumPy arrays
     ([N, H, W], [N, H, W, C], [N, C, H, W]; uint8, other integers from 0, or floating point numbers
     in 0..1) or torch tensors (of two layouts that fit, channels come first), labels integers or
     text [N] or [N, 1]. `classes` are the names of the labels 0, 1, ... At most 64 MB are copied at
@@ -51,10 +52,13 @@ def store_arrays(
         # no score of a study depends on test images
         counted = hashlib.sha256() if name == "test_images" else digest
         _write(folder / f"{name}.npy", part, scaled(_blocks(part.images), scale, f"of {name}"))
-        np.save(folder / f"{NAMES[name]}.npy", part.labels)
+        np.save(folder / f"{NAMES[name][0]}.npy", part.labels)
+        if part.groups is not None:
+            np.save(folder / f"{NAMES[name][1]}.npy", part.groups)
         for block in _blocks(np.load(folder / f"{name}.npy", mmap_mode="r")):
             counted.update(block.tobytes())
-        counted.update(repr((part.images.shape, part.labels.tolist())).encode())
+        groups = None if part.groups is None else part.groups.tolist()
+        counted.update(repr((part.images.shape, part.labels.tolist(), groups)).encode())
     about: dict[str, Any] = {"digest": digest.hexdigest()}
     if classes is not None:
         about["classes"] = [str(name) for name in classes]
@@ -65,27 +69,31 @@ class _Given(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     axes: Axes
+    groups: np.ndarray | None
 
 
 def _given(parts: Mapping[str, Any], name: str) -> _Given:
     """Images and their labels, which must be as many."""
     images = _as_numpy(parts[name])
     axes = axes_of(images.shape, f"of {name}", channels_first=_is_tensor(parts[name]))
-    labels = class_numbers(_as_numpy(parts[NAMES[name]]), name)
-    if len(labels) != len(images):
-        raise ValueError(
-            f"{name} are {len(images)} images, and {NAMES[name]} {len(labels)} labels; give one "
-            "label for each image"
-        )
-    return _Given(images, labels, axes)
+    of_labels, of_groups = NAMES[name]
+    labels = class_numbers(_as_numpy(parts[of_labels]), name)
+    groups = _as_numpy(parts[of_groups]).astype(str) if of_groups in parts else None
+    for what, values in ((of_labels, labels), (of_groups, groups)):
+        if values is not None and len(values) != len(images):
+            raise ValueError(
+                f"{name} are {len(images)} images, and {what} {len(values)} values; give one for "
+                "each image"
+            )
+    return _Given(images, labels, axes, groups)
 
 
 def _names(parts: Mapping[str, Any]) -> list[str]:
     """The names of the images among the arrays. Raises ValueError where some are missing."""
-    known = {*NAMES, *NAMES.values()}
+    known = {*NAMES, *(name for beside in NAMES.values() for name in beside)}
     unknown = [name for name in parts if name not in known]
     named = [name for name in NAMES if name in parts]
-    lonely = [f"{name} without {NAMES[name]}" for name in named if NAMES[name] not in parts]
+    lonely = [f"{n} without {NAMES[n][0]}" for n in named if NAMES[n][0] not in parts]
     whole = "images" in named
     if unknown or lonely or not (whole or "train_images" in named) or (whole and len(named) > 1):
         problem = (

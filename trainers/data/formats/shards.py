@@ -1,0 +1,201 @@
+"""WebDataset shards: `.tar` files with an image and its label for each sample."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainers.data.decoding import extensions
+from trainers.data.formats.rows import LABEL, Rows, groups_of, splits_of_files
+from trainers.data.pools import Source
+from trainers.settings import Data
+
+
+@dataclass(frozen=True)
+class TarImage:
+    """An image file in a tar file, read where it lies."""
+
+    path: Path
+    name: str
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes of the image file."""
+        return _bytes_at(self.path, self.start, self.size)
+
+    def __str__(self) -> str:
+        """What messages call it."""
+        return f"{self.name} in {self.path}"
+
+
+@dataclass
+class _Sample:
+    """The files of one key."""
+
+    key: str
+    image: TarImage | None = None
+    label: Any = None
+    facts: dict[str, Any] | None = None  # of its `.json`
+
+
+class Shards:
+    """Tar files in which files of one sample have one name and endings of their own: an image, and
+    `.cls` or `.json` with its label.
+    """
+
+    def __init__(self, data: Data) -> None:
+        """Raises ValueError for shards that are compressed or damaged, without samples, or whose
+        samples lack an image or a label.
+        """
+        self.paths = files_of(Path(data.files or ""), "*.tar")
+        where = str(data.files)
+        samples = [list(_samples(path, data)) for path in self.paths]
+        flat = [sample for shard in samples for sample in shard]
+        if not flat:
+            raise ValueError(f"{where} holds no sample; each is an image and a .cls or .json file")
+        images = [sample.image for sample in flat if sample.image is not None]
+        keys = [image.name for image in images]
+        by = data.group_by
+        facts = [sample.facts or {} for sample in flat]
+        there = sorted({key for fact in facts for key in fact})
+        column = np.array([str(f.get(by, "")) for f in facts]) if by in there else None
+        self.rows = Rows(
+            where,
+            images,
+            [(image.name, image.size) for image in images],
+            _labels([sample.label for sample in flat]),
+            splits_of_files(self.paths, list(map(len, samples)), where),
+            groups_of(data, column, there, keys),
+            data.classes,
+        )
+
+    def state(self) -> list[Any]:
+        """Every file's path, size and time of change."""
+        return state_of(self.paths)
+
+    def identity(self) -> list[Any]:
+        """The name, size and label of every training and validation image."""
+        return self.rows.identity()
+
+    def open(self) -> Source:
+        """The images as pools of parts of files."""
+        return self.rows.source()
+
+
+def files_of(path: Path, pattern: str) -> list[Path]:
+    """The files that a study's `files` names: itself, those in a folder, or those of a pattern,
+    sorted. Raises ValueError where there is none.
+    """
+    if path.is_dir():
+        found = sorted(path.glob(pattern))
+    elif "*" in str(path):
+        fixed = next(p for p in path.parents if "*" not in str(p))
+        found = sorted(fixed.glob(str(path.relative_to(fixed))))
+    else:
+        found = [path]
+    if not found:
+        raise ValueError(f"no file has a name like {path}; correct data.files")
+    return found
+
+
+def state_of(paths: list[Path]) -> list[Any]:
+    """The path, size and time of change of files."""
+    return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+
+
+def _samples(path: Path, data: Data) -> Iterator[_Sample]:
+    """The samples of one shard, each with its image and label."""
+    sample: _Sample | None = None
+    for name, start, size in _entries(path):
+        folder, _, file = name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        if sample is not None and sample.key != key:
+            yield _whole(sample, path)
+            sample = None
+        sample = sample or _Sample(key)
+        last = "." + ending.lower().rpartition(".")[2]
+        if last in extensions():
+            sample.image = sample.image or TarImage(path, name, start, size)
+        elif last == ".cls":
+            sample.label = _text(path, name, start, size).strip()
+        elif last == ".json":
+            sample.facts = _facts(path, name, _text(path, name, start, size))
+            asked = data.columns.label
+            found = next((k for k in ([asked] if asked else LABEL) if k in sample.facts), None)
+            if sample.label is None and found is not None:
+                sample.label = sample.facts[found]
+    if sample is not None:
+        yield _whole(sample, path)
+
+
+def _whole(sample: _Sample, path: Path) -> _Sample:
+    if sample.image is None or sample.label in (None, ""):
+        lacks = "no image" if sample.image is None else "no label (.cls, or a label in .json)"
+        raise ValueError(
+            f"the sample '{sample.key}' in {path} has {lacks}; add it, or remove the sample"
+        )
+    return sample
+
+
+def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, start and size in bytes of the regular files in a tar file."""
+    length = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for entry in archive:
+                if entry.offset_data + entry.size > length:
+                    raise ValueError(f"{path} ends within {entry.name}; copy or write it again")
+                if entry.isreg() and not entry.name.rpartition("/")[2].startswith("."):
+                    yield entry.name, entry.offset_data, entry.size
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{path} is not an uncompressed tar file ({error}); unpack or write it again"
+        ) from None
+
+
+def _bytes_at(path: Path, start: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def _text(path: Path, name: str, start: int, size: int) -> str:
+    try:
+        return _bytes_at(path, start, size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} in {path} is not text in UTF-8 ({error})") from None
+
+
+def _facts(path: Path, name: str, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name} in {path} is not JSON ({error}); correct it") from None
+    if not isinstance(content, dict):
+        raise ValueError(f'{name} in {path} is not a JSON object; write one such as {{"label": 3}}')
+    return content
+
+
+def _labels(values: list[Any]) -> np.ndarray:
+    """Labels as integers where all are, as text where some are; others are left to be refused."""
+    try:
+        return np.array([_integer(value) for value in values], dtype=np.int64)
+    except (ValueError, TypeError):
+        pass
+    if all(isinstance(value, (str, int)) for value in values):
+        return np.array([str(value) for value in values])
+    return np.array(values)
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, (str, int)):
+        raise ValueError("not an integer")
+    return int(value)

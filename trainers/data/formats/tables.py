@@ -1,0 +1,112 @@
+"""CSV tables of image files and their labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainers.data.formats.rows import Rows, columns_of, groups_of, split_names
+from trainers.data.pools import Source
+from trainers.settings import Data
+
+
+class Table:
+    """A `.csv` or `.tsv` file with a column of paths (relative to it) and one of labels, and
+    perhaps one of splits and one of groups.
+    """
+
+    def __init__(self, data: Data) -> None:
+        """Raises ValueError for a table without these columns, without rows, with an empty cell,
+        or whose files are missing.
+        """
+        self.path = Path(data.files or "")
+        header, rows = _read(self.path)
+        where = str(self.path)
+        image, label, split = columns_of(data, header, where)
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+        for name in (image, label):
+            empty = [i for i, value in enumerate(columns[name]) if not value.strip()]
+            if empty:
+                raise ValueError(
+                    f"{where} has {len(empty)} rows without a value in '{name}', first in row "
+                    f"{empty[0] + 1} below the header; fill it, or remove the row"
+                )
+        names = columns[image]
+        paths = [self.path.parent / name for name in names]
+        self.files = _sizes(paths, self.path)
+        by = data.group_by
+        column = np.array(columns[by], dtype=str) if by in columns else None
+        self.rows = Rows(
+            where,
+            paths,
+            [(name, size) for name, (size, _) in zip(names, self.files)],
+            _integers(np.array(columns[label], dtype=str)),
+            None if split is None else split_names(columns[split], where),
+            groups_of(data, column, header, names),
+            data.classes,
+        )
+
+    def state(self) -> list[Any]:
+        """What changes whenever the table or a file that it names changes."""
+        return [self.path.stat().st_mtime_ns, self.path.stat().st_size, self.files]
+
+    def identity(self) -> list[Any]:
+        """The name, size and label of every training and validation image."""
+        return self.rows.identity()
+
+    def open(self) -> Source:
+        """The files as pools."""
+        return self.rows.source()
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = max("\t;,", key=first.count)
+            header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV table in UTF-8 ({error}); save it as one") from None
+    if not rows:
+        raise ValueError(
+            f"{path} has {'a header and no rows' if header else 'no content'}; it needs a header "
+            "such as path,label and a row for each image"
+        )
+    uneven = [i for i, row in enumerate(rows) if len(row) != len(header)]
+    if uneven:
+        raise ValueError(
+            f"row {uneven[0] + 1} below the header of {path} has {len(rows[uneven[0]])} values, "
+            f"and the header {len(header)}; correct it"
+        )
+    return header, rows
+
+
+def _sizes(paths: list[Path], table: Path) -> list[tuple[int, int]]:
+    """Size in bytes and time of change in ns of every file. Raises ValueError for missing ones."""
+    sizes, missing = [], []
+    for path in paths:
+        try:
+            about = os.stat(path)
+            sizes.append((about.st_size, about.st_mtime_ns))
+        except OSError:
+            missing.append(path)
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} files that {table} names are missing, the first is "
+            f"{missing[0]}; paths are relative to the folder of the table"
+        )
+    return sizes
+
+
+def _integers(labels: np.ndarray) -> np.ndarray:
+    """Labels of text as integers, where all are."""
+    try:
+        return labels.astype(np.int64)
+    except ValueError:
+        return labels

@@ -1,0 +1,87 @@
+"""Groups of images (patients, modules, slides) that must not be in two splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainers.data.pools import Pool
+
+
+def groups_in_names(pattern: str, names: Sequence[str]) -> np.ndarray:
+    """The group of each file, as text [N]: what the one group of the regular expression finds in
+    its name. Raises ValueError for another pattern, and for a name in which it finds nothing.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"data.group_by '{pattern}' is not a regular expression ({error}); write one with one "
+            r"group in brackets, such as (patient\d+)"
+        ) from None
+    if compiled.groups != 1:
+        raise ValueError(
+            f"data.group_by '{pattern}' has {compiled.groups} groups in brackets; it needs one, "
+            r"which finds the group of an image in its file name, such as (patient\d+)"
+        )
+    found = [compiled.search(name) for name in names]
+    missing = [name for name, match in zip(names, found) if match is None or match[1] is None]
+    if missing:
+        raise ValueError(
+            f"data.group_by '{pattern}' finds no group in {len(missing)} of {len(names)} file "
+            f"names, such as {missing[0]}; change the pattern so that every image has a group"
+        )
+    return np.array([match[1] for match in found if match is not None], dtype=str)
+
+
+def require_groups(groups: np.ndarray, least: int, where: str) -> None:
+    """Raises ValueError where there are fewer groups than splits are drawn from these images."""
+    values = np.unique(groups)
+    if len(values) < least:
+        raise ValueError(
+            f"data.group_by makes {len(values)} group{'s' * (len(values) != 1)} of the {where} "
+            f"({', '.join(map(str, values[:3]))}), and {least} splits need a group each; choose "
+            "another column or pattern, or leave group_by out"
+        )
+
+
+def require_apart(one: Pool, other: Pool, names: tuple[str, str]) -> None:
+    """Raises ValueError where a group is in two official splits."""
+    if one.groups is None or other.groups is None:
+        return
+    common = np.intersect1d(one.groups, other.groups)
+    if len(common):
+        raise ValueError(
+            f"{len(common)} groups of data.group_by are both in the {names[0]} and the {names[1]} "
+            f"images, such as '{common[0]}'; move the images of each group to one split"
+        )
+
+
+def take_groups(
+    labels: np.ndarray, groups: np.ndarray, wanted: int, seed: tuple[int, ...]
+) -> np.ndarray:
+    """Indices of whole groups with about `wanted` images, every class as nearly in proportion as
+    groups allow: the fitting fold of scikit-learn's StratifiedGroupKFold.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import
+
+    folds = int(np.clip(round(len(labels) / max(1, wanted)), 2, len(np.unique(groups))))
+    state = int(np.random.default_rng(seed).integers(2**31))
+    counts = np.unique(labels, return_counts=True)[1]
+    folds = max(2, min(folds, int(counts.max())))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of few members: classes are checked later
+        parts = [part for _, part in splitter.split(np.zeros(len(labels)), labels, groups)]
+    everything = len(counts)
+
+    def misfit(part: np.ndarray) -> tuple[int, int]:
+        rest = np.delete(labels, part)
+        here, left = len(np.unique(labels[part])), len(np.unique(rest))
+        return 2 * everything - here - left, abs(len(part) - wanted)
+
+    return np.random.default_rng(seed).permutation(min(parts, key=misfit))

@@ -95,6 +95,23 @@ def test_evolution_makes_children_that_relax_a_parent_and_train_the_last_third(t
     assert len({child.key for child in children}) == len(children)
 
 
+def test_children_get_the_pathways_and_the_governors_of_the_space(tmp_path):
+    soft = {"space__relaxation": ["none", "+C1"], "space__gamma": ["dual", "triangle"]}
+    records = search(tmp_path / "study", killed=True, **soft)
+    children = [r for r in records if r.inherited_from is not None and r.state == "complete"]
+    given = []
+    for child in children:
+        before = Candidate.parse(records[child.inherited_from].architecture)
+        after = Candidate.parse(child.architecture)
+        require_relaxation(before.architecture, after.architecture)
+        assert not before.architecture.softened
+        given += [after] if after.architecture.softened else []
+        folder = tmp_path / "study" / "trials" / f"{child.number:05d}"
+        assert (folder / "epochs.txt").read_text().split() == ["7", "8", "9"]
+    assert given and all(str(c.recipe.gamma) == "dual" for c in given)
+    assert any(c.architecture.stages[0].relaxation is None for c in given)  # from a later stage on
+
+
 def test_a_study_that_is_killed_again_and_again_makes_the_same_children(tmp_path):
     whole, killed = search(tmp_path / "whole"), search(tmp_path / "killed", killed=True)
     assert [(r.architecture, r.inherited_from, r.parameters, r.values) for r in whole] == [

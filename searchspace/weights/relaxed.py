@@ -47,6 +47,8 @@ def relaxed(
             f"{group} is not a proper subgroup of {before}, the group of stage {stage}; "
             + (f"choose one of {smaller}" if smaller else "it cannot be relaxed any further")
         )
+    for number, earlier in enumerate(architecture.stages[: stage - 1], start=1):
+        _require_constraint(earlier, number)
     change = _with_pathway if pathway else _held
     stages = tuple(
         s if number < stage else change(s, number, group)
@@ -82,9 +84,9 @@ def _with_pathway(stage: Stage, number: int, group: Group) -> Stage:
 def _require_constraint(stage: Stage, number: int) -> None:
     if stage.relaxation is not None:
         raise ValueError(
-            f"stage {number} is relaxed already (@{stage.annotation}); weights are inherited where "
-            "the stages from the first one on have constraints: relax a later stage, or another "
-            "trial"
+            f"stage {number} is relaxed already (@{stage.annotation}); weights are inherited from "
+            "trials without relaxed weights: relax another trial, or write the architecture that "
+            "you want and train it"
         )
 
 

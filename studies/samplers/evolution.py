@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -27,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
+from searchspace.weights.governor import DEFAULT_GOVERNOR, Governor
 from searchspace.weights.relaxed import relaxed
 from studies.config import Study
 from studies.journal.trial import inherited_key, is_feasible
@@ -86,7 +88,7 @@ class SubgroupEvolution:
 class Relaxing:
     """Makes children that begin with their parents' weights: a parent with its stages from one on
     relaxed by one edge of the lattice (EquiNAS's evolutionary search, Maile et al.,
-    arXiv:2210.05484).
+    arXiv:2210.05484), or given one of the space's residual pathways.
     """
 
     def __init__(self, study: Study, has_weights: Callable[[int], bool]) -> None:
@@ -95,6 +97,10 @@ class Relaxing:
         space = study.space
         plain = ["C1"] if "plain" in space.family else []
         self._groups = sorted({*map(str, space.groups), *space.restrict.to, *plain})
+        self._pathways = [text[1:] for text in space.relaxation if text.startswith("+")]
+        governors = map(Governor.parse, space.gamma)
+        # a triangle has passed its middle where a child begins
+        self._governors = [g for g in governors if g.kind != "triangle"]
 
     def move(self, trials: Sequence[FrozenTrial], number: int) -> tuple[Candidate, int] | None:
         """(the child, its parent's number) as proposal `number`; None where something else is
@@ -134,6 +140,13 @@ class Relaxing:
                 with suppress(ValueError):  # of what cannot keep the function, and larger groups
                     child = relaxed(candidate.architecture, stage, Group.parse(name))
                     yield Candidate(child, candidate.recipe)
+            for name in self._pathways:
+                with suppress(ValueError):
+                    group = Group.parse(name)
+                    child = relaxed(candidate.architecture, stage, group, pathway=True)
+                    for governor in self._governors:
+                        gamma = None if governor == DEFAULT_GOVERNOR else governor
+                        yield Candidate(child, replace(candidate.recipe, gamma=gamma))
 
 
 def _tournament(parents: int, rng: numpy.random.Generator) -> list[int]:

@@ -65,6 +65,15 @@ class Recipe:
             None if gamma is None else Governor.parse(gamma),
         )
 
+    def onto(self, architecture: Architecture) -> Candidate:
+        """The candidate of an architecture that was trained so, or was made of one that was: gamma
+        is left out where there is nothing that it could govern.
+        """
+        try:
+            return Candidate(architecture, self)
+        except ValueError:
+            return Candidate(architecture, replace(self, gamma=None))
+
     @property
     def options(self) -> tuple[str, ...]:
         """The options in text form, such as `loss=layerwise:0.1`; those at their default are left

@@ -236,35 +236,3 @@ def test_the_control_of_the_merge_barrier_is_another_training_of_the_architectur
     assert str(named.architecture) == read_trials(trained)[0].architecture
     with pytest.raises(StudyError, match="'elsewhere' is not a trial"):
         _control(f"{trained}:0", "elsewhere")
-
-
-def test_a_trained_trial_is_softened_without_training(tmp_path, trained, run):
-    path = tmp_path / "study"
-    shutil.copytree(trained, path)
-    before = (path / "trials" / "00000" / "checkpoint.pt").read_bytes()
-    done = run("soften", path, 0, "--images", 60, "--softness", 0, "--softness", 1)
-    assert done.status == 0, done.err
-    assert "orbit average" in done.out and "nothing was trained" in done.err
-    points = run("soften", path, 0, "--images", 60, "--format", "json").json
-    assert [p["softness"] for p in points] == [0, 0.25, 0.5, 0.75, 1, None]
-    record = read_trials(path)[0]
-    whole = points[4]
-    for name in ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst"):
-        assert whole[name] == pytest.approx(record.scores[name])
-    for point in points[:5]:  # exact by construction: nothing to soften
-        assert point["change"] < 1e-4 and point["bound"] == 0
-    assert points[5]["change"] < 1e-4 and points[5]["bound"] is None
-    assert (path / "trials" / "00000" / "checkpoint.pt").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "words,message",
-    [
-        (("--softness", 1.5), "softness is 1.5; it must be from 0"),
-        (("--group", "D4"), "on which the elements of D4 do not act"),
-        (("--group", "C8"), "not quarter turns"),
-    ],
-)
-def test_what_cannot_be_softened_is_one_message(trained, run, words, message):
-    done = run("soften", trained, 0, *words)
-    assert done.status == 1 and message in done.err and "Traceback" not in done.err

@@ -183,7 +183,7 @@ def relax(
     """Adds a trial to the study in DIR that begins with the weights and the function of TRIAL, its
     stages from one on held to a smaller group, or given a pathway to it; `resume` trains it.
     """
-    from studies.results.after_training import relax_lines, relax_trial
+    from studies.results.after.relaxing import relax_lines, relax_trial
 
     made = relax_trial(directory, trial, stage, to, pathway=pathway, epochs=epochs)
     print_value(made, format, "\n".join(relax_lines(directory, made)))

@@ -1,44 +1,113 @@
-"""The command `soften`: trained trials at another softness, and averaged over an orbit."""
+"""The command `soften`: trained networks at another softness, and averaged over an orbit."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from studies.cli.app import MODELS, app
-from studies.cli.options import Directory, FormatOption, Trial
+from studies.cli.options import FormatOption, Settings, named_place, pairs
 from studies.output import Format, note, print_rows
+
+Place = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR|BUNDLE",
+        help="The study's directory, or a bundle's.",
+        show_default=False,
+        parser=named_place,
+    ),
+]
+MaybeTrial = Annotated[
+    int | None,
+    typer.Argument(
+        metavar="TRIAL", help="The trial's number; none for a bundle.", show_default=False
+    ),
+]
+Softness = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="A softness from 0 (strict) to 1 (as trained); may be repeated; else 0, 0.25, 0.5, "
+        "0.75 and 1.",
+        show_default=False,
+    ),
+]
 
 
 @app.command(rich_help_panel=MODELS)
 def soften(
-    directory: Directory,
-    trial: Trial,
+    place: Place,
+    trial: MaybeTrial = None,
     group: Annotated[
         str | None,
         typer.Option(help="The group, instead of the study's.", show_default=False),
     ] = None,
-    softness: Annotated[
-        list[float] | None,
+    softness: Softness = None,
+    front: Annotated[
+        bool,
         typer.Option(
-            help="A softness from 0 (strict) to 1 (as trained); may be repeated; else 0, 0.25, "
-            "0.5, 0.75 and 1.",
+            "--front", help="Add the points that no other beats to the study as candidates."
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STUDY",
+            help="Of a bundle: the study with the validation images.",
             show_default=False,
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=2, help="Validation images, at most.")] = 500,
+    settings: Settings = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Evaluates a trained trial with its weights softened towards equivariance, and averaged over
-    the group, without training it again.
+    """Evaluates a trained trial or a bundle with its weights softened towards equivariance, and
+    averaged over the group, without training it again; --front makes candidates of the study of the
+    best.
     """
-    from studies.results.after_training import SOFTNESS, soften_note, soften_table, soften_trial
+    from studies.results.after.softening import soften_notes, soften_table
 
-    result = soften_trial(
-        directory, trial, group=group, softness=softness or SOFTNESS, images=images
-    )
+    chosen: dict[str, Any] = {"group": group, "images": images}
+    if softness:
+        chosen["softness"] = softness
+    result = _softened(place, trial, front, data, pairs(settings), chosen)
     columns, cells = soften_table(result)
-    about = {name: value for name, value in result.items() if name != "points"}
-    print_rows([{**about, **point} for point in result["points"]], format, columns, cells)
-    note(soften_note(result))
+    about = {name: value for name, value in result.items() if name not in ("points", "front")}
+    made = {one["how"]: one["trial"] for one in result["front"] or ()}
+    rows = [{**about, **p, "front_trial": made.get(p["how"])} for p in result["points"]]
+    print_rows(rows, format, columns, cells)
+    for line in soften_notes(result):
+        note(line)
+
+
+def _softened(
+    place: Path,
+    trial: int | None,
+    front: bool,
+    data: str | None,
+    settings: dict[str, Any],
+    chosen: dict[str, Any],
+) -> dict[str, Any]:
+    from studies import config
+    from studies.results.after.softening import soften_bundle, soften_trial
+
+    if not (place / "bundle.json").is_file():
+        if trial is None:
+            raise typer.BadParameter("name a trial of the study, such as 3", param_hint="TRIAL")
+        if data is not None or settings:
+            raise typer.BadParameter(
+                "a trial has its own study; leave --data and --set out", param_hint="--data"
+            )
+        return soften_trial(place, trial, front=front, **chosen)
+    if trial is not None or front:
+        raise typer.BadParameter(
+            "a bundle has no trials and no front; leave TRIAL and --front out", param_hint="TRIAL"
+        )
+    if data is None:
+        raise typer.BadParameter(
+            "a bundle does not hold its images; name the study whose data they are",
+            param_hint="--data",
+        )
+    return soften_bundle(place, config.load(data, settings), **chosen)

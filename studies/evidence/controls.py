@@ -130,7 +130,11 @@ def _twin(base: Candidate, match: Any, rate: float | None, size: tuple[int, int]
 
 def _plain_rate(base: Candidate, records: Sequence[TrialRecord]) -> float | None:
     """The learning rate of the most accurate plain trial; the candidate's own without one."""
-    plain = [r for r in scored(records) if r.attributes.get("family") == "plain" and r.scores]
+    plain = [
+        r
+        for r in scored(records)
+        if r.kind == "search" and r.attributes.get("family") == "plain" and r.scores
+    ]
     if base.recipe.learning_rate is None or not plain:
         return base.recipe.learning_rate
     best = max(plain, key=lambda r: (r.scores or {}).get("accuracy", 0.0))

@@ -1,5 +1,6 @@
-"""The trials of a study that its front is drawn from, and the front. Trials that answer a question
-beside the search (`TrialRecord.kind`) are not among them.
+"""The trials of a study that its front is drawn from, and the front: those of the search, and what
+they become without training. Trials that answer a question beside the search (`TrialRecord.kind`)
+are not among them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from studies.pareto import knee, pareto
 
 
 def scored(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials of the search that keep the constraints."""
+    """The complete trials of the search, and softened ones, that keep the constraints."""
     return [
         r
         for r in records
-        if r.state == "complete" and r.values and r.feasible and r.kind == "search"
+        if r.state == "complete" and r.values and r.feasible and r.kind in ("search", "softened")
     ]
 
 

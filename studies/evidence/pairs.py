@@ -62,12 +62,13 @@ def _readable(record: TrialRecord) -> bool:
 def compared_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Complete trials, the first training of each candidate, those beside the search included.
 
-    Left out are trials that began with another's weights, and what a journal that was edited by
-    hand, or a newer version, says of a candidate that cannot be read.
+    Left out are trials that began with another's weights or were made of them, and what a journal
+    that was edited by hand, or a newer version, says of a candidate that cannot be read.
     """
     first: dict[str, TrialRecord] = {}
     for record in records:
-        if record.state != "complete" or record.inherited_from is not None:
+        made = record.inherited_from is not None or record.kind == "softened"
+        if record.state != "complete" or made:
             continue
         scores = record.scores or {}
         if all(is_number(scores.get(name)) for name in SCORES) and _readable(record):
@@ -193,7 +194,9 @@ def missing_partners(
     there = [
         variants.factors(candidate_of(record), widths=widths)
         for record in records
-        if record.state in ("complete", "running", "waiting") and _readable(record)
+        if record.state in ("complete", "running", "waiting")
+        and record.kind != "softened"
+        and _readable(record)
     ]
     pairs = Counter(pair.factor for pair in find_pairs(study, records))
     open_ones = []

@@ -23,9 +23,11 @@ State = Literal["waiting", "running", "complete", "pruned", "failed", "refused",
 Outcome = Literal["complete", "pruned", "failed", "interrupted", "lost", "out_of_memory"]
 Decision = Literal["continue", "stop"]
 # search: proposed by the sampler, which learns from it. pair, control: trained to compare another
-# trial with (`studies.evidence`); the sampler, the rungs and the front never see it.
-Kind = Literal["search", "pair", "control"]
+# trial with (`studies.evidence`); the sampler, the rungs and the front never see it. softened:
+# what a trained trial becomes without training (`studies.search.softened`), which the front has.
+Kind = Literal["search", "pair", "control", "softened"]
 KIND = "trial_kind"  # the attribute
+TRAINED = "trained"  # the attribute of a softened trial with the text of what was trained
 # the states that count towards `search.trials`
 ENDED: tuple[State, ...] = ("complete", "pruned", "failed")
 
@@ -94,6 +96,11 @@ class TrialRecord:
         if isinstance(attributes, JournalAttributes) and not attributes.may_hold(KIND):
             return "search"
         return attributes.get(KIND, "search")
+
+    @property
+    def trained(self) -> str | None:
+        """The text form of what was trained: of a softened trial that of another."""
+        return self.attributes.get(TRAINED, self.architecture)
 
     @property
     def continues(self) -> int | None:

@@ -153,6 +153,16 @@ class JournalWriter:
                 made.append(TrialRecord(number, "waiting", attributes=dict(given)))
         return made
 
+    def add_complete(self, attributes: Mapping[str, Any], values: Sequence[float]) -> int:
+        """The number of a new trial that is complete, on disk whole or not at all."""
+        from optuna.trial import TrialState, create_trial
+
+        trial = create_trial(
+            state=TrialState.COMPLETE, values=list(values), user_attrs=dict(attributes)
+        )
+        made = self._storage.create_new_trial(self._id, template_trial=trial)
+        return self._storage.get_trial_number_from_id(made)
+
     def queue(self, queued: Queued) -> int:
         """The number of a new trial that waits to be proposed."""
         parameters, attributes = queued

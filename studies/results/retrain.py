@@ -262,17 +262,23 @@ def front_jobs(
     ]
 
 
+def softened_as(record: TrialRecord) -> str:
+    """What a trained network becomes in the trial; empty: it stays."""
+    return str(record.attributes["role"]) if record.kind == "softened" else ""
+
+
 def _jobs_of(
     record: TrialRecord, study: Study, directory: Path, seeds: int, merge: bool
 ) -> list[Job]:
     folder = folder_of(directory, record.number)
     base = Job(
         f"trial {record.number}",
-        record.attributes["architecture"],
+        str(record.trained),
         0,
         record.attributes.get("learning_rate"),
         "",
         merge,
+        softened=softened_as(record),
     )
 
     def place(what: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from searchspace.groups import IDENTITY
 from searchspace.recipe import Candidate
+from searchspace.weights.softened import Softened
 from studies.config import Study
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
@@ -46,6 +47,8 @@ class Job:
     merge: bool = False  # trains on the validation images too
     # the folders of the trainings whose mean is tested; empty: this is a training
     members: tuple[str, ...] = ()
+    # what the trained network becomes (`searchspace.weights.softened`); empty: it stays
+    softened: str = ""
 
     @property
     def label(self) -> str:
@@ -56,6 +59,22 @@ class Job:
     def candidate(self) -> Candidate:
         """The architecture with the recipe that the search trained it with."""
         return Candidate.parse(self.architecture).with_learning_rate(self.learning_rate)
+
+    def becomes(self, network: Network, splits: Splits) -> Network:
+        """What is tested: the trained network, or what it becomes without training."""
+        from trainers.training.softened import soften_trained
+
+        if not self.softened:
+            return network
+        return soften_trained(network, Softened.parse(self.softened), splits)
+
+    def tested(self) -> str:
+        """The text of what is tested."""
+        if not self.softened:
+            return self.architecture
+        trained = self.candidate()
+        architecture = Softened.parse(self.softened).architecture(trained.architecture)
+        return str(trained.recipe.onto(architecture).with_learning_rate(None))
 
     def config(self, study: Study, *, batch_divisor: int = 1) -> TrainingConfig:
         """How the study trains it."""
@@ -146,11 +165,11 @@ def _trained_and_tested(
         on_epoch=lambda epoch, row: on_epoch(epoch),
     )
     run.settle()
-    learned = run.step.learned or None
+    learned, network = run.step.learned or None, job.becomes(run.network, splits)
     return {
         **_about(job, study, splits, test),
-        **_held_out(run.network, splits, config, learned),
-        **_tested([run.network], splits, test, config, study, learned),
+        **_held_out(network, splits, config, learned),
+        **_tested([network], splits, test, config, study, learned),
     }
 
 
@@ -224,7 +243,7 @@ def network_of(
             f"though {RESULT} is there; delete {RESULT}, and `equisearch retrain` trains it again"
         )
     run.settle()
-    return run.network
+    return job.becomes(run.network, splits)
 
 
 def _epochs(config: TrainingConfig) -> int:
@@ -234,7 +253,7 @@ def _epochs(config: TrainingConfig) -> int:
 def _about(job: Job, study: Study, splits: Splits, test: Images) -> dict[str, Any]:
     return {
         "name": job.name,
-        "architecture": job.architecture,
+        "architecture": job.tested(),
         "seed": job.seed if not job.members else None,
         "epochs": study.training.epochs,
         "trained_on": MERGED if job.merge else TRAIN,

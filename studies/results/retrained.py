@@ -13,7 +13,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.trial import TrialRecord
 from studies.pareto import knee
-from studies.results.retrain import MeanStd, folder_of, read_result
+from studies.results.retrain import MeanStd, folder_of, read_result, softened_as
 from studies.results.retrain_job import MERGED, RESULT, TRAIN, Job, network_of
 from studies.results.selection import over_seeds
 
@@ -155,11 +155,12 @@ def trained_network(
     study = study.model_copy(update={"training": training})
     job = Job(
         f"trial {record.number}",
-        record.attributes["architecture"],
+        str(record.trained),
         choice.trainings[0].seed or 0,
         record.attributes.get("learning_rate"),
         str(choice.trainings[0].folder),
         trained_on == MERGED,
+        softened=softened_as(record),
     )
     try:
         splits = load(study.data, job.candidate().architecture.size)

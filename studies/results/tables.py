@@ -234,7 +234,7 @@ def front_rows(
             short(row["macs"]),
             _yes(row["exact"]),
             " ".join(map(str, row["ties"])) or "-",
-            row["architecture"],
+            _what(row),
         ]
         for row in rows
     ]
@@ -328,6 +328,8 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
         lines.append(
             f"  continues the training of trial {row['continues']}, which was stopped at a rung"
         )
+    if row["kind"] == "softened":
+        lines.append(f"  made of trial {row['of']} without training: {row['role']}")
     if row["inherited_from"] is not None:
         lines.append(
             f"  began with the weights of trial {row['inherited_from']}, relaxed, after epoch "

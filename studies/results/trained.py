@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from searchspace.recipe import Candidate
 from studies.config import Study
@@ -15,6 +15,7 @@ from studies.journal.trial import TrialRecord
 if TYPE_CHECKING:
     from trainers.data.datasets import Splits
     from trainers.networks.networks import Network
+    from trainers.training.augmentation import LearnedAugmentation
     from trainers.training.config import TrainingConfig
 
 
@@ -26,6 +27,7 @@ class TrainedTrial:
     splits: Splits
     config: TrainingConfig
     epoch: int  # of the checkpoint
+    augmentation: LearnedAugmentation | None = None  # that was trained beside it
 
 
 def load_trained(
@@ -60,4 +62,11 @@ def load_trained(
     # torch reports other classes or channels as RuntimeError
     except (ValueError, RuntimeError) as error:
         raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error
-    return TrainedTrial(state.network, splits, config, state.epoch)
+    augmentation = dict(state.step.companions.items()).get("augmentation")
+    return TrainedTrial(
+        state.network,
+        splits,
+        config,
+        state.epoch,
+        cast("LearnedAugmentation | None", augmentation),
+    )

@@ -41,8 +41,8 @@ from studies.search.scores import checked, ending, rung_margin, rung_point
 class SearchDriver:
     """One study in a directory, driven by this process until the end of a `with` block.
 
-    `next` hands out work, `report` decides at a rung, `finish` ends a trial. `next` may be slow (a
-    sampler thinks) and may run in one thread while `report` and `finish` run in another.
+    `next` hands out work, `report` decides at a rung, `finish` ends a trial. `next` (a sampler
+    thinks) may run in one thread while `report` and `finish` run in another.
     """
 
     def __init__(self, place: StudyPlace, *, begun: bool) -> None:
@@ -55,8 +55,7 @@ class SearchDriver:
         self._waiting: deque[TrialRecord] = deque()
         self.beside = Beside(self.study)  # partners of pairs, and controls
         self._promotions = Promotions(self.study.search.eta)
-        # canonical architecture -> how often it was or is being trained
-        self._trainings: Counter[str] = Counter()
+        self._trainings: Counter[str] = Counter()  # by key: how often it was or is trained
         self._progress = Progress(self.study.objectives)
         with self._on_failure_close():
             self._journal, opened = open_journal(self.directory, self.study.objectives)
@@ -78,9 +77,8 @@ class SearchDriver:
     ) -> SearchDriver:
         """A new study in `directory`, which may exist but must hold no study (ExistsError).
 
-        `channels` and `classes` are those of the data. `enqueue` are architectures to try before
-        those of `search.first`; `warm_start` is the directory of an earlier study over the same
-        space, whose results the sampler learns from.
+        `channels` and `classes` are the data's. `enqueue` are tried before `search.first`;
+        `warm_start` is an earlier study over the same space, from which the sampler learns.
         """
         from studies.search.warm_start import enqueue_architectures, learn_from
 
@@ -109,10 +107,9 @@ class SearchDriver:
         """The study in `directory`, ready to go on; `study` may widen its trials and resources.
 
         `trusted` takes over what in it runs programs, whoever wrote it (`studies.journal.trust`);
-        else that raises UntrustedError, unless this user wrote it. `look` reads the data first;
-        `accept_data` accepts that it has changed. Raises LockedError if another process drives the
-        study, and StudyError if there is none, `study` changes more than that, or it allows fewer
-        trials than have ended.
+        else that raises UntrustedError, unless this user did. `look` reads the data first;
+        `accept_data` accepts changed data. Raises LockedError if another process drives the study,
+        and StudyError without one, or if `study` changes more or has too few trials.
         """
         if study is not None:
             require_trials(Path(directory), study)
@@ -267,6 +264,11 @@ class SearchDriver:
         """The number of the new trial of `child`, which waits to be trained."""
         with self._state, writing(self.directory):
             return self._journal.queue(child.queued(self.study))
+
+    def add_complete(self, attributes: Mapping[str, Any], values: Sequence[float]) -> int:
+        """The number of a new trial that was not trained (`studies.search.softened`)."""
+        with self._state, writing(self.directory):
+            return self._journal.add_complete(attributes, values)
 
     @cached_property
     def _remaining(self) -> Remaining:

@@ -114,7 +114,8 @@ class _Walk:
         head(maps)
         hook.remove()
         weight = linear.weight
-        part = _block_mean(weight, fields.order) if head.kind == "none" else weight
+        unpooled = weight.shape[1] == maps.shape[1]
+        part = _block_mean(weight, fields.order) if unpooled else weight
         outside = torch.linalg.matrix_norm(self._outside(weight, part), 2)
         return torch.linalg.matrix_norm(part, 2) * error + outside * features[0].norm(dim=1)
 

@@ -172,7 +172,7 @@ class Relaxation:
 
     def _linear(self, weight: Tensor) -> Tensor:
         if self.before.architecture.head == "none":
-            order = _order(
+            order = field_order(
                 weight.shape[1], self.before.architecture.group, self.after.architecture.group
             )
             return weight[:, order.to(weight.device)]
@@ -198,8 +198,8 @@ class Relaxation:
             channels = module.channels_in
             weight = torch.eye(channels).to(module.filters).view(channels, channels, 1, 1)
             assert module.source is not None, "an image has no skip connection"
-            order = _order(channels, module.source, module.parametrisation.group)
-            state[f"{name}.filters"] = _parameters(weight[order], module)
+            order = field_order(channels, module.source, module.parametrisation.group)
+            state[f"{name}.filters"] = filters_of(weight[order], module)
             mean, variance = self._statistics(name, order, images)
             state[f"{name}.norm.running_mean"] = state[f"{name}.norm.bias"] = mean
             state[f"{name}.norm.running_var"] = variance
@@ -287,7 +287,7 @@ def _copied(before: Convolution, after: Convolution) -> bool:
     return kinds[0].filters == "free" or kinds[0] == kinds[1]
 
 
-def _order(channels: int, group: Group, subgroup: Group) -> Tensor:
+def field_order(channels: int, group: Group, subgroup: Group) -> Tensor:
     """Which channel of fields of `group` is each channel of the same as fields of `subgroup`."""
     if group == subgroup:
         return torch.arange(channels)
@@ -300,14 +300,14 @@ def _filters(values: Tensor, before: Convolution, after: Convolution) -> Tensor:
     constants = _constants(before.parametrisation, values)
     weight = before.weight(expand(values, before.parametrisation, constants, training=False))
     out, group = before.parametrisation.group, after.parametrisation.group
-    weight = weight[_order(len(weight), out, group).to(weight.device)]
+    weight = weight[field_order(len(weight), out, group).to(weight.device)]
     if before.source is not None and after.source is not None:
-        order = _order(before.channels_in, before.source, after.source)
+        order = field_order(before.channels_in, before.source, after.source)
         weight = weight[:, order.to(weight.device)]
-    return _parameters(weight, after)
+    return filters_of(weight, after)
 
 
-def _parameters(weight: Tensor, convolution: Convolution) -> Tensor:
+def filters_of(weight: Tensor, convolution: Convolution) -> Tensor:
     """The parameters of the convolution's filters that give this weight [channels out, channels in,
     k, k]. Raises ValueError where its basis misses the weight.
     """

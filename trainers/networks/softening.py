@@ -11,10 +11,11 @@ have it. What batch norm and classifier do to single channels of a field is soft
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from searchspace.function.heads import block_group
@@ -22,6 +23,7 @@ from searchspace.groups import TRIVIAL, Group
 from trainers.networks.convolution import Convolution
 from trainers.networks.networks import Network
 from trainers.networks.normalization import FieldNorm, estimate_statistics
+from trainers.networks.plain import PlainNetwork
 from trainers.networks.projection import project
 from trainers.networks.relaxing import plain_twin
 
@@ -87,11 +89,7 @@ def soften(
     batch norm gets their statistics under the new weights. Raises ValueError for a softness outside
     of 0 to 1, and where the group does not act on the network's channels.
     """
-    if not 0 <= softness <= 1:
-        raise ValueError(
-            f"softness is {softness:g}; it must be from 0 (the constraint) to 1 (the network as it "
-            "was trained)"
-        )
+    _check_softness(softness)
     acting = actions(network, group)
     if softness == 1:
         return copy.deepcopy(network).eval()
@@ -102,7 +100,9 @@ def soften(
         convolution.filters.copy_(torch.lerp(part, weight, softness).view_as(convolution.filters))
         for value in (convolution.norm.weight, convolution.norm.bias):
             value.copy_(_damped(value, action.fields.order, softness))
-    if twin.architecture.head == "none":
+    if twin.linear.in_features == sum(
+        s.channels for s in twin.architecture.lasts
+    ):  # none is pooled
         weight = twin.linear.weight
         weight.copy_(_damped(weight, acting[-1].fields.order, softness))
     if images is not None:
@@ -111,6 +111,41 @@ def soften(
         _settle(convolution.norm, before.norm.order, 0.0)
         _settle(convolution.norm, action.fields.order, softness)
     return twin.eval()
+
+
+@torch.no_grad()
+def soften_folded(
+    folded: PlainNetwork, acting: Sequence[Action], group: Group, softness: float
+) -> PlainNetwork:
+    """A copy of a folded network with `softness` (0 to 1) of what its weights have outside of those
+    that are equivariant under `group`; `acting` are the actions of its convolutions.
+
+    What was batch norm is in the weights, so that no statistics are measured again. Raises
+    ValueError for a softness outside of 0 to 1.
+    """
+    _check_softness(softness)
+    twin = copy.deepcopy(folded)
+    if softness == 1:
+        return twin
+    convolutions = [m for m in twin.modules() if isinstance(m, nn.Conv2d)]
+    for convolution, action in zip(convolutions, acting, strict=True):
+        weight, bias = convolution.weight, convolution.bias
+        assert bias is not None, "every convolution of a folded network has a bias"
+        part = project(weight.double(), action.source, action.fields, group).to(weight)
+        weight.copy_(torch.lerp(part, weight, softness))
+        bias.copy_(_damped(bias, action.fields.order, softness))
+    linear = twin.head.linear
+    if linear.in_features == len(convolutions[-1].weight):
+        linear.weight.copy_(_damped(linear.weight, acting[-1].fields.order, softness))
+    return twin
+
+
+def _check_softness(softness: float) -> None:
+    if not 0 <= softness <= 1:
+        raise ValueError(
+            f"softness is {softness:g}; it must be from 0 (the constraint) to 1 (the network as it "
+            "was trained)"
+        )
 
 
 def _weight(convolution: Convolution) -> Tensor:

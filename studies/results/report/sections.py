@@ -63,7 +63,8 @@ def compared_html(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html
     compared = [
         (Candidate.parse(r.architecture), r.scores)
         for r in scored(records)
-        if r.architecture
+        if r.kind == "search"
+        and r.architecture
         and r.scores
         and all(is_number(r.scores.get(name)) for name in ("accuracy", "symmetry_accuracy"))
     ]

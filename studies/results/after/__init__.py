@@ -1,0 +1,1 @@
+"""What becomes of a trained trial without training it from the beginning."""

@@ -1,0 +1,325 @@
+"""`equisearch soften`: the points of a trained trial, or of a bundle, over softness, averaged over
+an orbit, and with mixed layers held to one group; and the best of them as candidates of the front.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from searchspace.architecture import Architecture
+from searchspace.groups import TRIVIAL, Group
+from searchspace.weights.softened import Softened
+from studies.config import Study
+from studies.errors import StudyError
+from studies.journal.directory import read_study
+from studies.output import Column, formatted, percent
+from studies.pareto import dominates
+from studies.results.after.points import Point, Subject
+from studies.results.tables import find_trial, open_study
+from studies.results.trained import TrainedTrial, load_trained
+from studies.search.softened import Source, add_softened
+from trainers.cores import available_cores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.data.datasets import Images
+
+SOFTNESS = (0.0, 0.25, 0.5, 0.75, 1.0)
+COPIES = 4  # of each image, whose log-probabilities a learned augmentation averages
+
+
+def soften_trial(
+    directory: Path | str,
+    number: int,
+    *,
+    group: str | None = None,
+    softness: Sequence[float] = SOFTNESS,
+    images: int = 500,
+    front: bool = False,
+) -> dict[str, Any]:
+    """The points of trial `number` at each softness, of its orbit average and of its mixed layers
+    held to one group, on at most `images` validation images, and how long that took beside its
+    training. With `front`, those that no other beats become trials of the study.
+
+    `group` replaces the declared one. Raises StudyError for a trial that is unknown or has no
+    checkpoint, and where the group does not act on its channels.
+    """
+    from trainers.process import tune_process
+
+    tune_process(available_cores())
+    directory = Path(directory)
+    study, records = open_study(directory)
+    record = find_trial(records, number, directory)
+    trial = load_trained(study, record, directory, device="cpu")
+    began = time.perf_counter()
+    declared = _softening_group(group or study.symmetry.group)
+    subject = _of_trial(trial, study, declared, images, (record.scores or {}).get("learned"))
+    wanted = [*softness, *([1.0] if front and 1 not in softness else [])]
+    try:
+        points = [subject.at_softness(s) for s in wanted]
+    except ValueError as error:
+        raise StudyError(f"trial {number} cannot be softened: {error}") from None
+    points += [*_orbit(subject), *_held(subject, trial), *_copies(subject, trial)]
+    added: list[dict[str, Any]] = []
+    if front:
+        from studies.workers.launch import open_driver
+
+        ways = _worth(points, study)
+        with open_driver(directory, read_study(directory)) as driver:
+            source = Source(record, trial.network, trial.splits)
+            made = add_softened(driver, source, ways)
+        added = [{"how": str(w), "trial": n, "what": text} for w, (n, text) in zip(ways, made)]
+    trained = (record.scores or {}).get("seconds")
+    return {
+        "trial": number,
+        "architecture": record.architecture,
+        **_result(subject, points, time.perf_counter() - began, trained),
+        "front": added if front else None,
+    }
+
+
+def soften_bundle(
+    folder: Path | str,
+    study: Study,
+    *,
+    group: str | None = None,
+    softness: Sequence[float] = SOFTNESS,
+    images: int = 500,
+) -> dict[str, Any]:
+    """The points of the network in a bundle, on the validation images of `study`; nothing of the
+    bundle is executed. Raises StudyError or ValueError for a bundle that is damaged, is the mean of
+    several networks, or does not fit the images.
+    """
+    from trainers.process import tune_process
+
+    tune_process(available_cores())
+    declared = _softening_group(group or study.symmetry.group)
+    subject = _of_bundle(Path(folder), study, declared, images)
+    began = time.perf_counter()
+    try:
+        points = [subject.at_softness(s) for s in softness]
+    except ValueError as error:
+        raise StudyError(f"the bundle {folder} cannot be softened: {error}") from None
+    points += _orbit(subject)
+    return {
+        "bundle": str(folder),
+        "architecture": str(subject.architecture),
+        **_result(subject, points, time.perf_counter() - began, None),
+        "front": None,
+    }
+
+
+def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject:
+    from trainers.bundles.verify import load_checked
+    from trainers.data.datasets import load
+    from trainers.instruments.loading import check_model
+    from trainers.networks.networks import build
+    from trainers.networks.plain import PlainNetwork
+    from trainers.networks.softening import actions, soften_folded
+
+    manifest, model = load_checked(folder)
+    folded = model.network.eval()
+    if not isinstance(folded, PlainNetwork):
+        raise StudyError(
+            f"the bundle {folder} is the mean of several networks; soften one of them: export a "
+            "trial, or one seed"
+        )
+    mean, std = cast("Tensor", model.mean), cast("Tensor", model.std)
+
+    def normal(pixels: Tensor) -> Tensor:
+        return (pixels - mean) / std
+
+    architecture = Architecture.parse(manifest.architecture)
+    splits = load(study.data, architecture.size)
+    pixels, labels = _some(splits.validation, images)
+    check_model(folded, pixels[:2], len(splits.classes), normal)
+    skeleton = build(architecture, channels=splits.channels, classes=len(splits.classes))
+    return Subject(
+        architecture,
+        folded,
+        group,
+        lambda: actions(skeleton, group),
+        lambda s: soften_folded(folded, actions(skeleton, group), group, s),
+        pixels,
+        labels,
+        normal,
+        (),
+        study.symmetry.scored,
+    )
+
+
+def _result(
+    subject: Subject, points: Sequence[Point], seconds: float, trained: float | None
+) -> dict[str, Any]:
+    return {
+        "group": str(subject.group),
+        "num_images": len(subject.labels),
+        "points": [
+            asdict(p) | {"architecture": _text(subject.architecture, p.how)} for p in points
+        ],
+        "seconds": seconds,
+        "training_seconds": trained,
+        "share_of_training": seconds / trained if trained else None,
+    }
+
+
+def _text(architecture: Architecture, how: str | None) -> str | None:
+    """What a point is as an architecture; None where it is none of its own."""
+    try:
+        return None if how is None else str(Softened.parse(how).architecture(architecture))
+    except ValueError:
+        return None
+
+
+def _softening_group(name: str) -> Group:
+    """The group. Raises StudyError where weights cannot be softened under it."""
+    group = Group.parse(name)
+    if group == TRIVIAL or not group.on_grid:
+        raise StudyError(
+            f"weights cannot be softened under {group}, whose elements are not quarter turns "
+            "and flips; name one of C2, C4, D1, D2, D4 with --group"
+        )
+    return group
+
+
+def _some(validation: Images, images: int) -> tuple[Tensor, Tensor]:
+    step = max(1, len(validation) // images)
+    return validation.pixels[::step][:images], validation.labels[::step][:images]
+
+
+def _of_trial(
+    trial: TrainedTrial, study: Study, group: Group, images: int, learned: dict[str, float] | None
+) -> Subject:
+    from trainers.data.augment import seen
+    from trainers.data.datasets import normalise
+    from trainers.networks.fold import fold
+    from trainers.networks.softening import actions, soften
+    from trainers.training.evaluate import degrees_learned
+    from trainers.training.softened import statistics_images
+
+    network = trial.network
+    few = statistics_images(network, trial.splits)
+    pixels, labels = _some(trial.splits.validation, images)
+    return Subject(
+        network.architecture,
+        fold(network),
+        group,
+        lambda: actions(network, group),
+        lambda s: fold(soften(network, group, s, few)),
+        pixels,
+        labels,
+        partial(normalise, mean=trial.splits.mean, std=trial.splits.std),
+        seen(trial.config.augment, group, degrees_learned(learned)),
+        study.symmetry.scored,
+    )
+
+
+def _orbit(subject: Subject) -> list[Point]:
+    return [subject.averaged()] if subject.architecture.orbit == TRIVIAL else []
+
+
+def _held(subject: Subject, trial: TrainedTrial) -> list[Point]:
+    """The network with its mixed layers held to the group to which alpha points, and to the last of
+    their chains, which keeps the function.
+    """
+    from trainers.networks.expressing import held_groups
+    from trainers.networks.fold import fold
+    from trainers.training.softened import soften_trained
+
+    chosen = held_groups(trial.network)
+    if chosen is None:
+        return []
+    points: list[Point] = []
+    for groups in dict.fromkeys((chosen, tuple(trial.network.architecture.certain_groups))):
+        how = Softened("held", groups)
+        try:
+            made = soften_trained(trial.network, how, trial.splits)
+        except ValueError:
+            continue
+        points.append(subject.point(str(how), fold(made), how=str(how)))
+    return points
+
+
+def _copies(subject: Subject, trial: TrainedTrial) -> list[Point]:
+    """The network averaged over copies moved by what its augmentation has learned (Augerino)."""
+    import torch
+    from torch.nn.functional import log_softmax
+
+    augmentation = trial.augmentation
+    if augmentation is None:
+        return []
+
+    def averaged(images: Tensor) -> Tensor:
+        draws = torch.Generator().manual_seed(0)
+        moved = (augmentation(images, draws) for _ in range(COPIES))
+        logits = [subject.folded(subject.normalise(m)) for m in moved]
+        return torch.stack([log_softmax(each, 1) for each in logits]).mean(0)
+
+    with torch.no_grad():
+        return [subject.unnormalised().point(f"{COPIES} learned copies", averaged)]
+
+
+def _worth(points: Sequence[Point], study: Study) -> list[Softened]:
+    """What the points with networks of their own are, where no other point beats them in what the
+    study asks for, and the trained network does not equal them.
+    """
+    scores = [(p.accuracy, p.symmetry_accuracy) for p in points]
+    alone = {*study.objectives} <= {"accuracy", "symmetry_accuracy"}
+    trained = [score for p, score in zip(points, scores) if p.softness == 1]
+    return [
+        Softened.parse(p.how)
+        for p, score in zip(points, scores)
+        if p.how is not None
+        and not (alone and (score in trained or any(dominates(other, score) for other in scores)))
+    ]
+
+
+def soften_table(result: dict[str, Any]) -> tuple[list[Column], list[list[str]]]:
+    """The points as the columns and cells of a table."""
+    columns = [
+        Column("softness"),
+        Column("accuracy %", True),
+        Column("symmetry %", True),
+        Column("worst %", True),
+        Column("change of logits", True),
+        Column("at most", True),
+    ]
+    cells = [
+        [
+            point["name"],
+            percent(point["accuracy"]),
+            percent(point["symmetry_accuracy"]),
+            percent(point["symmetry_accuracy_worst"]),
+            formatted(point["change"], ".3g"),
+            formatted(point["bound"], ".3g") if point["bound"] is not None else "-",
+        ]
+        for point in result["points"]
+    ]
+    return columns, cells
+
+
+def soften_notes(result: dict[str, Any]) -> list[str]:
+    """Sentences about what the table cost, and about the candidates of the front."""
+    share = result["share_of_training"]
+    beside = "" if share is None else f", {100 * share:.1f} % of the training's time"
+    lines = [
+        f"{result['num_images']} validation images, elements of {result['group']}, "
+        f"{result['seconds']:.1f} s{beside}; nothing was trained"
+    ]
+    if result["front"] is None:
+        return lines
+    lines += [
+        f"trial {one['trial']} of the study: {one['how']}: {one['what']}"
+        if one["trial"] is not None
+        else f"no trial: {one['what']}"
+        for one in result["front"]
+    ]
+    return (
+        lines if result["front"] else [*lines, "no point beats the trained network: no new trial"]
+    )

@@ -71,7 +71,7 @@ def test_a_dual_step_follows_the_formula():
     assert multiplier == pytest.approx(0.2 + PACE / 400 * 0.5)
     assert moved("dual", -0.5, 0.0, 0.0)[1] == pytest.approx(-PACE / 400 * 0.5)
     assert moved("dual", 0.5, 0.2, 0.1, 300)[0] == pytest.approx(
-        0.5 - PACE / 400 * (0.5 * (0.1 + 0.2) + 2 * 0.5)
+        0.5 - PACE / 400 * (0.25 * (0.1 + 0.2) + 2 * 0.5)
     )
 
 

@@ -11,8 +11,8 @@ These are ACE's steps (arXiv:2505.13631, equality and resilient), but that dJ/dg
 for the 2 eta gamma in the first: descent in gamma and ascent in lambda alone circle around the
 solution, which this term, that of an augmented Lagrangian, damps critically. A rate that goes with
 the length of the training, and not with the learning rate, lets gamma settle within it and follow
-a gradient that changes. eta_t is eta in the first half of the training and falls to 0 in the
-second: the weight of the augmented Lagrangian, eta / eta_t, grows, as it does in that method. With
+a gradient that changes. eta_t is eta in the first half of the training and falls to 0, like the
+square of the steps that are left, in the second: the weight of the augmented Lagrangian, eta / eta_t, grows, as it does in that method. With
 a constant eta the noise of the gradient stays in gamma, which then ended at 0.04 to 0.10 in
 trainings of 384 steps, and what the pathway did was missing when it was left out.
 """
@@ -79,7 +79,7 @@ class Governing:
         if self.governor.trains_gamma:
             eta = min(PACE / total, HIGHEST_RATE)
             left = 1 - number / total
-            self.rate.fill_(eta * min(1.0, 2 * left) if self.governor.kind == "dual" else eta)
+            self.rate.fill_(eta * min(1.0, 2 * left) ** 2 if self.governor.kind == "dual" else eta)
             self.hold.fill_(2 * eta if self.governor.kind == "dual" else 0.0)
         if self.governor.kind == "triangle":
             with torch.no_grad():

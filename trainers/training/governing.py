@@ -12,9 +12,10 @@ for the 2 eta gamma in the first: descent in gamma and ascent in lambda alone ci
 solution, which this term, that of an augmented Lagrangian, damps critically. A rate that goes with
 the length of the training, and not with the learning rate, lets gamma settle within it and follow
 a gradient that changes. eta_t is eta in the first half of the training and falls to 0, like the
-square of the steps that are left, in the second: the weight of the augmented Lagrangian, eta / eta_t, grows, as it does in that method. With
-a constant eta the noise of the gradient stays in gamma, which then ended at 0.04 to 0.10 in
-trainings of 384 steps, and what the pathway did was missing when it was left out.
+square of the steps that are left, in the second: the weight of the augmented Lagrangian,
+eta / eta_t, grows, as it does in that method. With a constant eta the noise of the gradient stays
+in gamma, which then ended at 0.04 to 0.10 in trainings of 384 steps, and what the pathway did was
+missing when it was left out.
 """
 
 from __future__ import annotations

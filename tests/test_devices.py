@@ -213,7 +213,7 @@ def _misused():
 
 
 @pytest.mark.parametrize(
-    "share, limits", [(0.25, [0.25 - 600 / 8192]), (0.05, [0.025]), (0, []), (1, []), (2, [])]
+    "share, limits", [(0.25, [0.25 - 600 / 8192]), (0.05, [0.025]), (0, []), (1, [])]
 )
 def test_a_worker_keeps_to_its_share_of_a_card(tmp_path, monkeypatch, share, limits):
     set_to = []

@@ -13,8 +13,8 @@ from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
 from studies.workers.cluster import gpus_of_trial
 from studies.workers.executors import Ending, run_in_process
+from studies.workers.forecast import default_workers
 from studies.workers.local_ray import local_ray
-from studies.workers.processes import default_workers, run_each, slot
 from studies.workers.ray_executor import run_on_ray
 from support import trivial
 from trainers import devices
@@ -113,33 +113,6 @@ def test_a_trial_in_this_process_has_all_gpus(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number, workers, visible, gpus, expected, share",
-    [
-        (0, 1, None, 2, None, None),
-        (3, 8, None, 0, None, None),  # alone; no GPU
-        (0, 3, None, 2, "0", 0.5),
-        (1, 3, None, 2, "1", None),
-        (2, 3, None, 2, "0", 0.5),
-        (5, 6, "4,GPU-7", 2, "GPU-7", 1 / 3),
-    ],
-)
-def test_processes_spread_over_the_gpus(
-    monkeypatch, number, workers, visible, gpus, expected, share
-):
-    limits = []
-    # which is then put back as it was
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(devices, "limit_memory", limits.append)
-    devices.take_gpu.cache_clear()
-    for _ in range(2):  # a worker does several jobs
-        devices.take_gpu(number, workers)
-    devices.take_gpu.cache_clear()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == (expected or visible or "")
-    assert limits == ([] if expected is None else [share or 1.0])
-
-
-@pytest.mark.parametrize(
     "gpus, overrides, expected",
     [
         (0, {}, 64),
@@ -151,15 +124,6 @@ def test_processes_spread_over_the_gpus(
     ],
 )
 def test_trainings_outside_a_search_share_gpus_as_well(monkeypatch, gpus, overrides, expected):
-    monkeypatch.setattr("studies.workers.processes.available_cores", lambda: 64)
+    monkeypatch.setattr("studies.workers.forecast.available_cores", lambda: 64)
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: gpus)
     assert default_workers(trivial.study(**overrides)) == expected
-
-
-def test_a_process_knows_which_worker_it_is():
-    assert slot() == (0, 1) and set(run_each(_slot_of, range(6), 3)) <= {(0, 3), (1, 3), (2, 3)}
-    assert run_each(_slot_of, [0], 1) == [(0, 1)]
-
-
-def _slot_of(job):
-    return slot()

@@ -38,6 +38,9 @@ from studies.replays.replay import (
     methods,
     replay,
 )
+from studies.replays.trainings import ROWS
+from studies.search.assignments import LeaveError
+from trainers.training.train import train
 
 TEXT = """
 data: {name: digits, train: 120, validation: 60}
@@ -323,8 +326,14 @@ def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
     ):
         record(study, path, channels=1, classes=10, workers=1)
     left = {entry.name for entry in tmp_path.iterdir()} - {".table.gz.lock"}
-    assert len(read_table(path).entries) == 2 and left == {path.name}
+    # the training whose scores found no room in the table is kept
+    assert len(read_table(path).entries) == 2 and left == {path.name, ".table.gz.trainings"}
     trained = []
+    again = []
+    monkeypatch.setattr(
+        "trainers.training.train.train",
+        lambda *given, train=train: (again.append(given[0]), train(*given))[1],
+    )
     assert (
         len(
             record(
@@ -338,18 +347,46 @@ def test_a_full_disk_keeps_the_trainings_recorded_before(tmp_path, monkeypatch):
         )
         == 4
     )
-    assert len(trained) == 2
+    assert len(trained) == 2 and len(set(again)) == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, ".table.gz.lock"}
+
+
+def test_an_interrupted_training_goes_on_from_its_epoch_to_the_same_scores(tmp_path, monkeypatch):
+    study = parse(
+        TEXT,
+        overrides={
+            "space.family": ["plain"],
+            "space.input_size": [8],
+            "space.layout": ["max2/2"],
+            "space.equivariance_loss": {"kind": ["none"]},
+        },
+    )
+    given = {"channels": 1, "classes": 10, "workers": 1}
+    whole = record(study, tmp_path / "whole.gz", **given)
+    epochs = []
+
+    def once_interrupted(architecture, config, folder, epoch):
+        if len(epochs) == 2:
+            epochs.append("interrupted")
+            raise LeaveError
+        epochs.append(epoch)
+        return train(architecture, config, folder, epoch)
+
+    monkeypatch.setattr("trainers.training.train.train", once_interrupted)
+    assert record(study, tmp_path / "t.gz", **given).entries == whole.entries
+    assert epochs == [1, 2, "interrupted", 3]
 
 
 def test_each_recorded_score_has_its_place_and_is_rounded(tmp_path, monkeypatch):
-    def trained(recording):
-        return [
+    def trained(candidate, config, folder, on_epoch):
+        rows = [
             {"accuracy": 0.9, "symmetry_accuracy": 0.1234567, "params": 1, "macs": 2},
             {"accuracy": 0.8765432, "symmetry_accuracy": 0.2, "params": 3, "macs": 4},
             {"accuracy": 0.7, "symmetry_accuracy": 0.3, "params": 5, "macs": 7},
         ]
+        (folder / ROWS).write_text(json.dumps(rows))
 
-    monkeypatch.setattr("studies.replays.record._record_one", trained)
+    monkeypatch.setattr("studies.replays.trainings._record_one", trained)
     table = record(parse(TEXT), tmp_path / "t.gz", channels=1, classes=10, workers=1)
     entry = table.entries[0]
     assert entry.epochs == ((0.9, 0.12346), (0.87654, 0.2), (0.7, 0.3))

@@ -4,9 +4,6 @@ take.
 
 from __future__ import annotations
 
-import os
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -69,18 +66,3 @@ def limit_memory(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(
             max(share / 2, share - CONTEXT_BYTES / total), number
         )
-
-
-@cache  # once in a process
-def take_gpu(number: int, workers: int) -> None:
-    """Gives this process, worker `number` of `workers` on this machine, one of its GPUs and its
-    share of that GPU's memory.
-
-    Before CUDA is used. A process that is alone keeps all GPUs.
-    """
-    gpus = torch.cuda.device_count() if workers > 1 else 0
-    if not gpus:
-        return
-    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % gpus]
-    limit_memory(1 / -(-(workers - number % gpus) // gpus))  # whoever else takes the same

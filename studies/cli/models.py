@@ -307,6 +307,7 @@ def reproduce(
     ] = None,
     dropout: PaperDropout = 0.0,
     workers: Workers = None,
+    ray_address: Address = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Repeats "Using and Abusing Equivariance" on MNIST and prints its table beside the published
@@ -315,16 +316,13 @@ def reproduce(
     from studies.results import reproduce as published
     from studies.results import retrain as retraining
 
-    study = published.study_of(shift, root=root, epochs=epochs, test=test, batch=batch)
-    count = resources(workers, None, None)["resources.workers"]
-    if count is not None:
-        study = study.model_copy(
-            update={"resources": study.resources.model_copy(update={"workers": count})}
-        )
-    place = published.place_of(shift, directory, study)
-    rows = _retrained(
-        published.jobs(shift, directory, study, seeds=seeds, dropout=dropout), study, place
+    given = resources(workers, None, ray_address)
+    study = published.study_of(
+        shift, root=root, epochs=epochs, test=test, batch=batch, resources=given
     )
+    place = published.place_of(shift, directory, study)
+    jobs = published.jobs(shift, directory, study, seeds=seeds, dropout=dropout)
+    rows = _retrained(jobs, study, place)
     claims, values = published.claims(shift, rows), [retraining.as_dict(row) for row in rows]
     if format is Format.json:
         return print_json({"shift": shift, "rows": values, "claims": list(map(asdict, claims))})
@@ -336,6 +334,9 @@ def reproduce(
 def _retrained(jobs: list[Job], study: Study, directory: Path) -> list[dict[str, Any]]:
     """One row of mean scores per architecture; progress goes to stderr."""
     from studies.results import retrain as retraining
+    from studies.workers.executors import require_cluster
+
+    require_cluster(study.resources)
 
     def on_result(done: int, result: dict[str, Any]) -> None:
         what = f"mean of {result['members']}" if "members" in result else f"seed {result['seed']}"

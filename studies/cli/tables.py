@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from studies.cli.app import BENCHMARKS, app
-from studies.cli.options import FormatOption, Settings, StudyName, Workers, pairs, resources
+from studies.cli.options import (
+    Address,
+    FormatOption,
+    Settings,
+    StudyName,
+    Workers,
+    pairs,
+    resources,
+)
 from studies.output import Format, note, print_json, print_rows
 
 
@@ -25,6 +33,7 @@ def record(
         ),
     ],
     workers: Workers = None,
+    ray_address: Address = None,
     settings: Settings = None,
 ) -> None:
     """Trains every architecture of a finite space and records its scores after each epoch, for
@@ -32,12 +41,12 @@ def record(
     """
     from studies import config
     from studies.replays import record as recording
+    from studies.workers.executors import require_cluster
     from studies.workers.launch import read_data
-    from studies.workers.processes import default_workers
 
-    chosen = config.load(study, pairs(settings))
+    chosen = config.load(study, {**resources(workers, None, ray_address), **pairs(settings)})
+    require_cluster(chosen.resources)
     channels, classes = read_data(chosen, note)
-    given = resources(workers, None, None)["resources.workers"]
 
     def on_entry(done: int, total: int, entry: recording.TableEntry) -> None:
         note(
@@ -45,14 +54,7 @@ def record(
             f"{100 * entry.epochs[-1][1]:.1f} %  {entry.architecture}"
         )
 
-    table = recording.record(
-        chosen,
-        file,
-        channels=channels,
-        classes=classes,
-        workers=given if isinstance(given, int) else default_workers(chosen),
-        on_entry=on_entry,
-    )
+    table = recording.record(chosen, file, channels=channels, classes=classes, on_entry=on_entry)
     print(
         f"{file}: {len(table.entries)} architectures, {chosen.training.epochs} epochs each, "
         f"{file.stat().st_size:,} bytes"

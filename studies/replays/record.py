@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,6 +26,8 @@ from studies.config import Study, dump, parse
 from studies.errors import StudyError, StudyFileError
 from studies.journal.definition import with_stored_corners
 from studies.journal.lock import StudyLock
+from studies.replays.trainings import train_missing
+from studies.sections import Resources
 from trainers.files import write_whole
 from trainers.settings import Settings
 
@@ -123,46 +124,33 @@ def _with_grid(study: Study) -> Study:
         raise StudyError(f"only a finite space can be recorded: {error}") from None
 
 
-@dataclass(frozen=True)
-class _Recording:
-    study: Study
-    candidate: Candidate
-
-
-def _record_one(job: _Recording) -> list[dict[str, Any]]:
-    """The scores after each epoch of one training."""
-    from studies.workers.processes import prepare_process
-    from trainers.training.train import train
-
-    prepare_process(job.study)
-    config = job.study.training_config(job.study.search.seed, job.candidate.recipe)
-    with tempfile.TemporaryDirectory() as folder:
-        return [
-            train(job.candidate.architecture, config, Path(folder), epoch).as_dict()
-            for epoch in range(1, job.study.training.epochs + 1)
-        ]
-
-
 def record(
     study: Study,
     path: Path,
     *,
     channels: int,
     classes: int,
-    workers: int,
+    workers: int | None = None,
     on_entry: Callable[[int, int, TableEntry], None] = lambda done, total, entry: None,
 ) -> Table:
-    """Trains every architecture of the space and writes the table; entries that `path` already
-    holds are kept.
+    """Trains every architecture of the space on the workers of a search (`workers` at a time, or
+    as the study's `resources` say) and writes the table; entries that `path` already holds are
+    kept.
 
-    The file is written anew after each training, so that a killed or interrupted recording goes on
-    where it ended. Raises StudyError if `path` holds the table of another study, and LockedError
-    while another process records to it.
+    The file is written anew after each training. A killed or interrupted recording goes on where
+    it ended: trainings that were under way lie in a folder beside the table, which workers must
+    see. Raises StudyError if `path` holds the table of another study, and LockedError while
+    another process records to it.
     """
     if not path.parent.is_dir():
         raise StudyError(f"{path.parent} is not a folder; create it, or give another file")
+    used = study.resources if workers is None else _with_workers(study.resources, workers)
     with closing(StudyLock(path.parent, f".{path.name}.lock", path)):
-        return _record(study, path, channels, classes, workers, on_entry)
+        return _record(study, path, channels, classes, used, on_entry)
+
+
+def _with_workers(resources: Resources, workers: int) -> Resources:
+    return resources.model_copy(update={"workers": workers})
 
 
 def _record(
@@ -170,12 +158,11 @@ def _record(
     path: Path,
     channels: int,
     classes: int,
-    workers: int,
+    resources: Resources,
     on_entry: Callable[[int, int, TableEntry], None],
 ) -> Table:
     from studies.journal.directory import versions
     from studies.workers.corners import with_corners
-    from studies.workers.processes import run_each
 
     if path.exists():
         study = with_stored_corners(study, read_table(path).study)
@@ -188,14 +175,15 @@ def _record(
         recorded = tuple(entries[key] for key in candidates if key in entries)
         return Table(study, channels, classes, versions(), recorded, len(candidates))
 
-    def keep(index: int, rows: list[dict[str, Any]]) -> None:
-        entry = _entry_of(missing[index], rows)
+    def keep(candidate: Candidate, rows: list[dict[str, Any]]) -> None:
+        entry = _entry_of(candidate, rows)
         entries[entry.key] = entry
         written = table()
         write_table(written, path)
         on_entry(len(written.entries), len(candidates), entry)
 
-    run_each(_record_one, [_Recording(study, candidate) for candidate in missing], workers, keep)
+    running = study.model_copy(update={"resources": resources})
+    train_missing(running, missing, path.with_name(f".{path.name}.trainings"), keep)
     # nothing was missing, but the study's search or space is described anew
     if path.exists() and read_table(path) != table():
         write_table(table(), path)

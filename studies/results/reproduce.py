@@ -11,7 +11,7 @@ of one per batch, images normalised by their own standard deviation, turned ones
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,18 @@ PUBLISHED: dict[str, dict[str, PublishedRow]] = {
 """By training shift and model. The paper gives the other shifts as plots: they have no numbers."""
 
 
-def study_of(shift: str, *, root: str, epochs: int, test: int | None, batch: int = 256) -> Study:
-    """The study of one training shift. Raises StudyError for a shift that is not the paper's."""
+def study_of(
+    shift: str,
+    *,
+    root: str,
+    epochs: int,
+    test: int | None,
+    batch: int = 256,
+    resources: Mapping[str, Any] | None = None,
+) -> Study:
+    """The study of one training shift; `resources` are dotted keys. Raises StudyError for a shift
+    that is not the paper's.
+    """
     if shift not in SHIFTS:
         raise StudyError(
             f"'{shift}' is not a training shift of the paper; choose one of {', '.join(SHIFTS)}"
@@ -89,7 +99,7 @@ def study_of(shift: str, *, root: str, epochs: int, test: int | None, batch: int
         rotation=SHIFTS[shift],
         test=f", test: {test}" if test else "",
     )
-    return parse(text, name=f"reproduction '{shift}'")
+    return parse(text, name=f"reproduction '{shift}'", overrides=resources)
 
 
 def jobs(

@@ -4,6 +4,7 @@ code, and what they must see.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -13,13 +14,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TypeVar
 
 from studies.config import Study
 from studies.errors import StudyError
@@ -37,6 +39,8 @@ from trainers.cores import available_cores
 
 PATIENCE = 30.0  # seconds for a cluster to answer
 TRIALS_PER_GPU = 8
+UNMANAGED = "node_"  # begins the names of node types where no autoscaler starts nodes
+Answer = TypeVar("Answer")
 # In a process of its own: Ray tries for ever where something else listens, and what refuses a token
 # is said on stderr alone
 PROBE = """
@@ -132,23 +136,62 @@ def _has_token() -> bool:
     )
 
 
-def living_nodes(directory: Path) -> list[dict[str, float]]:
-    """The resources of every living node. Raises StudyError where the head is gone: Ray would wait,
+@dataclass(frozen=True)
+class Node:
+    """The resources of a node, by Ray's names."""
+
+    total: Mapping[str, float]
+    free: Mapping[str, float]  # of nobody now
+
+
+def living_nodes() -> list[Node]:
+    """Every living node."""
+    import ray
+    from ray._private import state
+
+    free = state.available_resources_per_node()
+    return [
+        Node(node["Resources"], free.get(node["NodeID"], {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def autoscaled() -> bool:
+    """Whether an autoscaler answers for the cluster that this process has joined.
+
+    Ray's head reports the state of every cluster; without an autoscaler it names each node's type
+    after the node. Autoscalers of the second version leave their configuration with the head.
+    """
+    from ray._private import state
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    try:
+        if state.state.get_cluster_config() is not None:
+            return True
+        report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
+        types = (report.get("autoscaler_report") or {}).get("active_nodes") or {}
+        return any(not name.startswith(UNMANAGED) for name in types)
+    except (AttributeError, ValueError):  # another version of Ray
+        return False
+
+
+def answered(ask: Callable[[], Answer], directory: Path) -> Answer:
+    """What the cluster's head answers. Raises StudyError where the head is gone: Ray would wait,
     and end this process after a minute.
     """
-    import ray
+    answer: Future[Answer] = Future()
 
-    answer: Future = Future()
-
-    def ask() -> None:
+    def run() -> None:
         try:
-            answer.set_result(ray.nodes())
+            answer.set_result(ask())
         except Exception as error:
             answer.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        return [node["Resources"] for node in answer.result(PATIENCE) if node["Alive"]]
+        return answer.result(PATIENCE)
     except TimeoutError:
         raise StudyError(
             f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished "

@@ -27,7 +27,7 @@ from shlex import quote
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from studies.errors import NO_SPACE, InterruptedStudyError, StudyError
+from studies.errors import NO_SPACE, StudyError
 from studies.journal.trial import Decision, Outcome
 from studies.search.assignments import Assignment, Driver, LeaveError, Trainable
 from studies.sections import Resources
@@ -327,7 +327,6 @@ class Interruption:
     def __init__(self, timeout: float | None) -> None:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._signal: signal.Signals | None = None
-        self._raising = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -345,24 +344,6 @@ class Interruption:
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = signal.Signals(number)
-        if self._raising:
-            raise self.error("what is finished is kept")
-
-    @contextmanager
-    def raising(self) -> Iterator[None]:
-        """Within the block, the first signal raises `error` wherever the process is."""
-        self._raising = True
-        try:
-            yield
-        finally:
-            self._raising = False
-
-    def error(self, progress: str) -> InterruptedStudyError:
-        """What ends a command that was interrupted; `kept` says what remains of its work."""
-        assert self._signal is not None
-        return InterruptedStudyError(
-            f"interrupted ({self._signal.name}): {progress}; the same command goes on", self._signal
-        )
 
     @property
     def requested(self) -> bool:

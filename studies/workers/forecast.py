@@ -14,8 +14,9 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.durations import duration_text
 from studies.samplers.enumeration import count_candidates
+from studies.workers.cluster import TRIALS_PER_GPU
 from studies.workers.launch import Prepared
-from studies.workers.processes import default_workers
+from trainers.cores import available_cores
 
 MOST = 2000  # combinations of choices that are counted
 MEASURED = 2  # candidates that train
@@ -92,6 +93,18 @@ def forecast(ready: Prepared) -> Forecast:
         controls=controls,
         seconds_controls=controls * study.training.epochs * each / min(workers, controls or 1),
     )
+
+
+def default_workers(study: Study) -> int:
+    """Trainings at the same time on this machine: one for every `cpus_per_trial` cores; on GPUs, at
+    most TRIALS_PER_GPU on each.
+    """
+    count = max(1, int(available_cores() // max(1, study.resources.cpus_per_trial)))
+    if study.trial_training.device == "cpu":
+        return count
+    import torch
+
+    return min(count, TRIALS_PER_GPU * torch.cuda.device_count() or count)
 
 
 def _epochs_per_trial(study: Study) -> float:

@@ -24,15 +24,15 @@ from __future__ import annotations
 
 import math
 import queue
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from shlex import quote
-from typing import Any
+from typing import Any, cast
 
 from studies.errors import StudyError
 from studies.search.assignments import Assignment, Driver
-from studies.workers.cluster import connected, gpus_of_trial, living_nodes
+from studies.workers.actors import Actors, Members, Place, PoolWorker, Room, wanted
+from studies.workers.cluster import connected
 from studies.workers.executors import (
     Ending,
     Event,
@@ -44,12 +44,16 @@ from studies.workers.executors import (
     settle,
 )
 from studies.workers.local_ray import ended_server
-from studies.workers.ray_worker import Heartbeat, Ready, Rung, Worker
+from studies.workers.ray_worker import Heartbeat, Ready, Rung
 from studies.workers.silence import FLOOR, SUSPENDED, Silence
 
-POLL = 0.5  # seconds between looks at signals, clocks and new nodes
+POLL = 0.5  # seconds between looks at signals and clocks
+LOOK = 5.0  # seconds between looks at the cluster
 STARTS_IN_A_ROW = 3  # workers that die before they are ready
-PATIENCE_FOR_NODES = 60.0  # seconds without any node that fits, on a cluster that may grow
+PATIENCE_FOR_NODES = 60.0  # seconds without any node that fits, where no autoscaler starts one
+NOTICE = 15.0  # seconds without any worker until it is said what is waited for
+GRACE = 15.0  # seconds that a worker without work is kept
+AT_ONCE = 32  # proposals that are asked for and not yet made
 
 
 def run_on_ray(
@@ -59,241 +63,207 @@ def run_on_ray(
     RAY_ADDRESS.
 
     See `studies.workers.executors.run`. A node that joins is used, a worker that dies is replaced
-    and its trial continued from its checkpoint. Ray is started and shut down here unless the caller
-    has started it.
+    and its trial continued from its checkpoint, one without work is given back. Ray is started and
+    shut down here unless the caller has started it.
     """
     with (
-        connected(driver.study.resources) as started,
+        connected(driver.study.resources) as place,
         listening(driver, listener) as show,
         Interruption(driver.study.search.timeout) as interruption,
     ):
-        pool = _WorkerPool(driver, trainable, show, interruption, place=started)
+        actors = Actors(driver.study, driver.directory, trainable, place=cast(Place, place))
+        pool = WorkerPool(driver, actors, show, interruption)
         try:
             return pool.run()
         finally:
             pool.close()
 
 
-class _PoolWorker:
-    """A worker of the pool: its actor, what it is doing, and when it was last heard."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-        self.ready = False
-        # it keeps its place on a node where it cannot work, so that no other starts there
-        self.blind = False
-        self.assignment: Assignment | None = None
-        self.heard = time.monotonic()
-        self.longest: float | None = None  # silence of its trial, seconds
-
-
-class _WorkerPool:
+class WorkerPool:
     """The workers of one run and the loop that serves them, one event after the other."""
 
     def __init__(
-        self,
-        driver: Driver,
-        trainable: TrainableName,
-        show: Listener,
-        interruption: Interruption,
-        *,
-        place: str,
+        self, driver: Driver, actors: Actors, show: Listener, interruption: Interruption
     ) -> None:
-        import ray
-        from ray import cloudpickle
-
-        self._ray, self._driver, self._show = ray, driver, show
-        self._interruption, self._place = interruption, place
-        resources = driver.study.resources
-        self._memory = self._memory_of_trial()
-        self._gpus = gpus_of_trial(driver.study, living_nodes(driver.directory))
-        # Ray sets OMP_NUM_THREADS to num_cpus before a worker imports anything; a runtime_env would
-        # cost 4 s at the start
-        self._actor = ray.remote(Worker).options(
-            num_cpus=resources.cpus_per_trial,
-            num_gpus=self._gpus,
-            memory=self._memory or None,
-            resources=resources.custom or None,
-            max_restarts=0,
-            **(
-                {"runtime_env": resources.runtime_env}
-                if resources.runtime_env and place == "caller"
-                else {}
-            ),
-        )
-        self._study = ray.put(
-            driver.study.model_copy(
-                update={"resources": resources.model_copy(update={"gpus_per_trial": self._gpus})}
-            )
-        )
-        self._trainable = cloudpickle.dumps(trainable)  # pyright: ignore[reportPrivateImportUsage]
-        self._members: set[_PoolWorker] = set()
-        self._events: queue.Queue[tuple[_PoolWorker | None, Future]] = queue.Queue()
+        self._driver, self._actors, self._show = driver, actors, show
+        self._interruption = interruption
+        self._members = Members()
+        self._events: queue.SimpleQueue[tuple[PoolWorker | int, Future]] = queue.SimpleQueue()
         self._proposer = ThreadPoolExecutor(1, thread_name_prefix="proposer")
-        self._proposing = self._nothing_left = self._came_back = False
+        self._proposing = 0  # proposals that are asked for
+        self._nothing_left, self._came_back = False, 0  # how often a trial has
         self._failed_starts = 0
-        self._silence, self._warned = Silence(resources.trial_timeout), False
+        self._silence = Silence(driver.study.resources.trial_timeout)
+        self._warned = False
         self._grown = -math.inf
-        self._fits = self._looked = time.monotonic()
+        self._fits = self._looked = self._worked = time.monotonic()
+        self._said = ""
 
     def run(self) -> Ending:
         """Serves until nothing is left to do or everybody has left."""
         while True:
-            self._require_node()
             if self._interruption.requested:
-                if not self._busy() and not self._proposing:
+                if not self._members.busy and not self._proposing:
                     return self._interruption.ending()
             else:
                 self._grow()
                 self._propose()
-                if self._nothing_left and not self._busy() and not self._proposing:
+                if self._nothing_left and not self._members.busy and not self._proposing:
                     return Ending(self._driver.ended or "trials")
             if time.monotonic() - self._looked > POLL:
-                self._replace_silent()
+                self._look_around()
             try:
-                member, done = self._events.get(timeout=POLL)
+                source, done = self._events.get(timeout=POLL)
             except queue.Empty:
                 continue
-            if member is None:
-                self._proposed(done)
-            elif member in self._members:
-                self._heard(member, done)
+            if isinstance(source, int):
+                self._proposed(source, done)
+            elif source in self._members:
+                self._heard(source, done)
+
+    def _look_around(self) -> None:
+        """What is done twice a second."""
+        self._require_node()
+        self._replace_silent()
+        if self._nothing_left:
+            self._give_back()
 
     def _require_node(self) -> None:
         """Raises StudyError where a server of the Ray on this machine has ended."""
-        ended = ended_server() if self._place == "local" else None
+        ended = ended_server() if self._actors.place == "local" else None
         if ended is not None:
-            self._members.clear()  # no answer comes from them, nor to what they are sent
+            self._members = Members()  # no answer comes from them, nor to what they are sent
             raise StudyError(
                 f"the only node of Ray has died (its process {ended} has ended, as when a "
                 "machine runs out of memory); nothing finished is lost: "
                 f"`equisearch resume {quote(str(self._driver.directory))}` goes on"
             )
 
-    def _busy(self) -> bool:
-        return any(member.assignment for member in self._members)
-
     def _grow(self) -> None:
-        """Starts workers while there is room for them; looks at the cluster every few seconds, as
-        nodes come and go.
+        """Asks for workers while there is work for them; looks at the cluster every few seconds,
+        as nodes come and go.
         """
-        if (time.monotonic() - self._grown < 5 and len(self._members) >= 1) or self._nothing_left:
+        if self._nothing_left or (time.monotonic() - self._grown < LOOK and len(self._members)):
             return
-        self._grown = time.monotonic()
+        self._grown, members = time.monotonic(), self._members
         left = self._driver.left
-        wanted = min(self._capacity(), left)
         # the last trial took the last worker with it: nobody is left to ask for work
-        if left <= 0 and not self._members:
+        if left <= 0 and not len(members):
             self._nothing_left = True
-        for _ in range(wanted - len(self._members)):
-            member = _PoolWorker(
-                self._actor.remote(
-                    self._study, self._trainable, str(self._driver.directory), sys.path
-                )
-            )
-            self._members.add(member)
+        room, changed = self._actors.look()
+        if changed:
+            for member in list(members.starting):
+                self._end(member)
+        alone = self._actors.place == "local"
+        workers = self._driver.study.resources.workers
+        for _ in range(wanted(workers, members, room, left, alone=alone) - len(members)):
+            member = self._actors.start()
+            members.move(member, members.starting)
             self._send(member, None)
+        self._require_room(room)
 
-    def _memory_of_trial(self) -> int:
-        """Bytes that a trial reserves where the number of workers is ours to choose; one trial may
-        run on the smallest machine.
+    def _require_room(self, room: Room) -> None:
+        """Says what is waited for while no worker has started. Raises StudyError where waiting is
+        in vain.
         """
-        resources = self._driver.study.resources
-        if resources.workers != "auto":
-            return 0
-        return int(
-            min(
-                1e9 * resources.memory_per_trial,
-                max(
-                    (node.get("memory", 0) for node in living_nodes(self._driver.directory)),
-                    default=math.inf,
-                ),
-            )
-        )
-
-    def _capacity(self) -> int:
-        resources = self._driver.study.resources
-        needs = {
-            "CPU": resources.cpus_per_trial,
-            "GPU": self._gpus,
-            "memory": self._memory,
-            **resources.custom,
-        }
-        nodes = living_nodes(self._driver.directory)
-        needs = {name: amount for name, amount in needs.items() if amount > 0}
-        fitting = sum(
-            min(
-                (int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()),
-                default=1,
-            )
-            for node in nodes
-        )
-        if fitting:
-            self._fits = time.monotonic()
-        elif self._place == "local" or time.monotonic() - self._fits > PATIENCE_FOR_NODES:
-            wanted = ", ".join(
-                f"{amount:g} {name}" for name, amount in needs.items() if name != "memory"
-            )
-            there = (
-                ", ".join(
-                    f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes
-                )
-                or "none"
-            )
+        now = time.monotonic()
+        if room.total or room.grows:
+            self._fits = now
+        elif self._actors.place == "local" or now - self._fits > PATIENCE_FOR_NODES:
             raise StudyError(
-                f"a trial needs {wanted}, and no node has that (nodes: {there}); lower "
-                "cpus_per_trial, gpus_per_trial or custom"
+                f"a trial needs {self._actors.needs_text}, and no node has that (nodes: "
+                f"{room.nodes}); lower cpus_per_trial, gpus_per_trial or custom"
             )
-        return fitting if resources.workers == "auto" else min(fitting, resources.workers)
+        if self._members.ready or self._nothing_left or self._actors.place == "local":
+            self._worked = now
+        elif now - self._worked > NOTICE:
+            self._say_waiting(room)
 
-    def _send(self, member: _PoolWorker, answer: Any) -> None:
+    def _say_waiting(self, room: Room) -> None:
+        if room.free:
+            why = f"{len(self._members)} workers start"
+        elif room.total:
+            why = "what the nodes have is in use, by others or by workers that start"
+        else:
+            why = "no node has that"
+        asked = "; the cluster's autoscaler sees the request" if room.grows else ""
+        text = (
+            f"no worker has started yet; a trial needs {self._actors.needs_text}, and {why} "
+            f"(nodes: {room.nodes}){asked}"
+        )
+        if text != self._said:
+            self._said = text
+            self._show(Event("warning", -1, reason=text))
+
+    def _give_back(self) -> None:
+        """Ends workers for which there is nothing left to do: those that wait for room at once,
+        those that are idle after a while, in which a trial may come back.
+        """
+        now = time.monotonic()
+        for member in [
+            *self._members.starting,
+            *(m for m in self._members.idle if now - m.heard > GRACE),
+        ]:
+            self._end(member)
+
+    def _end(self, member: PoolWorker) -> None:
+        self._members.move(member, None)
+        self._actors.end(member)
+
+    def _send(self, member: PoolWorker, answer: Any) -> None:
         member.heard = time.monotonic()
-        future = member.actor.exchange.remote(answer).future()
+        future = self._actors.exchange(member, answer)
         future.add_done_callback(lambda done: self._events.put((member, done)))
 
     def _propose(self) -> None:
-        """Asks for work in a thread of its own, so that a sampler that thinks never keeps workers
-        waiting for answers.
+        """Asks for as much work as there are idle workers, in a thread of its own, so that a
+        sampler that thinks never keeps workers waiting for answers.
         """
-        if (
-            self._proposing
-            or self._nothing_left
-            or not any(m.ready and m.assignment is None for m in self._members)
-        ):
+        if self._nothing_left:
             return
-        self._proposing, self._came_back = True, False
-        self._proposer.submit(self._driver.next).add_done_callback(
-            lambda done: self._events.put((None, done))
-        )
+        while self._proposing < min(AT_ONCE, len(self._members.idle)):
+            self._proposing += 1
+            asked = self._came_back
+            self._proposer.submit(self._next).add_done_callback(
+                lambda done, asked=asked: self._events.put((asked, done))
+            )
 
-    def _proposed(self, done: Future) -> None:
-        self._proposing = False
+    def _next(self) -> Assignment | None:
+        if self._nothing_left or self._interruption.requested:
+            return None
+        return self._driver.next()
+
+    def _proposed(self, asked: int, done: Future) -> None:
+        self._proposing -= 1
         assignment = done.result()
         if assignment is None:
             # until a trial comes back, which one may have done since it was asked for
-            self._nothing_left = not self._came_back
+            self._nothing_left = asked == self._came_back and not self._interruption.requested
             return
-        idle = next((m for m in self._members if m.ready and m.assignment is None), None)
-        if idle is None or self._interruption.requested:
+        if not self._members.idle or self._interruption.requested:
             self._driver.finish(assignment.number, "interrupted")
+            self._comes_back()
             return
+        idle = next(iter(self._members.idle))
+        self._members.move(idle, self._members.busy)
         idle.assignment, idle.longest = assignment, None
         self._show(Event("started", assignment.number))
         self._send(idle, assignment)
 
-    def _heard(self, member: _PoolWorker, done: Future) -> None:
+    def _heard(self, member: PoolWorker, done: Future) -> None:
         error = done.exception()
         if error is not None:
             self._died(member, error)
             return
-        if member.assignment is not None:
-            silence = time.monotonic() - member.heard
-            self._silence = self._silence.heard_after(silence)
-            member.longest = max(silence, member.longest or 0.0)
-        message, number = done.result(), member.assignment.number if member.assignment else -1
-        if isinstance(message, Ready):
+        message, assignment = done.result(), member.assignment
+        if isinstance(message, Ready) or assignment is None:
             self._started(member, message)
-        elif isinstance(message, Heartbeat):
+            return
+        silence = time.monotonic() - member.heard
+        self._silence = self._silence.heard_after(silence)
+        member.longest = max(silence, member.longest or 0.0)
+        number = assignment.number
+        if isinstance(message, Heartbeat):
             self._driver.heartbeat(number, message.epoch)
             self._show(Event("epoch", number, message.epoch))
             self._send(member, "leave" if self._interruption.requested else "continue")
@@ -303,43 +273,40 @@ class _WorkerPool:
             self._send(member, decision)
             self._show(Event("rung", number, epoch, message.scores, decision))
         else:
-            member.assignment = None
+            member.assignment, member.heard = None, time.monotonic()
+            self._members.move(member, self._members.idle)
             self._comes_back()
             settle(self._driver, number, message.stopped, message.failure, self._show)
 
-    def _started(self, member: _PoolWorker, message: Ready) -> None:
-        member.ready, member.blind = message.unseen is None, message.unseen is not None
+    def _started(self, member: PoolWorker, message: Ready) -> None:
+        members = self._members
+        members.move(member, members.idle if message.unseen is None else members.blind)
         if message.unseen is None:
-            self._failed_starts = 0
-        elif all(other.blind for other in self._members):
+            member.heard, self._failed_starts = time.monotonic(), 0
+        elif len(members.blind) == len(members):
             raise StudyError(message.unseen)
         else:
             self._show(Event("warning", -1, reason=f"{message.unseen}; it gets no trials"))
 
-    def _died(self, member: _PoolWorker, error: BaseException) -> None:
+    def _died(self, member: PoolWorker, error: BaseException) -> None:
         if member.assignment is not None and _short_of_memory(error):
             number, member.assignment = member.assignment.number, None
             self._comes_back()
-            settle(
-                self._driver,
-                number,
-                False,
-                Failure(
-                    "out_of_memory", f"its node ran low on memory: {_first_line(error)}", str(error)
-                ),
-                self._show,
-            )
+            reason = f"its node ran low on memory: {_first_line(error)}"
+            failure = Failure("out_of_memory", reason, str(error))
+            settle(self._driver, number, False, failure, self._show)
         self._lost(member, f"the worker died: {_first_line(error)}")
 
     def _comes_back(self) -> None:
         """A trial is over or comes back: there may be something left to do."""
-        self._nothing_left, self._came_back = False, True
+        self._nothing_left = False
+        self._came_back += 1
 
     def _replace_silent(self) -> None:
         """Replaces workers that hang; time in which this process did not run does not count."""
         now = time.monotonic()
         gap, self._looked = now - self._looked, now
-        for member in list(self._members):
+        for member in list(self._members.busy):
             if gap > SUSPENDED:
                 member.heard += gap
             silence, limit = now - member.heard, self._silence.limit(member.longest)
@@ -356,10 +323,10 @@ class _WorkerPool:
                 )
                 self._show(Event("warning", -1, reason=text))
 
-    def _lost(self, member: _PoolWorker, reason: str) -> None:
+    def _lost(self, member: PoolWorker, reason: str) -> None:
         """Replaces a worker; its trial continues elsewhere."""
-        self._members.discard(member)
-        self._ray.kill(member.actor)
+        starting = member in self._members.starting
+        self._end(member)
         self._grown = -math.inf
         if member.assignment is not None:
             self._comes_back()
@@ -367,7 +334,7 @@ class _WorkerPool:
                 self._driver.finish(member.assignment.number, "lost", reason)
             finally:
                 self._show(Event("ended", member.assignment.number, outcome="lost", reason=reason))
-        elif not member.ready and not member.blind:
+        elif starting:
             self._failed_starts += 1
             if self._failed_starts >= STARTS_IN_A_ROW:
                 raise StudyError(
@@ -378,9 +345,10 @@ class _WorkerPool:
 
     def close(self) -> None:
         """Ends the workers."""
+        self._nothing_left = True  # proposals that were asked for are not made
         self._proposer.shutdown(wait=True, cancel_futures=True)
-        for member in self._members:
-            self._ray.kill(member.actor)
+        for member in self._members.all():
+            self._actors.end(member)
 
 
 def _short_of_memory(error: BaseException) -> bool:

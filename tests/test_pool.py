@@ -1,0 +1,126 @@
+"""How many workers a run on Ray asks for, what it gives back, and what it says while it waits."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from studies.errors import StudyError
+from studies.search.driver import SearchDriver
+from studies.workers import ray_executor
+from studies.workers.actors import Members, PoolWorker, Room, fitting, wanted
+from studies.workers.executors import Ending, Interruption, silent
+from support import trivial
+from support.fake_actors import FakeActors
+
+
+def members(ready=0, starting=0, blind=0):
+    made = Members()
+    for count, kind in ((ready, made.busy), (starting, made.starting), (blind, made.blind)):
+        for _ in range(count):
+            made.move(PoolWorker(None), kind)
+    return made
+
+
+def room(total=0, free=0, grows=False):
+    return Room(total, free, grows, "none")
+
+
+@pytest.mark.parametrize(
+    "workers, there, at, left, expected",
+    [
+        # a number is asked for at once, room or not, but no more than there are trials
+        (8, members(), room(), 100, 8),
+        (8, members(ready=8), room(), 100, 8),
+        (8, members(), room(total=2, free=2), 3, 3),
+        # auto takes what is free, not what others use
+        ("auto", members(), room(total=16, free=5), 100, 5),
+        ("auto", members(), room(total=16), 100, 1),  # and waits for room with one
+        ("auto", members(starting=1), room(total=16, free=4), 100, 1),
+        ("auto", members(ready=16), room(total=16), 100, 17),
+        # where the cluster grows, as many again as have started
+        ("auto", members(), room(grows=True), 100, 1),
+        ("auto", members(ready=1), room(total=1, grows=True), 100, 2),
+        ("auto", members(ready=16), room(total=16, grows=True), 100, 32),
+        ("auto", members(ready=16, starting=16), room(total=16, grows=True), 100, 32),
+        ("auto", members(ready=16), room(total=16, grows=True), 20, 20),
+    ],
+)
+def test_how_many_workers_are_asked_for(workers, there, at, left, expected):
+    assert wanted(workers, there, at, left, alone=False) == expected
+
+
+@pytest.mark.parametrize("workers, expected", [("auto", 4), (2, 2), (9, 4)])
+def test_on_this_machine_alone_as_many_as_it_holds(workers, expected):
+    assert wanted(workers, members(), room(total=4, free=4), 100, alone=True) == expected
+
+
+def test_a_trial_fits_where_everything_it_needs_is():
+    assert fitting({"CPU": 2, "GPU": 0.25}, {"CPU": 9.0, "GPU": 1.0}) == 4
+    assert fitting({"CPU": 1, "special": 1}, {"CPU": 9.0}) == 0
+    assert fitting({"CPU": 0.1}, {"CPU": 0.3}) == 3
+
+
+def run(tmp_path, actors, listener=silent, **overrides):
+    study = trivial.study(search__timeout=30, **overrides)
+    with (
+        SearchDriver.create(tmp_path / "study", study) as driver,
+        Interruption(study.search.timeout) as interruption,
+    ):
+        pool = ray_executor.WorkerPool(driver, actors, listener, interruption)
+        try:
+            return pool.run()
+        finally:
+            pool.close()
+            actors.close()
+
+
+def test_a_cluster_that_grows_is_asked_for_workers_until_it_has_none_left(tmp_path, monkeypatch):
+    """A head without CPUs: nothing fits at first, and room comes only for what waits."""
+    monkeypatch.setattr(ray_executor, "LOOK", 0.02)
+    actors = FakeActors(trivial.trainable, capacity=0, grows_to=6, grows_after=0.03, seconds=0.1)
+    ending = run(tmp_path, actors, resources__workers="auto", search__trials=40)
+    assert ending == Ending("trials")
+    assert actors.most == 6
+    # by doubling: never more than as many again as had started
+    assert all(asked <= 2 * max(1, ready) for ready, asked in actors.requests)
+    assert trivial.audit(tmp_path / "study", 40)["lost"] == 0
+
+
+def test_workers_without_work_are_given_back_before_the_last_trial_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_executor, "GRACE", 0.2)
+    monkeypatch.setattr(ray_executor, "POLL", 0.05)
+
+    def slow_last(study, assignment, report):
+        if assignment.number == 0:
+            time.sleep(1.5)
+        trivial.trainable(study, assignment, report)
+
+    actors = FakeActors(slow_last, capacity=3, threads=4)
+    alive = []
+
+    def listen(event):
+        if event.kind == "ended" and event.number == 0:
+            alive.append(len(actors.alive))
+
+    overrides = {"search__rungs": [], "search__trials": 6, "resources__workers": 4}
+    run(tmp_path, actors, listen, **overrides)
+    # of three that worked and one that waited for room, one is left
+    assert alive == [1] and actors.started == 4
+
+
+def test_what_is_waited_for_is_said_once_and_what_never_comes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_executor, "LOOK", 0.02)
+    monkeypatch.setattr(ray_executor, "NOTICE", 0.1)
+    monkeypatch.setattr(ray_executor, "POLL", 0.05)
+    said = []
+    actors = FakeActors(trivial.trainable, capacity=0, grows_to=2, grows_after=1.0)
+    run(tmp_path, actors, lambda e: said.append(e) if e.kind == "warning" else None)
+    event = said[0]
+    assert len(said) <= 2  # again only when something changes: a node has joined
+    assert "no worker has started yet; a trial needs 1 CPU, and no node has that" in event.reason
+    assert event.reason.endswith("; the cluster's autoscaler sees the request")
+    monkeypatch.setattr(ray_executor, "PATIENCE_FOR_NODES", 0.1)
+    with pytest.raises(StudyError, match="a trial needs 1 CPU, and no node has that"):
+        run(tmp_path / "other", FakeActors(trivial.trainable, capacity=0))

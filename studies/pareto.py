@@ -15,6 +15,10 @@ Objective = Literal[
     "worst_symmetry_accuracy",
     "balanced_accuracy",
     "auroc",
+    "worst_class",
+    "symmetry_balanced_accuracy",
+    "symmetry_auroc",
+    "symmetry_worst_class",
     "equivariance_error",
     "params",
     "macs",
@@ -29,6 +33,11 @@ DIRECTIONS: dict[str, Direction] = {
     "worst_symmetry_accuracy": "maximize",  # the same, of the worst transformation
     "balanced_accuracy": "maximize",  # mean over classes of the share of its images
     "auroc": "maximize",  # area under the ROC curve, one class against the others, mean
+    "worst_class": "maximize",  # share of its images of the class that has the lowest
+    # the last three under the declared group: means over its elements but the identity
+    "symmetry_balanced_accuracy": "maximize",
+    "symmetry_auroc": "maximize",
+    "symmetry_worst_class": "maximize",
     "equivariance_error": "minimize",  # of the logits; 0 is exact
     "params": "minimize",
     "macs": "minimize",  # multiply-accumulates per image
@@ -41,6 +50,13 @@ WORST_EXPONENT = {"params": 10, "macs": 14, "latency": 7}
 
 # objectives whose score has another name among those of a training
 SCORE_OF = {"worst_symmetry_accuracy": "symmetry_accuracy_worst"}
+
+# objectives that are shares of images or areas, 0 to 1: tables show them in per cent
+SHARES = tuple(name for name, direction in DIRECTIONS.items() if direction == "maximize")
+# objectives that are means over classes, so that each class needs a validation image
+OVER_CLASSES = tuple(
+    name for name in SHARES if name.endswith(("balanced_accuracy", "auroc", "worst_class"))
+)
 
 Point = tuple[float, ...]
 T = TypeVar("T")

@@ -2,17 +2,29 @@
 
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
+from searchspace.architecture import Architecture
 from studies.errors import StudyError
 from studies.workers.launch import require_every_class
 from support import trivial
+from trainers.actions import act
+from trainers.data.datasets import load, normalise
+from trainers.networks.fold import scoring
+from trainers.networks.networks import build
+from trainers.settings import Data, Symmetry, Training
 from trainers.training.class_scores import (
     balanced_accuracy,
     class_scores,
     macro_auroc,
     missing_classes,
+    symmetry_class_scores,
+    worst_class,
 )
+from trainers.training.config import TrainingConfig
+from trainers.training.evaluate import evaluate
+
+DIGITS = Data(name="digits", train=100, validation=100)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -29,6 +41,8 @@ def test_they_are_scikit_learns(ties):
     classes = logits.argmax(1)
     expected = balanced_accuracy_score(labels, classes)
     assert balanced_accuracy(classes, labels, 4) == pytest.approx(expected, abs=1e-12)
+    expected = min(recall_score(labels, classes, average=None))
+    assert worst_class(classes, labels, 4)["worst_class"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_two_classes_are_scikit_learns_binary_auroc():
@@ -43,6 +57,8 @@ def test_without_images_of_a_class_there_is_no_such_score():
     labels, logits = torch.tensor([0, 0, 2]), torch.eye(3)
     assert macro_auroc(logits, labels) is None
     assert balanced_accuracy(labels, labels, 3) is None
+    assert set(worst_class(labels, labels, 3).values()) == {None}
+    assert symmetry_class_scores(logits[None], [0, 0], labels)["symmetry_auroc"] is None
     assert missing_classes(labels, ("a", "b", "c")) == ["b"]
 
 
@@ -57,6 +73,36 @@ def test_standard_errors_are_those_of_resampled_images():
     for name, most in (("balanced_accuracy", 1.2), ("auroc", 2.5)):  # the second is a bound
         std = float(torch.tensor([s[name] for s in resampled]).std())
         assert 0.85 < scores[f"{name}_error"] / std < most
+
+
+def test_under_the_symmetry_they_are_means_over_elements():
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.randint(0, 3, (60,), generator=generator)
+    logits = torch.randn(2, 60, 3, generator=generator)
+    means = symmetry_class_scores(logits, [0, 1, 1], labels)
+    each = [class_scores(logits[n], labels) for n in (0, 1)]
+    for name in each[0]:
+        expected = (each[0][name] + 2 * each[1][name]) / 3
+        assert means[f"symmetry_{name}"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_network_is_scored_under_each_element_of_the_declared_group():
+    config = TrainingConfig(DIGITS, Training(epochs=1), Symmetry(group="D4"), seed=1)
+    splits = load(DIGITS, (12, 12))
+    for text, exact in (("12px: 4k3@D4, 4k3 head=group_max", True), ("12px: 4k3, 4k3", False)):
+        network = build(Architecture.parse(text), channels=1, classes=10, seed=1).eval()
+        scores = evaluate(network, splits, config, epoch=1)
+        images, expected = splits.validation, []
+        for element in config.group.elements[1:]:
+            pixels = act(images.pixels.float() / 255, element)
+            moved = normalise(pixels, splits.mean, splits.std)
+            with torch.no_grad():
+                classes = scoring(network)(moved).argmax(1)
+            expected.append(balanced_accuracy_score(images.labels, classes))
+        mean = sum(expected) / len(expected)
+        assert scores.symmetry_balanced_accuracy == pytest.approx(mean, abs=1e-12)
+        assert (abs(scores.symmetry_auroc - scores.auroc) < 1e-9) == exact
+        assert scores.symmetry_worst_class is not None
 
 
 def test_an_objective_over_classes_needs_each_class_before_anything_trains():

@@ -40,8 +40,17 @@ class Scores:
     # on upright images, every class alike; None: a class has no validation image
     balanced_accuracy: float | None = None
     auroc: float | None = None  # one class against the others, mean over classes
-    balanced_accuracy_error: float | None = None  # standard errors of the two over images
+    worst_class: float | None = None  # accuracy on the images of the worst class
+    balanced_accuracy_error: float | None = None  # standard errors of the three over images
     auroc_error: float | None = None
+    worst_class_error: float | None = None
+    # means of the three over the elements that symmetry accuracy is a mean over, and their errors
+    symmetry_balanced_accuracy: float | None = None
+    symmetry_auroc: float | None = None
+    symmetry_worst_class: float | None = None
+    symmetry_balanced_accuracy_error: float | None = None
+    symmetry_auroc_error: float | None = None
+    symmetry_worst_class_error: float | None = None
     num_images: int | None = None  # validation images that accuracies are shares of
     # what was trained beside the network, by name: widths of augmentation, weights of losses
     learned: dict[str, float] | None = None

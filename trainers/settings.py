@@ -41,6 +41,7 @@ class Settings(BaseModel):
 LATER = {
     "data": {"columns": {"image": None, "label": None, "split": None}, "classes": None}
     | {"group_by": None},
+    "training": {"class_weights": "none"},
     "augment": {},
 }
 
@@ -50,7 +51,8 @@ def as_identity(section: Settings, exclude: set[str]) -> dict[str, Any]:
     that came after the first release and say nothing.
     """
     content = section.model_dump(mode="json", exclude=exclude)
-    for place, later in ((content, LATER["data"]), (content.get("augment", {}), LATER["augment"])):
+    own = LATER["training" if isinstance(section, Training) else "data"]
+    for place, later in ((content, own), (content.get("augment", {}), LATER["augment"])):
         for key, silent in later.items():
             if place.get(key) == silent:
                 place.pop(key, None)
@@ -203,6 +205,10 @@ Rotation = Annotated[
 ]
 
 
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+ClassWeights = Literal["none", "balanced"] | dict[str, Weight]
+
+
 class Augment(Settings):
     """Which orientations training sees, drawn anew for each image and epoch."""
 
@@ -228,6 +234,8 @@ class Training(Settings):
     equivariance_batch: float = Field(default=0.2, gt=0, le=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: Augment = Augment()
+    # of the cross entropy: balanced, or a weight for each named class and 1 for the others
+    class_weights: ClassWeights = "none"
     device: Annotated[str, AfterValidator(_device_name)] = "auto"  # auto | cpu | cuda | cuda:1
     # on a GPU, replay steps from a graph where that is right and faster
     cuda_graphs: bool = True

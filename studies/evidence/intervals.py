@@ -24,7 +24,7 @@ from studies.journal.folders import TRIALS
 from studies.journal.reader import study_attributes
 from studies.journal.trial import TrialRecord
 from studies.output import is_number
-from studies.pareto import SCORE_OF
+from studies.pareto import OVER_CLASSES, SCORE_OF
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
 from trainers.instruments.proportions import proportion
@@ -38,7 +38,7 @@ SHARES = (
     "unseen_symmetry_accuracy",
 )
 # scores that are not shares of images come with their standard error over images
-ERRORS = {"balanced_accuracy": "balanced_accuracy_error", "auroc": "auroc_error"}
+ERRORS = {name: f"{name}_error" for name in OVER_CLASSES}
 MOST_MEMBERS = 12  # of a front, whose pairs are compared image by image for `status`
 USUAL = 0.9  # the accuracy that `status` assumes while there is no front
 

@@ -16,7 +16,7 @@ from studies.config import Study
 from studies.evidence.front import best_compromise, members, scored
 from studies.journal.trial import TrialRecord
 from studies.output import short
-from studies.pareto import DIRECTIONS, WORST_EXPONENT
+from studies.pareto import DIRECTIONS, SHARES, WORST_EXPONENT
 from trainers.figures import check_name, write
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ TITLES = {
     "worst_symmetry_accuracy": "accuracy under the worst element, %",
     "balanced_accuracy": "balanced accuracy, %",
     "auroc": "AUROC, %",
+    "worst_class": "accuracy of the worst class, %",
+    "symmetry_balanced_accuracy": "symmetry balanced accuracy, %",
+    "symmetry_auroc": "symmetry AUROC, %",
+    "symmetry_worst_class": "symmetry accuracy of the worst class, %",
     "equivariance_error": "equivariance error",
     "params": "parameters",
     "macs": "multiply-accumulates",
@@ -58,7 +62,7 @@ def plotted_trials(study: Study, records: Sequence[TrialRecord]) -> list[Plotted
         PlottedTrial(
             record.number,
             tuple(
-                100 * v if name.endswith(("accuracy", "auroc")) else v
+                100 * v if name in SHARES else v
                 for v, name in zip(record.values or (), study.objectives)
             ),
             record.number in on_front,
@@ -224,7 +228,7 @@ class _Axis:
         """The value as a label."""
         return (
             f"{value:.1f}"
-            if self.name.endswith(("accuracy", "auroc"))
+            if self.name in SHARES
             else short(value)
             if self.name in ("params", "macs")
             else f"{value:.3g}"

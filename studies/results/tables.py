@@ -23,7 +23,7 @@ from studies.journal.salvage import read_what_is_whole
 from studies.journal.stored import read_stored
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
-from studies.pareto import SCORE_OF, front_volume
+from studies.pareto import SCORE_OF, SHARES, front_volume
 from studies.workers.declaration import read_declaration
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
@@ -248,6 +248,10 @@ def _title(name: str) -> str:
         "worst_symmetry_accuracy": "worst element %",
         "balanced_accuracy": "balanced %",
         "auroc": "AUROC %",
+        "worst_class": "worst class %",
+        "symmetry_balanced_accuracy": "symmetry balanced %",
+        "symmetry_auroc": "symmetry AUROC %",
+        "symmetry_worst_class": "symmetry worst class %",
         "equivariance_error": "equiv. error",
     }.get(name, name)
 
@@ -257,7 +261,7 @@ def _score(row: dict[str, Any], name: str) -> str:
     value = (row["scores"] or {}).get(score, row["values"].get(name))
     if value is None:
         return "-"
-    if not (name.endswith("accuracy") or name == "auroc"):
+    if name not in SHARES:
         return formatted(value, ".3g")
     return percent(value) + bounds(row["intervals"].get(score))
 

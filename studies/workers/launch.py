@@ -18,6 +18,7 @@ from studies.errors import ExistsError, StudyError
 from studies.evidence.intervals import Evidence, resolution_text
 from studies.journal.directory import STUDY, require_place
 from studies.journal.origin import Images
+from studies.pareto import OVER_CLASSES
 from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
 from studies.sections import Resources
@@ -273,6 +274,7 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
     """
     from trainers.data.datasets import DataWarning, describe, load
     from trainers.training.class_scores import missing_classes
+    from trainers.training.class_weights import check_class_names
     from trainers.training.config import check_training
 
     size = study.space.pixels[0]
@@ -280,6 +282,7 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
         warnings.simplefilter("ignore", DataWarning)  # `describe` says it
         splits = load(study.data, (size, size))
     warned = check_training(study.training, len(splits.train), min(study.space.pixels))
+    check_class_names(study.training.class_weights, splits.classes)
     require_every_class(study, missing_classes(splits.validation.labels.cpu(), splits.classes))
     for line in [*describe(splits), *warned]:
         note(line)
@@ -290,7 +293,7 @@ def require_every_class(study: Study, missing: Sequence[str]) -> None:
     """Raises StudyError where an objective is a mean over classes and classes are `missing` from
     the validation images.
     """
-    names = [name for name in study.objectives if name in ("balanced_accuracy", "auroc")]
+    names = [name for name in study.objectives if name in OVER_CLASSES]
     if names and missing:
         classes = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
         raise StudyError(

@@ -36,6 +36,9 @@ class Predictions:
     num_forwards: int  # forwards per image
     # logits [image, class] under the identity, if it was predicted by itself
     upright: Tensor | None = None
+    # logits [forward, image, class], where they were to be kept, and the forward of each element
+    logits: Tensor | None = None
+    forwards: tuple[int, ...] = ()
 
     def of(self, element: Element) -> tuple[Tensor, Tensor]:
         """Classes and confidences [image] under `element`. Raises ValueError if it was not
@@ -92,6 +95,7 @@ def predict(
     batch_size: int | None = None,
     share_exact: bool = True,
     corners: Corners = "black",
+    keep_logits: bool = False,
     executor: Executor | None = None,
 ) -> Predictions:
     """The predictions of a model for images under each of `elements`.
@@ -100,7 +104,8 @@ def predict(
     is applied. With `share_exact`, quarter turns and flips under which the logits are measured not
     to change cost no forward: 2 instead of 8 for C8 and an exact C4 network. `corners` is what lies
     outside an image that is turned by an angle off the grid. A forward takes
-    `batch_size` images (None: 128 on a CPU, 1024 on a GPU). `executor`, such as
+    `batch_size` images (None: 128 on a CPU, 1024 on a GPU). With `keep_logits` the logits under all
+    elements are among the predictions, not those of upright images alone. `executor`, such as
     `trainers.process.thread_pool`, runs batches side by side, if several threads may call the
     model. Raises ValueError for logits that are not finite.
     """
@@ -120,17 +125,26 @@ def predict(
     tasks = [(start, rest) for start in range(0, len(images), batch_size) for rest in plan.alike]
     classes = torch.empty(len(plan.needed), len(images), dtype=torch.int64)
     confidences = torch.empty(len(plan.needed), len(images))
-    upright = []
+    kept: dict[int, list[Tensor]] = {}
     with measuring(model):
         for (start, _), rows in zip(tasks, (executor.map if executor else map)(work, tasks)):
             for row, best, confidence, logits in rows:
                 classes[row, start : start + len(best)] = best
                 confidences[row, start : start + len(best)] = confidence
-                if plan.needed[row] == IDENTITY:
-                    upright.append(logits.cpu())
-    places, upright_logits = list(plan.rows), torch.cat(upright) if upright else None
+                if keep_logits or plan.needed[row] == IDENTITY:
+                    kept.setdefault(row, []).append(logits.cpu())
+    places = list(plan.rows)
+    logits = {row: torch.cat(batches) for row, batches in kept.items()}
+    upright = plan.needed.index(IDENTITY) if IDENTITY in plan.needed else None
     return Predictions(
-        elements, classes[places], confidences[places], shared, len(plan.needed), upright_logits
+        elements,
+        classes[places],
+        confidences[places],
+        shared,
+        len(plan.needed),
+        None if upright is None else logits[upright],
+        torch.stack([logits[row] for row in range(len(plan.needed))]) if keep_logits else None,
+        tuple(places),
     )
 
 

@@ -1,4 +1,5 @@
-"""Scores that weigh every class alike, from logits: balanced accuracy and macro AUROC.
+"""Scores that weigh every class alike, from logits: balanced accuracy, macro AUROC and the accuracy
+of the worst class, on upright images and under the declared symmetry.
 
 They are those of scikit-learn (`balanced_accuracy_score`; `roc_auc_score` with
 `multi_class="ovr"`), which a test compares; importing it would take each worker a second or more.
@@ -6,18 +7,17 @@ They are those of scikit-learn (`balanced_accuracy_score`; `roc_auc_score` with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# scores that are not defined unless each class has an image
-NEED_EVERY_CLASS = ("balanced_accuracy", "auroc")
-
 
 def class_scores(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """Balanced accuracy and macro AUROC of logits [image, class], each with its standard error over
-    images, by the names of `trainers.scores.Scores`; None where a class has no image.
+    """Balanced accuracy, macro AUROC and the accuracy of the worst class, of logits [image, class],
+    each with its standard error over images, by the names of `trainers.scores.Scores`; None where a
+    class has no image.
     """
     count, classes = logits.shape[1], logits.argmax(1)
     area = macro_auroc(logits, labels)
@@ -26,7 +26,42 @@ def class_scores(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
         "balanced_accuracy_error": balanced_accuracy_error(classes, labels, count),
         "auroc": area,
         "auroc_error": auroc_error(area, labels, count),
+        **worst_class(classes, labels, count),
     }
+
+
+def symmetry_class_scores(
+    logits: Tensor, forwards: Sequence[int], labels: Tensor
+) -> dict[str, float | None]:
+    """The means over elements of the class scores, and of their standard errors: the elements move
+    the same images, so that more of them do not make a score surer.
+
+    `logits` are [forward, image, class]; `forwards` names the forward of each element, which
+    elements may share. None where a class has no image.
+    """
+    rows = {number: class_scores(logits[number], labels) for number in set(forwards)}
+    means: dict[str, float | None] = {}
+    for name in next(iter(rows.values())):
+        values = [value for n in forwards if (value := rows[n][name]) is not None]
+        whole = len(values) == len(forwards)
+        means[f"symmetry_{name}"] = sum(values) / len(values) if whole else None
+    return means
+
+
+def worst_class(classes: Tensor, labels: Tensor, num_classes: int) -> dict[str, float | None]:
+    """The lowest share over classes of a class's images [image] that are classified as it, with
+    that share's standard error (smoothed by one image more on either side); None where a class has
+    no image. It is the lowest `recall_score(average=None)` of scikit-learn.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    if not num_classes or not bool((counts > 0).all()):
+        return {"worst_class": None, "worst_class_error": None}
+    correct = torch.bincount(labels[classes == labels], minlength=num_classes)
+    worst = int((correct.double() / counts).argmin())
+    right, images = int(correct[worst]), int(counts[worst])
+    share = (right + 1) / (images + 2)
+    error = math.sqrt(share * (1 - share) / images)
+    return {"worst_class": right / images, "worst_class_error": error}
 
 
 def balanced_accuracy(classes: Tensor, labels: Tensor, num_classes: int) -> float | None:
@@ -48,16 +83,15 @@ def macro_auroc(logits: Tensor, labels: Tensor) -> float | None:
     positives = torch.bincount(labels, minlength=num_classes)
     if not bool(((positives > 0) & (positives < count)).all()):
         return None
-    probabilities = logits.double().softmax(1)
-    total = 0.0
-    for number in range(num_classes):
-        column, mine = probabilities[:, number], int(positives[number])
-        _, inverse, ties = column.unique(return_inverse=True, return_counts=True)
-        # the mean rank among equal probabilities, from 1
-        ranks = ties.cumsum(0).double() - (ties.double() - 1) / 2
-        above = float(ranks[inverse][labels == number].sum()) - mine * (mine + 1) / 2
-        total += above / (mine * (count - mine))
-    return total / num_classes
+    columns = logits.double().softmax(1).T.contiguous()
+    ordered = columns.sort(dim=1).values
+    # the mean rank among equal probabilities, from 1
+    first = torch.searchsorted(ordered, columns)
+    last = torch.searchsorted(ordered, columns, right=True)
+    ranks = (first + last + 1).double() / 2
+    mine = ranks.masked_fill(labels[None] != torch.arange(num_classes)[:, None], 0).sum(1)
+    above = mine - positives * (positives + 1) / 2
+    return float((above / (positives * (count - positives))).mean())
 
 
 def balanced_accuracy_error(classes: Tensor, labels: Tensor, num_classes: int) -> float | None:

@@ -27,7 +27,7 @@ from trainers.instruments.predictions import Predictions, predict
 from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
 from trainers.scores import Scores
-from trainers.training.class_scores import class_scores
+from trainers.training.class_scores import class_scores, symmetry_class_scores
 
 if TYPE_CHECKING:
     from trainers.training.config import TrainingConfig
@@ -64,7 +64,12 @@ def evaluate(
     architecture = members[0].architecture
     scored = mean_network(map(scoring, members))
     predictions = predict(
-        scored, images.pixels, declared.elements, normalise=normal, corners=config.corners
+        scored,
+        images.pixels,
+        declared.elements,
+        normalise=normal,
+        corners=config.corners,
+        keep_logits=True,
     )
     trained_on = seen(config.augment, declared, degrees_learned(learned))
     symmetry = summarise(predictions, images.labels, declared, trained_on, over=over)
@@ -85,7 +90,7 @@ def evaluate(
         seconds=time.perf_counter() - began,
         learned=None if learned is None else dict(learned),
         num_images=len(images.labels),
-        **_shares(symmetry, predictions.upright, images.labels.cpu()),
+        **_shares(symmetry, predictions, images.labels.cpu()),
     )
 
 
@@ -106,10 +111,13 @@ def degrees_learned(learned: Mapping[str, float] | None) -> float:
     return math.degrees((learned or {}).get("width rotation", 0.0)) / 2
 
 
-def _shares(symmetry: SymmetryAccuracy, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def _shares(symmetry: SymmetryAccuracy, predictions: Predictions, labels: Tensor) -> dict[str, Any]:
     """The accuracies among the scores, also those over classes."""
+    assert predictions.upright is not None and predictions.logits is not None
+    forwards = [predictions.forwards[predictions.elements.index(e)] for e in symmetry.scored]
     return {
-        **class_scores(logits, labels),
+        **class_scores(predictions.upright, labels),
+        **symmetry_class_scores(predictions.logits, forwards, labels),
         "accuracy": symmetry.accuracy.value,
         "symmetry_accuracy": symmetry.mean.value,
         "symmetry_accuracy_worst": symmetry.worst[1].value,

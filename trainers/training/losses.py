@@ -56,6 +56,7 @@ class Views:
     stages: tuple[tuple[Tensor, ...], ...]
     network: nn.Module | None = None  # for a loss that reads weights
     numbers: tuple[int, ...] = ()  # of the stages that the loss names, from 1; empty: all
+    class_weights: Tensor | None = None  # of the cross entropy [classes]
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,19 @@ def maxima_of(maps: Tensor, blocks: Blocks | Group) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """The mean [] over images of the cross entropy of logits [B, class], in nats, each image's
+    multiplied by the weight of its class [class], if there are any.
+    """
+    if class_weights is None:
+        return functional.cross_entropy(logits.float(), labels)
+    # not the weighted mean of torch: parts of a batch must add up to the batch
+    each = functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (each * class_weights[labels]).mean()
+
+
 def _label(views: Views) -> Tensor:
-    return functional.cross_entropy(views.logits[1].float(), views.labels)
+    return cross_entropy(views.logits[1], views.labels, views.class_weights)
 
 
 def _layerwise(views: Views) -> Tensor:

@@ -10,14 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from searchspace.groups import Element, Group
 from searchspace.training.losses import Loss
 from trainers.networks.networks import Network
 from trainers.settings import Corners
-from trainers.training.losses import LOSSES, Views, draw, maxima_of, move, usable_elements
+from trainers.training.losses import (
+    LOSSES,
+    Views,
+    cross_entropy,
+    draw,
+    maxima_of,
+    move,
+    usable_elements,
+)
 
 Parts = list[tuple[Element, slice]]
 
@@ -31,6 +38,7 @@ class Objective:
     # of the groups that move images, by group
     elements: dict[Group, tuple[Element, ...]]
     corners: Corners = "black"  # of images that are moved by an angle off the grid
+    class_weights: Tensor | None = None  # of the cross entropy [class]; None: all 1
 
     @classmethod
     def of(
@@ -39,13 +47,14 @@ class Objective:
         declared: Group,
         size: tuple[int, int],
         corners: Corners = "black",
+        class_weights: Tensor | None = None,
     ) -> Objective:
         """The objective on images of `size` (height, width). Raises ValueError where a loss's group
         has no element that keeps them in shape.
         """
         moving = [loss.elements_group(declared) for loss in losses if LOSSES[loss.kind].moves]
         elements = {group: usable_elements(group, size) for group in moving}
-        return cls(losses, declared, elements, corners)
+        return cls(losses, declared, elements, corners, class_weights)
 
     @property
     def most_elements(self) -> int:
@@ -65,7 +74,7 @@ class Objective:
         first `size` images of it.
         """
         if not self.losses:
-            return [_cross_entropy(network(normalise(pixels)), labels)]
+            return [cross_entropy(network(normalise(pixels)), labels, self.class_weights)]
         count = len(pixels)
         parts = {g: draw(elements, size, generator) for g, elements in self.elements.items()}
         moved = [move(pixels[:size], each, self.corners) for each in parts.values()]
@@ -80,7 +89,7 @@ class Objective:
         of_parts = tuple(logits[part] for part in compared)
         places = {group: n for n, group in enumerate(parts, start=1)}
         return [
-            _cross_entropy(logits[:count], labels),
+            cross_entropy(logits[:count], labels, self.class_weights),
             *(
                 LOSSES[loss.kind].function(
                     self._views(loss, network, parts, places, labels[:size], of_parts, stages)
@@ -129,8 +138,5 @@ class Objective:
             tuple(tuple(taken(stages[n - 1][m]) for m in chosen) for n in read),
             network,
             loss.stages,
+            self.class_weights,
         )
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float(), labels)

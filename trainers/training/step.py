@@ -47,8 +47,10 @@ class TrainingStep:
         architecture: Architecture,
         config: TrainingConfig,
         normalise: Callable[[Tensor], Tensor],
+        class_weights: Tensor | None = None,
     ) -> TrainingStep:
-        """The step of a network on its device. Raises ValueError where the declared group has no
+        """The step of a network on its device; `class_weights` [class] weigh the cross entropy.
+        Raises ValueError where the declared group has no
         element for the recipe's equivariance loss.
         """
         device = next(network.parameters()).device
@@ -58,7 +60,13 @@ class TrainingStep:
             network,
             build_optimizer(network, config, companions),
             config,
-            Objective.of(config.recipe.losses, config.group, architecture.size, config.corners),
+            Objective.of(
+                config.recipe.losses,
+                config.group,
+                architecture.size,
+                config.corners,
+                None if class_weights is None else class_weights.to(device),
+            ),
             companions,
             governing,
             normalise,

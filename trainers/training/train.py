@@ -28,6 +28,7 @@ from trainers.scores import Scores
 from trainers.seeds import derived_seed
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
+from trainers.training.class_weights import class_weights
 from trainers.training.config import TrainingConfig, check_training
 from trainers.training.cuda_graph import GraphedStep
 from trainers.training.evaluate import evaluate
@@ -220,14 +221,19 @@ def start(
     architecture: Architecture, config: TrainingConfig, directory: Path, splits: Splits
 ) -> TrainingRun:
     """The training in `directory`: that of its checkpoint, or one with a new network. Raises
-    ValueError if the checkpoint belongs to another training.
+    ValueError if the checkpoint belongs to another training, or the class weights do not fit the
+    data.
     """
     device = pick_device(config.training.device)
     network = build(
         architecture, channels=splits.channels, classes=len(splits.classes), seed=config.seed
     ).to(device)
     step = TrainingStep.of(
-        network, architecture, config, normaliser(splits.mean, splits.std, device)
+        network,
+        architecture,
+        config,
+        normaliser(splits.mean, splits.std, device),
+        class_weights(config.training.class_weights, splits),
     )
     owner = checkpoint.fingerprint(architecture, config)
     progress = checkpoint.restore(directory, owner, network, step.optimizer, step.companions)

@@ -17,14 +17,13 @@ from studies.evidence.intervals import Evidence, interval
 from studies.journal.trial import TrialRecord
 from studies.markup import Html, html
 from studies.output import is_number, short
-from studies.pareto import SCORE_OF, WORST_EXPONENT
+from studies.pareto import SCORE_OF, SHARES, WORST_EXPONENT
 from studies.results.front_plot import TITLES
 from studies.terminal import plain
 from trainers.instruments.correctness import Correctness
 
 # beside the objectives, what a plot can have on its axes
 AXES = ("accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency")
-SHARES = ("accuracy", "auroc")  # how the names of shares of images end
 MOST_DRAWINGS = 40  # of networks: those of the front first
 
 
@@ -98,7 +97,7 @@ def _value(record: TrialRecord, name: str) -> float | None:
     value = scores.get(SCORE_OF.get(name, name), record.attributes.get(name))
     if not is_number(value):
         return None
-    return round(100 * value, 4) if name.endswith(SHARES) else float(f"{value:.6g}")
+    return round(100 * value, 4) if name in SHARES else float(f"{value:.6g}")
 
 
 def _facts(study: Study, record: TrialRecord, evidence: Evidence) -> list[list[str]]:
@@ -110,7 +109,7 @@ def _facts(study: Study, record: TrialRecord, evidence: Evidence) -> list[list[s
         if value is None:
             continue
         around = interval(scores, SCORE_OF.get(name, name), images)
-        unit = " %" if name.endswith(SHARES) else ""
+        unit = " %" if name in SHARES else ""
         text = f"{value:.2f}{unit}" if unit else short(value)
         if around:
             text += f" [{100 * around[0]:.1f}, {100 * around[1]:.1f}]"

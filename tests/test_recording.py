@@ -5,6 +5,7 @@ right.
 import errno
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from searchspace.exactness import verdict
+from searchspace.groups import Group
 from studies.config import parse
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
@@ -33,14 +36,19 @@ from studies.replays.replay import (
     Method,
     Replayed,
     _driver_steps,
-    _epochs_until,
+    _needed,
     full_volume,
     methods,
     replay,
 )
+<<<<<<< HEAD
 from studies.replays.trainings import ROWS
 from studies.search.assignments import LeaveError
 from trainers.training.train import train
+=======
+from studies.replays.rivals import RIVALS
+from studies.replays.steps import Paid, Step, known
+>>>>>>> b87382d (A search is compared with rivals at their best, and derived again from its journal)
 
 TEXT = """
 data: {name: digits, train: 120, validation: 60}
@@ -64,7 +72,7 @@ def made_up(text=TEXT):
                 proposal.recipe.learning_rate,
                 proposal.key,
                 1,
-                1,
+                1000 + digest[2],
                 tuple((final[0] * share, final[1] * share) for share in (0.5, 0.8, 1.0)),
             )
         )
@@ -223,7 +231,7 @@ def test_costs_are_counted(tmp_path):
         Method(
             "ours", changes={"search.rungs": [1], "search.sampler": "random", "search.repeats": 1}
         ),
-        3,
+        8,
     )
     assert min(stopped.epochs) >= 3 and any(epochs % 3 for epochs in stopped.epochs)
     impossible = replay(table, Method("random", optuna="random"), 2, share=1.1)
@@ -232,9 +240,8 @@ def test_costs_are_counted(tmp_path):
 
 def test_the_methods_compare_ours_with_plain_optuna_and_with_its_parts_left_out():
     names = [method.name for method in methods(made_up())]
-    assert names[:4] == ["Optuna random", "Optuna TPE", "Optuna NSGA-II", "ours"] and any(
-        "without rungs" in name for name in names
-    )
+    assert names[: names.index("ours")] == list(RIVALS)
+    assert any("without rungs" in name for name in names)
     assert 0 < full_volume(made_up()) < 1
 
 
@@ -400,21 +407,58 @@ def test_a_continued_training_costs_only_what_is_added():
     for seed in range(6):
         steps = list(_driver_steps(table, changes, seed))
         # every architecture trains its first epoch once; two more lead to the end, now or later
-        ends = sum(scores is not None for _, scores in steps)
-        assert sum(epochs for epochs, _ in steps) == len(table.entries) + 2 * ends
+        ends = sum(step.scores is not None for step in steps)
+        assert sum(step.epochs for step in steps) == len(table.entries) + 2 * ends
         # a stopped trial continues as a new one
-        assert len(steps) == len(table.entries) + sum(epochs == 2 for epochs, _ in steps)
+        assert len(steps) == len(table.entries) + sum(step.epochs == 2 for step in steps)
         continued += len(steps) - len(table.entries)
     assert continued
 
 
+@pytest.mark.parametrize("name", RIVALS)
+def test_no_rival_pays_twice_and_all_try_the_known_architectures_first(name):
+    table = made_up()
+    key, run = RIVALS[name]
+    most = 4 if name == "Optuna GP" else 40  # it thinks long
+    steps = list(itertools.islice(run(table, key, 0), most))
+    paid = sum(step.epochs for step in steps)
+    assert 3 < paid <= 3 * len(table.entries)
+    if name != "MO-ASHA":
+        exact, plain = known(table)
+        assert [step.scores for step in steps[:2]] == [
+            table.by_key[candidate.key].epochs[-1] for candidate in (exact, plain)
+        ]
+        assert steps[0].epochs == steps[1].epochs == 3
+        assert any(step.epochs == 0 for step in steps) or most == 4
+
+
+def test_the_known_architectures_are_the_exact_and_the_plain_end():
+    exact, plain = known(made_up())
+    assert verdict(exact.architecture, Group.parse("C4")).exact
+    assert str(exact.architecture.group) == "C4" and plain.architecture.group.order == 1
+    assert exact.architecture.size == plain.architecture.size
+
+
+def test_work_counts_epochs_by_their_multiplications():
+    table = made_up()
+    entries = sorted(table.entries, key=lambda entry: entry.macs)
+    cheap, dear = entries[0], entries[-1]
+    paid = Paid(table)
+    first, second, third = (paid.until(*what) for what in ((cheap, 3), (dear, 1), (dear, 3)))
+    assert (first.epochs, second.epochs, third.epochs) == (3, 1, 2)
+    assert first.work / 3 / cheap.macs == pytest.approx(second.work / dear.macs)
+    assert third.work == pytest.approx(2 * second.work)
+    assert (first.scores, second.scores, third.scores) == (cheap.epochs[-1], None, dear.epochs[-1])
+    assert paid.until(dear, 3).epochs == 0 and paid.until(None, 3).scores is None
+
+
 def test_a_method_needs_the_epochs_up_to_the_goal_and_no_more():
     point = (0.9, 0.9)
-    steps = [(2, None), (3, (0.1, 0.1)), (4, point), (5, point)]
+    steps = [Step(2, 1.0, None), Step(3, 9.0, (0.1, 0.1)), Step(4, 2.0, point), Step(5, 1.0, point)]
     goal = front_volume([point], OBJECTIVES)
-    assert _epochs_until(goal, 100, iter(steps)) == 9
-    assert _epochs_until(goal, 9, iter(steps)) == 9 and _epochs_until(goal, 4, iter(steps)) == 5
-    assert _epochs_until(goal, 100, iter(steps[:2])) == 101
+    assert _needed(goal, 100, iter(steps)) == (9, 12.0)
+    assert _needed(goal, 9, iter(steps))[0] == 9 and _needed(goal, 4, iter(steps))[0] == 5
+    assert _needed(goal, 100, iter(steps[:2])) == (101, 10.0)
 
 
 def test_the_table_of_an_unfinished_recording_is_replayed_as_far_as_it_goes(tmp_path):

@@ -1,4 +1,6 @@
-"""Commands that compare ways of searching on recorded trainings: `record`, `replay`."""
+"""Commands about searches themselves: `record` and `replay` compare them on recorded trainings,
+`rederive` derives the proposals of one again.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,15 @@ from typing import Annotated
 
 import typer
 
+<<<<<<< HEAD
 from studies.cli.app import BENCHMARKS, app
 from studies.cli.options import (
     Address,
+=======
+from studies.cli.app import BENCHMARKS, LOOK, app
+from studies.cli.options import (
+    Directory,
+>>>>>>> b87382d (A search is compared with rivals at their best, and derived again from its journal)
     FormatOption,
     Settings,
     StudyName,
@@ -97,3 +105,22 @@ def replay(
             f"{replaying.full_volume(table):.4f}; {seeds} seeds"
         )
     print_rows(replaying.as_dicts(rows), format, *replaying.compared(rows, seeds))
+
+
+@app.command(rich_help_panel=LOOK)
+def rederive(directory: Directory, format: FormatOption = Format.table) -> None:
+    """Derives every proposal of a study again from its journal alone, and names the first that
+    comes out otherwise.
+    """
+    from dataclasses import asdict
+
+    from studies.search.rederive import rederive as derive
+
+    done = derive(directory)
+    if format is Format.json:
+        print_json(asdict(done))
+    else:
+        for line in done.lines():
+            print(line)
+    if done.trial is not None or done.unrecorded:
+        raise typer.Exit(1)

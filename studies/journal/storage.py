@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,48 @@ NEEDED = {
 }
 
 
+@dataclass(frozen=True)
+class View:
+    """The trials at one moment, for one thread."""
+
+    thread: int
+    records: int  # of the journal, from its beginning, that lead to them
+    trials: list[FrozenTrial]
+    own: set[int] = field(default_factory=set)  # ids of trials that the thread began since
+
+
+def _taken_back(trial: FrozenTrial) -> FrozenTrial:
+    """The trial; one that waits for a worker, its proposal complete, as one that runs."""
+    if trial.state != TrialState.WAITING or not is_proposed(trial):
+        return trial
+    running = copy.copy(trial)
+    running.state = TrialState.RUNNING
+    return running
+
+
+def is_proposed(trial: FrozenTrial) -> bool:
+    """Whether the trial's proposal is complete."""
+    return "architecture" in trial.user_attrs
+
+
+def next_place(trials: Sequence[FrozenTrial]) -> int:
+    """The place of the next proposal among the trials of a search: that of the first which waits
+    to be proposed, else a new one.
+    """
+    waiting = (
+        place
+        for place, trial in enumerate(trials)
+        if trial.state == TrialState.WAITING and not is_proposed(trial)
+    )
+    return next(waiting, len(trials))
+
+
 class SearchStorage(JournalStorage):
     """Optuna's storage, in which samplers see the trials of the search alone, not those beside it
     (`TrialRecord.kind`): no sampler can learn from them, whatever it looks at.
     """
+
+    _view: View | None = None  # what the thread that proposes sees
 
     def get_all_trials(
         self,
@@ -63,9 +102,52 @@ class SearchStorage(JournalStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """The trials of the search, in the order of their numbers."""
-        trials = super().get_all_trials(study_id, deepcopy=False, states=states)
+        if (view := self._my_view) is not None:
+            others = [trial for trial in view.trials if trial._trial_id not in view.own]
+            trials = [*others, *map(super().get_trial, sorted(view.own))]
+            trials = [trial for trial in trials if states is None or trial.state in states]
+        else:
+            trials = super().get_all_trials(study_id, deepcopy=False, states=states)
         seen = [trial for trial in trials if KIND not in trial.user_attrs]
         return copy.deepcopy(seen) if deepcopy else seen
+
+    @property
+    def _my_view(self) -> View | None:
+        view = self._view
+        return view if view is not None and view.thread == threading.get_ident() else None
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """See optuna."""
+        trial_id = super().create_new_trial(study_id, template_trial)
+        if (view := self._my_view) is not None:
+            view.own.add(trial_id)
+        return trial_id
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """See optuna."""
+        if (view := self._my_view) is not None:
+            view.own.add(trial_id)
+        return super().set_trial_state_values(trial_id, state, values)
+
+    @contextmanager
+    def one_view(self, study_id: int) -> Iterator[View]:
+        """Until its end this thread sees the trials as they are now, whatever other threads write:
+        a proposal learns from one state of the journal, which `equisearch rederive` finds again.
+
+        A trial that was taken back from its worker waits for a worker, not to be proposed, and is
+        not seen as waiting.
+        """
+        trials = super().get_all_trials(study_id, deepcopy=False)
+        backend: Any = self._backend
+        self._view = View(
+            threading.get_ident(), backend.handed_out, [_taken_back(trial) for trial in trials]
+        )
+        try:
+            yield self._view
+        finally:
+            self._view = None
 
     def every_trial(self, study_id: int) -> list[FrozenTrial]:
         """All trials, those beside the search included, in the order of their numbers."""
@@ -85,6 +167,13 @@ class SingleWriterJournal(BaseJournalBackend):
         self._unwritten: list[bytes] = []  # of the transaction
         self._owner: int | None = None  # the thread in a transaction
         self._lock = threading.RLock()
+        self._handed_out = 0
+        self._of_thread = threading.local()
+
+    @property
+    def handed_out(self) -> int:
+        """How many records optuna had read when this thread read last."""
+        return getattr(self._of_thread, "handed_out", 0)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The records since the last call, those of other programs (a dashboard's notes) included.
@@ -95,6 +184,8 @@ class SingleWriterJournal(BaseJournalBackend):
         with self._lock:
             self._take_in()
             new, self._new = self._new, []
+            self._handed_out += len(new)
+            self._of_thread.handed_out = self._handed_out
         for line in new:
             yield json.loads(line)
 
@@ -137,8 +228,8 @@ class SingleWriterJournal(BaseJournalBackend):
             content = os.pread(self._file.fileno(), size - self._offset, self._offset)
             whole = content[: content.rfind(b"\n") + 1]
             lines = whole.splitlines(keepends=True)
-            self._new += [line for line in lines if _is_record(line)]
-            if unread := sum(not _is_record(line) for line in lines):
+            self._new += [line for line in lines if is_record(line)]
+            if unread := sum(not is_record(line) for line in lines):
                 log.warning(
                     "another program wrote %d lines to the journal that are not records; they are "
                     "left out, and `equisearch repair` removes them when this run has ended",
@@ -178,7 +269,7 @@ class SingleWriterJournal(BaseJournalBackend):
         self._file.close()
 
 
-def _is_record(line: bytes) -> bool:
+def is_record(line: bytes) -> bool:
     """Whether Optuna, which stops at any other line, can read this one."""
     try:
         entry = json.loads(line)

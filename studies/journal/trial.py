@@ -30,6 +30,7 @@ KIND = "trial_kind"  # the attribute
 TRAINED = "trained"  # the attribute of a softened trial with the text of what was trained
 # the states that count towards `search.trials`
 ENDED: tuple[State, ...] = ("complete", "pruned", "failed")
+SAW = "saw"  # the attribute with what the sampler saw when it proposed the trial
 
 
 def is_feasible(attributes: Mapping[str, Any]) -> bool:

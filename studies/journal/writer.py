@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from studies.errors import NO_SPACE, READ_ONLY, StudyError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal
-from studies.journal.trial import RUNG, Decision, Outcome, State, TrialRecord
+from studies.journal.trial import RUNG, SAW, Decision, Outcome, State, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,10 @@ class JournalWriter:
         It counts the trials of the search alone, so that it is the trial's number only where none
         was trained beside the search.
         """
+        from studies.journal.storage import next_place
+
         with self._alone():
-            trials = self._storage.get_all_trials(self._id, deepcopy=False)
-        return next(
-            (place for place, trial in enumerate(trials) if trial.state.name == "WAITING"),
-            len(trials),
-        )
+            return next_place(self._storage.get_all_trials(self._id, deepcopy=False))
 
     def queue_beside(self, attributes: Sequence[Mapping[str, Any]]) -> list[TrialRecord]:
         """New trials beside the search, which wait: on disk all of them or none. They have no
@@ -171,23 +169,30 @@ class JournalWriter:
         return number
 
     def propose(
-        self, sampler: Any, describe: Callable[[Any], Described], queued: Queued | None = None
+        self,
+        sampler: Any,
+        describe: Callable[[Any], Described],
+        queued: Queued | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> TrialRecord:
         """A new trial, running or refused, on disk whole or not at all.
 
         `describe(trial)` draws the proposal from an Optuna trial that asks `sampler`; `queued` is
-        proposed before anything is sampled, unless a trial waits already.
+        proposed before anything is sampled, unless a trial waits already. `asked` is what else the
+        sampler was made from: the journal keeps it, with what the sampler saw.
         """
         self.optuna.sampler = sampler
         with self._backend.transaction():
             if queued is not None and not self._waits:
                 self.queue(queued)
-            trial = self.optuna.ask()
-            attributes, refusal = describe(trial)
+            with self._storage.one_view(self._id) as view:
+                trial = self.optuna.ask()
+                attributes, refusal = describe(trial)
             record = TrialRecord(
                 trial.number, "running", attributes=trial.user_attrs, parameters=trial.params
             )
-            record = self.set(record, attributes)
+            saw = {"records": view.records, **(asked or {})}
+            record = self.set(record, {SAW: saw, **attributes})
             return record if refusal is None else self._refuse(record, refusal)
 
     def _refuse(self, record: TrialRecord, refusal: Refusal) -> TrialRecord:
@@ -266,8 +271,10 @@ class JournalWriter:
 
     @property
     def _waits(self) -> bool:
+        from studies.journal.storage import next_place
+
         trials = self._storage.get_all_trials(self._id, deepcopy=False)
-        return any(trial.state.name == "WAITING" for trial in trials)
+        return next_place(trials) < len(trials)
 
     @property
     def exhausted(self) -> bool:

@@ -1,49 +1,62 @@
 """Searches replayed on a recorded table: how many epochs until the front is almost as good as the
 best there is.
 
-The cost of a search is the epochs it trains. Compared are plain Optuna (random, TPE, NSGA-II; every
-trial trained to the end, a proposal that comes again trained again, as Optuna does) and this
-project's driver, with each of its parts left out once.
+The cost of a search is the epochs it trains; what it has trained before is free, for every search.
+Compared are those of `studies.replays.rivals` and this project's driver, as a user runs it, with
+each of its parts left out once. All try the same known architectures first.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from searchspace.groups import Group
 from searchspace.recipe import Candidate
-from studies.config import Study, dump, parse
 from studies.errors import StudyError
 from studies.output import Column
 from studies.pareto import front_volume
 from studies.replays.record import Table, TableEntry
+from studies.replays.rivals import RIVALS, optuna_steps
+from studies.replays.steps import WORST, Step, changed, known, work
 from studies.search.assignments import Assignment
 from studies.search.driver import SearchDriver
 
 SHARE = 0.95  # of the whole table's hypervolume
 OBJECTIVES = ("accuracy", "symmetry_accuracy")
-WORST = (0.0, 0.0)  # of an architecture that an unfinished recording lacks
-# of plain Optuna for each architecture of the space: it proposes again what it had before
-PROPOSALS = 100
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of searching: plain Optuna with a sampler, or the driver with changes to its study."""
+    """A way of searching: plain Optuna with a sampler, the driver with changes to its study, or
+    any other, as the steps of a search with a seed.
+    """
 
     name: str
-    optuna: str | None = None  # random, tpe or nsga2: plain Optuna
+    optuna: str | None = None  # of `studies.replays.rivals.optuna_steps`
     changes: Mapping[str, Any] | None = None
+    other: Callable[[Table, int], Iterator[Step]] | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this project's driver."""
+        return self.optuna is None and self.other is None
+
+    def steps(self, table: Table, seed: int) -> Iterator[Step]:
+        """The steps of the search with `seed`."""
+        if self.other is not None:
+            return self.other(table, seed)
+        if self.optuna is not None:
+            return optuna_steps(table, self.optuna, seed)
+        return _driver_steps(table, self.changes or {}, seed)
 
 
 def methods(table: Table) -> tuple[Method, ...]:
-    """What is compared by default: three plain searches, ours with several samplers, and ours
-    without each of its parts.
+    """What is compared by default: the rivals, ours with several samplers, and ours without each
+    of its parts.
     """
     rungs = [rung for rung in table.study.search.rungs if rung < table.study.training.epochs]
     ours = {
@@ -54,9 +67,10 @@ def methods(table: Table) -> tuple[Method, ...]:
         "space.size_by": "exactness",
     }
     return (
-        Method("Optuna random", optuna="random"),
-        Method("Optuna TPE", optuna="tpe"),
-        Method("Optuna NSGA-II", optuna="nsga2"),
+        *(
+            Method(name, other=lambda table, seed, key=key, run=run: run(table, key, seed))
+            for name, (key, run) in RIVALS.items()
+        ),
         Method("ours", changes=ours),
         Method("ours, evolution", changes={**ours, "search.sampler": "evolution"}),
         Method("ours, TPE", changes={**ours, "search.sampler": "tpe"}),
@@ -80,6 +94,9 @@ class Replayed:
     name: str
     epochs: tuple[int, ...]  # until the share was reached; the whole budget where it never was
     reached: int  # seeds that reached it
+    # the same in epochs of the architecture with the table's median MACs: a proxy of the time
+    work: tuple[float, ...] = ()
+    ours: bool = field(default=False, compare=False)
 
     @property
     def median(self) -> float:
@@ -113,24 +130,21 @@ def replay(table: Table, method: Method, seeds: int, *, share: float = SHARE) ->
         )
     goal = share * full_volume(table)
     budget = len(table.entries) * table.study.training.epochs
-    needed = []
-    for seed in range(seeds):
-        steps = (
-            _optuna_steps(table, method.optuna, seed)
-            if method.optuna
-            else _driver_steps(table, method.changes or {}, seed)
-        )
-        needed.append(_epochs_until(goal, budget, steps))
+    needed = [_needed(goal, budget, method.steps(table, seed)) for seed in range(seeds)]
     return Replayed(
-        method.name, tuple(min(n, budget) for n in needed), sum(n <= budget for n in needed)
+        method.name,
+        tuple(min(epochs, budget) for epochs, _ in needed),
+        sum(epochs <= budget for epochs, _ in needed),
+        tuple(round(work, 1) for _, work in needed),
+        method.is_ours,
     )
 
 
 def as_dicts(rows: Sequence[Replayed]) -> list[dict[str, Any]]:
-    """Plain values for JSON and CSV. `share_of_best_plain`: the median, relative to the best of
-    plain Optuna, which the first three of `methods` are.
+    """Plain values for JSON and CSV. `share_of_best_plain`: the median, relative to that of the
+    best rival.
     """
-    best = min(row.median for row in rows[:3])
+    best = min((row.median for row in rows if not row.ours), default=float("nan"))
     return [
         {
             "name": row.name,
@@ -139,6 +153,7 @@ def as_dicts(rows: Sequence[Replayed]) -> list[dict[str, Any]]:
             "reached": row.reached,
             "share_of_best_plain": row.median / best,
             "epochs": list(row.epochs),
+            "work": list(row.work),
         }
         for row in rows
     ]
@@ -158,7 +173,7 @@ def summary(table: Table, rows: Sequence[Replayed], seeds: int, share: float) ->
 
 def compared(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column], list[list[str]]]:
     """The comparison as a table."""
-    titles = ("epochs, median", "quartiles", "of the best plain search", "reached")
+    titles = ("epochs, median", "quartiles", "of the best rival", "reached")
     columns = [Column("search"), *(Column(title, True) for title in titles)]
     cells = [
         [
@@ -173,60 +188,31 @@ def compared(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column], list[l
     return columns, cells
 
 
-def _epochs_until(
-    goal: float, budget: int, steps: Iterator[tuple[int, tuple[float, float] | None]]
-) -> int:
-    """Sums epochs of (epochs spent, scores if trained to the end) until the front of the scores
-    reaches `goal`.
+def _needed(goal: float, budget: int, steps: Iterator[Step]) -> tuple[int, float]:
+    """Epochs, and their work, until the front of the scores reaches `goal`; more than `budget`
+    epochs where it does not.
     """
-    spent, front = 0, []
-    for epochs, scores in steps:
-        spent += epochs
-        if scores is not None:
-            front.append(scores)
+    epochs, work, front = 0, 0.0, []
+    for step in steps:
+        epochs, work = epochs + step.epochs, work + step.work
+        if step.scores is not None:
+            front.append(step.scores)
             if front_volume(front, OBJECTIVES) >= goal:
-                return spent
-        if spent > budget:
+                return epochs, work
+        if epochs > budget:
             break
-    return budget + 1
+    return budget + 1, work
 
 
-def _optuna_steps(
-    table: Table, sampler: str, seed: int
-) -> Iterator[tuple[int, tuple[float, float] | None]]:
-    """Plain Optuna, asked for pixels: every trial to the end, what comes again trained again."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    made = {
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
-    }[sampler]()
-    study = optuna.create_study(directions=["maximize", "maximize"], sampler=made)
-    space = _changed(table.study, {"space.size_by": "pixels"}).space
-    entries, declared = table.by_key, Group.parse(table.study.symmetry.group)
-    for _ in range(PROPOSALS * table.total):
-        trial = study.ask()
-        proposal = space.sample(
-            trial, channels=table.channels, classes=table.classes, declared=declared
-        )
-        entry = entries.get(proposal.key)
-        scores = WORST if entry is None else entry.epochs[-1]
-        study.tell(trial, scores)
-        yield (0, None) if entry is None else (table.study.training.epochs, scores)
-
-
-def _driver_steps(
-    table: Table, changes: Mapping[str, Any], seed: int
-) -> Iterator[tuple[int, tuple[float, float] | None]]:
+def _driver_steps(table: Table, changes: Mapping[str, Any], seed: int) -> Iterator[Step]:
     """The driver itself, one trial at a time, with scores that are looked up."""
-    study = _changed(
+    study = changed(
         table.study,
         {
+            "search.first": [str(candidate) for candidate in known(table)],
             **changes,
             "search.seed": seed,
-            "search.trials": table.total * 2,
+            "search.trials": table.total * 20,
             "resources.executor": "in_process",
         },
     )
@@ -242,6 +228,8 @@ def _driver_steps(
             entry, decision = _entry(entries, assignment), "continue"
             before = 0 if assignment.continues is None else trained[assignment.continues]
             for rung in study.rungs:
+                if rung <= before:
+                    continue
                 accuracy, symmetry = WORST if entry is None else entry.epochs[rung - 1]
                 scores = {"accuracy": accuracy, "symmetry_accuracy": symmetry, "num_images": images}
                 decision = driver.report(assignment.number, rung, scores)
@@ -250,16 +238,13 @@ def _driver_steps(
                     break
             driver.finish(assignment.number, "pruned" if decision == "stop" else "complete")
             if entry is None:
-                yield 0, None
+                yield Step(0, 0.0, None)
             else:
+                epochs = trained[assignment.number] - before
                 scores = None if decision == "stop" else entry.epochs[-1]
-                yield trained[assignment.number] - before, scores
+                yield Step(epochs, work(table, entry, epochs), scores)
 
 
 def _entry(entries: Mapping[str, TableEntry], assignment: Assignment) -> TableEntry | None:
     candidate = Candidate.parse(assignment.architecture)
     return entries.get(candidate.with_learning_rate(assignment.learning_rate).key)
-
-
-def _changed(study: Study, changes: Mapping[str, Any]) -> Study:
-    return parse(dump(study), name="the recorded study", overrides=changes)

@@ -38,6 +38,8 @@ LEAST_PROBABILITY = 1e-3  # of keeping the constraints
 RUNGS = 2  # the last ones of each training; earlier scores add little
 # of the loss weight, and of the learning rate, that count as one whole difference
 DECADES = 3.0, 1.0
+# scores that are the accuracy itself where the logits are invariant under every declared element
+EQUAL_IF_EXACT = ("symmetry_accuracy", "worst_symmetry_accuracy")
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,22 @@ class ExpectedImprovement:
             surrogate = Surrogate(coded.differences(known, known), rungs, scores, rng)
         lower, upper = boxes(front, scores.shape[1])
         drawn = surrogate.sample(coded.differences(known, new), last, DRAWS)
+        self._couple(drawn, candidates)
         return numpy.mean(improvements(drawn, lower, upper), axis=0)
+
+    def _couple(self, drawn: Array, candidates: list[Features]) -> None:
+        """Gives candidates that are exact under the whole declared symmetry what follows from it:
+        each accuracy under its elements is the accuracy itself, and the equivariance error is 0.
+
+        `drawn` (draws, candidates, objectives) is changed in place.
+        """
+        objectives = self._study.objectives
+        exact = numpy.array([features.surviving == 1 for features in candidates])
+        for place, name in enumerate(objectives):
+            if name == "equivariance_error":
+                drawn[:, exact, place] = 1.0
+            elif name in EQUAL_IF_EXACT and "accuracy" in objectives:
+                drawn[:, exact, place] = drawn[:, exact, objectives.index("accuracy")]
 
     def _feasibility(
         self, trials: Sequence[FrozenTrial], candidates: list[Features], rng: numpy.random.Generator

@@ -239,13 +239,11 @@ class SearchDriver:
         refused: TrialRecord | None = None
         for _ in range(REFUSALS_IN_A_ROW):
             with writing(self.directory):
-                sampler = make_sampler(
-                    self.study,
-                    self._journal.next_number(),
-                    refused.number if refused and refused.parameters else None,
-                )
+                after = refused.number if refused and refused.parameters else None
+                sampler = make_sampler(self.study, self._journal.next_number(), after)
                 child = None if refused else next_child(self.study, self._journal, self.directory)
-                record = self._journal.propose(sampler, self._describe, child)
+                asked = {"after": after, "trials": self.study.search.trials}
+                record = self._journal.propose(sampler, self._describe, child, asked)
                 if record.state == "running":
                     with self._state:
                         return self._give_out(record, new=True)

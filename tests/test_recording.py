@@ -41,14 +41,11 @@ from studies.replays.replay import (
     methods,
     replay,
 )
-<<<<<<< HEAD
+from studies.replays.rivals import RIVALS
+from studies.replays.steps import Paid, Step, known
 from studies.replays.trainings import ROWS
 from studies.search.assignments import LeaveError
 from trainers.training.train import train
-=======
-from studies.replays.rivals import RIVALS
-from studies.replays.steps import Paid, Step, known
->>>>>>> b87382d (A search is compared with rivals at their best, and derived again from its journal)
 
 TEXT = """
 data: {name: digits, train: 120, validation: 60}

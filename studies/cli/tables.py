@@ -10,15 +10,10 @@ from typing import Annotated
 
 import typer
 
-<<<<<<< HEAD
-from studies.cli.app import BENCHMARKS, app
-from studies.cli.options import (
-    Address,
-=======
 from studies.cli.app import BENCHMARKS, LOOK, app
 from studies.cli.options import (
+    Address,
     Directory,
->>>>>>> b87382d (A search is compared with rivals at their best, and derived again from its journal)
     FormatOption,
     Settings,
     StudyName,

@@ -25,6 +25,7 @@ from studies.search.halving import survivors
 
 # for each architecture of the space: a search proposes again what it had before
 PROPOSALS = 100
+REPEATS = 100  # in a row, after which an architecture is drawn that was not tried
 POPULATION = 10  # of NSGA-II: with Optuna's 50, its first 450 epochs are random
 DRAFTS = 500  # from which the choices of a space are collected
 ASHA = 3  # MO-ASHA's eta: rungs at 1, 3, 9, ... epochs
@@ -47,11 +48,20 @@ def optuna_steps(table: Table, sampler: str, seed: int) -> Iterator[Step]:
             if parameters is not None:
                 asked.enqueue_trial(parameters)
         paid, epochs = Paid(table), table.study.training.epochs
+        left = list(numpy.random.default_rng(seed).permutation(list(table.by_key)))
+        repeats = 0
         for _ in range(PROPOSALS * table.total):
             trial, proposal = space.ask(asked, flat=sampler == "gp")
             entry = table.by_key.get(proposal.key)
             asked.tell(trial, WORST if entry is None else entry.epochs[-1])
-            yield paid.until(entry, epochs)
+            step = paid.until(entry, epochs)
+            yield step
+            repeats = 0 if step.epochs else repeats + 1
+            if repeats >= REPEATS:
+                left = [key for key in left if not paid.has(key)]
+                drawn = [Candidate.parse(table.by_key[key].architecture) for key in left[:1]]
+                for parameters in (parameters_of(space.study, each) for each in drawn):
+                    asked.enqueue_trial(parameters or {})
 
 
 def _sampler(name: str, seed: int) -> Any:

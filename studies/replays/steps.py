@@ -30,6 +30,10 @@ class Paid:
         self._last = table.study.training.epochs
         self._table, self._trained = table, dict[str, int]()
 
+    def has(self, key: str) -> bool:
+        """Whether the architecture with that key was trained at all."""
+        return key in self._trained
+
     def until(self, entry: TableEntry | None, epoch: int) -> Step:
         """The step that trains `entry` until `epoch`; what the recording lacks is free."""
         if entry is None:

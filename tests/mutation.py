@@ -280,7 +280,7 @@ def quick(judge: Judge, tree: Path, kept: Path, arguments: argparse.Namespace) -
             mutant, after = judge.results[number].mutant, judge.results[number].after
             before = (tree / mutant.module).read_text(encoding="utf-8")
             pairs = functions.pairs(mutant.module, before, after)
-            if pairs and not choice.at_import(mutant):
+            if pairs:
                 changes[number] = pairs
                 judge.put_off(number, choice)
         say(f"{len(changes)} mutants in functions, {len(judge.waiting) - len(changes)} others")

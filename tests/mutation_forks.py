@@ -29,10 +29,10 @@ from mutation_trace import PACKAGES, Lines, Recorder, Tracer
 
 OPTIONS = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
 # a plugin that the warm process has imported is not rewritten again
-OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore::SyntaxWarning"]
 MEMORY = 8 * 2**30  # bytes of address space: a mutant may collect without end
 RAISED = 70  # exit status of a task that raises
-WALL = 6.0  # times the limit of CPU seconds
+WALL = 20.0  # times the limit of CPU seconds
 
 
 class Order:

@@ -156,10 +156,13 @@ class Judge:
                     self._costs[number] = [choice.cost(part) for part in parts]
 
     def put_off(self, number: int, choice: Choice) -> None:
-        """Leaves the tests of a mutant that start processes for `go_on`."""
+        """Leaves the tests of a mutant that start processes for `go_on`, and runs them all again
+        then if its function runs at import, too.
+        """
         tests = [test for part in self.waiting[number] for test in part]
-        later = [test for test in tests if choice.starts_process(test)]
-        parts = [[t for t in part if t not in later] for part in self.waiting[number]]
+        starting = [test for test in tests if choice.starts_process(test)]
+        later = tests if choice.at_import(self.results[number].mutant) else starting
+        parts = [[t for t in part if t not in starting] for part in self.waiting[number]]
         self.waiting[number] = [part for part in parts if part]
         self._costs[number] = [choice.cost(part) for part in self.waiting[number]]
         if later:

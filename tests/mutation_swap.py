@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ class Functions:
         """The functions to change and their code with a mutant; none if it changes what runs at
         import, or a function that is not alive.
         """
-        file = [compile(text, module, "exec", dont_inherit=True) for text in (before, after)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of `is` with a literal
+            file = [compile(text, module, "exec", dont_inherit=True) for text in (before, after)]
         changed = list(_changed(*file))
         if None in changed:
             return []

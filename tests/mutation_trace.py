@@ -11,6 +11,7 @@ import ast
 import functools
 import json
 import os
+import signal
 import sys
 import threading
 from collections import defaultdict
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 
 PACKAGES = ("searchspace", "trainers", "studies")
+SLOWEST = 6.0  # CPU seconds of a test that may see mutants
 Lines = dict[str, list[int]]  # of a module's path
 
 
@@ -83,10 +85,31 @@ class Recorder:
         self._setting_up = 0.0  # CPU seconds of the shared fixtures that the test sets up
         self._passed: set[str] = set()
         self._processes = 0
+        self._slow: set[str] = set()  # functions, so that a slow test does not run for each value
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: Any) -> None:
         self._processes += event in ("subprocess.Popen", "os.fork", "os.posix_spawn")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if item.nodeid.split("[")[0] in self._slow:
+            pytest.skip("slow")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        """Ends a test that is too slow to be of use."""
+
+        def end(*_: Any) -> None:
+            self._slow.add(item.nodeid.split("[")[0])
+            raise TimeoutError("slow")
+
+        signal.signal(signal.SIGPROF, end)
+        signal.setitimer(signal.ITIMER_PROF, SLOWEST)
+        try:
+            return (yield)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:

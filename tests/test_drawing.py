@@ -1,9 +1,12 @@
 """The drawing says what the verdict says, fits the terminal, and folds what repeats."""
 
+import re
+from xml.etree import ElementTree
+
 import pytest
 
 from searchspace.architecture import Architecture
-from searchspace.drawing import draw
+from searchspace.drawing import draw, verdict_html
 from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.published import PUBLISHED
@@ -79,3 +82,34 @@ def test_groups_that_are_given_up_show():
 def test_a_narrow_terminal_is_refused():
     with pytest.raises(ValueError, match="at least 80"):
         drawn("28px: 4k3@C4", width=60)
+
+
+def test_bars_of_the_html_follow_the_sizes_and_lie_inside_with_their_marks_above():
+    shown = verdict_html(verdict(Architecture.parse("29px: 4k3@D4, 4k3 max2/2, 4k3, 4k3 max2/2")))
+    svg = ElementTree.fromstring(re.search(r"<svg.*</svg>", shown, re.DOTALL)[0])
+    width, height = (float(svg.get(name)) for name in ("width", "height"))
+    tag = "{http://www.w3.org/2000/svg}"
+    bars = [
+        {k: float(bar.get(k)) for k in ("x", "y", "width", "height")}
+        for bar in svg.iter(f"{tag}rect")
+    ]
+    sizes = [
+        int(t.text.split()[0]) for t in svg.iter(f"{tag}text") if (t.text or "").endswith(" px")
+    ]
+    assert len(bars) == len(sizes) >= 4
+    tallest = max(bar["height"] for bar in bars)
+    for bar, size in zip(bars, sizes):
+        assert bar["height"] / tallest == pytest.approx(size / max(sizes), abs=0.02)
+        assert bar["x"] >= 0 and bar["x"] + bar["width"] <= width
+        assert bar["y"] >= 0 and bar["y"] + bar["height"] == bars[0]["y"] + bars[0]["height"]
+    assert width <= bars[-1]["x"] + 100
+    places = [(float(t.get("x")), float(t.get("y")), t.text) for t in svg.iter(f"{tag}text")]
+    assert all(0 <= x <= width and 0 <= y <= height for x, y, _ in places)
+    marks = [(x, y) for x, y, text in places if text == "!"]
+    shifted = [bar for bar in bars if (bar["x"] + 14, bar["y"] - 3) in marks]
+    assert marks and len(shifted) == len(marks)  # each right above its bar
+
+
+def test_a_verdict_can_be_drawn_in_ascii():
+    text = "\n".join(drawn("32px: 4k3@C4 max2/2, 4k3", ascii_only=True))
+    assert "#" * 16 in text and text.isascii()

@@ -2,6 +2,8 @@
 lost.
 """
 
+import itertools
+
 import pytest
 
 from searchspace.architecture import Architecture
@@ -50,6 +52,31 @@ def test_published_networks_at_their_usual_size(name, exact):
     sizes = exact_sizes(PUBLISHED[name].architecture)
     assert sizes and (PUBLISHED[name].architecture.size in sizes) == exact
     assert all(verdict(PUBLISHED[name].architecture.with_size(*size)).exact for size in sizes)
+
+
+@pytest.mark.parametrize("size, most", [("13", 2), ("14", 99), ("11x14", 2), ("9x8", 99)])
+def test_exact_sizes_are_the_nearest_at_which_no_window_is_shifted(size, most):
+    architecture = Architecture.parse(f"{size}px: 2k3p1@D4 max2/2, 2k3p1s2")
+    height, width = architecture.size
+
+    def unshifted(pair):
+        layers = architecture.with_size(*pair).layers
+        return all(layer.remainder == (0, 0) for layer in layers)
+
+    def far(pair):
+        return abs(pair[0] - height) + abs(pair[1] - width)
+
+    around = itertools.product(range(height - 5, height + 6), range(width - 5, width + 6))
+    found = exact_sizes(architecture, within=5, most=most)
+    if height == width:
+        fit = [pair for pair in around if pair[0] == pair[1] and unshifted(pair)]
+        below = [pair for pair in fit if pair < (height, width)][::-1][:most]
+        nearest = below + [pair for pair in fit if pair > (height, width)][:most]
+        nearest += [pair for pair in fit if pair == (height, width)]
+    else:
+        nearest = sorted(filter(unshifted, around), key=lambda s: (far(s), s))[: 2 * most]
+    assert len(nearest) > 1 and set(found) == set(nearest)
+    assert [far(pair) for pair in found] == sorted(map(far, found))
 
 
 def test_exact_sizes_of_deep_networks():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy
 import pytest
+from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
@@ -55,6 +56,28 @@ def test_settings_that_explain_the_scores_are_believed():
         ours.mean(apart(x, new), 0), [[0.3, 0.8], [0.3, 0.8], [0.8, 0.3], [0.8, 0.3]], atol=0.06
     )
     assert numpy.allclose(ours.posterior_weights.sum(0), 1)
+
+
+def test_settings_are_believed_by_the_likelihood_of_the_scores(monkeypatch):
+    monkeypatch.setattr(gp, "NOISE", (0.1, 0.0))
+    monkeypatch.setattr(gp, "NEGLIGIBLE", 0.0)  # keeps all settings
+    rng = numpy.random.default_rng(3)
+    x, y = rng.random((9, 3)), rng.random((9, 2))
+    ours = made(x, y)
+    standard = (y - y.mean(0)) / (y.std(0) + gp.LEAST_DEVIATION)
+    likelihood = numpy.array(
+        [
+            [
+                multivariate_normal.pdf(
+                    standard[:, k],
+                    cov=numpy.exp(-numpy.tensordot(w, apart(x, x), 1)) + 0.1 * numpy.eye(9),
+                )
+                for k in range(2)
+            ]
+            for w in ours._weights
+        ]
+    )
+    assert numpy.allclose(ours.posterior_weights, likelihood / likelihood.sum(0))
 
 
 def test_what_was_seen_is_certain_and_the_unlike_is_not():

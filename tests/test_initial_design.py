@@ -65,6 +65,14 @@ def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
         for w in (0.1, 0.2, 5)
     ]
     assert 0 < distance(weighted[0], weighted[1], 8) < distance(weighted[0], weighted[2], 8)
+    dropped = [
+        features_of(Candidate.parse(f"28px: 10k3@D4drop{r}, 10k3 max2/2, 10k4p0"), D4)
+        for r in (0.1, 0.2, 0.6)
+    ]
+    assert 0 < distance(dropped[0], dropped[1], 8) < distance(dropped[0], dropped[2], 8)
+    sizes = [features_of(Candidate.parse(f"{n}px: 10k3, 10k3, 10k4p0"), D4) for n in (28, 29, 34)]
+    near, far, beyond = (distance(sizes[0], other, 8) for other in (sizes[1], sizes[2], sizes[2]))
+    assert 0 < near < far and distance(sizes[0], sizes[2], 2) > beyond
 
 
 def test_the_first_eight_proposals_do_not_depend_on_scores_and_later_ones_do(tmp_path):

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from studies.journal.trial import TrialRecord
-from studies.results.front_plot import PlottedTrial, draw_text, plotted_trials, save_figure
+from studies.results.front_plot import PlottedTrial, draw_text, figure, plotted_trials, save_figure
 from support import trivial
 
 TWO = ("accuracy", "symmetry_accuracy")
@@ -69,6 +69,30 @@ def test_one_trial_and_equal_values_can_be_drawn():
         [dot(7, 50.0, 50.0, front=True, knee=True), dot(8, 50.0, 50.0, front=True)],
     ):
         assert "*7" in draw_text(found, TWO)
+
+
+def test_a_number_that_has_no_room_to_the_right_stands_left():
+    found = [
+        dot(12, 55.0, 50.0, front=True),
+        dot(3, 57.0, 50.0, front=True, knee=True),
+        dot(99, 100.0, 90.0, front=True),
+        dot(1, 50.0, 10.0),
+    ]
+    _, top, middle, _, axis, labels = draw_text(found, TWO, width=51, height=3).splitlines()
+    start = axis.index("+") + 1
+    assert middle[start:] == "   12o *3" and top[start:] == " " * 50 + "o99"
+    # the labels of the lowest and highest value end where the axis does
+    assert len(labels) == len(axis) and labels.split() == ["50.0", "100.0"]
+
+
+def test_a_figure_has_costs_on_logarithmic_axes_and_the_front_above_the_others():
+    names = ("accuracy", "macs")
+    found = [dot(n, 50.0 + n, 10.0 ** (3 + n), front=n == 1) for n in range(3)]
+    panel = figure(found, names).axes[0]
+    assert (panel.get_xscale(), panel.get_yscale()) == ("linear", "log")
+    dominated, front = panel.collections
+    assert front.get_zorder() > dominated.get_zorder()
+    assert front.get_offsets().tolist() == [[51.0, 10_000.0]]
 
 
 def record(number, values, state="complete", surviving=("e",), **attributes):

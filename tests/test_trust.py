@@ -161,6 +161,18 @@ def test_the_key_is_the_users_alone(tmp_path, monkeypatch):
         SearchDriver.open(directory)
 
 
+@pytest.mark.parametrize(
+    "platform, place",
+    [("darwin", "Library/Application Support/equisearch"), ("linux", ".local/state/equisearch")],
+)
+def test_the_key_lies_where_the_system_keeps_state(tmp_path, monkeypatch, platform, place):
+    for name in ("EQUISEARCH_STATE", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.platform", platform)
+    assert trust.state_directory() == tmp_path / place
+
+
 def test_a_state_folder_that_cannot_be_written_is_said_and_starts_all_the_same(
     tmp_path, monkeypatch
 ):

@@ -163,7 +163,7 @@ class SearchSpace(FunctionChoices):
                     f"{'larger' if share > 1 else 'smaller'} width.to, or another backbone"
                 )
 
-    def width_warnings(self, channels: int = 1, classes: int = 10) -> tuple[str, ...]:
+    def width_warnings(self, channels: int, classes: int) -> tuple[str, ...]:
         """For each group the worst network whose params or MACs miss `width.to` by more than a
         tenth, in words, at the smallest and largest input size.
         """

@@ -256,10 +256,11 @@ def test_a_width_that_is_missed_is_told_with_by_how_much():
         "family": "steerable",
         "input_size": [16, 32],
     }
-    assert not SearchSpace(**space, width={"match": "params", "to": 20_000}).width_warnings()
-    (text,) = SearchSpace(**space, width={"match": "macs", "to": 500_000}).width_warnings()
+    params = SearchSpace(**space, width={"match": "params", "to": 20_000})
+    assert not params.width_warnings(1, 10)
+    (text,) = SearchSpace(**space, width={"match": "macs", "to": 500_000}).width_warnings(1, 10)
     assert text.startswith("networks of D4 at 32 px come no closer to 500,000 macs than +62% off")
-    assert not SearchSpace(**space).width_warnings()
+    assert not SearchSpace(**space).width_warnings(1, 10)
 
 
 @pytest.mark.parametrize(

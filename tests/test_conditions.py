@@ -3,6 +3,7 @@
 import pytest
 
 from studies.evidence.conditions import Condition, ConditionError
+from studies.evidence.selection import COLUMNS, KINDS, filtered
 
 ROW = {
     "params": 24_000,
@@ -75,3 +76,27 @@ def test_unknown_columns_are_named_with_similar_ones():
     with pytest.raises(ConditionError, match=r"share from 0 to 1.*write 0.95 or 95%"):
         Condition.parse("accuracy > 95").require(tuple(ROW), ("accuracy",))
     assert Condition.parse("accuracy > 95%").require(tuple(ROW), ("accuracy",))
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("group > 3", "group is text, which cannot be compared by > with 3; write group == TEXT"),
+        ("not (head <= 2)", "head is text"),
+        ("group == 4", "group is text"),
+        ("exact > 0", "exact is true or false; write exact"),
+        ("exact == yes", "exact is true or false"),
+        ("params == many", "params is a number, which cannot be compared by == with 'many'"),
+        ("params ~ 5", "params is a number"),
+    ],
+)
+def test_what_no_trial_can_meet_is_refused(text, says):
+    with pytest.raises(ConditionError, match=says.replace("(", r"\(")):
+        filtered([], text)
+
+
+def test_every_column_has_a_kind_and_takes_what_suits_it():
+    assert set(KINDS) == set(COLUMNS)
+    good = ("group == C4", "head ~ max", "exact", "exact != false", "input_size > 16", "params < 5")
+    for text in (*good, "input_size == '48x64'"):
+        assert filtered([], text) == []

@@ -14,6 +14,7 @@ import optuna
 import pytest
 
 from studies.errors import (
+    DamagedError,
     ExistsError,
     LockedError,
     ScoresError,
@@ -22,7 +23,7 @@ from studies.errors import (
 )
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
-from studies.journal.reader import read_journal, read_trials
+from studies.journal.reader import JOURNAL, read_journal, read_trials
 from studies.search.driver import SearchDriver
 from studies.search.warm_start import read_architectures
 from studies.workers.executors import Ending, run_in_process
@@ -320,6 +321,15 @@ def test_an_earlier_study_teaches_the_sampler_but_stays_off_the_front(path, tmp_
     assert [r.state for r in records[:done]] == ["earlier"] * done and len(records) == done + 12
     with pytest.raises(StudyError, match="cannot warm this study up: its space.group"):
         create(tmp_path / "other", warm_start=tmp_path / "earlier", space__group=["C2"])
+    with pytest.raises(StudyError, match="holds no study"):
+        create(tmp_path / "other", warm_start=tmp_path / "nowhere")
+    (tmp_path / "earlier" / JOURNAL).write_bytes(b"[1,2]\n{}\n")
+    with pytest.raises(DamagedError, match="equisearch repair"):
+        create(tmp_path / "other", warm_start=tmp_path / "earlier")
+    (tmp_path / "earlier" / JOURNAL).unlink()
+    with pytest.raises(StudyError, match="has no optuna.journal"):
+        create(tmp_path / "other", warm_start=tmp_path / "earlier")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_changed_study_is_refused_with_the_difference_named(path):

@@ -91,3 +91,10 @@ def test_code_in_a_bundle_is_executed_only_when_told_to(tmp_path):
 def test_a_name_that_means_nothing_is_refused(tmp_path):
     with pytest.raises(StudyError, match="not a bundle"):
         find_subject(str(tmp_path))
+
+
+@pytest.mark.parametrize("number", ["abc", "-1", "1.5", "²", ""])
+def test_what_is_no_number_of_a_trial_is_said(tmp_path, number):
+    (tmp_path / "study.yaml").touch()
+    with pytest.raises(StudyError, match="is not the number of a trial; .*equisearch trials"):
+        find_subject(f"{tmp_path}:{number}")

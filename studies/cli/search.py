@@ -85,7 +85,7 @@ def start(
 ) -> None:
     """Starts the search of STUDY in the new directory DIR, and prints its front."""
     from studies import config
-    from studies.search.warm_start import read_architectures
+    from studies.search.warm_start import read_architectures, require_alike
     from studies.workers.forecast import forecast
     from studies.workers.launch import new_driver, prepare
 
@@ -100,6 +100,8 @@ def start(
     first = read_architectures(enqueue) if enqueue else ()
     options: dict[str, Any] = {"enqueue": first, "probe": not no_probe, "note": note}
     if dry_run:
+        if warm_start is not None:
+            require_alike(chosen, warm_start)
         ready = prepare(chosen, directory, **options)
         estimate = forecast(ready)
         return print_value(estimate.as_dict(), format, estimate.text())

@@ -18,13 +18,14 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from studies.output import is_number
 
 Row = Mapping[str, Any]
 Test = Callable[[Row], bool]
 Compare = Callable[[Any, Any], bool]
+Kind = Literal["number", "text", "flag", "either"]  # of a column's values
 TOKEN = re.compile(
     r"""\s*(?:
     (?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?P<unit>[%kMG](?![\w.]))?
@@ -63,7 +64,7 @@ class Condition:
     text: str
     columns: tuple[tuple[str, int], ...]  # that it names, and where in the text
     _test: Test
-    _numbers: tuple[tuple[str, float], ...]  # columns and the numbers they are compared with
+    _compared: tuple[tuple[str, str, Any], ...]  # column, sign, and what it is compared with
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -73,15 +74,21 @@ class Condition:
         rest = parser.peek
         if rest.kind != "end":
             raise parser.error(f"'{rest.text}' follows a complete condition; join them by and, or")
-        return cls(text, tuple(parser.columns), test, tuple(parser.numbers))
+        return cls(text, tuple(parser.columns), test, tuple(parser.compared))
 
     def __call__(self, row: Row) -> bool:
         """Whether a row meets the condition."""
         return self._test(row)
 
-    def require(self, known: Sequence[str], shares: Sequence[str] = ()) -> Condition:
+    def require(
+        self,
+        known: Sequence[str],
+        shares: Sequence[str] = (),
+        kinds: Mapping[str, Kind] | None = None,
+    ) -> Condition:
         """The condition itself. Raises ConditionError for a column that is not among those
-        `known`, and for one of `shares` that is compared with a number above 1.
+        `known`, for one of `shares` that is compared with a number above 1, and for a comparison
+        that no value of the column's kind can meet.
         """
         for name, start in self.columns:
             if name not in known:
@@ -91,13 +98,30 @@ class Condition:
                     + (f"; similar ones are {', '.join(near)}" if near else "")
                     + f"; columns are {', '.join(known)}"
                 )
-        for name, number in self._numbers:
-            if name in shares and abs(number) > 1:
+        for name, sign, value in self._compared:
+            if name in shares and is_number(value) and abs(value) > 1:
                 raise ConditionError(
                     f"{self.text}: {name} is a share from 0 to 1, and is compared with "
-                    f"{number:g}; write {number / 100:g} or {number:g}%"
+                    f"{value:g}; write {value / 100:g} or {value:g}%"
                 )
+            if why := _senseless((kinds or {}).get(name, "either"), name, sign, value):
+                raise ConditionError(f"{self.text}: {why}")
         return self
+
+
+def _senseless(kind: Kind, name: str, sign: str, value: Any) -> str:
+    """Why no value of that kind can be compared so; empty where it can."""
+    given = f"{value:g}" if is_number(value) else str(value)
+    if kind == "flag" and (sign not in ("=", "==", "!=") or not isinstance(value, bool)):
+        return f"{name} is true or false; write {name}, not {name} or {name} == true"
+    if kind == "number" and (sign == "~" or not is_number(value)):
+        return f"{name} is a number, which cannot be compared by {sign} with '{given}'"
+    if kind == "text" and (sign in ORDERED or not isinstance(value, str)):
+        return (
+            f"{name} is text, which cannot be compared by {sign} with {given}; write "
+            f"{name} == TEXT, {name} != TEXT or {name} ~ PART"
+        )
+    return ""
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -133,7 +157,7 @@ class _Parser:
     def __init__(self, text: str, tokens: Sequence[_Token]) -> None:
         self._text, self._tokens, self._place = text, tokens, 0
         self.columns: list[tuple[str, int]] = []
-        self.numbers: list[tuple[str, float]] = []
+        self.compared: list[tuple[str, str, Any]] = []
 
     @property
     def peek(self) -> _Token:
@@ -198,8 +222,7 @@ class _Parser:
         return token.value
 
     def _against(self, name: str, sign: str, value: Any) -> Test:
-        if is_number(value):
-            self.numbers.append((name, value))
+        self.compared.append((name, sign, value))
         if sign in ORDERED:
             if not is_number(value):
                 self._place -= 1

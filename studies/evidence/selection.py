@@ -12,7 +12,7 @@ from searchspace.geometry import size_text
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import StudyError
-from studies.evidence.conditions import Condition
+from studies.evidence.conditions import Condition, Kind
 from studies.evidence.front import best_compromise, members
 from studies.evidence.intervals import ERRORS, SHARES
 from studies.evidence.variants import groups_text, options_of
@@ -36,6 +36,14 @@ CHOICES = (
 SCORES = tuple(field.name for field in fields(Scores))
 COLUMNS = tuple(dict.fromkeys((*FACTS, *CHOICES, *SCORES, *SCORE_OF, "stopped_at", "reason")))
 SHARE_COLUMNS = (*SHARES, *ERRORS, *SCORE_OF)
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(COLUMNS, "number"),
+    **dict.fromkeys(("state", "kind", "architecture", "family", "group", "head"), "text"),
+    **dict.fromkeys(("filters", "orbit", "equivariance_loss", "augment", "reason"), "text"),
+    "exact": "flag",
+    "input_size": "either",  # 28, or 48x64
+    "learned": "either",
+}
 
 
 def columns(record: TrialRecord) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def filtered(records: Sequence[TrialRecord], where: str | None) -> list[TrialRec
     """The trials that meet a condition; all without one. Raises ConditionError."""
     if where is None:
         return list(records)
-    condition = Condition.parse(where).require(COLUMNS, SHARE_COLUMNS)
+    condition = Condition.parse(where).require(COLUMNS, SHARE_COLUMNS, KINDS)
     return [record for record in records if condition(columns(record))]
 
 

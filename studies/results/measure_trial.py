@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
 from searchspace.groups import Element, Group
 from studies.config import Study
 from studies.errors import StudyError
-from studies.journal.directory import TRIALS
+from studies.journal.directory import STUDY, TRIALS
 from studies.results.tables import open_study
 from studies.results.trained import load_trained
 from studies.search.inheritance import has_checkpoint
@@ -56,9 +57,8 @@ def find_subject(name: str, *, run_code: bool = False) -> Subject:
 
     if (Path(name) / "bundle.json").is_file():
         return _from_bundle(Path(name), run_code)
-    place, _, last = name.rpartition(":")
-    if place and last.isdigit():
-        return _from_trial(Path(place), int(last))
+    if (trial := _trial_of(name)) is not None:
+        return _from_trial(*trial)
     if Path(name).exists() or ":" not in name:
         raise StudyError(
             f"'{name}' is not a bundle (it has no bundle.json); give a bundle's folder, DIR:TRIAL "
@@ -66,6 +66,21 @@ def find_subject(name: str, *, run_code: bool = False) -> Subject:
             "or module:function"
         )
     return Subject(load_model(name), None, None, None)
+
+
+def _trial_of(name: str) -> tuple[Path, int] | None:
+    """(directory, number) where `name` is `DIR:TRIAL`, else None. Raises StudyError for a study's
+    directory with something else behind it.
+    """
+    place, _, last = name.rpartition(":")
+    if place and last.isascii() and last.isdecimal():
+        return Path(place), int(last)
+    if place and (Path(place) / STUDY).is_file():
+        raise StudyError(
+            f"'{last}' is not the number of a trial; write one behind the study's directory, such "
+            f"as {place}:3 (`equisearch trials {quote(place)}` lists them)"
+        )
+    return None
 
 
 def _from_bundle(folder: Path, run_code: bool) -> Subject:
@@ -173,27 +188,27 @@ def _control(name: str, control: str | None) -> Network | None:
     StudyError for a `control` that is not a trial.
     """
     if control is not None:
-        place, _, last = control.rpartition(":")
-        if not place or not last.isdigit():
+        if (trial := _trial_of(control)) is None:
             raise StudyError(
                 f"'{control}' is not a trial; the control of the merge barrier is one of the same "
                 "architecture, such as runs/quickstart:3"
             )
-        return cast("Network", _from_trial(Path(place), int(last)).model)
-    place, _, last = name.rpartition(":")
-    if not place or not last.isdigit() or not (Path(place) / TRIALS).is_dir():
+        return cast("Network", _from_trial(*trial).model)
+    trial = _trial_of(name)
+    if trial is None or not (trial[0] / TRIALS).is_dir():
         return None
-    _, records = open_study(Path(place))
-    mine = records[int(last)]
+    place, number = trial
+    _, records = open_study(place)
+    mine = records[number]
     for record in records:
         if (
             record.number != mine.number
             and record.state == "complete"
             and record.architecture == mine.architecture
             and record.inherited_from is None
-            and has_checkpoint(Path(place), record.number)
+            and has_checkpoint(place, record.number)
         ):
-            return cast("Network", _from_trial(Path(place), record.number).model)
+            return cast("Network", _from_trial(place, record.number).model)
     return None
 
 

@@ -80,8 +80,10 @@ class SearchDriver:
         `channels` and `classes` are the data's. `enqueue` are tried before `search.first`;
         `warm_start` is an earlier study over the same space, from which the sampler learns.
         """
-        from studies.search.warm_start import enqueue_architectures, learn_from
+        from studies.search.warm_start import enqueue_architectures, learn_from, require_alike
 
+        if warm_start is not None:
+            require_alike(study, Path(warm_start))
         driver = cls(create_directory(directory, study), begun=False)
         with driver._on_failure_close(), writing(driver.directory):
             first = first_attributes(study, channels, classes, images)
@@ -90,7 +92,7 @@ class SearchDriver:
             texts = [*enqueue, *study.search.first]
             enqueue_architectures(driver._journal.optuna, study, texts)
             if warm_start is not None:
-                learn_from(driver._journal.optuna, study, Path(warm_start))
+                learn_from(driver._journal.optuna, Path(warm_start))
             publish(driver.directory, study, first, enqueue)
         return driver
 

@@ -11,7 +11,7 @@ from studies.config import Study, differences, read_text
 from studies.errors import StudyError
 from studies.journal.definition import sees_more
 from studies.journal.directory import read_study
-from studies.journal.reader import read_trials
+from studies.journal.reader import JOURNAL, read_trials
 
 
 def read_architectures(path: str | Path) -> list[str]:
@@ -46,18 +46,11 @@ def enqueue_architectures(optuna_study: Any, study: Study, architectures: Sequen
         optuna_study.enqueue_trial(parameters or {}, user_attrs=marks)
 
 
-def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
-    """Shows the completed trials of an earlier study to the sampler, and returns how many they are.
-
-    They never reach the front: they were trained under other settings. Raises StudyError if the
-    spaces or the objectives differ, or how symmetry is scored: parameters or values then mean
-    something else.
+def require_alike(study: Study, directory: Path) -> None:
+    """Raises StudyError where the study in `directory` cannot warm this one up: there is none, it
+    has no trials, or its space, its objectives or how it scores symmetry differ, so that
+    parameters or values mean something else.
     """
-    import optuna
-
-    from studies.journal.reader import JOURNAL
-    from studies.journal.storage import open_storage
-
     earlier = read_study(directory)
     same = ("space", "objectives", *(["symmetry.scored"] if sees_more(earlier) else []))
     unlike = [d for d in differences(earlier, study) if d.startswith(tuple(same))]
@@ -67,7 +60,23 @@ def learn_from(optuna_study: Any, study: Study, directory: Path) -> int:
             "architectures instead"
         )
     if not (directory / JOURNAL).is_file():
-        return 0
+        raise StudyError(
+            f"{directory} cannot warm this study up: it has no {JOURNAL}, so no trials; name a "
+            "study that was run"
+        )
+    for record in read_trials(directory, parameters=True):
+        len(record.attributes)  # a damaged line is named before anything is created
+
+
+def learn_from(optuna_study: Any, directory: Path) -> int:
+    """Shows the completed trials of an earlier study to the sampler, and returns how many they are.
+
+    They never reach the front: they were trained under other settings. `require_alike` comes first.
+    """
+    import optuna
+
+    from studies.journal.storage import open_storage
+
     complete = {record.number for record in read_trials(directory) if record.state == "complete"}
     storage, backend = open_storage(directory / JOURNAL)
     try:

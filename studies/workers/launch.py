@@ -21,6 +21,7 @@ from studies.journal.origin import Images
 from studies.pareto import OVER_CLASSES
 from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
+from studies.search.warm_start import require_alike
 from studies.sections import Resources
 from studies.workers.corners import with_corners
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
@@ -56,6 +57,8 @@ def new_driver(
     of an earlier study over the same space. `probe`: whether the declared symmetry is checked
     against the data. `note` receives what a user should know about the data. Raises as `prepare`.
     """
+    if warm_start is not None:
+        require_alike(study, warm_start)
     ready = prepare(study, directory, enqueue=enqueue, probe=probe, note=note)
     driver = SearchDriver.create(
         directory,

@@ -3,8 +3,9 @@ import torch
 
 from searchspace.groups import Element, Group
 from trainers.actions import act
-from trainers.data.augment import rotate, seen, shift, transform
-from trainers.settings import Augment, Normal
+from trainers.data.augment import crop, rotate, seen, shift, transform
+from trainers.data.colour import jitter
+from trainers.settings import Augment, ColourJitter, Normal
 
 GROUPS = ("C1", "C2", "C4", "D1", "D4", "C8", "D8", "C3")
 
@@ -192,3 +193,53 @@ def test_a_gpu_draws_the_same():
         assert (
             drawn(pixels.cuda(), "D8", **augment).cpu() - drawn(pixels, "D8", **augment)
         ).abs().max() < 1e-4
+
+
+# crops and colour
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_crops_keep_their_share_of_the_area_and_stay_inside():
+    ramp = torch.arange(64.0).view(1, 1, 1, 64).expand(512, 1, 64, 64) / 64
+    cropped = transform(ramp, Augment(crop=0.25), Group.parse("C4"), generator(0))
+    width = cropped[..., 63] - cropped[..., 0]  # of what each image shows, as a share
+    assert width.min() > 0.47 and width.max() > 0.9 and cropped.shape == ramp.shape
+    assert 0.7 < width.mean() < 0.8  # of the root of a share between 1/4 and 1: 7/9, less borders
+    assert cropped.min() >= 0 and cropped.max() <= ramp.max()
+    whole = crop(ramp[:2], torch.ones(2), torch.rand(2, 2))
+    assert torch.allclose(whole, ramp[:2], atol=1e-6)
+    corner = crop(ramp[:1], torch.tensor([0.5]), torch.zeros(2, 1))
+    assert torch.allclose(
+        corner[..., 1:63], ramp[:1, ..., :1] + torch.arange(1, 63) / 128, atol=0.01
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
+def test_colours_change_as_torchvision_changes_them(kind, channels):
+    from torchvision.transforms.v2 import functional
+
+    pixels = images(6, channels, 5, 5)
+    pixels[0] = 0.5  # without a hue
+    amounts, most = torch.rand(4, 6, generator=generator(2)), 0.4
+    changed = jitter(pixels, ColourJitter(**{kind: most}), amounts)
+    row = ["brightness", "contrast", "saturation", "hue"].index(kind)
+    for image, new, amount in zip(pixels, changed, (most * (2 * amounts[row] - 1)).tolist()):
+        factor = amount if kind == "hue" else 1 + amount
+        expected = getattr(functional, f"adjust_{kind}")(image, factor)
+        assert torch.allclose(new, expected, atol=1e-4)
+
+
+def test_later_changes_leave_the_draws_of_earlier_ones():
+    pixels = images(8, 3, 9, 9)
+    one, both = generator(4), generator(4)
+    plain = Augment(rotation="group", shift=2, mirror=True)
+    with_colour = plain.model_copy(update={"colour_jitter": ColourJitter(brightness=1e-9)})
+    first = transform(pixels, plain, Group.parse("D4"), one)
+    second = transform(pixels, with_colour, Group.parse("D4"), both)
+    assert torch.allclose(first, second, atol=1e-6)
+    again = transform(pixels, with_colour, Group.parse("D4"), generator(4))
+    assert torch.equal(second, again)

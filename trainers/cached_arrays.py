@@ -30,6 +30,7 @@ LIMIT_GB = 20.0  # of all files together, unless EQUISEARCH_CACHE_GB says otherw
 UNUSED = 86_400.0
 # seconds for another process that decodes the same images; then they are decoded here
 WAIT = 900.0
+BLOCK_BYTES = 64 << 20  # of images that are in memory at once while they are read
 MARK = b"equisearch cache"
 # bytes; what numpy's format 1.0 pads a small header to
 HEADER = 128
@@ -73,6 +74,11 @@ def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
         return array
     finally:
         lock.release()
+
+
+def block_rows(shape: tuple[int, ...], itemsize: int = 1) -> int:
+    """How many rows of an array of that shape `BLOCK_BYTES` hold, at least one."""
+    return max(1, BLOCK_BYTES // max(1, itemsize * int(np.prod(shape[1:]))))
 
 
 def limit() -> float:

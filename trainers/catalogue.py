@@ -16,6 +16,10 @@ class Known(NamedTuple):
     torchvision: str = ""  # the class of torchvision.datasets that reads its files, if any
     # where torchvision keeps it below the root: what is looked for, and what the cache compares
     places: tuple[str, ...] = ()
+    # the package that brings the files, with these places in its folder, and the extra that asks
+    # for it
+    package: str = ""
+    extra: str = ""
 
 
 _MNIST = Known("open_mnist_like", "MNIST", ("MNIST/raw",))
@@ -40,6 +44,8 @@ CATALOGUE = {
     "eurosat": Known("open_eurosat", "EuroSAT", ("eurosat",)),
     "gtsrb": Known("open_gtsrb", "GTSRB", ("gtsrb",)),
     "flowers102": Known("open_flowers102", "Flowers102", ("flowers-102",)),
+    # brought by a package
+    "elpv": Known("open_elpv", places=("data",), package="elpv_dataset", extra="elpv"),
 }
 
 

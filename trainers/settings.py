@@ -42,7 +42,10 @@ LATER = {
     "data": {"columns": {"image": None, "label": None, "split": None}, "classes": None}
     | {"group_by": None},
     "training": {"class_weights": "none"},
-    "augment": {},
+    "augment": {
+        "crop": 1.0,
+        "colour_jitter": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+    },
 }
 
 
@@ -176,7 +179,8 @@ class Data(Settings):
         """
         if self.files is not None:  # of a pattern, the folder
             return next((p for p in (self.files, *self.files.parents) if "*" not in str(p)), None)
-        if self.name is not None and (not CATALOGUE[self.name].places or self.download):
+        known = None if self.name is None else CATALOGUE[self.name]
+        if known is not None and (not known.places or known.package or self.download):
             return None
         return self.folder or self.root
 
@@ -209,14 +213,28 @@ Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 ClassWeights = Literal["none", "balanced"] | dict[str, Weight]
 
 
+class ColourJitter(Settings):
+    """Random changes of colour, as torchvision's ColorJitter has them: factors are drawn from 1 - b
+    to 1 + b (0 at least), and the hue is turned by up to `hue` of a full circle either way.
+    """
+
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    saturation: float = Field(default=0.0, ge=0, le=1)
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+
+
 class Augment(Settings):
-    """Which orientations training sees, drawn anew for each image and epoch."""
+    """Which orientations and other variants training sees, drawn anew for each image and epoch."""
 
     # group: a random element of `symmetry.group`
     rotation: Rotation = "none"
     # random translation of at most this many pixels
     shift: Annotated[int, Field(ge=0)] = 0
     mirror: bool = False  # random left-right mirroring
+    # a random part of the image with at least this share of its area, resized to the whole
+    crop: float = Field(default=1.0, ge=0.05, le=1)
+    colour_jitter: ColourJitter = ColourJitter()
 
 
 class Training(Settings):

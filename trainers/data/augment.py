@@ -3,7 +3,8 @@ given.
 
 Directions are those of `trainers.actions`: mirror left to right first, then rotate
 counter-clockwise. Pixels that a shift brings in from outside the image are zero, and so are those
-of a rotation with black corners: transform images in 0..1 and normalise afterwards.
+of a rotation with black corners: transform images in 0..1 and normalise afterwards. What is drawn
+for one kind of change does not depend on those after it, in the order of the keys of `augment:`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from searchspace.groups import Element, Group
 from trainers.actions import PADDING, act
+from trainers.data.colour import jitter
 from trainers.devices import send
-from trainers.settings import Augment, Corners, Normal
+from trainers.settings import Augment, ColourJitter, Corners, Normal
 
 QUARTERS = tuple(Element.parse(name) for name in ("e", "r90", "r180", "r270"))
 
@@ -29,7 +31,8 @@ def transform(
     generator: torch.Generator,
     corners: Corners = "black",
 ) -> Tensor:
-    """The float images [B, C, H, W], each mirrored, turned and shifted as it draws. Sizes and
+    """The float images [B, C, H, W], each mirrored, turned, shifted, cropped and recoloured
+    as it draws. Sizes and
     device stay.
 
     `group` is what `rotation: group` draws elements of, `corners` what lies outside a turned image.
@@ -59,7 +62,29 @@ def transform(
     if augment.shift:
         offsets = torch.randint(-augment.shift, augment.shift + 1, (2, count), generator=generator)
         images = shift(images, offsets[0], offsets[1], augment.shift)
+    if augment.crop < 1:
+        drawn = torch.rand((3, count), generator=generator)
+        images = crop(images, (augment.crop + (1 - augment.crop) * drawn[0]).sqrt(), drawn[1:])
+    if augment.colour_jitter != ColourJitter():
+        images = jitter(images, augment.colour_jitter, torch.rand((4, count), generator=generator))
     return images
+
+
+def crop(images: Tensor, scale: Tensor, place: Tensor) -> Tensor:
+    """The float images [B, C, H, W], of each a part with `scale` [B] of both sides, resized to the
+    whole (bilinear). `place` [2, B] in 0..1 says where: 0 at the upper and left border, 1 at the
+    lower and right one.
+    """
+    scale, place = (send(value, images.device) for value in (scale, place))
+    down, right = ((2 * value - 1) * (1 - scale) for value in place)  # of the centre, in -1..1
+    zero = torch.zeros_like(scale)
+    matrices = torch.stack([scale, zero, right, zero, scale, down], -1).view(-1, 2, 3)
+    grid = functional.affine_grid(
+        matrices.to(images.dtype), list(images.shape), align_corners=False
+    )
+    return functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def rotate(images: Tensor, degrees: Tensor, corners: Corners = "black") -> Tensor:

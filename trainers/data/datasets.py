@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from trainers import cached_arrays
+from trainers.cache import say_once
 from trainers.data import folders, sources
 from trainers.data.decoding import FULL
 from trainers.data.formats.opening import reader
 from trainers.data.grouping import require_apart
+from trainers.data.leaks import Rows, leakage
 from trainers.data.pools import FilePool, Pool, Source, render
 from trainers.data.splitting import check_classes, draw, draw_test, remainder
 from trainers.settings import Data
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
-VERSION = 3
+VERSION = 4
 # settings of how files are read, which decide on labels and splits
 OF_FILES = ("columns", "classes", "group_by")
 LOST = 0.01  # the fraction of unreadable images that is accepted
@@ -148,7 +150,7 @@ def load(data: Data, size: tuple[int, int] | None = None, *, merge: bool = False
         tuple(about["std"]),
         about["has_test"],
         about["top"],
-        (*layout.notes, *doubts),
+        (*layout.notes, *doubts, *about["leaks"]),
     )
 
 
@@ -214,6 +216,8 @@ def _load_test(splits: Splits) -> Images:
         name, lambda allocate: _take_test(source(), splits, allocate)
     )
     _warn(about["skipped"], len(pixels))
+    for leak in about["leaks"]:
+        say_once(leak)
     return Images(
         torch.from_numpy(pixels),
         torch.tensor(about["labels"], dtype=torch.int64),
@@ -266,6 +270,11 @@ def _select(
     for part, left in zip(("train", "validation"), labels):
         check_classes(source, part, left)
     rows = np.concatenate([readable[0], num_train + readable[1]])
+    leaks = leakage(
+        Rows(out[:num_train], lambda i: pools[0].called(int(drawn[0][i])), readable[0]),
+        Rows(out[num_train:], lambda i: pools[1].called(int(drawn[1][i])), readable[1]),
+        ("training", "validation"),
+    )
     mean, std = _moments(out, readable[0])
     return (None if len(rows) == len(out) else rows), {
         "labels": np.concatenate(labels).tolist(),
@@ -276,6 +285,7 @@ def _select(
         "skipped": [list(failed.values()) for failed in lost],
         "has_test": source.holds_out_test or source.test is not None,
         "top": top,
+        "leaks": leaks,
         "warnings": [*source.notes, *_depth_warnings(source.train, top, out)],
     }
 
@@ -318,8 +328,19 @@ def _take_test(
     _check_lost(list(lost.values()), len(out))
     readable = remainder(len(index), list(lost))
     check_classes(source, "test", pool.labels[index[readable]])
+    learned = (("training", splits.train), ("validation", splits.validation))
+    leaks = [
+        leak
+        for name, part in learned
+        for leak in leakage(
+            Rows(part.pixels.cpu().numpy(), lambda i, name=name: f"image {i} of the {name} images"),
+            Rows(out, lambda i: pool.called(int(index[i])), readable),
+            (name, "test"),
+        )
+    ]
     return (readable if lost else None), {
         "labels": pool.labels[index[readable]].tolist(),
+        "leaks": leaks,
         "skipped": list(lost.values()),
     }
 
@@ -327,8 +348,10 @@ def _take_test(
 def _moments(pixels: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over these rows, exactly, in units of 0..1."""
     counts = np.zeros((pixels.shape[1], 256), dtype=np.int64)
-    for start in range(0, len(rows), 1024):
-        block = pixels[rows[start : start + 1024]]
+    # counting takes 8 bytes a value
+    step = cached_arrays.block_rows(pixels.shape, 8)
+    for start in range(0, len(rows), step):
+        block = pixels[rows[start : start + step]]
         for channel in range(pixels.shape[1]):
             counts[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
     values = np.arange(256) / 255

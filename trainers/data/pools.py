@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trainers.cached_arrays import block_rows
 from trainers.cores import available_cores
 from trainers.data.decoding import (
     FULL,
@@ -29,7 +30,6 @@ from trainers.data.fitting import Fit, fit_images
 
 # files, evenly spread, whose headers decide on colour and common size
 LOOKED_AT = 500
-BLOCK_BYTES = 64 << 20  # of images of an array that are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,10 @@ class ArrayPool:
     labels: np.ndarray
     name: str = ""
     groups: np.ndarray | None = None  # text [N]: images of one group are never in two splits
+
+    def called(self, row: int) -> str:
+        """What messages call an image."""
+        return f"image {row}" + f" of {self.name}" * bool(self.name)
 
     @property
     def channels(self) -> int:
@@ -62,6 +66,10 @@ class FilePool:
     paths: tuple[ImagePath, ...]
     labels: np.ndarray
     groups: np.ndarray | None = None  # text [N]: images of one group are never in two splits
+
+    def called(self, row: int) -> str:
+        """What messages call an image."""
+        return str(self.paths[row])
 
     @property
     def channels(self) -> int:
@@ -159,8 +167,8 @@ def render(
     """
     channels, height, width = out.shape[1:]
     if isinstance(pool, ArrayPool):
-        size = max(3, channels) * max(int(np.prod(pool.size)), height * width)
-        step = min(4096, max(1, BLOCK_BYTES // size))
+        most = (0, max(3, channels), max(int(np.prod(pool.size)), height * width))
+        step = min(4096, block_rows(most))
         for start in range(0, len(index), step):
             pixels = torch.from_numpy(pool.pixels[index[start : start + step]])
             fitted = fit_images(_recolor(pixels, channels), (height, width), fit)

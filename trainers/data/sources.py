@@ -5,6 +5,7 @@ Functions here open a set; they neither split nor resize it.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,12 @@ def files(data: Data) -> list[tuple[str, int, int]]:
 
     Raises ValueError for a set that is not there.
     """
-    _, name, places = CATALOGUE[str(data.name)]
+    known = CATALOGUE[str(data.name)]
+    name, places = known.torchvision, known.places
     if not places:
         return []
+    if known.package:
+        return _files(package_folder(str(data.name)), places)
     root = data.root.expanduser()
     listed = _files(root, places)
     if not listed and data.download:
@@ -54,6 +58,20 @@ def open_named(data: Data) -> Source:
     return opened
 
 
+def package_folder(name: str) -> Path:
+    """The folder of the package that brings a named set, which is not imported. Raises ValueError
+    where it is not installed.
+    """
+    known = CATALOGUE[name]
+    found = importlib.util.find_spec(known.package)
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(
+            f"data set {name} needs the package {known.package.replace('_', '-')}, which is not "
+            f"installed: pip install 'equisearch[{known.extra}]'"
+        )
+    return Path(next(iter(found.submodule_search_locations)))
+
+
 def _files(root: Path, places: tuple[str, ...]) -> list[tuple[str, int, int]]:
     paths = [
         path
@@ -73,7 +91,8 @@ def _torchvision(data: Data, **arguments: Any) -> Any:
     """
     import torchvision.datasets  # slow, and digits do without
 
-    _, name, places = CATALOGUE[str(data.name)]
+    known = CATALOGUE[str(data.name)]
+    name, places = known.torchvision, known.places
     root = data.root.expanduser()
     try:
         return getattr(torchvision.datasets, name)(root, download=data.download, **arguments)
@@ -231,6 +250,25 @@ def open_flowers102(data: Data) -> Source:
 
     names = _names(_torchvision(data, split="train"), 102)
     return Source(names, read("train"), read("val"), lambda: read("test"))
+
+
+def open_elpv(data: Data) -> Source:
+    """2,624 solar cells of 300 x 300 pixels by electroluminescence (Deitsch et al. 2019,
+    arXiv:1807.02894), from the package elpv-dataset; no official split.
+
+    Experts called each cell functional or defective, and were certain or not: the file holds a
+    defect probability of 0, 1/3, 2/3 or 1. Defective is here what has 0.5 or more (821 cells, 31
+    %). Every split has mono- and polycrystalline modules in proportion.
+    """
+    folder = package_folder("elpv") / "data"
+    lines = (folder / "labels.csv").read_text(encoding="utf-8").split("\n")
+    rows = [line.split() for line in lines if line.strip()]
+    return Source(
+        ("functional", "defective"),
+        file_pool([folder / name for name, _, _ in rows], [float(p) >= 0.5 for _, p, _ in rows]),
+        holds_out_test=True,
+        strata=np.array([kind == "poly" for _, _, kind in rows], dtype=np.int64),
+    )
 
 
 def _mnist(data: Data, train: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -57,7 +57,11 @@ def probe(
         splits = load(data, (height, width))
     labels = torch.cat([splits.train.labels, splits.validation.labels])
     chosen = torch.from_numpy(take(labels.numpy(), min(images, len(labels)), (seed, 0)))
-    pixels = torch.cat([splits.train.pixels, splits.validation.pixels])[chosen]
+    # what is not chosen of a mapped array is not read
+    first = chosen < len(splits.train)
+    pixels = torch.empty((len(chosen), *splits.train.pixels.shape[1:]), dtype=torch.uint8)
+    pixels[first] = splits.train.pixels[chosen[first]]
+    pixels[~first] = splits.validation.pixels[chosen[~first] - len(splits.train)]
     side = min(splits.size)
     square = fit_images(pixels, (side, side), "pad")
     return probe_images(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-BLOCK_BYTES = 64 << 20  # that are in memory at once
+from trainers.cached_arrays import block_rows
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Member:
             return archive[self.name]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The array in parts of at most `BLOCK_BYTES`, along its first axis."""
-        step = rows_of(BLOCK_BYTES, self.shape, self.dtype.itemsize)
+        """The array in parts of at most `cached_arrays.BLOCK_BYTES`, along its first axis."""
+        step = block_rows(self.shape, self.dtype.itemsize)
         if self.path.is_dir() or self.fortran:
             whole = self.array()
             for start in range(0, self.shape[0], step):
@@ -86,11 +86,6 @@ def members(path: Path) -> dict[str, Member]:
                 f"{path} is not an .npz archive ({error}); write it with numpy.savez_compressed"
             ) from None
     return {member.name: member for member in found}
-
-
-def rows_of(size: int, shape: tuple[int, ...], itemsize: int) -> int:
-    """How many rows of an array of that shape `size` bytes hold, at least one."""
-    return max(1, size // max(1, itemsize * int(np.prod(shape[1:]))))
 
 
 def _in_folder(path: Path, file: Path) -> Member:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainers.cached_arrays import block_rows
 from trainers.data.formats.arrays import ABOUT
 from trainers.data.formats.labels import class_numbers
-from trainers.data.formats.members import BLOCK_BYTES, rows_of
 from trainers.data.formats.pixels import Axes, axes_of, channels_second, find_scale, scaled
 from trainers.files import write_whole
 
@@ -124,7 +124,7 @@ def _write(path: Path, part: _Given, blocks: Iterable[np.ndarray]) -> None:
 
 
 def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
-    step = rows_of(BLOCK_BYTES, images.shape, images.dtype.itemsize)
+    step = block_rows(images.shape, images.dtype.itemsize)
     return (images[start : start + step] for start in range(0, len(images), step))
 
 

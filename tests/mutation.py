@@ -55,7 +55,7 @@ from mutation_forks import (
     say,
     warm_up,
 )
-from mutation_judge import Choice, Judge, Mutant, Result, imported_names
+from mutation_judge import SETTLED, Choice, Judge, Mutant, Result, imported_names
 from mutation_swap import Functions
 from mutation_trace import PACKAGES, Trace
 
@@ -68,7 +68,6 @@ TARGETS = (
     "studies/replays",
     "studies/results",
 )
-WHERE = tuple(name.replace("/", ".") for name in TARGETS)
 # Operators that want arguments of their own.
 PARAMETRISED = ("core/VariableInserter", "core/VariableReplacer")
 # They start Ray or a browser, or read documents and the form of the code.
@@ -156,9 +155,15 @@ def copied(folder: Path) -> Path:
     return tree
 
 
-def traced(collected: Collected, tree: Path, kept: Path, arguments) -> Trace:
+def traced(
+    collected: Collected,
+    tree: Path,
+    kept: Path,
+    arguments: argparse.Namespace,
+    mutants: Sequence[Mutant],
+) -> Trace:
     """What every test file runs; of files that have changed since it was kept, anew while there is
-    time, those named like a module of the sample first.
+    time, those first that meet most mutants.
     """
     files = [p for p in sorted((tree / "tests").glob("test_*.py")) if p.name not in LEFT_OUT]
     common = [path for package in PACKAGES for path in sorted((tree / package).rglob("*.py"))]
@@ -167,8 +172,8 @@ def traced(collected: Collected, tree: Path, kept: Path, arguments) -> Trace:
     folder.mkdir(parents=True, exist_ok=True)
     records = {path: folder / f"{path.stem}-{_hash([path])}.jsonl" for path in files}
     missing = [path for path in files if not records[path].exists()]
-    names = {f"test_{path.stem}.py" for name in TARGETS for path in (tree / name).rglob("*.py")}
-    missing.sort(key=lambda p: (p.name not in names, -_sampled_imports(p)))
+    names = Counter(mutant.module.removesuffix(".py").replace("/", ".") for mutant in mutants)
+    missing.sort(key=lambda path: -_mutants_seen(path, names))
     end = time.monotonic() + 60 * arguments.trace_minutes
 
     def task(path: Path) -> Fork:
@@ -193,9 +198,12 @@ def traced(collected: Collected, tree: Path, kept: Path, arguments) -> Trace:
     return trace
 
 
-def _sampled_imports(path: Path) -> int:
-    """How many modules of the packages that are sampled a test file imports."""
-    return sum(name.startswith(WHERE) for name in imported_names(path))
+def _mutants_seen(path: Path, names: Counter[str]) -> int:
+    """About how many mutants a test file meets: those of the modules that it imports, and more for
+    the one that it is named after.
+    """
+    found = sum(names[name] for name in imported_names(path))
+    return found + 5 * sum(names[name] for name in names if f".{path.stem[5:]}" in f".{name}")
 
 
 def _hash(paths: Sequence[Path]) -> str:
@@ -273,7 +281,8 @@ def quick(judge: Judge, tree: Path, kept: Path, arguments: argparse.Namespace) -
     state = tree.parent / "state.pickle"
 
     def work(collected: Collected) -> None:
-        choice = Choice(traced(collected, tree, kept, arguments), tree)
+        left = [result.mutant for result in judge.results if result.ending not in SETTLED]
+        choice = Choice(traced(collected, tree, kept, arguments, left), tree)
         judge.choose(choice)
         functions, changes = Functions(tree), {}
         for number in judge.waiting:

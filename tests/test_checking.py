@@ -44,6 +44,13 @@ KEYS = {
 P4 = "{}px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0"
 
 
+def test_an_architecture_has_one_channel_and_ten_classes_unless_it_is_given_more():
+    text = P4.format(28)
+    plain, given, more = check(text), check(text, channels=1, classes=10), check(text, channels=3)
+    assert plain.as_dict() == given.as_dict()
+    assert more.as_dict()["params"] > plain.as_dict()["params"]
+
+
 def test_the_answer_for_programs_has_stable_keys_and_survives_json():
     found = check(P4.format(29)).as_dict()
     assert set(found) == KEYS and json.loads(json.dumps(found, allow_nan=False)) == found

@@ -74,6 +74,15 @@ def test_what_lies_outside_the_space_has_no_parameters(text):
     assert parameters_of(trivial.study(), Candidate.parse(text)) is None
 
 
+def test_a_size_between_the_steps_lies_outside_the_space():
+    study = trivial.study(space__input_size={"low": 25, "high": 33, "step": 4})
+    inside = {
+        size: parameters_of(study, Candidate.parse(f"{size}px: 10k3, 10k3 max2/2" + 5 * ", 10k3"))
+        for size in range(23, 38)
+    }
+    assert [size for size, found in inside.items() if found is not None] == [25, 29, 33]
+
+
 FIRST = [
     "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k3",
     "29px: 10k3, 10k3 max3/2, 10k3, 10k3, 10k3, 10k3, 10k3",

@@ -84,6 +84,14 @@ def test_the_front_grows_to_its_hypervolume(study):
     assert len(volumes) == sum(r.order is not None for r in opened[1])
 
 
+def test_the_front_has_no_volume_before_its_first_member():
+    study = trivial.study()
+    failed = TrialRecord(0, "failed", None, {}, order=0)
+    complete = TrialRecord(1, "complete", (0.5, 0.5), {}, order=1)
+    volumes = growth(study, [complete, failed])
+    assert volumes[0] == 0 < volumes[1] < 1
+
+
 def test_test_scores_of_what_was_retrained_are_shown_with_n_and_spread(study):
     for seed, accuracy in ((1, 0.9), (2, 0.8)):
         folder = study / "retrained" / "00003" / f"epochs9-seed{seed}"

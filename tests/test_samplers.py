@@ -7,7 +7,7 @@ import random
 import numpy
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
@@ -267,6 +267,23 @@ def test_children_have_few_and_good_parents_wherever_these_came():
     study = trivial.study(search__sampler="evolution")
     for order in ([False] * 20 + [True] * 4, [True] * 4 + [False] * 20):
         assert layouts(study, order) > 0.5
+
+
+def test_what_the_front_would_lose_counts_more_than_what_a_trial_has_alone():
+    study = trivial.study(search__sampler="evolution")
+    dominated = [(0.9 - n / 100, 0.3 - n / 100) for n in range(1, 5)]  # more alone than the last
+    scores = [*dominated, (0.9, 0.3), (0.1, 0.99)]
+    trials = completed(study, [{"family": "plain"}] * len(scores), scores)
+    best = [tuple(trial.values) for trial in SubgroupEvolution(study).parents(trials)]
+    assert best == [(0.9, 0.3), (0.1, 0.99), *dominated[:2]]
+
+
+@pytest.mark.parametrize("value, near", [(25, {27, 29}), (27, {25, 29, 31}), (33, {29, 31})])
+def test_a_mutated_whole_number_moves_one_or_two_steps_inside_its_range(value, near):
+    mutation = Mutation(numpy.random.default_rng(0))
+    distribution = IntDistribution(25, 33, step=2)
+    moved = [mutation._neighbour("input_size", value, distribution) for _ in range(200)]
+    assert set(moved) == near
 
 
 def test_some_children_are_crossed_from_two_parents():

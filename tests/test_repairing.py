@@ -14,6 +14,7 @@ from studies.journal.folders import write_given
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.repair import _fitting, repair
+from studies.journal.salvage import salvage
 from studies.journal.writer import open_journal
 from studies.results import tables
 from studies.search.driver import SearchDriver
@@ -324,3 +325,10 @@ def test_channels_and_classes_follow_from_what_a_network_costs():
     costs = cost(architecture, 3, 7)
     assert _fitting(architecture, {"params": costs.params, "macs": costs.macs}) == {(3, 7)}
     assert _fitting(architecture, {"params": costs.params + 1, "macs": costs.macs}) == set()
+
+
+def test_damage_is_named_by_the_line_that_holds_it():
+    whole = b'{"op_code": 0, "worker_id": "w", "study_name": "s", "directions": [1]}'
+    damage = salvage(b"\n".join([whole, b"torn", whole, b'{"op_code": 99}', b"cut"])).damage
+    assert [text.split(" is ")[0] for text in damage[:3]] == ["line 2", "line 4", "line 5"]
+    assert damage[3:] == ("the last line has no end",)

@@ -165,7 +165,8 @@ class SearchSpace(FunctionChoices):
 
     def width_warnings(self, channels: int, classes: int) -> tuple[str, ...]:
         """For each group the worst network whose params or MACs miss `width.to` by more than a
-        tenth, in words, at the smallest and largest input size.
+        tenth, in words, at the smallest and largest input size, for images of so many channels and
+        classes.
         """
         if self.width is None:
             return ()

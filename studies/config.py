@@ -107,6 +107,11 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _trainable(self) -> Study:
+        if self.data.folds is not None and self.search.inherit:
+            raise ValueError(
+                "search.inherit is true and data.folds is set: weights are inherited by one "
+                "network, and with folds a trial has several; leave one of the two out"
+            )
         self.space.equivariance_loss.check_elements(Group.parse(self.symmetry.group))
         for text in self.space.gamma:
             Governor.parse(text).check_epochs(self.training.epochs)

@@ -227,7 +227,7 @@ def test_a_worker_keeps_to_its_share_of_a_card(tmp_path, monkeypatch, share, lim
         lambda fraction, number: set_to.append(fraction),
     )
     monkeypatch.setattr(
-        "studies.workers.worker.train",
+        "studies.workers.worker.train_folds",
         lambda *arguments, **options: (_ for _ in ()).throw(LeaveError),
     )
     with pytest.raises(LeaveError):

@@ -52,6 +52,8 @@ class Scores:
     symmetry_auroc_error: float | None = None
     symmetry_worst_class_error: float | None = None
     num_images: int | None = None  # validation images that accuracies are shares of
+    # of cross-validation: score -> its standard deviation over folds, of which the scores are means
+    fold_spread: dict[str, float] | None = None
     # what was trained beside the network, by name: widths of augmentation, weights of losses
     learned: dict[str, float] | None = None
 

@@ -40,7 +40,7 @@ class Settings(BaseModel):
 # studies without them stay valid
 LATER = {
     "data": {"columns": {"image": None, "label": None, "split": None}, "classes": None}
-    | {"group_by": None},
+    | {"group_by": None, "folds": None, "fold": 0},
     "training": {"class_weights": "none"},
     "augment": {
         "crop": 1.0,
@@ -137,6 +137,10 @@ class Data(Settings):
     # a column of `files`, or a pattern with one group that finds the group in the name of a file:
     # images of one group (a patient, a module, a slide) are never in two splits
     group_by: str | None = None
+    # cross-validation: each trial trains so many networks, each validated on another part of the
+    # images; `fold` is the part that a single training validates on
+    folds: Annotated[int, Field(ge=2, le=20)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     # where torchvision's sets lie, or are downloaded to
     root: Path = Path("data")
     download: bool = False
@@ -161,6 +165,15 @@ class Data(Settings):
             )
         if self.name is not None and self.group_by is not None:
             raise ValueError("group_by is for `folder:` and `files:`; leave it out with `name:`")
+        if self.folds is not None and self.validation is not None:
+            raise ValueError(
+                "validation is a number of images, and with folds each fold is validated on; leave "
+                "one of the two out"
+            )
+        if self.fold >= (self.folds or 1):
+            raise ValueError(
+                f"fold is {self.fold}, and there are {self.folds or 'no'} folds, counted from 0"
+            )
         of_files = {"columns": self.columns != Columns(), "classes": self.classes is not None}
         for key, is_set in of_files.items():
             if is_set and self.files is None:

@@ -73,6 +73,11 @@ def add_softened(
             f"trial {record.number} is {what}; candidates of the front are made of complete trials "
             "that were trained: leave --front out, or name one"
         )
+    if driver.study.data.folds is not None:
+        raise StudyError(
+            "softened candidates are scored on the images of one fold, and the trials of this "
+            f"study on {driver.study.data.folds} (data.folds): leave --front out"
+        )
     return [_add(driver, source, how) for how in ways]
 
 

@@ -76,7 +76,8 @@ def forecast(ready: Prepared) -> Forecast:
     seconds = {text: _epoch_seconds(study, Candidate.parse(text)) for text in texts}
     if not seconds:
         raise ValueError("no candidate of the space can be built, so that nothing can be measured")
-    each = sum(seconds.values()) / len(seconds)
+    # of cross-validation, a network for each fold
+    each = sum(seconds.values()) / len(seconds) * (study.data.folds or 1)
     given = study.resources.workers
     workers = given if isinstance(given, int) else default_workers(study)
     average = _epochs_per_trial(study)

@@ -18,8 +18,8 @@ from trainers.devices import limit_memory
 from trainers.files import write_whole
 from trainers.process import tune_process
 from trainers.training.checkpoint import epochs_done, fingerprint
+from trainers.training.folds import train_folds
 from trainers.training.inheritance import Training, begin
-from trainers.training.train import train
 
 ARCHITECTURE = "architecture.txt"
 SCORES = "scores.jsonl"
@@ -49,7 +49,7 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     for rung in (r for r in rungs if done <= r <= assignment.until_epoch):
         scores = _recorded(directory).get(rung) if rung == done else None
         if scores is None:
-            scores = train(
+            scores = train_folds(
                 candidate.architecture,
                 config,
                 directory,
@@ -65,6 +65,11 @@ def _begin(study: Study, child: Training, assignment: Assignment) -> None:
     """Leaves the first checkpoint of a trial that begins with another's weights in its folder,
     unless it has one. Raises ValueError where they cannot be inherited.
     """
+    if study.data.folds is not None:
+        raise ValueError(
+            "weights are inherited by one network, and with data.folds a trial has several; leave "
+            "folds out to relax trials"
+        )
     folder = child.directory.with_name(f"{assignment.inherited_from:05d}")
     given = read_folder(folder).given
     if not {"architecture", "learning_rate", "seed"} <= given.keys():

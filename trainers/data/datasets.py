@@ -28,7 +28,7 @@ from trainers.settings import Data
 # of decoding, splitting and what the cache holds: raise it when one of them changes
 VERSION = 4
 # settings of how files are read, which decide on labels and splits
-OF_FILES = ("columns", "classes", "group_by")
+OF_FILES = ("columns", "classes", "group_by", "folds", "fold")
 LOST = 0.01  # the fraction of unreadable images that is accepted
 
 
@@ -164,11 +164,21 @@ def describe(splits: Splits) -> list[str]:
     lines = [
         *(f"skipped: {skipped}" for skipped in splits.skipped[:5]),
         *(f"data: {said}" for said in splits.notes),
+        *_folds(splits.data),
         f"data: {len(splits.train)} training and {len(splits.validation)} validation images, "
         f"{splits.channels} channels, {len(splits.classes)} classes",
         f"classes, training + validation images: {', '.join(counts)}",
     ]
     return [_printable(line) for line in lines]
+
+
+def _folds(data: Data) -> list[str]:
+    if data.folds is None:
+        return []
+    return [
+        f"data: cross-validation: a trial trains {data.folds} networks, and its scores are "
+        f"means over them; below are the images of fold {data.fold}"
+    ]
 
 
 def _printable(text: str) -> str:

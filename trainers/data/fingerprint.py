@@ -73,7 +73,11 @@ def fingerprint(data: Data) -> DataFingerprint:
 
 def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprint:
     train, validation = draw(source, data)
+    labels = source.train.labels
     images = {"train": len(train), "validation": len(validation)}
+    if data.folds is not None:  # each image is validated on once
+        tested = len(draw_test(source, data, labels)) if source.holds_out_test else 0
+        images["validation"] = len(labels) - tested
     if source.holds_out_test:
         images["test"] = len(draw_test(source, data, source.train.labels))
     names = source.classes if data.folder is None else ()  # a folder's stand beside its files
@@ -87,7 +91,7 @@ def _split_settings(data: Data, source: Source) -> dict[str, Any]:
     """What of the settings decides which images are trained and validated on."""
     numbers = {"seed", "train", "validation", *(["test"] if source.holds_out_test else [])}
     # keys that came later count where they are set: earlier fingerprints stay
-    later = {key for key in ("group_by",) if getattr(data, key) is not None}
+    later = {key for key in ("group_by", "folds") if getattr(data, key) is not None}
     return data.model_dump(mode="json", include=numbers | later)
 
 

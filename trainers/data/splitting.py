@@ -18,11 +18,17 @@ def draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
     be missing from a part.
     """
     labels = source.train.labels
-    _check_groups(source)
+    _check_groups(source, data)
     held_out = _held_out(source, data)
     free = remainder(len(labels), held_out)
+    if data.folds is not None and source.validation is not None:
+        raise ValueError(
+            "data.folds divides the training images, and these have validation images of their "
+            "own; leave folds out"
+        )
     if source.validation is None:
-        validation = _validation(source, data, free)
+        choose = _validation if data.folds is None else _fold
+        validation = choose(source, data, free)
         left = remainder(len(labels), held_out, validation)
         if (data.train or 0) > len(left):  # whole groups are in the other splits
             raise ValueError(
@@ -143,12 +149,12 @@ def remainder(length: int, *taken: np.ndarray | Sequence[int]) -> np.ndarray:
     return np.flatnonzero(free)
 
 
-def _check_groups(source: Source) -> None:
+def _check_groups(source: Source, data: Data) -> None:
     """Raises ValueError for fewer groups than splits, and for a group in two official splits."""
     pool, official = source.train, source.validation
     if pool.groups is None:
         return
-    least = 1 + (official is None) + source.holds_out_test
+    least = (data.folds or 1 + (official is None)) + source.holds_out_test
     if least > 1:
         require_groups(pool.groups, least, "images")
     if official is not None:
@@ -169,6 +175,40 @@ def _validation(source: Source, data: Data, free: np.ndarray) -> np.ndarray:
             "lower `train:` or `validation:`"
         )
     return _taken(source, free, max(1, wanted), (data.seed, 2), keep=1)
+
+
+def _fold(source: Source, data: Data, free: np.ndarray) -> np.ndarray:
+    """Indices of the images of the fold `data.fold` among those of the training pool that are
+    `free`: by scikit-learn's StratifiedKFold, or StratifiedGroupKFold where there are groups.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # slow to import
+
+    folds, labels = data.folds or 2, _with_strata(source, free, data.folds or 2)
+    counts = np.bincount(source.train.labels[free], minlength=len(source.classes))
+    few = [f"'{n}' ({c})" for n, c in zip(source.classes, counts) if 0 < c < folds]
+    if few:
+        raise ValueError(
+            f"data.folds is {folds}, and {named(few)} {'has' if len(few) == 1 else 'have'} fewer "
+            "images, without those kept for the test; add images, or take fewer folds"
+        )
+    state = int(np.random.default_rng((data.seed, 4)).integers(2**31))
+    groups = source.train.groups
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = kind(folds, shuffle=True, random_state=state)
+    parts = splitter.split(labels, labels, None if groups is None else groups[free])
+    return free[[part for _, part in parts][data.fold]]
+
+
+def _with_strata(source: Source, free: np.ndarray, least: int) -> np.ndarray:
+    """What the images that are `free` are drawn by: their labels, or pairs of label and stratum
+    where each pair has `least` images.
+    """
+    labels = source.train.labels[free]
+    if source.strata is None:
+        return labels
+    pairs = np.stack([labels, source.strata[free]])
+    both = np.unique(pairs, axis=1, return_inverse=True)[1].reshape(-1)
+    return both if np.bincount(both).min() >= least else labels
 
 
 def _held_out(source: Source, data: Data) -> np.ndarray:
@@ -196,15 +236,13 @@ def _taken(
     """Indices of about `wanted` images of the training pool among those that are `free`: whole
     groups where it has groups, else from every class (and stratum) in proportion.
     """
-    labels, groups, strata = source.train.labels[free], source.train.groups, source.strata
+    labels, groups = source.train.labels[free], source.train.groups
     if groups is not None:
         return free[take_groups(labels, groups[free], wanted, seed)]
-    if strata is not None:
-        both = np.unique(np.stack([labels, strata[free]]), axis=1, return_inverse=True)[1]
-        both = both.reshape(-1)
-        if wanted <= np.maximum(np.bincount(both) - keep, 0).sum():
-            labels = both
-    return free[take(labels, wanted, seed, keep)]
+    drawn_by = _with_strata(source, free, keep + 1)
+    if wanted > np.maximum(np.bincount(drawn_by) - keep, 0).sum():
+        drawn_by = labels
+    return free[take(drawn_by, wanted, seed, keep)]
 
 
 def _part(labels: np.ndarray, wanted: int | None, seed: tuple[int, int], what: str) -> np.ndarray:

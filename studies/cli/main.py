@@ -79,9 +79,16 @@ def _status(debug: bool) -> int | str | None:
 
 def _said(error: Exception) -> str:
     """The error's words; of the system's errors which file, why, and what to look at."""
+    from studies.errors import NO_SPACE
+
     if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
+        if error.errno in NO_SPACE:
+            return (
+                f"no space is left for {error.filename or 'a file'} ({error.strerror}): free some "
+                "space, or raise the limit on file sizes, then give the same command again"
+            )
         if error.filename is None:
-            return error.strerror
+            return f"the system refused ({error.strerror}); --debug shows where"
         return (
             f"{error.filename} cannot be used ({error.strerror}); look whether it is a file or "
             "folder as it should be, and whether this account may read and write it"

@@ -85,9 +85,11 @@ def writing(directory: Path) -> Iterator[None]:
             ) from error
         if error.errno not in NO_SPACE:
             raise
+        begun = (directory / "study.yaml").exists()
+        again = f"`equisearch resume {quote(str(directory))}`" if begun else "the same command"
         raise StudyError(
             f"no space is left on the device of {directory}; nothing earlier is lost: "
-            f"free some space, then `equisearch resume {quote(str(directory))}`"
+            f"free some space, then {again}"
         ) from error
 
 

@@ -61,6 +61,7 @@ class Driver(Protocol):
     study: Study  # with the resources, and in `search.trials` how much work there is
     directory: Path  # which every worker must see, with a study.yaml in it
     ended: str | None  # why nothing more is handed out
+    again: str  # the command that goes on after an end, as words of a sentence
 
     @property
     def finished(self) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from studies.config import Study
@@ -47,6 +48,7 @@ class SearchDriver:
 
     def __init__(self, place: StudyPlace, *, begun: bool) -> None:
         self.directory, self.study, self._lock = place.path, place.study, place.lock
+        self.again = f"`equisearch resume {quote(str(self.directory))}`"
         self.warnings = tuple(place.warnings)  # such as a changed version of the code
         self.ended: str | None = None  # why nothing is proposed: trials, patience, exhausted
         self.explanation: str | None = None  # of `exhausted`, in a sentence
@@ -86,11 +88,9 @@ class SearchDriver:
             require_alike(study, Path(warm_start))
         driver = cls(create_directory(directory, study), begun=False)
         with driver._on_failure_close(), writing(driver.directory):
-            first = first_attributes(study, channels, classes, images)
-            driver._journal.describe(first)
+            driver._journal.describe(first := first_attributes(study, channels, classes, images))
             driver.channels, driver.classes = channels, classes
-            texts = [*enqueue, *study.search.first]
-            enqueue_architectures(driver._journal.optuna, study, texts)
+            enqueue_architectures(driver._journal.optuna, study, [*enqueue, *study.search.first])
             if warm_start is not None:
                 learn_from(driver._journal.optuna, Path(warm_start))
             publish(driver.directory, study, first, enqueue)

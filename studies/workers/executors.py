@@ -23,7 +23,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from shlex import quote
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -310,8 +309,7 @@ def settle(
     if failure is not None and failure.kind == "no_space":
         raise StudyError(
             f"no space is left on the device for trial {number} ({reason}); nothing earlier is "
-            "lost: free some space, "
-            f"then `equisearch resume {quote(str(driver.directory))}`"
+            f"lost: free some space, then {driver.again}"
         )
     if failure is not None and failure.kind == "study":
         raise StudyError(failure.reason.partition(": ")[2])

@@ -37,6 +37,7 @@ class JobDriver:
         self.study = study.model_copy(update={"search": search, "loggers": Loggers()})
         self.directory = directory
         self.ended: str | None = None
+        self.again = "the same command"
         self.failure: tuple[int, str] | None = None  # (number, reason)
         self._assignments = list(assignments)
         self._done = set(done)

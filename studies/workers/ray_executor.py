@@ -26,7 +26,6 @@ import math
 import queue
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from shlex import quote
 from typing import Any, cast
 
 from studies.errors import StudyError
@@ -136,7 +135,7 @@ class WorkerPool:
             raise StudyError(
                 f"the only node of Ray has died (its process {ended} has ended, as when a "
                 "machine runs out of memory); nothing finished is lost: "
-                f"`equisearch resume {quote(str(self._driver.directory))}` goes on"
+                f"{self._driver.again} goes on"
             )
 
     def _grow(self) -> None:

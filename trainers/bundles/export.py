@@ -43,6 +43,7 @@ from trainers.bundles.quantised import add_int8
 from trainers.bundles.signing import private_key, sign
 from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
 from trainers.data.datasets import Splits, normalise
+from trainers.files import system_reason
 from trainers.networks.fold import fold
 from trainers.networks.networks import Network
 from trainers.networks.plain import mean_logits
@@ -94,8 +95,8 @@ def export(
         _move(part, folder)
     except OSError as error:
         raise OSError(
-            f"the bundle could not be written to {folder}: {error}; what lay there before is "
-            "still there"
+            f"the bundle could not be written to {folder}: {system_reason(error)}; what lay there "
+            "before is still there"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -26,6 +26,7 @@ from trainers.data.scanning import (
     sub_folders,
 )
 from trainers.data.splitting import named
+from trainers.files import system_reason
 
 # the names that the folder of each split may have, in any case and beside one of `_FILLERS`
 SPLITS = {
@@ -121,7 +122,8 @@ def list_folder(folder: Path) -> Folder:
         return _already_split(folder, splits, folders, tuple(beside))
     except OSError as error:
         raise ValueError(
-            f"data folder {folder} cannot be read ({error}); make all of it readable"
+            f"data folder {folder} cannot be read ({error.filename}: {system_reason(error)}); "
+            "make all of it readable"
         ) from error
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from searchspace.groups import Group
 from trainers import cache
 from trainers.actions import act, permutation
-from trainers.files import write_whole
+from trainers.files import system_reason, write_whole
 
 FORMAT = 1  # of the files; raise it when baking changes what they hold
 NAMES = ("scalar", "scalar_std", "regular", "regular_std")  # of the arrays in a file
@@ -211,8 +211,8 @@ def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
         write_whole(path, content.getbuffer(), private=True)
     except OSError as error:
         warnings.warn(
-            f"cannot keep steerable bases in {path.parent} ({error}); every process will sample "
-            "them again. "
-            "Set EQUISEARCH_CACHE to a folder that only you can write.",
+            f"cannot keep steerable bases in {path.parent} ({system_reason(error)}); every "
+            "process will sample them again. Set EQUISEARCH_CACHE to a folder that only you can "
+            "write.",
             stacklevel=2,
         )

@@ -15,7 +15,7 @@ import torch
 
 from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
-from trainers.files import write_whole
+from trainers.files import system_reason, write_whole
 from trainers.settings import as_identity
 from trainers.training.config import TrainingConfig
 
@@ -87,7 +87,8 @@ def save(
     except OSError as error:
         raise OSError(
             f"the checkpoint of epoch {progress.epoch} could not be written to {directory}: "
-            f"{error}; free some space, then resume: nothing before this epoch is lost"
+            f"{system_reason(error)}; free some space, then resume: nothing before this "
+            "epoch is lost"
         ) from error
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainers.cache import acquire, directory, make_folder, open_own, say_once
-from trainers.files import write_whole
+from trainers.files import system_reason, write_whole
 
 # vectorised by hand: gcc's own attempts cost a third
 FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")
@@ -75,8 +75,8 @@ def load_library(source: Path) -> ctypes.CDLL:
         lock = acquire(path, WAIT)  # others that start at once wait for the first
     except OSError as error:
         say_once(
-            f"compiled code is not kept, because the cache cannot be used ({error}); every "
-            "process compiles it again"
+            "compiled code is not kept, because the cache cannot be used "
+            f"({system_reason(error)}); every process compiles it again"
         )
         return _compiled(source, command, name, None)
     try:

@@ -15,6 +15,7 @@ from studies.config import parse
 from studies.journal.reader import read_trials
 from studies.journal.storage import open_storage
 from studies.results.after.softening import soften_trial
+from studies.results.tables import _learned_lines, _turns
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support.relaxing import stir
@@ -113,6 +114,25 @@ def test_the_points_of_an_exact_trial_are_its_own(tmp_path, trained, run):
         assert point["change"] < 1e-4 and point["bound"] == 0
     assert points[5]["change"] < 1e-4 and points[5]["bound"] is None
     assert (trained / "trials" / "00002" / "checkpoint.pt").read_bytes() == before
+
+
+def test_what_was_learned_is_shown_by_layer(trained, run):
+    shown = run("show", trained, 1).out
+    assert "alpha C4 by layer: 0." in shown and "alpha C1 by layer: 0." in shown
+    assert "constraint (0: exact) by layer: 0." in shown
+    learned = {"width rotation": 0.5, "gamma stage 1 conv1": 0.0}
+    distances = {"distance stage 1 conv1": 1e-9, "distance stage 2 conv1": 0.0}
+    lines = _learned_lines(learned | distances)
+    assert lines == [
+        "  learned beside the network: width rotation 0.5",
+        "  gamma by layer: 0",
+        "  distance of the weights from the constraint (0: exact) by layer: 0 in all: as trained, "
+        "the weights are those of the constraint",
+    ]
+    assert _turns({"scores": {"learned": {"width rotation": 0.5}}}) == [
+        "learned to turn by ±14 degrees"
+    ]
+    assert _turns({"scores": None}) == []
 
 
 def test_points_become_candidates_that_samplers_do_not_see(tmp_path, trained, run):

@@ -4,6 +4,7 @@ torch, optuna or ray.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,6 +29,13 @@ from studies.workers.declaration import read_declaration
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
+NO_DISTANCE = 1e-6  # of a weight from the constraint: rounding
+# what the quantities of relaxed layers are called
+LAYERS = {
+    "distance": "distance of the weights from the constraint (0: exact)",
+    "w spread": "spread of the weights of the banks",
+    "u": "slack u",
+}
 
 
 def open_study(
@@ -275,11 +283,18 @@ def _yes(value: bool | None) -> str:
     return "-" if value is None else "yes" if value else "no"
 
 
+def _turns(row: dict[str, Any]) -> list[str]:
+    """What a learned augmentation turns images by, where there is one."""
+    width = ((row["scores"] or {}).get("learned") or {}).get("width rotation")
+    return [] if width is None else [f"learned to turn by ±{math.degrees(width) / 2:.0f} degrees"]
+
+
 def _what(row: dict[str, Any]) -> str:
     notes = [
         *([f"{row['kind']} of trial {row['of']}: {row['role']}"] * (row["kind"] != "search")),
         *([f"continues trial {row['continues']}"] if row["continues"] is not None else []),
         *([f"inherits trial {row['inherited_from']}"] if row["inherited_from"] is not None else []),
+        *_turns(row),
         *([row["reason"]] if row["reason"] else []),
     ]
     return "  ".join([str(row["architecture"] or ""), *(f"[{note}]" for note in notes)])
@@ -287,14 +302,27 @@ def _what(row: dict[str, Any]) -> str:
 
 def _beside(row: Mapping[str, Any], rungs: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """Lines on what was trained beside the network, and on what its study calls symmetry."""
-    learned = rungs[max(rungs)].get("learned") if rungs else None
-    values = ", ".join(
-        f"{name} {formatted(value, '.3g')}" for name, value in (learned or {}).items()
-    )
-    return [
-        *([f"  learned beside the network: {values}"] if values else []),
-        *([f"  {row['note']}"] if row.get("note") else []),
-    ]
+    learned = (rungs[max(rungs)].get("learned") if rungs else None) or {}
+    return [*_learned_lines(learned), *([f"  {row['note']}"] if row.get("note") else [])]
+
+
+def _learned_lines(learned: Mapping[str, float]) -> list[str]:
+    """One line for each quantity of layers, one for what belongs to no layer."""
+    layers: dict[str, list[float]] = {}
+    others: list[str] = []
+    for name, value in learned.items():
+        what, of_layer, _ = name.partition(" stage ")
+        if of_layer:
+            layers.setdefault(what, []).append(value)
+        else:
+            others.append(f"{name} {formatted(value, '.3g')}")
+    lines = [f"  learned beside the network: {', '.join(others)}"] if others else []
+    for what, values in layers.items():
+        texts = ", ".join(formatted(value, ".3g") for value in values)
+        if what == "distance" and max(values) < NO_DISTANCE:
+            texts = "0 in all: as trained, the weights are those of the constraint"
+        lines.append(f"  {LAYERS.get(what, what)} by layer: {texts}")
+    return lines
 
 
 def _unseen(scores: Mapping[str, Any]) -> str:

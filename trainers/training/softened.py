@@ -18,7 +18,7 @@ from trainers.training.checkpoint import Progress
 from trainers.training.config import TrainingConfig
 from trainers.training.step import build_optimizer
 
-IMAGES = 512  # training images for the statistics of batch norm
+IMAGES = 256  # training images for the statistics of batch norm
 
 
 def statistics_images(network: Network, splits: Splits) -> Tensor:

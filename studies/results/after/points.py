@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainers.networks.plain import PlainNetwork
     from trainers.networks.softening import Action
 
-CHANGE_IMAGES = 64  # validation images whose logits are compared, and bounded
+CHANGE_IMAGES = 16  # validation images whose logits are compared, and bounded
 
 
 @dataclass(frozen=True)

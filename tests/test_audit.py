@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainers import audit
+from searchspace.architecture import Architecture
+from studies.cli.main import app
+from support.random_modules import random_module
+from trainers import audit, build, fold
+from trainers.instruments.audit.opening import names_model, open_model
+from trainers.instruments.audit.repair import repair
 
 D4 = ("e", "r90", "r180", "r270", "m", "mr90", "mr180", "mr270")
 
@@ -90,3 +95,171 @@ def test_the_grid_keeps_what_is_measured(module, size, expected):
 )
 def test_functional_steps_are_followed(function, expected):
     assert kept(Function(function), 7) == set(expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_claims_on_random_modules_are_measured(seed):
+    module, size, channels = random_module(seed)
+    claims(module, size, channels=channels)
+
+
+def test_a_folded_network_of_ours_is_audited_with_its_own_weights():
+    architecture = Architecture.parse("8px: 2k3@C4, 2k3 max2/2, 2k3")
+    exact = audit(fold(build(architecture, channels=1, classes=3)), 8, channels=1)
+    assert exact.exact and {*map(str, exact.symmetric)} == {"e", "r90", "r180", "r270"}
+    broken = build(architecture.with_size(9), channels=1, classes=3)
+    assert {*map(str, audit(fold(broken), 9, channels=1).symmetric)} == {"e"}
+
+
+def test_it_says_where_elements_are_lost_and_which_sizes_keep_them():
+    found = audit(nn.Sequential(*pooled(*STRIDED), nn.Identity()), 8)
+    rows = {row["element"]: row for row in found.as_dict()["elements"]}
+    assert rows["m"]["lost_at"] == ["0"] and rows["m"]["why"] == ["width shifted by 1 px"]
+    assert found.exact_sizes == (7, 9) and not found.exact
+    assert "0: width shifted by 1 px" in found.text()
+
+
+class Reads(nn.Module):
+    """Looks at values of its input."""
+
+    def forward(self, x):
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+class Strange(nn.Module):
+    """Does what no rule is for."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.cumsum(self.conv(x), 2).mean((2, 3))
+
+
+@pytest.mark.parametrize("module, named", [(Reads(), "reads values"), (Strange(), "cumsum")])
+def test_what_is_not_followed_is_named_and_never_called_exact(module, named):
+    found = audit(module, 8)
+    assert {f.claim for f in found.findings[1:]} == {"not known"} and not found.exact
+    assert named in " ".join(found.unread) and named in found.text()
+
+
+class Returns(nn.Module):
+    """Returns what a function makes of the image."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Two(nn.Module):
+    """Needs two inputs."""
+
+    def forward(self, image, mask):
+        return (image * mask).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "module, options, message",
+    [
+        (Two(), {}, "takes 2 inputs .image, mask.: wrap it"),
+        (Returns(lambda x: {"out": x, "aux": x}), {}, "a dict with the keys out, aux; wrap it"),
+        (Returns(lambda x: (x, x)), {}, "returned tuple; it must return one tensor"),
+        (Returns(lambda x: x.flatten(2)), {}, r"shape \[1, 3, 64\] for one image"),
+        (CONV, {"channels": 1}, "its first convolution has 3 channels: give that number"),
+        (nn.Conv2d(3, 4, 9), {}, "does not take images of shape .1, 3, 8, 8."),
+        (lambda x: x, {}, "needs a torch.nn.Module, and this is function"),
+        (CONV, {"group": "C8"}, "C8 has elements that are not quarter turns or flips.*give C4"),
+        (CONV, {"group": "Q"}, "there is no group 'Q'"),
+    ],
+)
+def test_bad_input_is_one_clear_message(module, options, message):
+    with pytest.raises(ValueError, match=message):
+        audit(module, 8, **options)
+
+
+def test_scripted_modules_are_audited():
+    scripted = torch.jit.script(pooled(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU()).eval())
+    assert kept(scripted, 8) == {"e", "mr90"} and kept(scripted, 9) == set(D4)
+
+
+def test_a_repaired_model_keeps_the_group_and_its_file_is_audited_again(tmp_path):
+    flat = nn.Sequential(*STRIDED, nn.Flatten(), nn.Linear(6 * 16, 3)).eval()
+    made = repair(flat, audit(flat, 8), tmp_path / "out.pt2")
+    assert made.after.exact and not made.before.exact and len(made.changes) == 2
+    assert "images are resized from 8 to" in made.text() and made.as_dict()["repair"]["after"]
+    with pytest.raises(ValueError, match="add --run-code"):
+        open_model(made.path)
+    assert audit(open_model(made.path, run_code=True), 8, sizes=False).exact
+    with pytest.raises(ValueError, match="nothing to repair"):
+        repair(CONV, audit(CONV, 8), tmp_path / "out.pt2")
+
+
+def test_a_flattened_map_is_rewritten_as_the_same_function(tmp_path):
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+    made = repair(flat, audit(flat, 8), tmp_path / "out.pt2")
+    assert made.after.exact and made.difference < 1e-5 and len(made.changes) == 1
+
+
+def onnx_file(path, module, node=None):
+    """Writes a strided convolution, a maximum and a linear layer as a graph."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("Conv", ["x", "0.weight", "0.bias"], ["a"], strides=[2, 2], pads=[1] * 4),
+        helper.make_node(node or "Relu", ["a"], ["b"]),
+        helper.make_node("MaxPool", ["b"], ["c"], kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["d"]),
+        helper.make_node("Flatten", ["d"], ["e"]),
+        helper.make_node("Gemm", ["e", "1.weight", "1.bias"], ["y"], transB=1),
+    ]
+    stored = [numpy_helper.from_array(v.numpy(), k) for k, v in module.state_dict().items()]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, None, None])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph(nodes, "small", [given], [result], stored)
+    opset = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+def test_an_onnx_file_is_read_as_onnxruntime_runs_it(tmp_path):
+    import onnxruntime
+
+    layers = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Linear(6, 4))
+    path, images = onnx_file(str(tmp_path / "a.onnx"), layers), torch.randn(1, 3, 9, 9)
+    session, read = onnxruntime.InferenceSession(path), open_model(path)
+    expected = torch.from_numpy(session.run(None, {"x": images.numpy()})[0])
+    assert torch.allclose(read.eval()(images), expected, atol=1e-5)
+    assert kept(read, 9) == {"e", "mr90"}
+    strided = audit(read, 8, sizes=False).findings[4]
+    assert strided.lost[0].layer == "0" and strided.lost[0].why == "width shifted by 1 px"
+    with pytest.raises(ValueError, match="does not read from ONNX: Cosh; give the torch module"):
+        open_model(onnx_file(str(tmp_path / "b.onnx"), layers, "Cosh"))
+
+
+def test_what_names_a_model_is_told_from_architectures(tmp_path):
+    assert names_model("my.module:make") and names_model("a/b.py:make") and names_model("x.onnx")
+    assert not names_model("28px: 10k3@C4") and not names_model("p4cnn")
+    for name in ("none.pt2", "none.onnx"):
+        with pytest.raises(ValueError, match="there is no file"):
+            open_model(str(tmp_path / name), run_code=True)
+    (tmp_path / "text.onnx").write_text("no graph")
+    (tmp_path / "text.pt2").write_text("no archive")
+    for name in ("text.onnx", "text.pt2"):
+        with pytest.raises(ValueError, match="is not a"):
+            open_model(str(tmp_path / name), run_code=True)
+
+
+def test_the_command_prints_every_format(tmp_path, capsys):
+    source = "from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 4, 3, stride=2)\n"
+    (tmp_path / "mine.py").write_text(source)
+    given = ["check", f"{tmp_path}/mine.py:make", "--size", "8", "--group", "D1", "--format"]
+    app([*given, "json"], standalone_mode=False)
+    assert '"claim": "broken"' in capsys.readouterr().out
+    app([*given, "csv"], standalone_mode=False)
+    assert capsys.readouterr().out.splitlines()[0].startswith("element,claim,lost_at")
+    app([*given, "table"], standalone_mode=False)
+    assert "width shifted by 1 px" in capsys.readouterr().out

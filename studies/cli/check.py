@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studies.cli.app import MODELS, app
-from studies.cli.options import FormatOption
+from studies.cli.options import FormatOption, RunCode
 from studies.output import Format, print_rows, print_value
+
+if TYPE_CHECKING:
+    from trainers.instruments.audit.repair import Repaired
+    from trainers.instruments.audit.verdict import Audit
+
+Repair = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT",
+        help="Of a model: writes one that keeps the group, to a .pt2 or .onnx file.",
+        show_default=False,
+    ),
+]
 
 
 @app.command(rich_help_panel=MODELS)
@@ -16,9 +30,10 @@ def check(
     architecture: Annotated[
         str,
         typer.Argument(
-            metavar="ARCHITECTURE|MODULE:FUNCTION",
+            metavar="ARCHITECTURE|MODULE:FUNCTION|FILE",
             help="Its text form or the name of a published network; or a model: "
-            "module:function or file.py:function that returns a torch module.",
+            "module:function or file.py:function that returns a torch module, a .pt2 or .onnx "
+            "file.",
             show_default=False,
         ),
     ],
@@ -49,6 +64,8 @@ def check(
             min=1, help="Classes; else 10, or those of the published network.", show_default=False
         ),
     ] = None,
+    repair: Repair = None,
+    run_code: RunCode = False,
     format: FormatOption = Format.table,
 ) -> None:
     """Shows before any training which symmetries an architecture, or the sampling grid of any
@@ -58,21 +75,37 @@ def check(
     from trainers.instruments.audit.opening import names_model
 
     if names_model(architecture):
-        return _audit(architecture.strip(), size, group or "D4", channels or 3, format)
+        if size is None or classes is not None:
+            raise typer.BadParameter(
+                f"{architecture} is a model, which has classes and no input size of its own; write "
+                "--size 224 or the like, and no --classes"
+            )
+        audited = _audited(
+            architecture.strip(), size, group or "D4", channels or 3, repair, run_code
+        )
+        if format is Format.csv:
+            return print_rows(audited.rows(), format, [], [])
+        return print_value(audited.as_dict(), format, audited.text())
+    if repair is not None or run_code:
+        raise typer.BadParameter(
+            "--repair and --run-code are for models; write module:function, or the name of a .pt2 "
+            "or .onnx file"
+        )
     checked = check_architecture(architecture, group, channels=channels, classes=classes, size=size)
     print_value(checked.as_dict(), format, checked.text())
 
 
-def _audit(source: str, size: int | None, group: str, channels: int, format: Format) -> None:
-    """Prints what the sampling grid of a model keeps."""
+def _audited(
+    source: str, size: int, group: str, channels: int, out: Path | None, run_code: bool
+) -> Audit | Repaired:
+    """What the sampling grid of a model keeps; with `out`, repaired."""
     from trainers.instruments.audit.audit import audit
-    from trainers.instruments.loading import load_model
+    from trainers.instruments.audit.opening import open_model
 
-    if size is None:
-        raise typer.BadParameter(
-            f"{source} has no input size of its own; write --size 224 or the like"
-        )
-    audited = audit(load_model(source), size, group, channels, name=source)
-    if format is Format.csv:
-        return print_rows(audited.rows(), format, [], [])
-    print_value(audited.as_dict(), format, audited.text())
+    model = open_model(source, run_code=run_code)
+    found = audit(model, size, group, channels, name=source)
+    if out is None:
+        return found
+    from trainers.instruments.audit.repair import repair
+
+    return repair(model, found, out)

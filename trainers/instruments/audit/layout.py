@@ -28,7 +28,17 @@ FLOATING = ("reflection_pad2d", "replication_pad2d", "im2col", "pixel_shuffle", 
 
 @rule(*MOVES)
 def move(context: Context, *args: Any, **kwargs: Any) -> Any:
-    """The operation itself, on whole numbers."""
+    """The operation itself, on whole numbers; of a maximum, on what it is the largest of."""
+    result, value = _moved(context, *args, **kwargs), args[0]
+    if not isinstance(result, Value) or not isinstance(value, Value) or value.members is None:
+        return result
+    if result.channels != value.channels:
+        return result
+    parts = [_moved(context, value.holding(m), *args[1:], **kwargs).data for m in value.members]
+    return result._replace(members=torch.stack(parts))
+
+
+def _moved(context: Context, *args: Any, **kwargs: Any) -> Any:
     kept = _kept(context, *args, **kwargs)
     if kept is not None:
         return kept
@@ -87,7 +97,7 @@ def _kept(context: Context, *args: Any, **kwargs: Any) -> Any:
             return Value(value.data.reshape([1] * len(shape)), value.channels)
         return None
     if name == "unsqueeze" and args[1] >= 2:
-        return value._replace(data=value.data.unsqueeze(args[1]))
+        return value.holding(value.data.unsqueeze(args[1]))
     if name in ("split", "split_with_sizes", "chunk", "slice", "narrow", "unsafe_split"):
         return _cut(context, value, *args[1:])
     if name in ("flip", "roll", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"):
@@ -122,7 +132,7 @@ def _moved_in_space(context: Context, value: Value, *args: Any) -> Value | None:
         _only_zeros((value, *args))
         if len(args[0]) > 2 * (rank - 2):
             return None
-    return value._replace(data=_done(context, (value.data, *args), {}))
+    return value.holding(_done(context, (value.data, *args), {}))
 
 
 @rule("index")

@@ -10,8 +10,17 @@ from torch import Tensor
 
 from trainers.instruments.audit import field
 from trainers.instruments.audit.record import Constant
-from trainers.instruments.audit.values import Context, Unreadable, Value, lifted, rule, whole
-from trainers.instruments.audit.windows import of_set
+from trainers.instruments.audit.values import (
+    Context,
+    Unreadable,
+    Value,
+    largest,
+    lifted,
+    members_of,
+    of_set,
+    rule,
+    whole,
+)
 
 MOST_NUMBERS = 1 << 24  # of a constant matrix that is looked at in full
 
@@ -25,7 +34,7 @@ def linear(context: Context, bias: Any, first: Any, second: Any, **kwargs: Any) 
     if isinstance(bias, Value):
         raise Unreadable("a bias that depends on the image")
     if result.channels is not None:
-        return result._replace(data=(result.data + field.drawn((bias.key, "bias"))) % field.PRIME)
+        return result.holding((result.data + field.drawn((bias.key, "bias"))) % field.PRIME)
     return Value((result.data + lifted(bias)) % field.PRIME)
 
 
@@ -95,14 +104,17 @@ def symmetric_function(context: Context, value: Value, *args: Any, **kwargs: Any
     value = _alone_or_whole(context, value, axes)
     shape = context.step.shapes[0]
     others = [axis for axis in range(rank) if axis not in axes]
-    moved = value.data.permute(*axes, *others).flatten(0, len(axes) - 1)
-    if name in ("amax", "amin"):
-        data = of_set(moved)
+    moved = members_of(value) if name == "amax" else value.data[None]
+    moved = moved.permute(0, *(axis + 1 for axis in (*axes, *others))).flatten(0, len(axes))
+    if name == "amin":
+        data = field.hashed(of_set(moved), name)
     else:
         data = field.hashed(field.hashed(moved, name).sum(0) % field.PRIME, (name, args))
     sizes = list(shape)
     if value.channels is not None and len(sizes) > 1:
         sizes[1] = 1
+    if name == "amax":
+        return largest(moved.reshape(len(moved), *sizes), value.channels)
     return Value(data.reshape(sizes), value.channels)
 
 
@@ -130,7 +142,7 @@ def softmax(context: Context, value: Value, axis: int, *args: Any) -> Value:
     axis = axis % len(value.shape)
     value = _alone_or_whole(context, value, [axis])
     total = field.hashed(value.data, "softmax").sum(axis, keepdim=True) % field.PRIME
-    return value._replace(data=field.hashed_pairs(value.data, total, context.step.operation))
+    return value.holding(field.hashed_pairs(value.data, total, context.step.operation))
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
@@ -144,7 +156,7 @@ def batch_norm(context: Context, value: Value, weight: Any, bias: Any, *rest: An
     )
     if training:
         axes = [axis for axis in range(len(value.shape)) if axis > 1]
-        value = value._replace(data=_normalised(value.data, axes))
+        value = value.holding(_normalised(value.data, axes))
     keyed = rest[0] if with_mean else weight
     if keyed is None:
         return [value, None, None]
@@ -153,15 +165,22 @@ def batch_norm(context: Context, value: Value, weight: Any, bias: Any, *rest: An
         field.drawn((keyed.key, "scale"), *width),
         field.drawn((keyed.key, "shift"), *width),
     )
-    return [value._replace(data=(value.data * scale + shift) % field.PRIME), None, None]
+    return [value.holding((value.data * scale + shift) % field.PRIME), None, None]
 
 
-def _normalised(data: Tensor, axes: Sequence[int]) -> Tensor:
-    """Every value, and a function of all along the axes."""
+def _normalised(data: Tensor, axes: Sequence[int], alone: bool = True) -> Tensor:
+    """Values less their mean, times a function of all along the axes; unless one number stands for
+    channels of which each has its own mean: then a function of the value and all.
+    """
+    axes = list(axes)
     if not axes:
         return data
-    total = field.hashed(data, "norm").sum(list(axes), keepdim=True) % field.PRIME
-    return field.hashed_pairs(data, total, "normalised")
+    total = field.hashed(data, "norm").sum(axes, keepdim=True) % field.PRIME
+    if not alone:
+        return field.hashed_pairs(data, total, "normalised")
+    count = torch.Size([data.shape[axis] for axis in axes]).numel()
+    mean = field.product(data.sum(axes, keepdim=True) % field.PRIME, field.inverse(count))
+    return field.product((data - mean) % field.PRIME, field.hashed(total, "deviation"))
 
 
 @rule("native_group_norm")
@@ -171,7 +190,7 @@ def group_norm(
 ) -> Any:  # fmt: skip
     """Values with a function of all in their group."""
     if value.channels is not None:
-        data = _normalised(value.data, range(1, value.data.ndim))
+        data = _normalised(value.data, range(1, value.data.ndim), groups == c)
     else:
         apart = value.data.unflatten(1, (groups, -1))
         data = _normalised(apart, range(2, apart.ndim)).reshape(value.data.shape)
@@ -179,7 +198,7 @@ def group_norm(
         width = (1, data.shape[1], *(1,) * (data.ndim - 2))
         scale, shift = (field.drawn((weight.key, what), *width) for what in ("scale", "shift"))
         data = (data * scale + shift) % field.PRIME
-    return [value._replace(data=data), None, None]
+    return [value.holding(data), None, None]
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")

@@ -13,12 +13,14 @@ from trainers.instruments.audit.values import (
     Context,
     Unreadable,
     Value,
+    largest,
     lifted,
+    members_of,
+    of_set,
     rule,
     varies_along,
     whole,
 )
-from trainers.instruments.audit.windows import of_set
 
 # 0 stays 0
 ODD_AT_ZERO = {
@@ -54,7 +56,7 @@ def activation(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any
     data = field.hashed(value.data, key)
     if name in ODD_AT_ZERO or (name.startswith("clamp") and _holds_zero(name, args, kwargs)):
         data = data.masked_fill(value.data == 0, 0)
-    result = value._replace(data=data)
+    result = value.holding(data)
     return (result, None) if name == "log_sigmoid_forward" else result
 
 
@@ -70,14 +72,14 @@ def _holds_zero(name: str, args: Any, kwargs: Any) -> bool:
 def identity(context: Context, value: Value, *args: Any, **kwargs: Any) -> Value:
     """The value as it is."""
     if kwargs.get("dtype") is not None and not kwargs["dtype"].is_floating_point:
-        return value._replace(data=field.hashed(value.data, "whole number"))
+        return value.holding(field.hashed(value.data, "whole number"))
     return value
 
 
 @rule("neg")
 def negative(context: Context, value: Value) -> Value:
     """The value times -1."""
-    return value._replace(data=-value.data % field.PRIME)
+    return value.holding(-value.data % field.PRIME)
 
 
 @rule("add", "sub", "rsub")
@@ -106,8 +108,8 @@ def multiply(context: Context, first: Any, second: Any) -> Value:
 def divide(context: Context, first: Any, second: Any, **kwargs: Any) -> Value:
     """A quotient: exact by a number, else a function of the two."""
     if isinstance(second, (int, float)) and isinstance(first, Value) and not kwargs:
-        return first._replace(
-            data=field.product(first.data, field.inverse(field.of_number(float(second))))
+        return first.holding(
+            field.product(first.data, field.inverse(field.of_number(float(second))))
         )
     one, two, channels = paired(context, first, second)
     return Value(field.hashed_pairs(one, two, ("div", sorted(kwargs.items()))), channels)
@@ -118,12 +120,20 @@ def function_of_two(context: Context, first: Any, second: Any, **kwargs: Any) ->
     """Any other function of two values in the same place."""
     one, two, channels = paired(context, first, second)
     name = context.step.operation
+    if name == "maximum" and _of_one_shape(first, second):
+        return largest(torch.cat([members_of(first), members_of(second)]), first.channels)
     if name in ("maximum", "minimum", "fmax", "fmin"):
         stacked = torch.stack(torch.broadcast_tensors(one, two))
         return Value(
             of_set(stacked) if "max" in name else field.hashed(of_set(stacked), name), channels
         )
     return Value(field.hashed_pairs(one, two, name), channels)
+
+
+def _of_one_shape(first: Any, second: Any) -> bool:
+    if not isinstance(first, Value) or not isinstance(second, Value):
+        return False
+    return first.channels == second.channels and first.data.shape == second.data.shape
 
 
 @rule("where")

@@ -155,8 +155,10 @@ class Recorder(TorchDispatchMode):
 
     def layer(self, operation: str, weight: Constant | None = None) -> str:
         """Where the network is now."""
-        if weight is not None and "." in weight.name:
-            return weight.name.rpartition(".")[0]
+        if weight is not None:
+            for mark in "./":  # ONNX names may have no dots in torch
+                if mark in weight.name:
+                    return weight.name.rpartition(mark)[0]
         if self.stack and self.stack[-1]:
             return self.stack[-1]
         return operation.strip("_")

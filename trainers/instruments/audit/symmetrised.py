@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ Norm = (
 def double_copy(module: nn.Module) -> nn.Module:
     """A copy in float64, in evaluation mode, on the CPU. Raises ValueError where there is none."""
     try:
-        return copy.deepcopy(module).eval().double().cpu()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript copies parameters that are no leaves
+            return copy.deepcopy(module).eval().double().cpu()
     except Exception as error:  # the user's code
         raise ValueError(
             f"the module cannot be copied: {type(error).__name__}: {error}; an audit draws weights "
@@ -166,7 +169,8 @@ def grid_errors(
     claims: Sequence[bool | None],
 ) -> list[float | None]:
     """For each element the largest measured difference of f(gx) from f(x), or from g f(x) for maps,
-    relative to the spread of f(x), over draws of weights and images; None: it cannot be measured.
+    relative to the spread of f(x), over draws of weights and images; infinite where shapes differ,
+    None: it cannot be measured.
 
     `module` is a float64 copy, whose weights are overwritten. One draw shows that an element that
     is claimed (True) is kept to rounding errors; that it is lost, the first of DRAWS that does.
@@ -191,8 +195,8 @@ def grid_errors(
                 upright = module(images)
                 for element in (e for e in left if frozenset(turns_of(e)) == turns):
                     error = difference(module, images, upright, element)
-                    found[element] = max(found[element], error)
-    return [found[e] if math.isfinite(found[e]) else None for e in elements]
+                    found[element] = error if math.isnan(error) else max(found[element], error)
+    return [None if math.isnan(found[e]) else found[e] for e in elements]
 
 
 def _images(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -207,7 +211,7 @@ def own_errors(
     images = _images(shape, 0)
     upright = module(images)
     errors = [difference(module, images, upright, element) for element in elements]
-    return [error if math.isfinite(error) else None for error in errors]
+    return [None if math.isnan(error) else error for error in errors]
 
 
 def difference(

@@ -26,12 +26,43 @@ class Value(NamedTuple):
 
     data: Tensor  # int64
     channels: int | None = None
+    # of maxima: what they are the largest of [n, *shape of data], so that maxima of maxima are
+    # maxima; OUTSIDE where there are fewer
+    members: Tensor | None = None
+
+    def holding(self, data: Tensor) -> Value:
+        """Other numbers for the same channels."""
+        return Value(data, self.channels)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape that the network's tensor has."""
         shape = tuple(self.data.shape)
         return shape if self.channels is None else (shape[0], self.channels, *shape[2:])
+
+
+OUTSIDE = -1  # what a maximum does not read
+MOST_MEMBERS = 32
+
+
+def members_of(value: Value) -> Tensor:
+    """What a value is the largest of; itself, if it is no maximum."""
+    return value.data[None] if value.members is None else value.members
+
+
+def of_set(values: Tensor) -> Tensor:
+    """A function of the set of values along the first axis; of one value, that value."""
+    ordered = values.sort(0).values
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    new &= ordered != OUTSIDE
+    number = field.hashed(ordered, "in a set").masked_fill(~new, 0).sum(0) % field.PRIME
+    return torch.where(new.sum(0) == 1, ordered[-1], number)
+
+
+def largest(members: Tensor, channels: int | None) -> Value:
+    """The maximum along the first axis, as a function of the set of values there."""
+    return Value(of_set(members), channels, members if len(members) <= MOST_MEMBERS else None)
 
 
 class Unreadable(ValueError):

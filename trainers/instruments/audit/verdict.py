@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,8 @@ class Finding:
     element: Element
     claim: Claim  # of the grid, for all kernels that the element keeps
     lost: tuple[Lost, ...]  # the layers, first layer first; empty unless broken
-    measured: float | None  # with random kernels that the element keeps; None: not measured
+    # with random kernels that the element keeps; infinite: of another shape, None: not measured
+    measured: float | None
     own: float | None  # with the weights that the module has
 
     @property
@@ -105,8 +107,8 @@ class Audit:
                 "claim": f.claim,
                 "lost_at": [lost.layer for lost in f.lost],
                 "why": [lost.why for lost in f.lost],
-                "grid_error": f.measured,
-                "own_error": f.own,
+                "grid_error": _finite(f.measured),
+                "own_error": _finite(f.own),
                 "agrees": f.agrees,
             }
             for f in self.findings
@@ -156,5 +158,12 @@ class Audit:
         return said
 
 
+def _finite(value: float | None) -> float | None:
+    """None for infinite, which JSON has not: the shapes differ."""
+    return None if value is None or math.isinf(value) else value
+
+
 def _error(value: float | None) -> str:
+    if value is not None and math.isinf(value):
+        return "shape"
     return "-" if value is None else "0" if value == 0 else f"{value:.1e}"

@@ -12,16 +12,19 @@ from torch import Tensor
 from trainers.instruments.audit import field
 from trainers.instruments.audit.record import Constant
 from trainers.instruments.audit.values import (
+    OUTSIDE,
     Context,
     Unreadable,
     Value,
     kept_kernel,
+    largest,
     lifted,
+    members_of,
+    of_set,
     rule,
     whole,
 )
 
-OUTSIDE = -1  # what a maximum does not read
 Pair = tuple[int, int]
 
 
@@ -60,7 +63,7 @@ def convolution(
         stride = [1, 1]
     else:
         borders = [(p, p) for p in pair(padding)]
-    padded = maps._replace(data=_bordered(maps.data, borders, 0))
+    padded = maps.holding(_bordered(maps.data, borders, 0))
     outputs = weight.value.shape[1] * groups if transposed else weight.value.shape[0]
     step = pair(stride), pair(dilation)
     if not weight.trained:
@@ -113,7 +116,7 @@ def _fixed(
         result = Value(_slid(data, kernels.view(groups, -1, kernels.shape[1], *shape), *step))
     if bias is None:
         return result
-    return result._replace(data=(result.data + field.drawn((bias.key, "bias"))) % field.PRIME)
+    return result.holding((result.data + field.drawn((bias.key, "bias"))) % field.PRIME)
 
 
 def _slid(maps: Tensor, kernels: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -147,7 +150,7 @@ def _stuffed(maps: Value, stride: Pair) -> Value:
     size = (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1
     data = torch.zeros((*front, *size), dtype=torch.int64)
     data[..., :: stride[0], :: stride[1]] = maps.data
-    return maps._replace(data=data)
+    return maps.holding(data)
 
 
 def _bordered(maps: Tensor, borders: Sequence[Pair], fill: int) -> Tensor:
@@ -174,23 +177,13 @@ def max_pool(
     for n, k, s, p, d, o in zip(maps.shape[-2:], kernel, stride, padding, dilation, out):
         needed = (o - 1) * s + d * (k - 1) + 1  # more than the padding where sizes are rounded up
         borders.append((p, max(p, needed - n - p)))
-    data = _bordered(maps.data, borders, OUTSIDE)
+    data = _bordered(members_of(maps), borders, OUTSIDE)
     taps = [
         _shifted(data, (i * dilation[0], j * dilation[1]), stride, out)
         for i in range(kernel[0])
         for j in range(kernel[1])
     ]
-    return maps._replace(data=of_set(torch.stack(taps))), None
-
-
-def of_set(values: Tensor) -> Tensor:
-    """A function of the set of values along the first axis; of one value, that value."""
-    ordered = values.sort(0).values
-    new = torch.ones_like(ordered, dtype=torch.bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    new &= ordered != OUTSIDE
-    number = field.hashed(ordered, "in a set").masked_fill(~new, 0).sum(0) % field.PRIME
-    return torch.where(new.sum(0) == 1, ordered[-1], number)
+    return largest(torch.cat(taps), maps.channels), None
 
 
 @rule("_adaptive_max_pool2d", "adaptive_max_pool2d")
@@ -200,7 +193,7 @@ def adaptive_max_pool(context: Context, maps: Value, size: list[int]) -> tuple[V
     rows, columns = _adapted(height, size[0]), _adapted(width, size[-1])
     cells = [of_set(maps.data[..., r, c].flatten(-2).movedim(-1, 0)) for r in rows for c in columns]
     data = torch.stack(cells, -1).unflatten(-1, (len(rows), len(columns)))
-    return maps._replace(data=data), None
+    return maps.holding(data), None
 
 
 def _adapted(pixels: int, windows: int) -> list[slice]:
@@ -230,7 +223,7 @@ def linear_per_axis(context: Context, maps: Value, *args: Any, **kwargs: Any) ->
     data = field.matrix_product(data, columns.T.contiguous())
     if tuple(data.shape[-2:]) != context.step.shapes[0][-2:]:
         raise Unreadable("an output size that was not expected")
-    return maps._replace(data=data)
+    return maps.holding(data)
 
 
 def _frozen(args: Any) -> Any:

@@ -161,7 +161,7 @@ def _outcomes(module: nn.Module, program: Program, group: Group) -> list[Followe
     """Of every element."""
     turned: Program | str | None = None
     if program.size[0] != program.size[1] and any(e.swaps_axes for e in group.elements):
-        turned = _recorded(module, program.size[::-1], program.channels)
+        turned = _recorded(module, (program.size[1], program.size[0]), program.channels)
     outcomes = []
     for element in group.elements:
         if element == IDENTITY:
@@ -214,17 +214,17 @@ def _why(program: Program, element: Element, death: Death) -> str:
         return "the flattened positions have a weight each"
     if death.position:
         return "adds or multiplies values that depend on the position"
-    windows = [window_of(step, axis) for axis in (0, 1)]
-    if len(shape) == 4 and windows[0] is not None and windows[1] is not None:
+    height, width = window_of(step, 0), window_of(step, 1)
+    if len(shape) == 4 and height is not None and width is not None:
         left = [
             remainder(pixels, *window) if backwards else 0
-            for pixels, window, backwards in zip(shape[2:], windows, element.reversed_axes)
+            for pixels, window, backwards in zip(shape[2:], (height, width), element.reversed_axes)
         ]
         axes = [axis for axis, pixels in zip(("height", "width"), left) if pixels]
         if axes:
             amount = " and ".join(str(n) for n in dict.fromkeys(n for n in left if n))
             return f"{' and '.join(axes)} shifted by {amount} px"
-        if element.swaps_axes and windows[0] != windows[1]:
+        if element.swaps_axes and height != width:
             return "its windows differ in height and width"
     if any(isinstance(a, Constant) and not a.trained for a in step.args[1:2]):
         return "its kernel, which is a buffer, is not symmetric"

@@ -164,13 +164,13 @@ class _Watch:
         return flattened, position or _adds_positions(step)
 
     def _state(self, number: int, step: Step, one: _Side, two: _Side) -> bool | None:
-        values = one.results.get(Ref(number)), two.results.get(Ref(number))
+        first, second = one.results.get(Ref(number)), two.results.get(Ref(number))
         inputs = self.inputs[number]
         reshaped = step.operation in RESHAPES
         other = any(i in self.other for i in inputs) and step.operation not in FRESH
         same = None
-        if values[0] is not None and values[1] is not None and (reshaped or not other):
-            same = agree(*values, self.element)
+        if first is not None and second is not None and (reshaped or not other):
+            same = agree(first, second, self.element)
         if same is None or (reshaped and not same):
             self.other.add(number)
             return None
@@ -178,14 +178,14 @@ class _Watch:
 
     def outcome(self, output: Ref, one: _Side, two: _Side) -> Followed:
         """The end."""
-        values = one.results.get(output), two.results.get(output)
+        first, second = one.results.get(output), two.results.get(output)
         needed = self._ancestors(output.step)
         unread = tuple(self.unread)
-        if values[0] is None or values[1] is None:
+        if first is None or second is None:
             return Followed(None, unread=unread or ("the network's result",))
-        same = agree(*values, self.element)
+        same = agree(first, second, self.element)
         if same is None:
-            rank = len(values[0].shape)
+            rank = len(first.shape)
             return Followed(None, unread=(f"a result of {rank} axes, neither vector nor map",))
         deaths = tuple(d for d in self.deaths if d.number in needed)
         return Followed(same, () if same else deaths)

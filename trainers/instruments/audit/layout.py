@@ -10,7 +10,15 @@ from torch.utils._pytree import tree_map
 
 from trainers.instruments.audit import field
 from trainers.instruments.audit.record import Constant
-from trainers.instruments.audit.values import Context, Unreadable, Value, lifted, rule, whole
+from trainers.instruments.audit.values import (
+    OUTSIDE,
+    Context,
+    Unreadable,
+    Value,
+    lifted,
+    rule,
+    whole,
+)
 
 # what reads the position of values in their tensor alone
 MOVES = (
@@ -54,7 +62,7 @@ def _moved(context: Context, *args: Any, **kwargs: Any) -> Any:
 
     given, named = tree_map(numbers, (args, kwargs), is_leaf=_is_leaf)
     if context.step.operation == "constant_pad_nd":
-        _only_zeros(given)
+        given = _filled(given)
     return as_values(_done(context, given, named))
 
 
@@ -78,9 +86,13 @@ def _is_leaf(given: Any) -> bool:
     return isinstance(given, (Value, Constant))
 
 
-def _only_zeros(args: tuple) -> None:
-    if len(args) > 2 and args[2]:
-        raise Unreadable(f"padding with {args[2]}")
+def _filled(args: tuple) -> tuple:
+    """The arguments of a padding, whose number is one of the field; minus infinity is what a
+    maximum does not read.
+    """
+    if len(args) < 3:
+        return args
+    return (*args[:2], OUTSIDE if args[2] == -torch.inf else field.of_number(float(args[2])))
 
 
 def _kept(context: Context, *args: Any, **kwargs: Any) -> Any:
@@ -129,7 +141,7 @@ def _moved_in_space(context: Context, value: Value, *args: Any) -> Value | None:
         if not axes or any(axis % rank < 2 for axis in axes):
             return None
     elif name == "constant_pad_nd":
-        _only_zeros((value, *args))
+        args = _filled((value, *args))[1:]
         if len(args[0]) > 2 * (rank - 2):
             return None
     return value.holding(_done(context, (value.data, *args), {}))

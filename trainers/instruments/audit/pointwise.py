@@ -52,7 +52,12 @@ def activation(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any
     if constants and name not in ("prelu", "_prelu_kernel"):
         raise Unreadable("limits that are tensors")
     numbers = [a for a in args if not isinstance(a, Constant)]
-    key = (name, numbers, sorted(kwargs.items()), [c.key for c in constants])
+    key = (
+        name,
+        numbers,
+        sorted(kwargs.items()),
+        [c.key for c in constants if isinstance(c, Constant)],
+    )
     data = field.hashed(value.data, key)
     if name in ODD_AT_ZERO or (name.startswith("clamp") and _holds_zero(name, args, kwargs)):
         data = data.masked_fill(value.data == 0, 0)
@@ -184,7 +189,7 @@ def paired(context: Context, first: Any, second: Any) -> tuple[Tensor, Tensor, i
     """Two arguments as numbers that broadcast, and the channels that they stand for."""
     values = [v for v in (first, second) if isinstance(v, Value)]
     rank = max(len(v.shape) for v in values)
-    together = {v.channels for v in values if v.channels is not None}
+    together: set[int | None] = {v.channels for v in values if v.channels is not None}
     if len(together) == 1 and all(_joins(v, rank, together) for v in (first, second)):
         one, two = (_narrow(context, v, n) for n, v in enumerate((first, second)))
         return one, two, together.pop()

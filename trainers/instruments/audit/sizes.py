@@ -76,7 +76,10 @@ def shifted(program: Program, size: int) -> bool:
     return False
 
 
-def window_of(step: Step, axis: int) -> tuple[int, int, tuple[int, int], int, bool] | None:
+Window = tuple[int, int, tuple[int, int], int, bool]
+
+
+def window_of(step: Step, axis: int) -> Window | None:
     """(kernel, stride, padding, dilation, rounded up) on an axis; None: the step has no window."""
     if step.operation == "convolution":
         _, weight, _, stride, padding, dilation, transposed, *_ = step.args

@@ -109,11 +109,11 @@ class Derived(TorchFunctionMode):
         self.whole = {id(t) for t in (*module.buffers(), *module.parameters())}
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None
     ) -> Any:
         weight = args[1] if func in _CONVOLUTIONS and len(args) > 1 else None
         if isinstance(weight, Tensor) and weight.ndim == 4 and id(weight) not in self.whole:
-            args = (args[0], average(weight, self.turns), *args[2:])
+            args = tuple(average(a, self.turns) if a is weight else a for a in args)
         return func(*args, **(kwargs or {}))
 
 

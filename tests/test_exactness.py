@@ -173,3 +173,16 @@ def test_images_that_are_too_large_and_stages_that_are_too_deep_are_refused():
     with pytest.raises(ValueError, match="resize29 and crop27, but one step"):
         Architecture.parse("28px resize29 crop27: 4k3@C4")
     assert Architecture.parse("28 px: 4k3@C4") == Architecture.parse("28px: 4k3@C4")
+
+
+@pytest.mark.parametrize(
+    "text, group, says",
+    [
+        ("28px: 4k3@D4, 4k3@C4", "D4", "not built in from stage 2 on: never guaranteed"),
+        ("28px: 4k3@C8, 4k3", "C8", "off the pixel grid: never exact"),
+        ("28px: 4k3@C4, 4k3 coordinates=xy", "C4", "the xy coordinates stay where they are"),
+    ],
+)
+def test_where_an_element_is_lost_is_said_in_words(text, group, says):
+    found = verdict(Architecture.parse(text), Group.parse(group))
+    assert any(str(places[0]).startswith(says) for _, places in found.losses if places)

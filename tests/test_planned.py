@@ -46,6 +46,17 @@ def test_a_draft_takes_a_choice_from_another_condition():
     ) in (26, 28, 30, 32)
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_numbers_without_a_plan_are_drawn_evenly_or_evenly_in_the_logarithm(log):
+    random = rng()
+    drawn = [Draft({}, random).suggest_float("rate", 0.01, 100.0, log=log) for _ in range(400)]
+    shares = numpy.array(drawn)
+    shares = (numpy.log10(shares) + 2) / 4 if log else (shares - 0.01) / 99.99
+    assert numpy.allclose(
+        numpy.quantile(shares, [0, 0.25, 0.5, 0.75, 1]), [0, 0.25, 0.5, 0.75, 1], atol=0.08
+    )
+
+
 @given(
     st.integers(0, 10_000),
     st.floats(0.001, 100),

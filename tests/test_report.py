@@ -70,6 +70,9 @@ def test_scores_are_compared_over_all_complete_trials(study):
         exact = sum(int(row.rsplit("<td class=right>", 1)[1].split("<")[0]) for row in rows)
         assert exact == sum(record.attributes["exact"] for record in complete) > 0
     assert "<h3>By group of the stages</h3>" in page
+    facet = FACETS["equivariance loss"]
+    assert facet(Candidate.parse("12px: 4k3@C4 loss=layerwise:0.1+latent:1")) == "layerwise+latent"
+    assert facet(Candidate.parse("12px: 4k3@C4")) == "none"
     assert FACETS["group of the stages"](Candidate.parse("12px: 4k3@D4, 4k3, 4k3@C2")) == "D4 to C2"
 
 

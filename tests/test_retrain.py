@@ -15,7 +15,7 @@ from studies.config import dump, parse
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
 from studies.results import reproduce, retrain_job
-from studies.results.retrain import MeanStd, as_dict, run_jobs, summarised
+from studies.results.retrain import MeanStd, _resourced, as_dict, run_jobs, summarised
 from studies.results.retrain_job import RESULT, Job
 from studies.results.train_one import train_lines, train_one
 
@@ -298,3 +298,10 @@ def test_accuracy_by_angle_stands_in_columns_under_its_angles():
         assert [match.end() for match in re.finditer(r"\S+", values)] == ends
         found |= dict(zip(names.split(), values.split()))
     assert found == {f"{name}°": f"{100 * value:.1f}" for name, value in angles.items()}
+
+
+def test_one_job_that_is_left_needs_no_second_worker():
+    four = study(**{"resources.workers": 4})
+    assert [_resourced(four, left).resources.workers for left in (1, 2, 9)] == [1, 4, 4]
+    on_ray = study(**{"resources.workers": 4, "resources.executor": "ray"})
+    assert _resourced(on_ray, 1).resources.workers == 4

@@ -63,6 +63,12 @@ def test_where_there_is_nothing_to_draw_nothing_is_drawn(found, objectives):
     assert draw_text(found, objectives) == ""
 
 
+def test_what_has_no_range_lies_in_the_middle():
+    _, *rows, axis, _ = draw_text([dot(7, 50.0, 50.0)], TWO, width=10, height=4).splitlines()
+    start = axis.index("+") + 1
+    assert [row[start:].rstrip() for row in rows] == ["", "", "    .", ""]
+
+
 def test_one_trial_and_equal_values_can_be_drawn():
     for found in (
         [dot(7, 50.0, 50.0, front=True, knee=True)],

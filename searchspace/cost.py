@@ -130,7 +130,7 @@ def _with_fields(architecture: Architecture, fields: Sequence[int]) -> Architect
 
 
 def matched_share(
-    architecture: Architecture, match: Match, to: int, channels: int = 1, classes: int = 10
+    architecture: Architecture, match: Match, to: int, channels: int, classes: int
 ) -> float:
     """What the widened architecture has of what it should match: 1 is met, 2 is twice as much."""
     wide = widened(architecture, match, to, channels, classes)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 
 import pytest
 
 from studies.errors import StudyError
+from studies.journal import storage
+from studies.search.assignments import Assignment, noted_epoch
+from studies.search.attempts import NOTE_EVERY, Epochs
 from studies.search.driver import SearchDriver
 from studies.workers import ray_executor
 from studies.workers.actors import Members, PoolWorker, Room, fitting, wanted
@@ -124,3 +129,57 @@ def test_what_is_waited_for_is_said_once_and_what_never_comes_is_refused(tmp_pat
     monkeypatch.setattr(ray_executor, "PATIENCE_FOR_NODES", 0.1)
     with pytest.raises(StudyError, match="a trial needs 1 CPU, and no node has that"):
         run(tmp_path / "other", FakeActors(trivial.trainable, capacity=0))
+
+
+def test_a_trials_folder_is_told_of_epochs_now_and_then_and_the_driver_knows_the_last(
+    tmp_path, monkeypatch
+):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assignment = Assignment(3, "-", None, 0, 9, str(tmp_path))
+    epochs = Epochs()
+    for epoch, at in ((1, 0.0), (2, 1.0), (3, 2.0)):
+        now[0] = at
+        epochs.note(assignment, epoch)
+    assert noted_epoch(assignment) == 1 and epochs.last(assignment) == 3
+    now[0] = NOTE_EVERY
+    epochs.note(assignment, 4)
+    assert noted_epoch(assignment) == 4
+    epochs.forget(3)
+    assert epochs.last(assignment) == 4  # what a driver that was killed left
+
+
+def test_one_sync_serves_trials_that_end_at_once_and_a_closed_journal_is_synced(
+    tmp_path, monkeypatch
+):
+    synced, real = [], os.fsync
+    monkeypatch.setattr(storage, "SYNC_EVERY", 60.0)
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), real(file)))
+    journal = storage.SingleWriterJournal(tmp_path / "j")
+    ended = {"op_code": storage.SET_STATE, "worker_id": "a", "trial_id": 0, "state": 1}
+    for _ in range(5):
+        journal.append_logs([{**ended, "values": None}])
+    assert len(synced) == 1
+    journal.close()
+    assert len(synced) == 2 and len((tmp_path / "j").read_text().splitlines()) == 5
+
+
+def test_a_sync_that_fails_later_is_raised_where_the_next_trial_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SYNC_EVERY", 0.02)
+    journal = storage.SingleWriterJournal(tmp_path / "j")
+    ended = {"op_code": storage.SET_STATE, "worker_id": "a", "trial_id": 0, "state": 1}
+    journal.append_logs([ended])
+    failed = threading.Event()
+
+    def full(file):
+        failed.set()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    journal.append_logs([ended])
+    assert failed.wait(10)
+    time.sleep(0.05)
+    with pytest.raises(OSError, match="No space left"):
+        journal.append_logs([ended])
+    monkeypatch.undo()
+    journal.close()

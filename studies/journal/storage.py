@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 NAME = "equisearch"  # of the optuna study inside the journal
 # seconds; optuna's own writers (a dashboard) hold their lock for milliseconds
 STALE = 60.0
+SYNC_EVERY = 0.2  # seconds
 WAITS, WAIT = 20, 0.01  # seconds: for the rest of a line that another program appends
 # What Optuna reads of each kind of record.
 _STUDY, _TRIAL = frozenset({"study_id"}), frozenset({"trial_id"})
@@ -91,9 +92,17 @@ def next_place(trials: Sequence[FrozenTrial]) -> int:
 class SearchStorage(JournalStorage):
     """Optuna's storage, in which samplers see the trials of the search alone, not those beside it
     (`TrialRecord.kind`): no sampler can learn from them, whatever it looks at.
+
+    Thousands of trials are looked at several times for each proposal: each is asked once of what
+    kind it is.
     """
 
     _view: View | None = None  # what the thread that proposes sees
+
+    def __init__(self, backend: BaseJournalBackend) -> None:
+        super().__init__(backend)
+        self._asked = 0  # trials of which it is known
+        self._beside: set[int] = set()  # numbers of those beside the search
 
     def get_all_trials(
         self,
@@ -108,8 +117,19 @@ class SearchStorage(JournalStorage):
             trials = [trial for trial in trials if states is None or trial.state in states]
         else:
             trials = super().get_all_trials(study_id, deepcopy=False, states=states)
-        seen = [trial for trial in trials if KIND not in trial.user_attrs]
+            if states is None:
+                self._ask_kinds(trials)
+        if view is None and states is not None:
+            seen = [trial for trial in trials if KIND not in trial.user_attrs]
+        else:
+            seen = [t for t in trials if t.number not in self._beside] if self._beside else trials
         return copy.deepcopy(seen) if deepcopy else seen
+
+    def _ask_kinds(self, trials: Sequence[FrozenTrial]) -> None:
+        """Takes in of what kind the trials are that were not asked before."""
+        new = trials[self._asked :]
+        self._beside.update(trial.number for trial in new if KIND in trial.user_attrs)
+        self._asked = len(trials)
 
     @property
     def _my_view(self) -> View | None:
@@ -140,6 +160,7 @@ class SearchStorage(JournalStorage):
         not seen as waiting.
         """
         trials = super().get_all_trials(study_id, deepcopy=False)
+        self._ask_kinds(trials)
         backend: Any = self._backend
         self._view = View(
             threading.get_ident(), backend.handed_out, [_taken_back(trial) for trial in trials]
@@ -156,7 +177,7 @@ class SearchStorage(JournalStorage):
 
 class SingleWriterJournal(BaseJournalBackend):
     """Appends to and reads one journal file. Records survive a killed process at once, and a power
-    cut from each `tell` on.
+    cut from each `tell` on; those of trials that end within SYNC_EVERY of another, that much later.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,6 +190,9 @@ class SingleWriterJournal(BaseJournalBackend):
         self._lock = threading.RLock()
         self._handed_out = 0
         self._of_thread = threading.local()
+        self._synced = -SYNC_EVERY  # when the file last was
+        self._late: threading.Timer | None = None  # syncs what was not synced at once
+        self._failed: OSError | None = None  # in doing so
 
     @property
     def handed_out(self) -> int:
@@ -204,7 +228,33 @@ class SingleWriterJournal(BaseJournalBackend):
             if self._owner != threading.get_ident():
                 self._write()
                 if any(log["op_code"] == SET_STATE for log in logs):
-                    os.fsync(self._file.fileno())
+                    self._sync()
+
+    def _sync(self) -> None:
+        """Has what is written reach the disk, at once or, where it was just done, soon: a sync
+        takes milliseconds, and one serves all trials that ended meanwhile.
+        """
+        if (failed := self._failed) is not None:
+            self._failed = None
+            raise failed
+        if time.monotonic() - self._synced >= SYNC_EVERY:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+        elif self._late is None:
+            self._late = threading.Timer(SYNC_EVERY, self._sync_late)
+            self._late.daemon = True
+            self._late.start()
+
+    def _sync_late(self) -> None:
+        with self._lock:
+            if self._late is None:
+                return
+            self._late = None
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self._failed = error  # raised where the next trial ends
+            self._synced = time.monotonic()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -265,8 +315,13 @@ class SingleWriterJournal(BaseJournalBackend):
         self._offset += len(lines)
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file; what it holds has then reached the disk."""
+        with self._lock:
+            late, self._late = self._late, None
+            if late is not None and not self._file.closed:
+                late.cancel()
+                os.fsync(self._file.fileno())
+            self._file.close()
 
 
 def is_record(line: bytes) -> bool:

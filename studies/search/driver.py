@@ -24,12 +24,10 @@ from studies.journal.writer import Described, OpenedJournal, open_journal, writi
 from studies.search.assignments import (
     Assignment,
     assignment_of,
-    note_epoch,
     note_error,
-    noted_epoch,
     with_folder,
 )
-from studies.search.attempts import Died, count_death
+from studies.search.attempts import Died, Epochs, count_death
 from studies.search.beside import Beside
 from studies.search.inheritance import Child, next_child
 from studies.search.progress import Progress
@@ -58,7 +56,7 @@ class SearchDriver:
         self.beside = Beside(self.study)  # partners of pairs, and controls
         self._promotions = Promotions(self.study.search.eta)
         self._trainings: Counter[str] = Counter()  # by key: how often it was or is trained
-        self._progress = Progress(self.study.objectives)
+        self._progress, self._epochs = Progress(self.study.objectives), Epochs()
         with self._on_failure_close():
             self._journal, opened = open_journal(self.directory, self.study.objectives)
             if begun:
@@ -165,7 +163,7 @@ class SearchDriver:
             attempts, reason = count_death(
                 record.attributes.get("attempts", {}),
                 died,
-                max([noted_epoch(self._assignment(record)), *record.rungs]),
+                max([self._epochs.last(self._assignment(record)), *record.rungs]),
                 self.study.search.retries,
             )
             record = self._journal.set(record, {"attempts": attempts})
@@ -289,7 +287,7 @@ class SearchDriver:
         """Notes that trial `number` has trained and saved an epoch."""
         with self._state, writing(self.directory):
             if number in self._running:
-                note_epoch(self._assignment(self._running[number]), epoch)
+                self._epochs.note(self._assignment(self._running[number]), epoch)
 
     def report(self, number: int, epoch: int, scores: Mapping[str, Any]) -> Decision:
         """Whether trial `number` trains on after `epoch`, which it always does after the last; a
@@ -353,6 +351,7 @@ class SearchDriver:
         if record.stopped_at is not None:
             self._promotions.stop(record.stopped_at, record.number)
         self._running.pop(record.number, None)
+        self._epochs.forget(record.number)
         if record.kind == "search":
             self._progress.count(record)
         self._progress.judge(record)

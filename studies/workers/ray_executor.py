@@ -8,15 +8,15 @@ restored after a kill without zombies; and it asks its scheduler after the fact,
 trial may have trained on. Tune's loggers work here all the same (`studies.workers.loggers`).
 
 One exchange is one remote call: the driver sends an assignment or a decision and gets the worker's
-next message; workers are told to leave in the answer to a heartbeat. At 10,000 GPUs, with the
-constants measured (1,000 trials of three reports: 11 ms a trial with everything, 7 to 10 ms of that
-on the driver's core; memory grows by 8 MB): the driver handles about 800 exchanges a second, so
-10,000 workers may each finish an epoch every 12 s. The sampler saturates first: `ehvi` takes 30 to
-60 ms a proposal (a model of 90 trials at most; 1,000 trials of it cost 74 ms each with everything,
-89 the last hundred), which is 11 to 20 new trials a second; TPE 30 ms at 50 trials and 60 ms at
-300, and no more beyond 250 (`studies.samplers.tpe`); random proposals 5 ms at any size,
-evolutionary ones 6 us more for each earlier trial. Then the journal: 4 kB and one sync a trial,
-opened for driving in 9 s at 10,000 trials. Beyond that: heartbeats every few epochs, `sampler:
+next message; workers are told to leave in the answer to a heartbeat.
+
+The plan for 10,000 GPUs, with constants measured (`tests/benchmarks/bench_scale.py`, 1,000
+pretended workers on a busy core; the exchange itself with Ray: 800 a second): proposals break
+first. With 1,000 running, `random` and `evolution` take about 20 ms, 50 new trials a second; `ehvi`
+30 to 90 ms, 11 to 30. 10,000 workers are thus kept busy where a trial takes 200 s on average (`ehvi`
+up to 900 s). Next are exchanges: an epoch of every worker each 12 s. Then rungs, at 2 to 3 ms: 400
+a second. Heartbeats (0.1 to 0.3 ms) and ends (0.5 ms; syncs are shared) follow, and last the
+journal: 4 to 7 kB a trial, opened for driving in 9 s at 10,000 trials. Beyond that: `sampler:
 evolution`, and one study per part of the space, each with its own driver.
 """
 

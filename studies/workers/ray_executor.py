@@ -13,8 +13,8 @@ next message; workers are told to leave in the answer to a heartbeat.
 The plan for 10,000 GPUs, with constants measured (`tests/benchmarks/bench_scale.py`, 1,000
 pretended workers on a busy core; the exchange itself with Ray: 800 a second): proposals break
 first. With 1,000 running, `random` and `evolution` take about 20 ms, 50 new trials a second; `ehvi`
-30 to 90 ms, 11 to 30. 10,000 workers are thus kept busy where a trial takes 200 s on average (`ehvi`
-up to 900 s). Next are exchanges: an epoch of every worker each 12 s. Then rungs, at 2 to 3 ms: 400
+30 to 90 ms, 11 to 30. 10,000 workers are thus kept busy where a trial takes 200 s on average, 900 s
+with `ehvi`. Next are exchanges: an epoch of every worker each 12 s. Then rungs, at 2 to 3 ms: 400
 a second. Heartbeats (0.1 to 0.3 ms) and ends (0.5 ms; syncs are shared) follow, and last the
 journal: 4 to 7 kB a trial, opened for driving in 9 s at 10,000 trials. Beyond that: `sampler:
 evolution`, and one study per part of the space, each with its own driver.

@@ -12,6 +12,7 @@ from searchspace.groups import Group
 from studies.pareto import hypervolume
 from studies.samplers.ehvi import ExpectedImprovement, boxes, improvements
 from studies.samplers.factory import make_sampler
+from studies.samplers.initial_design import features_of_text
 from studies.samplers.planned import as_key
 from support import trivial
 
@@ -278,3 +279,38 @@ def test_any_number_of_objectives(objectives):
         values = {"accuracy": 0.3 * n, "symmetry_accuracy": 0.3 * n, "params": 10_000 * (3 - n)}
         trials.add({"family": "steerable", "group": group}, [values[name] for name in objectives])
     assert groups_planned(trials).count("D4") >= 4
+
+
+@pytest.mark.parametrize(("score", "continued"), [(0.75, True), (0.05, False)])
+def test_a_stopped_training_goes_on_where_it_promises_more_than_a_new_one(score, continued):
+    """It needs eight more epochs; a new one needs nine."""
+    trials = Trials(study_of(search__rungs=[1]))
+    for group, value in (("C2", 0.3), ("C4", 0.5), ("D4", 0.4)):
+        for layout in ("max2/2", "avg3/2p1"):
+            fixed = {"family": "steerable", "group": group, "layout": layout}
+            trials.add(fixed, [value, value], **early(value - 0.1, "continue"))
+    fixed = {"family": "steerable", "group": "C4", "layout": "max3/2"}
+    pruned = optuna.trial.TrialState.PRUNED
+    stopped = trials.add(fixed, state=pruned, **early(score, "stop"))
+    planner, seen = ExpectedImprovement(trials.study), trials.optuna.get_trials(deepcopy=False)
+    chosen = [
+        planner.to_continue(seen, [stopped.number], numpy.random.default_rng(seed))
+        for seed in range(5)
+    ]
+    assert chosen == [stopped.number if continued else None] * 5
+    assert planner.to_continue(seen, [], numpy.random.default_rng(0)) is None
+
+
+def test_an_exact_candidate_is_drawn_as_accurate_on_turned_images():
+    objectives = ["accuracy", "symmetry_accuracy", "worst_symmetry_accuracy", "equivariance_error"]
+    planner = ExpectedImprovement(study_of(objectives=objectives))
+    drawn = numpy.random.default_rng(0).random((3, 2, 4))
+    before = drawn.copy()
+    declared = Group.parse("C4")
+    exact, broken = (
+        features_of_text(f"{size}px: 4k3@C4, 4k3 max2/2, 4k3", declared) for size in (28, 29)
+    )
+    planner._couple(drawn, [exact, broken])
+    assert (drawn[:, 1] == before[:, 1]).all() and (drawn[:, 0, 0] == before[:, 0, 0]).all()
+    assert (drawn[:, 0, 1] == drawn[:, 0, 0]).all() and (drawn[:, 0, 2] == drawn[:, 0, 0]).all()
+    assert (drawn[:, 0, 3] == 1).all()

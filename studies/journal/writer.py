@@ -138,6 +138,11 @@ class JournalWriter:
         with self._alone():
             return next_place(self._storage.get_all_trials(self._id, deepcopy=False))
 
+    def seen(self) -> list[Any]:
+        """The trials of the search, as samplers see them."""
+        with self._alone():
+            return self._storage.get_all_trials(self._id, deepcopy=False)
+
     def queue_beside(self, attributes: Sequence[Mapping[str, Any]]) -> list[TrialRecord]:
         """New trials beside the search, which wait: on disk all of them or none. They have no
         parameters, and optuna never proposes them.

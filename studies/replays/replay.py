@@ -21,7 +21,7 @@ from studies.output import Column
 from studies.pareto import front_volume
 from studies.replays.record import Table, TableEntry
 from studies.replays.rivals import RIVALS, optuna_steps
-from studies.replays.steps import WORST, Step, changed, known, work
+from studies.replays.steps import WORST, Step, changed, known, rungs, work
 from studies.search.assignments import Assignment
 from studies.search.driver import SearchDriver
 
@@ -58,9 +58,8 @@ def methods(table: Table) -> tuple[Method, ...]:
     """What is compared by default: the rivals, ours with several samplers, and ours without each
     of its parts.
     """
-    rungs = [rung for rung in table.study.search.rungs if rung < table.study.training.epochs]
     ours = {
-        "search.rungs": rungs,
+        "search.rungs": rungs(table),
         "search.sampler": "ehvi",
         "search.repeats": 1,
         "search.start": "spread",

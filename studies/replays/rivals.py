@@ -29,6 +29,7 @@ REPEATS = 100  # in a row, after which an architecture is drawn that was not tri
 POPULATION = 10  # of NSGA-II: with Optuna's 50, its first 450 epochs are random
 DRAFTS = 500  # from which the choices of a space are collected
 ASHA = 3  # MO-ASHA's eta: rungs at 1, 3, 9, ... epochs
+NEARLY_ALL = 1.0001  # the eta under which everything goes on
 
 
 def optuna_steps(table: Table, sampler: str, seed: int) -> Iterator[Step]:
@@ -150,21 +151,23 @@ def asha_steps(table: Table, name: str, seed: int) -> Iterator[Step]:
     rungs = [ASHA**k for k in range(20) if ASHA**k < table.study.training.epochs]
     rungs.append(table.study.training.epochs)
     reached: dict[str, int] = {}  # key -> place of the rung
-    while True:
+    eta = float(ASHA)
+    while len(reached) < len(entries) or min(reached.values()) < len(rungs) - 1:
         for place in reversed(range(len(rungs) - 1)):
             points = {
                 k: table.by_key[k].epochs[rungs[place] - 1]
                 for k, p in reached.items()
                 if p >= place
             }
-            best = [key for key in survivors(points, eta=ASHA) if reached[key] == place]
-            if best and len(points) >= ASHA:
+            best = [key for key in survivors(points, eta=eta) if reached[key] == place]
+            if best and len(points) >= eta:
                 entry = table.by_key[best[0]]
                 break
         else:
             entry, place = next(waiting, None), -1
-            if entry is None:
-                return
+            if entry is None:  # all of a finite space was begun: the best of those that stopped
+                eta = NEARLY_ALL
+                continue
         reached[entry.key] = place + 1
         yield paid.until(entry, rungs[place + 1])
 

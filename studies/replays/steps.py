@@ -45,6 +45,14 @@ class Paid:
         return Step(epochs, work(self._table, entry, epochs), scores)
 
 
+def rungs(table: Table) -> list[int]:
+    """The epochs at which a search that stops trainings compares them: a ninth and a third of the
+    training, as in the built-in studies.
+    """
+    epochs = table.study.training.epochs
+    return sorted({max(1, round(epochs * share)) for share in (1 / 9, 1 / 3)} - {epochs})
+
+
 def work(table: Table, entry: TableEntry, epochs: int) -> float:
     """`epochs` of `entry`, in epochs of the architecture with the table's median MACs."""
     return epochs * entry.macs / median(other.macs for other in table.entries)

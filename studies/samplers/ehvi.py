@@ -82,6 +82,30 @@ class ExpectedImprovement:
         acquisition = improvement * self._feasibility(learned, candidates, rng)
         return [drafts[i][1] for i in numpy.argsort(-acquisition, kind="stable")]
 
+    def to_continue(
+        self, trials: Sequence[FrozenTrial], stopped: Sequence[int], rng: numpy.random.Generator
+    ) -> int | None:
+        """Which of the `stopped` trials promises more for each epoch that it still needs than any
+        other and than a new candidate for each of its own; None where a new candidate does.
+        """
+        learned = informative(trials, self._study.objectives, BEST, NEWEST)
+        observations, drafts = self._observations(learned), self._candidates(trials, rng)
+        waiting = [
+            (trial.number, max(recorded_rungs(trial.user_attrs), default=0), features)
+            for trial in trials
+            if trial.number in set(stopped) and (features := self._features(trial)) is not None
+        ]
+        if not observations or not waiting:
+            return None
+        candidates = [f for f, _ in drafts] + [features for *_, features in waiting]
+        with threadpool_limits(1, "blas"):
+            gain = self._improvement(observations, self._pending(learned), candidates, rng)
+            gain = gain * self._feasibility(learned, candidates, rng)
+        last = self._study.rungs[-1]
+        cost = [last] * len(drafts) + [max(1, last - epoch) for _, epoch, _ in waiting]
+        best = int(numpy.argmax(gain / numpy.array(cost)))
+        return None if best < len(drafts) else waiting[best - len(drafts)][0]
+
     def _candidates(
         self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator
     ) -> list[tuple[Features, dict[str, Any]]]:

@@ -31,7 +31,7 @@ from studies.search.attempts import Died, Epochs, count_death
 from studies.search.beside import Beside
 from studies.search.inheritance import Child, next_child
 from studies.search.progress import Progress
-from studies.search.promotions import Promotions
+from studies.search.promotions import Promotions, worth_continuing
 from studies.search.proposals import continuation, describe
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
 from studies.search.scores import checked, ending, rung_margin, rung_point
@@ -186,17 +186,15 @@ class SearchDriver:
                 return self._next_beside()
             if (stopped := self._promotion()) is not None:
                 return self._promote(stopped)
-        if (proposal := self._propose()) is not None:
-            return proposal
-        with self._state, writing(self.directory):
-            return self._next_beside()
+        return self._continued() or self._propose() or self._next_beside()
 
     def _next_beside(self) -> Assignment | None:
         """The next trial beside the search, once that has ended; None while it has not."""
-        if self.ended is None or any(r.kind == "search" for r in self._running.values()):
-            return None
-        record = self.beside.next(self._journal, self.directory, self._size)
-        return None if record is None else self._give_out(record)
+        with self._state, writing(self.directory):
+            if self.ended is None or any(r.kind == "search" for r in self._running.values()):
+                return None
+            record = self.beside.next(self._journal, self.directory, self._size)
+            return None if record is None else self._give_out(record)
 
     @property
     def left(self) -> int:
@@ -213,6 +211,12 @@ class SearchDriver:
 
     def _promotion(self) -> int | None:
         return self._promotions.next() if self.study.search.second_chances else None
+
+    def _continued(self) -> Assignment | None:
+        """A stopped trial, where the sampler prefers it to a new one."""
+        stopped = worth_continuing(self.study, self._journal.seen(), self._promotions.waiting)
+        with self._state, writing(self.directory):
+            return None if stopped is None else self._promote(stopped)
 
     def _promote(self, stopped: int) -> Assignment:
         """The rest of the training of a stopped trial, under a new number."""
@@ -290,9 +294,8 @@ class SearchDriver:
                 self._epochs.note(self._assignment(self._running[number]), epoch)
 
     def report(self, number: int, epoch: int, scores: Mapping[str, Any]) -> Decision:
-        """Whether trial `number` trains on after `epoch`, which it always does after the last; a
-        repeated report gets the same answer. Raises ScoresError for scores that are missing or not
-        finite.
+        """Whether trial `number` trains on after `epoch`, as it does after the last; repeated reports
+        get the same answer. Raises ScoresError for scores that are missing or not finite.
         """
         with self._state, writing(self.directory):
             record = self._running.get(number)

@@ -9,8 +9,15 @@ rung, whatever number continues it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from studies.config import Study
 from studies.pareto import Point
 from studies.search.halving import survivors
+from trainers.seeds import derived_seed
 
 
 class Promotions:
@@ -62,6 +69,11 @@ class Promotions:
                         return stopped[origin]
         return None
 
+    @property
+    def waiting(self) -> list[int]:
+        """The numbers of the stopped trials that were not promoted; other threads may stop more."""
+        return sorted(n for rung in list(self._stopped.values()) for n in list(rung.values()))
+
     def promote(self, stopped: int, number: int) -> None:
         """Notes that trial `number` continues the trial `stopped`."""
         self._origins[number] = self._origin(stopped)
@@ -75,3 +87,19 @@ class Promotions:
         if epoch not in self._survivors:
             self._survivors[epoch] = survivors(self._points.get(epoch, {}), eta=self._eta)
         return self._survivors[epoch]
+
+
+def worth_continuing(study: Study, trials: Sequence[Any], waiting: Sequence[int]) -> int | None:
+    """The stopped trial, of those `waiting`, that is worth more for each epoch than a new one, by
+    the sampler's own measure; None where a new one is, or the sampler has no such measure.
+
+    The rank at an early rung can be wrong; the surrogate of `ehvi` learns how much it foretells.
+    """
+    from studies.samplers.ehvi import ExpectedImprovement
+    from studies.samplers.factory import startup_of
+
+    search = study.search
+    if search.sampler != "ehvi" or not search.second_chances or len(trials) < startup_of(study):
+        return None
+    rng = numpy.random.default_rng(derived_seed(search.seed, len(trials), 2))
+    return ExpectedImprovement(study).to_continue(trials, waiting, rng) if waiting else None

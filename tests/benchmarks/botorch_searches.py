@@ -15,13 +15,11 @@ from botorch.acquisition.multi_objective.logei import (
     qLogExpectedHypervolumeImprovement,
     qLogNoisyExpectedHypervolumeImprovement,
 )
+from botorch.acquisition.multi_objective.objective import MCMultiOutputObjective
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import ModelListGP, SingleTaskGP
-from botorch.models.deterministic import GenericDeterministicModel
-from botorch.models.model import ModelList
 from botorch.models.transforms import Standardize
 from botorch.sampling import SobolQMCNormalSampler
-from botorch.sampling.list_sampler import ListSampler
 from botorch.utils.multi_objective.box_decompositions import FastNondominatedPartitioning
 from gpytorch.mlls import SumMarginalLogLikelihood
 
@@ -139,6 +137,16 @@ def fidelity_steps(table: Table, seed: int) -> Iterator[Step]:
         yield paid.until(table.entries[chosen[0]], chosen[1])
 
 
+class _WithFidelity(MCMultiOutputObjective):
+    """Both scores, and the share of the epochs as the third objective."""
+
+    def forward(self, samples: torch.Tensor, X: torch.Tensor | None = None) -> torch.Tensor:
+        """Appends the last column of `X`, which is known."""
+        assert X is not None
+        share = X[..., -1:].expand(*samples.shape[:-1], 1)
+        return torch.cat([samples, share], -1)
+
+
 def _gain(
     fitted: _Fitted,
     x: torch.Tensor,
@@ -157,19 +165,14 @@ def _gain(
         return torch.cat([x[[i for i, _ in pairs]], share], 1)
 
     y = torch.stack([scores[i, r - 1] for i, r in seen])
-    models = fitted.models(at(seen), y)
-    share = GenericDeterministicModel(lambda z: z[..., -1:])
-    model = ModelList(*models, share)
     corner = torch.zeros(3, dtype=torch.double)
     known_points = torch.cat([y, at(seen)[:, -1:]], 1)
-    sampler = ListSampler(
-        *[SobolQMCNormalSampler(torch.Size([DRAWS]), seed=seed + k) for k in range(3)]
-    )
     acquisition = qLogExpectedHypervolumeImprovement(
-        model,
+        ModelListGP(*fitted.models(at(seen), y)),
         ref_point=corner.tolist(),
         partitioning=FastNondominatedPartitioning(corner, known_points),
-        sampler=sampler,
+        sampler=SobolQMCNormalSampler(torch.Size([DRAWS]), seed=seed),
+        objective=_WithFidelity(),
     )
     with torch.no_grad():
         value = acquisition(at(options).unsqueeze(1))

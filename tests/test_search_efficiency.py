@@ -29,8 +29,9 @@ def table(named):
     return named[1]
 
 
-def test_the_recorded_table_is_the_whole_space_of_its_preset(named):
-    name, table = named
+@pytest.mark.parametrize("name", [*TABLES, "fashion_table"])
+def test_the_recorded_table_is_the_whole_space_of_its_preset(name):
+    table = read_table(Path(__file__).parent / "assets" / f"{name}.json.gz")
     preset = load(name)
     assert (table.study.space, table.study.search, table.study.training) == (
         preset.space,

@@ -294,8 +294,8 @@ class SearchDriver:
                 self._epochs.note(self._assignment(self._running[number]), epoch)
 
     def report(self, number: int, epoch: int, scores: Mapping[str, Any]) -> Decision:
-        """Whether trial `number` trains on after `epoch`, as it does after the last; repeated reports
-        get the same answer. Raises ScoresError for scores that are missing or not finite.
+        """Whether trial `number` trains on after `epoch`, as it does after the last; a repeated
+        report gets the same answer. Raises ScoresError for scores that are missing or not finite.
         """
         with self._state, writing(self.directory):
             record = self._running.get(number)

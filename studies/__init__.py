@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from studies.config import Study
     from studies.config import load as load_study
     from studies.errors import StudyError
+    from studies.estimator.classifier import EquivariantClassifier
     from studies.results.check import Checked, check
     from studies.results.opened import (
         StudyDirectory,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # Public name -> its module and its name there.
 _WHERE = {
     "Checked": ("studies.results.check", "Checked"),
+    "EquivariantClassifier": ("studies.estimator.classifier", "EquivariantClassifier"),
     "Study": ("studies.config", "Study"),
     "StudyDirectory": ("studies.results.opened", "StudyDirectory"),
     "StudyError": ("studies.errors", "StudyError"),
@@ -42,6 +44,7 @@ _WHERE = {
 }
 __all__ = [
     "Checked",
+    "EquivariantClassifier",
     "Study",
     "StudyDirectory",
     "StudyError",

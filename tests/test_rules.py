@@ -140,6 +140,7 @@ ORDER = {
         "search",
         "workers",
         "results",
+        "estimator",
         "replays",
         "cli",
     ),

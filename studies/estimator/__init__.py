@@ -1,0 +1,1 @@
+"""A scikit-learn classifier that searches for its network."""

@@ -1,0 +1,85 @@
+"""What users of scikit-learn have as X and y, as arrays of images and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from trainers.data.formats.pixels import Scale, axes_of, channels_second, find_scale, scaled
+
+BLOCK = 256  # images at once
+
+
+def images_last(X: Any) -> np.ndarray:
+    """X as [N, height, width, channels], of its own type.
+
+    X is a NumPy array, a torch tensor or nested lists: [N, height, width], with channels (1 or 3)
+    behind or in front of height and width, or rows [N, k * k] of square grey images. Raises
+    ValueError for other shapes, and for values that are not numbers.
+    """
+    if hasattr(X, "toarray"):
+        raise ValueError("X is a sparse matrix; give images as a dense array: X.toarray()")
+    is_tensor = type(X).__module__.partition(".")[0] == "torch"
+    array = X.detach().cpu().numpy() if is_tensor else np.asarray(X)
+    if array.dtype.kind == "c":
+        raise ValueError("X holds complex numbers: Complex data not supported; give real pixels")
+    if array.dtype.kind not in "biuf":
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"X must be images of one shape as numbers, and its values are of type "
+                f"{array.dtype} ({error})"
+            ) from None
+    if array.ndim == 1:
+        raise ValueError(
+            f"X has the shape {array.shape}; it must be images [N, height, width] or rows of "
+            "square images. Reshape your data, X[None] for a single image"
+        )
+    if array.ndim == 2:
+        side = math.isqrt(array.shape[1])
+        if side * side != array.shape[1] or side < 2:
+            raise ValueError(
+                f"X has rows of {array.shape[1]} values, which are not square images; give images "
+                "as [N, height, width] or [N, height, width, channels]"
+            )
+        array = array.reshape(-1, side, side)
+    if not len(array):
+        raise ValueError(f"X has the shape {array.shape}: 0 sample(s); give at least one image")
+    axes = axes_of(array.shape, "X", channels_first=is_tensor)
+    return channels_second(array, axes).transpose(0, 2, 3, 1)
+
+
+def class_labels(y: Any) -> np.ndarray:
+    """y as a vector [N] of class labels: integers, text or booleans. Raises ValueError for others,
+    among them numbers that are measured (regression).
+    """
+    if y is None:
+        raise ValueError("y is None; fit requires y to be passed, but the target y is None")
+    labels = column_or_1d(y.detach().cpu().numpy() if hasattr(y, "detach") else y, warn=True)
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError("y holds NaN or infinite values; give a class for each image")
+    check_classification_targets(labels)
+    return labels
+
+
+def scale_of(images: np.ndarray) -> Scale:
+    """How the values of images [N, height, width, channels] become 0..255. Raises ValueError for
+    values that pixels cannot have.
+    """
+    return find_scale(_blocks(images), images.dtype, "X")
+
+
+def as_bytes(images: np.ndarray, scale: Scale) -> Iterator[np.ndarray]:
+    """The images as uint8 [n, channels, height, width], some at a time."""
+    for block in scaled(_blocks(images), scale, "X"):
+        yield np.ascontiguousarray(block.transpose(0, 3, 1, 2))
+
+
+def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
+    return (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))

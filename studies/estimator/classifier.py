@@ -177,8 +177,8 @@ class EquivariantClassifier(ClassifierMixin, BaseEstimator):
         return str(self.study_.trials[self.trial_]["architecture"])
 
     def _study(self, images: np.ndarray, classes: int, *, grouped: bool) -> Study:
-        limits = {"search.seed": self.random_state, "data.seed": self.random_state}
-        limits["resources.workers"] = self.workers
+        limits: dict[str, Any] = {"search.seed": self.random_state}
+        limits |= {"data.seed": self.random_state, "resources.workers": self.workers}
         if isinstance(self.budget, str):
             limits |= {"search.timeout": self.budget, "search.trials": 10_000}
         else:

@@ -15,7 +15,7 @@ from trainers.data.datasets import Images, load
 from trainers.networks.networks import build
 from trainers.settings import Data, Symmetry, Training
 from trainers.training.checkpoint import fingerprint
-from trainers.training.class_weights import class_weights
+from trainers.training.class_balance import class_weights
 from trainers.training.config import TrainingConfig
 from trainers.training.losses import cross_entropy
 from trainers.training.step import TrainingStep

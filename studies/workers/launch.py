@@ -276,8 +276,7 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
     out. Raises ValueError or OSError for data that cannot be read.
     """
     from trainers.data.datasets import DataWarning, describe, load
-    from trainers.training.class_scores import missing_classes
-    from trainers.training.class_weights import check_class_names
+    from trainers.training.class_balance import check_class_names, missing_classes
     from trainers.training.config import check_training
 
     size = study.space.pixels[0]

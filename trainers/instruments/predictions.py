@@ -100,14 +100,13 @@ def predict(
 ) -> Predictions:
     """The predictions of a model for images under each of `elements`.
 
-    `images` are [image, channel, height, width], uint8 or floating point, moved before `normalise`
-    is applied. With `share_exact`, quarter turns and flips under which the logits are measured not
-    to change cost no forward: 2 instead of 8 for C8 and an exact C4 network. `corners` is what lies
-    outside an image that is turned by an angle off the grid. A forward takes
-    `batch_size` images (None: 128 on a CPU, 1024 on a GPU). With `keep_logits` the logits under all
-    elements are among the predictions, not those of upright images alone. `executor`, such as
-    `trainers.process.thread_pool`, runs batches side by side, if several threads may call the
-    model. Raises ValueError for logits that are not finite.
+    `images` [image, channel, height, width], uint8 or floating point, are moved, then normalised.
+    With `share_exact`, quarter turns and flips under which the logits are measured not to change
+    cost no forward: 2 instead of 8 for C8 and an exact C4 network. `corners` is what lies outside
+    an image that is turned by an angle off the grid. A forward takes `batch_size` images (None: 128
+    on a CPU, 1024 on a GPU). `keep_logits`: of all elements, not of the identity alone. `executor`,
+    such as `trainers.process.thread_pool`, runs batches side by side, if several threads may call
+    the model. Raises ValueError for logits that are not finite.
     """
     batch_size = batch_size or (128 if device_of(model, images).type == "cpu" else 1024)
     elements = tuple(dict.fromkeys(elements))
@@ -133,19 +132,11 @@ def predict(
                 confidences[row, start : start + len(best)] = confidence
                 if keep_logits or plan.needed[row] == IDENTITY:
                     kept.setdefault(row, []).append(logits.cpu())
-    places = list(plan.rows)
-    logits = {row: torch.cat(batches) for row, batches in kept.items()}
-    upright = plan.needed.index(IDENTITY) if IDENTITY in plan.needed else None
-    return Predictions(
-        elements,
-        classes[places],
-        confidences[places],
-        shared,
-        len(plan.needed),
-        None if upright is None else logits[upright],
-        torch.stack([logits[row] for row in range(len(plan.needed))]) if keep_logits else None,
-        tuple(places),
-    )
+    logits = {plan.needed[row]: torch.cat(batches) for row, batches in kept.items()}
+    all_logits = torch.stack([logits[e] for e in plan.needed]) if keep_logits else None
+    places, upright = list(plan.rows), logits.get(IDENTITY)
+    sums = classes[places], confidences[places], shared, len(plan.needed)
+    return Predictions(elements, *sums, upright, all_logits, tuple(places))
 
 
 def _shared(model: Model, images: Tensor, normalise: Normalise | None) -> tuple[Element, ...]:

@@ -27,7 +27,7 @@ from trainers.instruments.predictions import Predictions, predict
 from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
 from trainers.scores import Scores
-from trainers.training.class_scores import class_scores, symmetry_class_scores
+from trainers.training.class_balance import class_scores, symmetry_class_scores
 
 if TYPE_CHECKING:
     from trainers.training.config import TrainingConfig
@@ -63,14 +63,8 @@ def evaluate(
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
     scored = mean_network(map(scoring, members))
-    predictions = predict(
-        scored,
-        images.pixels,
-        declared.elements,
-        normalise=normal,
-        corners=config.corners,
-        keep_logits=True,
-    )
+    moved = partial(predict, normalise=normal, corners=config.corners, keep_logits=True)
+    predictions = moved(scored, images.pixels, declared.elements)
     trained_on = seen(config.augment, declared, degrees_learned(learned))
     symmetry = summarise(predictions, images.labels, declared, trained_on, over=over)
     assert predictions.upright is not None  # every group holds the identity

@@ -28,7 +28,7 @@ from trainers.scores import Scores
 from trainers.seeds import derived_seed
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
-from trainers.training.class_weights import class_weights
+from trainers.training.class_balance import class_weights
 from trainers.training.config import TrainingConfig, check_training
 from trainers.training.cuda_graph import GraphedStep
 from trainers.training.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""Balanced accuracy and AUROC against scikit-learn."""
+"""Scores that weigh classes alike, against scikit-learn."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from trainers.data.datasets import load, normalise
 from trainers.networks.fold import scoring
 from trainers.networks.networks import build
 from trainers.settings import Data, Symmetry, Training
-from trainers.training.class_scores import (
+from trainers.training.class_balance import (
     balanced_accuracy,
     class_scores,
     macro_auroc,

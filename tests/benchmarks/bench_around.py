@@ -1,29 +1,27 @@
 """What stands around the stages, on real images: coordinates that make a task solvable which an
 exact network cannot solve, and an orbit average in training against one after it.
 
-    uv run python -m tests.benchmarks.bench_around coordinates
-    uv run python -m tests.benchmarks.bench_around orbit
+    python tests/benchmarks/bench_around.py coordinates
+    python tests/benchmarks/bench_around.py orbit
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from benchmark_data import load_or_exit, spread, trained
 
 from searchspace.architecture import Architecture
 from searchspace.function.coordinates import COORDINATES
 from searchspace.groups import Group
-from trainers.data.datasets import Splits, load
+from trainers.data.datasets import Splits
 from trainers.networks.networks import Network
 from trainers.settings import Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
 from trainers.training.evaluate import evaluate
-from trainers.training.train import start, train
 
 EXACT = "28px: 6k3@C4, 6k3 max2/2, 8k3, 8k3 max2/2, 8k3"
 PLAIN = "28px: 8k3 max2/2, 12k3 max2/2, 16k3"
@@ -54,9 +52,9 @@ def _orbit(root: Path, seeds: range) -> None:
     data = Data(name="mnist", root=root, train=1500, validation=1000)
     plain = Architecture.parse(PLAIN)
     average = replace(plain, orbit=Group.parse("C4"))
-    trained = [_trained(plain, data, seed) for seed in seeds]
-    _print("plain", [pair for _, pair in trained])
-    _print("averaged after training", [_averaged(average, n, data) for n, _ in trained])
+    runs = [_trained(plain, data, seed) for seed in seeds]
+    _print("plain", [pair for _, pair in runs])
+    _print("averaged after training", [_averaged(average, n, data) for n, _ in runs])
     _print("averaged in training", [_trained(average, data, seed)[1] for seed in seeds])
 
 
@@ -69,10 +67,7 @@ def _trained(
     architecture: Architecture, data: Data, seed: int
 ) -> tuple[Network, tuple[float, float]]:
     """(the trained network, its accuracy and symmetry accuracy)."""
-    config, splits = _config(data, seed), _splits(data, architecture)
-    with tempfile.TemporaryDirectory() as folder:
-        scores = train(architecture, config, Path(folder), EPOCHS, splits=splits)
-        network = start(architecture, config, Path(folder), splits).network
+    network, scores = trained(architecture, _config(data, seed), _splits(data, architecture))
     return network, (scores.accuracy, scores.symmetry_accuracy)
 
 
@@ -86,15 +81,11 @@ def _averaged(architecture: Architecture, network: Network, data: Data) -> tuple
 
 
 def _splits(data: Data, architecture: Architecture) -> Splits:
-    return load(data, architecture.size)
+    return load_or_exit(data, architecture.size)
 
 
 def _print(what: str, pairs: list[tuple[float, float]]) -> None:
-    cells = []
-    for values in zip(*pairs):
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells.append(f"{100 * statistics.mean(values):5.1f} +- {100 * deviation:4.1f}")
-    print(f"{what:24} {'  '.join(cells)}", flush=True)
+    print(f"{what:24} {'  '.join(spread(values) for values in zip(*pairs))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
 """The latent loss with and without a head that takes the maximum over blocks of channels: accuracy
 on upright images and over the quarter turns that training has not seen.
 
-    uv run python -m tests.benchmarks.bench_latent --epochs 15 --train 2000 --share 1
+    python tests/benchmarks/bench_latent.py --epochs 15 --train 2000 --share 1
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
 from pathlib import Path
 
+from benchmark_data import load_or_exit, spread, trained
+
 from searchspace.recipe import Candidate
-from trainers.data.datasets import load
 from trainers.settings import Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
-from trainers.training.train import train
 
 NETWORK = "14px: 12k3, 16k3 max2/2, 32k3"
 HEADS = ("none", "block_max:C4")
@@ -39,29 +37,17 @@ def main() -> None:
         equivariance_batch=arguments.share,
         device="cpu",
     )
-    splits = load(data, (14, 14))
+    splits = load_or_exit(data, (14, 14))
     for head in arguments.heads:
         for weight in arguments.weights:
             candidate = Candidate.parse(f"{NETWORK} head={head} loss=latent:{weight}")
             upright, turned = [], []
             for seed in range(arguments.seeds):
                 config = TrainingConfig(data, training, Symmetry(), seed, candidate.recipe)
-                with tempfile.TemporaryDirectory() as folder:
-                    scores = train(
-                        candidate.architecture,
-                        config,
-                        Path(folder),
-                        arguments.epochs,
-                        splits=splits,
-                    )
-                upright.append(100 * scores.accuracy)
-                turned.append(100 * scores.symmetry_accuracy)
-            print(f"{head:14} {weight:4g}  {_spread(upright)}  {_spread(turned)}", flush=True)
-
-
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):5.1f} +- {deviation:4.1f}"
+                _, scores = trained(candidate.architecture, config, splits)
+                upright.append(scores.accuracy)
+                turned.append(scores.symmetry_accuracy)
+            print(f"{head:14} {weight:4g}  {spread(upright)}  {spread(turned)}", flush=True)
 
 
 if __name__ == "__main__":

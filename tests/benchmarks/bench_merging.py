@@ -7,11 +7,9 @@ is trained with two seeds. Prints one line of JSON for each.
 
 import argparse
 import json
-import tempfile
 from functools import partial
-from pathlib import Path
 
-from benchmark_data import load_or_exit
+from benchmark_data import load_or_exit, trained
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Element
@@ -20,7 +18,6 @@ from trainers.instruments.merging import merge_barrier
 from trainers.networks.networks import Network
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
-from trainers.training.train import start, train
 
 NETWORKS = {
     "plain": ("28px: 16k3 max2/2, 16k3 max2/2, 16k3", False),
@@ -29,14 +26,11 @@ NETWORKS = {
 }
 
 
-def trained(text: str, mirror: bool, seed: int, epochs: int, splits: Splits) -> Network:
+def seeded(text: str, mirror: bool, seed: int, epochs: int, splits: Splits) -> Network:
     """The network after training with that seed."""
     training = Training(epochs=epochs, batch_size=64, device="cpu", augment=Augment(mirror=mirror))
     config = TrainingConfig(splits.data, training, Symmetry(group="D1"), seed=seed)
-    architecture = Architecture.parse(text)
-    with tempfile.TemporaryDirectory() as folder:
-        train(architecture, config, Path(folder), epochs, splits=splits)
-        return start(architecture, config, Path(folder), splits).network
+    return trained(Architecture.parse(text), config, splits)[0]
 
 
 def main() -> None:
@@ -49,7 +43,7 @@ def main() -> None:
     data = Data(name="mnist", root=given.root, train=given.images, validation=1000)
     splits = load_or_exit(data, (28, 28))
     for name, (text, mirror) in NETWORKS.items():
-        network, other = (trained(text, mirror, s, given.epochs, splits) for s in (0, 1))
+        network, other = (seeded(text, mirror, s, given.epochs, splits) for s in (0, 1))
         found = merge_barrier(
             network,
             splits.validation.pixels[:500],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
-from searchspace.groups import TRIVIAL, Element, Group
+from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.weights.softened import Softened
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ class Subject:
         symmetry = summarise(found, self.labels, self.group, self.seen, over=self.over)
         with torch.no_grad():
             still = model(prepared(few))
-            changes = [(model(prepared(act(few, e))) - still).norm(dim=1).max() for e in elements]
+            moved = [model(prepared(act(few, e))) for e in elements if e != IDENTITY]
+        changes = [(logits - still).norm(dim=1).max() for logits in moved]
         return Point(
             name,
             softness,

@@ -4,7 +4,7 @@ Every image is moved by exp(sum over i of u_i A_i), u_i uniform in -width_i/2 ..
 generators A_i of affine maps of the plane. The widths lie behind a softplus and get gradients
 through the interpolation; the loss is lowered by `regularisation` times their norm, so they grow
 until labels forbid it. Augerino also averages over such copies at test time; here the network is
-scored and deployed as it is.
+scored and deployed as it is, and `equisearch soften` evaluates the average.
 
 A learning rate of 0.01 suits the widths (Adam). With 0.1 the authors' own run on rotated MNIST
 could not be reproduced (their issue 1).

@@ -133,10 +133,9 @@ def predict(
                 if keep_logits or plan.needed[row] == IDENTITY:
                     kept.setdefault(row, []).append(logits.cpu())
     logits = {plan.needed[row]: torch.cat(batches) for row, batches in kept.items()}
-    all_logits = torch.stack([logits[e] for e in plan.needed]) if keep_logits else None
-    places, upright = list(plan.rows), logits.get(IDENTITY)
-    sums = classes[places], confidences[places], shared, len(plan.needed)
-    return Predictions(elements, *sums, upright, all_logits, tuple(places))
+    every = torch.stack([logits[e] for e in plan.needed]) if keep_logits else None
+    places, rest = list(plan.rows), (len(plan.needed), logits.get(IDENTITY), every)
+    return Predictions(elements, classes[places], confidences[places], shared, *rest, plan.rows)
 
 
 def _shared(model: Model, images: Tensor, normalise: Normalise | None) -> tuple[Element, ...]:

@@ -47,7 +47,7 @@ class Paid:
 
 def rungs(table: Table) -> list[int]:
     """The epochs at which a search that stops trainings compares them: a ninth and a third of the
-    training, as in the built-in studies.
+    training, as in the presets `mnist` and `ien`.
     """
     epochs = table.study.training.epochs
     return sorted({max(1, round(epochs * share)) for share in (1 / 9, 1 / 3)} - {epochs})

@@ -36,7 +36,8 @@ def reader(data: Data) -> Reader:
     path = Path(data.files or "").expanduser()
     if "*" not in str(path) and not path.exists():
         raise ValueError(
-            f"data.files names {path}, which does not exist (looked for at {path.absolute()})"
+            f"data.files names {path}, which does not exist (looked for at {path.absolute()}); "
+            "correct it, or, for files that were moved, resume with --set data.files=PATH"
         )
     form = _form(path)
     module, name = FORMATS[form].reader.split(":")

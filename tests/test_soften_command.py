@@ -95,7 +95,7 @@ def test_a_mixed_layer_is_held_to_the_group_of_most_weight_or_keeps_its_function
     assert held_groups(made(PLAIN)[0]) is None
     with pytest.raises(ValueError, match="take head=group_mean"):
         Softened.parse("held to C2").architecture(Architecture.parse("12px: 4k3@C4|C2"))
-    with pytest.raises(ValueError, match="is no mixed layer"):
+    with pytest.raises(ValueError, match="is not a mixed layer"):
         Softened.parse("held to C4").architecture(Architecture.parse("12px: 4k3@C4+C2"))
 
 

@@ -91,8 +91,8 @@ def held(trained: Architecture, groups: tuple[Group, ...]) -> Architecture:
     for number, (stage, group) in enumerate(zip(trained.stages, groups), start=1):
         if stage.relaxation is not None and stage.relaxation.kind != "mixed":
             raise ValueError(
-                f"stage {number} ({stage.annotation}) is no mixed layer, and what relaxes it would "
-                "be lost; hold networks whose only relaxations are mixed layers"
+                f"stage {number} ({stage.annotation}) is not a mixed layer, and what relaxes it "
+                "would be lost; hold networks whose only relaxations are mixed layers"
             )
         if not group <= stage.group:
             raise ValueError(

@@ -8,9 +8,12 @@ import stat
 
 import pytest
 
+from studies.config import dump, load
 from studies.errors import StudyError
+from studies.journal.reader import JOURNAL
+from studies.journal.repair import repair
 from studies.journal.writer import writing
-from trainers.files import PARTIAL, partial_files, system_reason, write_whole
+from trainers.files import PARTIAL, partial_files, read_whole, system_reason, write_whole
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path):
@@ -88,6 +91,21 @@ def test_a_write_that_the_disk_refuses_names_its_file_and_says_why_in_words(tmp_
     assert refused.value.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())
     assert system_reason(refused.value) == "File too large"
     assert system_reason(OSError("the bundle is whole")) == "the bundle is whole"
+
+
+@pytest.mark.parametrize("name", ["data.json", "trials/00000/scores.jsonl", "optuna.journal"])
+def test_a_pipe_in_place_of_a_file_of_a_study_is_not_waited_for(tmp_path, name):
+    (tmp_path / "study.yaml").write_text(dump(load("quickstart")))
+    (tmp_path / "trials" / "00000").mkdir(parents=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="not a regular file"):
+        read_whole(tmp_path / name)
+    if name == JOURNAL:
+        with pytest.raises(OSError, match="not a regular file"):
+            repair(tmp_path)
+    else:
+        assert repair(tmp_path)
+    assert read_whole(tmp_path / "study.yaml")
 
 
 def test_a_full_disk_is_said_with_what_to_do():

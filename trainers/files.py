@@ -8,8 +8,10 @@ no reader looks at; `partial_files` finds them. Nothing here imports torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,6 +53,17 @@ def write_whole(
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # what writes to a descriptor names no file
         raise
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError for any other: a pipe or a device that lies in
+    a directory in place of a file could be read without end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def system_reason(error: BaseException) -> str:

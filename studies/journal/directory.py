@@ -29,7 +29,7 @@ from studies.journal.origin import (
     require_same_study,
 )
 from studies.journal.reader import JOURNAL
-from trainers.files import write_whole
+from trainers.files import read_whole, write_whole
 from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
@@ -193,7 +193,7 @@ def read_data(directory: Path) -> dict[str, Any]:
 
 def _read_data(directory: Path) -> dict[str, Any]:
     try:
-        content = json.loads((directory / DATA).read_text(encoding="utf-8"))
+        content = json.loads(read_whole(directory / DATA))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainers.files import read_whole
+
 TRIALS, ORPHANED = "trials", "orphaned"
 TRIAL = "trial.json"  # what the driver gives to the worker
 ARCHITECTURE = "architecture.txt"
@@ -142,6 +144,6 @@ def _rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_whole(path).decode(errors="replace")
     except OSError:
         return ""

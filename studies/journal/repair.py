@@ -32,7 +32,7 @@ from studies.journal.rebuild import (
 from studies.journal.records import Entry
 from studies.journal.salvage import salvage
 from studies.journal.trial import ENDED
-from trainers.files import partial_files, write_whole
+from trainers.files import partial_files, read_whole, write_whole
 
 Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.described`
 Look = Callable[[Study], tuple[int, int]]  # (channels, classes) of the study's images
@@ -66,7 +66,7 @@ def _mend_journal(
     directory: Path, study: Study, describe: Describe | None, look: Look | None
 ) -> list[str]:
     path = directory / JOURNAL
-    content = path.read_bytes() if path.exists() else b""
+    content = read_whole(path) if path.exists() else b""
     saved = salvage(content)
     entries, done = list(saved.entries), list(saved.damage[:MOST_DAMAGE])
     if len(saved.damage) > MOST_DAMAGE:

@@ -25,6 +25,7 @@ from studies.journal.trust import require
 from studies.results.retrain_job import RESULT, TRAIN, Job, run_assigned
 from studies.search.assignments import Assignment
 from studies.workers.jobs import JobDriver, run_assignments
+from trainers.files import read_whole
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class MeanStd:
 def read_result(path: Path) -> dict[str, Any]:
     """The result in a file. Raises StudyError for a file that holds none."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(read_whole(path))
         summarised([{key: value for key, value in result.items() if key != "members"}])
         if not isinstance(result["epochs"], int):
             raise ValueError(f"epochs is {result['epochs']!r} and must be a whole number")
         return result if "seed" in result else {**result, "seed": None}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StudyError(
             f"{path} holds no result of a training ({type(error).__name__}: {error}); "
             "delete it, and the same command, or `equisearch retrain`, trains it again"

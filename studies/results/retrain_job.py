@@ -23,7 +23,7 @@ from studies.config import Study
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
 from studies.search.assignments import Assignment, Report
-from trainers.files import write_whole
+from trainers.files import read_whole, write_whole
 
 if TYPE_CHECKING:
     from trainers.data.datasets import Images, Splits
@@ -116,7 +116,7 @@ def run_job(
     """
     directory = Path(job.directory)
     if (directory / RESULT).exists():
-        return json.loads((directory / RESULT).read_text(encoding="utf-8"))
+        return json.loads(read_whole(directory / RESULT))
     directory.mkdir(parents=True, exist_ok=True)
     with closing(_locked(directory)):
         work = _mean_tested if job.members else _trained_and_tested
@@ -213,7 +213,7 @@ def _mean_tested(
 
 def _learned(folders: Sequence[str]) -> dict[str, float] | None:
     """What was trained beside several networks, on average; None: nothing."""
-    results = [json.loads((Path(f) / RESULT).read_text(encoding="utf-8")) for f in folders]
+    results = [json.loads(read_whole(Path(f) / RESULT)) for f in folders]
     values = [result["test"].get("learned") or {} for result in results]
     return {name: mean(one[name] for one in values) for name in values[0]} or None
 
@@ -228,7 +228,7 @@ def network_of(
 
     from trainers.training.train import start
 
-    seed = json.loads((folder / RESULT).read_text(encoding="utf-8"))["seed"]
+    seed = json.loads(read_whole(folder / RESULT))["seed"]
     config = replace(job.config(study), seed=seed)
     if device is not None:
         training = config.training.model_copy(update={"device": device})

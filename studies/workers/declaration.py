@@ -15,7 +15,7 @@ from searchspace.cost import cost
 from searchspace.groups import IDENTITY, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
-from trainers.files import write_whole
+from trainers.files import read_whole, write_whole
 
 if TYPE_CHECKING:
     from trainers.instruments.data_symmetry import ElementProbe, Likeness, Probe
@@ -85,8 +85,8 @@ def keep_declaration(directory: Path, declaration: Declaration) -> None:
 def read_declaration(directory: Path) -> Declaration | None:
     """What `keep_declaration` wrote; None where nothing, or nothing readable, lies there."""
     try:
-        return _read(json.loads((directory / DECLARATION).read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read(json.loads(read_whole(directory / DECLARATION)))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -15,7 +15,7 @@ from studies.journal.folders import read_folder
 from studies.search.assignments import Assignment, Report
 from trainers.data.datasets import load
 from trainers.devices import limit_memory
-from trainers.files import write_whole
+from trainers.files import read_whole, write_whole
 from trainers.process import tune_process
 from trainers.training.checkpoint import epochs_done, fingerprint
 from trainers.training.folds import train_folds
@@ -99,7 +99,7 @@ def _record(directory: Path, scores: Mapping[str, Any]) -> None:
 def _recorded(directory: Path) -> dict[int, dict[str, Any]]:
     """The scores in the trial's own record, by epoch; lines that are damaged are left out."""
     try:
-        lines = (directory / SCORES).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_whole(directory / SCORES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     rows = {}

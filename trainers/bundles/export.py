@@ -43,7 +43,7 @@ from trainers.bundles.quantised import add_int8
 from trainers.bundles.signing import private_key, sign
 from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
 from trainers.data.datasets import Splits, normalise
-from trainers.files import system_reason
+from trainers.files import read_whole, system_reason
 from trainers.networks.fold import fold
 from trainers.networks.networks import Network
 from trainers.networks.plain import mean_logits
@@ -115,7 +115,7 @@ def check_place(folder: Path, origin: Mapping[str, Any], force: bool = False) ->
     if not present:
         return
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_whole(folder / MANIFEST))
         files, before = set(manifest["files"]), {**manifest["origin"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(

@@ -27,6 +27,7 @@ from torch import Tensor
 from trainers.bundles import model as standalone
 from trainers.bundles.model import STATE, Model
 from trainers.bundles.onnx_graph import for_onnx, refuse_external_data
+from trainers.files import read_whole
 from trainers.networks import plain
 from trainers.networks.fold import description, fold, mean_network
 from trainers.networks.networks import Network
@@ -134,7 +135,7 @@ def careful_runner(folder: Path, name: str, content: dict[str, Any]) -> Runner:
     write; ValueError where a file holds another model than `content`, or an ONNX graph refers to
     other files. The library's own errors pass through.
     """
-    if name == "torch" and not is_written((folder / SOURCE).read_bytes()):
+    if name == "torch" and not is_written(read_whole(folder / SOURCE)):
         raise NeedsCodeError(
             f"{SOURCE} is not what this version of equisearch or an earlier one writes"
         )
@@ -178,7 +179,7 @@ def source() -> str:
 
 def sha256(path: Path) -> str:
     """The hash of a file's bytes, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_whole(path)).hexdigest()
 
 
 @contextlib.contextmanager
@@ -346,7 +347,7 @@ def careful_onnx_runner(folder: Path, file: str) -> Runner:
     """`onnx_runner` of a file that refers to no other file; else ValueError."""
     import onnx
 
-    refuse_external_data(onnx.load_model_from_string((folder / file).read_bytes()))
+    refuse_external_data(onnx.load_model_from_string(read_whole(folder / file)))
     return onnx_runner(folder, file)
 
 

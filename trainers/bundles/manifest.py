@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
 from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED, SIGNATURE
+from trainers.files import read_whole
 
 FORMAT_VERSION = 1
 MOST_PIXELS = 2**26  # values in all probe images together: 256 MB of float32
@@ -195,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is not a bundle: it has no {MANIFEST}; `equisearch export DIR TRIAL` "
             "writes bundles"
         )
-    text = path.read_bytes()
+    text = read_whole(path)
     if (version := _version(text)) > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, this program reads up to {FORMAT_VERSION}; install a "

@@ -24,6 +24,7 @@ from trainers.bundles.model import Model
 from trainers.bundles.onnx_graph import refuse_external_data
 from trainers.data.decoding import decode
 from trainers.data.fitting import Fit, fit_images
+from trainers.files import read_whole
 
 PIXELS_FILE, PIXELS, PROBABILITIES = "predict.onnx", "pixels", "probabilities"
 LUMA = (19595.0, 38470.0, 7471.0)  # of 65536: ITU-R BT.601 as Pillow rounds it
@@ -66,7 +67,7 @@ def write_pixel_graph(folder: Path, content: dict[str, Any], source: str = "mode
     import onnx
     from onnx import TensorProto, helper
 
-    proto = onnx.load_model_from_string((folder / source).read_bytes())
+    proto = onnx.load_model_from_string(read_whole(folder / source))
     network, graph = content["network"], _Graph()
     _prepare(graph, network["channels"], tuple(network["size"]), content["fit"])
     nodes = [*graph.nodes, *proto.graph.node]
@@ -176,7 +177,7 @@ def pixel_runner(folder: Path) -> Callable[[Tensor], Tensor]:
     import onnx
     import onnxruntime
 
-    content = (folder / PIXELS_FILE).read_bytes()
+    content = read_whole(folder / PIXELS_FILE)
     refuse_external_data(onnx.load_model_from_string(content))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers.bundles.formats import MANIFEST, SIGNATURE
+from trainers.files import read_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -32,7 +33,7 @@ def sign(folder: Path, key: Path) -> Path:
     """Signs the bundle in `folder` with the private key in a file; the path of the signature.
     Raises ValueError for a file that holds no such key, or without `cryptography`.
     """
-    signature = private_key(key).sign(CONTEXT + (folder / MANIFEST).read_bytes())
+    signature = private_key(key).sign(CONTEXT + read_whole(folder / MANIFEST))
     path = folder / SIGNATURE
     path.write_bytes(base64.encodebytes(signature))
     return path
@@ -48,8 +49,8 @@ def signed_by(folder: Path, key: Path) -> str | None:
     if not path.is_file():
         return f"it is not signed: {SIGNATURE} is missing"
     try:
-        signature = base64.b64decode(path.read_bytes()[:LARGEST])
-        public.verify(signature, CONTEXT + (folder / MANIFEST).read_bytes())
+        signature = base64.b64decode(read_whole(path)[:LARGEST])
+        public.verify(signature, CONTEXT + read_whole(folder / MANIFEST))
     except (InvalidSignature, binascii.Error):
         return f"{SIGNATURE} is not by the key in {key}, or {MANIFEST} was changed since"
     return None

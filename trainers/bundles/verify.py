@@ -50,6 +50,7 @@ from trainers.bundles.symmetry_check import (
     probe_images,
 )
 from trainers.bundles.weights import NotReadError, differing_weights, pickled_code
+from trainers.files import read_whole
 from trainers.networks.fold import description
 from trainers.networks.networks import Network
 
@@ -294,7 +295,7 @@ def _check_format(
                 f"not {list(recorded.shape)}",
             )
         ]
-    own = name != "torch" or is_written((folder / SOURCE).read_bytes())
+    own = name != "torch" or is_written(read_whole(folder / SOURCE))
     foreign = "" if own else f"; {SOURCE} is not what an equisearch known to this one writes"
     difference = float((outputs[name] - recorded).abs().max())
     tolerance = parity_tolerance(recorded)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainers.bundles.formats import FORMATS
+from trainers.files import read_whole
 
 # torch.export's numbers of the types that weights have
 DTYPES = {7: torch.float32, 8: torch.float64}
@@ -94,7 +95,7 @@ def _of_graph(path: Path) -> dict[str, Tensor]:
     from onnx import numpy_helper
 
     try:
-        graph = onnx.load_model_from_string(path.read_bytes()).graph
+        graph = onnx.load_model_from_string(read_whole(path)).graph
         return {
             entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy())
             for entry in graph.initializer

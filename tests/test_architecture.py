@@ -253,3 +253,10 @@ def test_published_widths_give_the_published_parameters(name, millions):
     network = PUBLISHED[name]
     params = cost(network.architecture, network.channels, network.classes).params
     assert params == pytest.approx(1e6 * millions, rel=0.03), params
+
+
+def test_padding_modes_are_printed_as_written():
+    text = "28px: 4k3p1reflect, 4k5p1circular, 4k3p2:1circular, 4k3"
+    architecture = Architecture.parse(text)
+    modes = [stage.padding_mode for stage in architecture.stages]
+    assert modes == ["reflect", "circular", "circular", "zeros"] and str(architecture) == text

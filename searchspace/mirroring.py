@@ -109,7 +109,9 @@ def _must_look_together(size: Size, reads: Program, axes: tuple[_Axis, _Axis]) -
 
 
 def _few_reads(size: Size, reads: Program) -> bool:
-    """Whether both axes can be followed at once within seconds."""
+    """Whether both axes can be followed at once within seconds: a limit of work, by which more or
+    less is proven, never something else.
+    """
     flat = [read for stage in reads for read in stage]
     after = zip(*(_sizes(flat, pixels)[1:] for pixels in size), strict=True)
     total = sum(h * w * read.rule.kernel**2 for read, (h, w) in zip(flat, after))

@@ -177,7 +177,7 @@ def test_text_is_forgiving_about_spaces_and_the_order_of_modifiers():
         ("28px: 10k3 loss=-1", "finite"),
         ("28px: 10k3 foo=1", "options are"),
         ("28px: 10k3 head=max", "group_max"),
-        ("28px: 10k3 max2/2 max2/2", "more than one"),
+        ("28px: 10k3 max2/2 avg2/2", "more than one subsampling \\(max2/2, avg2/2\\)"),
         ("28px: 2k2@C4 filters=basis", "empty"),
         ("28px: 0k3", "at least 1"),
         ("28px: 3k0", "at least 1"),

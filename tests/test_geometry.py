@@ -90,3 +90,11 @@ def test_a_shrinking_resize_reads_what_torch_reads_with_its_weights(mode, size, 
 def test_without_more_said_a_window_has_no_padding():
     assert output_size(12, 3) == 10 and output_size(13, 3, 2) == 6
     assert remainder(13, 3, 2) == 0 and remainder(12, 3, 2) == 1
+
+
+@pytest.mark.parametrize("size, exact", [(28, True), (29, False), (30, True), (57, False)])
+def test_a_crop_is_exact_where_it_takes_as_much_from_both_sides(size, exact):
+    (read,) = (
+        layer for layer in Architecture.parse(f"{size}px crop28: 4k3@D4").layers if not layer.stage
+    )
+    assert read.remainder == ((0, 0) if exact else (1, 1))

@@ -57,6 +57,13 @@ def test_numbers_without_a_plan_are_drawn_evenly_or_evenly_in_the_logarithm(log)
     )
 
 
+def test_whole_numbers_without_a_plan_are_any_of_the_range():
+    random = rng()
+    drawn = [Draft({}, random).suggest_int("size", 25, 33, step=2) for _ in range(200)]
+    assert sorted(set(drawn)) == [25, 27, 29, 31, 33]
+    assert min(drawn.count(n) for n in set(drawn)) > 20
+
+
 @given(
     st.integers(0, 10_000),
     st.floats(0.001, 100),

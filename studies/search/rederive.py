@@ -52,7 +52,7 @@ class Rederived:
         share = f" ({100 * self.again / self.proposals:.0f} %)" if self.proposals else ""
         said = [
             f"{self.again} of {self.proposals} proposals of the sampler were derived again{share}; "
-            f"{self.given} trials were given, inherited or continued"
+            f"given, inherited or continued were {self.given} trials, which are not the sampler's"
         ]
         if self.unrecorded:
             said.append(

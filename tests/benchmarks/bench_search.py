@@ -53,9 +53,9 @@ def searched(path: Path, options: argparse.Namespace) -> list[Replayed]:
             note(f"{name}: {saved[name]['epochs']}")
             if options.save:
                 options.save.write_text(json.dumps(saved, indent=0))
-        rows.append(
-            Replayed(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved[name].items()})
-        )
+        kept = saved[name]
+        numbers = tuple(kept["epochs"]), kept["reached"], tuple(kept["work"])
+        rows.append(Replayed(kept["name"], *numbers, kept["ours"]))
     return rows
 
 

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Two searches by BoTorch on a recorded table, for `bench_search.py`; they need
 `pip install 'equisearch[botorch]'`.
 

@@ -51,7 +51,8 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    return sum(weight * images[:, i : i + 1] for i, weight in enumerate(LUMA))  # type: ignore[return-value]
+    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
+    return (images * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _blend(images: Tensor, other: Tensor, ratio: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -332,3 +333,19 @@ def test_damage_is_named_by_the_line_that_holds_it():
     damage = salvage(b"\n".join([whole, b"torn", whole, b'{"op_code": 99}', b"cut"])).damage
     assert [text.split(" is ")[0] for text in damage[:3]] == ["line 2", "line 4", "line 5"]
     assert damage[3:] == ("the last line has no end",)
+
+
+def test_a_trial_whose_architecture_is_of_a_newer_version_is_shown(directory, monkeypatch, capsys):
+    from studies.cli import main as cli
+
+    with (directory / JOURNAL).open("ab") as file:
+        given = {"architecture": "28px: 9new9", "seed": 0}
+        for name, value in given.items():
+            record = {"op_code": 8, "trial_id": 2, "user_attr": {name: value}}
+            file.write(json.dumps(record).encode() + b"\n")
+    monkeypatch.setattr(sys, "argv", ["equisearch", "show", str(directory), "2"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    assert not ended.value.code and "28px: 9new9" in shown.out
+    assert "its exactness cannot be shown" in shown.err

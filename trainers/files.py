@@ -70,8 +70,9 @@ def system_reason(error: BaseException) -> str:
     """Why the system refused, in its words, without its number and the file; else the error's
     text.
     """
-    named = isinstance(error, OSError) and type(error).__str__ is OSError.__str__
-    return error.strerror if named and error.strerror else str(error)
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
+        return error.strerror
+    return str(error)
 
 
 def partial_files(folder: Path) -> list[Path]:

@@ -307,7 +307,10 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
     if record.architecture:
         from studies.results.check import check
 
-        print(check(record.architecture, study.symmetry.group).text())
+        try:
+            print(check(record.architecture, study.symmetry.group).text())
+        except ValueError as error:  # as a newer version may write it
+            note(one_line(f"its exactness cannot be shown: {error}"))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -25,6 +25,7 @@ from studies.journal.records import (
     SET_PARAM,
     SET_STATE,
     SET_STUDY_ATTRIBUTE,
+    SET_TRIAL_ATTRIBUTE,
     is_record,
 )
 from studies.journal.trial import ENDED, JournalAttributes, State, TrialRecord
@@ -130,10 +131,13 @@ def _replay(
             objectives = objectives or len(entry["directions"])
         elif operation == SET_STUDY_ATTRIBUTE:
             study.update(entry["user_attr"])
-        elif operation in (SET_PARAM, SET_STATE):
+        elif operation in (SET_PARAM, SET_STATE, SET_TRIAL_ATTRIBUTE):
             trial = trials[entry["trial_id"]]
             if trial["order"] is not None:
                 continue  # as optuna does: a finished trial never changes
+            if operation == SET_TRIAL_ATTRIBUTE:  # written with spaces, by another program
+                trial["lines"].append(line)
+                continue
             _apply(trial, entry, operation, objectives)
             if trial["state"] in ENDED:
                 trial["order"], done = done, done + 1

@@ -170,8 +170,11 @@ class Actors:
     @property
     def needs_text(self) -> str:
         """What a trial takes, for people."""
-        named = {name: amount for name, amount in self.needs.items() if name != "memory"}
-        return ", ".join(f"{amount:g} {name}" for name, amount in named.items()) or "a node"
+        texts = [
+            f"{amount / 1e9:g} GB memory" if name == "memory" else f"{amount:g} {name}"
+            for name, amount in self.needs.items()
+        ]
+        return ", ".join(texts) or "a node"
 
     def _room(self, nodes: Sequence[Node], grows: bool) -> Room:
         text = (

@@ -100,8 +100,7 @@ def start(
     first = read_architectures(enqueue) if enqueue else ()
     options: dict[str, Any] = {"enqueue": first, "probe": not no_probe, "note": note}
     if dry_run:
-        if warm_start is not None:
-            require_alike(chosen, warm_start)
+        require_alike(chosen, warm_start)
         ready = prepare(chosen, directory, **options)
         estimate = forecast(ready)
         return print_value(estimate.as_dict(), format, estimate.text())

@@ -82,15 +82,13 @@ class SearchDriver:
         """
         from studies.search.warm_start import enqueue_architectures, learn_from, require_alike
 
-        if warm_start is not None:
-            require_alike(study, Path(warm_start))
+        require_alike(study, warm_start)
         driver = cls(create_directory(directory, study), begun=False)
         with driver._on_failure_close(), writing(driver.directory):
             driver._journal.describe(first := first_attributes(study, channels, classes, images))
             driver.channels, driver.classes = channels, classes
             enqueue_architectures(driver._journal.optuna, study, [*enqueue, *study.search.first])
-            if warm_start is not None:
-                learn_from(driver._journal.optuna, Path(warm_start))
+            learn_from(driver._journal.optuna, warm_start)
             publish(driver.directory, study, first, enqueue)
         return driver
 

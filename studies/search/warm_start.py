@@ -46,11 +46,14 @@ def enqueue_architectures(optuna_study: Any, study: Study, architectures: Sequen
         optuna_study.enqueue_trial(parameters or {}, user_attrs=marks)
 
 
-def require_alike(study: Study, directory: Path) -> None:
-    """Raises StudyError where the study in `directory` cannot warm this one up: there is none, it
-    has no trials, or its space, its objectives or how it scores symmetry differ, so that
-    parameters or values mean something else.
+def require_alike(study: Study, directory: str | Path | None) -> None:
+    """Raises StudyError where the study in `directory` (None: nothing is asked) cannot warm this
+    one up: there is none, it has no trials, or its space, its objectives or how it scores symmetry
+    differ, so that parameters or values mean something else.
     """
+    if directory is None:
+        return
+    directory = Path(directory)
     earlier = read_study(directory)
     same = ("space", "objectives", *(["symmetry.scored"] if sees_more(earlier) else []))
     unlike = [d for d in differences(earlier, study) if d.startswith(tuple(same))]
@@ -68,11 +71,15 @@ def require_alike(study: Study, directory: Path) -> None:
         len(record.attributes)  # a damaged line is named before anything is created
 
 
-def learn_from(optuna_study: Any, directory: Path) -> int:
-    """Shows the completed trials of an earlier study to the sampler, and returns how many they are.
+def learn_from(optuna_study: Any, directory: str | Path | None) -> int:
+    """Shows the completed trials of an earlier study, if there is one, to the sampler, and returns
+    how many they are.
 
     They never reach the front: they were trained under other settings. `require_alike` comes first.
     """
+    if directory is None:
+        return 0
+    directory = Path(directory)
     import optuna
 
     from studies.journal.storage import open_storage

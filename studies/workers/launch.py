@@ -57,8 +57,7 @@ def new_driver(
     of an earlier study over the same space. `probe`: whether the declared symmetry is checked
     against the data. `note` receives what a user should know about the data. Raises as `prepare`.
     """
-    if warm_start is not None:
-        require_alike(study, warm_start)
+    require_alike(study, warm_start)
     ready = prepare(study, directory, enqueue=enqueue, probe=probe, note=note)
     driver = SearchDriver.create(
         directory,

@@ -104,14 +104,15 @@ class EquivariantClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"choose is {self.choose!r}; it must be knee, accuracy or symmetry_accuracy"
             )
-        images, labels = images_last(X), class_labels(y)
+        labels = class_labels(y)
+        classes, numbers = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y holds one class ({classes[0]}); a classifier needs two or more")
+        images = images_last(X)
         if len(images) != len(labels):
             raise ValueError(
                 f"X holds {len(images)} images and y {len(labels)} labels; give one for each"
             )
-        classes, numbers = np.unique(labels, return_inverse=True)
-        if len(classes) < 2:
-            raise ValueError(f"y holds one class ({classes[0]}); a classifier needs two or more")
         study = self._study(images, len(classes), grouped=groups is not None)
         directory = Path(self.directory or tempfile.mkdtemp(prefix="equisearch-")).absolute()
         arrays = {"train_images": images, "train_labels": numbers}
@@ -233,7 +234,7 @@ class EquivariantClassifier(ClassifierMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn should know: X may have two dimensions, or those of images."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
+        tags.input_tags.three_d_array = tags.input_tags.positive_only = True
         return tags
 
 

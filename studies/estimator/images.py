@@ -41,6 +41,11 @@ def images_last(X: Any) -> np.ndarray:
             f"X has the shape {array.shape}; it must be images [N, height, width] or rows of "
             "square images. Reshape your data, X[None] for a single image"
         )
+    if array.ndim == 2 and not array.shape[1]:
+        raise ValueError(
+            f"X has 0 feature(s) (shape={array.shape}) while a minimum of 4 is required: give "
+            "images [N, height, width], or rows of square images"
+        )
     if array.ndim == 2:
         side = math.isqrt(array.shape[1])
         if side * side != array.shape[1] or side < 2:
@@ -62,6 +67,8 @@ def class_labels(y: Any) -> np.ndarray:
     if y is None:
         raise ValueError("y is None; fit requires y to be passed, but the target y is None")
     labels = column_or_1d(y.detach().cpu().numpy() if hasattr(y, "detach") else y, warn=True)
+    if not len(labels):
+        raise ValueError("y holds 0 labels: found 0 sample(s); give at least two classes")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise ValueError("y holds NaN or infinite values; give a class for each image")
     check_classification_targets(labels)

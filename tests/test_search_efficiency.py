@@ -16,7 +16,7 @@ from studies.replays.record import enumerate_space, read_table
 from studies.replays.replay import full_volume, methods, replay
 
 TABLES = ("mnist_table", "mnist_d4_table", "mnist_heldout_table")
-SEEDS = 10
+SEEDS = 6
 
 
 @pytest.fixture(scope="module", params=TABLES)
@@ -62,18 +62,12 @@ def test_exact_networks_have_equal_accuracies_in_the_recorded_table(table):
 
 
 def test_ours_needs_far_fewer_epochs_than_plain_searches(table):
-    names = ("Optuna random", "Optuna NSGA-II", "Optuna TPE", "MO-ASHA", "ours")
-    *rivals, ours = (
+    names = ("Optuna random", "MO-ASHA", "ours")
+    random, asha, ours = (
         replay(table, method, SEEDS) for method in methods(table) if method.name in names
     )
-    assert [row.name for row in rivals] == [
-        "Optuna random",
-        "Optuna TPE",
-        "Optuna NSGA-II",
-        "MO-ASHA",
-    ]
-    assert ours.reached == SEEDS and ours.name == "ours"
-    assert ours.median <= 0.7 * min(row.median for row in rivals)
+    assert (random.name, asha.name, ours.name) == names
+    assert ours.reached == SEEDS and ours.median <= 0.5 * min(random.median, asha.median)
 
 
 def test_scores_at_the_rung_foretell_the_last_ones(named):

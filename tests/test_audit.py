@@ -97,7 +97,7 @@ def test_functional_steps_are_followed(function, expected):
     assert kept(Function(function), 7) == set(expected)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(10), 117, 302])  # the last two were wrong once
 def test_claims_on_random_modules_are_measured(seed):
     module, size, channels = random_module(seed)
     claims(module, size, channels=channels)

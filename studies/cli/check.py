@@ -25,45 +25,51 @@ Repair = Annotated[
 ]
 
 
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARCHITECTURE|MODULE:FUNCTION|FILE",
+        help="Its text form or the name of a published network; or a model: module:function or "
+        "file.py:function that returns a torch module, a .pt2 or .onnx file.",
+        show_default=False,
+    ),
+]
+Grouped = Annotated[
+    str | None,
+    typer.Option(
+        help="The group under which it will be used; else its own, of a model D4.",
+        show_default=False,
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Another input size, pixels; of a model its input size.", show_default=False
+    ),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Channels of the images; else 1, or those of the published network; of a model 3.",
+        show_default=False,
+    ),
+]
+Classes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Classes; else 10, or those of the published network.", show_default=False
+    ),
+]
+
+
 @app.command(rich_help_panel=MODELS)
 def check(
-    architecture: Annotated[
-        str,
-        typer.Argument(
-            metavar="ARCHITECTURE|MODULE:FUNCTION|FILE",
-            help="Its text form or the name of a published network; or a model: "
-            "module:function or file.py:function that returns a torch module, a .pt2 or .onnx "
-            "file.",
-            show_default=False,
-        ),
-    ],
-    group: Annotated[
-        str | None,
-        typer.Option(
-            help="The group under which it will be used; else its own, of a model D4.",
-            show_default=False,
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Another input size, pixels; of a model its input size.", show_default=False
-        ),
-    ] = None,
-    channels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Channels of the images; else 1, or those of the published network; of a model 3.",
-            show_default=False,
-        ),
-    ] = None,
-    classes: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Classes; else 10, or those of the published network.", show_default=False
-        ),
-    ] = None,
+    architecture: Subject,
+    group: Grouped = None,
+    size: Size = None,
+    channels: Channels = None,
+    classes: Classes = None,
     repair: Repair = None,
     run_code: RunCode = False,
     format: FormatOption = Format.table,

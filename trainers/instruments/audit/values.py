@@ -57,6 +57,7 @@ def of_set(values: Tensor) -> Tensor:
     new[1:] = ordered[1:] != ordered[:-1]
     new &= ordered != OUTSIDE
     number = field.hashed(ordered, "in a set").masked_fill(~new, 0).sum(0) % field.PRIME
+    number = field.hashed(number, "set")  # else sums of maxima would be sums over what they read
     return torch.where(new.sum(0) == 1, ordered[-1], number)
 
 

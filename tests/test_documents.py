@@ -128,10 +128,14 @@ def test_benchmarks_know_the_options_that_are_written(path):
             assert f'"{option}"' in script, span
 
 
-def test_every_command_stands_in_the_top_readme_and_no_other():
+def test_the_readmes_list_every_command_and_no_other():
     names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    rows = re.findall(r"^\| `equisearch (\w+)", TOP, re.MULTILINE)
+    reference = (ROOT / "studies" / "README.md").read_text()
+    rows = re.findall(r"^\| `equisearch (\w+)", reference, re.MULTILINE)
     assert sorted(rows) == sorted(names)
+    table = TOP.partition("## Commands")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| [a-z-]+ \| (.+) \|$", table, re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(names)
 
 
 @each_readme

@@ -20,8 +20,8 @@ from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support.relaxing import stir
 from trainers.actions import act
-from trainers.networks.expressing import held_groups, softened_network
 from trainers.networks.networks import build
+from trainers.networks.soft.expressing import held_groups, softened_network
 
 PLAIN = "12px: 8k3, 8k3 max2/2 head=none"
 MIXED = "12px: 4k3@C4|C2|C1, 4k3 max2/2 head=group_mean"

@@ -9,8 +9,8 @@ from test_layerwise import network
 from searchspace.groups import Group
 from trainers.actions import act
 from trainers.networks.fold import fold
-from trainers.networks.logit_bound import logit_bounds
-from trainers.networks.softening import actions, soften
+from trainers.networks.soft.logit_bound import logit_bounds
+from trainers.networks.soft.softening import actions, soften
 
 C4, D4 = Group.parse("C4"), Group.parse("D4")
 TEXTS = (

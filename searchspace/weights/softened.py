@@ -1,6 +1,6 @@
-"""What becomes of a trained architecture without training (`trainers.networks.expressing`): its
-weights softened towards equivariance, its logits averaged over an orbit, its mixed layers held to
-one group of their chain.
+"""What becomes of a trained architecture without training: its weights softened towards
+equivariance, its logits averaged over an orbit, its mixed layers held to one group of their chain
+(`trainers.networks.soft.expressing`).
 
     >>> a = Architecture.parse("28px: 8k3, 8k3 max2/2 head=none")
     >>> print(Softened.parse("softness 0 of C4").architecture(a))

@@ -383,11 +383,8 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
         )
     lines += _beside(row, rungs)
     if row["intervals"]:
-        lines.append(
-            f"  in brackets: 95 % intervals over {row['num_images']:,} validation images"
-            if row["num_images"]
-            else "  in brackets: 95 % intervals over validation images"
-        )
+        images = f"{row['num_images']:,} " if row["num_images"] else ""
+        lines.append(f"  in brackets: 95 % intervals over {images}validation images")
     lines += _over_seeds(row.get("seeds", {}))
     folder = directory / "trials" / f"{row['trial']:05d}"
     if folder.is_dir():

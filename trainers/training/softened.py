@@ -1,5 +1,5 @@
-"""Trained networks that become others without training (`trainers.networks.expressing`), with the
-training images that measure their statistics, and kept as a training keeps its own.
+"""Trained networks that become others without training (`trainers.networks.soft.expressing`), with
+the training images that measure their statistics, and kept as a training keeps its own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from searchspace.weights.softened import Softened
 from trainers.data.datasets import Splits, batch, normaliser
-from trainers.networks.expressing import softened_network
 from trainers.networks.networks import Network
+from trainers.networks.soft.expressing import softened_network
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
 from trainers.training.config import TrainingConfig

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainers.instruments.accuracy import Over
     from trainers.instruments.feature_maps import Model, Normalise
     from trainers.networks.plain import PlainNetwork
-    from trainers.networks.softening import Action
+    from trainers.networks.soft.softening import Action
 
 CHANGE_IMAGES = 16  # validation images whose logits are compared, and bounded
 
@@ -81,7 +81,7 @@ class Subject:
         import torch
 
         from trainers.actions import act
-        from trainers.networks.logit_bound import logit_bounds
+        from trainers.networks.soft.logit_bound import logit_bounds
 
         few, elements = self._few, self.group.elements
         moved = torch.cat([self.normalise(act(few, e)) for e in elements])

@@ -121,7 +121,7 @@ def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject
     from trainers.instruments.loading import check_model
     from trainers.networks.networks import build
     from trainers.networks.plain import PlainNetwork
-    from trainers.networks.softening import actions, soften_folded
+    from trainers.networks.soft.softening import actions, soften_folded
 
     manifest, model = load_checked(folder)
     folded = model.network.eval()
@@ -199,7 +199,7 @@ def _of_trial(
     from trainers.data.augment import seen
     from trainers.data.datasets import normalise
     from trainers.networks.fold import fold
-    from trainers.networks.softening import actions, soften
+    from trainers.networks.soft.softening import actions, soften
     from trainers.training.evaluate import degrees_learned
     from trainers.training.softened import statistics_images
 
@@ -228,8 +228,8 @@ def _held(subject: Subject, trial: TrainedTrial) -> list[Point]:
     """The network with its mixed layers held to the group to which alpha points, and to the last of
     their chains, which keeps the function.
     """
-    from trainers.networks.expressing import held_groups
     from trainers.networks.fold import fold
+    from trainers.networks.soft.expressing import held_groups
     from trainers.training.softened import soften_trained
 
     chosen = held_groups(trial.network)

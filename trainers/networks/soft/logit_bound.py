@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from searchspace.groups import Group
 from trainers.networks.plain import Block, InvariantFields, PlainNetwork, Subsample
 from trainers.networks.projection import project
-from trainers.networks.softening import Action
+from trainers.networks.soft.softening import Action
 
 ROUNDING = 8  # units of the last digit, as a share of a weight's norm, that count as 0
 MOST_PIXELS = 4096  # of a map, up to which the norm of a linear pooling layer is computed
@@ -40,8 +40,8 @@ def logit_bounds(
     logits from those of the network whose weights are the parts of `folded`'s that are equivariant
     under `group` [batch], float64; 0 where they are all of it to rounding.
 
-    `acting` are the actions of its convolutions (`trainers.networks.softening.actions`). Raises
-    ValueError for maps too large for their pooling layers to be bounded.
+    `acting` are the actions of its convolutions (`trainers.networks.soft.softening.actions`).
+    Raises ValueError for maps too large for their pooling layers to be bounded.
     """
     network = copy.deepcopy(folded).double().to(memory_format=torch.contiguous_format)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]

@@ -23,8 +23,8 @@ from trainers.networks.networks import Network, build
 from trainers.networks.normalization import estimate_statistics
 from trainers.networks.projection import layers_of, project
 from trainers.networks.relaxing import field_order, filters_of, plain_twin, require_same_function
+from trainers.networks.soft.softening import actions, soften
 from trainers.networks.soft_weights import Mixed
-from trainers.networks.softening import actions, soften
 
 ROUNDING = 1e-6  # of a weight, up to which nothing of it was lost
 

@@ -6,6 +6,7 @@ A name is imported when it is first used, so that a command which only reads doe
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,27 +21,27 @@ if TYPE_CHECKING:
     from searchspace.space import SearchSpace
     from searchspace.subsampling import KINDS, Subsampling
 
-# Public name -> its module.
+# Public name -> its module in this package.
 _WHERE = {
-    "Architecture": "searchspace.architecture",
-    "Candidate": "searchspace.recipe",
-    "Cost": "searchspace.cost",
-    "Element": "searchspace.groups",
-    "Group": "searchspace.groups",
-    "KINDS": "searchspace.subsampling",
-    "Loss": "searchspace.recipe",
-    "PUBLISHED": "searchspace.published",
-    "Recipe": "searchspace.recipe",
-    "SearchSpace": "searchspace.space",
-    "Stage": "searchspace.layers",
-    "Subsampling": "searchspace.subsampling",
-    "Verdict": "searchspace.exactness",
-    "breakings": "searchspace.repairs",
-    "exact_sizes": "searchspace.exactness",
-    "repair_layouts": "searchspace.repairs",
-    "repair_sizes": "searchspace.repairs",
-    "verdict": "searchspace.exactness",
-    "widened": "searchspace.cost",
+    "Architecture": "architecture",
+    "Candidate": "recipe",
+    "Cost": "cost",
+    "Element": "groups",
+    "Group": "groups",
+    "KINDS": "subsampling",
+    "Loss": "recipe",
+    "PUBLISHED": "published",
+    "Recipe": "recipe",
+    "SearchSpace": "space",
+    "Stage": "layers",
+    "Subsampling": "subsampling",
+    "Verdict": "exactness",
+    "breakings": "repairs",
+    "exact_sizes": "exactness",
+    "repair_layouts": "repairs",
+    "repair_sizes": "repairs",
+    "verdict": "exactness",
+    "widened": "cost",
 }
 __all__ = [
     "KINDS",
@@ -65,11 +66,28 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'searchspace' has no attribute '{name}'")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+def lazy(
+    package: dict[str, Any], where: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package that imports a public name at its first use.
+
+    `package` is the package's `globals()`, which hold the name from then on. `where`: public name
+    -> "module", or "module:name" where the module calls it otherwise. Raises AttributeError for
+    other names.
+    """
+    own = package["__name__"]
+
+    def __getattr__(name: str) -> Any:
+        if name not in where:
+            raise AttributeError(f"module '{own}' has no attribute '{name}'")
+        module, _, inner = where[name].partition(":")
+        package[name] = getattr(importlib.import_module(f"{own}.{module}"), inner or name)
+        return package[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*package, *where})
+
+    return __getattr__, __dir__
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(globals(), _WHERE)

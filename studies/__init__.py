@@ -9,8 +9,9 @@ Importing the package imports nothing else; a name is imported when it is first 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from searchspace import lazy
 
 if TYPE_CHECKING:
     from studies.config import Study
@@ -27,20 +28,20 @@ if TYPE_CHECKING:
         train,
     )
 
-# Public name -> its module and its name there.
+# Public name -> its module in this package, and its name there if that differs.
 _WHERE = {
-    "Checked": ("studies.results.check", "Checked"),
-    "EquivariantClassifier": ("studies.estimator.classifier", "EquivariantClassifier"),
-    "Study": ("studies.config", "Study"),
-    "StudyDirectory": ("studies.results.opened", "StudyDirectory"),
-    "StudyError": ("studies.errors", "StudyError"),
-    "TrialTable": ("studies.results.opened", "TrialTable"),
-    "check": ("studies.results.check", "check"),
-    "load_study": ("studies.config", "load"),
-    "open_study": ("studies.results.opened", "open_study"),
-    "resume": ("studies.results.opened", "resume"),
-    "start": ("studies.results.opened", "start"),
-    "train": ("studies.results.opened", "train"),
+    "Checked": "results.check",
+    "EquivariantClassifier": "estimator.classifier",
+    "Study": "config",
+    "StudyDirectory": "results.opened",
+    "StudyError": "errors",
+    "TrialTable": "results.opened",
+    "check": "results.check",
+    "load_study": "config:load",
+    "open_study": "results.opened",
+    "resume": "results.opened",
+    "start": "results.opened",
+    "train": "results.opened",
 }
 __all__ = [
     "Checked",
@@ -57,17 +58,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported at its first use."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'studies' has no attribute '{name}'")
-    module, inner = _WHERE[name]
-    value = getattr(importlib.import_module(module), inner)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, for completion."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(globals(), _WHERE)

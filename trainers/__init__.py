@@ -10,8 +10,9 @@ first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from searchspace import lazy
 
 if TYPE_CHECKING:
     from trainers.actions import act
@@ -30,29 +31,29 @@ if TYPE_CHECKING:
     from trainers.training.config import TrainingConfig
     from trainers.training.train import train
 
-# Public name -> its module and its name there.
+# Public name -> its module in this package, and its name there if that differs.
 _WHERE = {
-    "Audit": ("trainers.instruments.audit.verdict", "Audit"),
-    "Augment": ("trainers.settings", "Augment"),
-    "BundleReport": ("trainers.bundles.verify", "BundleReport"),
-    "Data": ("trainers.settings", "Data"),
-    "Measurement": ("trainers.instruments.measurement", "Measurement"),
-    "Network": ("trainers.networks.networks", "Network"),
-    "Scores": ("trainers.scores", "Scores"),
-    "Splits": ("trainers.data.datasets", "Splits"),
-    "Symmetry": ("trainers.settings", "Symmetry"),
-    "TrainedNetwork": ("trainers.bundles.export", "TrainedNetwork"),
-    "Training": ("trainers.settings", "Training"),
-    "TrainingConfig": ("trainers.training.config", "TrainingConfig"),
-    "act": ("trainers.actions", "act"),
-    "audit": ("trainers.instruments.audit.audit", "audit"),
-    "build": ("trainers.networks.networks", "build"),
-    "export": ("trainers.bundles.export", "export"),
-    "fold": ("trainers.networks.fold", "fold"),
-    "load_data": ("trainers.data.datasets", "load"),
-    "measure": ("trainers.instruments.measure", "measure"),
-    "train": ("trainers.training.train", "train"),
-    "verify": ("trainers.bundles.verify", "verify"),
+    "Audit": "instruments.audit.verdict",
+    "Augment": "settings",
+    "BundleReport": "bundles.verify",
+    "Data": "settings",
+    "Measurement": "instruments.measurement",
+    "Network": "networks.networks",
+    "Scores": "scores",
+    "Splits": "data.datasets",
+    "Symmetry": "settings",
+    "TrainedNetwork": "bundles.export",
+    "Training": "settings",
+    "TrainingConfig": "training.config",
+    "act": "actions",
+    "audit": "instruments.audit.audit",
+    "build": "networks.networks",
+    "export": "bundles.export",
+    "fold": "networks.fold",
+    "load_data": "data.datasets:load",
+    "measure": "instruments.measure",
+    "train": "training.train",
+    "verify": "bundles.verify",
 }
 __all__ = [
     "Audit",
@@ -78,17 +79,4 @@ __all__ = [
     "verify",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported at its first use."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'trainers' has no attribute '{name}'")
-    module, inner = _WHERE[name]
-    value = getattr(importlib.import_module(module), inner)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, for completion."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(globals(), _WHERE)

@@ -138,6 +138,14 @@ def test_the_readmes_list_every_command_and_no_other():
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(names)
 
 
+@pytest.mark.parametrize(
+    "path", [*READMES, ROOT / "CHANGELOG.md"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_prose_fits_100_columns(path):
+    lines = path.read_text().splitlines()
+    assert not [line for line in lines if len(line) > 100 and not line.startswith("|")]
+
+
 @each_readme
 def test_architectures_parse(path):
     for text in re.findall(r"(\d+(?:x\d+)?px: \d+k[^`\"\n|]+)", path.read_text()):

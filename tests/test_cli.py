@@ -5,7 +5,6 @@ clear refusals.
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -286,23 +285,6 @@ def test_debug_shows_the_traceback(run):
     assert "Traceback" in run("status", "nowhere", "--debug").err
 
 
-def test_commands_that_only_read_import_nothing_heavy(study):
-    code = (
-        "import sys; sys.argv = ['equisearch', 'front', sys.argv[1]]\nfrom studies.cli import "
-        "main\ntry: main.main()\nexcept SystemExit: pass\n"
-        "print(sorted(m for m in ('torch', 'optuna', 'ray', 'escnn', 'numpy') if m in "
-        "sys.modules), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(study)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ},
-    )
-    assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
-
-
 def test_help_shows_the_whole_sentence_of_every_command_once_under_its_heading(run, monkeypatch):
     from studies.cli.app import PANELS, app
 
@@ -321,6 +303,16 @@ def test_help_shows_the_whole_sentence_of_every_command_once_under_its_heading(r
         assert sorted(listed) == sorted(commands)
         words = " ".join(found.split())
         assert [name for name, sentence in commands.items() if sentence not in words] == []
+
+
+def test_a_command_line_builds_its_own_command_alone_and_any_other_builds_all():
+    from studies.cli.app import app, application
+
+    everything = [c.name or c.callback.__name__ for c in app.registered_commands]
+    for name in everything:
+        assert [*application([name, "--help"]).commands] == [name]
+    for words in ([], ["--help"], ["--help", "front"], ["frnt"]):
+        assert [*application(words).commands] == everything
 
 
 def test_every_command_has_help(run):

@@ -65,6 +65,28 @@ def test_light_modules_import_nothing_heavy(module):
     assert done.stdout.strip() == "[]"
 
 
+def test_commands_that_read_import_nothing_heavy_and_search_for_no_plugins():
+    study = str(ROOT / "tests/assets/study")
+    lines = [["--help"], *([name, study] for name in ("front", "trials", "status"))]
+    lines += [["check", "28px: 8k3@C4 max2/2, 8k3"]]
+    code = f"""
+import importlib.metadata, sys
+from studies.cli.main import main
+importlib.metadata.distributions = lambda **options: sys.exit("pydantic searched for plugins")
+heavy = {{"torch", "escnn", "optuna", "ray", "numpy", "pandas", "sklearn", "scipy", "matplotlib"}}
+endings = []
+for line in {lines}:
+    sys.argv = ["equisearch", *line]
+    try:
+        main()
+    except SystemExit as ended:
+        endings.append(ended.code or sorted(heavy & {{*sys.modules}}))
+print(endings, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.splitlines()[-1] == str([[]] * len(lines))
+
+
 @pytest.mark.parametrize(
     "path", [p for p in MODULES if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT))
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command_name, get_group
 
 # Headings of `equisearch --help`, in their order; a command names its own as `rich_help_panel`.
 SEARCH = "Search"
@@ -45,3 +48,20 @@ app = typer.Typer(
     context_settings={"max_content_width": HELP_WIDTH},
     help="Search for the right amount of equivariance. --debug with any command shows tracebacks.",
 )
+
+
+def application(words: Sequence[str]) -> TyperGroup:
+    """The application that runs the command line `words`: with the command they begin with alone,
+    or with all where they begin with none (help, a mistyped name).
+
+    Typer builds a command from the annotations of its function; of all commands that is a seventh
+    of what `equisearch front` calls.
+    """
+    chosen = copy.copy(app)
+    chosen.registered_commands = [
+        command
+        for command in app.registered_commands
+        if command.callback
+        and words[:1] == [command.name or get_command_name(command.callback.__name__)]
+    ] or app.registered_commands
+    return get_group(chosen)

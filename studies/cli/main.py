@@ -23,7 +23,8 @@ from studies.cli import (  # noqa: F401  (they register their commands)
     soften,
     tables,
 )
-from studies.cli.app import app
+from studies.cli.app import app as app
+from studies.cli.app import application
 from studies.terminal import guarded, one_line
 
 
@@ -33,6 +34,8 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]
     # one thread a process: more lose 3 to 5 times where processes run side by side
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # pydantic would search all installed packages for plugins
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if not debug:
         warnings.formatwarning = _warning
     with guarded():
@@ -48,7 +51,7 @@ def _warning(message: Warning | str, *where: object, **options: object) -> str:
 def _status(debug: bool) -> int | str | None:
     """Runs the command in sys.argv and returns its exit status; errors are explained on stderr."""
     try:
-        status = app(prog_name="equisearch", standalone_mode=False)
+        status = application(sys.argv[1:])(prog_name="equisearch", standalone_mode=False)
         sys.stdout.flush()
         return status
     except SystemExit as ending:

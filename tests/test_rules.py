@@ -74,13 +74,16 @@ import importlib.metadata, sys
 from studies.cli.main import main
 importlib.metadata.distributions = lambda **options: sys.exit("pydantic searched for plugins")
 heavy = {{"torch", "escnn", "optuna", "ray", "numpy", "pandas", "sklearn", "scipy", "matplotlib"}}
+branch = {{"studies.evidence.conditions", "studies.workers.declaration"}}
 endings = []
 for line in {lines}:
+    if line[0] == "status":  # it shows the declaration
+        branch.remove("studies.workers.declaration")
     sys.argv = ["equisearch", *line]
     try:
         main()
     except SystemExit as ended:
-        endings.append(ended.code or sorted(heavy & {{*sys.modules}}))
+        endings.append(ended.code or sorted((heavy | branch) & {{*sys.modules}}))
 print(endings, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

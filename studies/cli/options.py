@@ -151,7 +151,9 @@ def resources(workers: str | None, timeout: str | None, address: str | None) -> 
 
 
 def selected(records: Sequence[TrialRecord], where: str | None) -> list[TrialRecord]:
-    """The trials that meet the condition of --where."""
+    """The trials that meet the condition of --where; all without one."""
+    if where is None:
+        return list(records)
     from studies.evidence.conditions import ConditionError
     from studies.evidence.selection import filtered
 

@@ -6,20 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from searchspace.geometry import size_text
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import StudyError
-from studies.evidence.conditions import Condition, Kind
 from studies.evidence.front import best_compromise, members
 from studies.evidence.intervals import ERRORS, SHARES
-from studies.evidence.variants import groups_text, options_of
 from studies.journal.trial import TrialRecord
 from studies.output import is_number
 from studies.pareto import DIRECTIONS, SCORE_OF
 from trainers.scores import Scores
+
+if TYPE_CHECKING:
+    from studies.evidence.conditions import Kind
 
 T = TypeVar("T")
 FACTS = ("trial", "state", "kind", "architecture", "params", "macs", "exact", "family", "group")
@@ -67,6 +68,8 @@ def columns(record: TrialRecord) -> dict[str, Any]:
         candidate = Candidate.parse(str(record.architecture))
     except ValueError:
         return found
+    from studies.evidence.variants import groups_text, options_of
+
     architecture = candidate.architecture
     options = {"loss": "none", "augment": "none", "orbit": "C1", **options_of(candidate)}
     found.update({name: options[name] for name in ("augment", "orbit")})
@@ -81,6 +84,8 @@ def filtered(records: Sequence[TrialRecord], where: str | None) -> list[TrialRec
     """The trials that meet a condition; all without one. Raises ConditionError."""
     if where is None:
         return list(records)
+    from studies.evidence.conditions import Condition
+
     condition = Condition.parse(where).require(COLUMNS, SHARE_COLUMNS, KINDS)
     return [record for record in records if condition(columns(record))]
 

@@ -25,7 +25,6 @@ from studies.journal.stored import read_stored
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import SCORE_OF, SHARES, front_volume
-from studies.workers.declaration import read_declaration
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
@@ -73,6 +72,8 @@ def find_trial(records: Sequence[TrialRecord], number: int, directory: Path) -> 
 
 def status(directory: Path) -> dict[str, Any]:
     """How a study stands: trials by state, size and hypervolume of the front, and who drives it."""
+    from studies.workers.declaration import read_declaration  # other tables have no use for it
+
     study, records = open_study(directory, reading=True)
     counts = Counter(record.state for record in records if record.kind == "search")
     beside = Counter(record.kind for record in records if record.kind != "search")

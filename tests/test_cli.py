@@ -428,7 +428,11 @@ def test_the_first_architectures_are_checked(run, tmp_path):
 @pytest.mark.parametrize(
     "words,said",
     [
-        (["check"], "error: Missing argument 'ARCHITECTURE' (see `equisearch check --help`)\n"),
+        (
+            ["check"],
+            "error: Missing argument 'ARCHITECTURE|MODULE:FUNCTION|FILE' (see `equisearch check "
+            "--help`)\n",
+        ),
         (
             ["chek"],
             "error: No such command 'chek'. Did you mean 'check'? (see `equisearch --help`)\n",

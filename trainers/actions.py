@@ -18,8 +18,14 @@ from torch import Tensor
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.settings import Corners
 
-# the padding modes of grid_sample
-PADDING: dict[Corners, str] = {"black": "zeros", "reflect": "reflection", "replicate": "border"}
+# the padding modes of grid_sample. Behind `circle` the normalisation makes black what lies outside;
+# the half pixel at the border that a turn reaches inside the circle is the border pixel
+PADDING: dict[Corners, str] = {
+    "black": "zeros",
+    "reflect": "reflection",
+    "replicate": "border",
+    "circle": "border",
+}
 
 
 def act(images: Tensor, element: Element, corners: Corners = "black") -> Tensor:

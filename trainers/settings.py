@@ -105,9 +105,10 @@ def _device_name(name: str) -> str:
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What random numbers are drawn from; torch takes 64 bits."""
 
-Corners = Literal["black", "reflect", "replicate"]
+Corners = Literal["black", "reflect", "replicate", "circle"]
 """What fills the pixels that a rotation off the pixel grid brings in from outside the image: zeros,
-the image mirrored at its borders, or its border pixels.
+the image mirrored at its borders, or its border pixels. With `circle` every image, upright ones
+too, is black outside its inscribed circle, so that all angles show the same content.
 """
 
 GroupName = Annotated[str, BeforeValidator(_group_name)]

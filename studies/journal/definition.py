@@ -20,6 +20,7 @@ CORNERS: dict[Corners, str] = {
     "black": "black corners",
     "reflect": "corners filled with the image mirrored at its borders",
     "replicate": "corners filled with the image's border pixels",
+    "circle": "black outside the inscribed circle",
 }
 ATTRIBUTE = "symmetry_accuracy"  # of the study in its journal: its definition in words
 
@@ -66,8 +67,13 @@ def definition_note(study: Study) -> str | None:
 
 def corners_note(study: Study) -> str | None:
     """A sentence on the corners of turned images for reports; None where the declared group turns
-    by quarter turns only.
+    by quarter turns only, unless upright images differ too.
     """
+    if study.symmetry.filling == "circle":
+        return (
+            f"All images, upright ones too, are {CORNERS['circle']}, in training and for scores, "
+            "and the exported network does it itself"
+        )
     if Group.parse(study.symmetry.group).on_grid:
         return None
     return (

@@ -21,7 +21,7 @@ from studies.results.trained import load_trained
 from studies.search.inheritance import has_checkpoint
 from studies.workers.corners import with_corners
 from trainers.cores import available_cores
-from trainers.settings import Augment, Corners, Symmetry
+from trainers.settings import Augment, Corners
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,8 +86,10 @@ def _trial_of(name: str) -> tuple[Path, int] | None:
 def _from_bundle(folder: Path, run_code: bool) -> Subject:
     from searchspace.architecture import Architecture
     from trainers.bundles.verify import load_checked
+    from trainers.data.datasets import normalise
 
     manifest, model = load_checked(folder, run_code=run_code)
+    given = manifest.content
     fields = {
         f"stage {number}": stage.group
         for number, stage in enumerate(Architecture.parse(manifest.architecture).stages, start=1)
@@ -96,10 +98,10 @@ def _from_bundle(folder: Path, run_code: bool) -> Subject:
         model.network.eval(),
         tuple(model.size),
         None,
-        lambda pixels: (pixels - model.mean) / model.std,
+        partial(normalise, mean=given.mean, std=given.std, corners=manifest.corners),
         fields,
         _seen_in(manifest.training),
-        Symmetry(corners=manifest.training.get("corners", "black")).filling,
+        manifest.corners,
     )
 
 
@@ -114,7 +116,12 @@ def _from_trial(directory: Path, number: int) -> Subject:
         trial.network,
         trial.network.architecture.size,
         study,
-        partial(normalise, mean=trial.splits.mean, std=trial.splits.std),
+        partial(
+            normalise,
+            mean=trial.splits.mean,
+            std=trial.splits.std,
+            corners=trial.config.corners,
+        ),
         seen=_seen_of(trial.config.augment, (record.scores or {}).get("learned")),
         corners=trial.config.corners,
     )
@@ -220,8 +227,10 @@ def _measure(
     declared: Group,
     control: Network | None,
 ) -> Measurement:
+    from trainers.data.borders import see
     from trainers.instruments.measure import measure
 
+    corners = subject.corners or with_corners(study).symmetry.filling
     seen = subject.seen or _seen_of(study.training.augment, None)
 
     with warnings.catch_warnings():
@@ -234,9 +243,10 @@ def _measure(
             labels,
             declared,
             seen=seen(declared),
-            normalise=subject.normalise,
+            normalise=subject.normalise
+            or (partial(see, corners=corners) if corners == "circle" else None),
             step=study.symmetry.angles,
-            corners=subject.corners or with_corners(study).symmetry.filling,
+            corners=corners,
             fields=subject.fields,
             control=control,
         )

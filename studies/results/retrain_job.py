@@ -24,6 +24,7 @@ from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
 from studies.search.assignments import Assignment, Report
 from trainers.files import read_whole, write_whole
+from trainers.settings import Corners
 
 if TYPE_CHECKING:
     from trainers.data.datasets import Images, Splits
@@ -60,13 +61,13 @@ class Job:
         """The architecture with the recipe that the search trained it with."""
         return Candidate.parse(self.architecture).with_learning_rate(self.learning_rate)
 
-    def becomes(self, network: Network, splits: Splits) -> Network:
+    def becomes(self, network: Network, splits: Splits, corners: Corners) -> Network:
         """What is tested: the trained network, or what it becomes without training."""
         from trainers.training.softened import soften_trained
 
         if not self.softened:
             return network
-        return soften_trained(network, Softened.parse(self.softened), splits)
+        return soften_trained(network, Softened.parse(self.softened), splits, corners)
 
     def tested(self) -> str:
         """The text of what is tested."""
@@ -165,7 +166,7 @@ def _trained_and_tested(
         on_epoch=lambda epoch, row: on_epoch(epoch),
     )
     run.settle()
-    learned, network = run.step.learned or None, job.becomes(run.network, splits)
+    learned, network = run.step.learned or None, job.becomes(run.network, splits, config.corners)
     return {
         **_about(job, study, splits, test),
         **_held_out(network, splits, config, learned),
@@ -189,7 +190,8 @@ def _held_out(
     from trainers.instruments.predictions import predict
 
     validation = splits.validation
-    normal = normaliser(splits.mean, splits.std, next(network.parameters()).device)
+    device = next(network.parameters()).device
+    normal = normaliser(splits.mean, splits.std, device, corners=config.corners)
     predicted = predict(scoring(network), validation.pixels, [IDENTITY], normalise=normal)
     right = predicted.of(IDENTITY)[0].cpu() == validation.labels.cpu()
     fitted = float(right.double().mean())
@@ -243,7 +245,7 @@ def network_of(
             f"though {RESULT} is there; delete {RESULT}, and `equisearch retrain` trains it again"
         )
     run.settle()
-    return job.becomes(run.network, splits)
+    return job.becomes(run.network, splits, config.corners)
 
 
 def _epochs(config: TrainingConfig) -> int:
@@ -282,7 +284,7 @@ def _tested(
 
     tested = evaluate(networks, splits, config, epoch=_epochs(config), images=test, learned=learned)
     scored = mean_network(map(scoring, networks))
-    normal = partial(normalise, mean=splits.mean, std=splits.std)
+    normal = partial(normalise, mean=splits.mean, std=splits.std, corners=config.corners)
     turns = Group.parse("C4")
     quarters = summarise(
         predict(scored, test.pixels, turns.elements, normalise=normal), test.labels, turns

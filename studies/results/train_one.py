@@ -75,13 +75,14 @@ def _accuracy_by_angle(network: Network, splits: Splits, symmetry: Symmetry) -> 
     from trainers.data.datasets import normalise
     from trainers.instruments.accuracy import accuracy_by_angle
 
+    filling = symmetry.filling
     curve = accuracy_by_angle(
         network,
         splits.validation.pixels,
         splits.validation.labels,
         step=symmetry.angles,
-        normalise=partial(normalise, mean=splits.mean, std=splits.std),
-        corners=symmetry.filling,
+        normalise=partial(normalise, mean=splits.mean, std=splits.std, corners=filling),
+        corners=filling,
     )
     return {f"{degrees:g}": share.value for degrees, share in zip(curve.degrees, curve.accuracies)}
 

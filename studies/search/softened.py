@@ -132,8 +132,8 @@ def _leave(
     from trainers.training.evaluate import evaluate
     from trainers.training.softened import keep, soften_trained
 
-    network = soften_trained(source.network, how, source.splits)
     config = study.training_config(source.record.seed, candidate.recipe, device="cpu")
+    network = soften_trained(source.network, how, source.splits, config.corners)
     trained = source.record.scores or {}
     if os.path.lexists(folder):
         move_aside(folder)

@@ -94,6 +94,10 @@ def _corners(manifest: Mapping[str, Any]) -> list[str]:
     corners = manifest["training"].get("corners")
     if corners is None or (corners == "black" and Group.parse(manifest["declared"]).on_grid):
         return []
+    if corners == "circle":
+        return [
+            "- All images are black outside their inscribed circle; the network does it itself."
+        ]
     return [f"- Corners of images turned by other angles than quarter turns: {code_of(corners)}."]
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from trainers.files import read_whole, system_reason
 from trainers.networks.fold import fold
 from trainers.networks.networks import Network
 from trainers.networks.plain import mean_logits
+from trainers.settings import Corners
 
 COMPARED = 2000  # validation images that every format is compared on
 MOVED = 64  # validation images that every format's symmetry is measured on
@@ -151,11 +153,13 @@ def _move(part: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _reference(networks: Sequence[Network], splits: Splits, images: Tensor) -> Tensor:
+def _reference(
+    networks: Sequence[Network], splits: Splits, corners: Corners, images: Tensor
+) -> Tensor:
     """The logits of the trained networks, which every format has to reach."""
 
     def mean_of_all(pixels: Tensor) -> Tensor:
-        values = normalise(pixels, splits.mean, splits.std)
+        values = normalise(pixels, splits.mean, splits.std, corners)
         return mean_logits([network(values) for network in networks])
 
     return logits(mean_of_all, images)
@@ -166,7 +170,13 @@ def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, An
     networks = [copy.deepcopy(n).cpu().eval() for n in (trained.network, *trained.others)]
     splits, config, architecture = trained.splits, trained.config, networks[0].architecture
     content = content_of(
-        networks[0], splits.mean, splits.std, splits.data.fit, splits.classes, len(networks)
+        networks[0],
+        splits.mean,
+        splits.std,
+        splits.data.fit,
+        splits.classes,
+        len(networks),
+        config.corners,
     )
     model = model_of(networks, content)
     ruling = verdict(architecture, config.group)
@@ -174,7 +184,7 @@ def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, An
     claimed = tuple(e for e in ruling.invariant if e in elements)
     images = splits.validation.pixels.cpu()
     chosen = _spaced(len(images), COMPARED)
-    reference = _reference(networks, splits, images[chosen])
+    reference = _reference(networks, splits, config.corners, images[chosen])
     _check_accuracy(trained, networks, images)
     formats, refused, measured = {}, {}, {}
     probes = probe_images(splits.channels, architecture.size)
@@ -248,12 +258,17 @@ def _spaced(total: int, most: int) -> Tensor:
 
 
 def _check_accuracy(trained: TrainedNetwork, networks: Sequence[Network], images: Tensor) -> None:
-    mean, std = trained.splits.mean, trained.splits.std
+    normal = partial(
+        normalise,
+        mean=trained.splits.mean,
+        std=trained.splits.std,
+        corners=trained.config.corners,
+    )
     labels = trained.splits.validation.labels.cpu()
     expected = trained.accuracies or (trained.scores["accuracy"],)
     for network, reported in zip(networks, expected, strict=True):
         folded = fold(network)
-        folded_logits = logits(lambda values, n=folded: n(normalise(values, mean, std)), images)
+        folded_logits = logits(lambda values, n=folded: n(normal(values)), images)
         accuracy = float((folded_logits.argmax(1) == labels).double().mean())
         if abs(accuracy - reported) > SLACK + 1 / len(labels):
             raise ValueError(

@@ -31,6 +31,7 @@ from trainers.files import read_whole
 from trainers.networks import plain
 from trainers.networks.fold import description, fold, mean_network
 from trainers.networks.networks import Network
+from trainers.settings import Corners
 
 Runner = Callable[[Tensor], Tensor]
 
@@ -54,6 +55,7 @@ WRITTEN = frozenset(
     {
         "507ddfc79e498c54a3613b531fd2979c3b1f18225308afae67920392569ff169",
         "7c4a01c5aac0932e0f54be263431e876919632f9eada71d8dd0e65aa014cf61f",
+        "dec5b42fb059ad6e8e064d15054bd078581672366473865440bb8bce9615a883",
     }
 )
 
@@ -75,6 +77,7 @@ def content_of(
     fit: str,
     classes: tuple[str, ...],
     members: int = 1,
+    corners: Corners = "black",
 ) -> dict[str, Any]:
     """The plain values that `standalone.Model` is built from, besides its state; `members` is the
     number of networks whose mean it is.
@@ -86,6 +89,8 @@ def content_of(
         "fit": fit,
         "classes": list(classes),
     }
+    if corners == "circle":
+        content["corners"] = corners
     return content if members == 1 else {**content, "members": members}
 
 

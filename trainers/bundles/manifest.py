@@ -16,6 +16,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
 from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED, SIGNATURE
 from trainers.files import read_whole
+from trainers.settings import Corners, Symmetry
 
 FORMAT_VERSION = 1
 MOST_PIXELS = 2**26  # values in all probe images together: 256 MB of float32
@@ -179,6 +180,13 @@ class Manifest(_Part):
     def claimed(self) -> list[Element]:
         """The elements under which the logits stay the same."""
         return [Element.parse(row.element) for row in self.elements if row.exact]
+
+    @property
+    def corners(self) -> Corners:
+        """What fills the corners of turned images; bundles that do not say have black ones. Raises
+        ValueError for a word that is none of the choices.
+        """
+        return Symmetry(corners=self.training.get("corners", "black")).filling
 
     @property
     def plain_content(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainers.networks.plain import MeanNetwork, PlainNetwork
+from trainers.networks.plain import MeanNetwork, PlainNetwork, inscribed_circle
 
 STATE = "model.pt"
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour into grey
@@ -21,7 +21,8 @@ class Model(nn.Module):
 
     `content` is a dict of plain values: "network" (what PlainNetwork takes), "mean" and "std" (one
     number per channel, of values in 0..1), "fit" ("resize" or "pad": how `prepare` reaches the
-    size), "classes" (names), and "members" where it is the mean of several networks (their number).
+    size), "classes" (names), "members" where it is the mean of several networks (their number), and
+    "corners" where it is "circle": pixels outside the inscribed circle are then made black first.
     """
 
     def __init__(self, content):
@@ -34,6 +35,14 @@ class Model(nn.Module):
             self.register_buffer(
                 name, torch.tensor(content[name], dtype=torch.float32).view(-1, 1, 1)
             )
+        seen = inscribed_circle(*self.size).float() if content.get("corners") == "circle" else None
+        self.register_buffer("seen", seen, persistent=False)
+
+    def normalise(self, images):
+        """What the network takes, from images in 0..1."""
+        if self.seen is not None:
+            images = images * self.seen
+        return (images - self.mean) / self.std
 
     def forward(self, images):
         """The logits [batch, classes] of floating point images [batch, channels, height, width] in
@@ -50,7 +59,7 @@ class Model(nn.Module):
                 f"{self.channels}, {self.size[0]}, "
                 f"{self.size[1]}], which prepare(images) makes of any uint8 images"
             )
-        return self.network((images - self.mean) / self.std)
+        return self.network(self.normalise(images))
 
     def prepare(self, pixels):
         """What `forward` takes, from uint8 images [batch, 1 or 3, any height, any width]: exactly

@@ -226,6 +226,8 @@ def _images(manifest: Mapping[str, Any]) -> str:
         f"{mean:.4f} / {std:.4f}" for mean, std in zip(normal["mean"], normal["std"])
     )
     colour = "grey" if manifest["input"]["channels"] == 1 else "RGB"
+    circled = manifest["content"].get("corners") == "circle"
+    circle = "made black outside the inscribed circle, then " if circled else ""
     return "\n".join(
         [
             "## How images are prepared",
@@ -235,8 +237,8 @@ def _images(manifest: Mapping[str, Any]) -> str:
             f"2. {fit[0].upper()}{fit[1:]}.",
             "3. Divided by 255. This is the input of every file but `predict.onnx`, which does "
             "steps 2 and 3 itself.",
-            "4. Inside the files: normalised by the mean / standard deviation of the training "
-            f"images, {numbers}.",
+            f"4. Inside the files: {circle}normalised by the mean / standard deviation of the "
+            f"training images, {numbers}.",
             "",
             "Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for "
             "8-bit images without transparency. "

@@ -154,6 +154,11 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
             f"the content in {MANIFEST} has another normalisation than images of {channels} "
             "channels take"
         )
+    circle = "circle" if manifest.training.get("corners") == "circle" else None
+    if content.get("corners") != circle:
+        raise ValueError(
+            f"the content in {MANIFEST} has other corners than the training that it describes"
+        )
     return content
 
 

@@ -1,4 +1,6 @@
-"""What should fill the corners of turned images, by a look at the borders of some of them."""
+"""What should fill the corners of turned images, by a look at the borders of some of them, and
+what a network sees of an image.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainers.networks.plain import inscribed_circle
 from trainers.settings import Corners
 
 IMAGES = 512  # that are looked at, at most
@@ -36,7 +39,7 @@ def choose_corners(pixels: Tensor) -> Choice:
     that fill their frame are mirrored at their borders.
     """
     chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), IMAGES)).long()
-    corners = pixels[chosen][..., _outside(*pixels.shape[-2:])].short()
+    corners = pixels[chosen][..., ~inscribed_circle(*pixels.shape[-2:])].short()
     colour = corners.median(2, keepdim=True).values
     share = ((corners - colour).abs() <= ALIKE).all(1).float().mean(1)
     plain = share >= PLAIN
@@ -48,8 +51,10 @@ def choose_corners(pixels: Tensor) -> Choice:
     return Choice("replicate", "the images have a plain background that is not black")
 
 
-def _outside(height: int, width: int) -> Tensor:
-    """True [height, width] outside the largest disc about the centre."""
-    down = torch.arange(height) - (height - 1) / 2
-    right = torch.arange(width) - (width - 1) / 2
-    return down[:, None].square() + right.square() > (min(height, width) / 2) ** 2
+def see(pixels: Tensor, corners: Corners) -> Tensor:
+    """The images [batch, channel, height, width] in 0..1, after they were moved, as a network sees
+    them: with `circle` black outside their inscribed circle, else as they are.
+    """
+    if corners != "circle":
+        return pixels
+    return pixels * inscribed_circle(*pixels.shape[-2:], device=pixels.device)

@@ -17,13 +17,14 @@ from torch import Tensor
 from trainers import cached_arrays
 from trainers.cache import say_once
 from trainers.data import folders, sources
+from trainers.data.borders import see
 from trainers.data.decoding import FULL
 from trainers.data.formats.opening import reader
 from trainers.data.grouping import require_apart
 from trainers.data.leaks import Rows, leakage
 from trainers.data.pools import FilePool, Pool, Source, render
 from trainers.data.splitting import check_classes, draw, draw_test, remainder
-from trainers.settings import Data
+from trainers.settings import Corners, Data
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
 VERSION = 4
@@ -196,11 +197,16 @@ def batch(
     return pixels.to(device).float().div_(255), labels.to(device)
 
 
-def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalise(
+    pixels: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    corners: Corners = "black",
+) -> Tensor:
     """(pixels - mean) / std with one pair of numbers per channel, so that it commutes with every
-    motion of the pixels.
+    motion of the pixels; `see` comes before it.
     """
-    return normaliser(mean, std, pixels.device, pixels.dtype)(pixels)
+    return normaliser(mean, std, pixels.device, pixels.dtype, corners)(pixels)
 
 
 def normaliser(
@@ -208,6 +214,7 @@ def normaliser(
     std: tuple[float, ...],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    corners: Corners = "black",
 ) -> Callable[[Tensor], Tensor]:
     """`normalise` with its numbers on the device already: to send them there with every batch
     would wait for a GPU.
@@ -215,7 +222,7 @@ def normaliser(
     shift, scale = (
         torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (mean, std)
     )
-    return lambda pixels: (pixels - shift) / scale
+    return lambda pixels: (see(pixels, corners) - shift) / scale
 
 
 def _load_test(splits: Splits) -> Images:

@@ -59,7 +59,7 @@ def evaluate(
     began = time.perf_counter()
     images = splits.validation if images is None else images
     declared, over = config.group, config.symmetry.scored
-    normal = partial(normalise, mean=splits.mean, std=splits.std)
+    normal = partial(normalise, mean=splits.mean, std=splits.std, corners=config.corners)
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
     scored = mean_network(map(scoring, members))

@@ -57,7 +57,8 @@ def begin(child: Training, parent: Training, epoch: int, load_splits: Callable[[
     before, saved = _trained(parent, splits)
     cpu = torch.device("cpu")  # where convolutions are not rounded to fewer digits
     images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), cpu)
-    prepared = normaliser(splits.mean, splits.std, cpu)(images)
+    corners = child.config.corners
+    prepared = normaliser(splits.mean, splits.std, cpu, corners=corners)(images)
     network = relax(before, child.architecture, images=prepared)
     require_same_function(before, network, prepared[:8])
     network = network.to(pick_device(child.config.training.device))

@@ -12,7 +12,11 @@ from torch import Tensor
 from searchspace.weights.softened import Softened
 from trainers.data.datasets import Splits, batch, normaliser
 from trainers.networks.networks import Network
+<<<<<<< HEAD
 from trainers.networks.soft.expressing import softened_network
+=======
+from trainers.settings import Corners
+>>>>>>> 592ce41 (corners: circle shows the same content at every angle)
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
 from trainers.training.config import TrainingConfig
@@ -21,16 +25,16 @@ from trainers.training.step import build_optimizer
 IMAGES = 256  # training images for the statistics of batch norm
 
 
-def statistics_images(network: Network, splits: Splits) -> Tensor:
+def statistics_images(network: Network, splits: Splits, corners: Corners) -> Tensor:
     """The first training images as the network takes them, on its device."""
     device = next(network.parameters()).device
     images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), device)
-    return normaliser(splits.mean, splits.std, device)(images)
+    return normaliser(splits.mean, splits.std, device, corners=corners)(images)
 
 
-def soften_trained(network: Network, how: Softened, splits: Splits) -> Network:
+def soften_trained(network: Network, how: Softened, splits: Splits, corners: Corners) -> Network:
     """What `network`, trained on `splits`, becomes, in evaluation. Raises ValueError."""
-    return softened_network(network, how, statistics_images(network, splits))
+    return softened_network(network, how, statistics_images(network, splits, corners))
 
 
 def keep(network: Network, config: TrainingConfig, directory: Path, epoch: int) -> None:

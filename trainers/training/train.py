@@ -232,7 +232,7 @@ def start(
         network,
         architecture,
         config,
-        normaliser(splits.mean, splits.std, device),
+        normaliser(splits.mean, splits.std, device, corners=config.corners),
         class_weights(config.training.class_weights, splits),
     )
     owner = checkpoint.fingerprint(architecture, config)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainers.instruments.feature_maps import Model, Normalise
     from trainers.networks.plain import PlainNetwork
     from trainers.networks.soft.softening import Action
+    from trainers.settings import Corners
 
 CHANGE_IMAGES = 16  # validation images whose logits are compared, and bounded
 
@@ -52,6 +53,7 @@ class Subject:
     normalise: Normalise
     seen: tuple[Element, ...]  # by training
     over: Over  # which elements the symmetry accuracy is a mean over
+    corners: Corners  # of turned images, as its training had them
 
     def at_softness(self, softness: float) -> Point:
         """The network at a softness. Raises ValueError where the group does not act on its
@@ -84,7 +86,7 @@ class Subject:
         from trainers.networks.soft.logit_bound import logit_bounds
 
         few, elements = self._few, self.group.elements
-        moved = torch.cat([self.normalise(act(few, e)) for e in elements])
+        moved = torch.cat([self.normalise(act(few, e, self.corners)) for e in elements])
         try:
             bounds = logit_bounds(folded, acting, self.group, moved).view(len(elements), -1)
         except ValueError:
@@ -119,11 +121,11 @@ class Subject:
             return channels_last(self.normalise(batch))
 
         elements, few = self.group.elements, self._few
-        found = predict(model, self.pixels, elements, normalise=prepared)
+        found = predict(model, self.pixels, elements, normalise=prepared, corners=self.corners)
         symmetry = summarise(found, self.labels, self.group, self.seen, over=self.over)
         with torch.no_grad():
             still = model(prepared(few))
-            moved = [model(prepared(act(few, e))) for e in elements if e != IDENTITY]
+            moved = [model(prepared(act(few, e, self.corners))) for e in elements if e != IDENTITY]
         changes = [(logits - still).norm(dim=1).max() for logits in moved]
         return Point(
             name,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from searchspace.architecture import Architecture
 from searchspace.groups import TRIVIAL, Group
@@ -117,7 +117,7 @@ def soften_bundle(
 
 def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject:
     from trainers.bundles.verify import load_checked
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load, normalise
     from trainers.instruments.loading import check_model
     from trainers.networks.networks import build
     from trainers.networks.plain import PlainNetwork
@@ -130,11 +130,8 @@ def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject
             f"the bundle {folder} is the mean of several networks; soften one of them: export a "
             "trial, or one seed"
         )
-    mean, std = cast("Tensor", model.mean), cast("Tensor", model.std)
-
-    def normal(pixels: Tensor) -> Tensor:
-        return (pixels - mean) / std
-
+    given = manifest.content
+    normal = partial(normalise, mean=given.mean, std=given.std, corners=manifest.corners)
     architecture = Architecture.parse(manifest.architecture)
     splits = load(study.data, architecture.size)
     pixels, labels = _some(splits.validation, images)
@@ -151,6 +148,7 @@ def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject
         normal,
         (),
         study.symmetry.scored,
+        manifest.corners,
     )
 
 
@@ -204,7 +202,8 @@ def _of_trial(
     from trainers.training.softened import statistics_images
 
     network = trial.network
-    few = statistics_images(network, trial.splits)
+    corners = trial.config.corners
+    few = statistics_images(network, trial.splits, corners)
     pixels, labels = _some(trial.splits.validation, images)
     return Subject(
         network.architecture,
@@ -214,9 +213,10 @@ def _of_trial(
         lambda s: fold(soften(network, group, s, few)),
         pixels,
         labels,
-        partial(normalise, mean=trial.splits.mean, std=trial.splits.std),
+        partial(normalise, mean=trial.splits.mean, std=trial.splits.std, corners=corners),
         seen(trial.config.augment, group, degrees_learned(learned)),
         study.symmetry.scored,
+        corners,
     )
 
 
@@ -239,7 +239,7 @@ def _held(subject: Subject, trial: TrainedTrial) -> list[Point]:
     for groups in dict.fromkeys((chosen, tuple(trial.network.architecture.certain_groups))):
         how = Softened("held", groups)
         try:
-            made = soften_trained(trial.network, how, trial.splits)
+            made = soften_trained(trial.network, how, trial.splits, trial.config.corners)
         except ValueError:
             continue
         points.append(subject.point(str(how), fold(made), how=str(how)))

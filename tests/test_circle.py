@@ -20,14 +20,14 @@ from support.bundles import manifest_of, write_manifest
 from trainers.actions import act
 from trainers.bundles.export import TrainedNetwork, export
 from trainers.bundles.formats import CARD, FORMATS, logits, onnx_runner, runner
+from trainers.bundles.model import _circle
 from trainers.bundles.pixel_graph import pixel_runner
 from trainers.bundles.predict import load_predictor
 from trainers.bundles.verify import verify
 from trainers.data.augment import rotate
-from trainers.data.borders import see
+from trainers.data.borders import inscribed_circle, see
 from trainers.data.datasets import load, normalise
-from trainers.networks.plain import inscribed_circle
-from trainers.settings import Data, Symmetry, Training
+from trainers.settings import Corners, Data, Symmetry, Training
 from trainers.training.augmentation import LearnedAugmentation
 from trainers.training.config import TrainingConfig
 from trainers.training.train import start, train
@@ -60,6 +60,7 @@ def test_flips_and_quarter_turns_keep_the_circle(size):
             see(act(images, element, "circle"), "circle"), act(see(images, "circle"), element)
         )
     height, width = size
+    assert torch.equal(circle[0, 0].float(), _circle(*size))
     assert circle[..., height // 2, width // 2].all()
     assert min(size) < 4 or not circle[..., 0, 0].any()
 
@@ -78,7 +79,7 @@ def test_all_angles_show_the_same_content(size, degrees):
     assert (see(learned, "circle") - disc).abs().max() < 1e-6
 
 
-def config_of(corners="circle", group="C8"):
+def config_of(corners: Corners = "circle", group="C8"):
     return TrainingConfig(
         Data(name="digits", train=60, validation=40),
         Training(epochs=1, batch_size=20, precision="float32"),
@@ -98,7 +99,7 @@ def splits():
     return replace(found, train=train, validation=validation)
 
 
-def trained(splits, folder, corners="circle"):
+def trained(splits, folder, corners: Corners = "circle"):
     architecture, config = Architecture.parse(TEXT), config_of(corners)
     scores = train(architecture, config, folder, 1, splits=splits).as_dict()
     network = start(architecture, config, folder, splits).network
@@ -176,6 +177,7 @@ def test_verify_and_card_know_the_circle(subject, bundle, tmp_path):
 @pytest.mark.parametrize("run_code", [False, True])
 def test_a_bundle_is_measured_as_it_was_trained(bundle, splits, run_code):
     found = find_subject(str(bundle), run_code=run_code)
+    assert found.normalise is not None
     images = splits.validation.pixels
     values = [found.normalise(i.float() / 255) for i in (images, with_other_corners(images, 12))]
     assert found.corners == "circle" and torch.equal(*values)
@@ -210,7 +212,7 @@ def test_reports_say_that_upright_images_differ_too(group):
     study = parse(
         "data: {name: digits}", overrides={"symmetry": {"group": group, "corners": "circle"}}
     )
-    assert "upright ones too, are black outside the inscribed circle" in corners_note(study)
+    assert "upright ones too, are black outside the inscribed circle" in str(corners_note(study))
 
 
 def test_a_wrong_word_names_the_choices():

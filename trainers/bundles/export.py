@@ -165,19 +165,25 @@ def _reference(
     return logits(mean_of_all, images)
 
 
-def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, Any]:
-    """Writes and examines every format; returns the manifest without the hashes."""
-    networks = [copy.deepcopy(n).cpu().eval() for n in (trained.network, *trained.others)]
-    splits, config, architecture = trained.splits, trained.config, networks[0].architecture
-    content = content_of(
+def _content(trained: TrainedNetwork, networks: Sequence[Network]) -> dict[str, Any]:
+    """What the exported model is built from."""
+    splits = trained.splits
+    return content_of(
         networks[0],
         splits.mean,
         splits.std,
         splits.data.fit,
         splits.classes,
         len(networks),
-        config.corners,
+        trained.config.corners,
     )
+
+
+def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, Any]:
+    """Writes and examines every format; returns the manifest without the hashes."""
+    networks = [copy.deepcopy(n).cpu().eval() for n in (trained.network, *trained.others)]
+    splits, config, architecture = trained.splits, trained.config, networks[0].architecture
+    content = _content(trained, networks)
     model = model_of(networks, content)
     ruling = verdict(architecture, config.group)
     elements = movable(config.group, architecture.size)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainers.networks.plain import MeanNetwork, PlainNetwork, inscribed_circle
+from trainers.networks.plain import MeanNetwork, PlainNetwork
 
 STATE = "model.pt"
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colour into grey
@@ -35,7 +35,7 @@ class Model(nn.Module):
             self.register_buffer(
                 name, torch.tensor(content[name], dtype=torch.float32).view(-1, 1, 1)
             )
-        seen = inscribed_circle(*self.size).float() if content.get("corners") == "circle" else None
+        seen = _circle(*self.size) if content.get("corners") == "circle" else None
         self.register_buffer("seen", seen, persistent=False)
 
     def normalise(self, images):
@@ -91,6 +91,14 @@ class Model(nn.Module):
             )
             pixels = F.pad(pixels, (left, right, top, bottom))
         return pixels.float() / 255
+
+
+def _circle(height, width):
+    """1 [height, width] at pixels whose centres lie in the inscribed circle, 0 at the others."""
+    down = torch.arange(height) - (height - 1) / 2
+    right = torch.arange(width) - (width - 1) / 2
+    inside = down[:, None].square() + right.square() <= (min(height, width) / 2) ** 2
+    return inside.float()
 
 
 def _margins(old, new):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers.networks.plain import inscribed_circle
 from trainers.settings import Corners
 
 IMAGES = 512  # that are looked at, at most
@@ -58,3 +57,14 @@ def see(pixels: Tensor, corners: Corners) -> Tensor:
     if corners != "circle":
         return pixels
     return pixels * inscribed_circle(*pixels.shape[-2:], device=pixels.device)
+
+
+def inscribed_circle(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """True [height, width] at the pixels whose centres lie in the largest circle about the centre.
+
+    All that is compared is a multiple of 1/4 and exact, so that flips and quarter turns keep it.
+    `trainers.bundles.model` has the same for bundles.
+    """
+    down = torch.arange(height, device=device) - (height - 1) / 2
+    right = torch.arange(width, device=device) - (width - 1) / 2
+    return down[:, None].square() + right.square() <= (min(height, width) / 2) ** 2

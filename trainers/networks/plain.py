@@ -32,16 +32,6 @@ BLUR_PIXELS = 5
 BLUR_SIGMA = {"blur": 0.66, "blurmax": 0.6}  # pixels, as in escnn's anti-aliased pooling layers
 
 
-def inscribed_circle(height, width, device=None):
-    """True [height, width] at the pixels whose centres lie in the largest circle about the centre.
-
-    Every value behind it is a multiple of 1/4 and exact, so that flips and quarter turns keep it.
-    """
-    down = torch.arange(height, device=device) - (height - 1) / 2
-    right = torch.arange(width, device=device) - (width - 1) / 2
-    return down[:, None].square() + right.square() <= (min(height, width) / 2) ** 2
-
-
 class Pad(nn.Module):
     """Padding of both axes by (before, after) pixels: zeros, reflect, circular or replicate."""
 

@@ -38,7 +38,8 @@ def choose_corners(pixels: Tensor) -> Choice:
     that fill their frame are mirrored at their borders.
     """
     chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), IMAGES)).long()
-    corners = pixels[chosen][..., ~inscribed_circle(*pixels.shape[-2:])].short()
+    height, width = pixels.shape[-2:]
+    corners = pixels[chosen][..., ~inscribed_circle(height, width)].short()
     colour = corners.median(2, keepdim=True).values
     share = ((corners - colour).abs() <= ALIKE).all(1).float().mean(1)
     plain = share >= PLAIN
@@ -56,7 +57,8 @@ def see(pixels: Tensor, corners: Corners) -> Tensor:
     """
     if corners != "circle":
         return pixels
-    return pixels * inscribed_circle(*pixels.shape[-2:], device=pixels.device)
+    height, width = pixels.shape[-2:]
+    return pixels * inscribed_circle(height, width, pixels.device)
 
 
 def inscribed_circle(height: int, width: int, device: torch.device | str | None = None) -> Tensor:

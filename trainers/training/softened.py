@@ -12,11 +12,8 @@ from torch import Tensor
 from searchspace.weights.softened import Softened
 from trainers.data.datasets import Splits, batch, normaliser
 from trainers.networks.networks import Network
-<<<<<<< HEAD
 from trainers.networks.soft.expressing import softened_network
-=======
 from trainers.settings import Corners
->>>>>>> 592ce41 (corners: circle shows the same content at every angle)
 from trainers.training import checkpoint
 from trainers.training.checkpoint import Progress
 from trainers.training.config import TrainingConfig

@@ -221,6 +221,8 @@ def _head(draw: random.Random, module: nn.Module, size: int, channels: int) -> l
         shape = module.eval()(torch.randn(1, channels, size, size)).shape
     except (RuntimeError, ValueError):
         return None
+    if not shape.numel():  # a map without positions, whose mean is no number
+        return None
     kind = draw.choice(["mean", "mean", "mean", "flatten", "max", "map"])
     if kind == "flatten":
         return [nn.Flatten(), nn.Dropout(0.5), nn.Linear(shape[1:].numel(), 5)]

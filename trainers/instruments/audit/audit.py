@@ -55,6 +55,7 @@ def audit(
         result = _run(copied, (height, width), channels)
         own = own_errors(copied, (1, channels, height, width), chosen.elements)
         program = _recorded(copied, (height, width), channels)
+        _check_positions(program, result)
         if isinstance(program, str):
             outcomes = [Followed(None, unread=(program,))] * chosen.order
             errors: list[float | None] = [0.0] + [None] * (chosen.order - 1)
@@ -67,7 +68,7 @@ def audit(
     findings = tuple(
         Finding(
             e, "exact" if e == IDENTITY else _claim(o), _losses(program, e, o.deaths), error, mine
-        )
+        ).settled()
         for e, o, error, mine in zip(chosen.elements, outcomes, errors, own)
     )
     unread = tuple(dict.fromkeys(layer for o in outcomes for layer in o.unread))
@@ -123,6 +124,20 @@ def _run(module: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
             "vectors [batch, n] or maps [batch, channels, height, width]"
         )
     return result
+
+
+def _check_positions(program: Program | str, result: Tensor) -> None:
+    """Raises ValueError where the result is no number because a map has no positions."""
+    if isinstance(program, str) or (result.numel() and not result.isnan().any()):
+        return
+    for step in program.steps:
+        for shape in step.shapes:
+            if len(shape) == 4 and shape[1] and not min(shape[2:]):
+                height, width = program.size
+                raise ValueError(
+                    f"the map behind {step.layer} has no positions ({shape[2]}x{shape[3]}) for "
+                    f"images of {height}x{width} pixels; give a larger size"
+                )
 
 
 def _advice(module: nn.Module, channels: int) -> str:

@@ -125,14 +125,19 @@ def extreme(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any:
         raise Unreadable("")
     rank = len(value.shape)
     axes = [args[0] % rank] if args else list(range(rank))
-    data = of_set(
-        whole(value, (context.step.key, "max"))
-        .movedim(axes, list(range(len(axes))))
-        .flatten(0, len(axes) - 1)
-    )
+    if context.step.operation == "max" and not {0, 1} & set(axes):
+        read, channels = members_of(value), value.channels
+    else:
+        read, channels = whole(value, (context.step.key, "max"))[None], None
+    read = read.movedim([axis + 1 for axis in axes], list(range(1, len(axes) + 1)))
+    read = read.flatten(0, len(axes))
+    shape = list(context.step.shapes[0])
+    if channels is not None:
+        shape[1] = 1
     if context.step.operation == "min":
-        data = field.hashed(data, "min")
-    result = Value(data.reshape(context.step.shapes[0]))
+        result = Value(field.hashed(of_set(read), "min").reshape(shape))
+    else:
+        result = largest(read.reshape(len(read), *shape), channels)
     return (result, None) if args else result
 
 

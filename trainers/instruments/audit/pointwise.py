@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from trainers.instruments.audit import field
 from trainers.instruments.audit.record import Constant
 from trainers.instruments.audit.values import (
+    OUTSIDE,
     Context,
     Unreadable,
     Value,
@@ -33,6 +35,13 @@ OTHERS = {
     "sigmoid", "hardsigmoid", "softplus", "exp", "log", "log2", "log10", "cos", "cosh", "acos",
     "rsqrt", "reciprocal", "log_sigmoid_forward", "erfc", "threshold", "isnan", "logical_not",
     "isfinite", "isinf", "clamp", "clamp_min", "clamp_max", "exp2", "logit", "nan_to_num",
+}  # fmt: skip
+# never decreasing: of a maximum, they are the maximum of what they make of its members
+INCREASING = {
+    "relu", "relu6", "tanh", "leaky_relu", "elu", "selu", "celu", "hardtanh", "sqrt", "sinh",
+    "asin", "atan", "erf", "sign", "softsign", "expm1", "log1p", "floor", "ceil", "round", "trunc",
+    "hardshrink", "softshrink", "asinh", "sigmoid", "hardsigmoid", "softplus", "exp", "log", "log2",
+    "log10", "log_sigmoid_forward", "clamp", "clamp_min", "clamp_max", "exp2", "logit",
 }  # fmt: skip
 IDENTITIES = (
     "clone", "alias", "detach", "_to_copy", "lift_fresh", "contiguous", "dropout",
@@ -58,11 +67,25 @@ def activation(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any
         sorted(kwargs.items()),
         [c.key for c in constants if isinstance(c, Constant)],
     )
-    data = field.hashed(value.data, key)
-    if name in ODD_AT_ZERO or (name.startswith("clamp") and _holds_zero(name, args, kwargs)):
-        data = data.masked_fill(value.data == 0, 0)
-    result = value.holding(data)
+    zero = name in ODD_AT_ZERO or (name.startswith("clamp") and _holds_zero(name, args, kwargs))
+
+    def applied(values: Tensor) -> Tensor:
+        result = field.hashed(values, key)
+        return result.masked_fill(values == 0, 0) if zero else result
+
+    result = value.holding(applied(value.data))
+    if value.members is not None and _increases(name, numbers):
+        outside = value.members == OUTSIDE
+        members = applied(value.members).masked_fill(outside, OUTSIDE)
+        result = largest(members, value.channels)
     return (result, None) if name == "log_sigmoid_forward" else result
+
+
+def _increases(name: str, numbers: Sequence[Any]) -> bool:
+    """Whether an activation never decreases; a leaky one with a negative slope does."""
+    if name in ("leaky_relu", "elu", "celu"):
+        return all(n >= 0 for n in numbers)
+    return name in INCREASING
 
 
 def _holds_zero(name: str, args: Any, kwargs: Any) -> bool:

@@ -65,7 +65,11 @@ def draw_weights(module: nn.Module, seed: int) -> None:
         if id(parameter) in norms or parameter.ndim < 2:
             low, high = (0.5, 1.5) if name.endswith("weight") else (-0.3, 0.5)
             values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(low + (high - low) * values)
+            values = low + (high - low) * values
+            if id(parameter) in norms and name.endswith("weight"):  # trained ones have both signs
+                drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+                values = torch.where(drawn < 0.25, -values, values)
+            parameter.copy_(values)
             continue
         fan = max(1, math.prod(parameter.shape[1:]))
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

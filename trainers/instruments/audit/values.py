@@ -42,7 +42,8 @@ class Value(NamedTuple):
 
 
 OUTSIDE = -1  # what a maximum does not read
-MOST_MEMBERS = 32
+MOST_MEMBERS = 128  # of one maximum
+MOST_READ = 1 << 24  # numbers of all members of a map
 
 
 def members_of(value: Value) -> Tensor:
@@ -63,7 +64,21 @@ def of_set(values: Tensor) -> Tensor:
 
 def largest(members: Tensor, channels: int | None) -> Value:
     """The maximum along the first axis, as a function of the set of values there."""
-    return Value(of_set(members), channels, members if len(members) <= MOST_MEMBERS else None)
+    result = of_set(members)
+    if len(members) > MOST_MEMBERS and members.numel() <= MOST_READ:
+        members = _once(members)
+    few = len(members) <= MOST_MEMBERS and members.numel() <= MOST_READ
+    return Value(result, channels, members if few else None)
+
+
+def _once(members: Tensor) -> Tensor:
+    """The same sets with every value once, on the fewest rows that hold them."""
+    ordered = members.sort(0, descending=True).values
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[1:] = ordered[1:] == ordered[:-1]
+    ordered = ordered.masked_fill(again, OUTSIDE).sort(0, descending=True).values
+    most = int((ordered != OUTSIDE).flatten(1).any(1).sum()) if ordered.ndim > 1 else len(ordered)
+    return ordered[: max(1, most)]
 
 
 class Unreadable(ValueError):

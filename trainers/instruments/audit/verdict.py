@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
@@ -32,17 +32,28 @@ class Finding:
 
     element: Element
     claim: Claim  # of the grid, for all kernels that the element keeps
-    lost: tuple[Lost, ...]  # the layers, first layer first; empty unless broken
+    lost: tuple[Lost, ...]  # the layers, first layer first; empty unless broken, or doubted
     # with random kernels that the element keeps; infinite: of another shape, None: not measured
     measured: float | None
     own: float | None  # with the weights that the module has
+    doubted: bool = False  # whether there is no claim because the measurement said another thing
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the measurement says what the claim does; None where either is missing."""
+        """Whether the measurement says what the steps do; None where either is missing, and False
+        never beside a claim: there is none then.
+        """
+        if self.doubted:
+            return False
         if self.claim == "not known" or self.measured is None:
             return None
         return (self.claim == "exact") == (self.measured <= THRESHOLD)
+
+    def settled(self) -> Finding:
+        """The same without its claim where the measurement says another thing."""
+        if self.agrees is not False:
+            return self
+        return replace(self, claim="not known", doubted=True)
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,12 @@ class Audit:
         if self.unread:
             said.append("Not known, because of layers that are not followed:")
             said += [f"  {layer}" for layer in self.unread[:6]]
+        doubted = [str(f.element) for f in self.findings if f.doubted]
+        if doubted:
+            said.append(
+                f"Not known for {', '.join(doubted)}: the layers say one thing, and what was "
+                "measured with random weights says another."
+            )
         own = [str(e) for e in self.symmetric if e != IDENTITY]
         said.append(
             f"The module's own weights are exact under {', '.join(own)} (measured)."
@@ -153,7 +170,7 @@ class Audit:
         if not self.exact and self.exact_sizes:
             sizes = " and ".join(map(str, self.exact_sizes))
             said.append(f"Nearest input sizes at which no layer breaks an element: {sizes}.")
-        elif not self.exact and not self.unread:
+        elif not self.exact and not self.unread and not doubted:
             said.append("No input size nearby is exact.")
         return said
 

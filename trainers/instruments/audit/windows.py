@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.instruments.audit import field
@@ -20,7 +21,6 @@ from trainers.instruments.audit.values import (
     largest,
     lifted,
     members_of,
-    of_set,
     rule,
     whole,
 )
@@ -156,7 +156,7 @@ def _stuffed(maps: Value, stride: Pair) -> Value:
 def _bordered(maps: Tensor, borders: Sequence[Pair], fill: int) -> Tensor:
     """Maps with (before, after) positions more on each axis; less where they are negative."""
     (top, bottom), (left, right) = borders
-    return torch.nn.functional.pad(maps, (left, right, top, bottom), value=fill)
+    return F.pad(maps, (left, right, top, bottom), value=fill)
 
 
 @rule("max_pool2d_with_indices", "max_pool2d")
@@ -191,9 +191,15 @@ def adaptive_max_pool(context: Context, maps: Value, size: list[int]) -> tuple[V
     """The maximum of windows of nearly equal size that cover the map."""
     height, width = maps.shape[-2:]
     rows, columns = _adapted(height, size[0]), _adapted(width, size[-1])
-    cells = [of_set(maps.data[..., r, c].flatten(-2).movedim(-1, 0)) for r in rows for c in columns]
-    data = torch.stack(cells, -1).unflatten(-1, (len(rows), len(columns)))
-    return maps.holding(data), None
+    members = members_of(maps)
+    cells = [
+        members[..., r, c].flatten(-2).movedim(-1, 1).flatten(0, 1) for r in rows for c in columns
+    ]
+    most = max(map(len, cells))
+    # windows of nearly equal size: what is missing in the smaller ones is read by none
+    filled = [F.pad(c, (0, 0) * (c.ndim - 1) + (0, most - len(c)), value=OUTSIDE) for c in cells]
+    data = torch.stack(filled, -1).unflatten(-1, (len(rows), len(columns)))
+    return largest(data, maps.channels), None
 
 
 def _adapted(pixels: int, windows: int) -> list[slice]:

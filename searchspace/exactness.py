@@ -21,6 +21,13 @@ from typing import Literal
 
 from searchspace.architecture import Architecture
 from searchspace.function.coordinates import kept_elements
+from searchspace.function.equal_values import (
+    all_pooled,
+    any_pooled,
+    built_in,
+    exact_anywhere,
+    unchanged_anywhere,
+)
 from searchspace.function.orbit import averaged_elements
 from searchspace.geometry import Size
 from searchspace.groups import (
@@ -35,8 +42,6 @@ from searchspace.layers import layers_of
 from searchspace.mirroring import (
     BY_AXES,
     depends_on_pixels,
-    exact_after,
-    unchanged,
     unshifted_elements,
 )
 from searchspace.symbolic import Program, program
@@ -140,9 +145,7 @@ class Verdict:
         """
         if self.architecture.orbit != TRIVIAL:
             return self.invariant
-        return _surviving(
-            self.group, self.architecture.certain_group, self.unshifted_elements & self._kept
-        )
+        return tuple(e for e in self.group.elements if e in self._features)
 
     @cached_property
     def near(self) -> tuple[Element, ...]:
@@ -179,7 +182,7 @@ class Verdict:
         if self.architecture.orbit != TRIVIAL and self.grid_exact:
             return True
         return all(
-            e in self.unshifted_elements or e not in self._kept
+            e in self.unshifted_elements | self._features or e not in self._kept
             for e in self.group.elements
             if e.on_grid and e in self.architecture.group
         )
@@ -206,6 +209,8 @@ class Verdict:
 
     def _places(self, element: Element) -> tuple[Break, ...]:
         stages = self.architecture.stages
+        if element in self._features:
+            return ()
         if element not in stages[-1].group:
             first = next(n for n, s in enumerate(stages, start=1) if element not in s.group)
             return (Break("group", first),)
@@ -225,7 +230,7 @@ class Verdict:
     def _shifted_places(self, element: Element) -> tuple[Break, ...]:
         if element in self.unshifted_elements:
             return ()
-        exact = exact_after(self.architecture.size, self._reads, element)
+        exact = exact_anywhere(self.architecture, self._reads, element)
         since = max(
             (n for n, flag in enumerate(exact) if flag and (n or self.architecture.entry)),
             default=-1,
@@ -263,11 +268,9 @@ class Verdict:
 
     def _unchanged(self, element: Element) -> bool:
         architecture = self.architecture
-        size, built = architecture.size, architecture.certain_group
+        size = architecture.size
         if element == IDENTITY or (
-            (architecture.head != "none" or self._all_pooled)
-            and element in self.unshifted_elements & self._kept
-            and element in built
+            (architecture.head != "none" or all_pooled(architecture)) and element in self._features
         ):
             return True
         if not depends_on_pixels(size, self._reads) and (
@@ -277,33 +280,17 @@ class Verdict:
         return (
             element.on_grid
             and element in self._kept
-            and unchanged(size, self._reads, built, architecture.head, element)
+            and unchanged_anywhere(architecture, self._reads, self._built[-1], element)
         )
-
-    @property
-    def _all_pooled(self) -> bool:
-        """Whether every field of the last stage is invariant, whatever the head: pooled there, or
-        before kernels of one pixel, which nothing turns.
-        """
-        for stage in reversed(self.architecture.stages):
-            if stage.invariant_fields == stage.fields:
-                return True
-            step = stage.subsampling
-            if stage.kernel > 1 or (step is not None and step.trained and step.kernel > 1):
-                return False
-        return False
 
     @cached_property
     def after_stages(self) -> tuple[tuple[Element, ...], ...]:
         """The elements that survive in the maps of the entry (of the image, if there is none), then
         of each stage.
         """
-        groups = (
-            self.architecture.stages[0].group,
-            *self.architecture.certain_groups,
-        )
+        groups = self.architecture.stages[0].group, *self._built
         exact = {
-            e: exact_after(self.architecture.size, self._reads, e)
+            e: exact_anywhere(self.architecture, self._reads, e)
             for e in self.group.elements
             if e.on_grid and e in groups[0]
         }
@@ -315,6 +302,19 @@ class Verdict:
             )
             for n, built in enumerate(groups)
         )
+
+    @cached_property
+    def _built(self) -> tuple[Group, ...]:
+        return built_in(self.architecture, self._reads)
+
+    @cached_property
+    def _features(self) -> frozenset[Element]:
+        """The elements that are exact in the last maps, whatever becomes of the logits."""
+        built, exact = self._built[-1], self.unshifted_elements
+        if any_pooled(self.architecture):
+            on_grid = (e for e in self.group.elements if e.on_grid and e in built)
+            exact |= {e for e in on_grid if exact_anywhere(self.architecture, self._reads, e)[-1]}
+        return frozenset(_surviving(self.group, built, self._kept & exact))
 
     @property
     def _kept(self) -> frozenset[Element]:

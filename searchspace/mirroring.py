@@ -105,10 +105,15 @@ def _must_look_together(size: Size, reads: Program, axes: tuple[_Axis, _Axis]) -
     """Whether windows lie in the padding alone, on maps small enough: of larger ones what each axis
     says is true, if not everything.
     """
-    return any(axis.constants for axis in axes) and _few_reads(size, reads)
+    return any(axis.constants for axis in axes) and few_reads(size, reads)
 
 
-def _few_reads(size: Size, reads: Program) -> bool:
+def sees_padding_alone(size: Size, reads: Program) -> bool:
+    """Whether windows lie in the padding alone, on maps small enough to be followed."""
+    return _must_look_together(size, reads, (_alone(reads, size[0]), _alone(reads, size[1])))
+
+
+def few_reads(size: Size, reads: Program) -> bool:
     """Whether both axes can be followed at once within seconds: a limit of work, by which more or
     less is proven, never something else.
     """
@@ -168,7 +173,11 @@ def _unchanged_together(
         taken = moved(image(*size), move)
         return [symbols.total(symbols.follow(flat, taken, channel)) for channel in group.elements]
 
-    before, after = means(IDENTITY), means(element)
+    return totals_agree(head, means(IDENTITY), means(element))
+
+
+def totals_agree(head: str, before: list[dict[int, int]], after: list[dict[int, int]]) -> bool:
+    """Whether a head gives the same features of channels with the totals `before` and `after`."""
     if head == "none":
         return before == after
     if head == "group_max":
@@ -204,7 +213,7 @@ def _transposable(size: Size, reads: Program) -> bool:
             ):
                 # every window shows two pixels on both axes: a transposed kernel makes a difference
                 return False
-            return _few_reads(size, reads) and _transposable_together(size, flat)
+            return few_reads(size, reads) and _transposable_together(size, flat)
         smooth = rule.mode in ("bilinear", "bicubic") and (rule.output or 0) <= 2 * min(around)
         apart &= smooth or all(_tells_apart(rule, pixels) for pixels in around)
     return True

@@ -161,6 +161,35 @@ class SymbolicMaps:
             return steps[0][0]
         return self._term((how, steps), [term for term, _ in steps])
 
+    def pooled(self, number: int, channels: list[SymbolicMap]) -> SymbolicMap:
+        """The maximum over all channels of a field, behind layer `number`.
+
+        A maximum of maxima is that of all their terms, and it can be taken before a root or a
+        weight that all share.
+        """
+        keys = {term: key for key, term in self.numbers.items()}
+
+        def maximum(terms: frozenset[int]) -> int:
+            of_terms = [keys.get(term, ("pixel",)) for term in terms]
+            shared = {(key[0], key[1][0][1]) for key in of_terms if _scales(key)}
+            if len(shared) == 1 and all(map(_scales, of_terms)):
+                how, steps = shared.pop()
+                inner = maximum(frozenset(key[1][0][0] for key in of_terms))
+                scaled = self._combined(how, ((inner, steps),))
+                if how == "sum":
+                    self.sums[scaled] = {inner: steps / FINE}
+                return scaled
+            flat = frozenset(
+                chain.from_iterable(
+                    key[1] if key[0] == "max" else (term,) for term, key in zip(terms, of_terms)
+                )
+            )
+            return self._term(("pool", number, flat), flat)
+
+        return tuple(
+            tuple(maximum(frozenset(terms)) for terms in zip(*rows)) for rows in zip(*channels)
+        )
+
     def total(self, maps: SymbolicMap) -> dict[int, int]:
         """How often each term counts in the sum of all, in steps of 1 / COARSE, with sums written
         out: what the spatial mean sees.
@@ -174,6 +203,11 @@ class SymbolicMaps:
     def depends_on_pixels(self, maps: SymbolicMap) -> bool:
         """True if any term of `maps` depends on a pixel."""
         return any(self.depends_on[term] for term in chain.from_iterable(maps))
+
+
+def _scales(key: tuple) -> bool:
+    """True for the key of a weighted sum or root of one term, which rises with it."""
+    return key[0] in ("sum", "root") and len(key[1]) == 1 and key[1][0][1] > 0
 
 
 @lru_cache(maxsize=1024)

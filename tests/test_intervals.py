@@ -98,9 +98,10 @@ def test_tables_carry_intervals_and_ties(tmp_path, monkeypatch):
     study = trivial.study()
     with SearchDriver.create(tmp_path / "s", study):
         pass
-    monkeypatch.setattr(
-        tables, "read_trials", lambda *_, **__: [record(0, 0.9, 0.8), record(1, 0.8, 0.9)]
-    )
+    for read in ("read_trials", "read_what_is_whole"):
+        monkeypatch.setattr(
+            tables, read, lambda *_, **__: [record(0, 0.9, 0.8), record(1, 0.8, 0.9)]
+        )
     rows, columns, cells = tables.front_rows(*tables.open_study(tmp_path / "s"))
     assert rows[0]["intervals"]["accuracy"]["low"] < 0.9 and rows[0]["ties"] == []
     assert cells[0][1].startswith("90.00 [86.7") and columns[-2].title == "tied with"

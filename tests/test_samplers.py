@@ -235,7 +235,9 @@ def test_tpe_sees_the_best_and_the_newest_and_all_of_a_small_study():
 
 def completed(study, fixed, value):
     """An Optuna study with one complete trial for each of the parameters `fixed` and its values."""
-    optuna_study = optuna.create_study(directions=["maximize", "maximize"])
+    optuna_study = optuna.create_study(
+        directions=["maximize", "maximize"], sampler=optuna.samplers.RandomSampler(seed=0)
+    )
     for parameters, score in zip(fixed, value):
         optuna_study.enqueue_trial(parameters)
         trial = optuna_study.ask()

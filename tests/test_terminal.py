@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from rich.console import Console
 from studies import terminal
 from studies.cli import main as cli
 from studies.cli.live import LiveView, bar
+from studies.errors import JournalWarning
 from studies.journal.reader import JOURNAL, read_trials
+from studies.results import tables
 from studies.search.driver import SearchDriver
 from studies.workers.executors import Event, run_in_process
 from support import trivial
@@ -74,9 +77,8 @@ def hostile(tmp_path_factory):
     lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
     for line in lines:
         attributes = line.get("user_attr", {})
-        for name in ("params", "macs", "seed", "learning_rate"):
-            if name in attributes and line.get("trial_id") == 0:
-                attributes[name] = HOSTILE
+        if "surviving" in attributes and line.get("trial_id") == 0:
+            attributes["surviving"] = [HOSTILE]
         if "reason" in attributes:
             attributes["reason"] = HOSTILE
     journal.write_text(
@@ -130,6 +132,21 @@ def test_nothing_in_a_study_reaches_the_terminal_as_a_command(run, hostile, word
     if words == ["show", 1] or words == ["trials"]:
         assert "[bold]red[/bold]" in out and "\\x1b]0;pwn\\x07" in out and "\nforged" not in out
     assert status == (2 if "--set" in words else 1 if 99 in words else 0)
+
+
+def test_what_a_journal_holds_in_place_of_a_number_is_told_as_plain_text(hostile, tmp_path):
+    copied = tmp_path / "study"
+    shutil.copytree(hostile, copied)
+    lines = (copied / JOURNAL).read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        if "params" in entry.get("user_attr", {}):
+            entry["user_attr"]["params"] = HOSTILE
+    written = "".join(json.dumps(e, separators=(",", ":")) + "\n" for e in entries)
+    (copied / JOURNAL).write_text(written)
+    with pytest.warns(JournalWarning, match="params is") as told:
+        tables.trial_rows(copied)
+    assert all(harmless(cli._warning(t.message, t.category, "x.py", 1)) for t in told)
 
 
 def test_warnings_and_tracebacks_are_plain_too(run, hostile, monkeypatch):

@@ -168,12 +168,15 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def _broadcast(per_field: Tensor, order: int) -> Tensor:
-    """Each field's value for all of its channels: [..., fields] -> [..., fields x order]."""
-    return (
-        per_field
-        if order == 1
-        else per_field[..., None].expand(*per_field.shape, order).flatten(-2)
-    )
+    """Each field's value for all of its channels: [..., fields] -> [..., fields x order].
+
+    Contiguous: of a single field the channels would be one value with a stride of 0, and torch 2.15
+    reads mean and deviation of batch norm's backward in channels-last layout as if they lay side by
+    side.
+    """
+    if order == 1:
+        return per_field
+    return per_field[..., None].expand(*per_field.shape, order).flatten(-2).contiguous()
 
 
 def _channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,9 +312,6 @@ def _through_statistics(
     factor = inverse * scale
     # Per channel the sums of grad x (normalised maps) and of grad, then over the field; the weight
     # does not enter, but without one CUDA sums nothing.
-    if grad.device.type == "cpu" and grad.shape[1] % 16:
-        # torch 2.15 sums memory that nobody wrote, of 8 channels in channels-last maps
-        grad, read = (t.contiguous(memory_format=torch.contiguous_format) for t in (grad, read))
     _, along, total = torch.ops.aten.native_batch_norm_backward(
         grad,
         read,

@@ -271,6 +271,21 @@ def test_the_front_shows_one_trial_for_one_reason(run, study):
     assert found.status == 1 and "give one of them" in found.err
 
 
+def test_a_trial_may_be_named_by_its_place_on_the_front(run, study):
+    rows = run("front", study, "--format", "json").json
+    best = next(row["trial"] for row in rows if row["knee"])
+    assert run("show", study, "knee", "--format", "json").json["trial"] == best
+    accurate = max(rows, key=lambda row: row["values"]["accuracy"])["values"]["accuracy"]
+    shown = run("show", study, "accuracy", "--format", "json").json
+    assert shown["values"]["accuracy"] == accurate
+    refused = run("show", study, "nearly")
+    assert (
+        refused.status == 2 and "'nearly' is not a valid trial; give a number, knee" in refused.err
+    )
+    refused = run("retrain", study, "--knee", "--trial", 0)
+    assert refused.status == 2 and "give one of them" in refused.err
+
+
 def test_resume_takes_more_trials_but_no_other_study(run, study):
     refused = run("resume", study, "--set", "training.batch_size=32", "--quiet")
     assert refused.status == 1 and "training.batch_size: 64 -> 32" in refused.err

@@ -94,7 +94,7 @@ def parsed(words):
     """Parses a command's words as the program does, without running it; placeholders become
     values."""
     group = get_command(cli.app)
-    numbers = ("TRIAL", "A", "B")
+    numbers = ("TRIAL", "A", "B", "knee")  # knee: looked up in the study
     words = ["7" if word in numbers else word for word in words if not word.startswith("[")]
     with group.make_context("equisearch", list(words)) as context:
         name, command, rest = group.resolve_command(

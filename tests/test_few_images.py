@@ -49,22 +49,37 @@ def test_the_margin_is_that_of_a_difference_between_two_shares_of_as_many_images
     assert rung_margin(scores, None) == rung_margin({**scores, "num_images": None}, 0.95) == (0, 0)
 
 
-def test_epochs_and_rungs_grow_together_until_the_first_rung_has_enough_steps():
+def test_batches_shrink_and_then_epochs_grow_until_the_first_rung_has_enough_steps():
     study = trivial.study(
         training__epochs=12, training__batch_size=64, search__rungs=[2, 6], search__least_steps=100
     )
     notes = []
-    grown = with_least_steps(study, 302, notes.append)  # 5 steps an epoch
-    assert (grown.training.epochs, grown.search.rungs) == (120, (20, 60))
-    assert "302 training images are 10 steps" in notes[0] and "120 epochs instead of 12" in notes[0]
+    grown = with_least_steps(study, 302, notes.append)  # 5 steps an epoch, 19 in batches of 16
+    assert (grown.training.epochs, grown.search.rungs) == (36, (6, 18))
+    assert grown.training.batch_size == 16
+    assert "302 training images are 10 steps" in notes[0] and "36 epochs instead of 12" in notes[0]
+    assert "in batches of 16 images instead of 64" in notes[0]
     assert with_least_steps(grown, 302, notes.append) == grown and len(notes) == 1
     assert with_least_steps(study, 5000) == study
     assert with_least_steps(parse(trivial.TEXT), 3) == parse(trivial.TEXT)
 
 
+def test_batches_shrink_no_further_than_the_steps_need():
+    study = trivial.study(training__batch_size=64, search__rungs=[2], search__least_steps=100)
+    notes = []
+    grown = with_least_steps(study, 2400, notes.append)  # 38 steps an epoch, 75 in batches of 32
+    assert grown.training.batch_size == 32 and grown.training.epochs == study.training.epochs
+    assert "epochs" not in notes[0]
+    already_small = trivial.study(
+        training__batch_size=8, training__epochs=4, search__rungs=[2], search__least_steps=100
+    )
+    grown = with_least_steps(already_small, 80)  # 10 steps an epoch
+    assert (grown.training.batch_size, grown.training.epochs) == (8, 20)
+
+
 def test_the_template_for_own_images_guards_against_few():
     search = load("folder").search
-    assert search.confidence == 0.95 and search.least_steps == 100
+    assert search.confidence == 0.95 and search.least_steps == 50
 
 
 def test_a_start_says_what_its_images_can_show_and_keeps_the_grown_epochs(tmp_path):
@@ -72,7 +87,7 @@ def test_a_start_says_what_its_images_can_show_and_keeps_the_grown_epochs(tmp_pa
 data: {name: digits, train: 100, validation: 50}
 training: {epochs: 2, batch_size: 50}
 space: {backbone: "4k3, 4k3", input_size: 8}
-search: {trials: 1, sampler: random, rungs: [1], least_steps: 6}
+search: {trials: 1, sampler: random, rungs: [1], least_steps: 21}
 resources: {workers: 1}
 """
     notes = []

@@ -44,6 +44,7 @@ def test_time_is_that_of_the_epochs_that_rungs_let_on(tmp_path, measured):
     text = estimate.text()
     assert f"space: {estimate.combinations} combinations of choices" in text
     assert "10 trials of 3.5 epochs on average (9 in full) on 2 workers: about 35 s" in text
+    assert "35 s, 1.5 min if no trial stops at a rung" in text
     assert "nothing was written" in text
     json.dumps(estimate.as_dict())
 
@@ -57,6 +58,32 @@ def test_combinations_are_counted_and_ranges_named():
     assert count_candidates(ranged, 1, 10, most=2000).ranges == ("learning_rate",)
     assert all_candidates(ranged, 1, 10, most=2000) is None
     assert count_candidates(study, 1, 10, most=3).combinations is None
+
+
+def test_the_second_epoch_is_what_is_measured_not_both(tmp_path, monkeypatch):
+    from trainers.training import train
+
+    trained = []
+
+    def advance(architecture, config, folder, until_epoch, on_epoch):
+        trained.append(until_epoch)
+        for epoch, seconds in ((1, 5.0), (2, 7.0))[:until_epoch]:  # since the training began
+            on_epoch(epoch, {"epoch": epoch, "seconds": seconds})
+
+    monkeypatch.setattr(train, "advance", advance)
+    ready = prepare(parse(TEXT), tmp_path / "study", probe=False)
+    assert set(forecast.forecast(ready).seconds_per_epoch.values()) == {2.0}
+    short = parse(TEXT, overrides={"training.epochs": 1, "search.rungs": []})
+    ready = prepare(short, tmp_path / "study", probe=False)
+    assert set(forecast.forecast(ready).seconds_per_epoch.values()) == {5.0}
+    assert trained == [2, 2, 1, 1]
+
+
+def test_folds_are_counted_and_named(tmp_path, measured):
+    folded = parse(TEXT.replace("validation: 50", "folds: 3"))
+    estimate = forecast.forecast(prepare(folded, tmp_path / "study", probe=False))
+    assert estimate.seconds_at_most == 10 * 9 * 3 * 2.0 / 2
+    assert "of one fold:" in estimate.text() and "in each of 3 folds" in estimate.text()
 
 
 def test_an_epoch_is_really_trained(tmp_path):

@@ -210,6 +210,7 @@ def retrain(
             help="These trials instead of the front; may be repeated.", show_default=False
         ),
     ] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="Only the front's best compromise.")] = False,
     keep_validation: Annotated[
         bool,
         typer.Option(
@@ -236,16 +237,41 @@ def retrain(
         **pairs(settings),
     }
     study = retraining.retraining_study(directory, overrides, trust=trust)
-    jobs = retraining.front_jobs(
-        study, directory, seeds=seeds, trials=trial, keep_validation=keep_validation
-    )
+    chosen: dict[str, Any] = {"trials": _chosen(directory, trial, knee), "seeds": seeds}
+    jobs = retraining.front_jobs(study, directory, keep_validation=keep_validation, **chosen)
     rows = compared(directory, _retrained(jobs, study, directory))
     _print_tested(rows, format)
     if format is Format.table:
         print_table(*selection_table(rows))
         print_lines(selection_lines(rows))
-        first = jobs[0].name.removeprefix("trial ")
-        note(f"next: equisearch export {quote(str(directory))} {first} --retrained")
+        best = _best_of(rows, directory)
+        note(f"next: equisearch export {quote(str(directory))} {best} --retrained")
+
+
+def _chosen(directory: Path, trials: list[int] | None, knee: bool) -> list[int] | None:
+    """The trials that are retrained; None: the front."""
+    if knee and trials:
+        raise typer.BadParameter(
+            "--knee and --trial each name what is retrained; give one of them", param_hint="--knee"
+        )
+    number = _knee_of(directory) if knee else None
+    return trials if number is None else [number]
+
+
+def _knee_of(directory: Path) -> int | None:
+    """The front's best compromise; None where there is no front."""
+    from studies.evidence.front import best_compromise, members
+    from studies.results.tables import open_study
+
+    study, records = open_study(directory, reading=True)
+    best = best_compromise(study, members(study, records))
+    return None if best is None else best.number
+
+
+def _best_of(rows: list[dict[str, Any]], directory: Path) -> str:
+    """The trial to export first: the front's best compromise, where it was retrained."""
+    best, names = f"trial {_knee_of(directory)}", [row["name"] for row in rows]
+    return (best if best in names else names[0]).removeprefix("trial ")
 
 
 def _print_tested(rows: list[dict[str, Any]], format: Format) -> None:

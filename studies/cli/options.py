@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from studies.journal.trial import TrialRecord
 
 
+KNEE = "knee"  # names the best compromise of the front
+
+
 def named_place(text: str) -> Path:
     """The directory of that name. Raises BadParameter for no name and for a remote store."""
     from studies.errors import StudyError
@@ -38,8 +41,44 @@ StudyName = Annotated[
         metavar="STUDY", help="A study file, or the name of a preset.", show_default=False
     ),
 ]
+
+
+def trial_named(text: str) -> int | str:
+    """A trial's number, or which trial of the front."""
+    from studies.pareto import DIRECTIONS
+
+    if text.isascii() and text.isdigit():
+        return int(text)
+    if text != KNEE and text not in DIRECTIONS:
+        raise typer.BadParameter(
+            f"'{text}' is not a valid trial; give a number, {KNEE} (the front's best compromise), "
+            f"or an objective in which a member of the front is best: {', '.join(DIRECTIONS)}"
+        )
+    return text
+
+
+def number_of_trial(context: typer.Context, value: int | str | None) -> int | None:
+    """The number of the trial that `knee` or an objective names in the study; None for none."""
+    if not isinstance(value, str):
+        return value
+    from studies.evidence.selection import number_of
+    from studies.results.tables import open_study
+
+    place = Path(context.params.get("directory") or context.params["place"])
+    study, records = open_study(place, reading=True)
+    return number_of(study, records, value == KNEE, None if value == KNEE else value)
+
+
 Trial = Annotated[
-    int, typer.Argument(metavar="TRIAL", help="The trial's number.", show_default=False)
+    int,
+    typer.Argument(
+        metavar="TRIAL",
+        help="The trial's number, knee (the front's best compromise), or an objective (the "
+        "front's best in it).",
+        show_default=False,
+        parser=trial_named,
+        callback=number_of_trial,
+    ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials in all.", show_default=False)]

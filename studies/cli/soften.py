@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from studies.cli.app import MODELS, app
-from studies.cli.options import FormatOption, Settings, named_place, pairs
+from studies.cli.options import (
+    FormatOption,
+    Settings,
+    named_place,
+    number_of_trial,
+    pairs,
+    trial_named,
+)
 from studies.output import Format, note, print_rows
 
 Place = Annotated[
@@ -23,7 +30,11 @@ Place = Annotated[
 MaybeTrial = Annotated[
     int | None,
     typer.Argument(
-        metavar="TRIAL", help="The trial's number; none for a bundle.", show_default=False
+        metavar="TRIAL",
+        help="The trial's number, knee, or an objective; none for a bundle.",
+        show_default=False,
+        parser=trial_named,
+        callback=number_of_trial,
     ),
 ]
 Softness = Annotated[

@@ -35,8 +35,10 @@ class Forecast:
     trials: int
     workers: int
     seconds: float  # of the search
+    seconds_at_most: float  # of the search, if no trial stops at a rung
     controls: int  # trainings at most, in full length
     seconds_controls: float
+    folds: int = 1  # networks of a trial; `seconds_per_epoch` are of one of them
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -50,18 +52,25 @@ class Forecast:
             f"  {seconds:.2f} s per epoch: {text}"
             for text, seconds in self.seconds_per_epoch.items()
         ]
+        folds = f" in each of {self.folds} folds" if self.folds > 1 else ""
+        workers = f"{self.workers} worker{'' if self.workers == 1 else 's'}"
         lines = [
             f"space: {size} combinations of choices{ranges}",
-            "measured, one training at a time:",
+            "measured, one training at a time" + (", of one fold:" if folds else ":"),
             *measured,
             f"search: {self.trials} trials of {self.epochs_per_trial:.3g} epochs on average "
-            f"({self.epochs} in full) on {self.workers} workers: about "
-            f"{duration_text(self.seconds)}",
+            f"({self.epochs} in full){folds} on {workers}: about "
+            f"{duration_text(self.seconds)}"
+            + (
+                f", {duration_text(self.seconds_at_most)} if no trial stops at a rung"
+                if self.seconds_at_most > 1.1 * self.seconds
+                else ""
+            ),
         ]
         if self.controls:
             lines.append(
-                f"controls: at most {self.controls} trainings of {self.epochs} epochs: about "
-                f"{duration_text(self.seconds_controls)}"
+                f"controls: at most {self.controls} trainings of {self.epochs} epochs{folds}: "
+                f"about {duration_text(self.seconds_controls)}"
             )
         return "\n".join([*lines, "nothing was written"])
 
@@ -91,8 +100,10 @@ def forecast(ready: Prepared) -> Forecast:
         trials=study.search.trials,
         workers=workers,
         seconds=study.search.trials * average * each / workers,
+        seconds_at_most=study.search.trials * study.training.epochs * each / workers,
         controls=controls,
         seconds_controls=controls * study.training.epochs * each / min(workers, controls or 1),
+        folds=study.data.folds or 1,
     )
 
 
@@ -118,7 +129,9 @@ def _epochs_per_trial(study: Study) -> float:
 
 
 def _epoch_seconds(study: Study, candidate: Candidate) -> float:
-    """Seconds of the second epoch of a training (of the first, if it has one alone)."""
+    """Seconds of the second epoch of a training (of the first, if it has one alone): the first
+    also warms up.
+    """
     from trainers.training.train import advance
 
     rows: list[dict[str, float]] = []
@@ -130,4 +143,5 @@ def _epoch_seconds(study: Study, candidate: Candidate) -> float:
             min(2, study.training.epochs),
             on_epoch=lambda epoch, row: rows.append(row),
         )
-    return rows[-1]["seconds"]
+    seconds = [row["seconds"] for row in rows]  # since the training began
+    return seconds[-1] - sum(seconds[-2:-1])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trainers.data.datasets import load as load_data
     from trainers.instruments.audit.audit import audit
     from trainers.instruments.audit.verdict import Audit
+    from trainers.instruments.convert.convert import Conversion, convert
     from trainers.instruments.measure import measure
     from trainers.instruments.measurement import Measurement
     from trainers.networks.fold import fold
@@ -36,6 +37,7 @@ _WHERE = {
     "Audit": "instruments.audit.verdict",
     "Augment": "settings",
     "BundleReport": "bundles.verify",
+    "Conversion": "instruments.convert.convert",
     "Data": "settings",
     "Measurement": "instruments.measurement",
     "Network": "networks.networks",
@@ -48,6 +50,7 @@ _WHERE = {
     "act": "actions",
     "audit": "instruments.audit.audit",
     "build": "networks.networks",
+    "convert": "instruments.convert.convert",
     "export": "bundles.export",
     "fold": "networks.fold",
     "load_data": "data.datasets:load",
@@ -59,6 +62,7 @@ __all__ = [
     "Audit",
     "Augment",
     "BundleReport",
+    "Conversion",
     "Data",
     "Measurement",
     "Network",
@@ -71,6 +75,7 @@ __all__ = [
     "act",
     "audit",
     "build",
+    "convert",
     "export",
     "fold",
     "load_data",

@@ -171,7 +171,7 @@ def test_a_network_trains_and_evaluates_as_in_double_precision(text, monkeypatch
     monkeypatch.setattr(
         fourier,
         "convolve",
-        lambda maps, *rest: calls.append(maps.requires_grad) or original(maps, *rest),
+        lambda maps, *a, **k: calls.append(maps.requires_grad) or original(maps, *a, **k),
     )
     errors = []
     for seed in range(4):

@@ -251,17 +251,19 @@ def _threads() -> Finding:
 
 def _convolutions() -> Finding:
     def look() -> Finding:
-        from trainers.networks.kernels import fourier
+        from trainers.networks.kernels import fourier, winograd
 
-        code, reason = fourier.status()
-        if code is not None:
+        reason = fourier.status()[1] or winograd.status()[1]
+        if not reason:
             return Finding(
-                "convolutions", "ok", "in the Fourier basis of the group where that is faster"
+                "convolutions",
+                "ok",
+                "in the Fourier basis of the group, or in Winograd's form, where that is faster",
             )
         return Finding(
             "convolutions",
             "note",
-            f"torch's: {reason}",
+            f"torch's, or in part: {reason}" if fourier.library() else f"torch's: {reason}",
             "training on a CPU then takes up to twice as long; scores are the same",
         )
 

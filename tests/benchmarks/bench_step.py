@@ -44,7 +44,7 @@ from trainers.data.datasets import normaliser
 from trainers.devices import wait
 from trainers.networks import bases
 from trainers.networks.convolution import channels_last
-from trainers.networks.kernels import fourier
+from trainers.networks.kernels import fourier, winograd
 from trainers.networks.networks import build
 from trainers.precision import fast_bfloat16
 from trainers.process import tune_process
@@ -254,15 +254,16 @@ def loss_stepper(network: str, group: str, kind: str, images, labels):
 
 def with_torchs(step):
     """The step with convolutions by torch, where the engine's are made in the Fourier basis of the
-    group.
+    group or in Winograd's form.
     """
 
     def run() -> None:
-        library, fourier.library = fourier.library, lambda: None
+        libraries = fourier.library, winograd.library
+        fourier.library = winograd.library = lambda: None
         try:
             step()
         finally:
-            fourier.library = library
+            fourier.library, winograd.library = libraries
 
     return run
 

@@ -15,7 +15,7 @@ from searchspace.architecture import Filters
 from searchspace.groups import Group
 from searchspace.weights.relaxation import Relaxation
 from trainers.networks.filters import Parametrisation, arrange, average
-from trainers.networks.kernels import fourier
+from trainers.networks.kernels.ways import convolve
 from trainers.networks.lifting import fits, lift
 from trainers.networks.normalization import FieldNorm, Pooling
 from trainers.networks.plain import Pad
@@ -124,19 +124,10 @@ class Convolution(nn.Module):
         return self.soft is None or self.soft.idle
 
     def convolve(self, maps: Tensor, weight: Tensor, padding: int) -> Tensor:
-        """conv2d(maps, weight) of padded maps, in the Fourier basis of the group where that is
-        faster.
-        """
+        """conv2d(maps, weight) of padded maps, in the fastest way."""
+        window = (self.stride, padding, self.dilation)
         group = self.parametrisation.group
-        suits = self.source is not None and fourier.suits(
-            group, maps, weight, self.stride, padding, self.dilation
-        )
-        if suits and self.source is not None and self.equivariant:
-            shared = fourier.transform(
-                group, self.source, self.channels_in, len(weight), self.kernel
-            )
-            return fourier.convolve(maps, weight, shared, self.stride, padding, self.dilation)
-        return F.conv2d(maps, weight, stride=self.stride, padding=padding, dilation=self.dilation)
+        return convolve(maps, weight, window, group, self.source, lambda: self.equivariant)
 
     def extra_repr(self) -> str:
         p = self.parametrisation

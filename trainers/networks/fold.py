@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from searchspace.function.heads import block_group
 from searchspace.groups import TRIVIAL, Group
 from trainers.networks.convolution import Block, Convolution
-from trainers.networks.kernels import fourier
+from trainers.networks.kernels.ways import convolve
 from trainers.networks.networks import Network, step_spec
 from trainers.networks.plain import MeanNetwork, PlainNetwork
 
@@ -43,20 +43,15 @@ def fold(network: Network) -> PlainNetwork:
 
 def scoring(network: Network) -> PlainNetwork:
     """The folded network to be run in this process: the same outputs to rounding, with convolutions
-    in the Fourier basis where they are faster.
+    in the Fourier basis or in Winograd's form where they are faster.
 
     Its latency is not that of the network which a user exports.
     """
     folded = fold(network)
     for convolution, (parent, name) in zip(network.convolutions, _places(folded), strict=True):
-        if convolution.source is not None and convolution.equivariant:
-            setattr(
-                parent,
-                name,
-                _FourierConvolution(
-                    getattr(parent, name), convolution.parametrisation.group, convolution.source
-                ),
-            )
+        fields = convolution.parametrisation.group, convolution.source
+        fast = _FastConvolution(getattr(parent, name), *fields, convolution.equivariant)
+        setattr(parent, name, fast)
     return folded
 
 
@@ -68,25 +63,24 @@ def mean_network(members: Iterable[PlainNetwork]) -> PlainNetwork | MeanNetwork:
     return networks[0] if len(networks) == 1 else MeanNetwork(networks).eval()
 
 
-class _FourierConvolution(nn.Module):
-    """A Conv2d with bias between regular fields: scaling whole fields, as a folded norm does, keeps
-    its weight equivariant.
+class _FastConvolution(nn.Module):
+    """A Conv2d with bias between fields, computed in the fastest way: scaling whole fields, as a
+    folded norm does, keeps an `equivariant` weight so.
     """
 
-    def __init__(self, conv: nn.Conv2d, group: Group, source: Group) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, group: Group, source: Group | None, equivariant: bool
+    ) -> None:
         super().__init__()
-        self.conv, self.group, self.source = conv, group, source
+        self.conv, self.group, self.source, self.equivariant = conv, group, source, equivariant
         # never a word such as "same": `trainers.networks.plain.convolution` gives pixels
         self.window = conv.stride[0], int(conv.padding[0]), conv.dilation[0]
 
     def forward(self, maps: Tensor) -> Tensor:
-        conv, window = self.conv, self.window
-        if not fourier.suits(self.group, maps, conv.weight, *window):
-            return conv(maps)
-        shared = fourier.transform(
-            self.group, self.source, conv.in_channels, conv.out_channels, conv.kernel_size[0]
+        conv, fields = self.conv, (self.group, self.source)
+        return convolve(
+            maps, conv.weight, self.window, *fields, lambda: self.equivariant, conv.bias
         )
-        return fourier.convolve(maps, conv.weight, shared, *window, bias=conv.bias)
 
 
 def description(network: Network) -> dict[str, Any]:

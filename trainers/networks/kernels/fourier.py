@@ -26,20 +26,18 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from searchspace.groups import Group
 from trainers.networks.filters import Parametrisation, arrange, expand
 from trainers.networks.kernels import compiled
+from trainers.networks.kernels.calling import in_parts, plain, watched
 from trainers.networks.kernels.transform import Layer, Transform, transform
 
 __all__ = ["convolve", "library", "status", "suits", "transform"]
@@ -108,7 +106,7 @@ def suits(
         or not (order > 2 or (order == 2 and all(count % BLOCK for count in channels)))
     ):
         return False
-    if _watched() or not (_plain(maps) and _plain(weight)):
+    if watched() or not (plain(maps) and plain(weight)):
         return False
     smallest = min(maps.shape[2:])
     return (
@@ -196,7 +194,7 @@ def _convolve(layer: Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ...
             layer, last - first, maps[first:].data_ptr(), spectra.data_ptr(), out[first:].data_ptr()
         )
 
-    _in_parts(part, len(maps))
+    in_parts(part, len(maps))
     return out
 
 
@@ -216,46 +214,8 @@ def _spectra_gradient(layer: Layer, maps: Tensor, grad: Tensor, size: int) -> Te
             layer, last - first, maps[first:].data_ptr(), grad[first:].data_ptr(), out.data_ptr()
         )
 
-    _in_parts(part, len(maps))
+    in_parts(part, len(maps))
     return torch.stack([sums[first] for first in sorted(sums)]).sum(0) if len(sums) > 1 else sums[0]
-
-
-def _in_parts(part: Callable[[int, int], int], images: int) -> None:
-    """Calls `part(first, last)` for as many parts of the batch as torch has threads."""
-    threads = max(1, min(torch.get_num_threads(), images))
-    edges = [number * images // threads for number in range(threads + 1)]
-    if threads == 1:
-        failed = part(0, images)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            failed = max(pool.map(part, edges, edges[1:]))
-    if failed:
-        raise MemoryError("not enough memory for a convolution")
-
-
-def _plain(values: Tensor) -> bool:
-    """True for an ordinary float32 tensor on the CPU that carries no forward-mode derivative."""
-    if (
-        values.device.type != "cpu"
-        or values.dtype != torch.float32
-        or type(values) not in (Tensor, torch.nn.Parameter)
-    ):
-        return False
-    # The level is that of all threads: one that takes derivatives must not change what the others
-    # compute.
-    return forward_ad._current_level < 0 or forward_ad.unpack_dual(values).tangent is None
-
-
-def _watched() -> bool:
-    """True where an operation must not disappear into compiled code."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-    )
 
 
 def _disagreement(code: ctypes.CDLL, group: Group) -> float:

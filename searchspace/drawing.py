@@ -89,9 +89,10 @@ def verdict_html(verdict: Verdict) -> str:
     if verdict.exact:
         answer = f"exact under {group}"
     else:
+        count = len(verdict.surviving)
         answer = (
-            f"not exact under {group}: {len(verdict.surviving)} of {group.order} elements "
-            f"survive ({survivors})"
+            f"not exact under {group}: {count} of {group.order} elements "
+            f"survive{'s' * (count == 1)} ({survivors})"
         )
     rows = "".join(
         f"<tr><td>{escape(str(element))}</td><td>{escape('; '.join(places(breaks)))}</td></tr>\n"

@@ -205,7 +205,7 @@ def test_relaxed_stages_are_near_and_what_decides_stands_in_text_and_json():
     assert "the weights w of its 2 banks vary over C4 decides, measure it" in text
     assert "Near under r90 r180 r270: exact were nothing relaxed" in text
     assert "Input sizes that shift no window nearby: 28, 26" in text
-    assert "survive (e): C1, for certain" in text
+    assert "survives (e): C1, for certain" in text
     assert values["exact_sizes"] == [] and values["unshifted_sizes"][:2] == [28, 26]
     shifted = check(Architecture.parse("29px: 10k3@C4+C1, 10k3 max2/2"))
     assert "Exact input sizes" not in shifted.text() and "To make it exact" not in shifted.text()

@@ -130,7 +130,7 @@ def test_a_notebook_shows_an_architecture_and_its_verdict():
     whole = Architecture.parse("28px: 10k3@C4, 10k3 max2/2")._repr_html_()
     assert "shifted" not in whole and whole.count("<rect") == 3
     found = verdict(architecture, Group.parse("D4"))._repr_html_()
-    assert "not exact under D4: 1 of 8 elements survive (e)" in found
+    assert "not exact under D4: 1 of 8 elements survives (e)" in found
     assert found.count("<tr>") == 8 and "not built in from stage 1 on" in found
     assert "exact under C4<" in verdict(Architecture.parse("28px: 4k3@C4"))._repr_html_()
 

@@ -215,10 +215,10 @@ class Checked:
         elif ruling.exact:
             lines = [f"Exact under {group}: moving the image moves the features."]
         else:
-            names = " ".join(_names(ruling.surviving))
+            names, count = " ".join(_names(ruling.surviving)), len(ruling.surviving)
             lines = [
-                f"Not exact under {group}: of {group.order} elements, {len(ruling.surviving)} "
-                f"survive ({names}): {ruling.surviving_group}"
+                f"Not exact under {group}: {count} of {group.order} elements "
+                f"survive{'s' * (count == 1)} ({names}): {ruling.surviving_group}"
                 + (
                     ", for certain, whatever training makes of it."
                     if relaxed_away(self.architecture)

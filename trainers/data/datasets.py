@@ -167,7 +167,7 @@ def describe(splits: Splits) -> list[str]:
         *(f"data: {said}" for said in splits.notes),
         *_folds(splits.data),
         f"data: {len(splits.train)} training and {len(splits.validation)} validation images, "
-        f"{splits.channels} channels, {len(splits.classes)} classes",
+        f"{splits.channels} channel{'s' * (splits.channels > 1)}, {len(splits.classes)} classes",
         f"classes, training + validation images: {', '.join(counts)}",
     ]
     return [_printable(line) for line in lines]

@@ -132,3 +132,14 @@ def test_one_pair_alone_says_nothing_of_others():
     found = paired.over_values([0.1, 0.2, 0.3], "pairs")
     assert found.half == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3))
     assert paired.over_values([0.5], "pairs").as_dict()["low"] is None
+
+
+def test_pairs_on_the_same_images_are_no_surer_than_these_images():
+    from studies.evidence.pairs import _over_pairs
+
+    one = paired.Difference(0.05, -0.05, 0.15, 84, "images")
+    alike = _over_pairs([one, one, one])  # three pairs that agree, on one choice of images
+    assert alike.value == pytest.approx(0.05) and alike.half == pytest.approx(0.1)
+    assert not alike.distinct and alike.count == 3 and alike.over == "pairs"
+    apart = _over_pairs([one, paired.Difference(0.15, 0.05, 0.25, 84, "images")])
+    assert apart.half > 0.1

@@ -12,10 +12,12 @@ import pytest
 
 from searchspace.recipe import Candidate
 from studies.errors import StudyError
+from studies.evidence.intervals import Evidence
 from studies.journal.trial import TrialRecord
 from studies.markup import html, joined
 from studies.pareto import knee
 from studies.results import tables as views
+from studies.results.report import answer as answering
 from studies.results.report import write_report
 from studies.results.report.importance import importances
 from studies.results.report.sections import FACETS, growth, natural
@@ -286,11 +288,49 @@ def test_the_answer_stands_first_and_is_that_of_the_marked_row(study):
     rows, _, _ = views.front_rows(*views.open_study(study))
     best = next(row for row in rows if row["knee"])
     text = " ".join(text_of(page).split())
-    headline = re.search(r"Use .*? complete trials\.", text)[0]
+    headline = re.search(r"(Use|Not settled; the best guess is) .*? complete trials", text)[0]
     assert text.index(headline) < text.index("Front")
     assert f"trial {best['trial']} is the best compromise" in headline
     share = best["scores"]["accuracy"]
     assert f"it classifies {100 * share:.1f} %" in text
+
+
+RIVALS = {
+    "better": (
+        False,
+        r"Not settled; the best guess is .*, but plain, .* is better \(95 % on",
+    ),
+    "tied": (False, r"Not settled; .*, but its scores cannot be told from those of plain"),
+    "beaten": (True, r"Use [^;]*$"),
+}
+
+
+@pytest.mark.parametrize("what", RIVALS)
+def test_the_headline_claims_no_more_than_the_controls_show(monkeypatch, what):
+    settled, says = RIVALS[what]
+    rows = [{"trial": 9, "control": "plain, equal parameters", "outcome": what}]
+    monkeypatch.setattr(answering, "comparison", lambda *_: {"controls": rows})
+    monkeypatch.setattr(answering, "scored", lambda records: [])
+    found = answering._standing(
+        trivial.study(), TrialRecord(0, "complete"), [], Evidence(images=84)
+    )
+    verb = "Use it" if found[0] else "Not settled; the best guess is it"
+    assert found[0] == settled and re.match(says, verb + found[1])
+
+
+def test_what_is_tied_with_a_winner_that_beats_others_is_named(monkeypatch):
+    rows = [
+        {"trial": 8, "control": "plain, equal MACs", "outcome": "beaten"},
+        {"trial": 9, "control": "plain, averaged over D4", "outcome": "tied"},
+    ]
+    monkeypatch.setattr(answering, "comparison", lambda *_: {"controls": rows})
+    monkeypatch.setattr(answering, "scored", lambda records: [])
+    settled, text = answering._standing(
+        trivial.study(), TrialRecord(0, "complete"), [], Evidence(images=84)
+    )
+    assert settled and text == (
+        "; it cannot be told from plain, averaged over D4 (trial 9) (95 % on 84 images)"
+    )
 
 
 def test_the_answer_says_which_corners_turned_images_have(study, tmp_path):
@@ -332,6 +372,8 @@ def test_the_plot_holds_every_complete_trial_with_its_scores(study):
         shown = trial["v"][titles.index("accuracy, %")]
         assert shown == pytest.approx(100 * record.scores["accuracy"], abs=1e-3)
         assert trial["exact"] == bool(record.attributes["exact"])
+        assert trial["i"][titles.index("parameters")] is None
+        assert not trial["tied"] or (trial["front"] and not trial["knee"])
         assert [p[0] for p in trial["curves"][0]["points"]] == list(record.rungs)
     front = {record.number for record in views.members(opened, records)}
     assert {t["n"] for t in data["trials"] if t["front"]} == front

@@ -56,6 +56,8 @@ class LiveView:
             event.number, {"number": event.number, "epoch": 0, "scores": None, "outcome": ""}
         )
         row["epoch"] = max(row["epoch"], event.epoch)
+        if event.kind == "started":
+            row["beside"] = self._purpose(event.number)
         if event.kind == "rung":
             row["scores"] = event.scores
         if event.kind == "ended":
@@ -63,7 +65,7 @@ class LiveView:
             self._counts[event.outcome or ""] += 1
             self._ended = [*self._ended, self._running.pop(event.number)][-RECENT:]
         if self._live is None and not self._quiet:
-            line = self._line(event)
+            line = self._line(event, row)
             if line:
                 note(f"[{time.monotonic() - self._began:6.1f} s] {one_line(line)}")
 
@@ -75,25 +77,34 @@ class LiveView:
         else:
             note(f"warning: {text}")
 
-    def _line(self, event: Event) -> str:
+    def _line(self, event: Event, row: dict[str, Any]) -> str:
         """One event in words; epochs between rungs are passed over."""
         if event.kind == "rung" and event.scores is not None:
             return (
                 f"trial {event.number}: epoch {event.epoch} of {self._study.training.epochs}, "
                 f"accuracy {percent(event.scores.get('accuracy'))} %, "
                 f"symmetry accuracy {percent(event.scores.get('symmetry_accuracy'))} %: "
-                f"{event.outcome}"
+                f"{self._decision(event)}"
             )
         if event.kind == "ended":
             done = f"{self._driver.finished} of {self._study.search.trials} done"
             reason = f" ({event.reason})" if event.reason else ""
+            if row.get("beside"):
+                left = self._driver.left
+                return (
+                    f"trial {event.number}: {event.outcome}{reason}; {left} left beside the search"
+                )
             return (
                 f"trial {event.number}: {event.outcome}{reason}; {done}, "
                 f"hypervolume {self._driver.volume:.4f}"
             )
         if event.kind != "started":
             return ""
-        return f"trial {event.number}: started{self._purpose(event.number)}"
+        return f"trial {event.number}: started{row['beside']}"
+
+    def _decision(self, event: Event) -> str:
+        """What follows a rung; nothing does after the last epoch."""
+        return "scored" if event.epoch == self._study.training.epochs else str(event.outcome)
 
     def _purpose(self, number: int) -> str:
         """What a trial beside the search is trained for, in brackets; empty for others."""

@@ -180,15 +180,17 @@ def comparison(study: Study, records: Sequence[TrialRecord], evidence: Evidence)
                 },
                 "differences": {name: d.as_dict() for name, d in differences.items()},
                 "texts": {name: d.points() for name, d in differences.items()},
-                "outcome": _outcome([(d.low, d.high) for d in differences.values()]),
+                "outcome": outcome([(d.low, d.high) for d in differences.values()]),
             }
         )
     others = sum(r.kind == "control" and r.attributes.get("of") != winner.number for r in records)
     return {"winner": winner.number, "controls": rows, "of_others": others}
 
 
-def _outcome(intervals: Sequence[tuple[float, float]]) -> str:
-    """beaten, tied, better (than the winner), trade-off, or unknown without an interval."""
+def outcome(intervals: Sequence[tuple[float, float]]) -> str:
+    """What a rival is, from the 95 % intervals of the winner's differences from it: beaten, tied,
+    better (than the winner), trade-off, or unknown without an interval.
+    """
     if not intervals:
         return "unknown"
     better = any(low > 0 for low, _ in intervals)

@@ -4,10 +4,11 @@ exactness of a layout, a size, a loss or an augmentation, and which partners are
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
@@ -130,7 +131,7 @@ def _order(groups: str) -> int:
 
 def summarised(pairs: Sequence[Pair], evidence: Evidence) -> list[dict[str, Any]]:
     """One row per factor and two of its values: the mean difference of both scores with its 95 %
-    interval, over pairs (Student's), or over images where there is one pair alone.
+    interval, over pairs (Student's) and their images, or over images where there is one pair.
     """
     groups: dict[tuple[str, str, str], list[Pair]] = {}
     for pair in pairs:
@@ -162,7 +163,17 @@ def _mean(pairs: Sequence[Pair], evidence: Evidence, score: str) -> Difference |
             for pair in pairs
         ]
         return over_values(values, "pairs")
-    return known[0] if len(known) == 1 else over_values([d.value for d in known], "pairs")
+    return known[0] if len(known) == 1 else _over_pairs(known)
+
+
+def _over_pairs(known: Sequence[Difference]) -> Difference:
+    """The mean of differences on the same images. Pairs share these, so what the choice of images
+    adds does not shrink with more pairs: it is added in squares to what pairs differ by.
+    """
+    pairs = over_values([d.value for d in known], "pairs")
+    images = sum(d.half for d in known if d.over.startswith("images")) / len(known)
+    half = math.hypot(pairs.half, images)
+    return replace(pairs, low=pairs.value - half, high=pairs.value + half)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
+from studies.evidence.controls import comparison, outcome
 from studies.evidence.front import best_compromise, members, scored
 from studies.evidence.intervals import Evidence, interval, over_seeds, resolution_text
 from studies.journal.definition import corners_note
@@ -49,10 +50,12 @@ def answer(
         return Answer(None, "No trial is complete yet.", cautions=tuple(warnings))
     complete = scored(records)
     candidate = Candidate.parse(chosen.architecture)
+    settled, against = _standing(study, chosen, records, evidence)
     headline = (
-        f"Use {constraint_text(candidate, chosen, study)}: trial {chosen.number} is the best "
+        f"{'Use' if settled else 'Not settled; the best guess is'} "
+        f"{constraint_text(candidate, chosen, study)}: trial {chosen.number} is the best "
         f"compromise between {_several([n.replace('_', ' ') for n in study.objectives])} among "
-        f"{_count(len(complete), 'complete trial')}."
+        f"{_count(len(complete), 'complete trial')}{against}."
     )
     return Answer(
         chosen.number,
@@ -61,6 +64,51 @@ def answer(
         tuple(_evidence(study, chosen, front, records, evidence, tested)),
         (*warnings, *_cautions(study, records, complete, evidence, front)),
     )
+
+
+def _standing(
+    study: Study, chosen: TrialRecord, records: Sequence[TrialRecord], evidence: Evidence
+) -> tuple[bool, str]:
+    """Whether the study shows that the chosen trial is worth its constraint, and what speaks
+    against it: rivals (its controls, and the most accurate plain trial) that are better, or that
+    its images cannot tell from it (95 %).
+    """
+    found = {
+        row["trial"]: (f"{row['control']} (trial {row['trial']})", row["outcome"])
+        for row in comparison(study, records, evidence)["controls"]
+        if row["outcome"] != "unknown"
+    }
+    plain = [r for r in scored(records) if _is_plain(r) and r is not chosen]
+    if plain and not _is_plain(chosen):
+        rival = max(plain, key=lambda r: (r.scores or {}).get("accuracy") or 0.0)
+        names = ("accuracy", "symmetry_accuracy")
+        differences = [evidence.difference(chosen, rival, name) for name in names]
+        ends = [(d.low, d.high) for d in differences if d is not None]
+        words = f"the most accurate plain network (trial {rival.number})"
+        found[rival.number] = (words, outcome(ends))
+    better = [words for words, what in found.values() if what == "better"]
+    tied = [words for words, what in found.values() if what == "tied"]
+    beaten = [words for words, what in found.values() if what == "beaten"]
+    images = evidence.count(chosen)
+    on = f" on {images:,} images" if images else ""
+    if better:
+        be, words = "are" if len(better) > 1 else "is", _several(better[:MOST_TIES])
+        return False, f", but {words} {be} better (95 %{on})"
+    if tied and not beaten:
+        return False, f", but its scores cannot be told from those of {_named(tied)} (95 %{on})"
+    return True, f"; it cannot be told from {_named(tied)} (95 %{on})" if tied else ""
+
+
+def _named(rivals: Sequence[str]) -> str:
+    """The rivals, or how many they are where their names would fill a paragraph."""
+    if len(rivals) <= 2:
+        return " and ".join(rivals)
+    return f"any of {len(rivals)} rivals (plain networks and controls, below)"
+
+
+def _is_plain(record: TrialRecord) -> bool:
+    text = record.architecture
+    return bool(text) and Candidate.parse(str(text)).architecture.family == "plain"
 
 
 def constraint_text(candidate: Candidate, record: TrialRecord, study: Study) -> str:
@@ -108,11 +156,7 @@ def _cost(
             yield "No other complete trial is more accurate on images as they are."
     else:
         yield _against(study, chosen, best, "the most accurate trial", evidence)
-    plain = [
-        r
-        for r in rivals
-        if r.architecture and Candidate.parse(r.architecture).architecture.family == "plain"
-    ]
+    plain = [r for r in rivals if _is_plain(r)]
     if upright and plain and chosen not in plain:
         rival = max(plain, key=lambda r: (r.scores or {})["accuracy"])
         if rival is not best:

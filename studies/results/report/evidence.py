@@ -18,7 +18,8 @@ def controls_html(
     """The front's best against its controls."""
     said, columns, cells = control_rows(study, records, evidence)
     if cells or said["of_others"]:
-        yield html("<h2>Controls</h2><p>{}.</p>", control_text(said))
+        text = control_text(said)
+        yield html("<h2>Controls</h2><p>{}.</p>", text[:1].upper() + text[1:])
     if cells:
         yield _table(columns, cells)
 
@@ -30,8 +31,8 @@ def pairs_html(study: Study, records: Sequence[TrialRecord], evidence: Evidence)
         return
     yield html(
         "<h2>Pairs</h2><p class='note'>Trials that differ in one thing: mean difference, first "
-        "minus second, in percentage points with its 95 % interval, over pairs, or over images "
-        "where there is one pair. Fewer than three pairs say little; <code>equisearch resume DIR "
+        "minus second, in percentage points with its 95 % interval, over pairs and the images "
+        "that they share. Fewer than three pairs say little; <code>equisearch resume DIR "
         "--pairs N</code> trains more.</p>"
     )
     yield _table(columns, cells)

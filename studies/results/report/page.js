@@ -84,9 +84,11 @@ function lines(series, titles, width = 380, height = 220) {
 }
 
 function name(trial) {
-  const marks = [trial.knee ? "best compromise" : "", trial.front ? "on the front" : "", trial.exact ? "exact" : ""];
+  const marks = [trial.knee ? "best compromise" : "", trial.front ? "on the front" : "",
+    trial.tied ? "tied with the best compromise" : "", trial.exact ? "exact" : ""];
   return `trial ${trial.n}${marks.filter(Boolean).map((m) => `, ${m}`).join("")}: ` +
-    data.axes.map((a, i) => `${a.title} ${shown(trial.v[i])}`).join("; ");
+    data.axes.map((a, i) => `${a.title} ${shown(trial.v[i])}` +
+      (trial.i[i] ? ` [${shown(trial.i[i][0])}, ${shown(trial.i[i][1])}]` : "")).join("; ");
 }
 
 function draw() {
@@ -101,13 +103,18 @@ function draw() {
   const width = Math.max(300, Math.min(680, plot.parentNode.clientWidth)), height = width < 480 ? 330 : 420;
   plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const titles = [data.axes[i].title, data.axes[j].title];
-  const { x, y } = axes(plot, trials.map((t) => t.v[i]), trials.map((t) => t.v[j]), titles,
+  // an interval of a member of the front lies within the plot
+  const ends = (k) => trials.flatMap((t) => [t.v[k], ...((t.front && t.i[k]) || [])]);
+  const { x, y } = axes(plot, ends(i), ends(j), titles,
     [data.axes[i].log, data.axes[j].log], width, height);
+  for (const trial of trials.filter((t) => t.front)) whiskers(plot, trial, i, j, x, y);
+  const labels = [];
   const rank = (t) => (t.knee ? 2 : t.front ? 1 : 0);
   for (const trial of [...trials].sort((a, b) => rank(a) - rank(b))) {
     const mark = svg("circle", {
       cx: x.place(trial.v[i]), cy: y.place(trial.v[j]), r: trial.knee ? 9 : trial.front ? 7 : 4.5,
-      class: `trial ${trial.front ? "front" : "other"} ${trial.exact ? "exact" : "broken"}`,
+      class: `trial ${trial.front ? "front" : "other"} ${trial.exact ? "exact" : "broken"}` +
+        (trial.tied ? " tied" : ""),
       tabindex: trial.front ? 0 : -1, role: "button", "aria-label": name(trial), "data-trial": trial.n,
     });
     mark.append(svg("title", {}, name(trial)));
@@ -116,10 +123,36 @@ function draw() {
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(trial.n, true); }
     });
     plot.append(mark);
-    if (trial.front)
-      plot.append(svg("text", { x: x.place(trial.v[i]) + 10, y: y.place(trial.v[j]) - 7 }, String(trial.n)));
   }
+  // the best first: a number that would lie on another is left out
+  for (const trial of trials.filter((t) => t.front).sort((a, b) => rank(b) - rank(a)))
+    label(plot, labels, x.place(trial.v[i]), y.place(trial.v[j]), String(trial.n), width);
   mark(opened);
+}
+
+function whiskers(plot, trial, i, j, x, y) {
+  const [cx, cy] = [x.place(trial.v[i]), y.place(trial.v[j])];
+  if (trial.i[i]) {
+    const [x1, x2] = trial.i[i].map(x.place);
+    plot.append(svg("line", { x1, x2, y1: cy, y2: cy, class: "whisker" }));
+  }
+  if (trial.i[j]) {
+    const [y1, y2] = trial.i[j].map(y.place);
+    plot.append(svg("line", { x1: cx, x2: cx, y1, y2, class: "whisker" }));
+  }
+}
+
+function label(plot, labels, cx, cy, text, width) {
+  const wide = 7 * text.length;
+  for (const [dx, dy] of [[11, -8], [11, 17], [-11 - wide, -8], [-11 - wide, 17]]) {
+    const box = [cx + dx, cy + dy - 11, cx + dx + wide, cy + dy + 2];
+    const free = box[0] > 58 && box[2] < width && box[1] > 0 && labels.every((b) =>
+      box[2] < b[0] || b[2] < box[0] || box[3] < b[1] || b[3] < box[1]);
+    if (!free) continue;
+    labels.push(box);
+    plot.append(svg("text", { x: box[0], y: cy + dy, class: "name" }, text));
+    return;
+  }
 }
 
 let opened = null;

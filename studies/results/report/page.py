@@ -173,8 +173,9 @@ def _plot_html(study: Study) -> Html:
         ' the front only</label></div>\n<svg id="plot" viewBox="0 0 640 400" role="group" '
         'aria-label="complete trials by two scores"></svg>\n<p class="note"><span class="key '
         'keyexact"></span>exact under the declared group&emsp;<span class="key keybroken"></span>'
-        "not exact&emsp;large: on the front; largest: the best compromise. Click a trial, or press "
-        "Tab and Enter, to open it.</p><noscript><p>The plot needs JavaScript; the tables do not."
+        "not exact<br>Large: on the front, with 95 % intervals over images; largest: the best "
+        "compromise; hollow: cannot be told from it. Click a trial, or press Tab and Enter, to "
+        "open it.</p><noscript><p>The plot needs JavaScript; the tables do not."
         '</p></noscript></div>\n<section id="trial" tabindex="-1" aria-live="polite"></section>'
         "</div>",
         chooser("x", "right", 0),

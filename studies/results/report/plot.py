@@ -53,6 +53,11 @@ def plot_data(
                 "n": record.number,
                 "text": plain(record.architecture or ""),
                 "v": [_value(record, name) for name in names],
+                "i": [_interval(record, name, evidence) for name in names],
+                "tied": best is not None
+                and record is not best
+                and record.number in on_front
+                and evidence.tied(study.objectives, best, record),
                 "front": record.number in on_front,
                 "knee": record is best,
                 "exact": bool(record.attributes.get("exact")),
@@ -98,6 +103,15 @@ def _value(record: TrialRecord, name: str) -> float | None:
     if not is_number(value):
         return None
     return round(100 * value, 4) if name in SHARES else float(f"{value:.6g}")
+
+
+def _interval(record: TrialRecord, name: str, evidence: Evidence) -> list[float] | None:
+    """The 95 % interval of a share, in percent; None for other scores."""
+    found = None
+    if name in SHARES:
+        scores, count = record.scores or {}, evidence.count(record)
+        found = interval(scores, SCORE_OF.get(name, name), count)
+    return None if found is None else [round(100 * end, 2) for end in found]
 
 
 def _facts(study: Study, record: TrialRecord, evidence: Evidence) -> list[list[str]]:

@@ -22,6 +22,7 @@ Weighting = Literal["constant", "adapted"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 RECIPE_OPTIONS = ("augment", "loss", "loss_weight", "gamma", "learning_rate")
 HIGHEST_RATE = 100  # of learning: above it no optimizer here trains
+LOWEST_RATE = 1e-12  # below it weights of float32 stay as they are
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,15 @@ def _rate(text: str) -> float:
 
 
 def require_trainable(rate: float) -> float:
-    """The learning rate. Raises ValueError where it is above what any optimizer here trains with.
+    """The learning rate. Raises ValueError where it is above what any optimizer here trains
+    with, or so small that no weight changes.
 
     A recipe alone does not ask that: journals of earlier versions hold higher rates.
     """
+    if 0 < rate < LOWEST_RATE:
+        raise ValueError(
+            f"learning_rate is {rate:g}; it must be at least {LOWEST_RATE}, such as 0.01"
+        )
     if rate > HIGHEST_RATE:
         raise ValueError(
             f"learning_rate is {rate:g}; it must be at most {HIGHEST_RATE}, such as 0.01"

@@ -106,7 +106,9 @@ class SearchSpace(FunctionChoices):
     @classmethod
     def _trainable(cls, value: float | Interval | None) -> float | Interval | None:
         if value is not None:
-            require_trainable(value.high if isinstance(value, Interval) else value)
+            bounds = (value.low, value.high) if isinstance(value, Interval) else (value,)
+            for rate in bounds:
+                require_trainable(rate)
         return value
 
     @model_validator(mode="after")

@@ -9,11 +9,13 @@ no reader looks at; `partial_files` finds them. Nothing here imports torch.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 PARTIAL = ".part"  # ends the names of files that are being written
 
@@ -59,6 +61,12 @@ def read_whole(path: Path) -> bytes:
     """The content of a regular file. Raises OSError for any other: a pipe or a device that lies in
     a directory in place of a file could be read without end.
     """
+    with open_whole(path) as file:
+        return file.read()
+
+
+def open_whole(path: Path) -> BinaryIO:
+    """A regular file, open for reading. Raises OSError for any other, as `read_whole`."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -66,8 +74,30 @@ def read_whole(path: Path) -> bytes:
         if stat.S_ISDIR(mode):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
+    return os.fdopen(descriptor, "rb")
+
+
+def write_plain(path: Path, text: str) -> None:
+    """Writes a short text to `path`, which a killed process may leave torn.
+
+    Raises OSError, with nothing written, where a link, a pipe or a device lies there: whoever made
+    the directory could have chosen what is written over.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        file.truncate()
+        file.write(text.encode("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises ValueError where it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or mappings are nested too deeply") from None
 
 
 def system_reason(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from searchspace.groups import Group
-from searchspace.recipe import HIGHEST_RATE
+from searchspace.recipe import HIGHEST_RATE, LOWEST_RATE
 from searchspace.training.augmentation import MOST_DEGREES
 from trainers.catalogue import CATALOGUE, FORMATS
 
@@ -82,6 +82,13 @@ def _data_name(value: Any) -> Any:
     )
 
 
+def _place(path: Path) -> Path:
+    """The path, if a file system can hold it."""
+    if "\0" in str(path):
+        raise ValueError("a path holds no NUL character; remove it")
+    return path
+
+
 def _divides_turn(angle: int) -> int:
     """The angle, if whole steps of it make a full turn."""
     if 360 % angle:
@@ -104,6 +111,9 @@ def _device_name(name: str) -> str:
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What random numbers are drawn from; torch takes 64 bits."""
+
+Place = Annotated[Path, AfterValidator(_place)]
+"""A path of a file system."""
 
 Corners = Literal["black", "reflect", "replicate", "circle"]
 """What fills the pixels that a rotation off the pixel grid brings in from outside the image: zeros,
@@ -129,9 +139,9 @@ class Data(Settings):
     """
 
     name: Annotated[str | None, BeforeValidator(_data_name)] = None
-    folder: Path | None = None
+    folder: Place | None = None
     # a file, a folder of files or a pattern such as `shards/*.tar`: the formats of FORMATS
-    files: Path | None = None
+    files: Place | None = None
     columns: Columns = Columns()  # of `files` that are tables
     # names of the labels 0, 1, ... in `files`; None: as the files name them
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
@@ -143,7 +153,7 @@ class Data(Settings):
     folds: Annotated[int, Field(ge=2, le=20)] | None = None
     fold: Annotated[int, Field(ge=0)] = 0
     # where torchvision's sets lie, or are downloaded to
-    root: Path = Path("data")
+    root: Place = Path("data")
     download: bool = False
     # two at least of each: a score of one image says nothing, and batch norm needs two
     train: int | None = Field(default=None, ge=2)  # images; None: all that are left
@@ -258,7 +268,7 @@ class Training(Settings):
     batch_size: int = Field(default=128, ge=2, le=MOST_BATCH)  # images
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     # the peak, where the schedule has one
-    learning_rate: float = Field(default=0.01, gt=0, le=HIGHEST_RATE)
+    learning_rate: float = Field(default=0.01, ge=LOWEST_RATE, le=HIGHEST_RATE)
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     weight_decay: float = Field(default=1e-5, ge=0, le=100)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd

@@ -48,6 +48,8 @@ def _kinds(value: Any) -> tuple[str, ...]:
     kinds = tuple(map(str, listed(value)))
     for text in kinds:
         try:
+            if not all(re.match("[a-z]", part) for part in text.split("+")):
+                raise ValueError(text)  # a number is a weight without a kind
             without_weights(text)
         except ValueError:
             raise ValueError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from studies.journal.origin import (
     require_same_study,
 )
 from studies.journal.reader import JOURNAL
-from trainers.files import read_whole, write_whole
+from trainers.files import parse_json, read_whole, write_whole
 from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
@@ -109,8 +110,8 @@ def _clear_unfinished_start(path: Path) -> None:
         return
     if read_folders(path):
         raise ExistsError(
-            f"{path} holds trials and a journal but no {STUDY}: restore that file, or choose "
-            "another directory"
+            f"{path} holds trials and a journal but no {STUDY}: restore that file, write it "
+            f"back with `equisearch repair {quote(str(path))}`, or choose another directory"
         )
     (path / JOURNAL).unlink()
 
@@ -155,6 +156,13 @@ def read_study(directory: str | Path, *, reading: bool = False) -> Study:
     `reading` as in `studies.config.parse`. Raises StudyError if it holds none.
     """
     path = Path(directory) / STUDY
+    lost = not path.is_file() or not path.stat().st_size
+    if lost and (Path(directory) / JOURNAL).is_file() and read_folders(Path(directory)):
+        there = "not a file, or empty" if os.path.lexists(path) else "lost"
+        raise StudyError(
+            f"{directory} holds a journal, but {STUDY} is {there}: restore it from a copy, or "
+            f"write it back from the journal with `equisearch repair {quote(str(directory))}`"
+        )
     if not path.is_file():
         raise StudyError(
             f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY "
@@ -193,7 +201,7 @@ def read_data(directory: Path) -> dict[str, Any]:
 
 def _read_data(directory: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_whole(directory / DATA))
+        content = parse_json(read_whole(directory / DATA))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -237,7 +245,7 @@ def changed_versions(directory: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        before, now = json.loads(path.read_text(encoding="utf-8")), versions()
+        before, now = parse_json(path.read_text(encoding="utf-8")), versions()
         before.items()
     except (OSError, ValueError, AttributeError):
         return [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.files import read_whole
+from trainers.files import open_whole, parse_json, read_whole, write_plain
 
 TRIALS, ORPHANED = "trials", "orphaned"
 TRIAL = "trial.json"  # what the driver gives to the worker
@@ -87,8 +87,8 @@ def write_given(path: Path, given: Mapping[str, Any]) -> None:
         content["beside"] = given["beside"]
     if given.get("inherited_from") is not None:
         content |= {name: given[name] for name in INHERITED}
-    (path / ARCHITECTURE).write_text(f"{content['architecture']}\n", encoding="utf-8")
-    (path / TRIAL).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_plain(path / ARCHITECTURE, f"{content['architecture']}\n")
+    write_plain(path / TRIAL, json.dumps(content) + "\n")
 
 
 def move_aside(path: Path) -> Path:
@@ -107,7 +107,7 @@ def move_aside(path: Path) -> Path:
 
 def _given(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_text(path / TRIAL))
+        content = parse_json(_text(path / TRIAL))
         inherited = {name: content[name] for name in (*INHERITED, "beside") if name in content}
         return {name: content[name] for name in GIVEN} | inherited
     except (ValueError, KeyError, TypeError):
@@ -119,7 +119,7 @@ def _given(path: Path) -> dict[str, Any]:
 def _of_checkpoint(path: Path) -> dict[str, Any]:
     """The architecture, seed and rate that a checkpoint names, without unpickling it."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_whole(path) as file, zipfile.ZipFile(file) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             content = archive.read(name).decode("utf-8", "replace")
         record, _ = json.JSONDecoder().raw_decode(content, content.index('{"architecture"'))
@@ -135,7 +135,7 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
 def _rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for line in text.splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and type(row.get("epoch")) is int:

@@ -39,7 +39,6 @@ STATES: dict[int, State] = {0: "running", 1: "complete", 2: "pruned", 3: "failed
 PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')
 # the study's attribute with the numbers of trials that were scored on other data
 SUPERSEDED = "superseded"
-STUDY_ATTRIBUTE = b'{"op_code":2,'
 ATTRIBUTE, TRIAL = b'{"op_code":8,', b'"trial_id":'
 NOTHING = b"\n"  # begins no line
 
@@ -97,7 +96,8 @@ def study_attributes(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The study's attributes alone; lines that are not records are skipped."""
     attributes: dict[str, Any] = {}
     for line in (Path(directory) / JOURNAL).read_bytes().split(b"\n"):
-        if line.startswith(STUDY_ATTRIBUTE) and _is_record(line):
+        # another program may write spaces, or keys in another order
+        if b'"user_attr"' in line and b'"trial_id"' not in line and _is_record(line):
             attributes.update(json.loads(line)["user_attr"])
     return attributes
 

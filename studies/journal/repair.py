@@ -5,6 +5,7 @@ says what it did.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +16,9 @@ from typing import Any
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.recipe import Candidate
-from studies.config import Study
+from studies.config import Study, dump
 from studies.errors import StudyError
-from studies.journal.directory import read_data, read_enqueued, read_study
+from studies.journal.directory import STUDY, read_data, read_enqueued, read_study
 from studies.journal.folders import TRIALS, TrialFolder, move_aside, read_folders
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
@@ -32,6 +33,7 @@ from studies.journal.rebuild import (
 from studies.journal.records import Entry
 from studies.journal.salvage import salvage
 from studies.journal.trial import ENDED
+from studies.yaml_loader import YamlError, read_yaml
 from trainers.files import partial_files, read_whole, write_whole
 
 Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.described`
@@ -53,13 +55,59 @@ def repair(
     `look` reads the images, where nothing else tells how many channels and classes they have.
     Raises LockedError if another process drives the study, StudyError if there is none.
     """
+    back = _write_back(directory)
     study = read_study(directory)
     lock = StudyLock(directory)
     try:
-        done = _mend_journal(directory, study, describe, look)
+        done = back + _mend_journal(directory, study, describe, look)
         return [*done, *_move_orphans(directory), *_remove_leftovers(directory)]
     finally:
         lock.close()
+
+
+def _write_back(directory: Path) -> list[str]:
+    """Writes a study file that is lost, empty or no YAML as the journal holds it; of a file that is
+    not whole a copy stays. Raises LockedError if another process drives the study.
+    """
+    path = directory / STUDY
+    try:
+        read_yaml(content := read_whole(path).decode())
+        if content.strip("\ufeff\0 \n"):
+            return []
+    except (OSError, UnicodeDecodeError, YamlError):
+        pass
+    study = _started(directory / JOURNAL)
+    if study is None:
+        return []  # `read_study` says what is wrong
+    lock = StudyLock(directory)
+    try:
+        kept = []
+        if os.path.lexists(path):
+            place = _free(directory, STUDY)
+            os.rename(path, place)
+            kept = [f"what was in its place is in {place.name}"]
+        write_whole(path, dump(study))
+    finally:
+        lock.close()
+    return [f"{STUDY} is written back as the journal holds it", *kept]
+
+
+def _started(journal: Path) -> Study | None:
+    """The study as the records say it was started; None where they do not say it."""
+    try:
+        stored = _given(list(salvage(read_whole(journal)).entries)).get("study")
+        return Study.model_validate(stored, context={"reading": True}) if stored else None
+    except (OSError, ValueError):
+        return None
+
+
+def _free(directory: Path, name: str) -> Path:
+    """A name for a copy of a damaged file that nothing has yet."""
+    place, copies = directory / f"{name}.damaged", 1
+    while os.path.lexists(place):
+        copies += 1
+        place = directory / f"{name}.damaged-{copies}"
+    return place
 
 
 def _mend_journal(
@@ -244,10 +292,7 @@ def _replace(path: Path, content: bytes, entries: list[Entry]) -> list[str]:
     """Writes the journal anew, with a copy of what it was beside it."""
     done = []
     if content:
-        copy, copies = path.with_name(f"{JOURNAL}.damaged"), 1
-        while copy.exists():
-            copies += 1
-            copy = path.with_name(f"{JOURNAL}.damaged-{copies}")
+        copy = _free(path.parent, JOURNAL)
         write_whole(copy, content)
         done = [f"a copy of the journal as it was is in {copy.name}"]
     write_whole(path, "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries))

@@ -76,6 +76,11 @@ class TrialRecord:
         return self.attributes.get("architecture")
 
     @property
+    def whole(self) -> bool:
+        """Whether the journal says what is trained: architecture and seed."""
+        return self.architecture is not None and "seed" in self.attributes
+
+    @property
     def seed(self) -> int:
         """The seed of the training."""
         return self.attributes["seed"]

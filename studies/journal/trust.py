@@ -19,7 +19,7 @@ from typing import Any
 from studies.config import Study
 from studies.errors import UntrustedError
 from studies.terminal import one_line
-from trainers.files import read_whole, write_whole
+from trainers.files import parse_json, read_whole, write_whole
 
 SIGNATURE, KEY = "signature.json", "signing.key"
 KEY_BYTES = 32
@@ -93,7 +93,7 @@ def sign(directory: Path, study: Study) -> list[str]:
 def signed(directory: Path, study: Study) -> bool:
     """Whether this user signed what acts in `study`, which the directory holds."""
     try:
-        given = json.loads(read_whole(directory / SIGNATURE))["signature"]
+        given = parse_json(read_whole(directory / SIGNATURE))["signature"]
         return hmac.compare_digest(str(given).encode(), _signature(_key(), acting(study)).encode())
     except (OSError, ValueError, KeyError, TypeError):
         return False

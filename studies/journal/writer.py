@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from studies.errors import NO_SPACE, READ_ONLY, StudyError
+from studies.errors import NO_SPACE, READ_ONLY, DamagedError, StudyError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal
 from studies.journal.trial import RUNG, SAW, Decision, Outcome, State, TrialRecord
 
@@ -66,6 +66,11 @@ def open_journal(directory: Path, objectives: Sequence[str]) -> tuple[JournalWri
         )
         for record in records:
             len(record.attributes)  # a damaged line is named here; optuna would fail at it
+            if record.state in ("running", "waiting") and record.architecture and not record.whole:
+                raise DamagedError(
+                    f"{directory / JOURNAL} lost the seed of trial {record.number}, which is to go "
+                    f"on: rebuild it with `equisearch repair {quote(str(directory))}`"
+                )
         records.sort(key=lambda r: (r.order is None, r.order, r.number))
         return JournalWriter(directory, objectives), OpenedJournal(attributes, records, torn)
 

@@ -17,7 +17,7 @@ from studies.config import Study, dump
 from studies.journal.directory import STUDY
 from studies.search.assignments import Assignment, Report
 from studies.workers.jobs import JobDriver, run_assignments
-from trainers.files import write_whole
+from trainers.files import parse_json, write_whole
 
 if TYPE_CHECKING:
     from trainers.training.config import TrainingConfig
@@ -68,7 +68,7 @@ def _record_one(
 def _rows(folder: Path) -> list[dict[str, Any]]:
     """The scores after each epoch that a folder holds."""
     try:
-        return json.loads((folder / ROWS).read_text(encoding="utf-8"))
+        return parse_json((folder / ROWS).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return []
 

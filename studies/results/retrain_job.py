@@ -23,7 +23,7 @@ from studies.config import Study
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
 from studies.search.assignments import Assignment, Report
-from trainers.files import read_whole, write_whole
+from trainers.files import parse_json, read_whole, write_whole
 from trainers.settings import Corners
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run_job(
     """
     directory = Path(job.directory)
     if (directory / RESULT).exists():
-        return json.loads(read_whole(directory / RESULT))
+        return parse_json(read_whole(directory / RESULT))
     directory.mkdir(parents=True, exist_ok=True)
     with closing(_locked(directory)):
         work = _mean_tested if job.members else _trained_and_tested
@@ -215,7 +215,7 @@ def _mean_tested(
 
 def _learned(folders: Sequence[str]) -> dict[str, float] | None:
     """What was trained beside several networks, on average; None: nothing."""
-    results = [json.loads(read_whole(Path(f) / RESULT)) for f in folders]
+    results = [parse_json(read_whole(Path(f) / RESULT)) for f in folders]
     values = [result["test"].get("learned") or {} for result in results]
     return {name: mean(one[name] for one in values) for name in values[0]} or None
 
@@ -230,7 +230,7 @@ def network_of(
 
     from trainers.training.train import start
 
-    seed = json.loads(read_whole(folder / RESULT))["seed"]
+    seed = parse_json(read_whole(folder / RESULT))["seed"]
     config = replace(job.config(study), seed=seed)
     if device is not None:
         training = config.training.model_copy(update={"device": device})

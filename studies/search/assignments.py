@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.folders import EPOCH, TRIALS, move_aside, read_folder, write_given
 from studies.journal.trial import KIND, Decision, Outcome, TrialRecord
-from trainers.files import PARTIAL
+from trainers.files import PARTIAL, read_whole, write_plain
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,14 @@ def beside_of(record: TrialRecord) -> dict[str, Any] | None:
 
 def note_epoch(assignment: Assignment, epoch: int) -> None:
     """Notes in the trial's folder that an epoch is trained and saved."""
-    (Path(assignment.directory) / EPOCH).write_text(f"{epoch}\n", encoding="utf-8")
+    write_plain(Path(assignment.directory) / EPOCH, f"{epoch}\n")
 
 
 def noted_epoch(assignment: Assignment) -> int:
     """The last epoch that was noted; 0 without one, or where the note is torn."""
     try:
-        return int((Path(assignment.directory) / EPOCH).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return int(read_whole(Path(assignment.directory) / EPOCH))
+    except (OSError, ValueError):
         return 0
 
 
@@ -139,7 +140,7 @@ def note_error(assignment: Assignment, text: str) -> None:
     """Writes into the trial's folder why it failed."""
     folder = Path(assignment.directory)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").write_text(f"{text}\n", encoding="utf-8")
+    write_plain(folder / "error.txt", f"{text}\n")
 
 
 def with_folder(assignment: Assignment, *, new: bool = False) -> Assignment:
@@ -162,6 +163,18 @@ def with_folder(assignment: Assignment, *, new: bool = False) -> Assignment:
     return assignment
 
 
+def _not_files(folder: str, names: list[str]) -> list[str]:
+    """What is not copied: pipes, devices and links, which a copy would read without end or from
+    elsewhere. A trial's folder has folders too (one for each fold).
+    """
+    return [
+        name
+        for name in names
+        if not stat.S_ISREG(mode := os.lstat(os.path.join(folder, name)).st_mode)
+        and not stat.S_ISDIR(mode)
+    ]
+
+
 def _copy_folder(folder: Path, assignment: Assignment) -> None:
     before = folder.with_name(f"{assignment.continues:05d}")
     whole = folder.with_name(f"{folder.name}{PARTIAL}")
@@ -170,7 +183,7 @@ def _copy_folder(folder: Path, assignment: Assignment) -> None:
     ):
         return
     try:
-        shutil.copytree(before, whole, dirs_exist_ok=True)
+        shutil.copytree(before, whole, dirs_exist_ok=True, ignore=_not_files)
     except shutil.Error as error:  # a list of what went wrong, without error numbers
         raise StudyError(
             f"{before} could not be copied for trial {assignment.number}, which "

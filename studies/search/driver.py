@@ -139,7 +139,7 @@ class SearchDriver:
         if record.feasible:
             for epoch, scores in record.rungs.items():
                 self._promotions.enter(epoch, record.number, rung_point(scores))
-        if record.stopped_at is not None:
+        if record.stopped_at is not None and record.whole:
             self._promotions.stop(record.stopped_at, record.number)
         if record.state in ENDED:
             self._progress.count(record)
@@ -349,7 +349,7 @@ class SearchDriver:
             record = self._journal.set(record, {"reason": reason})
             note_error(self._assignment(record), detail or reason)
         record = self._journal.end(record, outcome, values)
-        if record.stopped_at is not None:
+        if record.stopped_at is not None and record.whole:
             self._promotions.stop(record.stopped_at, record.number)
         self._running.pop(record.number, None)
         self._epochs.forget(record.number)

@@ -5,6 +5,7 @@ the trial's folder.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from studies.journal.folders import read_folder
 from studies.search.assignments import Assignment, Report
 from trainers.data.datasets import load
 from trainers.devices import limit_memory
-from trainers.files import read_whole, write_whole
+from trainers.files import parse_json, read_whole, write_plain, write_whole
 from trainers.process import tune_process
-from trainers.training.checkpoint import epochs_done, fingerprint
+from trainers.training.checkpoint import epochs_done, fingerprint, set_aside_foreign
 from trainers.training.folds import train_folds
 from trainers.training.inheritance import Training, begin
 
@@ -37,14 +38,21 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     limit_memory(0 if share == "auto" else share)  # alone in this process, with all GPUs
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / ARCHITECTURE).write_text(assignment.architecture + "\n", encoding="utf-8")
+    write_plain(directory / ARCHITECTURE, assignment.architecture + "\n")
     candidate = Candidate.parse(assignment.architecture).with_learning_rate(
         assignment.learning_rate
     )
     config = study.training_config(assignment.seed, candidate.recipe, assignment.batch_divisor)
+    owner = fingerprint(candidate.architecture, config)
+    for path in set_aside_foreign(directory, owner):
+        warnings.warn(
+            f"the checkpoint of trial {assignment.number} is of another training: it is kept as "
+            f"{path}, and the trial begins again",
+            stacklevel=2,
+        )
     if assignment.inherited_from is not None:
         _begin(study, Training(candidate.architecture, config, directory), assignment)
-    done = epochs_done(directory, fingerprint(candidate.architecture, config))
+    done = epochs_done(directory, owner)
     rungs = study.rungs if assignment.inherited_from is None else study.rungs[-1:]
     for rung in (r for r in rungs if done <= r <= assignment.until_epoch):
         scores = _recorded(directory).get(rung) if rung == done else None
@@ -105,8 +113,8 @@ def _recorded(directory: Path) -> dict[int, dict[str, Any]]:
     rows = {}
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows[int(row["epoch"])] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return rows

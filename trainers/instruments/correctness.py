@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainers.files import write_whole
+from trainers.files import parse_json, read_whole, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,8 +100,8 @@ def save(correctness: Correctness, folder: Path) -> None:
 def read(folder: Path, epoch: int | None = None) -> Correctness | None:
     """What `save` wrote; None where there is none, it is damaged, or it is of another `epoch`."""
     try:
-        line, _, rows = (folder / CORRECT).read_bytes().partition(b"\n")
-        head = json.loads(line)
+        line, _, rows = read_whole(folder / CORRECT).partition(b"\n")
+        head = parse_json(line)
         elements, scored = tuple(head["elements"]), tuple(head["scored"])
         images = int(head["images"])
         width = -(-images // 8)

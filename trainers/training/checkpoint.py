@@ -15,7 +15,7 @@ import torch
 
 from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate
-from trainers.files import system_reason, write_whole
+from trainers.files import open_whole, system_reason, write_whole
 from trainers.settings import as_identity
 from trainers.training.config import TrainingConfig
 
@@ -137,6 +137,16 @@ def read(directory: Path, owner: str) -> Mapping[str, Any] | None:
     return None
 
 
+def set_aside_foreign(directory: Path, owner: str) -> list[Path]:
+    """Renames checkpoints in `directory` that are not `owner`'s, and returns their new places."""
+    moved = []
+    for path in (directory / CHECKPOINT, directory / PREVIOUS):
+        saved = _read(path)
+        if saved is not None and saved["fingerprint"] != owner:
+            moved.append(path.replace(path.with_suffix(f".foreign{path.suffix}")))
+    return moved
+
+
 def _progress(saved: Mapping[str, Any]) -> Progress:
     return Progress(
         saved["epoch"], saved["seconds"], tuple(saved["history"]), saved.get("settled", True)
@@ -145,8 +155,22 @@ def _progress(saved: Mapping[str, Any]) -> Progress:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+        with open_whole(path) as file:
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # absent, or torn: a zip file cut anywhere fails in many ways
         return None
-    except Exception:  # torn: a zip file cut anywhere fails in many ways
-        return None
+    return saved if _is_whole(saved) else None
+
+
+def _is_whole(saved: Any) -> bool:
+    """Whether this is all that `save` writes; another program's file is as good as a torn one."""
+    return (
+        isinstance(saved, dict)
+        and isinstance(saved.get("fingerprint"), str)
+        and all(isinstance(saved.get(name), Mapping) for name in ("network", "optimizer"))
+        and isinstance(saved.get("companions", {}), Mapping)
+        and type(saved.get("epoch")) is int
+        and isinstance(saved.get("seconds"), int | float)
+        and isinstance(saved.get("history"), list)
+        and all(isinstance(row, dict) for row in saved["history"])
+    )

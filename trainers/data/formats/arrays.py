@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from trainers.data.formats.pixels import (
     scaled,
 )
 from trainers.data.pools import ArrayPool, Source
+from trainers.files import parse_json
 from trainers.settings import Data
 
 ABOUT = "about.json"  # beside `.npy` files: class names, and a digest of the content
@@ -183,7 +183,7 @@ def _bytes(images: Member, scale: Scale) -> np.ndarray:
 def _read_about(path: Path) -> dict[str, Any]:
     """What `storing` wrote beside the arrays of a folder; {} where there is nothing of it."""
     try:
-        content = json.loads((path / ABOUT).read_text(encoding="utf-8")) if path.is_dir() else {}
+        content = parse_json((path / ABOUT).read_text(encoding="utf-8")) if path.is_dir() else {}
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -4,7 +4,6 @@ disk. pyarrow reads both; the package `datasets` is not needed.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from trainers.data.formats.rows import (
 )
 from trainers.data.formats.shards import files_of, state_of
 from trainers.data.pools import Source
+from trainers.files import parse_json
 from trainers.settings import Data
 
 GROUPS_HELD = 2  # row groups of images in memory at once
@@ -217,7 +217,7 @@ def _arrow(path: Path) -> _Part:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); save the dataset again") from None
     return content if isinstance(content, dict) else {}
@@ -241,7 +241,7 @@ def _require_images(schema: Any, name: str, where: str) -> None:
 def _names(schema: Any, label: str) -> tuple[str, ...] | None:
     """The class names that a ClassLabel of Hugging Face has."""
     try:
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        about = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = about["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError):
         return None

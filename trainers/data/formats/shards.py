@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from trainers.data.decoding import extensions
 from trainers.data.formats.rows import LABEL, Rows, groups_of, splits_of_files
 from trainers.data.pools import Source
+from trainers.files import parse_json
 from trainers.settings import Data
 
 
@@ -176,7 +176,7 @@ def _text(path: Path, name: str, start: int, size: int) -> str:
 
 def _facts(path: Path, name: str, text: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{name} in {path} is not JSON ({error}); correct it") from None
     if not isinstance(content, dict):

@@ -1,0 +1,200 @@
+"""Study directories that a damage, another program or somebody else has put odd files into: nothing
+is read without end, nothing is written through a link, no trial is lost.
+"""
+
+import io
+import json
+import os
+import shutil
+from contextlib import suppress
+
+import pytest
+import torch
+
+from studies.config import parse
+from studies.errors import DamagedError, StudyError
+from studies.journal.directory import read_study
+from studies.journal.folders import TRIALS, read_folder
+from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.repair import repair
+from studies.search.assignments import Assignment, note_epoch, noted_epoch, with_folder
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from studies.workers.worker import run_trial
+from support import trivial
+from trainers.training.checkpoint import CHECKPOINT
+
+TINY = """
+data: {name: digits, train: 40, validation: 20}
+training: {epochs: 1, batch_size: 20, precision: float32}
+search: {rungs: []}
+resources: {gpus_per_trial: 0}
+"""
+TEXT = "8px: 2k3, 2k3 max2/2"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A study of three trials that has ended."""
+    path = tmp_path_factory.mktemp("ended") / "study"
+    with SearchDriver.create(path, trivial.study(search__trials=3)) as driver:
+        run_in_process(driver, trainable=trivial.trainable)
+    return path
+
+
+@pytest.fixture
+def study(ended, tmp_path):
+    return shutil.copytree(ended, tmp_path / "study")
+
+
+def without(path, name, trial=None):
+    """Takes the records of an attribute out of a journal; of one trial, or of all."""
+    lines = [json.loads(line) for line in (path / JOURNAL).read_text().splitlines()]
+    kept = [
+        line
+        for line in lines
+        if name not in line.get("user_attr", {})
+        or (trial, line.get("trial_id")) not in ((trial, trial), (None, line.get("trial_id")))
+    ]
+    (path / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+@pytest.mark.parametrize("name", ["seed", "architecture"])
+def test_an_ended_trial_of_which_something_is_lost_stops_no_study(study, name):
+    without(study, name)
+    with SearchDriver.open(study, trivial.study(search__trials=5)) as driver:
+        run_in_process(driver, trainable=trivial.trainable)
+    assert sum(record.state in ("complete", "pruned") for record in read_trials(study)) == 5
+
+
+def test_a_running_trial_without_its_seed_is_rebuilt_from_its_folder(tmp_path):
+    path = tmp_path / "study"
+    with SearchDriver.create(path, trivial.study()) as driver:
+        assignment = driver.next()
+    without(path, "seed", 0)
+    with pytest.raises(DamagedError, match="lost the seed of trial 0.*equisearch repair"):
+        SearchDriver.open(path)
+    assert repair(path, lambda *_, **__: {"canonical": "x", "seed": assignment.seed})
+    with SearchDriver.open(path) as driver:
+        assert driver.next().seed == assignment.seed
+
+
+@pytest.mark.parametrize("content", [None, "", " \n", "\0" * 9, "\ud800", "data: [", "folder"])
+def test_a_lost_study_file_comes_back_from_the_journal(study, content):
+    file = study / "study.yaml"
+    before = read_study(study)
+    file.unlink()
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_bytes(content.encode("utf-8", "surrogatepass"))
+    if content in (None, "", "folder"):
+        with pytest.raises(StudyError, match="holds a journal, but study.yaml is .*repair"):
+            read_study(study)
+    assert "study.yaml is written back as the journal holds it" in repair(study)
+    assert read_study(study) == before and repair(study) == []
+    assert (study / "study.yaml.damaged").exists() == (content is not None)
+
+
+def test_an_edited_study_file_is_not_replaced(study):
+    text = (study / "study.yaml").read_text().replace("epochs: 9", "epochs: 8")
+    (study / "study.yaml").write_text(text)
+    assert repair(study) == [] and (study / "study.yaml").read_text() == text
+
+
+def test_deep_nesting_is_damage(study):
+    deep = "[" * 100_000
+    folder = study / TRIALS / "00000"
+    for name in ("scores.jsonl", "trial.json"):
+        (folder / name).write_text(deep)
+    (study / "versions.json").write_text(deep)
+    assert read_folder(folder).scores == {}
+    with SearchDriver.open(study) as driver:
+        assert any("versions.json is damaged" in warning for warning in driver.warnings)
+
+
+def test_pipes_and_devices_in_a_trials_folder_are_not_read_nor_copied(study):
+    before = study / TRIALS / "00001"
+    for name, place in (("checkpoint.pt", None), ("scores.jsonl", "/dev/zero"), ("x", "x")):
+        (before / name).unlink(missing_ok=True)
+        os.mkfifo(before / name) if place is None else (before / name).symlink_to(place)
+    record = read_trials(study)[1]
+    folder = study / TRIALS / "00003"
+    text = str(record.architecture)
+    with_folder(Assignment(3, text, None, record.seed, 9, str(folder), continues=1), new=True)
+    assert (folder / "checkpoint").exists()  # what is a file is copied
+    assert not {"checkpoint.pt", "scores.jsonl", "x"} & {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["epoch", "architecture.txt", "trial.json"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    folder = tmp_path / "study" / TRIALS / "00000"
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(precious)
+    assignment = Assignment(0, TEXT, None, 0, 1, str(folder))
+    with suppress(OSError):  # or the folder, which seems to be another's, is moved aside
+        note_epoch(with_folder(assignment), 3)
+    assert precious.read_text() == "mine"
+
+
+def test_a_pipe_in_place_of_a_note_is_named(tmp_path):
+    assignment = Assignment(0, TEXT, None, 0, 1, str(tmp_path))
+    os.mkfifo(tmp_path / "epoch")
+    with pytest.raises(OSError, match="epoch"):
+        note_epoch(assignment, 3)
+    assert noted_epoch(assignment) == 0
+
+
+class Report:
+    def __init__(self):
+        self.rungs = []
+
+    def __call__(self, scores):
+        self.rungs.append(scores["epoch"])
+        return "continue"
+
+    def heartbeat(self, epoch):
+        pass
+
+
+def of(content):
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    return whole.getvalue()
+
+
+def test_a_checkpoint_of_another_kind_costs_no_trial(tmp_path):
+    """What is no checkpoint counts as a torn one; one of another training is kept aside."""
+    study = parse(TINY)
+    assignment = Assignment(0, TEXT, None, 0, 1, str(tmp_path))
+    run_trial(study, assignment, Report())
+    saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    odd = [[1], {}, {**saved, "epoch": None}, {**saved, "history": None}]
+    odd += [{name: value for name, value in saved.items() if name != "network"}]
+    for content in odd:
+        (tmp_path / CHECKPOINT).write_bytes(of(content))
+        report = Report()
+        run_trial(study, assignment, report)
+        assert report.rungs == [1]
+    (tmp_path / CHECKPOINT).write_bytes(of({**saved, "fingerprint": "another"}))
+    with pytest.warns(UserWarning, match="trial 0 is of another training: it is kept"):
+        run_trial(study, assignment, Report())
+    assert (tmp_path / "checkpoint.foreign.pt").exists()
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("training.learning_rate", 1e-300),
+        ("space.learning_rate", {"low": 1e-320, "high": 0.1}),
+        ("space.equivariance_loss", {"kind": [0.5]}),
+        ("space.equivariance_loss", {"kind": "10"}),
+        ("data.root", "a\0b"),
+    ],
+)
+def test_values_that_do_nothing_or_name_nothing_are_refused(key, value):
+    with pytest.raises(StudyError, match=key.replace(".", r"\.")):
+        trivial.study(**{key.replace(".", "__"): value})

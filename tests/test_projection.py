@@ -122,3 +122,14 @@ def test_a_group_beside_that_of_a_stage_reads_its_channels_as_fields_of_its_own(
             expected += distance(weight, source, group) ** 2
     assert expected > 0
     assert float(distances_squared(network, group).detach()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_weights_are_made_once_for_the_forward_pass_and_the_loss():
+    network = build(Architecture.parse("8px: 4k3, 4k3"), channels=1, classes=3)
+    with pytest.raises(KeyError), network.same_weights():
+        made = network.weights()
+        assert network.weights() is made
+        raise KeyError
+    with torch.no_grad():
+        network.convolutions[0].filters.zero_()
+    assert network.weights() is not made and not network.weights()[0].any()

@@ -4,6 +4,7 @@ equivariant by `filters`.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -87,6 +88,8 @@ class Network(nn.Module):
     run in bfloat16, while filters, batch statistics and logits stay float32.
     """
 
+    _made: list[Tensor] | None = None  # in `same_weights`
+
     def __init__(self, architecture: Architecture, channels: int, classes: int) -> None:
         super().__init__()
         self.architecture, self.channels, self.classes = architecture, channels, classes
@@ -140,10 +143,23 @@ class Network(nn.Module):
                 f"constants_{number}", parametrisation.constants(), persistent=False
             )
 
+    @contextlib.contextmanager
+    def same_weights(self) -> Iterator[None]:
+        """Within it, the weights are made once for all who read them; the parameters must not
+        change.
+        """
+        self._made = self.weights()
+        try:
+            yield
+        finally:
+            self._made = None
+
     def weights(self) -> list[Tensor]:
         """The weight of every convolution [channels out, channels in, k, k], in the order of
         `convolutions`: that of the forward pass.
         """
+        if self._made is not None:
+            return self._made
         expanded: list[dict[int, Tensor]] = [{} for _ in self.convolutions]
         # Autocast would multiply the basis in bfloat16 and blur what must be exact.
         with torch.autocast(self.linear.weight.device.type, enabled=False):

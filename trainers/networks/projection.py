@@ -12,12 +12,15 @@ orthogonal projection to the weights that no element changes: those of group con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from functools import lru_cache
+from itertools import repeat
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from searchspace.groups import Element, Group
 from trainers.actions import act, permutation
@@ -69,10 +72,9 @@ def distances_squared(
     """
     group = group.grid
     total = network.linear.weight.new_zeros(())
-    for convolution, weight, stage in zip(
-        network.convolutions, network.weights(), _stages_of(network)
-    ):
-        if stages and stage not in stages:
+    chosen = [stage in stages for stage in _stages_of(network)] if stages else repeat(True)
+    for convolution, weight, counts in zip(network.convolutions, network.weights(), chosen):
+        if not counts:
             continue
         own, source = convolution.parametrisation.group, convolution.source
         held = group <= own  # a partial order: where not, `own` need not be within `group`
@@ -80,12 +82,51 @@ def distances_squared(
             continue
         fields = own if held else group
         into = source if source is None or group <= source else group
-        with torch.no_grad():
-            outside = weight - _average(weight, into, fields, group)
-        # (I - P) W is orthogonal to P W: the gradient of its square is twice itself
-        square = 2 * (outside * weight).sum() - outside.square().sum()
-        total = total + square / weight.square().sum()
+        orbits = _orbits(tuple(weight.shape), into, fields, group, weight.device)
+        total = total + _Distance.apply(weight, *orbits)
     return total
+
+
+class _Distance(torch.autograd.Function):
+    """||W - P W||^2 / ||W||^2 [], P the mean over orbits of entries.
+
+    (I - P) W is orthogonal to P W: the gradient of its square is twice itself.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, members, numbers):
+        entries = weight.reshape(-1)
+        means = entries.index_select(0, members.flatten()).view(members.shape).mean(0)
+        outside = (entries - means.index_select(0, numbers)).view(weight.shape)
+        size = weight.square().sum()
+        share = outside.square().sum() / size
+        ctx.save_for_backward(outside.addcmul_(weight, -share).mul_(2 / size))
+        return share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (direction,) = ctx.saved_tensors
+        return grad * direction, None, None
+
+
+@lru_cache(maxsize=64)
+def _orbits(
+    shape: tuple[int, ...], source: Group | None, fields: Group, group: Group, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(the entries of each orbit under the group, of a smaller one repeated [|G|, orbits]; of each
+    entry of a flat weight, the number of its orbit), int32.
+    """
+    entries = torch.arange(math.prod(shape)).view(shape)
+    members = torch.stack(
+        [_moved(entries, source, fields, element).flatten() for element in group.elements]
+    )
+    first, numbers = torch.unique(members.amin(0), return_inverse=True)
+    with torch.inference_mode(False):  # or they could not serve training later
+        return (
+            members[:, first].to(device, torch.int32, copy=True),
+            numbers.to(device, torch.int32, copy=True),
+        )
 
 
 def _stages_of(network: Network) -> list[int]:
@@ -102,13 +143,17 @@ def _stages_of(network: Network) -> list[int]:
 def _average(weight: Tensor, source: Group | None, fields: Group, group: Group) -> Tensor:
     total = weight.clone()
     for element in group.elements[1:]:  # the first is the identity
-        moved = act(weight, element)
-        moved = moved.index_select(0, _channels(len(weight), fields, element, weight.device))
-        if source is not None:
-            columns = _channels(weight.shape[1], source, element, weight.device)
-            moved = moved.index_select(1, columns)
-        total += moved
+        total += _moved(weight, source, fields, element)
     return total / group.order
+
+
+def _moved(weight: Tensor, source: Group | None, fields: Group, element: Element) -> Tensor:
+    """The weight moved by an element."""
+    moved = act(weight, element)
+    moved = moved.index_select(0, _channels(len(weight), fields, element, weight.device))
+    if source is None:
+        return moved
+    return moved.index_select(1, _channels(weight.shape[1], source, element, weight.device))
 
 
 @torch.no_grad()

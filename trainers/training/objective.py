@@ -6,6 +6,7 @@ each group that a loss names.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,6 +76,19 @@ class Objective:
         """
         if not self.losses:
             return [cross_entropy(network(normalise(pixels)), labels, self.class_weights)]
+        reads_weights = any(loss.kind == "projection" for loss in self.losses)
+        with network.same_weights() if reads_weights else contextlib.nullcontext():
+            return self._with_losses(network, pixels, labels, size, normalise, generator)
+
+    def _with_losses(
+        self,
+        network: Network,
+        pixels: Tensor,
+        labels: Tensor,
+        size: int,
+        normalise: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> list[Tensor]:
         count = len(pixels)
         parts = {g: draw(elements, size, generator) for g, elements in self.elements.items()}
         moved = [move(pixels[:size], each, self.corners) for each in parts.values()]

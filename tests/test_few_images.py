@@ -79,7 +79,12 @@ def test_batches_shrink_no_further_than_the_steps_need():
 
 def test_the_template_for_own_images_guards_against_few():
     search = load("folder").search
-    assert search.confidence == 0.95 and search.least_steps == 50
+    assert search.confidence == 0.95 and search.least_steps == 100
+
+
+def test_a_template_study_of_few_images_takes_no_more_work_than_sixty_epochs():
+    study = with_least_steps(load("folder"), 67)
+    assert (study.training.batch_size, study.training.epochs, study.rungs) == (16, 60, (20, 40, 60))
 
 
 def test_a_start_says_what_its_images_can_show_and_keeps_the_grown_epochs(tmp_path):

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 from studies.results.retrain import MeanStd
 from studies.results.selection import (
     STUDENT,
+    _compared,
     difference,
     over_images,
     over_seeds,
@@ -61,9 +62,22 @@ def row(*changes, n=1):
     [
         ((-0.02, -0.04), "3.00 points below search scores on average over 2 trials; 2 clearly"),
         ((0.02, 0.03), "2.50 points above search scores on average over 2 trials; 0 clearly"),
+        ((-1e-9,), "level with search scores on average over 1 trial; 0 clearly below"),
         ((-0.005,), "0.50 points below search scores on average over 1 trial; 0 clearly below"),
     ],
 )
 def test_the_sentence_says_the_mean_difference_its_sign_and_how_many_are_clear(values, says):
     lines = selection_lines([row(value) for value in values])
     assert len(lines) == 2 and f"accuracy: test scores are {says}" in lines[1]
+
+
+def test_a_search_score_of_several_folds_is_one_of_all_their_images():
+    score = MeanStd(0.7, 0.05, 3)
+    tested = {"n": 3, "num_validation": 17, "num_test": 21, "accuracy": score}
+    tested["symmetry_accuracy"] = score
+    scores = {"accuracy": 0.7, "symmetry_accuracy": 0.7, "num_images": 84}
+    found = _compared(tested, scores)
+    assert found["num_validation"] == 84
+    assert found["selection"]["accuracy"]["search"]["low"] == over_images(0.7, 84).low
+    earlier = {name: scores[name] for name in ("accuracy", "symmetry_accuracy")}
+    assert _compared(tested, earlier)["num_validation"] == 17

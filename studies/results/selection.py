@@ -100,9 +100,16 @@ def compared(directory: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[st
     `search` (the trial's, on validation images), `test` and `difference`, plain values.
     """
     _, records = open_study(directory, reading=True)
-    return [
-        {**row, "selection": _selection(records[_number(row)].scores or {}, row)} for row in rows
-    ]
+    return [_compared(row, records[_number(row)].scores or {}) for row in rows]
+
+
+def _compared(row: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with `selection`; its validation images are those that the trial's scores are means
+    over: with folds, all of them.
+    """
+    images = scores.get("num_images")
+    counted = {**row, "num_validation": images} if is_number(images) else {**row}
+    return {**counted, "selection": _selection(scores, counted)}
 
 
 def _number(row: Mapping[str, Any]) -> int:
@@ -163,9 +170,11 @@ def selection_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         mean = sum(change["value"] for change in changes) / len(changes)
         clear = sum(change["high"] < 0 for change in changes)
+        level = abs(mean) < 5e-5
+        where = "level with" if level else f"{100 * abs(mean):.2f} points "
+        where += "" if level else "below" if mean < 0 else "above"
         lines.append(
-            f"{title}: test scores are {100 * abs(mean):.2f} points "
-            f"{'below' if mean < 0 else 'above'} search scores on average over {len(changes)} "
+            f"{title}: test scores are {where} search scores on average over {len(changes)} "
             f"trial{'' if len(changes) == 1 else 's'}; {clear} clearly below."
         )
     if first["trained_on"] != "train":

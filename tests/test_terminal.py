@@ -238,6 +238,19 @@ def test_the_live_table_shows_what_runs_and_the_last_trials_that_ended(tmp_path)
     assert "█" * 6 + "░" * 12 + " 3/9" in text.getvalue() and "running" in text.getvalue()
 
 
+def test_trials_beside_the_search_are_not_counted_as_its_own(tmp_path, capsys):
+    study = trivial.study(controls="auto", search__trials=4, search__eta=9)
+    with SearchDriver.create(tmp_path / "study", study) as driver:
+        run_in_process(driver, trivial.trainable, LiveView(driver))
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("4 of 4 done, hypervolume" in line for line in lines) == 1
+    beside = [line for line in lines if "left beside the search" in line]
+    controls = sum("(control of trial" in line for line in lines)
+    assert len(beside) == controls > 1 and "; 0 left beside the search" in beside[-1]
+    last = [line for line in lines if "epoch 9 of 9" in line]
+    assert last and all(line.endswith(": scored") for line in last)
+
+
 def test_a_bar_is_as_full_as_what_is_done():
     assert bar(0, 9) == "░" * 18 and bar(9, 9) == bar(12, 9) == "█" * 18
     assert bar(3, 9) == "█" * 6 + "░" * 12 and bar(0, 0) == "░" * 18

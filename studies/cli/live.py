@@ -108,6 +108,8 @@ class LiveView:
 
     def _purpose(self, number: int) -> str:
         """What a trial beside the search is trained for, in brackets; empty for others."""
+        if number not in self._driver.running:
+            return ""
         record = self._driver.trial(number)
         if record.kind == "search":
             return ""

@@ -356,7 +356,8 @@ def test_what_was_tested_replaces_the_warning_that_validation_flatters(study, tm
     retrained(directory, name=f"trial {best}", accuracy_by_angle={"0": 0.9, "45": 0.25})
     page = write_report(directory).read_text(encoding="utf-8")
     text = " ".join(text_of(page).split())
-    assert "flatter the chosen" not in text and "with 1 seed, it reaches 50.00 %" in text
+    assert "flatter the chosen" not in text and "with 1 seed, it reaches 50.00 % [" in text
+    assert "test images (95 % intervals over images)." in text
     trial = next(t for t in data_of(page)["trials"] if t["n"] == best)
     assert trial["angles"] == [[0.0, 90.0], [45.0, 25.0]]
 

@@ -18,6 +18,7 @@ from studies.evidence.intervals import Evidence, interval, over_seeds, resolutio
 from studies.journal.definition import corners_note
 from studies.journal.trial import TrialRecord
 from studies.output import is_number
+from studies.results.selection import over_seeds as tested_over_seeds
 
 MOST_TIES = 6  # trials named in a sentence
 
@@ -103,7 +104,7 @@ def _named(rivals: Sequence[str]) -> str:
     """The rivals, or how many they are where their names would fill a paragraph."""
     if len(rivals) <= 2:
         return " and ".join(rivals)
-    return f"any of {len(rivals)} rivals (plain networks and controls, below)"
+    return f"any of {len(rivals)} rivals, plain networks and controls"
 
 
 def _is_plain(record: TrialRecord) -> bool:
@@ -153,7 +154,7 @@ def _cost(
     best = max(rivals, key=lambda r: (r.scores or {})["accuracy"], default=None)
     if best is None or best is chosen or not upright:
         if upright:
-            yield "No other complete trial is more accurate on images as they are."
+            yield "No other trial of the search is more accurate on images as they are."
     else:
         yield _against(study, chosen, best, "the most accurate trial", evidence)
     plain = [r for r in rivals if _is_plain(r)]
@@ -236,10 +237,18 @@ def _evidence(
     else:
         yield (
             f"Trained again with {_count(int(result['n']), 'seed')}, it reaches "
-            f"{result['accuracy'].percent()} % as they are and "
-            f"{result['symmetry_accuracy'].percent()} % under {study.symmetry.group} on "
-            f"{result['num_test']:,} test images."
+            f"{_tested(result, 'accuracy')} as they are and "
+            f"{_tested(result, 'symmetry_accuracy')} under {study.symmetry.group} on "
+            f"{result['num_test']:,} test images (95 % intervals over images"
+            f"{' and seeds' if result['n'] > 1 else ''})."
         )
+
+
+def _tested(result: Mapping[str, Any], name: str) -> str:
+    """The mean over seeds of a test score, its standard deviation, and its interval."""
+    found = tested_over_seeds(result[name], result["num_test"])
+    ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"{result[name].percent()} % {ends}"
 
 
 def _cautions(

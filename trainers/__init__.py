@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from trainers.instruments.measurement import Measurement
     from trainers.networks.fold import fold
     from trainers.networks.networks import Network, build
+    from trainers.networks.orbit import orbit_average
+    from trainers.networks.soft.any_module import project
     from trainers.scores import Scores
     from trainers.settings import Augment, Data, Symmetry, Training
     from trainers.training.config import TrainingConfig
@@ -55,6 +57,8 @@ _WHERE = {
     "fold": "networks.fold",
     "load_data": "data.datasets:load",
     "measure": "instruments.measure",
+    "orbit_average": "networks.orbit",
+    "project": "networks.soft.any_module",
     "train": "training.train",
     "verify": "bundles.verify",
 }
@@ -80,6 +84,8 @@ __all__ = [
     "fold",
     "load_data",
     "measure",
+    "orbit_average",
+    "project",
     "train",
     "verify",
 ]

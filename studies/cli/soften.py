@@ -21,8 +21,8 @@ from studies.output import Format, note, print_rows
 Place = Annotated[
     Path,
     typer.Argument(
-        metavar="DIR|BUNDLE",
-        help="The study's directory, or a bundle's.",
+        metavar="DIR|BUNDLE|MODULE:FUNCTION",
+        help="The study's directory, or a bundle's; or a function that returns a torch model.",
         show_default=False,
         parser=named_place,
     ),
@@ -59,14 +59,16 @@ def soften(
     front: Annotated[
         bool,
         typer.Option(
-            "--front", help="Add the points that no other beats to the study as candidates."
+            "--front",
+            help="Add the points that no other beats to the study as candidates; of a model, say "
+            "which trial of the study --data beats each.",
         ),
     ] = False,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="STUDY",
-            help="Of a bundle: the study with the validation images.",
+            help="Of a bundle or a model: the study with the validation images.",
             show_default=False,
         ),
     ] = None,
@@ -74,9 +76,9 @@ def soften(
     settings: Settings = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Evaluates a trained trial or a bundle with its weights softened towards equivariance, and
-    averaged over the group, without training it again; --front makes candidates of the study of the
-    best.
+    """Evaluates a trained trial, a bundle or any torch model with its weights softened towards
+    equivariance, and averaged over the group, without training it again; --front makes candidates
+    of the study of a trial's best points.
     """
     from studies.results.after.softening import soften_notes, soften_table
 
@@ -103,7 +105,10 @@ def _softened(
 ) -> dict[str, Any]:
     from studies import config
     from studies.results.after.softening import soften_bundle, soften_trial
+    from trainers.instruments.audit.opening import names_model
 
+    if names_model(str(place)) and not place.exists():
+        return _of_module(str(place), trial, front, data, settings, chosen)
     if not (place / "bundle.json").is_file():
         if trial is None:
             raise typer.BadParameter("name a trial of the study, such as 3", param_hint="TRIAL")
@@ -122,3 +127,23 @@ def _softened(
             param_hint="--data",
         )
     return soften_bundle(place, config.load(data, settings), **chosen)
+
+
+def _of_module(
+    source: str,
+    trial: int | None,
+    front: bool,
+    data: str | None,
+    settings: dict[str, Any],
+    chosen: dict[str, Any],
+) -> dict[str, Any]:
+    from studies.results.after.any_module import soften_module
+
+    if trial is not None:
+        raise typer.BadParameter("a model has no trials; leave TRIAL out", param_hint="TRIAL")
+    if data is None:
+        raise typer.BadParameter(
+            "a model does not hold its images; name the study whose data they are",
+            param_hint="--data",
+        )
+    return soften_module(source, data, settings, front=front, **chosen)

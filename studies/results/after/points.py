@@ -14,7 +14,7 @@ from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.weights.softened import Softened
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from trainers.instruments.accuracy import Over
     from trainers.instruments.feature_maps import Model, Normalise
@@ -39,31 +39,18 @@ class Point:
     bound: float | None  # on that change, computed from the weights; None where there is none
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A trained network, and what every point is scored on."""
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A network, and what it and what it becomes are scored on."""
 
-    architecture: Architecture
-    folded: PlainNetwork
+    folded: nn.Module
     group: Group  # of the accuracies' elements, under which the weights are softened
-    acting: Callable[[], Sequence[Action]]  # how the group acts on the channels; ValueError
-    at: Callable[[float], PlainNetwork]  # the folded network at a softness; ValueError
     pixels: Tensor
     labels: Tensor
     normalise: Normalise
     seen: tuple[Element, ...]  # by training
     over: Over  # which elements the symmetry accuracy is a mean over
     corners: Corners  # of turned images, as its training had them
-
-    def at_softness(self, softness: float) -> Point:
-        """The network at a softness. Raises ValueError where the group does not act on its
-        channels.
-        """
-        acting, folded = self.acting(), self.at(softness)
-        exact = _exact(self.architecture, acting, self.group)
-        bound = self._bound(folded, acting) if exact else None
-        how = None if softness == 1 else str(Softened("softness", (self.group,), softness))
-        return self.point(f"{softness:g}", folded, how=how, softness=softness, bound=bound)
 
     def averaged(self) -> Point:
         """The network averaged over the orbit of its images."""
@@ -72,29 +59,8 @@ class Subject:
         how = str(Softened("orbit", (self.group,)))
         return self.point("orbit average", orbit_average(self.folded, self.group), how=how)
 
-    def unnormalised(self) -> Subject:
-        """The same for models that take images in 0..1."""
-        return replace(self, normalise=lambda images: images)
-
-    def _bound(self, folded: PlainNetwork, acting: Sequence[Action]) -> float | None:
-        """The largest bound on a change over the images that are compared; None where a layer has
-        none.
-        """
-        import torch
-
-        from trainers.actions import act
-        from trainers.networks.soft.logit_bound import logit_bounds
-
-        few, elements = self._few, self.group.elements
-        moved = torch.cat([self.normalise(act(few, e, self.corners)) for e in elements])
-        try:
-            bounds = logit_bounds(folded, acting, self.group, moved).view(len(elements), -1)
-        except ValueError:
-            return None
-        return float((bounds[0] + bounds.amax(0)).max())
-
     @property
-    def _few(self) -> Tensor:
+    def few(self) -> Tensor:
         """The images that logits are compared on, floating point in 0..1."""
         from trainers.instruments.feature_maps import pixels
 
@@ -120,7 +86,7 @@ class Subject:
         def prepared(batch: Tensor) -> Tensor:
             return channels_last(self.normalise(batch))
 
-        elements, few = self.group.elements, self._few
+        elements, few = self.group.elements, self.few
         found = predict(model, self.pixels, elements, normalise=prepared, corners=self.corners)
         symmetry = summarise(found, self.labels, self.group, self.seen, over=self.over)
         with torch.no_grad():
@@ -137,6 +103,47 @@ class Subject:
             float(torch.stack(changes).max()),
             bound,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Scored):
+    """A trained network of an architecture."""
+
+    architecture: Architecture
+    folded: PlainNetwork
+    acting: Callable[[], Sequence[Action]]  # how the group acts on the channels; ValueError
+    at: Callable[[float], PlainNetwork]  # the folded network at a softness; ValueError
+
+    def at_softness(self, softness: float) -> Point:
+        """The network at a softness. Raises ValueError where the group does not act on its
+        channels.
+        """
+        acting, folded = self.acting(), self.at(softness)
+        exact = _exact(self.architecture, acting, self.group)
+        bound = self._bound(folded, acting) if exact else None
+        how = None if softness == 1 else str(Softened("softness", (self.group,), softness))
+        return self.point(f"{softness:g}", folded, how=how, softness=softness, bound=bound)
+
+    def unnormalised(self) -> Subject:
+        """The same for models that take images in 0..1."""
+        return replace(self, normalise=lambda images: images)
+
+    def _bound(self, folded: PlainNetwork, acting: Sequence[Action]) -> float | None:
+        """The largest bound on a change over the images that are compared; None where a layer has
+        none.
+        """
+        import torch
+
+        from trainers.actions import act
+        from trainers.networks.soft.logit_bound import logit_bounds
+
+        few, elements = self.few, self.group.elements
+        moved = torch.cat([self.normalise(act(few, e, self.corners)) for e in elements])
+        try:
+            bounds = logit_bounds(folded, acting, self.group, moved).view(len(elements), -1)
+        except ValueError:
+            return None
+        return float((bounds[0] + bounds.amax(0)).max())
 
 
 def _exact(architecture: Architecture, acting: Sequence[Action], group: Group) -> bool:

@@ -138,17 +138,17 @@ def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject
     check_model(folded, pixels[:2], len(splits.classes), normal)
     skeleton = build(architecture, channels=splits.channels, classes=len(splits.classes))
     return Subject(
-        architecture,
-        folded,
-        group,
-        lambda: actions(skeleton, group),
-        lambda s: soften_folded(folded, actions(skeleton, group), group, s),
-        pixels,
-        labels,
-        normal,
-        (),
-        study.symmetry.scored,
-        manifest.corners,
+        architecture=architecture,
+        folded=folded,
+        group=group,
+        acting=lambda: actions(skeleton, group),
+        at=lambda s: soften_folded(folded, actions(skeleton, group), group, s),
+        pixels=pixels,
+        labels=labels,
+        normalise=normal,
+        seen=(),
+        over=study.symmetry.scored,
+        corners=manifest.corners,
     )
 
 
@@ -206,17 +206,17 @@ def _of_trial(
     few = statistics_images(network, trial.splits, corners)
     pixels, labels = _some(trial.splits.validation, images)
     return Subject(
-        network.architecture,
-        fold(network),
-        group,
-        lambda: actions(network, group),
-        lambda s: fold(soften(network, group, s, few)),
-        pixels,
-        labels,
-        partial(normalise, mean=trial.splits.mean, std=trial.splits.std, corners=corners),
-        seen(trial.config.augment, group, degrees_learned(learned)),
-        study.symmetry.scored,
-        corners,
+        architecture=network.architecture,
+        folded=fold(network),
+        group=group,
+        acting=lambda: actions(network, group),
+        at=lambda s: fold(soften(network, group, s, few)),
+        pixels=pixels,
+        labels=labels,
+        normalise=partial(normalise, mean=trial.splits.mean, std=trial.splits.std, corners=corners),
+        seen=seen(trial.config.augment, group, degrees_learned(learned)),
+        over=study.symmetry.scored,
+        corners=corners,
     )
 
 
@@ -301,6 +301,11 @@ def soften_table(result: dict[str, Any]) -> tuple[list[Column], list[list[str]]]
         ]
         for point in result["points"]
     ]
+    if result.get("beside_front"):
+        columns.append(Column("front"))
+        for row, point in zip(cells, result["points"]):
+            by = point["beaten_by"]
+            row.append("on it" if by is None else f"beaten by trial {by}")
     return columns, cells
 
 

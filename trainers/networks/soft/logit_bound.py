@@ -94,13 +94,14 @@ class _Walk:
         weight, bias = conv.weight.double(), conv.bias
         assert bias is not None, "every convolution of a folded network has a bias"
         part = project(weight, action.source, action.fields, self._group)
-        windows = _windows(module, conv, maps)
+        windows = windows_of(module, conv, maps)
         zeros = module is conv  # else a layer before it pads in another way
         mean = _block_mean(bias, action.fields.order)
         pixels = math.prod(module(maps[:1]).shape[-2:])
         return (
-            _norm(part, windows, zeros) * error
-            + _norm(self._outside(weight, part), windows, zeros) * maps.flatten(1).norm(dim=1)
+            operator_norm(part, windows, zeros) * error
+            + operator_norm(self._outside(weight, part), windows, zeros)
+            * maps.flatten(1).norm(dim=1)
             + self._outside(bias, mean).norm() * math.sqrt(pixels)
         )
 
@@ -125,7 +126,7 @@ def _block_mean(values: Tensor, block: int) -> Tensor:
     return blocks.mean(-1, keepdim=True).expand_as(blocks).flatten(-2)
 
 
-def _norm(weight: Tensor, windows: float, zeros: bool) -> float:
+def operator_norm(weight: Tensor, windows: float, zeros: bool) -> float:
     """At least the operator norm of the convolution with a weight whose windows hold each pixel at
     most `windows` times.
     """
@@ -145,12 +146,12 @@ def _spectral(matrices: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt()
 
 
-def _windows(module: nn.Module, conv: nn.Conv2d, maps: Tensor) -> float:
+def windows_of(module: nn.Module, conv: nn.Conv2d, maps: Tensor) -> float:
     """How often a pixel of maps of that size occurs in the windows of a convolution, at most."""
     counting = copy.deepcopy(module)
     inner = next(m for m in counting.modules() if isinstance(m, nn.Conv2d))
     inner.weight = nn.Parameter(torch.ones(1, 1, *conv.kernel_size, dtype=torch.float64))
-    inner.bias, inner.in_channels, inner.out_channels = None, 1, 1
+    inner.bias, inner.in_channels, inner.out_channels, inner.groups = None, 1, 1, 1
     with torch.enable_grad():
         pixels = torch.ones(1, 1, *maps.shape[-2:], dtype=torch.float64, requires_grad=True)
         (counts,) = torch.autograd.grad(counting(pixels).sum(), pixels)

@@ -1,0 +1,124 @@
+"""Any torch module softened by projection of its kernels; `equisearch soften module:function`."""
+
+import json
+
+import pytest
+import torch
+from test_cli import run  # noqa: F401  # a fixture
+from test_convert import lenet, resnet, trained
+from test_soften_command import DIGITS
+from torch import nn
+
+from searchspace import Group
+from studies.config import parse
+from studies.journal.reader import read_trials
+from studies.search.driver import SearchDriver
+from studies.workers.executors import run_in_process
+from trainers import audit, project
+from trainers.actions import act
+from trainers.instruments.convert.change_bound import change_bound
+from trainers.networks.soft.any_module import distance
+
+C4, D4 = Group.parse("C4"), Group.parse("D4")
+MODEL = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10),
+    )
+"""
+
+
+def change(module, images, group):
+    """The largest change of the logits of each image when it is moved."""
+    with torch.no_grad():
+        still = module(images)
+        moved = [module(act(images, e)) - still for e in group.elements]
+    return torch.stack([m.norm(dim=1) for m in moved]).amax(0)
+
+
+def test_softness_goes_from_exact_to_the_module_itself():
+    module = resnet().double()
+    images = torch.randn(4, 3, 33, 33, dtype=torch.float64)
+    assert audit(module, 33, sizes=False).exact
+    whole, strict = project(module, D4, 1.0), project(module, "D4", 0.0, images)
+    before = module.state_dict()
+    assert all(torch.equal(v, before[name]) for name, v in whole.state_dict().items())
+    changes = [float(change(project(module, D4, s), images, D4).max()) for s in (0, 0.3, 1)]
+    assert changes[0] < 1e-12 < changes[1] < changes[2]
+    assert distance(strict, D4) < 1e-6 < distance(module, D4)
+    # statistics are those of the images: the first batch norm gives zero mean, its shift apart
+    mean = strict.bn1(strict.conv1(images)).mean((0, 2, 3))
+    assert torch.allclose(mean, strict.bn1.bias, atol=1e-6)
+
+
+class Joined(nn.Module):
+    """What a bound must follow: branches, groups, a strided pool with overlap, another slope."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.pool, self.act, self.norm = nn.MaxPool2d(3, 2), nn.GELU(), nn.BatchNorm2d(4)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.a(x)))
+        x = x + torch.relu(self.b(x))
+        x = torch.cat([x, -x], 1)
+        return self.last(self.pool(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("softness", [0.0, 0.1, 1.0])
+def test_the_bound_holds_and_is_zero_for_symmetric_kernels(softness):
+    images = torch.randn(5, 2, 9, 9, dtype=torch.float64)
+    module = project(trained(Joined()).double(), C4, softness)
+    bound, measured = change_bound(module, C4, images), change(module, images, C4)
+    assert bool((bound >= measured - 1e-10).all())
+    assert (float(bound.max()) < 1e-9) == (softness == 0)
+
+
+@pytest.mark.parametrize(
+    "module, group, softness, message",
+    [
+        (nn.Linear(2, 2), "C4", 0.5, "no Conv2d"),
+        (lenet(), "C4", 1.5, "softness is 1.5; it must be from 0"),
+        (lenet(), "C8", 0.5, "cannot be moved by C8.*give C4"),
+        (nn.Sequential(nn.Conv2d(1, 2, (1, 3))), "D4", 0.5, "0 has kernels of 1x3.*under D2"),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)), "C4", 0, "other parameters"),
+    ],
+)
+def test_what_cannot_be_softened_is_refused(module, group, softness, message):
+    with pytest.raises(ValueError, match=message):
+        project(module, group, softness)
+
+
+def test_the_command_scores_any_model_beside_a_front(tmp_path, run):
+    file, study = tmp_path / "mine.py", tmp_path / "study"
+    file.write_text(MODEL)
+    small = DIGITS.replace("epochs: 3", "epochs: 1").replace("trials: 3", "trials: 1")
+    small = small[: small.index(", first:")] + "}" + small[small.index("\nresources") :]
+    with SearchDriver.create(study, parse(small)) as driver:
+        run_in_process(driver)
+    before = [r.number for r in read_trials(study)]
+    options = ["--softness", "0", "--softness", "1", "--data", str(study), "--front"]
+    result = run("soften", f"{file}:make", *options, "--format", "json")
+    assert result.status == 0, result.err
+    rows = json.loads(result.out)
+    assert [row["name"] for row in rows] == ["0", "1", "orbit average"]
+    strict, whole, averaged = rows
+    assert strict["change"] < 1e-4 and averaged["change"] < 1e-4 < whole["change"]
+    assert strict["bound"] < 1e-6 and whole["bound"] >= whole["change"]
+    assert {row["beaten_by"] for row in rows} <= {None, *before}
+    assert [r.number for r in read_trials(study)] == before  # nothing is written
+    for arguments, said in (
+        (["--front", "--data", "quickstart"], "not a study's directory"),
+        ([], "--data"),
+        (["--data", str(study), "--group", "C8"], "name one of C2, C4"),
+    ):
+        result = run("soften", f"{file}:make", *arguments)
+        assert result.status in (1, 2) and said in result.err

@@ -145,6 +145,16 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path, monkeypatch):
     assert same(tmp_path / "whole", tmp_path / "full")
 
 
+def test_a_folder_that_is_gone_is_no_full_disk(tmp_path, monkeypatch):
+    def gone(content, file):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(checkpoint.torch, "save", gone)
+    with pytest.raises(OSError, match=r"No such file or directory; put the folder back") as error:
+        train(Architecture.parse(TEXTS[0]), config(text=TEXTS[0]), tmp_path / "gone", 1)
+    assert "space" not in str(error.value)
+
+
 def test_a_diverged_loss_is_told_with_its_remedy(tmp_path):
     diverging = config(optimizer="sgd", schedule="constant")
     diverging = replace(diverging, recipe=Recipe(learning_rate=1e30))

@@ -4,6 +4,7 @@ whose it is.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from collections.abc import Mapping
@@ -21,6 +22,13 @@ from trainers.training.config import TrainingConfig
 
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+
+# by the number of the system's error
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
+    errno.ENOENT: "put the folder back",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,8 @@ def save(
     except OSError as error:
         raise OSError(
             f"the checkpoint of epoch {progress.epoch} could not be written to {directory}: "
-            f"{system_reason(error)}; free some space, then resume: nothing before this "
-            "epoch is lost"
+            f"{system_reason(error)}; {REMEDIES.get(error.errno, 'mend that')}, then resume: "
+            "nothing before this epoch is lost"
         ) from error
 
 

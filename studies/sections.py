@@ -141,6 +141,11 @@ class Resources(Settings):
             )
         return self
 
+    @property
+    def gpu_share(self) -> float:
+        """The share of one GPU whose memory a trial may fill; 0, no limit, where it is `auto`."""
+        return 0.0 if self.gpus_per_trial == "auto" else self.gpus_per_trial
+
 
 class Loggers(Settings):
     """Ray Tune's loggers, on top of the study's own records."""

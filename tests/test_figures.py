@@ -41,3 +41,10 @@ def test_numbers_stand_below_the_axis_where_the_line_has_them():
     assert set(labels) >= {1, 5} and labels[1][0] == LEFT
     assert {y for _, y in labels.values()} == {BOTTOM + 16}
     assert labels[5][0] == corners(steps_html([0.1, 0.5, 0.6, 0.7, 0.9], "trials", "volume"))[-1][0]
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.75], [0.1, 0.2, 0.9, 1.0, 1.0]])
+def test_what_is_counted_stands_below_the_middle_of_the_line(values):
+    svg = str(steps_html(values, "trials ended", "volume"))
+    x = float(re.search(r'<text x="([\d.]+)" [^>]*>trials ended<', svg)[1])
+    assert x == pytest.approx((LEFT + corners(svg)[-1][0]) / 2, abs=8)

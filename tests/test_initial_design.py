@@ -92,3 +92,20 @@ def test_the_first_eight_proposals_do_not_depend_on_scores_and_later_ones_do(tmp
         for name, score in (("long", lambda n: n / 200), ("short", lambda n: 1 - n / 200))
     )
     assert long[:8] == short[:8] and long[8:] != short[8:]
+
+
+def test_dropout_of_another_kind_is_another_choice():
+    one, other, none = (
+        features_of(Candidate.parse(f"28px: 10k3@D4{kind}, 10k3 max2/2, 10k4p0"), D4)
+        for kind in ("drop0.1", "fielddrop0.1", "")
+    )
+    assert distance(one, other, 8) > 0
+    assert distance(one, none, 8) > distance(one, one, 8)
+
+
+def test_what_survives_of_the_symmetry_is_a_share():
+    shares = [
+        features_of(Candidate.parse(text), D4).surviving
+        for text in ("28px: 10k3@D4, 10k3 max2/2", "28px: 10k3@C4, 10k3 max2/2", "28px: 20k3")
+    ]
+    assert shares == [1.0, 0.5, 0.125]

@@ -133,3 +133,11 @@ def test_a_finite_space_is_enumerated_and_an_infinite_or_large_one_is_not():
     assert drawn == {candidate.key for candidate in candidates}
     assert all_candidates(study, 1, 10, most=7) is None
     assert all_candidates(trivial.study(), 1, 10, most=10_000) is None
+
+
+@pytest.mark.parametrize("low, high, step", [(1, 9, 2), (25, 33, 4), (3, 12, 3), (0, 4, 1)])
+def test_planned_numbers_are_taken_as_they_are(low, high, step):
+    for value in range(low, high + 1):
+        drafted = Draft({"n": value}, rng()).suggest_int("n", low, high, step=step)
+        allowed = (value - low) % step == 0
+        assert drafted == value if allowed else (drafted - low) % step == 0

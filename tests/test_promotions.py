@@ -17,8 +17,9 @@ from test_faults import assert_whole, finish, start
 from studies.errors import StudyError
 from studies.journal.reader import read_trials
 from studies.results.tables import show_lines, trial_rows
+from studies.samplers import ehvi
 from studies.search.driver import SearchDriver
-from studies.search.promotions import Promotions
+from studies.search.promotions import Promotions, worth_continuing
 from studies.workers.executors import run_in_process
 from support import trivial
 
@@ -271,3 +272,30 @@ def test_a_study_of_second_chances_killed_three_times_ends_like_an_undisturbed_o
     assert_whole(tmp_path / "study", trials=40, repeated=3)
     assert trivial.ended(tmp_path / "study") == trivial.ended(tmp_path / "calm")
     assert any("continues" in record.attributes for record in read_trials(tmp_path / "calm"))
+
+
+class Eager:
+    """A sampler that would continue whatever it is asked about."""
+
+    def __init__(self, study):
+        pass
+
+    def to_continue(self, trials, waiting, rng):
+        return waiting[0]
+
+
+@pytest.mark.parametrize(
+    "changes, trials, continued",
+    [
+        ({}, 4, 1),
+        ({}, 2, None),  # it has not begun to learn
+        ({"search__second_chances": False}, 4, None),
+        ({"search__sampler": "tpe"}, 4, None),
+    ],
+)
+def test_only_a_search_that_learns_and_may_continue_trials_does(
+    monkeypatch, changes, trials, continued
+):
+    monkeypatch.setattr(ehvi, "ExpectedImprovement", Eager)
+    study = trivial.study(**{"search__sampler": "ehvi", "search__startup": 3, **changes})
+    assert worth_continuing(study, [None] * trials, [1]) == continued

@@ -15,6 +15,7 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 
 from searchspace.exactness import verdict
@@ -23,6 +24,7 @@ from studies.config import parse
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
 from studies.pareto import front_volume
+from studies.replays import rivals
 from studies.replays.record import (
     Table,
     TableEntry,
@@ -542,3 +544,47 @@ def test_quartiles_and_median():
     assert Replayed("x", (1, 2, 3, 4, 10), 5).quartiles == (2, 4)
     assert Replayed("x", (1, 2, 3, 4, 10), 5).median == 3
     assert Replayed("x", (7,), 1).quartiles == (7, 7)
+
+
+def test_a_table_whose_trainings_have_other_lengths_is_refused(tmp_path):
+    table = made_up()
+    short = replace(table.entries[1], epochs=table.entries[1].epochs[:2])
+    write_table(replace(table, entries=(table.entries[0], short)), tmp_path / "t.gz")
+    with pytest.raises(StudyError, match="scores of 2 epochs, and the study trains 3"):
+        read_table(tmp_path / "t.gz")
+
+
+def test_a_sampler_that_only_repeats_itself_still_gets_new_candidates(monkeypatch):
+    class Stuck(optuna.samplers.BaseSampler):
+        def infer_relative_search_space(self, study, trial):
+            return {}
+
+        def sample_relative(self, study, trial, search_space):
+            return {}
+
+        def sample_independent(self, study, trial, name, distribution):
+            return getattr(distribution, "choices", [getattr(distribution, "low", 0)])[0]
+
+    table = made_up()
+    monkeypatch.setattr(rivals, "_sampler", lambda name, seed: Stuck())
+    paid = sum(step.epochs for step in rivals.optuna_steps(table, "tpe", 0))
+    assert paid > 3 * 3  # more than the two known ones and its first choice
+
+
+def test_a_rung_promotes_once_it_holds_as_many_as_one_of_them_is_the_best_third():
+    steps = list(itertools.islice(rivals.asha_steps(made_up(), "asha", 0), 4))
+    assert [step.epochs for step in steps] == [1, 1, 1, 2]
+
+
+def test_only_a_gaussian_process_is_asked_a_flat_space(monkeypatch):
+    asked = []
+    ask = rivals._Pixels.ask
+
+    def noted(self, study, *, flat):
+        asked.append(flat)
+        return ask(self, study, flat=flat)
+
+    monkeypatch.setattr(rivals._Pixels, "ask", noted)
+    for name in ("tpe", "gp"):
+        next(rivals.optuna_steps(made_up(), name, 0))
+    assert asked == [False, True]

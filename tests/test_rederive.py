@@ -129,6 +129,12 @@ def test_studies_of_versions_that_noted_nothing_are_said_to_be(tmp_path, run):
     (path / JOURNAL).write_text("\n".join(kept) + "\n")
     done = rederive(path)
     assert done.again == 0 and done.unrecorded == done.proposals
+    noted = [line for line in lines if '"saw"' in line][:3]
+    kept = [line for line in lines if '"saw"' not in line or line in noted]
+    (path / JOURNAL).write_text("\n".join(kept) + "\n")
+    half = rederive(path)
+    assert half.proposals == done.proposals and half.unrecorded == half.proposals - 3
+    (path / JOURNAL).write_text("\n".join(line for line in lines if '"saw"' not in line) + "\n")
     status, said = run("rederive", path)
     assert status == 1 and "by a version that did not note what its sampler saw" in said
 

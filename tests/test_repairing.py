@@ -234,6 +234,17 @@ def test_records_of_a_newer_version_and_of_unknown_trials_are_named(directory):
     assert len(read_trials(directory)) == 9 and repair(directory) == []
 
 
+def test_a_trial_that_a_newer_version_created_keeps_its_number(directory):
+    """What this version cannot read of it is lost; the trials behind it stay who they are."""
+    lines = (directory / JOURNAL).read_bytes().splitlines(keepends=True)
+    lines.append(b'{"op_code":8,"trial_id":3,"user_attr":{"reason":"mine"}}\n')
+    lines[1] = b'{"op_code":4,"study_id":0,"begins":"later"}\n'  # of trial 0
+    (directory / JOURNAL).write_bytes(b"".join(lines))
+    assert "line 2 is not a record" in repair(directory)[0]
+    records = read_trials(directory)
+    assert len(records) == 9 and records[3].reason == "mine"
+
+
 TIME = b'"datetime_complete":"2026-11-26T22:00:27+00:00"'
 NO_RECORDS = {
     "a list": b"[1,2]",
@@ -321,10 +332,12 @@ def test_no_study_no_repair(tmp_path):
         repair(tmp_path)
 
 
-def test_channels_and_classes_follow_from_what_a_network_costs():
+@pytest.mark.parametrize("channels, classes", [(3, 7), (1, 10), (3, 2), (1, 3)])
+def test_channels_and_classes_follow_from_what_a_network_costs(channels, classes):
     architecture = Architecture.parse("12px: 4k3@C4, 4k3 max2/2, 6k3")
-    costs = cost(architecture, 3, 7)
-    assert _fitting(architecture, {"params": costs.params, "macs": costs.macs}) == {(3, 7)}
+    costs = cost(architecture, channels, classes)
+    known = {"params": costs.params, "macs": costs.macs}
+    assert _fitting(architecture, known) == {(channels, classes)}
     assert _fitting(architecture, {"params": costs.params + 1, "macs": costs.macs}) == set()
 
 

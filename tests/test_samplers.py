@@ -7,13 +7,18 @@ import random
 import numpy
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from studies.journal.reader import read_trials
 from studies.pareto import pareto
-from studies.samplers.evolution import Mutation, SubgroupEvolution, lattice_neighbours
+from studies.samplers.evolution import (
+    Mutation,
+    SubgroupEvolution,
+    _tournament,
+    lattice_neighbours,
+)
 from studies.samplers.factory import SAMPLERS, derived_seed, make_sampler
 from studies.samplers.tpe import BEST, NEWEST, informative
 from studies.search.driver import SearchDriver
@@ -311,3 +316,21 @@ def test_a_mutated_number_moves_by_a_share_of_its_range():
         assert low <= moved.min() and moved.max() <= high
         spread = numpy.log(moved / middle) / numpy.log(high / low) if log else moved - middle
         assert numpy.std(spread / (1 if log else high - low)) == pytest.approx(0.15, rel=0.08)
+
+
+def test_a_mutated_group_is_one_edge_away_where_the_space_has_such_a_group():
+    mutation = Mutation(numpy.random.default_rng(0))
+    for choices, near in ((("C1", "C2", "C4", "C8"), {"C2", "C8"}), (("C1", "C4"), {"C1"})):
+        distribution = CategoricalDistribution(choices)
+        moved = {mutation._neighbour("group", "C4", distribution) for _ in range(50)}
+        assert moved == near
+
+
+@pytest.mark.parametrize("parents", [0, 1, 2, 5])
+def test_every_parent_has_its_turn(parents):
+    firsts = []
+    for seed in range(100):
+        order = _tournament(parents, numpy.random.default_rng(seed))
+        assert sorted(order) == list(range(parents))
+        firsts += order[:1]
+    assert firsts.count(0) >= firsts.count(parents - 1)  # the better of two

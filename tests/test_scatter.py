@@ -164,3 +164,8 @@ def test_a_figure_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path, mo
     with pytest.raises(OSError, match="a.png: No space left on device; give another place"):
         save_figure(FOUND, TWO, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_figure_marks_the_best_compromise_alone():
+    names = {text.get_text() for text in figure(FOUND, TWO).axes[0].texts}
+    assert names == {"0", "1*", "13"}

@@ -3,6 +3,7 @@ the front that no sampler learns from and every command takes.
 """
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from searchspace.weights.softened import Softened
 from studies.config import parse
 from studies.journal.reader import read_trials
 from studies.journal.storage import open_storage
-from studies.results.after.softening import soften_trial
+from studies.results.after.points import Subject
+from studies.results.after.softening import soften_bundle, soften_trial
 from studies.results.tables import _learned_lines, _turns
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
@@ -164,7 +166,13 @@ def test_points_become_candidates_that_samplers_do_not_see(tmp_path, trained, ru
     assert {row["kind"] for row in text} <= {"search", "softened"}
 
 
-def test_a_softened_candidate_is_exported_retrained_and_repaired(tmp_path, trained, run):
+def cannot(subject, softness):
+    raise ValueError("no C3")
+
+
+def test_a_softened_candidate_is_exported_retrained_and_repaired(
+    tmp_path, trained, run, monkeypatch
+):
     path = tmp_path / "study"
     shutil.copytree(trained, path)
     made = soften_trial(path, 0, softness=(0.0,), front=True)["front"]
@@ -180,6 +188,12 @@ def test_a_softened_candidate_is_exported_retrained_and_repaired(tmp_path, train
     points = run("soften", bundle, "--data", path / "study.yaml", "--format", "json").json
     whole = next(p for p in points if p["softness"] == 1)
     assert whole["accuracy"] == pytest.approx(record.scores["accuracy"])
+    began = time.perf_counter()
+    alone = soften_bundle(bundle, parse(DIGITS), softness=(1.0,), images=20)
+    assert 0 < alone["seconds"] <= time.perf_counter() - began
+    monkeypatch.setattr(Subject, "at_softness", cannot)
+    refused = run("soften", bundle, "--data", path / "study.yaml")
+    assert refused.status == 1 and f"{bundle} cannot be softened: no C3" in refused.err
     assert "name the study" in run("soften", bundle).err
     assert "has no trials" in run("soften", bundle, 1).err
     journal = path / "optuna.journal"
@@ -206,3 +220,11 @@ def test_a_softened_candidate_is_exported_retrained_and_repaired(tmp_path, train
 def test_what_cannot_be_softened_is_one_message(trained, run, words, message):
     done = run("soften", trained, *words)
     assert done.status in (1, 2) and message in done.err and "Traceback" not in done.err
+
+
+def test_seconds_are_those_that_softening_took(trained):
+    began = time.perf_counter()
+    result = soften_trial(trained, 0, images=20)
+    assert 0 < result["seconds"] <= time.perf_counter() - began
+    share = result["share_of_training"]
+    assert share == pytest.approx(result["seconds"] / result["training_seconds"])

@@ -1,10 +1,12 @@
 """Splits hold every class, or are refused in one message."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from trainers.data.pools import Source, file_pool
-from trainers.data.splitting import draw, draw_test
+from trainers.data.splitting import draw, draw_test, evenly_spaced
 from trainers.settings import Data
 
 DATA = Data(name="digits")
@@ -61,3 +63,11 @@ def test_an_official_test_split_without_a_class_stops_the_test_only():
     draw(made, DATA)
     with pytest.raises(ValueError, match="the test split, 9 images of 1 of the 2 classes"):
         draw_test(made, DATA, pool(9).labels)
+
+
+@pytest.mark.parametrize("count, most", [(60, 10), (61, 10), (9, 10), (10, 10), (19, 10), (5, 1)])
+def test_a_sample_meets_the_whole_range(count, most):
+    chosen = range(count)[evenly_spaced(count, most)]
+    assert len(chosen) == min(count, most)
+    steps = {after - before for before, after in itertools.pairwise(chosen)}
+    assert steps <= {max(1, count // most)}

@@ -36,9 +36,8 @@ def run_recorded(
     from trainers.devices import limit_memory
     from trainers.process import tune_process
 
-    tune_process(max(1, int(study.resources.cpus_per_trial)))
-    share = study.resources.gpus_per_trial
-    limit_memory(0 if share == "auto" else share)
+    tune_process(int(study.resources.cpus_per_trial))
+    limit_memory(study.resources.gpu_share)
     candidate = candidates[assignment.number]
     config = study.training_config(
         study.search.seed, candidate.recipe, batch_divisor=assignment.batch_divisor

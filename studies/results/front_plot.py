@@ -130,9 +130,7 @@ def _label(row: list[str], column: int, text: str) -> None:
     """Writes `text` beside the mark in `column`, right or else left, where nothing stands."""
     for start in (column + 1, column - len(text)):
         around = range(max(0, start - 1), min(len(row), start + len(text) + 1))
-        if 0 <= start <= len(row) - len(text) and all(
-            row[place] in " ." or place == column for place in around
-        ):
+        if start >= 0 and all(row[place] in " ." or place == column for place in around):
             row[start : start + len(text)] = text
             return
 

@@ -162,6 +162,7 @@ def measure_subject(
     barrier stands beside that of the model; None: another trial of the study that has one.
     """
     from trainers.data.datasets import load
+    from trainers.data.splitting import evenly_spaced
     from trainers.instruments.angle_plot import save_figure
     from trainers.instruments.loading import check_model
     from trainers.process import tune_process
@@ -178,12 +179,10 @@ def measure_subject(
     splits = load(study.data, subject.size)
     pixels, labels = splits.validation.pixels, splits.validation.labels
     check_model(subject.model, pixels[:2], len(splits.classes), subject.normalise)
-    step = max(1, len(labels) // images)
+    chosen = evenly_spaced(len(labels), images)
     declared = Group.parse(group or study.symmetry.group)
     other = _control(name, control)
-    measurement = _measure(
-        subject, pixels[::step][:images], labels[::step][:images], study, declared, other
-    )
+    measurement = _measure(subject, pixels[chosen], labels[chosen], study, declared, other)
     if figure is not None:
         save_figure({name: measurement.curve}, figure)
     return measurement

@@ -94,9 +94,8 @@ def run_assigned(jobs: Sequence[Job], study: Study, assignment: Assignment, repo
     from trainers.devices import limit_memory
     from trainers.process import tune_process
 
-    tune_process(max(1, int(study.resources.cpus_per_trial)))
-    share = study.resources.gpus_per_trial
-    limit_memory(0 if share == "auto" else share)
+    tune_process(int(study.resources.cpus_per_trial))
+    limit_memory(study.resources.gpu_share)
     run_job(
         jobs[assignment.number],
         study,

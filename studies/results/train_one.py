@@ -45,7 +45,7 @@ def train_one(
     from trainers.training.train import start, train
 
     study = with_corners(study, [str(candidate)], note)
-    tune_process(max(1, int(study.resources.cpus_per_trial)))
+    tune_process(int(study.resources.cpus_per_trial))
     config = study.training_config(seed, candidate.recipe)
     architecture = candidate.architecture
     with warnings.catch_warnings():

@@ -34,8 +34,7 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     of its own epoch are taken from the trial's record where that holds them.
     """
     tune_process(int(study.resources.cpus_per_trial))
-    share = study.resources.gpus_per_trial
-    limit_memory(0 if share == "auto" else share)  # alone in this process, with all GPUs
+    limit_memory(study.resources.gpu_share)  # alone in this process, with all GPUs
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_plain(directory / ARCHITECTURE, assignment.architecture + "\n")

@@ -104,6 +104,14 @@ def named(names: Sequence[str]) -> str:
     return text if len(names) <= 5 else f"{text} and {len(names) - 5} more"
 
 
+def evenly_spaced(count: int, most: int) -> slice:
+    """Which of `count` items to take where `most` are enough: from the whole range at equal
+    distances, so that sorted classes are all met.
+    """
+    step = max(1, count // most)
+    return slice(0, step * most, step)
+
+
 def shares(counts: np.ndarray, total: int, keep: int) -> np.ndarray:
     """How many of `total` images each class gives: in proportion to `counts`, at least one and
     leaving at least `keep`.

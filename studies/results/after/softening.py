@@ -187,8 +187,10 @@ def _softening_group(name: str) -> Group:
 
 
 def _some(validation: Images, images: int) -> tuple[Tensor, Tensor]:
-    step = max(1, len(validation) // images)
-    return validation.pixels[::step][:images], validation.labels[::step][:images]
+    from trainers.data.splitting import evenly_spaced
+
+    chosen = evenly_spaced(len(validation), images)
+    return validation.pixels[chosen], validation.labels[chosen]
 
 
 def _of_trial(

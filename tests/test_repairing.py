@@ -238,7 +238,7 @@ def test_a_trial_that_a_newer_version_created_keeps_its_number(directory):
     """What this version cannot read of it is lost; the trials behind it stay who they are."""
     lines = (directory / JOURNAL).read_bytes().splitlines(keepends=True)
     lines.append(b'{"op_code":8,"trial_id":3,"user_attr":{"reason":"mine"}}\n')
-    lines[1] = b'{"op_code":4,"study_id":0,"begins":"later"}\n'  # of trial 0
+    lines[1] = b'{"op_code":4,"study_id":0,"state":9}\n'  # of trial 0
     (directory / JOURNAL).write_bytes(b"".join(lines))
     assert "line 2 is not a record" in repair(directory)[0]
     records = read_trials(directory)

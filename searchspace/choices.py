@@ -119,7 +119,7 @@ InputSizes = Annotated[
 Positive = Annotated[
     Annotated[Interval, Tag("Interval")]
     | Annotated[float, Field(gt=0, strict=True), Tag("number()")]
-    | Annotated[float, Field(gt=0, strict=True), Tag("list()")],
+    | Annotated[float, Field(strict=True), Tag("list()")],  # no list is one
     _form("Interval"),
 ]
 

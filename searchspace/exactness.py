@@ -179,9 +179,7 @@ class Verdict:
         """True if no element that is built in and on the grid is lost: no shifted window is left to
         repair, or the orbit average does not need it.
         """
-        if self.architecture.orbit != TRIVIAL and self.grid_exact:
-            return True
-        return all(
+        return self.grid_exact or all(
             e in self.unshifted_elements | self._features or e not in self._kept
             for e in self.group.elements
             if e.on_grid and e in self.architecture.group

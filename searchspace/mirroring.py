@@ -118,7 +118,7 @@ def few_reads(size: Size, reads: Program) -> bool:
     less is proven, never something else.
     """
     flat = [read for stage in reads for read in stage]
-    after = zip(*(_sizes(flat, pixels)[1:] for pixels in size), strict=True)
+    after = zip(*(_sizes(flat, pixels)[1:] for pixels in size))
     total = sum(h * w * read.rule.kernel**2 for read, (h, w) in zip(flat, after))
     return size[0] * size[1] <= MOST_POSITIONS and total <= MOST_READS
 

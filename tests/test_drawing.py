@@ -42,6 +42,16 @@ def test_a_nearest_neighbour_resize_counts_samples_not_pixels():
     )
 
 
+def test_what_is_left_stands_under_its_heading():
+    heading, _, *rows = drawn("10x28px: 4k3@C4 max2/2, 4k3")
+    assert len(rows) == 3 and all(row[heading.index("left") - 1 :][:2] == " C" for row in rows)
+
+
+def test_without_a_width_lines_have_at_most_88_cells():
+    lines = drawn("29x30px: 10k3p2:1reflectx12@D4 max3/2p0:1ceil, 4k5x9 conv3/2p1")
+    assert max(map(len, lines)) == 88
+
+
 def test_bars_follow_the_sizes():
     bars = [line.count("█") for line in drawn("32px: 4k3@C4 max2/2, 4k3 max2/2, 4k3")]
     assert bars[2:] == [16, 8, 4, 4]

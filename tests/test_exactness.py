@@ -165,6 +165,15 @@ def test_a_shift_that_is_undone_is_no_place_where_anything_is_lost():
     assert not found.exact and 0 not in stages and 1 not in stages
 
 
+def test_a_network_that_sees_no_pixel_is_invariant_under_all_elements_of_its_group():
+    """The convolution reads its padding alone, on images that are not square too: off the grid, and
+    where height and width are exchanged.
+    """
+    for size in ("3", "2x3"):
+        found = verdict(Architecture.parse(f"{size}px: 2k1s9p1@C8"))
+        assert found.invariant[::2] == found.group.elements[::2] and len(found.invariant) == 8
+
+
 def test_images_that_are_too_large_and_stages_that_are_too_deep_are_refused():
     with pytest.raises(ValueError, match="at most 16384"):
         Architecture.parse("99999999px: 4k3@C4 max2/2")

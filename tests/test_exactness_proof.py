@@ -538,6 +538,18 @@ def test_the_measurement_sees_a_broken_network():
         # weights that decimal rounding tears apart
         "4px: 3k1@D2 resize11bicubic",
         "3x1px: 1k1p0:1circular@D4, 2k3p1circular@D1",
+        # what lies once around, on one side more than on the other
+        "15px: 3k4p2circular@D4+D2",
+        # a crop that pads, behind pooled channels of a residual block
+        "7x22px: 2k1s2ri1@C4 crop16 head=group_mean",
+        # convolutions in a row without a skip connection, then blocks
+        "10x15px: 2k4p3x2@C2, 1k3d2x2r max3/1, 1k3s3p1circularx2ri0.5 adaptive2 head=none",
+        # pooled channels that are one value each, under one weight
+        "3px: 3k6p6replicated2@D4 avg1/2, 1k4p0:2x2i1 avg2/1p1:0ceil head=group_mean",
+        # relaxed layers whose padding alone is seen
+        "2px: 1k1p0reflect@D1+C1 crop20, 2k5s3p2reflectx3@C1 resize20 head=none",
+        # channels whose means are others, in any order
+        "6px: 2k1p0replicatex3r lp3/1p1, 2k4p7:0d2, 3k3p6:0circulard3 avg6/7p3ceil",
         "1px: 2k3@C8 head=none",
         "9px: 2k1@C8 crop1",
     ],

@@ -2,6 +2,7 @@
 and mirrored.
 """
 
+from dataclasses import asdict
 from itertools import product
 
 import pytest
@@ -10,6 +11,8 @@ import torch.nn.functional as functional
 
 from searchspace.architecture import Architecture
 from searchspace.geometry import Interpolated, Rule, nearest_remainder, output_size, remainder
+from searchspace.subsampling import KINDS, Subsampling, place, reads
+from trainers.networks.plain import Subsample
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,40 @@ def test_a_crop_is_exact_where_it_takes_as_much_from_both_sides(size, exact):
         layer for layer in Architecture.parse(f"{size}px crop28: 4k3@D4").layers if not layer.stage
     )
     assert read.remainder == ((0, 0) if exact else (1, 1))
+
+
+STEPS = ("max3/2p1", "avg3/2p1", "avg4/3p1:2", "avg3/2ceil", "lp3/2", "blur/2", "adaptive5", "crop8")
+
+
+@pytest.mark.parametrize("text", STEPS)
+@pytest.mark.parametrize("size", [11, 12])
+def test_a_pool_reads_what_that_of_a_network_reads_with_its_weights(text, size):
+    step = Subsampling.parse(text)
+    impulses = torch.eye(size)[:, None, None].expand(-1, -1, size, -1)  # one column each
+    pooled = Subsample({**asdict(step), "channels": 1})(impulses)
+    middle = pooled[:, 0, pooled.shape[2] // 2]
+    ours = torch.zeros_like(middle)
+    for index, (pixels, weights) in enumerate(reads(step.rule, size)):
+        ours[list(pixels), index] = torch.tensor(weights)
+    # up to a factor that all share
+    assert torch.allclose(ours / ours.max(), middle / middle.max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("text", STEPS[:-1])
+@pytest.mark.parametrize("size", [11, 12])
+def test_outputs_in_a_row_range_from_what_the_first_reads_to_what_the_last_reads(text, size):
+    rule = Subsampling.parse(text).rule
+    seen = [pixels for pixels, _ in reads(rule, size)]
+    for begin, end in product(range(len(seen)), repeat=2):
+        first, last = KINDS[rule.kind].windows.range_of(rule, size, begin, end)
+        assert (max(first, 0), min(last, size - 1)) == (seen[begin][0], seen[end][-1])
+
+
+@pytest.mark.parametrize("text", ["avg2/2ceil", "avg3/2ceil", "avg3/2p1ceil", "avg4/3p2:1ceil"])
+def test_a_mean_rounded_up_has_remainder_zero_where_its_windows_are_mirrored(text):
+    rule = Subsampling.parse(text).rule
+    for size in range(8, 24):
+        windows = reads(rule, size)
+        mirrored = [(sorted(size - 1 - p for p in at), of) for at, of in reversed(windows)]
+        exact = mirrored == [(list(at), of) for at, of in windows]
+        assert (place(rule, size)[1] == 0) == exact, size

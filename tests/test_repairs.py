@@ -169,6 +169,9 @@ def test_residual_strides_are_replaced_at_nearly_the_same_work():
             "28px: 4k3s3d2@C4",
             "4k3s3p1d2, 4k3s3p3d2, 4k4s3d2, 4k4s3p2d2, 4k3d2 avg3/3, 4k3d2 max3/3",
         ),
+        ("29px: 4k4s2@C4", "4k3s2, 4k5s2, 4k4 avg2/2, 4k4 max2/2, 4k4 adaptive/2"),
+        # what does not fit the image, or the stages behind, is not proposed
+        ("5px: 4k2s2@C4, 4k3p0", "4k3s2, 4k2 avg2/2, 4k2 max2/2, 4k2 adaptive/2"),
         # windows that lie on padding alone are not proposed
         ("30px: 4k3s3p2@C4", "4k4s3, 4k3p2 adaptive/3"),
     ],
@@ -183,6 +186,13 @@ def test_what_a_stride_can_be_instead(text, others):
 def test_a_stride_moves_into_a_pool_in_front_of_it():
     layouts = repair_layouts(Architecture.parse("28px: 4k4s2p1@C4, 4k3s2"), most=100)
     assert ("stage 1: 4k4s2p1 -> 4k4s2p1 avg2/2", "stage 2: 4k3s2 -> 4k3") in [
+        p.changes for p in layouts
+    ]
+
+
+def test_in_front_of_an_even_stride_odd_windows_are_offered_for_odd_maps():
+    layouts = repair_layouts(Architecture.parse("28px: 4k4@C4, 4k4s2p1"), most=100)
+    assert ("stage 1: 4k4 -> 4k4 avg3/2p1", "stage 2: 4k4s2p1 -> 4k4p1") in [
         p.changes for p in layouts
     ]
 

@@ -101,6 +101,15 @@ def test_a_mixed_layer_is_held_to_the_group_of_most_weight_or_keeps_its_function
         Softened.parse("held to C4").architecture(Architecture.parse("12px: 4k3@C4+C2"))
 
 
+def test_channels_of_a_larger_group_stay_blocks_of_a_maximum_where_a_layer_is_held_to_less():
+    mixed = Architecture.parse("12px: 2k3@C4|C1, 2k3@C4|C1")
+    held = Softened.parse("held to C4, C1").architecture(mixed)
+    assert str(held) == "12px: 2k3@C4, 8k3@C1 head=block_max:C4"
+    for groups in ("C4", "C4, C4, C4"):
+        with pytest.raises(ValueError, match="groups do not name one for each of 2 stages"):
+            Softened.parse(f"held to {groups}").architecture(mixed)
+
+
 def test_the_points_of_an_exact_trial_are_its_own(tmp_path, trained, run):
     before = (trained / "trials" / "00002" / "checkpoint.pt").read_bytes()
     done = run("soften", trained, 2, "--images", 60, "--softness", 0, "--softness", 1)

@@ -199,7 +199,7 @@ def test_one_value_in_place_of_a_list_fixes_a_choice():
         ({"group": ["C5x"]}, "no group 'C5x'"),
         ({"family": ["steerabel"]}, "steerable"),
         ({"restrict": {"after": [2], "to": ["D4"]}, "group": ["C4"]}, "not a proper subgroup"),
-        ({"restrict": {"after": [9]}}, "7 stages"),
+        ({"restrict": {"after": [9]}}, "7 stages; choose 1 to 6, or none"),
         ({"restrict": {"after": [0]}}, "not a stage to restrict"),
         ({"layout": ["pool2"]}, "subsampling"),
         ({"layout": []}, "at least 1"),

@@ -52,7 +52,7 @@ class Blocks:
 
     def __post_init__(self) -> None:
         falls = all(a > b for a, b in zip(self.orders, self.orders[1:]))
-        if len(self.orders) < 2 or not falls or not min(self.orders, default=0) >= 1:
+        if len(self.orders) < 2 or not falls or self.orders[-1] < 1:
             raise ValueError(
                 f"the blocks of a heterogeneous loss are {'-'.join(map(str, self.orders))}; they "
                 "must be two or more falling orders, such as R8-4-2-1"

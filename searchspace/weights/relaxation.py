@@ -71,12 +71,12 @@ class Relaxation:
                 f"'{text}' is not a relaxation; write +C1 (a pathway), |C4|C1 (a mixed layer), b2 "
                 "(banks) or ~0.3 (softness)"
             )
-        kind, rest = text[0], text[1:]
-        if kind == "+":
+        rest = text[1:]
+        if text.startswith("+"):
             return cls("pathway", (Group.parse(rest),))
-        if kind == "|":
+        if text.startswith("|"):
             return cls("mixed", tuple(map(Group.parse, rest.split("|"))))
-        if kind == "b":
+        if text.startswith("b"):
             return cls("banks", banks=int(rest))
         return cls("softness", softness=float(rest))
 

@@ -3,6 +3,7 @@ what is refused.
 """
 
 import random
+from dataclasses import FrozenInstanceError
 
 import pytest
 from test_space import samples
@@ -168,6 +169,14 @@ def test_without_an_augmentation_of_its_own_a_candidate_has_that_of_the_study():
 def test_a_space_refuses_what_no_recipe_can_be(change, said):
     with pytest.raises(ValueError, match=said):
         SearchSpace(**{**SPACE, **change})
+
+
+def test_candidates_are_values_that_count_once_in_a_set_and_do_not_change():
+    text = "28px: 4k3@C4 loss=label:1"
+    candidate = Candidate.parse(text)
+    assert len({candidate, Candidate.parse(text), Candidate.parse("28px: 4k3@C4")}) == 2
+    with pytest.raises(FrozenInstanceError):
+        candidate.recipe = Recipe()
 
 
 def test_weight_zero_is_no_loss_at_all():

@@ -51,9 +51,9 @@ class Proposal:
     def __str__(self) -> str:
         work = f"MACs {self.macs_change:+.0%}" if abs(self.macs_change) >= 0.005 else "same MACs"
         near = largest_subgroup((*self.surviving, *self.near))
-        kept = f"keeps {self.surviving_group}"
-        kept += f", near under {isomorphic_name(near)}" if self.near else ""
-        return f"{'; '.join(self.changes)}  ({work}, {kept})"
+        gain = f"keeps {self.surviving_group}"
+        gain += f", near under {isomorphic_name(near)}" if self.near else ""
+        return f"{'; '.join(self.changes)}  ({work}, {gain})"
 
 
 def repair_sizes(

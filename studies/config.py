@@ -176,13 +176,13 @@ def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = N
     """
     path = Path(source)
     if not path.is_file():
-        known = presets()
-        if str(source) not in known:
+        names = presets()
+        if str(source) not in names:
             raise StudyFileError(
                 f"there is no study file '{source}' and no preset of that name; "
-                f"presets are {', '.join(known) or 'not installed'}"
+                f"presets are {', '.join(names) or 'not installed'}"
             )
-        path = known[str(source)]
+        path = names[str(source)]
     text = read_text(path, "a study file is YAML")
     study = parse(text, name=str(path), beside=path.parent, overrides=overrides)
     _require_a_rung(study, str(path), overrides or {})

@@ -129,25 +129,25 @@ def write_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_StudyDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _values(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
+def _values(node: yaml.Node, depth: int, counts: dict[int, int]) -> int:
     """How many values a node holds, those that aliases repeat included."""
     if depth > MOST_DEPTH:
         raise YamlError(f"values are nested more than {MOST_DEPTH} deep", node.start_mark.line + 1)
     if isinstance(node, yaml.ScalarNode):
         return 1
-    if id(node) not in known:
+    if id(node) not in counts:
         parts = [
             part
             for entry in node.value
             for part in (entry if isinstance(entry, tuple) else (entry,))
         ]
-        known[id(node)] = 1 + sum(_values(part, depth + 1, known) for part in parts)
-    if known[id(node)] > MOST_VALUES:
+        counts[id(node)] = 1 + sum(_values(part, depth + 1, counts) for part in parts)
+    if counts[id(node)] > MOST_VALUES:
         raise YamlError(
             f"with what its aliases repeat it holds more than {MOST_VALUES:,} values",
             node.start_mark.line + 1,
         )
-    return known[id(node)]
+    return counts[id(node)]
 
 
 def line_of(text: str, path: tuple[int | str, ...]) -> int | None:

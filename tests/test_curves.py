@@ -1,7 +1,7 @@
 import pytest
 
 from trainers.instruments.accuracy import AngleCurve
-from trainers.instruments.angle_plot import draw, save_figure, sparkline
+from trainers.instruments.angle_plot import draw, save_figure
 from trainers.instruments.proportions import proportion
 
 CURVE = AngleCurve(
@@ -20,11 +20,7 @@ def test_the_drawing_is_high_where_the_accuracy_is():
 
 
 def test_the_drawing_needs_no_unicode():
-    assert draw(CURVE, ascii_only=True).isascii() and sparkline(CURVE, ascii_only=True).isascii()
-
-
-def test_the_sparkline_has_a_character_for_each_angle():
-    assert len(sparkline(CURVE)) == 36 and sparkline(CURVE)[9] == "█" and sparkline(CURVE)[1] == "▄"
+    assert draw(CURVE, ascii_only=True).isascii()
 
 
 @pytest.mark.parametrize("suffix,start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])

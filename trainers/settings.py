@@ -203,8 +203,8 @@ class Data(Settings):
         """
         if self.files is not None:  # of a pattern, the folder
             return next((p for p in (self.files, *self.files.parents) if "*" not in str(p)), None)
-        known = None if self.name is None else CATALOGUE[self.name]
-        if known is not None and (not known.places or known.package or self.download):
+        entry = None if self.name is None else CATALOGUE[self.name]
+        if entry is not None and (not entry.places or entry.package or self.download):
             return None
         return self.folder or self.root
 

@@ -75,8 +75,8 @@ class JoinedVerdict(Verdict):
             before += len(stream.architecture.stages)
         return tuple(dict.fromkeys(places))
 
-    def _in_all(self, kept: list[tuple[Element, ...]]) -> tuple[Element, ...]:
-        return tuple(e for e in self.group.elements if all(e in elements for elements in kept))
+    def _in_all(self, survivors: list[tuple[Element, ...]]) -> tuple[Element, ...]:
+        return tuple(e for e in self.group.elements if all(e in elements for elements in survivors))
 
 
 def joined(groups: list[Group]) -> Group:

@@ -115,10 +115,10 @@ def held(trained: Architecture, groups: tuple[Group, ...]) -> Architecture:
 
 def meet(groups: list[Group]) -> tuple[Group, ...]:
     """Groups of stages as a network can have them: what is broken once is not built again."""
-    found: list[Group] = []
+    common: list[Group] = []
     for group in groups:
-        found.append(group & found[-1] if found else group)
-    return tuple(found)
+        common.append(group & common[-1] if common else group)
+    return tuple(common)
 
 
 def _strict(trained: Architecture, group: Group) -> Architecture | None:

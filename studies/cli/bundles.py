@@ -160,9 +160,9 @@ def predict(
     """
     from studies.results.predictions import predict_images
 
-    found = predict_images(bundle, images, runtime=runtime.value, orbit=orbit)
-    print_rows(list(found.rows), format, *found.table())
-    for skipped in found.skipped:
+    predictions = predict_images(bundle, images, runtime=runtime.value, orbit=orbit)
+    print_rows(list(predictions.rows), format, *predictions.table())
+    for skipped in predictions.skipped:
         note(one_line(f"skipped: {skipped}"))
-    if found.skipped:
+    if predictions.skipped:
         raise typer.Exit(1)

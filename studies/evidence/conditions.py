@@ -125,7 +125,7 @@ def _senseless(kind: Kind, name: str, sign: str, value: Any) -> str:
 
 
 def _tokens(text: str) -> list[_Token]:
-    found, place = [], 0
+    tokens, place = [], 0
     while text[place:].strip():
         match = TOKEN.match(text, place)
         if match is None:
@@ -142,9 +142,9 @@ def _tokens(text: str) -> list[_Token]:
             word += match["unit"] or ""
         elif kind == "quoted":
             value = word[1:-1]
-        found.append(_Token(kind, word, value, match.start(kind)))
+        tokens.append(_Token(kind, word, value, match.start(kind)))
         place = match.end()
-    return [*found, _Token("end", "the end", None, len(text))]
+    return [*tokens, _Token("end", "the end", None, len(text))]
 
 
 def _shown(text: str, start: int) -> str:

@@ -56,15 +56,15 @@ def controls(
     if declared == TRIVIAL:
         return []
     base = candidate_of(winner)
-    found: list[Control] = []
+    candidates: list[Control] = []
     for name, make in _makers(study, base, records, (channels, classes), declared):
         try:
             candidate = make()
         except ValueError:
             continue
-        if candidate.key not in {base.key, *(control.candidate.key for control in found)}:
-            found.append(Control(name, candidate))
-    return found
+        if candidate.key not in {base.key, *(control.candidate.key for control in candidates)}:
+            candidates.append(Control(name, candidate))
+    return candidates
 
 
 def missing_controls(
@@ -161,10 +161,10 @@ def comparison(study: Study, records: Sequence[TrialRecord], evidence: Evidence)
     rows = []
     for record in controls_of(winner, records):
         differences = {
-            name: found
+            name: between
             for name in names
             if record.state == "complete"
-            and (found := evidence.difference(winner, record, name)) is not None
+            and (between := evidence.difference(winner, record, name)) is not None
         }
         rows.append(
             {

@@ -89,8 +89,8 @@ class Evidence:
             return None
         if record.number not in self._read:
             folder = self.directory / TRIALS / f"{record.number:05d}"
-            found = correctness.read(folder, record.scores.get("epoch"))
-            self._read[record.number] = found
+            answers = correctness.read(folder, record.scores.get("epoch"))
+            self._read[record.number] = answers
         return self._read[record.number]
 
     def difference(self, a: TrialRecord, b: TrialRecord, score: str) -> Difference | None:
@@ -104,16 +104,16 @@ class Evidence:
         if name in SHARES:
             mine, theirs = self.correctness(a), self.correctness(b)
             if mine is not None and theirs is not None:
-                found = difference(mine, theirs, name)
-                if found is not None:
-                    return found
+                paired = difference(mine, theirs, name)
+                if paired is not None:
+                    return paired
             counts = self.count(a), self.count(b)
             if counts[0] and counts[1]:
                 return unpaired(first, second, counts[0], counts[1])
         errors = [(r.scores or {}).get(ERRORS.get(name, "")) for r in (a, b)]
-        known = [error for error in errors if is_number(error)]
-        if len(known) == 2:
-            half, value, count = Z * math.hypot(*known), first - second, self.count(a) or 0
+        numbers = [error for error in errors if is_number(error)]
+        if len(numbers) == 2:
+            half, value, count = Z * math.hypot(*numbers), first - second, self.count(a) or 0
             return Difference(value, value - half, value + half, count, "images, unpaired")
         return None
 
@@ -124,8 +124,8 @@ class Evidence:
         any other objective where the values differ.
         """
         for name, mine, theirs in zip(objectives, a.values or (), b.values or ()):
-            found = self.difference(a, b, name)
-            if found.distinct if found is not None else mine != theirs:
+            between = self.difference(a, b, name)
+            if between.distinct if between is not None else mine != theirs:
                 return False
         return True
 
@@ -134,12 +134,12 @@ class Evidence:
 
         Each pair has its own 95 %: among many pairs some are told apart by chance.
         """
-        found: dict[int, list[int]] = {record.number: [] for record in front}
+        tied: dict[int, list[int]] = {record.number: [] for record in front}
         for a, b in combinations(front, 2):
             if self.tied(study.objectives, a, b):
-                found[a.number].append(b.number)
-                found[b.number].append(a.number)
-        return found
+                tied[a.number].append(b.number)
+                tied[b.number].append(a.number)
+        return tied
 
     def resolution(self, front: Sequence[TrialRecord]) -> dict[str, Any] | None:
         """What a percentage point of accuracy is in images, and the difference between two trials
@@ -151,10 +151,10 @@ class Evidence:
         count = self.images or next((c for c in map(self.count, front) if c), None)
         if not count:
             return None
-        found = [
+        widths = [
             self.difference(a, b, "accuracy") for a, b in combinations(front[:MOST_MEMBERS], 2)
         ]
-        halves = [d.half for d in found if d is not None and d.over == "images"]
+        halves = [d.half for d in widths if d is not None and d.over == "images"]
         scores = [(r.scores or {}).get("accuracy") for r in front]
         shares = [score for score in scores if is_number(score)]
         share = min(1 - 1 / count, max(1 / count, median(shares) if shares else USUAL))
@@ -185,7 +185,7 @@ def over_seeds(records: Iterable[TrialRecord]) -> dict[str, dict[str, dict[str, 
     for record in records:
         if record.state == "complete" and record.key is not None and record.scores:
             groups.setdefault(record.key, {})[record.seed] = record
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    means: dict[str, dict[str, dict[str, Any]]] = {}
     for key, trainings in groups.items():
         if len(trainings) < 2:
             continue
@@ -196,5 +196,5 @@ def over_seeds(records: Iterable[TrialRecord]) -> dict[str, dict[str, dict[str, 
                 mean = over_values(values, "seeds")
                 low, high = max(0.0, mean.low), min(1.0, mean.high)
                 entry = {"mean": mean.value, "low": low, "high": high, "n": mean.count}
-                found.setdefault(key, {})[name] = entry
-    return found
+                means.setdefault(key, {})[name] = entry
+    return means

@@ -84,13 +84,13 @@ def find_pairs(study: Study, records: Iterable[TrialRecord]) -> list[Pair]:
     """The pairs among a study's complete trials, which are looked up by what they have in common:
     thousands of trials take seconds.
     """
-    known = [
+    trained = [
         (record, variants.factors(candidate_of(record), widths=study.space.width is None))
         for record in compared_trials(records)
     ]
-    names = sorted({name for _, factors in known for name in factors})
+    names = sorted({name for _, factors in trained for name in factors})
     alike: dict[tuple[str, frozenset[tuple[str, str]]], list[_Known]] = {}
-    for entry in known:
+    for entry in trained:
         for name in names:
             left_out = (name, *(variants.OF_GROUPS if name == "group" else ()))
             rest = frozenset(item for item in entry[1].items() if item[0] not in left_out)
@@ -137,16 +137,16 @@ def summarised(pairs: Sequence[Pair], evidence: Evidence) -> list[dict[str, Any]
     for pair in pairs:
         groups.setdefault((pair.factor, pair.first, pair.second), []).append(pair)
     rows = []
-    for (factor, first, second), found in sorted(groups.items()):
-        differences = {score: _mean(found, evidence, score) for score in SCORES}
+    for (factor, first, second), alike in sorted(groups.items()):
+        differences = {score: _mean(alike, evidence, score) for score in SCORES}
         rows.append(
             {
                 "factor": factor,
                 "first": first,
                 "second": second,
-                "n": len(found),
-                "thin": len(found) < THIN,
-                "trials": [[pair.a.number, pair.b.number] for pair in found],
+                "n": len(alike),
+                "thin": len(alike) < THIN,
+                "trials": [[pair.a.number, pair.b.number] for pair in alike],
                 "differences": {k: d.as_dict() for k, d in differences.items() if d is not None},
                 "texts": {k: d.points() for k, d in differences.items() if d is not None},
             }
@@ -155,23 +155,23 @@ def summarised(pairs: Sequence[Pair], evidence: Evidence) -> list[dict[str, Any]
 
 
 def _mean(pairs: Sequence[Pair], evidence: Evidence, score: str) -> Difference | None:
-    found = [evidence.difference(pair.a, pair.b, score) for pair in pairs]
-    known = [difference for difference in found if difference is not None]
-    if len(known) != len(pairs):
+    each = [evidence.difference(pair.a, pair.b, score) for pair in pairs]
+    differences = [difference for difference in each if difference is not None]
+    if len(differences) != len(pairs):
         values = [
             (pair.a.scores or {}).get(score, 0.0) - (pair.b.scores or {}).get(score, 0.0)
             for pair in pairs
         ]
         return over_values(values, "pairs")
-    return known[0] if len(known) == 1 else _over_pairs(known)
+    return differences[0] if len(differences) == 1 else _over_pairs(differences)
 
 
-def _over_pairs(known: Sequence[Difference]) -> Difference:
+def _over_pairs(differences: Sequence[Difference]) -> Difference:
     """The mean of differences on the same images. Pairs share these, so what the choice of images
     adds does not shrink with more pairs: it is added in squares to what pairs differ by.
     """
-    pairs = over_values([d.value for d in known], "pairs")
-    images = sum(d.half for d in known if d.over.startswith("images")) / len(known)
+    pairs = over_values([d.value for d in differences], "pairs")
+    images = sum(d.half for d in differences if d.over.startswith("images")) / len(differences)
     half = math.hypot(pairs.half, images)
     return replace(pairs, low=pairs.value - half, high=pairs.value + half)
 

@@ -50,11 +50,11 @@ KINDS: dict[str, Kind] = {
 def columns(record: TrialRecord) -> dict[str, Any]:
     """What a condition may say of a trial, by name; what is not known is None."""
     facts, scores = record.attributes, record.scores or {}
-    found: dict[str, Any] = dict.fromkeys(COLUMNS)
-    found.update({name: facts.get(name) for name in FACTS if name in facts})
-    found.update({name: scores[name] for name in SCORES if name in scores})
-    found.update({name: scores.get(score) for name, score in SCORE_OF.items()})
-    found.update(
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row.update({name: facts.get(name) for name in FACTS if name in facts})
+    row.update({name: scores[name] for name in SCORES if name in scores})
+    row.update({name: scores.get(score) for name, score in SCORE_OF.items()})
+    row.update(
         trial=record.number,
         state=record.state,
         kind=record.kind,
@@ -67,17 +67,17 @@ def columns(record: TrialRecord) -> dict[str, Any]:
     try:
         candidate = Candidate.parse(str(record.architecture))
     except ValueError:
-        return found
+        return row
     from studies.evidence.variants import groups_text, options_of
 
     architecture = candidate.architecture
     options = {"loss": "none", "augment": "none", "orbit": "C1", **options_of(candidate)}
-    found.update({name: options[name] for name in ("augment", "orbit")})
-    found["equivariance_loss"] = options["loss"]
+    row.update({name: options[name] for name in ("augment", "orbit")})
+    row["equivariance_loss"] = options["loss"]
     size = size_text(architecture.size)
-    found.update(head=architecture.head, filters=architecture.filters)
-    found.update(group=groups_text(architecture), input_size=int(size) if size.isdigit() else size)
-    return found
+    row.update(head=architecture.head, filters=architecture.filters)
+    row.update(group=groups_text(architecture), input_size=int(size) if size.isdigit() else size)
+    return row
 
 
 def filtered(records: Sequence[TrialRecord], where: str | None) -> list[TrialRecord]:
@@ -116,15 +116,15 @@ def number_of(
 def _best(front: Sequence[TrialRecord], objective: str) -> TrialRecord | None:
     sign = 1 if DIRECTIONS[objective] == "maximize" else -1
     values = [(columns(record).get(objective), record) for record in front]
-    known = [(sign * value, record) for value, record in values if is_number(value)]
-    if front and not known:
+    numbers = [(sign * value, record) for value, record in values if is_number(value)]
+    if front and not numbers:
         raise StudyError(f"--best {objective}: no trial of the front has that score")
-    return max(known, key=lambda entry: entry[0])[1] if known else None
+    return max(numbers, key=lambda entry: entry[0])[1] if numbers else None
 
 
 def picked(
     rows: Sequence[dict[str, Any]], cells: Sequence[T], number: int | None
 ) -> tuple[list[dict[str, Any]], list[T]]:
     """The rows and their cells, of one trial alone where its number is given."""
-    kept = [i for i, row in enumerate(rows) if number is None or row["trial"] == number]
-    return [rows[i] for i in kept], [cells[i] for i in kept]
+    places = [i for i, row in enumerate(rows) if number is None or row["trial"] == number]
+    return [rows[i] for i in places], [cells[i] for i in places]

@@ -125,7 +125,7 @@ def factors(candidate: Candidate, *, widths: bool) -> dict[str, str]:
         )
         for stage in stages
     ]
-    found = {
+    values = {
         "group": groups_text(architecture),
         "input size": f"{size_text(architecture.size)} px",
         "layout": ", ".join(str(s.subsampling) for s in stages if s.subsampling) or "none",
@@ -133,9 +133,9 @@ def factors(candidate: Candidate, *, widths: bool) -> dict[str, str]:
         "places": " ".join(str(n) for n, s in enumerate(stages, 1) if s.subsampling),
     }
     if architecture.entry is not None:
-        found["entry"] = str(architecture.entry)
+        values["entry"] = str(architecture.entry)
     options = options_of(with_architecture(candidate, architecture))
-    return {**found, **{name.replace("_", " "): value for name, value in options.items()}}
+    return {**values, **{name.replace("_", " "): value for name, value in options.items()}}
 
 
 def groups_text(architecture: Architecture) -> str:

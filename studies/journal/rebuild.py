@@ -86,8 +86,8 @@ def complete_trial(
         rungs = {}  # it goes on, and reports them itself
     elif not ended and state == "pruned" and _last_decision(attributes) == "continue":
         state, rungs = "running", {}
-    known = recorded_rungs(trial.attributes)
-    attributes.update({f"{RUNG}{e}": rung for e, rung in rungs.items() if e not in known})
+    recorded = recorded_rungs(trial.attributes)
+    attributes.update({f"{RUNG}{e}": rung for e, rung in rungs.items() if e not in recorded})
     if not ended and state != "running":
         attributes.update(broken)
     new = {name: v for name, v in attributes.items() if trial.attributes.get(name, ...) != v}
@@ -123,12 +123,12 @@ def untried(entries: list[Entry], first: Sequence[str]) -> list[Entry]:
     records trains or waits with.
     """
     held = [trial.attributes for trial in trials_of(entries)]
-    known = {str(given.get(name)) for given in held for name in ("canonical", "enqueued")}
+    texts = {str(given.get(name)) for given in held for name in ("canonical", "enqueued")}
     keys = {Candidate.parse(text).key: text for text in first}
     return [
         _created("running", {"enqueued": text, "in_space": False}, None)
         for key, text in keys.items()
-        if not {key, text} & known
+        if not {key, text} & texts
     ]
 
 
@@ -182,16 +182,16 @@ def _outcome(
         epoch: {"scores": row, "decision": "stop" if epoch == stopped else "continue"}
         for epoch, row in scores.items()
     }
-    known = {**attributes, **scores.get(last, {})}
+    facts = {**attributes, **scores.get(last, {})}
     if state != "complete":
         return state, rungs, None, {}
-    values = [known.get(SCORE_OF.get(name, name)) for name in study.objectives]
+    values = [facts.get(SCORE_OF.get(name, name)) for name in study.objectives]
     if not all(type(value) in (int, float) for value in values):
         return "running", {}, None, {}
     excess = {
-        name: known[name] / limit - 1
+        name: facts[name] / limit - 1
         for name, limit in study.constraints.limits().items()
-        if known.get(name) is not None
+        if facts.get(name) is not None
     }
     numbers = [float(value) for value in values if value is not None]
     return state, rungs, numbers, {"constraints": excess} if excess else {}

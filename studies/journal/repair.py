@@ -217,10 +217,10 @@ def _data_facts(entries: list[Entry], folders: dict[int, TrialFolder]) -> dict[s
         if not {"architecture", "params", "macs"} <= set(known):
             continue
         try:
-            found = _fitting(Candidate.parse(known["architecture"]).architecture, known)
+            sizes = _fitting(Candidate.parse(known["architecture"]).architecture, known)
         except ValueError:
             continue
-        fitting = found if fitting is None else fitting & found
+        fitting = sizes if fitting is None else fitting & sizes
         if len(fitting) == 1:
             break
     if fitting is None or len(fitting) != 1:

@@ -117,9 +117,9 @@ def _read_line(reading: _Reading, number: int, line: bytes) -> None:
             reading.entries.append(dict(LOST_TRIAL))  # numbers of later trials count it
         return
     text, count, end = line.decode("utf-8", "surrogateescape"), 0, 0
-    for start, stop, found in _records(text):
+    for start, stop, record in _records(text):
         _pass_over(reading, text[end:start])
-        reading.entries.append(found)
+        reading.entries.append(record)
         count, end = count + 1, stop
     _pass_over(reading, text[end:])
     reading.damage.append(

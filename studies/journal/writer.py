@@ -33,8 +33,8 @@ class OpenedJournal:
         """What a user should know about the file, in sentences."""
         if self.torn is None:
             return ()
-        kept = f"a copy is in {self.torn.name}"
-        return (f"the journal's last line was torn and has been dropped; {kept}",)
+        copy = f"a copy is in {self.torn.name}"
+        return (f"the journal's last line was torn and has been dropped; {copy}",)
 
 
 @dataclass(frozen=True)

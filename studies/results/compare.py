@@ -57,12 +57,12 @@ def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
 
 
 def _score(evidence: Evidence, a: TrialRecord, b: TrialRecord, name: str) -> dict[str, Any]:
-    found = evidence.difference(a, b, name)
+    between = evidence.difference(a, b, name)
     values = [(r.scores or {})[name] for r in (a, b)]
     return {
         "values": values,
-        "difference": {"value": values[0] - values[1]} if found is None else found.as_dict(),
-        "text": "" if found is None else found.points(),
+        "difference": {"value": values[0] - values[1]} if between is None else between.as_dict(),
+        "text": "" if between is None else between.points(),
     }
 
 
@@ -73,15 +73,15 @@ def compare_lines(value: dict[str, Any]) -> list[str]:
     if a["epoch"] != b["epoch"]:
         lines.append(f"note: scores are those after {a['epoch']} and {b['epoch']} epochs")
     overs = {s["difference"].get("over") for s in value["scores"].values()} - {None}
-    known = [s["difference"]["n"] for s in value["scores"].values() if "n" in s["difference"]]
-    if known:
+    counts = [s["difference"]["n"] for s in value["scores"].values() if "n" in s["difference"]]
+    if counts:
         how = (
             "not paired: one of them does not keep which images it classified correctly"
             if overs == {"images, unpaired"}
             else "paired where a score is a share of images"
         )
         lines.append(
-            f"differences are of {known[0]:,} validation images, with 95 % intervals; {how}"
+            f"differences are of {counts[0]:,} validation images, with 95 % intervals; {how}"
         )
     return lines
 
@@ -97,8 +97,8 @@ def compare_cells(value: dict[str, Any]) -> tuple[list[Column], list[list[str]]]
         note = score["text"] + (f", McNemar p {p:.2g}" if p is not None else "")
         cells.append([name.replace("_", " ") + (" %" if share else ""), *texts, note])
     cells.append(["exact", *("yes" if e else "no" for e in value["exact"]), ""])
-    kept = [" ".join(map(str, s or ["-"])) for s in value["surviving"]]
-    cells.append(["unchanged under", *kept, ""])
+    survivors = [" ".join(map(str, s or ["-"])) for s in value["surviving"]]
+    cells.append(["unchanged under", *survivors, ""])
     for name, values in value["costs"].items():
         if all(map(is_number, values)):
             texts = [

@@ -65,12 +65,12 @@ def predict_images(
     except ValueError as error:
         raise StudyError(str(error)) from None
     rows, skipped = [], []
-    for path, found in predict_files(predictor, paths):
-        if isinstance(found, str):
-            skipped.append(f"{path} ({found})")
+    for path, prediction in predict_files(predictor, paths):
+        if isinstance(prediction, str):
+            skipped.append(f"{path} ({prediction})")
             continue
-        shares = dict(zip(predictor.classes, found.tolist()))
-        best = predictor.classes[int(found.argmax())]
+        shares = dict(zip(predictor.classes, prediction.tolist()))
+        best = predictor.classes[int(prediction.argmax())]
         rows.append(
             {
                 "image": str(path),
@@ -107,8 +107,8 @@ def _meant(path: Path) -> Iterator[Path]:
             if inner.suffix.lower() in endings and inner.is_file()
         )
     elif not path.exists() and glob.has_magic(str(path)):
-        for found in sorted(glob.glob(str(path.expanduser()), recursive=True)):
-            if Path(found).is_file():
-                yield Path(found)
+        for name in sorted(glob.glob(str(path.expanduser()), recursive=True)):
+            if Path(name).is_file():
+                yield Path(name)
     else:
         yield path

@@ -66,19 +66,21 @@ def choose(directory: Path, trial: int, which: str) -> Choice:
     """
     if not CHOICE.fullmatch(which):
         raise StudyError(f"'{which}' names no retrained network; give a seed, best, or mean-of-N")
-    found = [
+    retrainings = [
         Retraining(path.parent, read_result(path))
         for path in sorted(folder_of(directory, trial).glob(f"*/{RESULT}"))
     ]
     again = f"`equisearch retrain {quote(str(directory))} --trial {trial}"
-    if not found:
+    if not retrainings:
         raise StudyError(f"trial {trial} was not retrained; {again}` does it")
     if which == "best":
-        return _best(found, trial, again)
+        return _best(retrainings, trial, again)
     # merged before train alone, in the order of their names
-    order = sorted({r.variety for r in found}, key=lambda v: (v[0] == MERGED, v[1]), reverse=True)
+    order = sorted(
+        {r.variety for r in retrainings}, key=lambda v: (v[0] == MERGED, v[1]), reverse=True
+    )
     for variety in order:
-        alike = [r for r in found if r.variety == variety]
+        alike = [r for r in retrainings if r.variety == variety]
         seeds = tuple(r for r in alike if r.members == 1)
         if which.isdigit():
             for one in seeds:
@@ -90,7 +92,7 @@ def choose(directory: Path, trial: int, which: str) -> Choice:
             for mean in alike:
                 if mean.members == count > 1 and len(parts) == count:
                     return Choice(parts, mean.result, seeds, f"mean of {count} seeds")
-    there = ", ".join(sorted({str(r.seed) for r in found if r.members == 1}))
+    there = ", ".join(sorted({str(r.seed) for r in retrainings if r.members == 1}))
     wanted = which.rpartition("-")[2]
     raise StudyError(
         f"trial {trial} was retrained with seeds {there}, which {which} is not among; "
@@ -98,17 +100,17 @@ def choose(directory: Path, trial: int, which: str) -> Choice:
     )
 
 
-def _best(found: Sequence[Retraining], trial: int, again: str) -> Choice:
-    kept = [r for r in found if r.members == 1 and r.result.get("validation")]
-    if not kept:
+def _best(retrainings: Sequence[Retraining], trial: int, again: str) -> Choice:
+    candidates = [r for r in retrainings if r.members == 1 and r.result.get("validation")]
+    if not candidates:
         raise StudyError(
             f"trial {trial} was retrained on its validation images too, so nothing but the test "
             "split could say which seed is best, and what the test split chooses it no longer "
             f"tests: give a seed or mean-of-N, or choose by validation images after {again} "
             "--keep-validation`"
         )
-    epochs = max(r.result["epochs"] for r in kept)
-    seeds = tuple(r for r in kept if r.result["epochs"] == epochs)
+    epochs = max(r.result["epochs"] for r in candidates)
+    seeds = tuple(r for r in candidates if r.result["epochs"] == epochs)
     names = ("accuracy", "symmetry_accuracy")
     values = [[r.result["validation"][name] for name in names] for r in seeds]
     best = seeds[knee(values, names) or 0]

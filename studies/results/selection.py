@@ -52,8 +52,8 @@ def over_images(value: float, images: int) -> Ranged:
     """A share of so many images with its Wilson interval."""
     from trainers.instruments.proportions import proportion
 
-    found = proportion(value, images)
-    return Ranged(found.value, found.low, found.high)
+    ranged = proportion(value, images)
+    return Ranged(ranged.value, ranged.low, ranged.high)
 
 
 def over_seeds(score: MeanStd, images: int) -> Ranged:
@@ -118,15 +118,15 @@ def _number(row: Mapping[str, Any]) -> int:
 
 def _selection(scores: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     validation, test = row["num_validation"], row["num_test"]
-    found = {}
+    chosen = {}
     for name in SCORES:
         if is_number(scores.get(name)) and validation:
-            found[name] = {
+            chosen[name] = {
                 "search": over_images(scores[name], validation).as_dict(),
                 "test": over_seeds(row[name], test).as_dict(),
                 "difference": difference(scores[name], validation, row[name], test).as_dict(),
             }
-    return found
+    return chosen
 
 
 def selection_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[list[str]]]:

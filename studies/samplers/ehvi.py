@@ -186,23 +186,23 @@ class ExpectedImprovement:
         last = len(self._study.rungs) - 1
         observed = [observation.features for observation in observations]
         coded = FeatureCoding(self._study, observed + pending + candidates)
-        known, running, new = numpy.split(
+        evaluated, running, new = numpy.split(
             numpy.arange(len(observed) + len(pending) + len(candidates)),
             [len(observed), len(observed) + len(pending)],
         )
         rungs = numpy.array([observation.rung for observation in observations])
         scores = numpy.array([observation.point for observation in observations])
         front = [observation.point for observation in observations if observation.on_front]
-        surrogate = Surrogate(coded.differences(known, known), rungs, scores, rng)
+        surrogate = Surrogate(coded.differences(evaluated, evaluated), rungs, scores, rng)
         if pending:
-            predicted = surrogate.mean(coded.differences(known, running), last)
+            predicted = surrogate.mean(coded.differences(evaluated, running), last)
             rungs = numpy.concatenate([rungs, numpy.full(len(pending), last)])
             scores = numpy.concatenate([scores, predicted])
-            known = numpy.concatenate([known, running])
+            evaluated = numpy.concatenate([evaluated, running])
             front += [tuple(map(float, point)) for point in numpy.clip(predicted, 0.0, 1.0)]
-            surrogate = Surrogate(coded.differences(known, known), rungs, scores, rng)
+            surrogate = Surrogate(coded.differences(evaluated, evaluated), rungs, scores, rng)
         lower, upper = boxes(front, scores.shape[1])
-        drawn = surrogate.sample(coded.differences(known, new), last, DRAWS)
+        drawn = surrogate.sample(coded.differences(evaluated, new), last, DRAWS)
         self._couple(drawn, candidates)
         return numpy.mean(improvements(drawn, lower, upper), axis=0)
 
@@ -233,14 +233,14 @@ class ExpectedImprovement:
         if all(feasible for _, feasible in decided):
             return 1.0
         coded = FeatureCoding(self._study, [features for features, _ in decided] + candidates)
-        known, new = numpy.split(numpy.arange(len(decided) + len(candidates)), [len(decided)])
+        evaluated, new = numpy.split(numpy.arange(len(decided) + len(candidates)), [len(decided)])
         surrogate = Surrogate(
-            coded.differences(known, known),
-            numpy.zeros(len(known), int),
+            coded.differences(evaluated, evaluated),
+            numpy.zeros(len(evaluated), int),
             numpy.array([[feasible] for _, feasible in decided]),
             rng,
         )
-        probability = surrogate.mean(coded.differences(known, new), 0)[:, 0]
+        probability = surrogate.mean(coded.differences(evaluated, new), 0)[:, 0]
         return numpy.clip(probability, LEAST_PROBABILITY, 1.0)
 
 

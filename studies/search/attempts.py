@@ -55,8 +55,8 @@ class Epochs:
 
     def last(self, assignment: Assignment) -> int:
         """The last epoch that a trial has saved, as far as is known; 0: none."""
-        known, _ = self._last.get(assignment.number, (0, 0.0))
-        return max(known, noted_epoch(assignment))
+        epoch, _ = self._last.get(assignment.number, (0, 0.0))
+        return max(epoch, noted_epoch(assignment))
 
     def forget(self, number: int) -> None:
         """The trial has ended."""

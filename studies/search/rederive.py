@@ -131,7 +131,7 @@ def _difference(
 
 
 class _Prefix(BaseJournalBackend):
-    """The first records of a journal, as a study that nobody can write to."""
+    """The first records of a journal, as a study that cannot be written to."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
         self._records, self._end = records, 0

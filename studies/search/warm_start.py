@@ -20,16 +20,16 @@ def read_architectures(path: str | Path) -> list[str]:
 
     Raises StudyError that names the line of the first one that cannot be parsed.
     """
-    found = []
+    candidates = []
     lines = read_text(Path(path), "write one architecture a line").splitlines()
     for number, line in enumerate(lines, start=1):
         text = line.strip()
         if text and not text.startswith("#"):
             try:
-                found.append(str(Candidate.parse(text)))
+                candidates.append(str(Candidate.parse(text)))
             except ValueError as error:
                 raise StudyError(f"{path}, line {number}: {error}") from None
-    return found
+    return candidates
 
 
 def enqueue_architectures(optuna_study: Any, study: Study, architectures: Sequence[str]) -> None:

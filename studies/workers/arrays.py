@@ -67,5 +67,5 @@ def _on(study: Study, arrays: Arrays, folder: Path, classes: Sequence[str] | Non
     from trainers.data.formats.storing import store_arrays
 
     store_arrays(arrays, folder, classes)
-    kept = study.data.model_dump(exclude={"name", "folder", "files", "root", "download"})
-    return study.model_copy(update={"data": Data(**kept, files=folder)})
+    settings = study.data.model_dump(exclude={"name", "folder", "files", "root", "download"})
+    return study.model_copy(update={"data": Data(**settings, files=folder)})

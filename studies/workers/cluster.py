@@ -141,7 +141,7 @@ class Node:
     """The resources of a node, by Ray's names."""
 
     total: Mapping[str, float]
-    free: Mapping[str, float]  # of nobody now
+    free: Mapping[str, float]  # that no process uses now
 
 
 def living_nodes() -> list[Node]:

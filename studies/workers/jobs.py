@@ -117,14 +117,14 @@ def run_assignments(
     if driver.finished == total:
         return
     ending = run(driver, work, listener or _warnings_only)
-    kept = f"{driver.finished} of {total} are finished and kept; the same command goes on"
+    state = f"{driver.finished} of {total} are finished and kept; the same command goes on"
     if ending.exit_status:
         raise InterruptedStudyError(
-            f"interrupted ({ending.reason}): {kept}", ending.exit_status - 128
+            f"interrupted ({ending.reason}): {state}", ending.exit_status - 128
         )
     if driver.failure is not None:
         number, reason = driver.failure
-        raise StudyError(f"{label(number)}: {reason}; {kept}")
+        raise StudyError(f"{label(number)}: {reason}; {state}")
 
 
 def _warnings_only(event: Event) -> None:

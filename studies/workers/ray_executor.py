@@ -146,7 +146,7 @@ class WorkerPool:
             return
         self._grown, members = time.monotonic(), self._members
         left = self._driver.left
-        # the last trial took the last worker with it: nobody is left to ask for work
+        # the last trial took the last worker with it: none is left to ask for work
         if left <= 0 and not len(members):
             self._nothing_left = True
         room, changed = self._actors.look()

@@ -118,14 +118,14 @@ def _scores(
 ) -> dict[str, float]:
     config = trained.config
     turned = degrees_learned(trained.scores.get("learned"))
-    found = summarise(
+    measured = summarise(
         predict(run, images, config.group.elements, corners=config.corners),
         labels,
         config.group,
         seen(config.augment, config.group, turned),
         over=config.symmetry.scored,
     )
-    return {"accuracy": found.accuracy.value, "symmetry_accuracy": found.mean.value}
+    return {"accuracy": measured.accuracy.value, "symmetry_accuracy": measured.mean.value}
 
 
 def _milliseconds(

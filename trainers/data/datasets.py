@@ -253,9 +253,9 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
         opened = partial(folders.open_folder, folder, data.group_by)
         return [place, folder.fingerprint()], opened, layout
     if data.files is not None:
-        found = reader(data)
+        files = reader(data)
         place = str(data.files.expanduser().absolute())
-        return [place, found.state()], found.open, Layout((), ())
+        return [place, files.state()], files.open, Layout((), ())
     place = [] if data.name == "digits" else [str(data.root.expanduser().absolute())]
     return [*place, *sources.files(data)], lambda: sources.open_named(data), Layout((), ())
 

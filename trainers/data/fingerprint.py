@@ -51,8 +51,8 @@ def fingerprint(data: Data) -> DataFingerprint:
             data, _names_and_sizes(folder), folders.open_folder(folder, data.group_by)
         )
     if data.files is not None:
-        found = reader(data)
-        return _fingerprint(data, found.identity(), found.open())
+        opened = reader(data)
+        return _fingerprint(data, opened.identity(), opened.open())
     # torchvision's archives may be deleted once they are unpacked
     files = [
         [name, size]

@@ -26,14 +26,14 @@ def groups_in_names(pattern: str, names: Sequence[str]) -> np.ndarray:
             f"data.group_by '{pattern}' has {compiled.groups} groups in brackets; it needs one, "
             r"which finds the group of an image in its file name, such as (patient\d+)"
         )
-    found = [compiled.search(name) for name in names]
-    missing = [name for name, match in zip(names, found) if match is None or match[1] is None]
+    matches = [compiled.search(name) for name in names]
+    missing = [name for name, match in zip(names, matches) if match is None or match[1] is None]
     if missing:
         raise ValueError(
             f"data.group_by '{pattern}' finds no group in {len(missing)} of {len(names)} file "
             f"names, such as {missing[0]}; change the pattern so that every image has a group"
         )
-    return np.array([match[1] for match in found if match is not None], dtype=str)
+    return np.array([match[1] for match in matches if match is not None], dtype=str)
 
 
 def require_groups(groups: np.ndarray, least: int, where: str) -> None:

@@ -20,8 +20,8 @@ class Rows:
     def digests(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows that count, ascending, and 64 bits of a hash of each."""
         rows = np.arange(len(self.pixels)) if self.kept is None else self.kept
-        found = [hashlib.blake2b(self.pixels[row].tobytes(), digest_size=8) for row in rows]
-        values = b"".join(digest.digest() for digest in found)
+        digests = [hashlib.blake2b(self.pixels[row].tobytes(), digest_size=8) for row in rows]
+        values = b"".join(digest.digest() for digest in digests)
         return rows, np.frombuffer(values, dtype=np.uint64)
 
 

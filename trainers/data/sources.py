@@ -29,11 +29,11 @@ def files(data: Data) -> list[tuple[str, int, int]]:
 
     Raises ValueError for a set that is not there.
     """
-    known = CATALOGUE[str(data.name)]
-    name, places = known.torchvision, known.places
+    entry = CATALOGUE[str(data.name)]
+    name, places = entry.torchvision, entry.places
     if not places:
         return []
-    if known.package:
+    if entry.package:
         return _files(package_folder(str(data.name)), places)
     root = data.root.expanduser()
     listed = _files(root, places)
@@ -62,14 +62,14 @@ def package_folder(name: str) -> Path:
     """The folder of the package that brings a named set, which is not imported. Raises ValueError
     where it is not installed.
     """
-    known = CATALOGUE[name]
-    found = importlib.util.find_spec(known.package)
-    if found is None or not found.submodule_search_locations:
+    entry = CATALOGUE[name]
+    package = importlib.util.find_spec(entry.package)
+    if package is None or not package.submodule_search_locations:
         raise ValueError(
-            f"data set {name} needs the package {known.package.replace('_', '-')}, which is not "
-            f"installed: pip install 'equisearch[{known.extra}]'"
+            f"data set {name} needs the package {entry.package.replace('_', '-')}, which is not "
+            f"installed: pip install 'equisearch[{entry.extra}]'"
         )
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(package.submodule_search_locations)))
 
 
 def _files(root: Path, places: tuple[str, ...]) -> list[tuple[str, int, int]]:
@@ -91,8 +91,8 @@ def _torchvision(data: Data, **arguments: Any) -> Any:
     """
     import torchvision.datasets  # slow, and digits do without
 
-    known = CATALOGUE[str(data.name)]
-    name, places = known.torchvision, known.places
+    entry = CATALOGUE[str(data.name)]
+    name, places = entry.torchvision, entry.places
     root = data.root.expanduser()
     try:
         return getattr(torchvision.datasets, name)(root, download=data.download, **arguments)

@@ -46,13 +46,6 @@ def draw(curve: AngleCurve, *, height: int = 8, ascii_only: bool = False) -> str
     )
 
 
-def sparkline(curve: AngleCurve, *, ascii_only: bool = False) -> str:
-    """The curve as one line: a character for each angle, from 0 to 100 percent."""
-    return "".join(
-        (ASCII if ascii_only else BLOCKS)[max(1, round(8 * a.value))] for a in curve.accuracies
-    )
-
-
 def save_figure(curves: Mapping[str, AngleCurve], path: Path) -> Path:
     """The path of the figure of one or several curves by name, with their intervals; its suffix
     says png, svg or pdf.

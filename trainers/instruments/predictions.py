@@ -124,15 +124,15 @@ def predict(
     tasks = [(start, rest) for start in range(0, len(images), batch_size) for rest in plan.alike]
     classes = torch.empty(len(plan.needed), len(images), dtype=torch.int64)
     confidences = torch.empty(len(plan.needed), len(images))
-    kept: dict[int, list[Tensor]] = {}
+    by_element: dict[int, list[Tensor]] = {}
     with measuring(model):
         for (start, _), rows in zip(tasks, (executor.map if executor else map)(work, tasks)):
             for row, best, confidence, logits in rows:
                 classes[row, start : start + len(best)] = best
                 confidences[row, start : start + len(best)] = confidence
                 if keep_logits or plan.needed[row] == IDENTITY:
-                    kept.setdefault(row, []).append(logits.cpu())
-    logits = {plan.needed[row]: torch.cat(batches) for row, batches in kept.items()}
+                    by_element.setdefault(row, []).append(logits.cpu())
+    logits = {plan.needed[row]: torch.cat(batches) for row, batches in by_element.items()}
     every = torch.stack([logits[e] for e in plan.needed]) if keep_logits else None
     places, rest = list(plan.rows), (len(plan.needed), logits.get(IDENTITY), every)
     return Predictions(elements, classes[places], confidences[places], shared, *rest, plan.rows)

@@ -44,11 +44,11 @@ class Dropout(nn.Module):
         else:
             shape = batch, height, width, channels
         dropped = min(LEVELS - 1, round(self.dropout.rate * LEVELS))
-        kept = self._drawn(shape, maps.device) >= dropped - LEVELS // 2
+        mask = self._drawn(shape, maps.device) >= dropped - LEVELS // 2
         if self.dropout.kind == "fields" and self.order > 1:
-            kept = kept.repeat_interleave(self.order, -1)
+            mask = mask.repeat_interleave(self.order, -1)
         # drawn in channels-last order, so that the layout of the maps does not decide on masks
-        return _Masked.apply(maps, kept.permute(0, 3, 1, 2), LEVELS / (LEVELS - dropped))
+        return _Masked.apply(maps, mask.permute(0, 3, 1, 2), LEVELS / (LEVELS - dropped))
 
     def _drawn(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Whole numbers of 16 bits, with sign. Drawn four at a time: three times as fast as
@@ -87,12 +87,12 @@ def dropouts(network: nn.Module) -> list[Dropout]:
 @contextmanager
 def without_dropout(network: nn.Module) -> Iterator[None]:
     """No dropout inside, whatever the mode of the network."""
-    found = dropouts(network)
-    modes = [module.training for module in found]
-    for module in found:
+    layers = dropouts(network)
+    modes = [module.training for module in layers]
+    for module in layers:
         module.eval()
     try:
         yield
     finally:
-        for module, mode in zip(found, modes, strict=True):
+        for module, mode in zip(layers, modes, strict=True):
             module.train(mode)

@@ -186,8 +186,8 @@ def _against(
 
 def _size(chosen: TrialRecord, best: TrialRecord | None) -> str:
     params, macs = (chosen.attributes.get(name) for name in ("params", "macs"))
-    known = is_number(params)
-    text = f"It has {params:,} parameters" if known else "Its parameters are not recorded"
+    counted = is_number(params)
+    text = f"It has {params:,} parameters" if counted else "Its parameters are not recorded"
     if is_number(macs):
         text += f" and takes {macs:,} multiply-accumulates per image"
     theirs = None if best is None or best is chosen else best.attributes.get("macs")
@@ -281,8 +281,8 @@ def _share(scores: Mapping[str, Any], name: str, images: int | None) -> str:
     value = scores.get(name)
     if not is_number(value):
         return ""
-    found = interval(scores, name, images)
-    around = f" [{100 * found[0]:.1f}, {100 * found[1]:.1f}]" if found else ""
+    ranged = interval(scores, name, images)
+    around = f" [{100 * ranged[0]:.1f}, {100 * ranged[1]:.1f}]" if ranged else ""
     return f"{100 * value:.1f} %{around}"
 
 

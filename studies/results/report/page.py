@@ -107,12 +107,12 @@ def _tested(directory: Path) -> list[dict[str, Any]]:
 
 def _by_trial(rows: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """Trial -> the summary of its longest training on most images."""
-    found: dict[int, Mapping[str, Any]] = {}
+    longest: dict[int, Mapping[str, Any]] = {}
     for row in sorted(rows, key=lambda row: (row["epochs"], len(row["trained_on"]))):
         number = str(row["name"]).removeprefix("trial ")
         if number.isdigit():
-            found[int(number)] = row
-    return found
+            longest[int(number)] = row
+    return longest
 
 
 def _answer_html(said: Answer) -> Iterable[Html]:

@@ -88,13 +88,13 @@ def drawings(study: Study, records: Sequence[TrialRecord]) -> list[Html]:
     front = members(study, records)
     on_front = {record.number for record in front}
     others = [record for record in scored(records) if record.number not in on_front]
-    found = []
+    figures = []
     for record in [*front, *others][: max(MOST_DRAWINGS, len(front))]:
         if record.architecture:
             architecture = Candidate.parse(record.architecture).architecture
             drawn = Html(verdict(architecture, Group.parse(study.symmetry.group))._repr_html_())
-            found.append(html('<template id="check-{}">{}</template>', record.number, drawn))
-    return found
+            figures.append(html('<template id="check-{}">{}</template>', record.number, drawn))
+    return figures
 
 
 def _value(record: TrialRecord, name: str) -> float | None:
@@ -150,15 +150,15 @@ def _facts(study: Study, record: TrialRecord, evidence: Evidence) -> list[list[s
 
 
 def _curves(record: TrialRecord) -> list[dict[str, Any]]:
-    found = []
+    curves = []
     for name in ("accuracy", "symmetry_accuracy"):
         points = [
             [epoch, round(100 * scores[name], 3)]
             for epoch, scores in record.rungs.items()
             if is_number(scores.get(name))
         ]
-        found.append({"name": name.replace("_", " "), "points": points})
-    return found
+        curves.append({"name": name.replace("_", " "), "points": points})
+    return curves
 
 
 def _elements(correct: Correctness | None) -> list[list[Any]]:

@@ -92,16 +92,16 @@ def compared_html(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html
         if len(groups) < 2:
             continue
         cells = []
-        for value, found in sorted(groups.items(), key=lambda pair: natural(pair[0])):
-            symmetry = [scores["symmetry_accuracy"] for _, scores in found]
+        for value, members in sorted(groups.items(), key=lambda pair: natural(pair[0])):
+            symmetry = [scores["symmetry_accuracy"] for _, scores in members]
             cells.append(
                 [
                     value,
-                    str(len(found)),
-                    MeanStd.of([scores["accuracy"] for _, scores in found]).percent(),
+                    str(len(members)),
+                    MeanStd.of([scores["accuracy"] for _, scores in members]).percent(),
                     MeanStd.of(symmetry).percent(),
                     percent(max(symmetry)),
-                    str(sum(exact.get(str(candidate), False) for candidate, _ in found)),
+                    str(sum(exact.get(str(candidate), False) for candidate, _ in members)),
                 ]
             )
         yield html("<h3>By {}</h3>", name)
@@ -167,26 +167,29 @@ def ended_html(records: Sequence[TrialRecord]) -> Iterable[Html]:
 
 def importance_html(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html]:
     """How much each dimension matters for each objective; nothing where there are few trials."""
-    found = importances(study, records)
-    if not found:
+    shares = importances(study, records)
+    if not shares:
         return
-    names = dict.fromkeys(name for item in found for name in item.shares)
+    names = dict.fromkeys(name for item in shares for name in item.shares)
     yield html(
         "<h2>What matters</h2><p class='note'>Share of what a random forest over {} complete "
         "trials explains (permutation importance); the search did not draw trials at random, so "
         "this is a hint.</p>",
-        found[0].trials,
+        shares[0].trials,
     )
     yield _table(
-        [Column("dimension"), *(Column(item.objective, True) for item in found)],
+        [Column("dimension"), *(Column(item.objective, True) for item in shares)],
         [
-            ["explained, of 100 %", *(f"{100 * max(0.0, item.explained):.0f} %" for item in found)],
+            [
+                "explained, of 100 %",
+                *(f"{100 * max(0.0, item.explained):.0f} %" for item in shares),
+            ],
             *(
                 [
                     name,
                     *(
                         f"{100 * item.shares[name]:.0f} %" if name in item.shares else "-"
-                        for item in found
+                        for item in shares
                     ),
                 ]
                 for name in names

@@ -72,11 +72,11 @@ def members(path: Path) -> dict[str, Member]:
     Raises ValueError for a damaged file, and for one that holds pickled objects.
     """
     if path.is_dir():
-        found = [_in_folder(path, file) for file in sorted(path.glob("*.npy"))]
+        arrays = [_in_folder(path, file) for file in sorted(path.glob("*.npy"))]
     else:
         try:
             with zipfile.ZipFile(path) as archive:
-                found = [
+                arrays = [
                     _in_archive(path, archive, entry)
                     for entry in archive.infolist()
                     if entry.filename.endswith(".npy")
@@ -85,7 +85,7 @@ def members(path: Path) -> dict[str, Member]:
             raise ValueError(
                 f"{path} is not an .npz archive ({error}); write it with numpy.savez_compressed"
             ) from None
-    return {member.name: member for member in found}
+    return {member.name: member for member in arrays}
 
 
 def _in_folder(path: Path, file: Path) -> Member:

@@ -41,9 +41,9 @@ def reader(data: Data) -> Reader:
         )
     form = _form(path)
     module, name = FORMATS[form].reader.split(":")
-    found = getattr(importlib.import_module(f"trainers.data.formats.{module}"), name)
+    form_class = getattr(importlib.import_module(f"trainers.data.formats.{module}"), name)
     try:
-        return found(data.model_copy(update={"files": path}))
+        return form_class(data.model_copy(update={"files": path}))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}); make it readable") from error
 
@@ -56,9 +56,9 @@ def _form(path: Path) -> str:
                 return name
         elif path.name.lower().endswith(form.endings):
             return name
-    known = "; ".join(
+    forms = "; ".join(
         f"{name} ({', '.join(dict.fromkeys([*form.endings, *form.inside]))})"
         for name, form in FORMATS.items()
     )
     remedy = "; images in one sub-folder per class are `folder:`" if path.is_dir() else ""
-    raise ValueError(f"{path} is not in a format that data.files reads: {known}{remedy}")
+    raise ValueError(f"{path} is not in a format that data.files reads: {forms}{remedy}")

@@ -40,10 +40,10 @@ class Rows:
 
     def identity(self) -> list[object]:
         """What the training and validation images are: their keys, labels, splits and groups."""
-        kept = np.flatnonzero(self._of("train") | self._of("validation"))
+        chosen = np.flatnonzero(self._of("train") | self._of("validation"))
         columns = [self.labels, self.splits, self.groups]
-        held = [column[kept].tolist() for column in columns if column is not None]
-        return [cached_arrays.key([[self.keys[i] for i in kept], *held])]
+        held = [column[chosen].tolist() for column in columns if column is not None]
+        return [cached_arrays.key([[self.keys[i] for i in chosen], *held])]
 
     def source(self) -> Source:
         """The rows as pools. Raises ValueError for labels that are not classes, and for splits
@@ -88,8 +88,8 @@ def columns_of(data: Data, there: Sequence[str], where: str) -> tuple[str, str, 
     def find(key: str, usual: Sequence[str], needed: bool) -> str | None:
         asked = getattr(data.columns, key)
         folded = {name.strip().lower(): name for name in reversed(there)}
-        found = next((folded[name] for name in usual if name in folded), None)
-        name = asked if asked is not None else found
+        column = next((folded[name] for name in usual if name in folded), None)
+        name = asked if asked is not None else column
         if name is not None and name in there:
             return name
         if needed or asked is not None:
@@ -107,20 +107,20 @@ def columns_of(data: Data, there: Sequence[str], where: str) -> tuple[str, str, 
 
 def split_names(values: Sequence[str], where: str) -> np.ndarray:
     """The splits [N] as train, validation and test. Raises ValueError for another name."""
-    known = {name: split for split, names in SPLITS.items() for name in names}
+    split_of = {name: split for split, names in SPLITS.items() for name in names}
     folded = [str(value).strip().lower() for value in values]
-    unknown = [str(value) for value, name in zip(values, folded) if name not in known]
+    unknown = [str(value) for value, name in zip(values, folded) if name not in split_of]
     if unknown:
         raise ValueError(
             f"{where} names the split '{unknown[0]}'; splits are train, validation and test"
         )
-    return np.array([known[name] for name in folded], dtype=str)
+    return np.array([split_of[name] for name in folded], dtype=str)
 
 
 def split_of_file(path: Path) -> str | None:
     """The split that a file's name begins with, as shards have it (`train-00000-of-00002`)."""
-    known = {name: split for split, names in SPLITS.items() for name in names}
-    return known.get(re.split(r"[^a-z]+", path.name.lower())[0])
+    split_of = {name: split for split, names in SPLITS.items() for name in names}
+    return split_of.get(re.split(r"[^a-z]+", path.name.lower())[0])
 
 
 def splits_of_files(paths: Sequence[Path], counts: Sequence[int], where: str) -> np.ndarray | None:

@@ -94,15 +94,15 @@ def files_of(path: Path, pattern: str) -> list[Path]:
     sorted. Raises ValueError where there is none.
     """
     if path.is_dir():
-        found = sorted(path.glob(pattern))
+        files = sorted(path.glob(pattern))
     elif "*" in str(path):
         fixed = next(p for p in path.parents if "*" not in str(p))
-        found = sorted(fixed.glob(str(path.relative_to(fixed))))
+        files = sorted(fixed.glob(str(path.relative_to(fixed))))
     else:
-        found = [path]
-    if not found:
+        files = [path]
+    if not files:
         raise ValueError(f"no file has a name like {path}; correct data.files")
-    return found
+    return files
 
 
 def state_of(paths: list[Path]) -> list[Any]:
@@ -129,9 +129,9 @@ def _samples(path: Path, data: Data) -> Iterator[_Sample]:
         elif last == ".json":
             sample.facts = _facts(path, name, _text(path, name, start, size))
             asked = data.columns.label
-            found = next((k for k in ([asked] if asked else LABEL) if k in sample.facts), None)
-            if sample.label is None and found is not None:
-                sample.label = sample.facts[found]
+            label_key = next((k for k in ([asked] if asked else LABEL) if k in sample.facts), None)
+            if sample.label is None and label_key is not None:
+                sample.label = sample.facts[label_key]
     if sample is not None:
         yield _whole(sample, path)
 

@@ -90,8 +90,8 @@ def _given(parts: Mapping[str, Any], name: str) -> _Given:
 
 def _names(parts: Mapping[str, Any]) -> list[str]:
     """The names of the images among the arrays. Raises ValueError where some are missing."""
-    known = {*NAMES, *(name for beside in NAMES.values() for name in beside)}
-    unknown = [name for name in parts if name not in known]
+    array_names = {*NAMES, *(name for beside in NAMES.values() for name in beside)}
+    unknown = [name for name in parts if name not in array_names]
     named = [name for name in NAMES if name in parts]
     lonely = [f"{n} without {NAMES[n][0]}" for n in named if NAMES[n][0] not in parts]
     whole = "images" in named

@@ -200,8 +200,8 @@ def _near(
         return ()
 
     def recorded(size: int) -> Program | None:
-        found = _recorded(module, (size, size), program.channels)
-        return None if isinstance(found, str) else found
+        program_near = _recorded(module, (size, size), program.channels)
+        return None if isinstance(program_near, str) else program_near
 
     return exact_sizes(recorded, program, group.elements)
 

@@ -81,8 +81,8 @@ class _Side:
         return why
 
     def _ruled(self, step: Step) -> Any:
-        found = RULES.get(step.operation)
-        if found is None:
+        rule = RULES.get(step.operation)
+        if rule is None:
             raise Unreadable(step.operation)
         args, kwargs = tree_map(
             lambda v: self.results[v] if isinstance(v, Ref) else v,
@@ -90,7 +90,7 @@ class _Side:
             is_leaf=lambda v: isinstance(v, (Ref, Constant)),
         )
         try:
-            return found(Context(self.turns, step), *args, **kwargs)
+            return rule(Context(self.turns, step), *args, **kwargs)
         except (TypeError, IndexError, AttributeError, RuntimeError) as error:
             raise Unreadable(f"{step.operation} ({type(error).__name__}: {error})") from error
 
@@ -191,13 +191,13 @@ class _Watch:
         return Followed(same, () if same else deaths)
 
     def _ancestors(self, number: int) -> set[int]:
-        found, left = set(), [number]
+        ancestors, left = set(), [number]
         while left:
             step = left.pop()
-            if step not in found:
-                found.add(step)
+            if step not in ancestors:
+                ancestors.add(step)
                 left += self.inputs.get(step, ())
-        return found
+        return ancestors
 
 
 def agree(one: Value, two: Value, element: Element) -> bool | None:

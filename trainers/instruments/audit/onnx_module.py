@@ -84,8 +84,8 @@ class OnnxModule(nn.Module):
 
 
 def _attributes(node: Any) -> Attributes:
-    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in found.items()}
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
 
 
 def _borders(attributes: Attributes, images: Tensor, kernel: Sequence[int]) -> list[int]:

@@ -26,16 +26,16 @@ def exact_sizes(
     `recorded` gives the program for a size, None where the network does not take it; `program` is
     that of the present size.
     """
-    size, found = program.size[0], []
+    size, sizes = program.size[0], []
     for sign in (1, -1):
         for size_near in _sizes(size, sign):
             if shifted(program, size_near):
                 continue
             near = recorded(size_near)
             if near is not None and is_clean(near, elements):
-                found.append(size_near)
+                sizes.append(size_near)
                 break
-    return tuple(sorted(found, key=lambda n: (abs(n - size), n)))
+    return tuple(sorted(sizes, key=lambda n: (abs(n - size), n)))
 
 
 def _sizes(size: int, sign: int) -> Iterator[int]:

@@ -161,8 +161,8 @@ class Kernels:
 def average(kernel: Tensor, turns: Sequence[Element]) -> Tensor:
     """The mean of a kernel over the turns that keep its shape."""
     square = kernel.shape[-1] == kernel.shape[-2]
-    kept = [t for t in turns if square or not t.swaps_axes]
-    return torch.stack([act(kernel, turn) for turn in kept]).mean(0)
+    keeping = [t for t in turns if square or not t.swaps_axes]
+    return torch.stack([act(kernel, turn) for turn in keeping]).mean(0)
 
 
 @torch.no_grad()

@@ -136,7 +136,7 @@ def kept_kernel(kernel: Tensor, turns: tuple[Element, ...]) -> Tensor:
     shape.
     """
     height, width = kernel.shape[-2:]
-    kept = [t for t in turns if height == width or not t.swaps_axes]
+    keeping = [t for t in turns if height == width or not t.swaps_axes]
     flat = kernel.reshape(1, -1, height, width)
-    total = torch.stack([act(flat, turn) for turn in kept]).sum(0)
+    total = torch.stack([act(flat, turn) for turn in keeping]).sum(0)
     return total.reshape(kernel.shape) % field.PRIME

@@ -146,10 +146,10 @@ class Audit:
         return "\n".join(lines).rstrip()
 
     def _sentences(self) -> list[str]:
-        kept = [str(f.element) for f in self.findings if f.claim == "exact"]
+        exact = [str(f.element) for f in self.findings if f.claim == "exact"]
         what = "logits" if self.invariant else "maps"
         said = [
-            f"The grid keeps {self.surviving_group} ({', '.join(kept)}): with kernels that an "
+            f"The grid keeps {self.surviving_group} ({', '.join(exact)}): with kernels that an "
             f"element keeps, the {what} are exact under it."
         ]
         if self.unread:

@@ -295,6 +295,12 @@ def test_the_answer_stands_first_and_is_that_of_the_marked_row(study):
     assert f"it classifies {100 * share:.1f} %" in text
 
 
+def control(trial, name, outcome, value=0.0):
+    gap = {"low": value - 0.01, "value": value, "high": value + 0.01}
+    found = {"trial": trial, "control": name, "outcome": outcome}
+    return {**found, "differences": {"accuracy": gap}}
+
+
 RIVALS = {
     "better": (
         False,
@@ -308,7 +314,7 @@ RIVALS = {
 @pytest.mark.parametrize("what", RIVALS)
 def test_the_headline_claims_no_more_than_the_controls_show(monkeypatch, what):
     settled, says = RIVALS[what]
-    rows = [{"trial": 9, "control": "plain, equal parameters", "outcome": what}]
+    rows = [control(9, "plain, equal parameters", what)]
     monkeypatch.setattr(answering, "comparison", lambda *_: {"controls": rows})
     monkeypatch.setattr(answering, "scored", lambda records: [])
     found = answering._standing(
@@ -318,10 +324,12 @@ def test_the_headline_claims_no_more_than_the_controls_show(monkeypatch, what):
     assert found[0] == settled and re.match(says, verb + found[1])
 
 
-def test_what_is_tied_with_a_winner_that_beats_others_is_named(monkeypatch):
+def test_the_headline_says_what_upright_images_cost_and_what_is_tied(monkeypatch):
     rows = [
-        {"trial": 8, "control": "plain, equal MACs", "outcome": "beaten"},
-        {"trial": 9, "control": "plain, averaged over D4", "outcome": "tied"},
+        control(7, "plain, equal parameters", "trade-off", -0.05),
+        control(8, "plain, equal MACs", "trade-off", -0.2),
+        control(6, "wrong group C8", "beaten", 0.1),
+        control(9, "plain, averaged over D4", "tied", 0.0),
     ]
     monkeypatch.setattr(answering, "comparison", lambda *_: {"controls": rows})
     monkeypatch.setattr(answering, "scored", lambda records: [])
@@ -329,7 +337,9 @@ def test_what_is_tied_with_a_winner_that_beats_others_is_named(monkeypatch):
         trivial.study(), TrialRecord(0, "complete"), [], Evidence(images=84)
     )
     assert settled and text == (
-        "; it cannot be told from plain, averaged over D4 (trial 9) (95 % on 84 images)"
+        "; images as they are it classifies 20.0 points [19.0, 21.0] worse than plain, equal MACs "
+        "(trial 8); its scores cannot be told from those of plain, averaged over D4 (trial 9) "
+        "(95 % on 84 images)"
     )
 
 

@@ -95,7 +95,7 @@ def save(
     except OSError as error:
         raise OSError(
             f"the checkpoint of epoch {progress.epoch} could not be written to {directory}: "
-            f"{system_reason(error)}; {REMEDIES.get(error.errno, 'mend that')}, then resume: "
+            f"{system_reason(error)}; {REMEDIES.get(error.errno or 0, 'mend that')}, then resume: "
             "nothing before this epoch is lost"
         ) from error
 

@@ -74,30 +74,61 @@ def _standing(
     against it: rivals (its controls, and the most accurate plain trial) that are better, or that
     its images cannot tell from it (95 %).
     """
+    rivals = _rivals(study, chosen, records, evidence)
+    of = {
+        kind: [words for words, what, _ in rivals if what == kind]
+        for kind in ("better", "tied", "beaten")
+    }
+    images = evidence.count(chosen)
+    on = f" on {images:,} images" if images else ""
+    if of["better"]:
+        be = "are" if len(of["better"]) > 1 else "is"
+        return False, f", but {_several(of['better'][:MOST_TIES])} {be} better (95 %{on})"
+    said = f"cannot be told from those of {_named(of['tied'])} (95 %{on})" if of["tied"] else ""
+    if said and not of["beaten"]:
+        return False, f", but its scores {said}"
+    known = [(words, gap) for words, _, gap in rivals if gap and is_number(gap["high"])]
+    worse = [(-gap["high"], words, gap) for words, gap in known if gap["high"] < 0]
+    price = ""
+    if worse:
+        _, words, gap = max(worse, key=lambda entry: entry[0])
+        low, value, high = (-100 * gap[name] for name in ("high", "value", "low"))
+        price = (
+            f"; images as they are it classifies {value:.1f} points [{low:.1f}, {high:.1f}] worse "
+            f"than {words}"
+        )
+    return True, price + (f"; its scores {said}" if said else "")
+
+
+def _rivals(
+    study: Study, chosen: TrialRecord, records: Sequence[TrialRecord], evidence: Evidence
+) -> list[tuple[str, str, Mapping[str, Any] | None]]:
+    """Of each rival: what it is called, what it is by its intervals, and the difference of
+    accuracy.
+    """
     found = {
-        row["trial"]: (f"{row['control']} (trial {row['trial']})", row["outcome"])
+        row["trial"]: (
+            f"{row['control']} (trial {row['trial']})",
+            row["outcome"],
+            row["differences"].get("accuracy"),
+        )
         for row in comparison(study, records, evidence)["controls"]
         if row["outcome"] != "unknown"
     }
     plain = [r for r in scored(records) if _is_plain(r) and r is not chosen]
     if plain and not _is_plain(chosen):
         rival = max(plain, key=lambda r: (r.scores or {}).get("accuracy") or 0.0)
-        names = ("accuracy", "symmetry_accuracy")
-        differences = [evidence.difference(chosen, rival, name) for name in names]
-        ends = [(d.low, d.high) for d in differences if d is not None]
-        words = f"the most accurate plain network (trial {rival.number})"
-        found[rival.number] = (words, outcome(ends))
-    better = [words for words, what in found.values() if what == "better"]
-    tied = [words for words, what in found.values() if what == "tied"]
-    beaten = [words for words, what in found.values() if what == "beaten"]
-    images = evidence.count(chosen)
-    on = f" on {images:,} images" if images else ""
-    if better:
-        be, words = "are" if len(better) > 1 else "is", _several(better[:MOST_TIES])
-        return False, f", but {words} {be} better (95 %{on})"
-    if tied and not beaten:
-        return False, f", but its scores cannot be told from those of {_named(tied)} (95 %{on})"
-    return True, f"; it cannot be told from {_named(tied)} (95 %{on})" if tied else ""
+        gaps = {
+            name: gap
+            for name in ("accuracy", "symmetry_accuracy")
+            if (gap := evidence.difference(chosen, rival, name)) is not None
+        }
+        found[rival.number] = (
+            f"the most accurate plain network (trial {rival.number})",
+            outcome([(gap.low, gap.high) for gap in gaps.values()]),
+            gaps["accuracy"].as_dict() if "accuracy" in gaps else None,
+        )
+    return list(found.values())
 
 
 def _named(rivals: Sequence[str]) -> str:

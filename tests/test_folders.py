@@ -277,7 +277,7 @@ def without_images(folder):
     [
         (
             lambda folder: Data(folder=folder),
-            r"data folder .*/pets does not exist .* it must hold one sub-folder of images per "
+            r"data folder .*/pets does not exist; it must hold one sub-folder of images per "
             r"class",
         ),
         (lambda folder: (folder.write_text(""), Data(folder=folder))[1], "is not a folder"),

@@ -107,7 +107,7 @@ def prune() -> None:
     for path, about in [*_files(f"**/*{PARTIAL}"), *_files("*.tmp"), *arrays]:
         if about.st_mtime < old and (path.suffix != ".npy" or excess > 0):
             excess -= about.st_size if path.suffix == ".npy" else 0
-            # in use, where such files cannot be deleted; or somebody else's
+            # in use, where such files cannot be deleted; or another user's
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 

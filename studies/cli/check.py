@@ -1,4 +1,4 @@
-"""The command `check`: of an architecture in its text form, or of anybody's network."""
+"""The command `check`: of an architecture in its text form, or of any network."""
 
 from __future__ import annotations
 

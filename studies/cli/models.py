@@ -242,6 +242,7 @@ def retrain(
     rows = compared(directory, _retrained(jobs, study, directory))
     _print_tested(rows, format)
     if format is Format.table:
+        print()
         print_table(*selection_table(rows))
         print_lines(selection_lines(rows))
         best = _best_of(rows, directory)

@@ -277,7 +277,7 @@ def _require_token(token: str) -> None:
 
 
 def _private_folder() -> Path:
-    """A new folder that only this user can enter: Ray lets everybody write to its own. Short, since
+    """A new folder that only this user can enter: Ray lets all users write to its own. Short, since
     sockets lie in it. Raises StudyError, with the variable to set, where there is none.
     """
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"

@@ -99,7 +99,7 @@ class WorkerPool:
         self._said = ""
 
     def run(self) -> Ending:
-        """Serves until nothing is left to do or everybody has left."""
+        """Serves until nothing is left to do or every worker has left."""
         while True:
             if self._interruption.requested:
                 if not self._members.busy and not self._proposing:

@@ -111,9 +111,8 @@ def list_folder(folder: Path) -> Folder:
     folder = folder.expanduser()
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise ValueError(
-            f"data folder {folder} {what} (looked for at {folder.absolute()}); {LAYOUT}"
-        )
+        place = "" if folder.is_absolute() else f" (looked for at {folder.absolute()})"
+        raise ValueError(f"data folder {folder} {what}{place}; {LAYOUT}")
     try:
         folders, beside = sub_folders(folder)
         splits = _split_folders(folders)

@@ -111,7 +111,7 @@ def permutation(group: Group, element: Element) -> tuple[int, ...]:
     Channel h of a regular field moves to entry h; entry h of the inverse's permutation says where
     channel h comes from. Raises ValueError if the element is not in the group.
     """
-    group.index(element)  # raises if it is no member
+    group.index(element)  # raises if it is not a member
     return tuple(group.index(element @ h) for h in group.elements)
 
 

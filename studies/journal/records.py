@@ -1,5 +1,5 @@
 """What a record of the journal must hold for this version: Optuna's operations, and the attributes
-of ours whose meaning is fixed. Whatever another program or a newer version adds is no obstacle.
+of ours whose meaning is fixed. Whatever another program or a newer version adds is left alone.
 """
 
 from __future__ import annotations

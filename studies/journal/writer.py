@@ -119,7 +119,7 @@ class JournalWriter:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Turns the trace of another program that ends trials, or deletes the study, into a
-        message; what others note in the journal is no obstacle.
+        message; what others note in the journal does not matter.
         """
         from optuna.exceptions import UpdateFinishedTrialError
 

@@ -49,7 +49,7 @@ class Source:
         return Candidate.parse(text).with_learning_rate(self.record.learning_rate)
 
     def becomes(self, how: Softened) -> Candidate:
-        """What it becomes. Raises ValueError where that is no architecture."""
+        """What it becomes. Raises ValueError where that is not an architecture."""
         trained = self.candidate()
         return trained.recipe.onto(how.architecture(trained.architecture))
 

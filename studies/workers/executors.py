@@ -154,7 +154,7 @@ def listening(driver: Driver, listener: Listener | None) -> Iterator[Listener]:
         return
     from studies.workers.loggers import TuneLoggers
 
-    loggers = TuneLoggers(cast("SearchDriver", driver))  # what is no search has none
+    loggers = TuneLoggers(cast("SearchDriver", driver))  # only a search has loggers
 
     def warn(why: str) -> None:
         show(

@@ -90,7 +90,7 @@ class TrainingRun:
             self.step.governing.schedule(number, training.epochs * steps)
             loss = self.graphed(self.step.augment(pixels), labels, rate)
             total.add_(loss, alpha=len(chosen))
-        # a last batch of one image is no step, and the schedule ends all the same
+        # a last batch of one image makes no step, and the schedule ends all the same
         self.step.governing.schedule((self.epoch + 1) * steps - 1, training.epochs * steps)
         if settle:
             self._settle(order)

@@ -127,7 +127,7 @@ def _run(module: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
 
 
 def _check_positions(program: Program | str, result: Tensor) -> None:
-    """Raises ValueError where the result is no number because a map has no positions."""
+    """Raises ValueError where the result is not a number because a map has no positions."""
     if isinstance(program, str) or (result.numel() and not result.isnan().any()):
         return
     for step in program.steps:

@@ -47,7 +47,7 @@ MOST_READ = 1 << 24  # numbers of all members of a map
 
 
 def members_of(value: Value) -> Tensor:
-    """What a value is the largest of; itself, if it is no maximum."""
+    """What a value is the largest of; itself, if it is not a maximum."""
     return value.data[None] if value.members is None else value.members
 
 

@@ -7,8 +7,8 @@ which calls nothing and evaluates no Python.
 
 Comparisons (`<`, `<=`, `>`, `>=`, `==` or `=`, `!=`, `~` for "contains") are joined by `and`, `or`,
 `not` and brackets; a column by itself is true where its value is. Numbers may end in %, k, M or G;
-text stands in quotes, or bare where it is not a column. A comparison with a value that is not there is
-false.
+text stands in quotes, or bare where it is not a column. A comparison with a value that is not there
+is false.
 """
 
 from __future__ import annotations

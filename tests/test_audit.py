@@ -1,5 +1,7 @@
 """Audits of modules that are not ours: each claim about an element is what is measured."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,6 +222,21 @@ def test_a_flattened_map_is_rewritten_as_the_same_function(tmp_path):
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
     made = repair(flat, audit(flat, 8), tmp_path / "out.pt2")
     assert made.after.exact and made.difference < 1e-5 and len(made.changes) == 1
+
+
+@pytest.mark.slow  # the first export of a process
+def test_a_repair_to_onnx_runs_as_its_audit_says(tmp_path):
+    import onnxruntime
+
+    model = nn.Sequential(*STRIDED, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).eval()
+    made = repair(model, audit(model, 8), tmp_path / "out.onnx")
+    images, read = torch.randn(1, 3, 8, 8), open_model(made.path).eval()
+    session = onnxruntime.InferenceSession(made.path)
+    ran = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    assert torch.allclose(read(images), torch.from_numpy(ran), atol=1e-5)
+    assert str(Path(__file__).parents[1]).encode() not in Path(made.path).read_bytes()
+    again = audit(read, 8, sizes=False)
+    assert again.exact and all(f.agrees for f in again.findings)
 
 
 def onnx_file(path, module, node=None):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import stochastic_depth
 
 from searchspace import Architecture, Group, verdict
 from trainers import build, convert
@@ -71,6 +72,7 @@ class Mixed(nn.Module):
         x = nn.functional.silu(self.depthwise(x)) + x
         y = self.slope(self.norm(self.grouped(x)))
         x = torch.cat([x, y], 1)
+        x = stochastic_depth(x, 0.1, "row", self.training)
         x = x * torch.sigmoid(self.gate(nn.functional.adaptive_avg_pool2d(x, 1)))
         x = nn.functional.dropout(x.mean([2, 3]), 0.1, self.training)
         return torch.log_softmax(self.last(x), 1)

@@ -181,6 +181,33 @@ def _pad(a: Attributes, x: Tensor, pads: Tensor, *rest: Tensor | None) -> Tensor
     return F.pad(x, borders, name, fill if name == "constant" else None)
 
 
+# (mode, coordinates, rounding of places) of ONNX -> (mode, align_corners) of torch
+RESIZES = {
+    ("linear", "half_pixel"): ("bilinear", False),
+    ("linear", "pytorch_half_pixel"): ("bilinear", False),
+    ("linear", "align_corners"): ("bilinear", True),
+    ("cubic", "half_pixel"): ("bicubic", False),
+    ("cubic", "pytorch_half_pixel"): ("bicubic", False),
+    ("nearest", "asymmetric"): ("nearest", None),
+}
+
+
+def _resize(a: Attributes, x: Tensor, *given: Tensor | None) -> Tensor:
+    _, scales, sizes = (*given, None, None, None)[:3]
+    kind = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
+    floors = kind[0] != "nearest" or a.get("nearest_mode", "round_prefer_floor") == "floor"
+    usual = kind[0] != "cubic" or a.get("cubic_coeff_a", -0.75) == -0.75
+    if kind not in RESIZES or not floors or not usual or a.get("exclude_outside", 0):
+        raise ValueError(f"a resize by {' '.join(kind)} is not read from ONNX")
+    wanted = sizes.tolist() if sizes is not None and sizes.numel() else None
+    if wanted is None:
+        assert scales is not None, "a resize has scales or sizes"
+        wanted = [int(n * s + 1e-6) for n, s in zip(x.shape, scales.tolist())]
+    mode, corners = RESIZES[kind]
+    antialias = bool(a.get("antialias", 0))
+    return F.interpolate(x, wanted[-2:], None, mode, corners, antialias=antialias)
+
+
 def _batch_norm(a: Attributes, x: Tensor, *parts: Tensor) -> Tensor:
     weight, bias, mean, variance = parts
     return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, a.get("epsilon", 1e-5))
@@ -212,6 +239,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Identity": lambda a, x: x,
     "Dropout": lambda a, x, *rest: x,
     "Pad": _pad,
+    "Resize": _resize,
     "Relu": lambda a, x: x.relu(),
     "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
     "Elu": lambda a, x: F.elu(x, a.get("alpha", 1.0)),

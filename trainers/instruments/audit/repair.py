@@ -169,7 +169,10 @@ def _write(module: nn.Module, image: Tensor, out: Path) -> None:
     if out.suffix.lower() == ".onnx":
         made = torch.onnx.export(module, (image,), dynamo=True, verbose=False)
         assert made is not None
-        return write_whole(out, made.model_proto.SerializeToString())
+        graph = made.model_proto
+        for node in graph.graph.node:  # where the code stood that was exported
+            del node.metadata_props[:]
+        return write_whole(out, graph.SerializeToString())
     held = io.BytesIO()
     torch.export.save(torch.export.export(module, (image,)), held)
     write_whole(out, held.getvalue())

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from trainers.instruments.convert.operations import (
     BATCH_NORMS,
     BINARY,
+    LEFT_OUT,
     MIXING_MODULES,
     POINTWISE,
     POINTWISE_MODULES,
@@ -189,7 +190,7 @@ class _Walk:
             return self._combined(node, given)
         value = self._value(node, first if first in self.values else given[0])
         if len(node.all_input_nodes) == 1 and (
-            name in BINARY or name in POINTWISE or name == "dropout"
+            name in BINARY or name in POINTWISE or name in ("dropout", *LEFT_OUT)
         ):
             return value
         if name in WINDOWS and not value.positions and self.traced.shapes[node] is not None:

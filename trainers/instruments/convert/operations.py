@@ -31,6 +31,7 @@ WINDOWS = {
 }  # fmt: skip
 BINARY = {"add", "iadd", "mul", "imul", "sub", "isub", "truediv", "div", "maximum", "minimum"}
 SOFTMAXES = {"softmax", "log_softmax"}
+LEFT_OUT = {"stochastic_depth"}  # the identity in evaluation
 SIZES = {"size", "getattr", "getitem", "dim", "floordiv", "numel"}
 
 

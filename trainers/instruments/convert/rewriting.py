@@ -21,6 +21,7 @@ from trainers.instruments.convert.channels import Flow, Value, refused
 from trainers.instruments.convert.layers import GroupConv2d, OfFields, OnEachElement
 from trainers.instruments.convert.operations import (
     BATCH_NORMS,
+    LEFT_OUT,
     MIXING_MODULES,
     SOFTMAXES,
     is_flatten,
@@ -88,6 +89,8 @@ class Rewriting:
             self._put(str(node.target), _attribute(self.traced.module, str(node.target)))
         if name_of(node) in SOFTMAXES and node.op != "placeholder":
             self._pooled(node.all_input_nodes[0])
+        if node.op == "call_function" and name_of(node) in LEFT_OUT:
+            return self.made[node.all_input_nodes[0]]
         if name_of(node) == "dropout" and node.op == "call_function":
             return self._dropout(node)
         copied = self.graph.node_copy(node, lambda n: self.made[n])

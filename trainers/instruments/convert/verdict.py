@@ -21,7 +21,7 @@ from trainers.instruments.audit.symmetrised import (
     draw_weights,
     own_errors,
 )
-from trainers.instruments.audit.verdict import Audit, Finding
+from trainers.instruments.audit.verdict import Audit, Claim, Finding
 
 
 def verdict_of(twin: nn.Module, plain: nn.Module, group: Group, size: tuple[int, int],
@@ -38,10 +38,17 @@ def verdict_of(twin: nn.Module, plain: nn.Module, group: Group, size: tuple[int,
     copied = double_copy(twin)
     own = own_errors(copied, (1, channels, *size), group.elements)
     findings = tuple(
-        replace(f, measured=error, own=mine, doubted=False).settled()
+        replace(f, claim=_claim(f), measured=error, own=mine, doubted=False).settled()
         for f, error, mine in zip(claimed.findings, measured, own)
     )
     return replace(claimed, findings=findings)
+
+
+def _claim(finding: Finding) -> Claim:
+    """What the layers say, where the counterpart's rounding errors left it in doubt."""
+    if not finding.doubted or finding.measured is None:
+        return finding.claim
+    return "exact" if finding.measured > THRESHOLD else "broken"
 
 
 @torch.no_grad()

@@ -4,8 +4,11 @@ candidates.
 The acquisition (Emmerich et al. 2006; Yang et al. 2019) uses groups, restriction, layout, size,
 head, loss, learning rate and the share of the declared symmetry that survives, all known without
 training. In a study with constraints it is multiplied by the probability that the candidate keeps
-them (Gardner et al. 2014), under a second process. Candidates are random drafts and neighbours of
-good trials; running trials count with their predicted scores.
+them (Gardner et al. 2014), under a second process. Candidates are all of a small space, else random
+drafts and neighbours of good trials; running trials count with their predicted scores.
+
+At a rung a training goes on where it promises more for each epoch that it still needs than any
+stopped one, or a new candidate for each of its own, does.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +25,11 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.trial import is_feasible, recorded_rungs
 from studies.pareto import Point, non_dominated, utilities
+from studies.samplers.enumeration import all_drafts
 from studies.samplers.evolution import SubgroupEvolution
 from studies.samplers.gp import Array, Surrogate
 from studies.samplers.initial_design import Features, features_of, features_of_text
@@ -32,6 +38,7 @@ from studies.samplers.tpe import informative
 
 # drafts that are compared for a proposal; half of them are neighbours of good trials
 CANDIDATES = 64
+ALL = 400  # combinations of a finite space, up to which every one is compared
 DRAWS = 64  # of the scores of a candidate
 BEST, NEWEST = 30, 60  # trials that the surrogate learns from, once there are more
 LEAST_PROBABILITY = 1e-3  # of keeping the constraints
@@ -106,24 +113,48 @@ class ExpectedImprovement:
         best = int(numpy.argmax(gain / numpy.array(cost)))
         return None if best < len(drafts) else waiting[best - len(drafts)][0]
 
+    def goes_on(
+        self,
+        trials: Sequence[FrozenTrial],
+        number: int,
+        rung: Mapping[str, Any],
+        stopped: Sequence[int],
+        rng: numpy.random.Generator,
+    ) -> bool:
+        """Whether trial `number`, which is at a rung, is what `to_continue` would choose among it
+        and the `stopped`. `rung` is what the journal will hold of it there, by name.
+        """
+        seen = [_at_rung(trial, rung) if trial.number == number else trial for trial in trials]
+        return self.to_continue(seen, [*stopped, number], rng) == number
+
     def _candidates(
         self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator
     ) -> list[tuple[Features, dict[str, Any]]]:
         """Features and parameters of different drafts that were not tried."""
         tried = {as_key(trial.params) for trial in trials if trial.params}
         drafts: dict[frozenset, tuple[Features, dict[str, Any]]] = {}
+        for params, candidate in self._drafts(trials, rng):
+            key = as_key(params)
+            if key not in tried and key not in drafts:
+                features = replace(
+                    features_of(candidate, self._group), learning_rate=params.get("learning_rate")
+                )
+                drafts[key] = features, dict(params)
+        return list(drafts.values())
+
+    def _drafts(
+        self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator
+    ) -> Iterator[tuple[Mapping[str, Any], Candidate]]:
+        """Parameters and candidates: all of a small space, else random ones and neighbours."""
+        everything = all_drafts(self._study.space, self._group, ALL)
+        if everything is not None:
+            yield from everything
+            return
         evolution = SubgroupEvolution(self._study)
         for i in range(CANDIDATES):
             plan = evolution.plan(trials, rng) if i % 2 else {}
             draft, candidate = draw(self._study, plan, rng)
-            key = as_key(draft.params)
-            if key not in tried and key not in drafts:
-                features = replace(
-                    features_of(candidate, self._group),
-                    learning_rate=draft.params.get("learning_rate"),
-                )
-                drafts[key] = features, draft.params
-        return list(drafts.values())
+            yield draft.params, candidate
 
     def _observations(self, trials: Sequence[FrozenTrial]) -> list[Observation]:
         """The scores of every training at the last `RUNGS` rungs that it has reached."""
@@ -242,6 +273,14 @@ class ExpectedImprovement:
         )
         probability = surrogate.mean(coded.differences(evaluated, new), 0)[:, 0]
         return numpy.clip(probability, LEAST_PROBABILITY, 1.0)
+
+
+def _at_rung(trial: FrozenTrial, rung: Mapping[str, Any]) -> FrozenTrial:
+    """`trial` as if it had stopped at a rung, of which the journal holds `rung`."""
+    stopped = copy(trial)
+    stopped.state = TrialState.PRUNED
+    stopped.user_attrs = {**trial.user_attrs, **rung}
+    return stopped
 
 
 class FeatureCoding:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
+from searchspace.space import SearchSpace
 from studies.config import Study
 
 
@@ -36,6 +38,32 @@ def all_candidates(
         branch = _next(walk.choices)
         if branch is None:
             return candidates
+    return None
+
+
+@lru_cache(maxsize=4)
+def all_drafts(
+    space: SearchSpace, declared: Group, most: int
+) -> tuple[tuple[Mapping[str, Any], Candidate], ...] | None:
+    """Every combination of choices of `space` that can be built, and its candidate before widths
+    are matched; None where ranges of real numbers or more than `most` combinations make that long.
+    Cached.
+    """
+    space = space.model_copy(update={"width": None})
+    drafts: list[tuple[Mapping[str, Any], Candidate]] = []
+    branch: list[_Choice] = []
+    for _ in range(most):
+        walk = _Walk(branch)
+        try:
+            drafts.append((walk.params, space.sample(walk, declared=declared)))
+        except _InfiniteError:
+            return None
+        except ValueError:
+            pass
+        following = _next(walk.choices)
+        if following is None:
+            return tuple(drafts)
+        branch = following
     return None
 
 
@@ -90,12 +118,14 @@ class _Walk:
     def __init__(self, branch: Sequence[_Choice], ranges: dict[str, None] | None = None) -> None:
         self._branch, self._ranges = branch, ranges
         self.choices: list[_Choice] = []
+        self.params: dict[str, Any] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """The option of this combination."""
         place = len(self.choices)
         index = self._branch[place][0] if place < len(self._branch) else 0
         self.choices.append((index, len(choices)))
+        self.params[name] = choices[index]
         return choices[index]
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:

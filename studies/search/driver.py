@@ -31,10 +31,10 @@ from studies.search.attempts import Died, Epochs, count_death
 from studies.search.beside import Beside
 from studies.search.inheritance import Child, next_child
 from studies.search.progress import Progress
-from studies.search.promotions import Promotions, worth_continuing
+from studies.search.promotions import Promotions, by_rank, goes_on, worth_continuing
 from studies.search.proposals import continuation, describe
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
-from studies.search.scores import checked, ending, rung_margin, rung_point
+from studies.search.scores import checked, ending, rung_point
 
 
 class SearchDriver:
@@ -208,7 +208,7 @@ class SearchDriver:
         return with_folder(self._assignment(record), new=new)
 
     def _promotion(self) -> int | None:
-        return self._promotions.next() if self.study.search.second_chances else None
+        return by_rank(self.study, self._promotions, self._exhausted)
 
     def _continued(self) -> Assignment | None:
         """A stopped trial, where the sampler prefers it to a new one."""
@@ -306,10 +306,10 @@ class SearchDriver:
                 last = epoch == self.study.rungs[-1] or record.kind != "search"
                 if record.kind == "search":
                     self._promotions.enter(epoch, number, rung_point(scores))
-                margin = rung_margin(scores, self.study.search.confidence)
-                goes_on = last or self._promotions.goes_on(epoch, number, margin)
+                seen, at = self._journal.seen, (number, epoch)
+                going = last or goes_on(self.study, seen, self._promotions, at, scores)
                 record = self._running[number] = self._journal.set_rung(
-                    record, epoch, scores, "continue" if goes_on else "stop"
+                    record, epoch, scores, "continue" if going else "stop"
                 )
             return record.decisions[epoch]
 

@@ -9,15 +9,22 @@ rung, whatever number continues it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from studies.config import Study
+from studies.journal.trial import RUNG
 from studies.pareto import Point
 from studies.search.halving import survivors
+from studies.search.scores import rung_margin
 from trainers.seeds import derived_seed
+
+# first trials that train to the end in a study of fewer than `SHORT` times as many trials as its
+# sampler starts with: so that it has a front
+FULL = 2
+SHORT = 4
 
 
 class Promotions:
@@ -89,17 +96,68 @@ class Promotions:
         return self._survivors[epoch]
 
 
+def by_rank(study: Study, promotions: Promotions, exhausted: Callable[[], bool]) -> int | None:
+    """The stopped trial to promote by its rank; None without `search.second_chances`, and under
+    `ehvi`, which weighs stopped trials itself, until there is nothing new to propose.
+    """
+    search = study.search
+    if not search.second_chances or (search.sampler == "ehvi" and not exhausted()):
+        return None
+    return promotions.next()
+
+
 def worth_continuing(study: Study, trials: Sequence[Any], waiting: Sequence[int]) -> int | None:
     """The stopped trial, of those `waiting`, that is worth more for each epoch than a new one, by
     the sampler's own measure; None where a new one is, or the sampler has no such measure.
 
     The rank at an early rung can be wrong; the surrogate of `ehvi` learns how much it foretells.
     """
-    from studies.samplers.ehvi import ExpectedImprovement
+    if not _weighs(study, trials) or not waiting:
+        return None
+    return _sampler(study).to_continue(trials, waiting, _rng(study, len(trials), 2))
+
+
+def goes_on(
+    study: Study,
+    seen: Callable[[], Sequence[Any]],
+    promotions: Promotions,
+    at: tuple[int, int],
+    scores: Mapping[str, Any],
+) -> bool:
+    """Whether a trial trains on after a rung at which it has `scores`; `at` are its number and the
+    epoch, `seen` gives the trials.
+
+    The surrogate of `ehvi` decides once it has learned: whether nothing else is worth more for
+    each epoch. Before, trials wait at the first rung for that, but for the first ones of a short
+    study. Under other samplers halving decides (`Promotions.goes_on`).
+    """
+    from studies.samplers.factory import startup_of
+
+    number, epoch = at
+    if study.search.sampler == "ehvi" and study.search.second_chances:
+        trials = seen()
+        if not _weighs(study, trials):
+            return number < FULL and study.search.trials < SHORT * startup_of(study)
+        rung = {f"{RUNG}{epoch}": {"scores": dict(scores), "decision": "stop"}}
+        rng = _rng(study, number, 3 + epoch)
+        return _sampler(study).goes_on(trials, number, rung, promotions.waiting, rng)
+    margin = rung_margin(scores, study.search.confidence)
+    return promotions.goes_on(epoch, number, margin)
+
+
+def _weighs(study: Study, trials: Sequence[Any]) -> bool:
+    """Whether the sampler says what a training is worth, and has learned enough to."""
     from studies.samplers.factory import startup_of
 
     search = study.search
-    if search.sampler != "ehvi" or not search.second_chances or len(trials) < startup_of(study):
-        return None
-    rng = numpy.random.default_rng(derived_seed(search.seed, len(trials), 2))
-    return ExpectedImprovement(study).to_continue(trials, waiting, rng) if waiting else None
+    return search.sampler == "ehvi" and search.second_chances and len(trials) >= startup_of(study)
+
+
+def _sampler(study: Study) -> Any:
+    from studies.samplers.ehvi import ExpectedImprovement
+
+    return ExpectedImprovement(study)
+
+
+def _rng(study: Study, *of: int) -> numpy.random.Generator:
+    return numpy.random.default_rng(derived_seed(study.search.seed, *of))

@@ -41,6 +41,7 @@ CANDIDATES = 64
 ALL = 400  # combinations of a finite space, up to which every one is compared
 DRAWS = 64  # of the scores of a candidate
 BEST, NEWEST = 30, 60  # trials that the surrogate learns from, once there are more
+RUNNING = 64  # trials that run, of which the newest count
 LEAST_PROBABILITY = 1e-3  # of keeping the constraints
 RUNGS = 2  # the last ones of each training; earlier scores add little
 # of the loss weight, and of the learning rate, that count as one whole difference
@@ -191,12 +192,9 @@ class ExpectedImprovement:
         return observations
 
     def _pending(self, trials: Sequence[FrozenTrial]) -> list[Features]:
-        """Trainings that have not ended."""
-        return [
-            features
-            for trial in trials
-            if not trial.state.is_finished() and (features := self._features(trial)) is not None
-        ]
+        """The newest trainings that have not ended."""
+        running = [trial for trial in trials if not trial.state.is_finished()][-RUNNING:]
+        return [f for trial in running if (f := self._features(trial)) is not None]
 
     def _features(self, trial: FrozenTrial) -> Features | None:
         text = trial.user_attrs.get("architecture") or trial.user_attrs.get("enqueued")

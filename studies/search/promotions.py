@@ -25,6 +25,7 @@ from trainers.seeds import derived_seed
 # sampler starts with: so that it has a front
 FULL = 2
 SHORT = 4
+MANY = 64  # trials that run, beyond which halving decides: a surrogate takes a tenth of a second
 
 
 class Promotions:
@@ -97,11 +98,10 @@ class Promotions:
 
 
 def by_rank(study: Study, promotions: Promotions, exhausted: Callable[[], bool]) -> int | None:
-    """The stopped trial to promote by its rank; None without `search.second_chances`, and under
-    `ehvi`, which weighs stopped trials itself, until there is nothing new to propose.
+    """The stopped trial to promote by its rank; None without `search.second_chances`, and where
+    the sampler weighs stopped trials itself, until there is nothing new to propose.
     """
-    search = study.search
-    if not search.second_chances or (search.sampler == "ehvi" and not exhausted()):
+    if not study.search.second_chances or (_by_worth(study) and not exhausted()):
         return None
     return promotions.next()
 
@@ -129,20 +129,29 @@ def goes_on(
 
     The surrogate of `ehvi` decides once it has learned: whether nothing else is worth more for
     each epoch. Before, trials wait at the first rung for that, but for the first ones of a short
-    study. Under other samplers halving decides (`Promotions.goes_on`).
+    study. Where more than `MANY` trials run, with `search.confidence`, and under other samplers,
+    halving decides (`Promotions.goes_on`).
     """
     from studies.samplers.factory import startup_of
 
     number, epoch = at
-    if study.search.sampler == "ehvi" and study.search.second_chances:
+    if _by_worth(study):
         trials = seen()
         if not _weighs(study, trials):
             return number < FULL and study.search.trials < SHORT * startup_of(study)
+        if sum(not trial.state.is_finished() for trial in trials) > MANY:
+            return promotions.goes_on(epoch, number, rung_margin(scores, study.search.confidence))
         rung = {f"{RUNG}{epoch}": {"scores": dict(scores), "decision": "stop"}}
         rng = _rng(study, number, 3 + epoch)
         return _sampler(study).goes_on(trials, number, rung, promotions.waiting, rng)
     margin = rung_margin(scores, study.search.confidence)
     return promotions.goes_on(epoch, number, margin)
+
+
+def _by_worth(study: Study) -> bool:
+    """Whether the sampler decides at rungs."""
+    search = study.search
+    return search.sampler == "ehvi" and search.second_chances and search.confidence is None
 
 
 def _weighs(study: Study, trials: Sequence[Any]) -> bool:

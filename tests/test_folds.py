@@ -10,7 +10,8 @@ from studies.config import parse
 from studies.errors import StudyFileError
 from studies.search.assignments import Assignment, LeaveError
 from studies.workers.worker import SCORES, run_trial
-from trainers.data.datasets import describe, load
+from trainers.data.datasets import load
+from trainers.data.describing import describe
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats.storing import store_arrays
 from trainers.instruments import correctness

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from trainers import cached_arrays
-from trainers.data.datasets import describe, load
+from trainers.data.datasets import load
+from trainers.data.describing import describe
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats.storing import store_arrays
 from trainers.settings import Data

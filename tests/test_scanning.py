@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.data.datasets import DataWarning, describe, load
+from trainers.data.datasets import DataWarning, load
 from trainers.data.decoding import extensions
+from trainers.data.describing import describe
 from trainers.data.folders import list_folder
 from trainers.settings import Data
 

@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+MAIN_SCORES = {"classification": None, "multilabel": "AUROC", "regression": "R2"}
+"""What stands in the place of accuracy, by task; None: accuracy itself."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -17,6 +20,10 @@ class Scores:
     declared group's elements other than the identity, whatever training has seen; what training
     has not seen is a score of its own. (Studies of version 0.1.0 go on with the elements that
     training has not seen, or all where it saw all: `symmetry.scored: unseen`.)
+
+    Of other tasks than classification `score` names the main score that stands in the place of
+    accuracy, upright and under the elements: AUROC (multilabel) or R2 (regression). It is no share
+    of images, so it comes with its standard error over images.
     """
 
     epoch: int  # epochs trained
@@ -51,6 +58,15 @@ class Scores:
     symmetry_balanced_accuracy_error: float | None = None
     symmetry_auroc_error: float | None = None
     symmetry_worst_class_error: float | None = None
+    # what accuracies are, where they are not accuracies, their standard errors over images, and
+    # what is said beside: of labels accuracy and F1, of targets the mean absolute error (mae) in
+    # the user's unit; the same as means over the elements
+    score: str | None = None
+    accuracy_error: float | None = None
+    symmetry_accuracy_error: float | None = None
+    symmetry_accuracy_worst_error: float | None = None
+    beside: dict[str, float] | None = None
+    symmetry_beside: dict[str, float] | None = None
     num_images: int | None = None  # validation images that accuracies are shares of
     # of cross-validation: score -> its standard deviation over folds, of which the scores are means
     fold_spread: dict[str, float] | None = None
@@ -61,7 +77,7 @@ class Scores:
         for field in fields(self):
             value = getattr(self, field.name)
             values = value.values() if isinstance(value, dict) else [value]
-            if any(v is not None and not math.isfinite(v) for v in values):
+            if any(isinstance(v, (int, float)) and not math.isfinite(v) for v in values):
                 raise ValueError(
                     f"score {field.name} is {value} at epoch {self.epoch}; scores must be "
                     "finite: try a lower learning rate"

@@ -40,7 +40,8 @@ class Settings(BaseModel):
 # studies without them stay valid
 LATER = {
     "data": {"columns": {"image": None, "label": None, "split": None}, "classes": None}
-    | {"group_by": None, "folds": None, "fold": 0},
+    | {"group_by": None, "folds": None, "fold": 0, "task": "classification"},
+    "columns": {"separator": None},
     "training": {"class_weights": "none"},
     "augment": {
         "crop": 1.0,
@@ -55,7 +56,8 @@ def as_identity(section: Settings, exclude: set[str]) -> dict[str, Any]:
     """
     content = section.model_dump(mode="json", exclude=exclude)
     own = LATER["training" if isinstance(section, Training) else "data"]
-    for place, later in ((content, own), (content.get("augment", {}), LATER["augment"])):
+    inner = [(content.get(name, {}), LATER[name]) for name in ("augment", "columns")]
+    for place, later in (*inner, (content, own)):
         for key, silent in later.items():
             if place.get(key) == silent:
                 place.pop(key, None)
@@ -125,12 +127,29 @@ GroupName = Annotated[str, BeforeValidator(_group_name)]
 """The name of a group such as `D4`, checked and spelled canonically."""
 
 
+def _one_or_several(value: Any) -> Any:
+    """Several names as a tuple, a single one as text."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    names = list(value)
+    if not names or len(set(map(str, names))) < len(names):
+        raise ValueError("name each column of labels once, such as [atelectasis, mass]")
+    return tuple(names) if len(names) > 1 else names[0]
+
+
+Task = Literal["classification", "multilabel", "regression"]
+"""What is predicted: one class of each image, any of several labels, or numbers."""
+
+
 class Columns(Settings):
     """The columns of a table of images, and the keys of labels in JSON; None: the usual names."""
 
     image: str | None = None
-    label: str | None = None
+    # several: a column of 0 and 1 for each label, or a column for each number to be predicted
+    label: Annotated[str | tuple[str, ...] | None, BeforeValidator(_one_or_several)] = None
     split: str | None = None
+    # between the names of labels in one column of a multilabel table; None: |
+    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
 
 
 class Data(Settings):
@@ -143,8 +162,10 @@ class Data(Settings):
     # a file, a folder of files or a pattern such as `shards/*.tar`: the formats of FORMATS
     files: Place | None = None
     columns: Columns = Columns()  # of `files` that are tables
+    # what the labels of `files` are; auto: decided by their form when a study starts
+    task: Task | Literal["auto"] = "classification"
     # names of the labels 0, 1, ... in `files`; None: as the files name them
-    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     # a column of `files`, or a pattern with one group that finds the group in the name of a file:
     # images of one group (a patient, a module, a slide) are never in two splits
     group_by: str | None = None
@@ -189,6 +210,11 @@ class Data(Settings):
         for key, is_set in of_files.items():
             if is_set and self.files is None:
                 raise ValueError(f"{key} is for `files:`; leave it out with `{given[0]}:`")
+        if self.classes is not None and len(self.classes) < 2 and self.task == "classification":
+            raise ValueError(
+                f"classes has the one name '{', '.join(self.classes)}'; a classifier needs two at "
+                "least"
+            )
         return self
 
     @property

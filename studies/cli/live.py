@@ -11,6 +11,7 @@ from typing import Any
 
 from studies.output import note, percent
 from studies.search.driver import SearchDriver
+from studies.tasks import task_score
 from studies.terminal import is_terminal, lasting, one_line, plain, styled
 from studies.workers.executors import Event
 
@@ -82,8 +83,8 @@ class LiveView:
         if event.kind == "rung" and event.scores is not None:
             return (
                 f"trial {event.number}: epoch {event.epoch} of {self._study.training.epochs}, "
-                f"accuracy {percent(event.scores.get('accuracy'))} %, "
-                f"symmetry accuracy {percent(event.scores.get('symmetry_accuracy'))} %: "
+                f"{self._score} {percent(event.scores.get('accuracy'))} %, "
+                f"symmetry {self._score} {percent(event.scores.get('symmetry_accuracy'))} %: "
                 f"{self._decision(event)}"
             )
         if event.kind == "ended":
@@ -106,6 +107,11 @@ class LiveView:
         """What follows a rung; nothing does after the last epoch."""
         return "scored" if event.epoch == self._study.training.epochs else str(event.outcome)
 
+    @property
+    def _score(self) -> str:
+        """What the main score is called."""
+        return task_score(self._study.data.task)
+
     def _purpose(self, number: int) -> str:
         """What a trial beside the search is trained for, in brackets; empty for others."""
         if number not in self._driver.running:
@@ -127,7 +133,7 @@ class LiveView:
             + ", ".join(f"{count} {name}" for name, count in self._counts.items())
         )
         table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("trial", "epochs", "accuracy %", "symmetry %", "state"):
+        for name in ("trial", "epochs", f"{self._score} %", "symmetry %", "state"):
             table.add_column(
                 name, justify="right" if name.endswith("%") or name == "trial" else "left"
             )

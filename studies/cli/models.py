@@ -34,6 +34,7 @@ from studies.output import (
     print_table,
     print_value,
 )
+from studies.tasks import beside_text, score_name
 
 if TYPE_CHECKING:
     from studies.config import Study
@@ -133,10 +134,12 @@ def probe(
     """
     from searchspace.groups import Group
     from studies import config
+    from studies.tasks import require_classes, with_task
     from trainers.instruments.probe import probe as probe_data
     from trainers.process import tune_process
 
-    chosen = config.load(study, pairs(settings))
+    chosen = with_task(config.load(study, pairs(settings)))
+    require_classes(chosen, "probe")
     tune_process()
     probed = probe_data(
         chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed
@@ -282,7 +285,7 @@ def _print_tested(rows: list[dict[str, Any]], format: Format) -> None:
     columns = [
         Column("trial"),
         Column("n", True),
-        Column("test accuracy %", True),
+        Column(f"test {score_name(rows[0]) if rows else 'accuracy'} %", True),
         Column("symmetry %", True),
         Column("worst %", True),
         Column("mean of seeds %", True),
@@ -368,9 +371,10 @@ def _retrained(jobs: list[Job], study: Study, directory: Path) -> list[dict[str,
     def on_result(done: int, result: dict[str, Any]) -> None:
         what = f"mean of {result['members']}" if "members" in result else f"seed {result['seed']}"
         note(
-            f"{done} of {len(jobs)}: {result['name']}, {what}: test accuracy "
-            f"{100 * result['test']['accuracy']:.2f} %, "
-            f"symmetry accuracy {100 * result['test']['symmetry_accuracy']:.2f} %"
+            f"{done} of {len(jobs)}: {result['name']}, {what}: test {score_name(result['test'])} "
+            f"{100 * result['test']['accuracy']:.2f} %, symmetry {score_name(result['test'])} "
+            f"{100 * result['test']['symmetry_accuracy']:.2f} %"
+            + (f" ({beside_text(result['test'])})" if result["test"].get("beside") else "")
         )
 
     return retraining.summarised(retraining.run_jobs(jobs, study, directory, on_result))

@@ -246,6 +246,7 @@ def front(
     from studies.evidence.intervals import Evidence
     from studies.journal.definition import definition_note
     from studies.results import front_plot, tables
+    from studies.tasks import in_words, task_score
 
     study, every = tables.open_study(directory, reading=True)
     records = selected(every, where)
@@ -260,9 +261,9 @@ def front(
         return
     plotted = front_plot.plotted_trials(study, records) if format is Format.table or figure else []
     if format is Format.table and (drawn := front_plot.draw_text(plotted, study.objectives)):
-        print(f"\n{drawn}")
+        print(f"\n{in_words(drawn, task_score(study.data.task))}")
     if figure is not None:
-        front_plot.save_figure(plotted, study.objectives, figure)
+        front_plot.save_figure(plotted, study.objectives, figure, task_score(study.data.task))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -5,7 +5,9 @@ An accuracy is a share of images: Wilson's interval. A symmetry accuracy is a me
 the *same* images, so that its n is the number of images too: an exact network is right or wrong
 under all elements of an image at once, and images times elements would halve or third the interval
 without any new image. For networks that fail under elements independently it is wider than need be,
-never too narrow. Intervals of a worst element do not account for its having been chosen.
+never too narrow. The main score of another task is no share of images: its interval comes from
+resamples of the images, a difference from equal resamples. Intervals of a worst element do not
+account for its having been chosen.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from studies.pareto import OVER_CLASSES, SCORE_OF
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
 from trainers.instruments.proportions import proportion
+from trainers.instruments.tasks import replicates
+from trainers.instruments.tasks.replicates import Replicates
 
 SHARES = (
     "accuracy",
@@ -50,10 +54,10 @@ def interval(
     value, count = scores.get(name), scores.get("num_images") or images
     if not is_number(value) or not 0 <= value <= 1:
         return None
-    if name in SHARES and count:
+    if name in SHARES and count and not scores.get("score"):
         share = proportion(value, count)
         return share.low, share.high
-    error = scores.get(ERRORS.get(name, ""))
+    error = scores.get(f"{name}_error")
     if is_number(error):
         return max(0.0, value - Z * error), min(1.0, value + Z * error)
     return None
@@ -93,6 +97,13 @@ class Evidence:
             self._read[record.number] = answers
         return self._read[record.number]
 
+    def replicates(self, record: TrialRecord) -> Replicates | None:
+        """A trial's scores on resamples of the images, at its last scores; None if not stored."""
+        if self.directory is None or record.scores is None:
+            return None
+        folder = self.directory / TRIALS / f"{record.number:05d}"
+        return replicates.read(folder, record.scores.get("epoch"))
+
     def difference(self, a: TrialRecord, b: TrialRecord, score: str) -> Difference | None:
         """Trial `a` minus trial `b` in a score: paired over images where both keep which they
         classified correctly, else unpaired; None where nothing says how sure it is.
@@ -101,7 +112,11 @@ class Evidence:
         first, second = (a.scores or {}).get(name), (b.scores or {}).get(name)
         if not (is_number(first) and is_number(second)):
             return None
-        if name in SHARES:
+        if (a.scores or {}).get("score"):
+            found = self._resampled(a, b, name, first - second)
+            if found is not None:
+                return found
+        elif name in SHARES:
             mine, theirs = self.correctness(a), self.correctness(b)
             if mine is not None and theirs is not None:
                 paired = difference(mine, theirs, name)
@@ -110,12 +125,27 @@ class Evidence:
             counts = self.count(a), self.count(b)
             if counts[0] and counts[1]:
                 return unpaired(first, second, counts[0], counts[1])
-        errors = [(r.scores or {}).get(ERRORS.get(name, "")) for r in (a, b)]
+        errors = [(r.scores or {}).get(f"{name}_error") for r in (a, b)]
         numbers = [error for error in errors if is_number(error)]
         if len(numbers) == 2:
             half, value, count = Z * math.hypot(*numbers), first - second, self.count(a) or 0
             return Difference(value, value - half, value + half, count, "images, unpaired")
         return None
+
+    def _resampled(
+        self, a: TrialRecord, b: TrialRecord, name: str, value: float
+    ) -> Difference | None:
+        """The difference of a score that is no share of images, by its values on equal resamples of
+        them; None where a trial does not keep these.
+        """
+        mine, theirs = (self.replicates(record) for record in (a, b))
+        if mine is None or theirs is None or not mine.comparable(theirs):
+            return None
+        if name not in mine.scores or name not in theirs.scores:
+            return None
+        changes = [x - y for x, y in zip(mine.scores[name], theirs.scores[name], strict=True)]
+        half = Z * replicates.error_of(changes)
+        return Difference(value, value - half, value + half, mine.images, "images")
 
     def tied(self, objectives: Iterable[str], a: TrialRecord, b: TrialRecord) -> bool:
         """Whether two trials cannot be told apart in any objective.
@@ -141,12 +171,15 @@ class Evidence:
                 tied[b.number].append(a.number)
         return tied
 
-    def resolution(self, front: Sequence[TrialRecord]) -> dict[str, Any] | None:
+    def resolution(
+        self, front: Sequence[TrialRecord], score: str = "accuracy"
+    ) -> dict[str, Any] | None:
         """What a percentage point of accuracy is in images, and the difference between two trials
         below which they cannot be told apart; None where the number of images is not known.
 
         The difference is half the 95 % interval: paired, the median over the front, where the
-        images are stored, else that of two accuracies like the front's.
+        images are stored, else that of two accuracies like the front's. Of another main `score`
+        only the difference is known, and only from a front of two.
         """
         count = self.images or next((c for c in map(self.count, front) if c), None)
         if not count:
@@ -155,6 +188,9 @@ class Evidence:
             self.difference(a, b, "accuracy") for a, b in combinations(front[:MOST_MEMBERS], 2)
         ]
         halves = [d.half for d in widths if d is not None and d.over == "images"]
+        if score != "accuracy":
+            about = {"validation_images": count, "score": score, "paired": True}
+            return {**about, "smallest_difference": median(halves)} if halves else None
         scores = [(r.scores or {}).get("accuracy") for r in front]
         shares = [score for score in scores if is_number(score)]
         share = min(1 - 1 / count, max(1 / count, median(shares) if shares else USUAL))
@@ -169,6 +205,12 @@ class Evidence:
 
 def resolution_text(value: Mapping[str, Any]) -> str:
     """`Evidence.resolution` in a sentence."""
+    if "score" in value:
+        return (
+            f"on {value['validation_images']:,} validation images, resampled alike for all trials, "
+            f"differences of {value['score']} below about "
+            f"{100 * value['smallest_difference']:.1f} points cannot be told apart (95 %)"
+        )
     point, images = value["images_per_point"], f"{value['validation_images']:,} validation images"
     how = "compared image by image, " if value["paired"] else ""
     return (

@@ -16,6 +16,7 @@ from studies.evidence.pairs import candidate_of
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, is_number, percent, short
 from studies.results import tables
+from studies.tasks import in_words, task_score
 
 COSTS = ("params", "macs", "latency", "seconds")
 OTHERS = ("equivariance_error", "equivariance_error_features", "loss")
@@ -47,6 +48,7 @@ def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
         name: [r.attributes.get(name, (r.scores or {}).get(name)) for r in (a, b)] for name in COSTS
     }
     return {
+        "score": task_score(study.data.task),
         "trials": [tables.trial_row(study, r, evidence) for r in (a, b)],
         "choices": {name: [f.get(name, "none") for f in factors] for name in names},
         "scores": scores,
@@ -79,6 +81,8 @@ def compare_lines(value: dict[str, Any]) -> list[str]:
             "not paired: one of them does not keep which images it classified correctly"
             if overs == {"images, unpaired"}
             else "paired where a score is a share of images"
+            if value["score"] == "accuracy"
+            else "paired on equal resamples of the images"
         )
         lines.append(
             f"differences are of {counts[0]:,} validation images, with 95 % intervals; {how}"
@@ -95,7 +99,8 @@ def compare_cells(value: dict[str, Any]) -> tuple[list[Column], list[list[str]]]
         texts = [percent(v) if share else formatted(v, ".3g") for v in score["values"]]
         p = score["difference"].get("p")
         note = score["text"] + (f", McNemar p {p:.2g}" if p is not None else "")
-        cells.append([name.replace("_", " ") + (" %" if share else ""), *texts, note])
+        title = in_words(name.replace("_", " "), value["score"])
+        cells.append([title + (" %" if share else ""), *texts, note])
     cells.append(["exact", *("yes" if e else "no" for e in value["exact"]), ""])
     survivors = [" ".join(map(str, s or ["-"])) for s in value["surviving"]]
     cells.append(["unchanged under", *survivors, ""])
@@ -115,13 +120,13 @@ def pair_rows(
 ) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """The paired comparisons inside a study, as values and as the cells of a table."""
     rows = pairs.summarised(pairs.find_pairs(study, records), evidence)
+    name = task_score(study.data.task)
     columns = [
         Column("what differs"),
         Column("first"),
         Column("second"),
         Column("pairs", True),
-        Column("accuracy, points", True),
-        Column("symmetry accuracy, points", True),
+        *(Column(f"{prefix}{name}, points", True) for prefix in ("", "symmetry ")),
         Column(""),
     ]
     cells = [
@@ -146,12 +151,13 @@ def control_rows(
     """Which controls the winner beats, as values and as the cells of a table."""
     said = controls.comparison(study, records, evidence)
     names = list(dict.fromkeys(n for row in said["controls"] for n in row["texts"]))
+    score = task_score(study.data.task)
     columns = [
         Column("control"),
         Column("trial", True),
         Column("params", True),
         Column("MACs", True),
-        *(Column(f"{name.replace('_', ' ')}, points", True) for name in names),
+        *(Column(f"{in_words(name.replace('_', ' '), score)}, points", True) for name in names),
         Column("the control is"),
     ]
     cells = [

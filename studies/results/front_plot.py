@@ -17,6 +17,7 @@ from studies.evidence.front import best_compromise, members, scored
 from studies.journal.trial import TrialRecord
 from studies.output import short
 from studies.pareto import DIRECTIONS, SHARES, WORST_EXPONENT
+from studies.tasks import in_words
 from trainers.figures import check_name, write
 
 if TYPE_CHECKING:
@@ -135,8 +136,11 @@ def _label(row: list[str], column: int, text: str) -> None:
             return
 
 
-def save_figure(trials: Sequence[PlottedTrial], objectives: Sequence[str], path: Path) -> Path:
-    """The path of a figure with a panel for every two objectives; its suffix says png, svg or pdf.
+def save_figure(
+    trials: Sequence[PlottedTrial], objectives: Sequence[str], path: Path, score: str = "accuracy"
+) -> Path:
+    """The path of a figure with a panel for every two objectives; its suffix says png, svg or pdf,
+    and `score` what the main score is called.
 
     Raises ValueError for another suffix, for a study of one objective, and where no trial is
     complete.
@@ -148,10 +152,12 @@ def save_figure(trials: Sequence[PlottedTrial], objectives: Sequence[str], path:
         )
     if not trials:
         raise ValueError("no trial is complete; there is nothing to draw")
-    return write(figure(trials, objectives), path)
+    return write(figure(trials, objectives, score), path)
 
 
-def figure(trials: Sequence[PlottedTrial], objectives: Sequence[str]) -> Figure:
+def figure(
+    trials: Sequence[PlottedTrial], objectives: Sequence[str], score: str = "accuracy"
+) -> Figure:
     """A panel for every two objectives: the front is numbered and outlined, the colour is the
     surviving share of the declared group.
     """
@@ -167,14 +173,19 @@ def figure(trials: Sequence[PlottedTrial], objectives: Sequence[str]) -> Figure:
     for panel in panels[len(pairs) :]:
         panel.set_axis_off()
     for panel, (x, y) in zip(panels, pairs):
-        _draw_panel(panel, trials, objectives, x, y)
+        _draw_panel(panel, trials, objectives, x, y, score)
     colours = ScalarMappable(Normalize(0, 1), "viridis")
     result.colorbar(colours, ax=list(panels), label="share of the declared symmetry that is exact")
     return result
 
 
 def _draw_panel(
-    panel: Axes, trials: Sequence[PlottedTrial], objectives: Sequence[str], x: int, y: int
+    panel: Axes,
+    trials: Sequence[PlottedTrial],
+    objectives: Sequence[str],
+    x: int,
+    y: int,
+    score: str,
 ) -> None:
     """Draws the trials in the plane of objectives number `x` and `y`."""
     for front in (False, True):
@@ -204,7 +215,7 @@ def _draw_panel(
         (objectives[y], panel.set_yscale, panel.set_ylabel),
     ):
         scale("log" if name in WORST_EXPONENT else "linear")
-        label(TITLES[name])
+        label(in_words(TITLES[name], score))
     panel.grid(alpha=0.3)
 
 

@@ -19,6 +19,7 @@ from studies.journal.directory import STUDY, TRIALS
 from studies.results.tables import open_study
 from studies.results.trained import load_trained
 from studies.search.inheritance import has_checkpoint
+from studies.tasks import require_classes
 from studies.workers.corners import with_corners
 from trainers.cores import available_cores
 from trainers.settings import Augment, Corners
@@ -176,6 +177,7 @@ def measure_subject(
             f"'{name}' does not say on which images to measure; give a study whose data they "
             "are: --data STUDY"
         )
+    require_classes(study, "measure")
     splits = load(study.data, subject.size)
     pixels, labels = splits.validation.pixels, splits.validation.labels
     check_model(subject.model, pixels[:2], len(splits.classes), subject.normalise)

@@ -20,6 +20,7 @@ from studies.journal.stored import read_stored
 from studies.markup import Html, html, joined, svg_html, table_html
 from studies.output import Column, flattened
 from studies.results import tables as views
+from studies.tasks import task_score
 
 if TYPE_CHECKING:
     import pandas
@@ -125,7 +126,9 @@ class StudyDirectory:
             if not rows or len(study.objectives) < 2:
                 return Html("")
             trials = front_plot.plotted_trials(study, records)
-            return svg_html(front_plot.figure(trials, study.objectives))
+            return svg_html(
+                front_plot.figure(trials, study.objectives, task_score(study.data.task))
+            )
 
         return TrialTable(tuple(rows), tuple(columns), tuple(cells), figure)
 

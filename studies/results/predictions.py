@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from studies.errors import StudyError
 from studies.output import Column, percent
+from trainers.settings import Task
 
 SHOWN = 3  # classes of a table
 
@@ -17,11 +18,17 @@ SHOWN = 3  # classes of a table
 class Predicted:
     """The predictions for image files, and the files that could not be read."""
 
-    rows: tuple[dict[str, Any], ...]  # image, class, probability, probabilities by class
+    # image, class, probability, probabilities by class; of labels: image, labels, probabilities;
+    # of targets: image, values
+    rows: tuple[dict[str, Any], ...]
     skipped: tuple[str, ...]  # `PATH (reason)`
+    task: Task = "classification"
+    names: tuple[str, ...] = ()  # of classes, labels or targets
 
     def table(self) -> tuple[list[Column], list[list[str]]]:
-        """Columns and cells: the likeliest classes of each image."""
+        """Columns and cells: the likeliest classes of each image, its labels, or its values."""
+        if self.task != "classification":
+            return self._other_table()
         columns = [
             Column("image"),
             Column("class"),
@@ -34,6 +41,38 @@ class Predicted:
             then = ", ".join(f"{name} {percent(share)} %" for name, share in ranked[1:SHOWN])
             cells.append([row["image"], row["class"], percent(row["probability"]), then])
         return columns, cells
+
+    def _other_table(self) -> tuple[list[Column], list[list[str]]]:
+        if self.task == "regression":
+            columns = [Column("image"), *(Column(name, True) for name in self.names)]
+            return columns, [
+                [row["image"], *(f"{value:.6g}" for value in row["values"].values())]
+                for row in self.rows
+            ]
+        columns = [Column("image"), Column("labels"), Column("probabilities %")]
+        cells = []
+        for row in self.rows:
+            ranked = sorted(row["probabilities"].items(), key=lambda pair: -pair[1])
+            shown = ", ".join(f"{name} {percent(share)}" for name, share in ranked[:SHOWN])
+            cells.append([row["image"], ", ".join(row["labels"]) or "none", shown])
+        return columns, cells
+
+
+def _row(path: Path, names: Sequence[str], found: Sequence[float], task: Task) -> dict[str, Any]:
+    """What a bundle says of one image, as plain values."""
+    by_name = dict(zip(names, found))
+    if task == "regression":
+        return {"image": str(path), "values": by_name}
+    if task == "multilabel":
+        held = [name for name, share in by_name.items() if share >= 0.5]
+        return {"image": str(path), "labels": held, "probabilities": by_name}
+    best = max(by_name, key=lambda name: by_name[name])
+    return {
+        "image": str(path),
+        "class": best,
+        "probability": by_name[best],
+        "probabilities": by_name,
+    }
 
 
 def predict_images(
@@ -64,22 +103,13 @@ def predict_images(
         predictor = load_predictor(Path(bundle), runtime=runtime, orbit=orbit)
     except ValueError as error:
         raise StudyError(str(error)) from None
-    rows, skipped = [], []
+    rows, skipped, task = [], [], predictor.manifest.task
     for path, prediction in predict_files(predictor, paths):
         if isinstance(prediction, str):
             skipped.append(f"{path} ({prediction})")
             continue
-        shares = dict(zip(predictor.classes, prediction.tolist()))
-        best = predictor.classes[int(prediction.argmax())]
-        rows.append(
-            {
-                "image": str(path),
-                "class": best,
-                "probability": shares[best],
-                "probabilities": shares,
-            }
-        )
-    return Predicted(tuple(rows), tuple(skipped))
+        rows.append(_row(path, predictor.classes, prediction.tolist(), task))
+    return Predicted(tuple(rows), tuple(skipped), task, predictor.classes)
 
 
 def image_files(names: Sequence[Path | str]) -> Iterator[Path]:

@@ -27,6 +27,8 @@ from studies.search.assignments import Assignment
 from studies.workers.jobs import JobDriver, run_assignments
 from trainers.files import read_whole
 
+SCORES = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst")
+
 
 @dataclass(frozen=True)
 class MeanStd:
@@ -161,9 +163,7 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "num_validation": members[0].get("num_validation"),
                 "trained_on": trained_on,
                 "mean_of_seeds": _mean_of_seeds(means.get((name, trained_on))),
-                "accuracy": over(lambda m: m["test"]["accuracy"]),
-                "symmetry_accuracy": over(lambda m: m["test"]["symmetry_accuracy"]),
-                "symmetry_accuracy_worst": over(lambda m: m["test"]["symmetry_accuracy_worst"]),
+                **{name: over(lambda m, n=name: m["test"][n]) for name in SCORES},
                 "equivariance_error": over(lambda m: m["test"]["equivariance_error"]),
                 **{
                     f"turn_{turn}": over(lambda m, t=turn: m["quarter_turns"][t])
@@ -176,6 +176,7 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                     angle: over(lambda m, a=angle: m["accuracy_by_angle"][a])
                     for angle in members[0]["accuracy_by_angle"]
                 },
+                **_of_task(members),
                 "params": members[0]["test"]["params"],
                 "macs": members[0]["test"]["macs"],
             }
@@ -183,10 +184,25 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _of_task(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the main score is called where it is no accuracy, its standard errors over images (means
+    over seeds, since all are tested on the same images), and what stands beside it; else empty.
+    """
+    tests = [member["test"] for member in members]
+    if not tests[0].get("score"):
+        return {}
+    rows = [test.get("beside") or {} for test in tests]
+    return {
+        "score": tests[0]["score"],
+        "errors": {name: mean(test[f"{name}_error"] for test in tests) for name in SCORES},
+        "beside": {name: mean(row[name] for row in rows) for name in rows[0]},
+    }
+
+
 def _mean_of_seeds(result: dict[str, Any] | None) -> dict[str, Any] | None:
     if result is None:
         return None
-    names = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst", "equivariance_error")
+    names = (*SCORES, "equivariance_error")
     return {"members": result["members"], **{name: result["test"][name] for name in names}}
 
 

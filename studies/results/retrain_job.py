@@ -187,13 +187,14 @@ def _held_out(
         scores = evaluate(network, splits, config, epoch=_epochs(config), learned=learned)
         return {"validation": scores.as_dict()}
     from trainers.instruments.predictions import predict
+    from trainers.instruments.tasks.scoring import main_score
 
     validation = splits.validation
     device = next(network.parameters()).device
     normal = normaliser(splits.mean, splits.std, device, corners=config.corners)
     predicted = predict(scoring(network), validation.pixels, [IDENTITY], normalise=normal)
-    right = predicted.of(IDENTITY)[0].cpu() == validation.labels.cpu()
-    fitted = float(right.double().mean())
+    assert predicted.upright is not None, "the identity was predicted"
+    fitted = main_score(splits.task, predicted.upright, validation.labels)
     return {"fitted": {"accuracy": fitted, "images": len(validation)}}
 
 
@@ -282,12 +283,11 @@ def _tested(
     from trainers.training.evaluate import evaluate
 
     tested = evaluate(networks, splits, config, epoch=_epochs(config), images=test, learned=learned)
-    scored = mean_network(map(scoring, networks))
+    scored = mean_network(map(scoring, networks), splits.task)
     normal = partial(normalise, mean=splits.mean, std=splits.std, corners=config.corners)
     turns = Group.parse("C4")
-    quarters = summarise(
-        predict(scored, test.pixels, turns.elements, normalise=normal), test.labels, turns
-    )
+    turned = predict(scored, test.pixels, turns.elements, normalise=normal, keep_logits=True)
+    quarters = summarise(turned, test.labels, turns, task=splits.task)
     curve = accuracy_by_angle(
         scored,
         test.pixels,
@@ -295,6 +295,7 @@ def _tested(
         step=study.symmetry.angles,
         normalise=normal,
         corners=config.corners,
+        task=splits.task,
     )
     return {
         "test": tested.as_dict(),

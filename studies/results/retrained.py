@@ -126,7 +126,10 @@ def test_summary(choice: Choice) -> dict[str, Any]:
     scores = {}
     for name in TESTED:
         score = MeanStd.of([r.result["test"][name] for r in choice.seeds])
-        ranged = over_seeds(score, first["num_test"])
+        errors = [r.result["test"].get(f"{name}_error") for r in choice.seeds]
+        known = [error for error in errors if error is not None]
+        error = sum(known) / len(known) if known else None
+        ranged = over_seeds(score, first["num_test"], error)
         scores[name] = {
             "mean": score.mean,
             "std": score.std,

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studies.evidence.paired import Z
 from studies.output import Column, is_number
 from studies.results.retrain import MeanStd
 from studies.results.tables import open_study
+from studies.tasks import in_words, score_name
 
 SCORES = {"accuracy": "accuracy", "symmetry_accuracy": "symmetry"}
 # two-sided 95 % quantiles of Student's t with 1 to 30 degrees of freedom; beyond, the last
@@ -48,22 +50,27 @@ class Ranged:
         return self.value, self.low, self.high
 
 
-def over_images(value: float, images: int) -> Ranged:
-    """A share of so many images with its Wilson interval."""
+def over_images(value: float, images: int, error: float | None = None) -> Ranged:
+    """A share of so many images with its Wilson interval; of a score that is no share, whose
+    standard `error` over images is given, the normal one.
+    """
+    if error is not None:
+        half = Z * error
+        return Ranged(value, max(0.0, value - half), min(1.0, value + half))
     from trainers.instruments.proportions import proportion
 
     ranged = proportion(value, images)
     return Ranged(ranged.value, ranged.low, ranged.high)
 
 
-def over_seeds(score: MeanStd, images: int) -> Ranged:
+def over_seeds(score: MeanStd, images: int, error: float | None = None) -> Ranged:
     """The mean test score of `n` seeds, with an interval over images and, from two seeds on, over
     seeds.
 
     The two are independent and are added in squares, each on its side of the mean (the method of
     variance estimates recovery, Zou and Donner 2008), Student's t for the few seeds.
     """
-    images_alone = over_images(score.mean, images)
+    images_alone = over_images(score.mean, images, error)
     seeds = _of_seeds(score, 1 / score.n)
     return Ranged(
         score.mean,
@@ -72,14 +79,21 @@ def over_seeds(score: MeanStd, images: int) -> Ranged:
     )
 
 
-def difference(found: float, validation: int, score: MeanStd, test: int) -> Ranged:
+def difference(
+    found: float,
+    validation: int,
+    score: MeanStd,
+    test: int,
+    errors: tuple[float | None, float | None] = (None, None),
+) -> Ranged:
     """Test score minus search score `found` (one training, on `validation` images), with its
     interval; positive: the search was too pessimistic.
 
     It holds the chance of both sets of images, and of the seeds of both, as far as the spread of
     the test scores shows it.
     """
-    searched, tested = over_images(found, validation), over_images(score.mean, test)
+    searched = over_images(found, validation, errors[0])
+    tested = over_images(score.mean, test, errors[1])
     seeds = _of_seeds(score, 1 + 1 / score.n)
     value = score.mean - found
     return Ranged(
@@ -121,10 +135,12 @@ def _selection(scores: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, A
     chosen = {}
     for name in SCORES:
         if is_number(scores.get(name)) and validation:
+            errors = scores.get(f"{name}_error"), (row.get("errors") or {}).get(name)
+            changed = difference(scores[name], validation, row[name], test, errors)
             chosen[name] = {
-                "search": over_images(scores[name], validation).as_dict(),
-                "test": over_seeds(row[name], test).as_dict(),
-                "difference": difference(scores[name], validation, row[name], test).as_dict(),
+                "search": over_images(scores[name], validation, errors[0]).as_dict(),
+                "test": over_seeds(row[name], test, errors[1]).as_dict(),
+                "difference": changed.as_dict(),
             }
     return chosen
 
@@ -147,7 +163,7 @@ def selection_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], li
                 cells.append(
                     [
                         row["name"].removeprefix("trial "),
-                        title,
+                        in_words(title, score_name(row)),
                         parts["search"].percent(),
                         parts["test"].percent(),
                         str(row["n"]),
@@ -174,7 +190,8 @@ def selection_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         where = "level with" if level else f"{100 * abs(mean):.2f} points "
         where += "" if level else "below" if mean < 0 else "above"
         lines.append(
-            f"{title}: test scores are {where} search scores on average over {len(changes)} "
+            f"{in_words(title, score_name(first))}: test scores are {where} search scores on "
+            f"average over {len(changes)} "
             f"trial{'' if len(changes) == 1 else 's'}; {clear} clearly below."
         )
     if first["trained_on"] != "train":

@@ -25,6 +25,7 @@ from studies.journal.stored import read_stored
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import SCORE_OF, SHARES, front_volume
+from studies.tasks import beside_lines, in_words, score_name, task_score
 
 STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
@@ -86,11 +87,12 @@ def status(directory: Path) -> dict[str, Any]:
         "front_size": len(front),
         "hypervolume": front_volume(values_of(front), study.objectives),
         "objectives": list(study.objectives),
+        "score": task_score(study.data.task),
         "scored": study.symmetry.scored,
         "driver": holder(directory),
         "note": definition_note(study),
         "beside_the_search": dict(beside),
-        "resolution": Evidence.of(directory).resolution(front),
+        "resolution": Evidence.of(directory).resolution(front, task_score(study.data.task)),
         "declaration": None if declaration is None else asdict(declaration),
     }
 
@@ -122,7 +124,8 @@ def status_lines(value: dict[str, Any]) -> list[str]:
         f"{value['directory']}: {done} of {value['asked_for']} trials done "
         f"({states or 'none yet'}); {driven}",
         f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, "
-        f"hypervolume {value['hypervolume']:.4f} of ({', '.join(value['objectives'])})",
+        f"hypervolume {value['hypervolume']:.4f} of "
+        f"({in_words(', '.join(value['objectives']), value['score'])})",
         *([f"beside the search: {beside}"] if beside else []),
         *([resolution_text(value["resolution"])] if value["resolution"] else []),
         *([value["note"]] if value["note"] else []),
@@ -183,7 +186,7 @@ def rows_of(
         Column("trial", True),
         Column("state"),
         Column("epoch", True),
-        *(Column(_title(name), True) for name in scores),
+        *(Column(_title(name, study), True) for name in scores),
         Column("params", True),
         Column("MACs", True),
         Column("exact"),
@@ -228,7 +231,7 @@ def front_rows(
     scores = [name for name in names if name not in COST_OBJECTIVES]
     columns = [
         Column("trial", True),
-        *(Column(_title(name), True) for name in scores),
+        *(Column(_title(name, study), True) for name in scores),
         Column("params", True),
         Column("MACs", True),
         Column("exact"),
@@ -250,8 +253,8 @@ def front_rows(
     return rows, columns, cells
 
 
-def _title(name: str) -> str:
-    return {
+def _title(name: str, study: Study) -> str:
+    title = {
         "accuracy": "accuracy %",
         "symmetry_accuracy": "symmetry %",
         "worst_symmetry_accuracy": "worst element %",
@@ -263,6 +266,7 @@ def _title(name: str) -> str:
         "symmetry_worst_class": "symmetry worst class %",
         "equivariance_error": "equiv. error",
     }.get(name, name)
+    return in_words(title, task_score(study.data.task))
 
 
 def _score(row: dict[str, Any], name: str) -> str:
@@ -334,10 +338,10 @@ def _unseen(scores: Mapping[str, Any]) -> str:
     return ", training has seen all" if value is None else f", unseen {percent(value)} %"
 
 
-def _over_seeds(means: dict[str, dict[str, Any]]) -> list[str]:
+def _over_seeds(means: dict[str, dict[str, Any]], score: str) -> list[str]:
     return [
-        f"  {name.replace('_', ' ')} over {mean['n']} seeds: {percent(mean['mean'])} %"
-        f"{bounds(mean)} (95 % over seeds)"
+        f"  {in_words(name.replace('_', ' '), score)} over {mean['n']} seeds: "
+        f"{percent(mean['mean'])} %{bounds(mean)} (95 % over seeds)"
         for name, mean in means.items()
         if name in ("accuracy", "symmetry_accuracy")
     ]
@@ -373,20 +377,21 @@ def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, 
         interval = intervals(scores, row["num_images"]).get(name)
         return percent(scores.get(name)) + bounds(interval)
 
+    name = score_name(row["scores"])
     for epoch, scores in rungs.items():
         lines.append(
-            f"  epoch {epoch}: accuracy {share('accuracy', scores)} %, symmetry accuracy "
+            f"  epoch {epoch}: {name} {share('accuracy', scores)} %, symmetry {name} "
             f"{share('symmetry_accuracy', scores)} % "
             f"(worst {share('symmetry_accuracy_worst', scores)} %{_unseen(scores)}), "
             "equivariance error "
             f"{formatted(scores.get('equivariance_error', float('nan')), '.3g')}, "
             f"{formatted(scores.get('seconds', 0), '.1f')} s"
         )
-    lines += _beside(row, rungs)
+    lines += [*beside_lines(row["scores"] or {}), *_beside(row, rungs)]
     if row["intervals"]:
         images = f"{row['num_images']:,} " if row["num_images"] else ""
         lines.append(f"  in brackets: 95 % intervals over {images}validation images")
-    lines += _over_seeds(row.get("seeds", {}))
+    lines += _over_seeds(row.get("seeds", {}), score_name(row["scores"]))
     folder = directory / "trials" / f"{row['trial']:05d}"
     if folder.is_dir():
         lines.append(f"  files in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.lock import StudyLock
+from studies.tasks import beside_text, score_name, with_task
 from studies.workers.corners import with_corners
 
 if TYPE_CHECKING:
@@ -39,12 +40,13 @@ def train_one(
     `note` receives what a user should know of the images and of the settings. Raises LockedError
     while another process trains there, ValueError for settings under which nothing can be learned.
     """
-    from trainers.data.datasets import DataWarning, describe, load
+    from trainers.data.datasets import DataWarning, load
+    from trainers.data.describing import describe
     from trainers.process import tune_process
     from trainers.training.config import check_training
     from trainers.training.train import start, train
 
-    study = with_corners(study, [str(candidate)], note)
+    study = with_corners(with_task(study, note), [str(candidate)], note)
     tune_process(int(study.resources.cpus_per_trial))
     config = study.training_config(seed, candidate.recipe)
     architecture = candidate.architecture
@@ -83,6 +85,7 @@ def _accuracy_by_angle(network: Network, splits: Splits, symmetry: Symmetry) -> 
         step=symmetry.angles,
         normalise=partial(normalise, mean=splits.mean, std=splits.std, corners=filling),
         corners=filling,
+        task=splits.task,
     )
     return {f"{degrees:g}": share.value for degrees, share in zip(curve.degrees, curve.accuracies)}
 
@@ -104,19 +107,21 @@ def train_lines(result: dict[str, Any]) -> list[str]:
     from studies.output import percent
 
     scores, angles = result["scores"], result["accuracy_by_angle"]
+    name = score_name(scores)
     lines = [
         result["architecture"],
         f"  {result['epochs']} epochs in {result['seconds']:.1f} s, seed {result['seed']}, "
         f"{result['num_validation']} validation images",
-        f"  accuracy {percent(scores['accuracy'])} %; symmetry accuracy "
+        f"  {name} {percent(scores['accuracy'])} %; symmetry {name} "
         f"{percent(scores['symmetry_accuracy'])} % "
         f"(worst {percent(scores['symmetry_accuracy_worst'])} %)",
+        *([f"  beside it: {beside_text(scores)}"] if scores.get("beside") else []),
         f"  equivariance error: logits {scores['equivariance_error']:.3g}, features "
         f"{scores['equivariance_error_features']:.3g} "
         "(0 exact, 1 as much as another image)",
         f"  {scores['params']:,} parameters, {scores['macs']:,} MACs and "
         f"{scores['latency']:.3g} ms per image",
-        "  accuracy % by angle:",
+        f"  {name} % by angle:",
     ]
     width = 6
     names = list(angles)

@@ -52,6 +52,9 @@ def rung_margin(scores: Mapping[str, Any], confidence: float | None) -> Point:
     the same number of images. Zeros where the confidence or the number of images is not given.
     """
     count = scores.get("num_images")
+    if confidence is not None and scores.get("score"):  # no share of images
+        z = NormalDist().inv_cdf(0.5 + confidence / 2)
+        return tuple(z * math.sqrt(2) * scores[f"{name}_error"] for name in RUNG_SCORES)
     if confidence is None or not count:
         return tuple(0.0 for _ in RUNG_SCORES)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)

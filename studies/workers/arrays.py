@@ -66,6 +66,6 @@ def stored_meanwhile(
 def _on(study: Study, arrays: Arrays, folder: Path, classes: Sequence[str] | None) -> Study:
     from trainers.data.formats.storing import store_arrays
 
-    store_arrays(arrays, folder, classes)
+    store_arrays(arrays, folder, classes, study.data.task)
     settings = study.data.model_dump(exclude={"name", "folder", "files", "root", "download"})
     return study.model_copy(update={"data": Data(**settings, files=folder)})

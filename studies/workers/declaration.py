@@ -60,6 +60,8 @@ def check_declaration(study: Study) -> Declaration | None:
     group = Group.parse(study.symmetry.group)
     if not any(e.on_grid for e in group.elements if e != IDENTITY) or not _affordable(study):
         return None
+    if study.data.task != "classification":  # the question is asked of classes
+        return None
     from trainers import cached_arrays
     from trainers.data.fingerprint import fingerprint
     from trainers.instruments.probe import probe

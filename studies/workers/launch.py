@@ -23,6 +23,7 @@ from studies.search.driver import SearchDriver
 from studies.search.proposals import facts
 from studies.search.warm_start import require_alike
 from studies.sections import Resources
+from studies.tasks import task_score, with_task
 from studies.workers.corners import with_corners
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
@@ -94,6 +95,7 @@ def prepare(
         )
     require_cluster(study.resources)
     require_place(directory)
+    study = _with_task(study, note)
     require_room(study.resources)
     require_devices(study)
     images = images_of(study)
@@ -105,13 +107,22 @@ def prepare(
         note(f"warning: space.width: {text}")
     study = with_least_steps(study, images.images["train"], note)
     study = with_corners(study, enqueue, note)
-    resolution = Evidence(images=images.images["validation"]).resolution([])
+    resolution = Evidence(images=images.images["validation"]).resolution(
+        [], task_score(study.data.task)
+    )
     if resolution is not None:
         note(resolution_text(resolution))
     declaration = check_declaration(study) if probe else None
     for text in () if declaration is None else declaration.warnings:
         note(f"warning: {text}")
     return Prepared(study, channels, classes, images, declaration)
+
+
+def _with_task(study: Study, note: Callable[[str], None]) -> Study:
+    try:
+        return with_task(study, note)
+    except (ValueError, OSError) as error:
+        raise StudyError(f"the study's data cannot be used: {error}") from error
 
 
 def with_least_steps(
@@ -291,7 +302,8 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
     """(channels, classes) of the study's images; `note` receives their number, and what was left
     out. Raises ValueError or OSError for data that cannot be read.
     """
-    from trainers.data.datasets import DataWarning, describe, load
+    from trainers.data.datasets import DataWarning, load
+    from trainers.data.describing import describe
     from trainers.training.class_balance import check_class_names, missing_classes
     from trainers.training.config import check_training
 
@@ -301,7 +313,8 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
         splits = load(study.data, (size, size))
     warned = check_training(study.training, len(splits.train), min(study.space.pixels))
     check_class_names(study.training.class_weights, splits.classes)
-    require_every_class(study, missing_classes(splits.validation.labels.cpu(), splits.classes))
+    if splits.task == "classification":
+        require_every_class(study, missing_classes(splits.validation.labels.cpu(), splits.classes))
     for line in [*describe(splits), *warned]:
         note(line)
     return splits.channels, len(splits.classes)

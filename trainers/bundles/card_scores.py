@@ -13,6 +13,19 @@ import yaml
 
 from searchspace.groups import Group
 
+# as model hubs call tasks
+HUB_TASKS = {
+    "classification": "image-classification",
+    "multilabel": "image-classification",
+    "regression": "other",
+}
+BESIDE = {
+    "label_accuracy": "share of labels that are right at a probability of 0.5",
+    "f1": "F1 score, mean over labels",
+    "r2": "R2 without a lower bound",
+    "mae": "mean absolute error, in the target's unit",
+}
+
 
 def text_of(value: Any) -> str:
     """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a
@@ -44,12 +57,28 @@ def percent_of(value: Any) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def score_of(manifest: Mapping[str, Any]) -> str:
+    """What the main score is called: accuracy, or that of another task."""
+    return text_of(manifest.get("main_score", {}).get("name") or "accuracy")
+
+
+def _beside(manifest: Mapping[str, Any]) -> list[str]:
+    """What stands beside a main score that is no accuracy, upright and under the elements."""
+    about = manifest.get("main_score", {})
+    moved = about.get("symmetry_beside", {})
+    return [
+        f"- {text_of(BESIDE.get(name, name.replace('mae', BESIDE['mae'])))}: {value:.4g}, under "
+        f"{manifest['declared']} {moved.get(name, value):.4g}."
+        for name, value in about.get("beside", {}).items()
+    ]
+
+
 def scores_of(manifest: Mapping[str, Any]) -> str:
     """The section on scores and cost."""
     scores, intervals = manifest["scores"], manifest["intervals"]
     seen = ", ".join(map(code_of, manifest["training"]["seen"])) or "none"
     rows = [
-        ("accuracy, as the images are", "accuracy"),
+        (f"{score_of(manifest)}, as the images are", "accuracy"),
         (
             _under(manifest),
             "symmetry_accuracy",
@@ -63,7 +92,7 @@ def scores_of(manifest: Mapping[str, Any]) -> str:
         f"| {what} | {percent_of(scores[key])} | {percent_of(intervals[key]['low'])} to "
         f"{percent_of(intervals[key]['high'])} |"
         for what, key in rows
-        if scores.get(key) is not None
+        if scores.get(key) is not None and key in intervals
     ]
     cost = manifest["cost"]
     return "\n".join(
@@ -74,6 +103,7 @@ def scores_of(manifest: Mapping[str, Any]) -> str:
             "|---|---|---|",
             *table,
             "",
+            *_beside(manifest),
             f"- Equivariance error of the logits {scores['equivariance_error']:.3g}, of the "
             f"features {scores['equivariance_error_features']:.3g} "
             "(0: exact, 1: as much as another image).",
@@ -105,7 +135,7 @@ def _under(manifest: Mapping[str, Any]) -> str:
     """What the symmetry accuracy is the mean over."""
     others = manifest["training"].get("scored", "unseen") == "others"
     what = "all elements but the identity" if others else "what training has not seen"
-    return f"accuracy under {manifest['declared']}, mean over {what}"
+    return f"{score_of(manifest)} under {manifest['declared']}, mean over {what}"
 
 
 def _validated(manifest: Mapping[str, Any]) -> list[str]:
@@ -128,7 +158,7 @@ def _tested(manifest: Mapping[str, Any]) -> list[str]:
     test, data = manifest["test"], manifest["data"]
     images = "training and validation images" if "+" in test["trained_on"] else "training images"
     titles = {
-        "accuracy": "accuracy, as the images are",
+        "accuracy": f"{score_of(manifest)}, as the images are",
         "symmetry_accuracy": _under(manifest),
         "symmetry_accuracy_worst": "the lowest of these",
     }
@@ -139,6 +169,7 @@ def _tested(manifest: Mapping[str, Any]) -> list[str]:
         for name, s in test["scores"].items()
     ]
     members = manifest["training"]["members"]
+    averaged = "values" if manifest.get("task") == "regression" else "probabilities"
     return [
         f"## Scores\n\nOn {test['images']} test images, which chose nothing. Retrained on the "
         f"{data['train_images']} {images} for {manifest['scores']['epoch']} epochs.",
@@ -151,7 +182,7 @@ def _tested(manifest: Mapping[str, Any]) -> list[str]:
         *rows,
         "",
         f"This network ({text_of(test['chosen'])})"
-        + (f", which averages the probabilities of {members} networks" if members > 1 else "")
+        + (f", which averages the {averaged} of {members} networks" if members > 1 else "")
         + "; 95 % intervals over images.",
     ]
 
@@ -166,8 +197,8 @@ def integers_of(manifest: Mapping[str, Any]) -> str:
     times, equal = entry["latency"], entry["integer_equal"]
     kind = "validation" if manifest["data"]["validation_images"] else "training"
     titles = {
-        "accuracy": "accuracy, as the images are",
-        "symmetry_accuracy": f"accuracy under {manifest['declared']}",
+        "accuracy": f"{score_of(manifest)}, as the images are",
+        "symmetry_accuracy": f"{score_of(manifest)} under {manifest['declared']}",
     }
     rows = [
         f"| {titles[name]} | {percent_of(score['float'])} | {percent_of(score['int8'])} | "
@@ -204,21 +235,24 @@ def front_matter(manifest: Mapping[str, Any]) -> str:
     """The YAML block that model hubs read: task, libraries, tags and scores."""
     name = _line_of_data(manifest)
     on_test = manifest.get("scores_on") == "test"
+    score = score_of(manifest)
+    kind = {"AUROC": "roc_auc", "R2": "r_squared"}.get(score, score)
     metrics = [
-        {"type": "accuracy", "name": title, "value": round(manifest["scores"][key], 6)}
+        {"type": kind, "name": title, "value": round(manifest["scores"][key], 6)}
         for key, title in (
-            ("accuracy", "accuracy"),
-            ("symmetry_accuracy", f"accuracy under {manifest['declared']}"),
+            ("accuracy", score),
+            ("symmetry_accuracy", f"{score} under {manifest['declared']}"),
         )
         if manifest["scores"].get(key) is not None
     ]
-    task = {"type": "image-classification"}
+    hub = HUB_TASKS[manifest.get("task", "classification")]
+    task = {"type": hub}
     dataset = {"name": name, "type": name, "split": "test" if on_test else "validation"}
     block = {
         "library_name": "pytorch",
-        "pipeline_tag": "image-classification",
+        **({} if hub == "other" else {"pipeline_tag": hub}),
         "tags": ["equisearch", "equivariance", "onnx", "safetensors", manifest["group"]],
-        "metrics": ["accuracy"],
+        "metrics": [kind],
         "model-index": [
             {
                 "name": f"{name} {manifest['group']}",

@@ -42,12 +42,22 @@ from trainers.bundles.model_card import card
 from trainers.bundles.pixel_graph import add_pixel_graph
 from trainers.bundles.quantised import add_int8
 from trainers.bundles.signing import private_key, sign
-from trainers.bundles.symmetry_check import Change, changes, movable, parity_tolerance, probe_images
+from trainers.bundles.symmetry_check import (
+    Change,
+    changes,
+    in_units,
+    movable,
+    parity_tolerance,
+    probe_images,
+)
 from trainers.data.datasets import Splits, normalise
+from trainers.data.tasks import Outputs
 from trainers.files import read_whole, system_reason
+from trainers.instruments.tasks.scoring import main_score
 from trainers.networks.fold import fold
 from trainers.networks.networks import Network
 from trainers.networks.plain import mean_logits
+from trainers.scores import MAIN_SCORES
 from trainers.settings import Corners
 
 COMPARED = 2000  # validation images that every format is compared on
@@ -160,9 +170,9 @@ def _reference(
 
     def mean_of_all(pixels: Tensor) -> Tensor:
         values = normalise(pixels, splits.mean, splits.std, corners)
-        return mean_logits([network(values) for network in networks])
+        return mean_logits([network(values) for network in networks], splits.task)
 
-    return logits(mean_of_all, images)
+    return splits.outputs.given(logits(mean_of_all, images))
 
 
 def _content(trained: TrainedNetwork, networks: Sequence[Network]) -> dict[str, Any]:
@@ -176,6 +186,7 @@ def _content(trained: TrainedNetwork, networks: Sequence[Network]) -> dict[str, 
         splits.classes,
         len(networks),
         trained.config.corners,
+        splits.outputs,
     )
 
 
@@ -203,6 +214,7 @@ def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, An
                 reference,
                 images[chosen],
                 splits.validation.labels.cpu()[chosen],
+                splits.outputs,
                 elements,
                 claimed,
                 probes,
@@ -271,14 +283,15 @@ def _check_accuracy(trained: TrainedNetwork, networks: Sequence[Network], images
         corners=trained.config.corners,
     )
     labels = trained.splits.validation.labels.cpu()
+    called = MAIN_SCORES[trained.splits.task] or "accuracy"
     expected = trained.accuracies or (trained.scores["accuracy"],)
     for network, reported in zip(networks, expected, strict=True):
         folded = fold(network)
         folded_logits = logits(lambda values, n=folded: n(normal(values)), images)
-        accuracy = float((folded_logits.argmax(1) == labels).double().mean())
+        accuracy = main_score(trained.splits.task, folded_logits, labels)
         if abs(accuracy - reported) > SLACK + 1 / len(labels):
             raise ValueError(
-                f"nothing was exported: the checkpoint has accuracy {accuracy:.4f} on the "
+                f"nothing was exported: the checkpoint has {called} {accuracy:.4f} on the "
                 f"{len(labels)} validation images, but "
                 f"{reported:.4f} was reported; the images or the program have changed since, so "
                 "train it again"
@@ -291,6 +304,7 @@ def _examine(
     reference: Tensor,
     images: Tensor,
     labels: Tensor,
+    given: Outputs,
     elements: tuple[Element, ...],
     claimed: tuple[Element, ...],
     probes: Tensor,
@@ -300,7 +314,8 @@ def _examine(
     network, or not as symmetric as claimed.
     """
     try:
-        run = runner(folder, name)
+        run = in_units(runner(folder, name), given.units)
+        reference = reference / given.units
         outputs, alone = logits(run, images), logits(run, images[:1])
     except Exception as error:
         raise FormatError(
@@ -326,7 +341,7 @@ def _examine(
                 f"logits by {worst.largest:.3g} on {what} images, "
                 f"{worst.relative:.3g} of their spread"
             )
-    accuracy = float((outputs.argmax(1) == labels).double().mean())
+    accuracy = main_score(given.task, given.learned(outputs * given.units), labels)
     return {
         "files": list(FORMATS[name]),
         "max_difference": difference,

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from searchspace.cost import cost
@@ -13,6 +14,7 @@ from searchspace.exactness import Verdict
 from searchspace.groups import Element
 from searchspace.recipe import Candidate
 from searchspace.training.losses import losses_text
+from trainers.bundles.formats import OUTPUT, VALUES
 from trainers.bundles.manifest import FORMAT_VERSION
 from trainers.bundles.symmetry_check import Change
 from trainers.data.augment import seen
@@ -24,6 +26,7 @@ from trainers.training.config import TrainingConfig
 from trainers.training.evaluate import degrees_learned
 from trainers.versions import library_versions
 
+Z = NormalDist().inv_cdf(0.975)
 LIBRARIES = ("equisearch", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -78,18 +81,15 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
             "height": architecture.size[0],
             "width": architecture.size[1],
         },
-        "output": {"name": "logits"},
+        **_of_task(trained),
+        "output": {"name": VALUES if splits.task == "regression" else OUTPUT},
         "normalisation": {"mean": list(splits.mean), "std": list(splits.std), "inside": True},
         "data": _data(trained),
         "training": _training(trained),
         "scores": _numbers(trained.scores),
         "scores_on": "validation" if trained.test is None else "test",
         **({} if trained.test is None else {"test": _numbers(trained.test)}),
-        "intervals": {
-            name: proportion(value, trained.scored_images).as_dict()
-            for name, value in trained.scores.items()
-            if "accuracy" in name and value is not None
-        },
+        "intervals": _intervals(trained),
         "exactness": {
             "exact": ruling.exact,
             "surviving": [str(e) for e in ruling.surviving],
@@ -105,6 +105,40 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
         "versions": {"python": platform.python_version(), **library_versions(LIBRARIES)},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _of_task(trained: TrainedNetwork) -> dict[str, Any]:
+    """What a bundle says of a task other than classification."""
+    outputs = trained.splits.outputs
+    if outputs.task == "classification":
+        return {}
+    scores = trained.scores
+    scale = {"scale": list(outputs.scale)} if outputs.task == "regression" else {}
+    return {
+        "task": outputs.task,
+        **scale,
+        "main_score": {
+            "name": scores.get("score"),
+            "beside": scores.get("beside") or {},
+            "symmetry_beside": scores.get("symmetry_beside") or {},
+        },
+    }
+
+
+def _intervals(trained: TrainedNetwork) -> dict[str, dict[str, float]]:
+    """95 % intervals of the scores over images: Wilson's of shares of images, and by their standard
+    errors of other main scores.
+    """
+    found = {}
+    for name, value in trained.scores.items():
+        if "accuracy" not in name or value is None:
+            continue
+        if trained.splits.task == "classification":
+            found[name] = proportion(value, trained.scored_images).as_dict()
+        elif (error := trained.scores.get(f"{name}_error")) is not None:
+            low, high = max(0.0, value - Z * error), min(1.0, value + Z * error)
+            found[name] = {"value": value, "low": low, "high": high}
+    return found
 
 
 def _nearness(network: Network, ruling: Verdict) -> dict[str, Any]:
@@ -124,8 +158,11 @@ def _nearness(network: Network, ruling: Verdict) -> dict[str, Any]:
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores without what was trained beside the network, which stands in `training`."""
-    return {name: value for name, value in scores.items() if name != "learned"}
+    """The scores without what stands elsewhere: what was trained beside the network, and what is
+    said beside a main score.
+    """
+    elsewhere = ("learned", "score", "beside", "symmetry_beside")
+    return {name: value for name, value in scores.items() if name not in elsewhere}
 
 
 def _data(trained: TrainedNetwork) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainers.bundles.formats import SIGNATURE, careful_onnx_runner, logits
@@ -101,7 +102,9 @@ def pixel_check(folder: Path, manifest: Manifest, model_of: Callable[[], Model])
     try:
         model = model_of()
         images = compared_images(model.size)
-        difference = compare(pixel_runner(folder), model, reader(model), images)
+        difference = compare(
+            pixel_runner(folder), model, reader(model), images, manifest.plain_content
+        )
     except Exception as error:  # files and runtimes fail in any way
         text = f"does not run: {type(error).__name__}: {shown([str(error)])}"
         return CheckResult("predict", False, text)
@@ -121,7 +124,8 @@ def int8_check(folder: Path, manifest: Manifest, probes: Tensor, recorded: Tenso
         return absent or CheckResult("int8", None, "not exported")
     try:
         run = careful_onnx_runner(folder, INT8_FILE)
-        difference = float((logits(run, probes) - recorded).abs().max())
+        units = torch.tensor(manifest.units)
+        difference = float(((logits(run, probes) - recorded) / units).abs().max())
         equal = {str(e): same for e, same in integer_equal(run, probes, manifest.claimed).items()}
     except Exception as error:  # files and runtimes fail in any way
         text = f"does not run: {type(error).__name__}: {shown([str(error)])}"
@@ -129,7 +133,7 @@ def int8_check(folder: Path, manifest: Manifest, probes: Tensor, recorded: Tenso
     same = [name for name, holds in equal.items() if holds]
     lost = [name for name, holds in equal.items() if not holds]
     broken = [name for name in lost if about.integer_equal.get(name)]
-    allowed = 1.5 * about.max_difference + parity_tolerance(recorded)
+    allowed = 1.5 * about.max_difference + parity_tolerance(recorded / units)
     parts = [f"logits differ by up to {difference:.2g} from the network's (allowed {allowed:.2g})"]
     if same:
         parts.append(f"integer outputs equal on {len(probes)} images under {' '.join(same)}")

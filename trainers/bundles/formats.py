@@ -27,9 +27,10 @@ from torch import Tensor
 from trainers.bundles import model as standalone
 from trainers.bundles.model import STATE, Model
 from trainers.bundles.onnx_graph import for_onnx, refuse_external_data
+from trainers.data.tasks import Outputs
 from trainers.files import read_whole
 from trainers.networks import plain
-from trainers.networks.fold import description, fold, mean_network
+from trainers.networks.fold import description, fold, mean_network, to_units
 from trainers.networks.networks import Network
 from trainers.settings import Corners
 
@@ -46,6 +47,7 @@ FORMATS = {
 REQUIRED = ("torch", "safetensors")  # the others may be refused, with a reason
 BATCH = 128  # images per forward; larger ones were slower on a CPU
 INPUT, OUTPUT = "images", "logits"  # names in the ONNX graph
+VALUES = "values"  # the output's name where it is no logits, but targets
 
 
 # SHA-256 of every earlier text of model.py in a bundle. When plain.py or model.py changes, add the
@@ -53,6 +55,7 @@ INPUT, OUTPUT = "images", "logits"  # names in the ONNX graph
 # compared as a whole.
 WRITTEN = frozenset(
     {
+        "5fe0b83f01dcd1ea1760cb7a8d736e967770c761f46f2979b30915f24a33f2f1",
         "507ddfc79e498c54a3613b531fd2979c3b1f18225308afae67920392569ff169",
         "7c4a01c5aac0932e0f54be263431e876919632f9eada71d8dd0e65aa014cf61f",
         "dec5b42fb059ad6e8e064d15054bd078581672366473865440bb8bce9615a883",
@@ -78,9 +81,10 @@ def content_of(
     classes: tuple[str, ...],
     members: int = 1,
     corners: Corners = "black",
+    outputs: Outputs | None = None,
 ) -> dict[str, Any]:
     """The plain values that `standalone.Model` is built from, besides its state; `members` is the
-    number of networks whose mean it is.
+    number of networks whose mean it is, `outputs` what they predict (None: classes).
     """
     content = {
         "network": description(network),
@@ -91,16 +95,23 @@ def content_of(
     }
     if corners == "circle":
         content["corners"] = corners
+    if outputs is not None and outputs.task != "classification":
+        content["task"] = outputs.task
+    if outputs is not None and outputs.task == "regression":
+        content |= {"shift": list(outputs.shift), "scale": list(outputs.scale)}
     return content if members == 1 else {**content, "members": members}
 
 
 def model_of(network: Network | Sequence[Network], content: dict[str, Any]) -> Model:
     """The folded network (or the mean of several) with its normalisation, on the CPU, in
-    evaluation; the network stays as it is.
+    evaluation; the network stays as it is. Targets are in the user's units: the way back from
+    standardised ones lies in the last layer.
     """
     networks = (network,) if isinstance(network, Network) else network
     model = Model(content)
-    folded = mean_network(map(fold, networks))
+    folded = mean_network(map(fold, networks), content.get("task", "classification"))
+    if "scale" in content:
+        to_units(folded, content["shift"], content["scale"])
     model.network.load_state_dict(
         {name: value.cpu() for name, value in folded.state_dict().items()}
     )
@@ -302,7 +313,7 @@ def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
             dynamo=True,
             dynamic_shapes=(_DYNAMIC,),
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[VALUES if content.get("task") == "regression" else OUTPUT],
             verbose=False,
         )
         assert program is not None, "torch.onnx.export returns a program with dynamo=True"
@@ -318,7 +329,7 @@ def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
             *(node for function in proto.functions for node in function.node),
         ):
             part.ClearField("metadata_props")  # stack traces with paths of this machine
-        for key in ("classes", "fit"):
+        for key in ("classes", "fit", *(["task"] if "task" in content else [])):
             proto.metadata_props.add(key=key, value=json.dumps(content[key]))
         (folder / FORMATS["onnx"][0]).write_bytes(proto.SerializeToString())
 
@@ -339,8 +350,9 @@ def onnx_runner(folder: Path, file: str) -> Runner:
     session = onnxruntime.InferenceSession(
         str(folder / file), options, providers=["CPUExecutionProvider"]
     )
+    result = session.get_outputs()[0].name
     return lambda images: torch.from_numpy(
-        session.run([OUTPUT], {INPUT: np.ascontiguousarray(images.numpy())})[0]
+        session.run([result], {INPUT: np.ascontiguousarray(images.numpy())})[0]
     )
 
 

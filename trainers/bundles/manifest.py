@@ -5,6 +5,7 @@ anywhere, and nothing in it is trusted before it is checked.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
 from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED, SIGNATURE
 from trainers.files import read_whole
-from trainers.settings import Corners, Symmetry
+from trainers.settings import Corners, Symmetry, Task
 
 FORMAT_VERSION = 1
 MOST_PIXELS = 2**26  # values in all probe images together: 256 MB of float32
@@ -125,6 +126,8 @@ class Manifest(_Part):
     content: Content
     files: dict[str, Hashed]
     classes: tuple[str, ...]
+    task: Task = "classification"
+    scale: tuple[float, ...] = ()  # of regression: each target's standard deviation in training
     origin: dict[str, Any] = {}
     family: str = ""
     group: str = "C1"
@@ -165,6 +168,9 @@ class Manifest(_Part):
                 f"probe: the logits are not those of {self.probe.images} images and {classes} "
                 "classes"
             )
+        targets = classes if self.task == "regression" else 0
+        if len(self.scale) != targets or not all(0 < unit < math.inf for unit in self.scale):
+            raise ValueError(f"scale: not a number above 0 for each of the {targets} targets")
         declared = [str(element) for element in Group.parse(self.declared).elements[1:]]
         if [str(Element.parse(row.element)) for row in self.elements] != declared:
             raise ValueError(f"elements: not those of the declared group {self.declared}")
@@ -175,6 +181,11 @@ class Manifest(_Part):
                 f"files: {shown(unusual)} is not the name of a file in the bundle's folder"
             )
         return self
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """What one unit of each output is: the scale of a target, 1 of a logit."""
+        return self.scale or (1.0,) * len(self.classes)
 
     @property
     def claimed(self) -> list[Element]:

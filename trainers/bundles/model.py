@@ -23,6 +23,8 @@ class Model(nn.Module):
     number per channel, of values in 0..1), "fit" ("resize" or "pad": how `prepare` reaches the
     size), "classes" (names), "members" where it is the mean of several networks (their number), and
     "corners" where it is "circle": pixels outside the inscribed circle are then made black first.
+    With a "task" the classes are labels ("multilabel": the sigmoid of each logit is a probability)
+    or targets ("regression": the results are values in the units of the training's targets).
     """
 
     def __init__(self, content):
@@ -30,7 +32,8 @@ class Model(nn.Module):
         self.classes, self.fit = tuple(content["classes"]), content["fit"]
         self.channels, self.size = content["network"]["channels"], tuple(content["network"]["size"])
         plain = [PlainNetwork(content["network"]) for _ in range(content.get("members", 1))]
-        self.network = plain[0] if len(plain) == 1 else MeanNetwork(plain)
+        task = content.get("task", "classification")
+        self.network = plain[0] if len(plain) == 1 else MeanNetwork(plain, task)
         for name in ("mean", "std"):
             self.register_buffer(
                 name, torch.tensor(content[name], dtype=torch.float32).view(-1, 1, 1)

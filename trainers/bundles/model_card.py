@@ -14,6 +14,7 @@ from trainers.bundles.card_scores import (
     integers_of,
     line_of,
     percent_of,
+    score_of,
     scores_of,
     text_of,
 )
@@ -47,16 +48,24 @@ image = ImageOps.exif_transpose(Image.open("image.png")).convert("MODE")
     "pixels = torch.from_numpy(numpy.array(image)).reshape(image.height, image.width, -1)"
     """.permute(2, 0, 1)
 with torch.no_grad():
-    shares = model(model.prepare(pixels[None])).softmax(1)[0]
-print(model.classes[shares.argmax()], float(shares.max()))
+    RESULT
 ```
 """
 )
+# what the block above ends with, by task
+RESULTS = {
+    "classification": """shares = model(model.prepare(pixels[None])).softmax(1)[0]
+print(model.classes[shares.argmax()], float(shares.max()))""",
+    "multilabel": """shares = model(model.prepare(pixels[None])).sigmoid()[0]
+print(dict(zip(model.classes, shares.tolist())))""",
+    "regression": """values = model(model.prepare(pixels[None]))[0]
+print(dict(zip(model.classes, values.tolist())))""",
+}
 
 
-FROM_PIXELS = """With onnxruntime alone, from pixels of any size to probabilities: resize, colour
+FROM_PIXELS = """With onnxruntime alone, from pixels of any size to {output}: resize, colour
 and normalisation are in the graph (`predict.onnx`, opset {opset}; input `pixels`, uint8 `[batch, 1
-to 4 channels, height, width]`: grey, grey and opacity, RGB, RGBA; output `probabilities`):
+to 4 channels, height, width]`: grey, grey and opacity, RGB, RGBA; output `{output}`):
 
 ```python
 import json, numpy, onnxruntime
@@ -66,12 +75,29 @@ session = onnxruntime.InferenceSession("predict.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")
 pixels = numpy.array(image).transpose(2, 0, 1)[None]
-(shares,) = session.run(["probabilities"], {{"pixels": pixels}})[0]
-print(classes[shares.argmax()], shares.max())
+(shares,) = session.run(["{output}"], {{"pixels": pixels}})[0]
+print({shown})
 ```
 
 `equisearch predict FOLDER IMAGES...` does this for files, folders and patterns.
 """
+TOP, ALL = "classes[shares.argmax()], shares.max()", "dict(zip(classes, shares.tolist()))"
+PROBABILITIES = "probabilities"  # the output of `predict.onnx` in bundles that do not say
+KINDS = {
+    "classification": "Image classifier",
+    "multilabel": "Labels of images",
+    "regression": "Values from images",
+}
+PURPOSES = {
+    "classification": "Tells {} classes apart",
+    "multilabel": "Says which of {} labels an image has",
+    "regression": "Predicts numbers in the units of the training's targets ({} of them)",
+}
+OUTPUTS = {
+    "classification": "logits, in the order of the classes",
+    "multilabel": "logits, in the order of the labels; their sigmoid is a probability",
+    "regression": "values, in the order of the targets and in their units",
+}
 
 
 def card(manifest: Mapping[str, Any]) -> str:
@@ -81,15 +107,29 @@ def card(manifest: Mapping[str, Any]) -> str:
     parts = [
         front_matter(manifest),
         _head(manifest),
-        scores_of(manifest),
-        _symmetry(manifest),
+        _of_outputs(manifest, scores_of(manifest)),
+        _of_outputs(manifest, _symmetry(manifest)),
         _use(manifest),
         _images(manifest),
-        _files(manifest),
+        _of_outputs(manifest, _files(manifest)),
         *([integers_of(manifest)] if manifest.get("int8") else []),
         _origin(manifest),
     ]
     return "\n".join(parts)
+
+
+def _size_of(manifest: Mapping[str, Any]) -> str:
+    """What a difference of 1 from pixels is."""
+    return "a target's scale" if _task(manifest) == "regression" else "a probability"
+
+
+def _of_outputs(manifest: Mapping[str, Any], text: str) -> str:
+    """A section about logits, which of targets are values."""
+    return text.replace("logit", "value") if _task(manifest) == "regression" else text
+
+
+def _task(manifest: Mapping[str, Any]) -> str:
+    return manifest.get("task", "classification")
 
 
 def _size(manifest: Mapping[str, Any]) -> str:
@@ -120,14 +160,15 @@ def _head(manifest: Mapping[str, Any]) -> str:
     shape = ", ".join(str(given[key]) for key in ("channels", "height", "width"))
     return "\n".join(
         [
-            f"# Image classifier: {text_of(data['data'])}, {size}, {manifest['group']}",
+            f"# {KINDS[_task(manifest)]}: {text_of(data['data'])}, {size}, {manifest['group']}",
             "",
-            f"Tells {len(classes)} classes apart: {names}. It is {built}, folded to plain "
+            f"{PURPOSES[_task(manifest)].format(len(classes))}: {names}. It is {built}, folded to "
+            "plain "
             "convolutions, and is meant for images that may appear under",
             f"the symmetry **{manifest['declared']}**. Input: {colour} images of "
             f"{_size(manifest)}, as float32",
-            f"`[batch, {shape}]` in 0..1; normalisation is inside. Output: logits, in the order of "
-            "the classes.",
+            f"`[batch, {shape}]` in 0..1; normalisation is inside. Output: "
+            f"{OUTPUTS[_task(manifest)]}.",
             "",
             f"    {line_of(manifest['architecture'])}",
             "",
@@ -187,7 +228,9 @@ def _words(name: str) -> str:
 def _use(manifest: Mapping[str, Any]) -> str:
     given = manifest["input"]
     shape = f"{given['channels']}, {given['height']}, {given['width']}"
-    parts = [FROM_FILES.replace("MODE", "L" if given["channels"] == 1 else "RGB")]
+    task, output = _task(manifest), manifest.get("output", {}).get("name", "logits")
+    from_files = FROM_FILES.replace("    RESULT", "    " + RESULTS[task])
+    parts = [from_files.replace("MODE", "L" if given["channels"] == 1 else "RGB")]
     if "torch.export" in manifest["formats"]:
         parts.append(f"""With torch alone, no Python source:
 
@@ -196,7 +239,7 @@ import torch
 
 model = torch.export.load("model.pt2").module()
 images = torch.rand(8, {shape})      # values in 0..1
-logits = model(images)
+{output} = model(images)
 ```
 """)
     if "onnx" in manifest["formats"]:
@@ -207,11 +250,13 @@ import numpy, onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
 images = numpy.random.rand(8, {shape}).astype("float32")      # values in 0..1
-logits, = session.run(["logits"], {{"images": images}})
+{output}, = session.run(["{output}"], {{"images": images}})
 ```
 """)
     if manifest.get("predict", {}).get("file"):
-        parts.append(FROM_PIXELS.format(opset=manifest["predict"]["opset"]))
+        opset, result = (manifest["predict"].get(k) for k in ("opset", "output"))
+        shown = TOP if task == "classification" else ALL
+        parts.append(FROM_PIXELS.format(opset=opset, output=result or PROBABILITIES, shown=shown))
     parts += [
         f"- No {code_of(name)} file: {text_of(reason)}."
         for name, reason in manifest["refused"].items()
@@ -256,10 +301,11 @@ def _files(manifest: Mapping[str, Any]) -> str:
     ]
     if manifest.get("predict", {}).get("file"):
         entry = manifest["predict"]
+        result = entry.get("output", PROBABILITIES)
         rows.append(
-            f"| {entry['file']} | from uint8 pixels of any size and mode to probabilities | "
-            f"{entry['max_difference']:.1e} (of a probability, {entry['compared_images']} images) "
-            "| - |"
+            f"| {entry['file']} | from uint8 pixels of any size and mode to {result} | "
+            f"{entry['max_difference']:.1e} (of {_size_of(manifest)}, {entry['compared_images']} "
+            "images) | - |"
         )
     if manifest.get("int8", {}).get("file"):
         entry = manifest["int8"]
@@ -275,7 +321,7 @@ def _files(manifest: Mapping[str, Any]) -> str:
             f"{manifest['compared_images']} {_compared(manifest)} before it was "
             "put here.",
             "",
-            "| file | what | largest difference of a logit | accuracy |",
+            f"| file | what | largest difference of a logit | {score_of(manifest)} |",
             "|---|---|---|---|",
             *rows,
             "",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainers.bundles.formats import FormatError
+from trainers.bundles.formats import VALUES, FormatError
 from trainers.bundles.model import Model
 from trainers.bundles.onnx_graph import refuse_external_data
 from trainers.data.decoding import decode
 from trainers.data.fitting import Fit, fit_images
+from trainers.data.tasks import activation
 from trainers.files import read_whole
 
 PIXELS_FILE, PIXELS, PROBABILITIES = "predict.onnx", "pixels", "probabilities"
@@ -71,21 +72,31 @@ def write_pixel_graph(folder: Path, content: dict[str, Any], source: str = "mode
     network, graph = content["network"], _Graph()
     _prepare(graph, network["channels"], tuple(network["size"]), content["fit"])
     nodes = [*graph.nodes, *proto.graph.node]
-    nodes.append(helper.make_node("Softmax", ["logits"], [PROBABILITIES], axis=1))
+    end, result_name = proto.graph.output[0].name, output_of(content)
+    if result_name != end and content.get("task"):
+        nodes.append(helper.make_node("Sigmoid", [end], [result_name]))
+    elif result_name != end:  # targets are the result as it is
+        nodes.append(helper.make_node("Softmax", [end], [result_name], axis=1))
     given = helper.make_tensor_value_info(
         PIXELS, TensorProto.UINT8, ["batch", "channels", "height", "width"]
     )
     result = helper.make_tensor_value_info(
-        PROBABILITIES, TensorProto.FLOAT, ["batch", len(content["classes"])]
+        result_name, TensorProto.FLOAT, ["batch", len(content["classes"])]
     )
     constants = [*proto.graph.initializer, *graph.constants]
     whole = helper.make_graph(nodes, "predict", [given], [result], constants)
     model = helper.make_model(whole, opset_imports=proto.opset_import, functions=proto.functions)
     model.ir_version, model.producer_name = proto.ir_version, "equisearch"
-    model.metadata_props.add(key="classes", value=json.dumps(content["classes"]))
+    for key in ("classes", *(["task"] if "task" in content else [])):
+        model.metadata_props.add(key=key, value=json.dumps(content[key]))
     onnx.checker.check_model(model)
     (folder / PIXELS_FILE).write_bytes(model.SerializeToString())
     return next(entry.version for entry in model.opset_import if not entry.domain)
+
+
+def output_of(content: Mapping[str, Any]) -> str:
+    """What the graph's output is called: probabilities, or the values of targets."""
+    return VALUES if content.get("task") == "regression" else PROBABILITIES
 
 
 def _prepare(graph: _Graph, channels: int, size: tuple[int, int], fit: str) -> None:
@@ -171,8 +182,8 @@ def _sides(graph: _Graph, shape: str) -> str:
 
 
 def pixel_runner(folder: Path) -> Callable[[Tensor], Tensor]:
-    """Probabilities [batch, classes] of uint8 images [batch, 1 to 4, height, width] by
-    `predict.onnx`, whose graph refers to no other file (else ValueError).
+    """Probabilities [batch, classes] (or values of targets) of uint8 images [batch, 1 to 4, height,
+    width] by `predict.onnx`, whose graph refers to no other file (else ValueError).
     """
     import onnx
     import onnxruntime
@@ -183,8 +194,9 @@ def pixel_runner(folder: Path) -> Callable[[Tensor], Tensor]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    result = session.get_outputs()[0].name
     return lambda pixels: torch.from_numpy(
-        session.run([PROBABILITIES], {PIXELS: np.ascontiguousarray(pixels.numpy())})[0]
+        session.run([result], {PIXELS: np.ascontiguousarray(pixels.numpy())})[0]
     )
 
 
@@ -209,15 +221,17 @@ def compare(
     model: Model,
     load: Callable[[str, np.ndarray], Tensor],
     images: Sequence[tuple[str, np.ndarray]],
+    content: Mapping[str, Any],
 ) -> float:
     """The largest difference of a probability between the graph and the model on images that
-    `load` prepared, as [1, channels, height, width] in 0..1.
+    `load` prepared, as [1, channels, height, width] in 0..1; of a target, in units of its scale.
     """
+    task, units = content.get("task", "classification"), torch.tensor(content.get("scale", 1.0))
     largest = 0.0
     for mode, pixels in images:
         given = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
-        expected = model(load(mode, pixels)).softmax(1)
-        largest = max(largest, float((run(given) - expected).abs().max()))
+        expected = activation(task, model(load(mode, pixels)))
+        largest = max(largest, float(((run(given) - expected) / units).abs().max()))
     return largest
 
 
@@ -231,7 +245,7 @@ def add_pixel_graph(folder: Path, content: dict[str, Any], model: Model) -> dict
     try:
         opset = write_pixel_graph(folder, content)
         images = compared_images(model.size)
-        difference = compare(pixel_runner(folder), model, reader(model), images)
+        difference = compare(pixel_runner(folder), model, reader(model), images, content)
     except OSError:
         raise
     except Exception as error:  # of any type, from onnx and onnxruntime
@@ -247,7 +261,7 @@ def add_pixel_graph(folder: Path, content: dict[str, Any], model: Model) -> dict
     return {
         "file": PIXELS_FILE,
         "input": PIXELS,
-        "output": PROBABILITIES,
+        "output": output_of(content),
         "opset": opset,
         "max_difference": difference,
         "compared_images": len(images),

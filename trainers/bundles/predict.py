@@ -22,6 +22,8 @@ from trainers.bundles.symmetry_check import movable
 from trainers.bundles.verify import load_checked
 from trainers.data.decoding import FULL, decode
 from trainers.data.fitting import Fit, fit_images
+from trainers.data.tasks import activation
+from trainers.settings import Task
 
 BATCH = 64  # images at once
 Runtime = Literal["torch", "onnx"]
@@ -32,7 +34,8 @@ class Predictor:
     """A bundle that is ready to predict."""
 
     manifest: Manifest
-    run: Callable[[Tensor], Tensor]  # probabilities of uint8 images of the model's size
+    # probabilities (or values of targets) of uint8 images of the model's size
+    run: Callable[[Tensor], Tensor]
     elements: tuple[Element, ...]  # the images are moved by each, and probabilities averaged
 
     @property
@@ -68,15 +71,15 @@ def load_predictor(folder: Path, *, runtime: Runtime = "torch", orbit: bool = Fa
             + (f" ({manifest.predict.refused})" if manifest.predict else "")
             + "; export it again with this version, or predict with torch"
         )
-    run = _torch_runner(model) if runtime == "torch" else pixel_runner(folder)
+    run = _torch_runner(model, manifest.task) if runtime == "torch" else pixel_runner(folder)
     size = manifest.input.height, manifest.input.width
     declared = Group.parse(manifest.declared)
     elements = (IDENTITY, *(movable(declared, size) if orbit else ()))
     return Predictor(manifest, run, elements)
 
 
-def _torch_runner(model: Model) -> Callable[[Tensor], Tensor]:
-    return lambda pixels: model(pixels.float() / 255).softmax(1)
+def _torch_runner(model: Model, task: Task) -> Callable[[Tensor], Tensor]:
+    return lambda pixels: activation(task, model(pixels.float() / 255))
 
 
 def predict_files(

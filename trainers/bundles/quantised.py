@@ -89,6 +89,7 @@ def add_int8(
     images = trained.splits.validation.pixels.cpu()[chosen]
     labels = trained.splits.validation.labels.cpu()[chosen]
     before, after = (_scores(run, trained, images, labels) for run in (whole, small))
+    outputs = trained.splits.outputs
     times = _milliseconds({"float": whole, "int8": small}, images)
     return {
         "file": INT8_FILE,
@@ -98,7 +99,9 @@ def add_int8(
         "images": len(images),
         "scores": {name: {"float": before[name], "int8": after[name]} for name in before},
         "latency": times,
-        "max_difference": float((logits(small, probes) - logits(whole, probes)).abs().max()),
+        "max_difference": float(
+            ((logits(small, probes) - logits(whole, probes)) / outputs.units).abs().max()
+        ),
         "integer_equal": {
             str(e): equal for e, equal in integer_equal(small, probes, elements).items()
         },
@@ -118,12 +121,18 @@ def _scores(
 ) -> dict[str, float]:
     config = trained.config
     turned = degrees_learned(trained.scores.get("learned"))
+    outputs = trained.splits.outputs
+
+    def learned(values: Tensor) -> Tensor:
+        return outputs.learned(run(values))
+
     measured = summarise(
-        predict(run, images, config.group.elements, corners=config.corners),
+        predict(learned, images, config.group.elements, corners=config.corners, keep_logits=True),
         labels,
         config.group,
         seen(config.augment, config.group, turned),
         over=config.symmetry.scored,
+        task=outputs.task,
     )
     return {"accuracy": measured.accuracy.value, "symmetry_accuracy": measured.mean.value}
 

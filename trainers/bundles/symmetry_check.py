@@ -49,6 +49,15 @@ def probe_images(channels: int, size: tuple[int, int], num: int = PROBES) -> Ten
     return torch.from_numpy(values.astype(np.float32))
 
 
+def in_units(run: Runner, units: Tensor) -> Runner:
+    """The runner with each output divided by its unit [output]: those of targets, whose scales
+    differ, become comparable; logits have units of 1.
+    """
+    if bool((units == 1).all()):
+        return run
+    return lambda images: run(images) / units
+
+
 @dataclass(frozen=True)
 class Change:
     """How much moving the images by one element changes the logits."""

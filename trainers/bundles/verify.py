@@ -45,6 +45,7 @@ from trainers.bundles.quantised import INT8_FILE
 from trainers.bundles.symmetry_check import (
     Change,
     changes,
+    in_units,
     movable,
     parity_tolerance,
     probe_images,
@@ -77,19 +78,22 @@ def verify(folder: Path, *, run_code: bool = False, trusted: Path | None = None)
     results = [*_file_results(manifest, folder, bad_files), signature_check(folder, trusted)]
     results += _claims(manifest)
     given, recorded = manifest.input, torch.tensor(manifest.probe.logits)
+    units = torch.tensor(manifest.units)
     probes = probe_images(given.channels, (given.height, given.width), manifest.probe.images)
     outputs: dict[str, Tensor] = {}
     for name in manifest.formats:
         if not bad_files.keys() & set(FORMATS[name]) and manifest.files.keys() >= set(
             FORMATS[name]
         ):
-            results += _check_format(folder, name, manifest, run_code, probes, recorded, outputs)
+            results += _check_format(
+                folder, name, manifest, run_code, probes, recorded / units, outputs
+            )
     results += [
         CheckResult(name, True, f"absent since the export: {shown([reason])}")
         for name, reason in manifest.refused.items()
     ]
     if len(outputs) > 1:
-        results.append(_agreement(outputs, recorded))
+        results.append(_agreement(outputs, recorded / units))
     if manifest.predict is not None and PIXELS_FILE not in bad_files:
         results.append(pixel_check(folder, manifest, lambda: _model(folder, manifest)))
     if manifest.int8 is not None and INT8_FILE not in bad_files:
@@ -154,6 +158,10 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
             f"the content in {MANIFEST} has another normalisation than images of {channels} "
             "channels take"
         )
+    if content.get("task", "classification") != manifest.task or (
+        tuple(content.get("scale", ())) != manifest.scale
+    ):
+        raise ValueError(f"the content in {MANIFEST} predicts something else than it says")
     circle = "circle" if manifest.training.get("corners") == "circle" else None
     if content.get("corners") != circle:
         raise ValueError(
@@ -282,7 +290,7 @@ def _check_format(
 ) -> list[CheckResult]:
     """Loads and runs one format; its logits go into `outputs`."""
     try:
-        run = _runner(folder, name, manifest, run_code)
+        run = in_units(_runner(folder, name, manifest, run_code), torch.tensor(manifest.units))
         outputs[name] = logits(run, probes)
         measured = changes(run, probes, manifest.claimed)
     except NeedsCodeError as reason:

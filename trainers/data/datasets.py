@@ -19,12 +19,15 @@ from trainers.cache import say_once
 from trainers.data import folders, sources
 from trainers.data.borders import see
 from trainers.data.decoding import FULL
+from trainers.data.describing import depth_warnings
 from trainers.data.formats.opening import reader
+from trainers.data.formats.targets import check_targets
 from trainers.data.grouping import require_apart
 from trainers.data.leaks import Rows, leakage
 from trainers.data.pools import FilePool, Pool, Source, render
 from trainers.data.splitting import check_classes, draw, draw_test, remainder
-from trainers.settings import Corners, Data
+from trainers.data.tasks import Outputs, about_task, held_labels, read_labels
+from trainers.settings import Corners, Data, Task
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
 VERSION = 4
@@ -39,8 +42,9 @@ class DataWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N]; `skipped` names files that
-    could not be read, and why.
+    """Labelled images: `pixels` uint8 [N, C, H, W], `labels` int64 [N] (of other tasks than
+    classification float32 [N, K]: `Outputs.learned`); `skipped` names files that could not be read,
+    and why.
     """
 
     pixels: Tensor
@@ -78,6 +82,15 @@ class Splits:
     top: int = FULL
     # what was left out or scaled in reading the images, each a sentence without a full stop
     notes: tuple[str, ...] = ()
+    task: Task = "classification"
+    # of the training images, each target's mean and standard deviation; empty for other tasks
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+    @property
+    def outputs(self) -> Outputs:
+        """What a network predicts for these images; `classes` are the names of its outputs."""
+        return Outputs(self.task, self.classes, self.shift, self.scale)
 
     @property
     def channels(self) -> int:
@@ -96,9 +109,15 @@ class Splits:
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """The number of (training, validation) images of each class."""
+        """The number of (training, validation) images of each class, or with each label; of targets
+        none.
+        """
+        if self.task == "regression":
+            return {}
         train, validation = (
             part.labels.bincount(minlength=len(self.classes)).tolist()
+            if self.task == "classification"
+            else part.labels.sum(0).long().tolist()
             for part in (self.train, self.validation)
         )
         return dict(zip(self.classes, zip(train, validation)))
@@ -130,7 +149,7 @@ def load(data: Data, size: tuple[int, int] | None = None, *, merge: bool = False
     pixels, about = cached_arrays.cached(
         name, lambda allocate: _select(source(), data, size, allocate)
     )
-    labels = torch.tensor(about["labels"], dtype=torch.int64)
+    labels, outputs = read_labels(about)
     num_train, skipped = about["num_train"], about["skipped"]
     if merge:
         num_train, skipped = len(labels), [[line for part in skipped for line in part], []]
@@ -152,39 +171,10 @@ def load(data: Data, size: tuple[int, int] | None = None, *, merge: bool = False
         about["has_test"],
         about["top"],
         (*layout.notes, *doubts, *about["leaks"]),
+        outputs.task,
+        outputs.shift,
+        outputs.scale,
     )
-
-
-def describe(splits: Splits) -> list[str]:
-    """What a user should know of the images before training: what was left out, how many there are,
-    and how many of each class.
-    """
-    counts = [
-        f"{name} {train} + {validation}" for name, (train, validation) in splits.counts.items()
-    ]
-    lines = [
-        *(f"skipped: {skipped}" for skipped in splits.skipped[:5]),
-        *(f"data: {said}" for said in splits.notes),
-        *_folds(splits.data),
-        f"data: {len(splits.train)} training and {len(splits.validation)} validation images, "
-        f"{splits.channels} channel{'s' * (splits.channels > 1)}, {len(splits.classes)} classes",
-        f"classes, training + validation images: {', '.join(counts)}",
-    ]
-    return [_printable(line) for line in lines]
-
-
-def _folds(data: Data) -> list[str]:
-    if data.folds is None:
-        return []
-    return [
-        f"data: cross-validation: a trial trains {data.folds} networks, and its scores are "
-        f"means over them; below are the images of fold {data.fold}"
-    ]
-
-
-def _printable(text: str) -> str:
-    """The text with its control characters and undecodable bytes as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def batch(
@@ -237,7 +227,7 @@ def _load_test(splits: Splits) -> Images:
         say_once(leak)
     return Images(
         torch.from_numpy(pixels),
-        torch.tensor(about["labels"], dtype=torch.int64),
+        read_labels(about, splits.outputs)[0],
         tuple(about["skipped"]),
     )
 
@@ -246,6 +236,7 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
     """What identifies the files behind the data, a function that opens them, and what a user should
     know of their layout. Raises ValueError for data that is missing.
     """
+    require_files(data)
     if data.folder is not None:
         folder = folders.list_folder(data.folder)
         place = str(data.folder.expanduser().absolute())
@@ -260,10 +251,23 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
     return [*place, *sources.files(data)], lambda: sources.open_named(data), Layout((), ())
 
 
+def require_files(data: Data) -> None:
+    """Raises ValueError where labels other than classes are asked of a data set that has classes:
+    by name, or a folder for each.
+    """
+    if data.files is None and data.task not in ("classification", "auto"):
+        raise ValueError(
+            f"data.task is {data.task}, and {data.called} has one class for each image; give the "
+            "images and labels by `files:` (.npz, .csv, .parquet), or leave task out"
+        )
+
+
 def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]) -> str:
     chosen = data.model_dump(
         mode="json", include={"name", *OF_FILES, "fit", "color", "seed", *numbers}
     )
+    if data.task != "classification":  # what is cached of classes stays
+        chosen["task"] = data.task
     return cached_arrays.key([VERSION, part, chosen, size, files])
 
 
@@ -292,10 +296,13 @@ def _select(
         Rows(out[num_train:], lambda i: pools[1].called(int(drawn[1][i])), readable[1]),
         ("training", "validation"),
     )
+    held = [held_labels(pool, index[rows]) for pool, index, rows in zip(pools, drawn, readable)]
+    learned = about_task(source, held)
     mean, std = _moments(out, readable[0])
     return (None if len(rows) == len(out) else rows), {
-        "labels": np.concatenate(labels).tolist(),
+        "labels": np.concatenate(held).tolist(),
         "num_train": len(readable[0]),
+        **learned,
         "classes": source.classes,
         "mean": mean,
         "std": std,
@@ -303,7 +310,7 @@ def _select(
         "has_test": source.holds_out_test or source.test is not None,
         "top": top,
         "leaks": leaks,
-        "warnings": [*source.notes, *_depth_warnings(source.train, top, out)],
+        "warnings": [*source.notes, *depth_warnings(source.train, top, out)],
     }
 
 
@@ -311,24 +318,6 @@ def _top(pools: tuple[Pool, ...]) -> int:
     """The grey value of more than 8 bits that becomes 255, the same for all images."""
     tops = [pool.top for pool in pools if isinstance(pool, FilePool) and pool.deep]
     return max(tops, default=FULL)
-
-
-def _depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:
-    """What a user should know of images of more than 8 bits."""
-    if not isinstance(pool, FilePool):
-        return []
-    said = []
-    if top != FULL:
-        said.append(
-            f"grey values of more than 8 bits are scaled from 0..{top} to 0..255, because none in "
-            f"these files is above {top}; scale them so where the model is used"
-        )
-    if pool.cut and pixels.max() < 128:
-        said.append(
-            f"images with 16 bits per channel are read with the upper 8, and no value of them is "
-            f"above {pixels.max()} of 255; save them with 8 bits, scaled to the whole range"
-        )
-    return said
 
 
 def _take_test(
@@ -345,6 +334,8 @@ def _take_test(
     _check_lost(list(lost.values()), len(out))
     readable = remainder(len(index), list(lost))
     check_classes(source, "test", pool.labels[index[readable]])
+    if source.task != "classification":
+        check_targets(source.task, source.classes, "test", held_labels(pool, index[readable]))
     learned = (("training", splits.train), ("validation", splits.validation))
     leaks = [
         leak
@@ -356,7 +347,7 @@ def _take_test(
         )
     ]
     return (readable if lost else None), {
-        "labels": pool.labels[index[readable]].tolist(),
+        "labels": held_labels(pool, index[readable]).tolist(),
         "leaks": leaks,
         "skipped": list(lost.values()),
     }

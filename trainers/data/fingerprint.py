@@ -92,6 +92,7 @@ def _split_settings(data: Data, source: Source) -> dict[str, Any]:
     numbers = {"seed", "train", "validation", *(["test"] if source.holds_out_test else [])}
     # keys that came later count where they are set: earlier fingerprints stay
     later = {key for key in ("group_by", "folds") if getattr(data, key) is not None}
+    later |= {"task"} if data.task != "classification" else set()
     return data.model_dump(mode="json", include=numbers | later)
 
 

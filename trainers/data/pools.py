@@ -27,6 +27,7 @@ from trainers.data.decoding import (
     read_header,
 )
 from trainers.data.fitting import Fit, fit_images
+from trainers.settings import Task
 
 # files, evenly spread, whose headers decide on colour and common size
 LOOKED_AT = 500
@@ -35,13 +36,15 @@ LOOKED_AT = 500
 @dataclass(frozen=True, eq=False)
 class ArrayPool:
     """Images of one size in memory, or mapped from a file: uint8 [N, C, H, W] and their labels
-    int64 [N]. `name` is what messages call the images.
+    int64 [N], with `targets` those that splits are drawn by. `name` is what messages call the
+    images.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     name: str = ""
     groups: np.ndarray | None = None  # text [N]: images of one group are never in two splits
+    targets: np.ndarray | None = None  # float64 [N, K]: what is learned, where it is no class
 
     def called(self, row: int) -> str:
         """What messages call an image."""
@@ -61,11 +64,14 @@ class ArrayPool:
 
 @dataclass(frozen=True, eq=False)
 class FilePool:
-    """Image files of any sizes and their labels int64 [N]."""
+    """Image files of any sizes and their labels int64 [N], with `targets` those that splits are
+    drawn by.
+    """
 
     paths: tuple[ImagePath, ...]
     labels: np.ndarray
     groups: np.ndarray | None = None  # text [N]: images of one group are never in two splits
+    targets: np.ndarray | None = None  # float64 [N, K]: what is learned, where it is no class
 
     def called(self, row: int) -> str:
         """What messages call an image."""
@@ -132,7 +138,8 @@ class Source:
     test split; where it is None and `holds_out_test` is set, test images are taken from `train`,
     otherwise there is none. `validation_images` is the customary number of validation images, where
     the set has one. `notes` are what a user should know of how the images are read, each a sentence
-    without a full stop.
+    without a full stop. Of a `task` other than classification `classes` are the names of labels
+    or targets.
     """
 
     classes: tuple[str, ...]
@@ -144,16 +151,18 @@ class Source:
     # int64 [N] of the training pool, beside the classes: each split has them in proportion
     strata: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    task: Task = "classification"
 
 
 def file_pool(
     paths: Sequence[ImagePath | str],
     labels: Sequence[int] | np.ndarray,
     groups: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
 ) -> FilePool:
     """A pool of image files; none is opened yet."""
     named = tuple(Path(path) if isinstance(path, str) else path for path in paths)
-    return FilePool(named, np.asarray(labels, dtype=np.int64), groups)
+    return FilePool(named, np.asarray(labels, dtype=np.int64), groups, targets)
 
 
 def render(

@@ -60,8 +60,11 @@ def draw_test(source: Source, data: Data, labels: np.ndarray) -> np.ndarray:
 
 def check_classes(source: Source, part: str, labels: np.ndarray) -> None:
     """Raises ValueError where a class that the training pool holds is missing among the `labels` of
-    a part (`train`, `validation` or `test`).
+    a part (`train`, `validation` or `test`). Other tasks are checked by their targets
+    (`trainers.data.formats.targets`).
     """
+    if source.task != "classification":
+        return
     num_classes = len(source.classes)
     pool = np.bincount(source.train.labels, minlength=num_classes)
     drawn = np.bincount(labels, minlength=num_classes)
@@ -193,7 +196,8 @@ def _fold(source: Source, data: Data, free: np.ndarray) -> np.ndarray:
 
     folds, labels = data.folds or 2, _with_strata(source, free, data.folds or 2)
     counts = np.bincount(source.train.labels[free], minlength=len(source.classes))
-    few = [f"'{n}' ({c})" for n, c in zip(source.classes, counts) if 0 < c < folds]
+    named_classes = source.classes if source.task == "classification" else ()
+    few = [f"'{n}' ({c})" for n, c in zip(named_classes, counts) if 0 < c < folds]
     if few:
         raise ValueError(
             f"data.folds is {folds}, and {named(few)} {'has' if len(few) == 1 else 'have'} fewer "

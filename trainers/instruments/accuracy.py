@@ -10,13 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.instruments.feature_maps import Model, Normalise
 from trainers.instruments.predictions import Predictions, angle_elements, predict
 from trainers.instruments.proportions import Proportion, proportion
-from trainers.settings import Corners
+from trainers.instruments.tasks.scoring import main_scores, resamples, share
+from trainers.settings import Corners, Task
 
 Over = Literal["others", "unseen"]  # the elements that symmetry accuracy is a mean over
 
@@ -40,6 +42,9 @@ class SymmetryAccuracy:
     # elements whose predictions were shared, because measured exact
     shared: tuple[Element, ...]
     over: Over = "others"
+    # of other tasks than classification: the main score under each element on the images and on
+    # each resample of them [element, 1 + resample]; "accuracy" is that score
+    resampled: Tensor | None = None
 
     @property
     def unseen(self) -> tuple[Element, ...]:
@@ -108,11 +113,18 @@ class SymmetryAccuracy:
 
     def _over(self, elements: Sequence[Element]) -> Any:
         chosen = [a.value for e, a in zip(self.elements, self.accuracies) if e in elements]
+        if self.resampled is not None and chosen:
+            return share(self.rows(elements), self.num_images, self.confidence)
         return (
             proportion(sum(chosen) / len(chosen), self.num_images, self.confidence)
             if chosen
             else None
         )
+
+    def rows(self, elements: Sequence[Element]) -> Tensor:
+        """The mean score over elements on the images and on each resample [1 + resample]."""
+        assert self.resampled is not None, "of accuracies nothing is resampled"
+        return self.resampled[[self.elements.index(e) for e in elements]].mean(0)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -147,9 +159,17 @@ def summarise(
     seen: Iterable[Element] = (IDENTITY,),
     confidence: float = 0.95,
     over: Over = "others",
+    task: Task = "classification",
 ) -> SymmetryAccuracy:
-    """The symmetry accuracy of predictions for every element of `group`, among others."""
-    shares = _accuracies(predictions, labels, group.elements, confidence)
+    """The symmetry accuracy of predictions for every element of `group`, among others; of another
+    task its main score (`tasks.scoring`), for which predictions must have kept their logits.
+    """
+    resampled = None
+    if task == "classification":
+        shares = _accuracies(predictions, labels, group.elements, confidence)
+    else:
+        resampled = _resampled(predictions, labels, group.elements, task)
+        shares = tuple(share(row, len(labels), confidence) for row in resampled)
     return SymmetryAccuracy(
         group,
         group.elements,
@@ -159,7 +179,22 @@ def summarise(
         confidence,
         predictions.shared,
         over,
+        resampled,
     )
+
+
+def _resampled(
+    predictions: Predictions, labels: Tensor, elements: Sequence[Element], task: Task
+) -> Tensor:
+    """The main score under each element on the images and on each resample of them."""
+    assert predictions.logits is not None, "the score of a task is computed from outputs"
+    counts = resamples(len(labels))
+    found = {
+        n: main_scores(task, predictions.logits[n], labels, counts)
+        for n in dict.fromkeys(predictions.forwards)
+    }
+    places = [predictions.forwards[predictions.elements.index(e)] for e in elements]
+    return torch.stack([found[n] for n in places])
 
 
 def symmetry_accuracy(
@@ -223,13 +258,21 @@ class AngleCurve:
 
 
 def summarise_angles(
-    predictions: Predictions, labels: Tensor, step: int = 10, confidence: float = 0.95
+    predictions: Predictions,
+    labels: Tensor,
+    step: int = 10,
+    confidence: float = 0.95,
+    task: Task = "classification",
 ) -> AngleCurve:
-    """The accuracy by angle of predictions for `angle_elements(step)`, among others."""
+    """The accuracy (or the main score of another task) by angle of predictions for
+    `angle_elements(step)`, among others.
+    """
     elements = angle_elements(step)
-    return AngleCurve(
-        tuple(e.degrees for e in elements), _accuracies(predictions, labels, elements, confidence)
-    )
+    degrees = tuple(e.degrees for e in elements)
+    if task == "classification":
+        return AngleCurve(degrees, _accuracies(predictions, labels, elements, confidence))
+    rows = _resampled(predictions, labels, elements, task)
+    return AngleCurve(degrees, tuple(share(row, len(labels), confidence) for row in rows))
 
 
 def accuracy_by_angle(
@@ -243,9 +286,10 @@ def accuracy_by_angle(
     share_exact: bool = True,
     corners: Corners = "black",
     confidence: float = 0.95,
+    task: Task = "classification",
 ) -> AngleCurve:
-    """The accuracy of a model on images rotated by 0, `step`, 2 `step` ... degrees; arguments as in
-    `predict`.
+    """The accuracy of a model (or the main score of another task) on images rotated by 0, `step`,
+    2 `step` ... degrees; arguments as in `predict`.
     """
     predictions = predict(
         model,
@@ -255,8 +299,9 @@ def accuracy_by_angle(
         batch_size=batch_size,
         share_exact=share_exact,
         corners=corners,
+        keep_logits=task != "classification",
     )
-    return summarise_angles(predictions, labels, step, confidence)
+    return summarise_angles(predictions, labels, step, confidence, task)
 
 
 def _accuracies(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from trainers.networks.convolution import Block, Convolution
 from trainers.networks.kernels.ways import convolve
 from trainers.networks.networks import Network, step_spec
 from trainers.networks.plain import MeanNetwork, PlainNetwork
+from trainers.settings import Task
 
 
 def fold(network: Network) -> PlainNetwork:
@@ -55,12 +56,26 @@ def scoring(network: Network) -> PlainNetwork:
     return folded
 
 
-def mean_network(members: Iterable[PlainNetwork]) -> PlainNetwork | MeanNetwork:
-    """The mean of the members' probabilities as one network; of a single one, the network
-    itself.
+def mean_network(
+    members: Iterable[PlainNetwork], task: Task = "classification"
+) -> PlainNetwork | MeanNetwork:
+    """The mean of the members' probabilities (of targets, of their values) as one network; of a
+    single one, the network itself.
     """
     networks = list(members)
-    return networks[0] if len(networks) == 1 else MeanNetwork(networks).eval()
+    return networks[0] if len(networks) == 1 else MeanNetwork(networks, task).eval()
+
+
+def to_units(folded: nn.Module, shift: Sequence[float], scale: Sequence[float]) -> None:
+    """Gives every folded network the results that it has times `scale` plus `shift`, one number of
+    each for an output: its last layer does it.
+    """
+    factor, constant = (torch.tensor(values, dtype=torch.float64) for values in (scale, shift))
+    for network in (m for m in folded.modules() if isinstance(m, PlainNetwork)):
+        linear = network.head.linear
+        weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
+        linear.weight.data.copy_(weight * factor[:, None])
+        linear.bias.data.copy_(bias * factor + constant)
 
 
 class _FastConvolution(nn.Module):

@@ -343,26 +343,35 @@ class PlainNetwork(nn.Module):
 
 
 class MeanNetwork(nn.Module):
-    """Several networks as one: logits whose softmax is the mean of the members' probabilities."""
+    """Several networks as one: logits whose probabilities are the mean of the members'; of a task
+    "regression" the mean of their values.
+    """
 
-    def __init__(self, members):
+    def __init__(self, members, task="classification"):
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.task = nn.ModuleList(members), task
 
     def forward(self, images):
         """The logits [batch, classes] of images [batch, channels, height, width]."""
-        return mean_logits([member(images) for member in self.members])
+        return mean_logits([member(images) for member in self.members], self.task)
 
     def forward_with_stages(self, images):
         """(logits, a tuple with the feature maps of all members after each stage)."""
         members = [m for m in self.members if isinstance(m, PlainNetwork)]
         runs = [member.forward_with_stages(images) for member in members]
         maps = tuple(torch.cat(stage, 1) for stage in zip(*(maps for _, maps in runs)))
-        return mean_logits([logits for logits, _ in runs]), maps
+        return mean_logits([logits for logits, _ in runs], self.task), maps
 
 
-def mean_logits(logits):
-    """Logits whose softmax is the mean of the probabilities of several [batch, classes]; of one,
-    the same.
+def mean_logits(logits, task="classification"):
+    """Logits whose softmax (of "multilabel" whose sigmoid) is the mean of the probabilities of
+    several [batch, classes]; of "regression" the mean of the values; of one, the same.
     """
-    return torch.stack(logits).log_softmax(2).logsumexp(0) if len(logits) > 1 else logits[0]
+    if len(logits) == 1:
+        return logits[0]
+    if task == "regression":
+        return torch.stack(logits).mean(0)
+    if task == "multilabel":
+        stacked = torch.stack(logits)
+        return F.logsigmoid(stacked).logsumexp(0) - F.logsigmoid(-stacked).logsumexp(0)
+    return torch.stack(logits).log_softmax(2).logsumexp(0)

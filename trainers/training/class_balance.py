@@ -24,11 +24,14 @@ def class_weights(wanted: ClassWeights, splits: Splits) -> Tensor | None:
 
     `balanced` weighs a class by the reciprocal of its number of training images (`balanced` of
     scikit-learn's `compute_class_weight`); a mapping gives weights by class name, 1 to the others.
+    Of labels, what images with each weigh, as often as there are more without it.
     Raises ValueError for the name of a class that the data do not have, and where no class with
     training images has a weight.
     """
     if wanted == "none":
         return None
+    if splits.task != "classification":
+        return _positive_weights(wanted, splits)
     counts = splits.train.labels.cpu().bincount(minlength=len(splits.classes)).double()
     if wanted == "balanced":
         weights = 1 / counts.clamp(min=1)
@@ -42,6 +45,24 @@ def class_weights(wanted: ClassWeights, splits: Splits) -> Tensor | None:
             "least one class a weight above 0"
         )
     return (weights * counts.sum() / total).float()
+
+
+def _positive_weights(wanted: ClassWeights, splits: Splits) -> Tensor:
+    """How much more an image with a label weighs than one without it [K]: `balanced`, as often as
+    there are more of these; by name, 1 for the others. Raises ValueError for targets, which have no
+    classes, and for the name of a label that the data do not have.
+    """
+    if splits.task == "regression":
+        raise ValueError(
+            "training.class_weights is for classes and labels, and data.task is regression; leave "
+            "it out"
+        )
+    if wanted != "balanced":
+        check_class_names(wanted, splits.classes)
+        given = {} if isinstance(wanted, str) else wanted
+        return torch.tensor([float(given.get(name, 1.0)) for name in splits.classes])
+    positives = splits.train.labels.cpu().double().sum(0)
+    return ((len(splits.train) - positives) / positives.clamp(min=1)).float()
 
 
 def check_class_names(wanted: ClassWeights, classes: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,23 +12,27 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
-from searchspace.groups import TRIVIAL
+from searchspace.groups import IDENTITY, TRIVIAL
 from trainers.data.augment import seen
 from trainers.data.datasets import Images, Splits, batch, normalise
+from trainers.data.tasks import Outputs
 from trainers.instruments import correctness
 from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.feature_maps import Normalise
 from trainers.instruments.predictions import Predictions, predict
+from trainers.instruments.tasks import replicates
+from trainers.instruments.tasks.replicates import Replicates
+from trainers.instruments.tasks.scoring import beside, means_over
 from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
-from trainers.scores import Scores
+from trainers.scores import MAIN_SCORES, Scores
 from trainers.training.class_balance import class_scores, symmetry_class_scores
+from trainers.training.losses import task_loss
 
 if TYPE_CHECKING:
     from trainers.training.config import TrainingConfig
@@ -58,20 +63,20 @@ def evaluate(
     """
     began = time.perf_counter()
     images = splits.validation if images is None else images
-    declared, over = config.group, config.symmetry.scored
+    declared, over, task = config.group, config.symmetry.scored, splits.task
     normal = partial(normalise, mean=splits.mean, std=splits.std, corners=config.corners)
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
-    scored = mean_network(map(scoring, members))
+    scored = mean_network(map(scoring, members), task)
     moved = partial(predict, normalise=normal, corners=config.corners, keep_logits=True)
     predictions = moved(scored, images.pixels, declared.elements)
     trained_on = seen(config.augment, declared, degrees_learned(learned))
-    symmetry = summarise(predictions, images.labels, declared, trained_on, over=over)
+    symmetry = summarise(predictions, images.labels, declared, trained_on, over=over, task=task)
     assert predictions.upright is not None  # every group holds the identity
-    loss = float(functional.cross_entropy(predictions.upright, images.labels.cpu()))
+    loss = float(task_loss(task, predictions.upright, images.labels.cpu()))
     errors = _errors(scored, architecture, images, config, normal)
     if folder is not None:
-        save_correctness(predictions, symmetry, images, epoch, folder)
+        _keep(predictions, symmetry, images, epoch, folder)
     price = cost(architecture, splits.channels, len(splits.classes))
     return Scores(
         epoch=epoch,
@@ -80,12 +85,21 @@ def evaluate(
         loss=loss,
         params=len(members) * price.params,
         macs=len(members) * price.macs,
-        latency=_latency(mean_network(map(fold, members)), images, normal),
+        latency=_latency(mean_network(map(fold, members), task), images, normal),
         seconds=time.perf_counter() - began,
         learned=None if learned is None else dict(learned),
         num_images=len(images.labels),
-        **_shares(symmetry, predictions, images.labels.cpu()),
+        **_shares(symmetry),
+        **of_task(symmetry, predictions, images.labels.cpu(), splits.outputs),
     )
+
+
+def _keep(
+    predictions: Predictions, symmetry: SymmetryAccuracy, images: Images, epoch: int, folder: Path
+) -> None:
+    """Writes into `folder` what two networks are compared by."""
+    keep = save_correctness if symmetry.resampled is None else save_replicates
+    keep(predictions, symmetry, images, epoch, folder)
 
 
 def save_correctness(
@@ -105,19 +119,64 @@ def degrees_learned(learned: Mapping[str, float] | None) -> float:
     return math.degrees((learned or {}).get("width rotation", 0.0)) / 2
 
 
-def _shares(symmetry: SymmetryAccuracy, predictions: Predictions, labels: Tensor) -> dict[str, Any]:
-    """The accuracies among the scores, also those over classes."""
-    assert predictions.upright is not None and predictions.logits is not None
-    forwards = [predictions.forwards[predictions.elements.index(e)] for e in symmetry.scored]
+def save_replicates(
+    predictions: Predictions, symmetry: SymmetryAccuracy, images: Images, epoch: int, folder: Path
+) -> None:
+    """Writes into `folder` the main scores on resamples of the images."""
+    digest = hashlib.sha256(images.labels.cpu().numpy().tobytes()).hexdigest()[:16]
+    rows = {name: row[1:].tolist() for name, row in _resampled(symmetry).items()}
+    scores = {name: tuple(values) for name, values in rows.items()}
+    replicates.save(Replicates(epoch, len(images.labels), digest, scores), folder)
+
+
+def _resampled(symmetry: SymmetryAccuracy) -> dict[str, Tensor]:
+    """The three main scores on the images and on each resample, by the names of `Scores`."""
     return {
-        **class_scores(predictions.upright, labels),
-        **symmetry_class_scores(predictions.logits, forwards, labels),
+        "accuracy": symmetry.rows([IDENTITY]),
+        "symmetry_accuracy": symmetry.rows(symmetry.scored),
+        "symmetry_accuracy_worst": symmetry.rows([symmetry.worst[0]]),
+    }
+
+
+def _shares(symmetry: SymmetryAccuracy) -> dict[str, Any]:
+    """The accuracies among the scores."""
+    return {
         "accuracy": symmetry.accuracy.value,
         "symmetry_accuracy": symmetry.mean.value,
         "symmetry_accuracy_worst": symmetry.worst[1].value,
         "symmetry_accuracy_exact": _value(symmetry, "exact"),
         "symmetry_accuracy_interpolated": _value(symmetry, "interpolated"),
         "unseen_symmetry_accuracy": _value(symmetry, "mean_unseen"),
+    }
+
+
+def of_task(
+    symmetry: SymmetryAccuracy, predictions: Predictions, labels: Tensor, outputs: Outputs
+) -> dict[str, Any]:
+    """The scores that only one task has: those over classes, or what stands beside a main score
+    that is no accuracy.
+    """
+    assert predictions.upright is not None and predictions.logits is not None
+    forwards = [predictions.forwards[predictions.elements.index(e)] for e in symmetry.scored]
+    if outputs.task == "classification":
+        return {
+            **class_scores(predictions.upright, labels),
+            **symmetry_class_scores(predictions.logits, forwards, labels),
+        }
+    rows = {n: beside(outputs, predictions.logits[n], labels) for n in dict.fromkeys(forwards)}
+    errors = {f"{name}_error": float(row[1:].std()) for name, row in _resampled(symmetry).items()}
+    found = {
+        "score": MAIN_SCORES[outputs.task],
+        **errors,
+        "beside": beside(outputs, predictions.upright, labels),
+        "symmetry_beside": means_over([rows[n] for n in forwards]),
+    }
+    if outputs.task == "regression":
+        return found
+    names = {"auroc": "accuracy", "symmetry_auroc": "symmetry_accuracy"}
+    return found | {
+        **{name: float(_resampled(symmetry)[of][0]) for name, of in names.items()},
+        **{f"{name}_error": errors[f"{of}_error"] for name, of in names.items()},
     }
 
 

@@ -13,12 +13,14 @@ from typing import Any
 from searchspace.architecture import Architecture
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
+from trainers.instruments.tasks import replicates
 from trainers.scores import Scores
 from trainers.training.config import TrainingConfig
 from trainers.training.train import train
 
 SPREAD = ("accuracy", "symmetry_accuracy", "balanced_accuracy")
-FIRST = ("epoch", "params", "macs")  # the same in all folds
+FIRST = ("epoch", "params", "macs", "score")  # the same in all folds
+NAMED = ("learned", "beside", "symmetry_beside")  # values by name
 SUMS = ("seconds", "num_images")
 
 
@@ -43,19 +45,27 @@ def train_folds(
         return train(architecture, config, directory, until_epoch, on_epoch=on_epoch)
     scores: list[Scores] = []
     correct: list[Correctness | None] = []
-    for number in range(folds):
-        folder = directory / f"fold{number}" if number else directory
+    for number, folder in enumerate(_folders(directory, folds)):
         data = config.data.model_copy(update={"fold": (first + number) % folds})
         own = replace(config, data=data)
         scores.append(train(architecture, own, folder, until_epoch, on_epoch=on_epoch))
         correct.append(correctness.read(folder, until_epoch))
     merged = joined([part for part in correct if part is not None])
     mean = mean_scores(scores)
+    resampled = [replicates.read(f, until_epoch) for f in _folders(directory, folds)]
+    together = replicates.joined([part for part in resampled if part is not None])
+    if together is not None and None not in resampled:
+        replicates.save(together, directory)
     if merged is None or len(merged.elements) == 0 or None in correct:
         return mean
     correctness.save(merged, directory)
     worst = merged.of(merged.worst).bit_count() / merged.images
     return replace(mean, symmetry_accuracy_worst=worst)
+
+
+def _folders(directory: Path, folds: int) -> list[Path]:
+    """Where the training of each fold lies."""
+    return [directory / f"fold{number}" if number else directory for number in range(folds)]
 
 
 def joined(parts: Sequence[Correctness]) -> Correctness | None:
@@ -88,7 +98,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
             values[name] = each[0]
         elif name in SUMS:
             values[name] = sum(each)
-        elif name == "learned":
+        elif name in NAMED:
             values[name] = {
                 key: sum(share * value[key] for share, value in zip(shares, each))
                 for key in each[0]

@@ -1,5 +1,5 @@
-"""Equivariance losses on ordinary training batches: what is added to the cross entropy, before its
-weight.
+"""The loss of a task, and equivariance losses on ordinary training batches: what is added to it,
+before its weight.
 
 With g drawn anew for each image from the non-identity elements of the loss's group G (the declared
 one unless the loss names its own):
@@ -11,7 +11,8 @@ one unless the loss names its own):
     latent      sum over the named stages (the last) of MSE(rho(g) z(x), z(g x)), z = spatial mean,
                 rho = the regular representation on blocks of |G| channels, the identity on what is
                 left (parameter-free approximate equivariance, Ali et al. 2025)
-    label       cross entropy of f(g x) against the label of x (REMUL, arXiv:2410.17878)
+    label       the loss of the task (of classes the cross entropy) of f(g x) against the label of x
+                (REMUL, arXiv:2410.17878)
     projection  sum over convolutions l of ||W_l - P_G W_l||^2 / ||W_l||^2, P_G the average over the
                 quarter turns and flips of G: no image is moved (arXiv:2601.05028)
 
@@ -38,7 +39,7 @@ from trainers.actions import act, permutation
 from trainers.networks.kernels.maxima import block_maxima
 from trainers.networks.networks import Network
 from trainers.networks.projection import distances_squared
-from trainers.settings import Corners
+from trainers.settings import Corners, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class Views:
     stages: tuple[tuple[Tensor, ...], ...]
     network: nn.Module | None = None  # for a loss that reads weights
     numbers: tuple[int, ...] = ()  # of the stages that the loss names, from 1; empty: all
-    class_weights: Tensor | None = None  # of the cross entropy [classes]
+    class_weights: Tensor | None = None  # of the loss of the task [classes]
+    task: Task = "classification"
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,32 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     return (each * class_weights[labels]).mean()
 
 
+TASK_LOSSES = {
+    "classification": "cross entropy",
+    "multilabel": "binary cross entropy",
+    "regression": "squared error",
+}
+"""What the loss of each task is called."""
+
+
+def task_loss(
+    task: Task, outputs: Tensor, labels: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
+    """The mean [] over images of the loss of the task: `cross_entropy`; the binary cross entropy of
+    outputs [B, K] against 0 and 1, mean over labels, images with a label weighing `class_weights`
+    [K] times as much; the squared error of standardised targets [B, K], mean over targets.
+    """
+    if task == "classification":
+        return cross_entropy(outputs, labels, class_weights)
+    if task == "multilabel":
+        return functional.binary_cross_entropy_with_logits(
+            outputs.float(), labels, pos_weight=class_weights
+        )
+    return functional.mse_loss(outputs.float(), labels)
+
+
 def _label(views: Views) -> Tensor:
-    return cross_entropy(views.logits[1], views.labels, views.class_weights)
+    return task_loss(views.task, views.logits[1], views.labels, views.class_weights)
 
 
 def _layerwise(views: Views) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a training step lowers: the cross entropy and the weighted equivariance losses of a batch.
+"""What a training step lowers: the loss of the task and the weighted equivariance losses.
 
 The losses share one forward pass: the batch, and behind it some of its images moved by elements of
 each group that a loss names.
@@ -16,14 +16,14 @@ from torch import Tensor
 from searchspace.groups import Element, Group
 from searchspace.training.losses import Loss
 from trainers.networks.networks import Network
-from trainers.settings import Corners
+from trainers.settings import Corners, Task
 from trainers.training.losses import (
     LOSSES,
     Views,
-    cross_entropy,
     draw,
     maxima_of,
     move,
+    task_loss,
     usable_elements,
 )
 
@@ -39,7 +39,8 @@ class Objective:
     # of the groups that move images, by group
     elements: dict[Group, tuple[Element, ...]]
     corners: Corners = "black"  # of images that are moved by an angle off the grid
-    class_weights: Tensor | None = None  # of the cross entropy [class]; None: all 1
+    class_weights: Tensor | None = None  # of the loss of the task [class]; None: all 1
+    task: Task = "classification"
 
     @classmethod
     def of(
@@ -49,13 +50,14 @@ class Objective:
         size: tuple[int, int],
         corners: Corners = "black",
         class_weights: Tensor | None = None,
+        task: Task = "classification",
     ) -> Objective:
         """The objective on images of `size` (height, width). Raises ValueError where a loss's group
         has no element that keeps them in shape.
         """
         moving = [loss.elements_group(declared) for loss in losses if LOSSES[loss.kind].moves]
         elements = {group: usable_elements(group, size) for group in moving}
-        return cls(losses, declared, elements, corners, class_weights)
+        return cls(losses, declared, elements, corners, class_weights, task)
 
     @property
     def most_elements(self) -> int:
@@ -71,11 +73,11 @@ class Objective:
         normalise: Callable[[Tensor], Tensor],
         generator: torch.Generator,
     ) -> list[Tensor]:
-        """The cross entropy [] of a batch in 0..1 [B, C, H, W], then each loss, unweighted, on the
-        first `size` images of it.
+        """The loss of the task [] of a batch in 0..1 [B, C, H, W], then each equivariance loss,
+        unweighted, on the first `size` images of it.
         """
         if not self.losses:
-            return [cross_entropy(network(normalise(pixels)), labels, self.class_weights)]
+            return [self._loss(network(normalise(pixels)), labels)]
         reads_weights = any(loss.kind == "projection" for loss in self.losses)
         with network.same_weights() if reads_weights else contextlib.nullcontext():
             return self._with_losses(network, pixels, labels, size, normalise, generator)
@@ -103,7 +105,7 @@ class Objective:
         of_parts = tuple(logits[part] for part in compared)
         places = {group: n for n, group in enumerate(parts, start=1)}
         return [
-            cross_entropy(logits[:count], labels, self.class_weights),
+            self._loss(logits[:count], labels),
             *(
                 LOSSES[loss.kind].function(
                     self._views(loss, network, parts, places, labels[:size], of_parts, stages)
@@ -111,6 +113,9 @@ class Objective:
                 for loss in self.losses
             ),
         ]
+
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return task_loss(self.task, outputs, labels, self.class_weights)
 
     def _common_block(self) -> int:
         """Channels of a block where all losses that read stages compare the same maxima: the
@@ -153,4 +158,5 @@ class Objective:
             network,
             loss.stages,
             self.class_weights,
+            self.task,
         )

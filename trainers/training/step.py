@@ -15,9 +15,11 @@ from trainers.networks.dropout import dropouts
 from trainers.networks.networks import Network
 from trainers.networks.soft_weights import Pathway
 from trainers.precision import Precision, autocast, resolve
+from trainers.settings import Task
 from trainers.training.augmentation import LearnedAugmentation
 from trainers.training.config import TrainingConfig
 from trainers.training.governing import Governing
+from trainers.training.losses import TASK_LOSSES
 from trainers.training.objective import Objective
 from trainers.training.weighting import AdaptedWeights
 
@@ -48,8 +50,9 @@ class TrainingStep:
         config: TrainingConfig,
         normalise: Callable[[Tensor], Tensor],
         class_weights: Tensor | None = None,
+        task: Task = "classification",
     ) -> TrainingStep:
-        """The step of a network on its device; `class_weights` [class] weigh the cross entropy.
+        """The step of a network on its device; `class_weights` [class] weigh the task's loss.
         Raises ValueError where the declared group has no
         element for the recipe's equivariance loss.
         """
@@ -66,6 +69,7 @@ class TrainingStep:
                 architecture.size,
                 config.corners,
                 None if class_weights is None else class_weights.to(device),
+                task,
             ),
             companions,
             governing,
@@ -147,7 +151,10 @@ class TrainingStep:
         if "augmentation" in self.companions:
             values |= cast(LearnedAugmentation, self.companions["augmentation"]).learned()
         if "weights" in self.companions:
-            names = ["cross entropy", *(loss.kind for loss in self.objective.losses)]
+            names = [
+                TASK_LOSSES[self.objective.task],
+                *(loss.kind for loss in self.objective.losses),
+            ]
             weights = cast(AdaptedWeights, self.companions["weights"]).weights.tolist()
             values |= {f"weight {name}": weight for name, weight in zip(names, weights)}
         if self.network.architecture.softened:

@@ -234,6 +234,7 @@ def start(
         config,
         normaliser(splits.mean, splits.std, device, corners=config.corners),
         class_weights(config.training.class_weights, splits),
+        splits.task,
     )
     owner = checkpoint.fingerprint(architecture, config)
     progress = checkpoint.restore(directory, owner, network, step.optimizer, step.companions)

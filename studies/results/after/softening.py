@@ -23,6 +23,7 @@ from studies.results.after.points import Point, Subject
 from studies.results.tables import find_trial, open_study
 from studies.results.trained import TrainedTrial, load_trained
 from studies.search.softened import Source, add_softened
+from studies.tasks import require_classes
 from trainers.cores import available_cores
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def soften_trial(
     tune_process(available_cores())
     directory = Path(directory)
     study, records = open_study(directory)
+    require_classes(study, "soften")
     record = find_trial(records, number, directory)
     trial = load_trained(study, record, directory, device="cpu")
     began = time.perf_counter()
@@ -98,6 +100,7 @@ def soften_bundle(
     """
     from trainers.process import tune_process
 
+    require_classes(study, "soften")
     tune_process(available_cores())
     declared = _softening_group(group or study.symmetry.group)
     subject = _of_bundle(Path(folder), study, declared, images)

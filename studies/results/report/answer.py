@@ -19,6 +19,7 @@ from studies.journal.definition import corners_note
 from studies.journal.trial import TrialRecord
 from studies.output import is_number
 from studies.results.selection import over_seeds as tested_over_seeds
+from studies.tasks import beside_text, in_words, task_score
 
 MOST_TIES = 6  # trials named in a sentence
 
@@ -58,12 +59,17 @@ def answer(
         f"compromise between {_several([n.replace('_', ' ') for n in study.objectives])} among "
         f"{_count(len(complete), 'complete trial')}{against}."
     )
+    name = task_score(study.data.task)
+
+    def worded(sentences: Iterator[str]) -> tuple[str, ...]:
+        return tuple(in_words(sentence, name) for sentence in sentences)
+
     return Answer(
         chosen.number,
-        headline,
-        tuple(_cost(study, chosen, complete, evidence)),
-        tuple(_evidence(study, chosen, front, records, evidence, tested)),
-        (*warnings, *_cautions(study, records, complete, evidence, front)),
+        in_words(headline, name),
+        worded(_cost(study, chosen, complete, evidence)),
+        worded(_evidence(study, chosen, front, records, evidence, tested)),
+        (*warnings, *worded(_cautions(study, records, complete, evidence, front))),
     )
 
 
@@ -93,9 +99,11 @@ def _standing(
     if worse:
         _, words, gap = max(worse, key=lambda entry: entry[0])
         low, value, high = (-100 * gap[name] for name in ("high", "value", "low"))
+        gap_text = f"{value:.1f} points [{low:.1f}, {high:.1f}]"
         price = (
-            f"; images as they are it classifies {value:.1f} points [{low:.1f}, {high:.1f}] worse "
-            f"than {words}"
+            f"; images as they are it classifies {gap_text} worse than {words}"
+            if study.data.task == "classification"
+            else f"; on images as they are its accuracy is {gap_text} below that of {words}"
         )
     return True, price + (f"; its scores {said}" if said else "")
 
@@ -124,7 +132,7 @@ def _rivals(
             if (gap := evidence.difference(chosen, rival, name)) is not None
         }
         found[rival.number] = (
-            f"the most accurate plain network (trial {rival.number})",
+            f"the {_best(study)} plain network (trial {rival.number})",
             outcome([(gap.low, gap.high) for gap in gaps.values()]),
             gaps["accuracy"].as_dict() if "accuracy" in gaps else None,
         )
@@ -178,22 +186,34 @@ def _cost(
         moved = _share(scores, "symmetry_accuracy", images)
         over = f"On {images:,} validation images" if images else "On validation images"
         under = f", and {moved} under the other elements of {study.symmetry.group}" if moved else ""
-        yield f"{over} it classifies {upright} correctly as they are{under}."
+        if study.data.task == "classification":
+            yield f"{over} it classifies {upright} correctly as they are{under}."
+        else:
+            others = f"; beside it {beside_text(scores)}" if scores.get("beside") else ""
+            yield f"{over} its accuracy is {upright} as they are{under}{others}."
         if moved and (filled := corners_note(study)):
             yield f"{filled}."
     rivals = [r for r in complete if is_number((r.scores or {}).get("accuracy"))]
     best = max(rivals, key=lambda r: (r.scores or {})["accuracy"], default=None)
     if best is None or best is chosen or not upright:
         if upright:
-            yield "No other trial of the search is more accurate on images as they are."
+            yield f"No other trial of the search {_better(study)} on images as they are."
     else:
-        yield _against(study, chosen, best, "the most accurate trial", evidence)
+        yield _against(study, chosen, best, f"the {_best(study)} trial", evidence)
     plain = [r for r in rivals if _is_plain(r)]
     if upright and plain and chosen not in plain:
         rival = max(plain, key=lambda r: (r.scores or {})["accuracy"])
         if rival is not best:
-            yield _against(study, chosen, rival, "the most accurate plain network", evidence)
+            yield _against(study, chosen, rival, f"the {_best(study)} plain network", evidence)
     yield _size(chosen, best)
+
+
+def _best(study: Study) -> str:
+    return "most accurate" if study.data.task == "classification" else "best"
+
+
+def _better(study: Study) -> str:
+    return "is more accurate" if study.data.task == "classification" else "has a higher accuracy"
 
 
 def _against(
@@ -277,7 +297,8 @@ def _evidence(
 
 def _tested(result: Mapping[str, Any], name: str) -> str:
     """The mean over seeds of a test score, its standard deviation, and its interval."""
-    found = tested_over_seeds(result[name], result["num_test"])
+    error = (result.get("errors") or {}).get(name)
+    found = tested_over_seeds(result[name], result["num_test"], error)
     ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
     return f"{result[name].percent()} % {ends}"
 
@@ -289,7 +310,7 @@ def _cautions(
     evidence: Evidence,
     front: Sequence[TrialRecord],
 ) -> Iterator[str]:
-    resolution = evidence.resolution(front)
+    resolution = evidence.resolution(front, task_score(study.data.task))
     if resolution:
         text = resolution_text(resolution)
         yield f"{text[0].upper()}{text[1:]}."

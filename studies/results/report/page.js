@@ -1,6 +1,7 @@
 "use strict";
 // The front as a plot of any two scores, and one trial in full beside it. Texts go in as text.
 const data = JSON.parse(document.getElementById("data").textContent);
+const ofImages = (which) => (data.score === "accuracy" ? `% of ${which} images` : `${data.score} %, ${which} images`);
 const SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 const el = (name, attributes = {}, ...children) => {
@@ -184,12 +185,12 @@ function open(number, follow) {
     facts.append(el("tr", {}, el("td", {}, label), el("td", {}, value)));
   body.append(facts);
   if (trial.curves.some((c) => c.points.length > 1))
-    body.append(el("h4", {}, "While it trained"), lines(trial.curves, ["epochs", "% of validation images"]));
+    body.append(el("h4", {}, "While it trained"), lines(trial.curves, ["epochs", ofImages("validation")]));
   if (trial.elements.length)
     body.append(el("h4", {}, "Accuracy by element"), bars(trial.elements));
   if (trial.angles.length)
-    body.append(el("h4", {}, "Test accuracy by angle, retrained"),
-      lines([{ name: "accuracy", points: trial.angles }], ["degrees", "% of test images"]));
+    body.append(el("h4", {}, `Test ${data.score} by angle, retrained`),
+      lines([{ name: data.score, points: trial.angles }], ["degrees", ofImages("test")]));
   const drawing = byId(`check-${trial.n}`);
   if (drawing)
     body.append(el("h4", {}, "Sizes along the network, and what breaks where"), drawing.content.cloneNode(true));

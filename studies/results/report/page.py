@@ -34,6 +34,7 @@ from studies.results.report.sections import (
     tested_html,
 )
 from studies.results.retrain import summarised, tested_results
+from studies.tasks import in_words, task_score
 from studies.workers.declaration import read_declaration
 from trainers.files import write_whole
 
@@ -162,7 +163,7 @@ def _plot_html(study: Study) -> Html:
                 "<option value={}{}>{}</option>",
                 str(place),
                 Html(" selected") if place == chosen else Html(""),
-                TITLES[axis],
+                in_words(TITLES[axis], task_score(study.data.task)),
             )
             for place, axis in enumerate(axes(study))
         ]

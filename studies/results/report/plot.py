@@ -19,6 +19,7 @@ from studies.markup import Html, html
 from studies.output import is_number, short
 from studies.pareto import SCORE_OF, SHARES, WORST_EXPONENT
 from studies.results.front_plot import TITLES
+from studies.tasks import in_words, score_name, task_score
 from studies.terminal import plain
 from trainers.instruments.correctness import Correctness
 
@@ -44,10 +45,14 @@ def plot_data(
     front = members(study, records)
     best = best_compromise(study, front)
     on_front = {record.number for record in front}
-    names = axes(study)
+    names, score = axes(study), task_score(study.data.task)
     return {
         "recommended": None if best is None else best.number,
-        "axes": [{"title": plain(TITLES[name]), "log": name in WORST_EXPONENT} for name in names],
+        "score": score,
+        "axes": [
+            {"title": plain(in_words(TITLES[name], score)), "log": name in WORST_EXPONENT}
+            for name in names
+        ],
         "trials": [
             {
                 "n": record.number,
@@ -127,7 +132,7 @@ def _facts(study: Study, record: TrialRecord, evidence: Evidence) -> list[list[s
         text = f"{value:.2f}{unit}" if unit else short(value)
         if around:
             text += f" [{100 * around[0]:.1f}, {100 * around[1]:.1f}]"
-        rows.append([name.replace("_", " "), text])
+        rows.append([in_words(name.replace("_", " "), task_score(study.data.task)), text])
     surviving = facts.get("surviving") or ["e"]
     declared = Group.parse(study.symmetry.group)
     kept = f"{len(surviving)} of {declared.order} elements of {declared}: {' '.join(surviving)}"
@@ -157,7 +162,8 @@ def _curves(record: TrialRecord) -> list[dict[str, Any]]:
             for epoch, scores in record.rungs.items()
             if is_number(scores.get(name))
         ]
-        curves.append({"name": name.replace("_", " "), "points": points})
+        title = in_words(name.replace("_", " "), score_name(record.scores))
+        curves.append({"name": title, "points": points})
     return curves
 
 

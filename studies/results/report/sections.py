@@ -21,6 +21,7 @@ from studies.output import Column, is_number, percent
 from studies.pareto import dominates, front_volume, signed
 from studies.results.report.importance import importances
 from studies.results.retrain import MeanStd
+from studies.tasks import in_words, score_name, task_score
 
 # What architectures are compared by: degrees of equivariance first.
 FACETS: dict[str, Callable[[Candidate], str]] = {
@@ -79,7 +80,7 @@ def compared_html(study: Study, records: Sequence[TrialRecord]) -> Iterable[Html
     columns = [
         Column("choice"),
         Column("trials", True),
-        Column("accuracy %", True),
+        Column(f"{task_score(study.data.task)} %", True),
         Column("symmetry %", True),
         Column("best symmetry %", True),
         Column("exact", True),
@@ -123,7 +124,7 @@ def tested_html(rows: Sequence[Mapping[str, Any]]) -> Iterable[Html]:
             Column("trial"),
             Column("n", True),
             Column("trained on"),
-            Column("accuracy %", True),
+            Column(f"{score_name(chosen[0])} %", True),
             Column("symmetry %", True),
             Column("worst element %", True),
             Column("mean over angles %", True),
@@ -178,7 +179,13 @@ def importance_html(study: Study, records: Sequence[TrialRecord]) -> Iterable[Ht
         shares[0].trials,
     )
     yield _table(
-        [Column("dimension"), *(Column(item.objective, True) for item in shares)],
+        [
+            Column("dimension"),
+            *(
+                Column(in_words(item.objective, task_score(study.data.task)), True)
+                for item in shares
+            ),
+        ],
         [
             [
                 "explained, of 100 %",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from trainers.data.formats.pixels import (
     find_scale,
     scaled,
 )
+from trainers.data.formats.targets import Targets, read_targets, strata, task_of
 from trainers.data.pools import ArrayPool, Source
 from trainers.files import parse_json
-from trainers.settings import Data
+from trainers.settings import Data, Task
 
 ABOUT = "about.json"  # beside `.npy` files: class names, and a digest of the content
 # the names that the arrays of a split may have: images, labels
@@ -36,7 +37,7 @@ WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"))  # not split yet
 
 class _Part(NamedTuple):
     images: Member
-    labels: np.ndarray
+    labels: np.ndarray  # class numbers or names [N], or, of other tasks, as they are
     groups: np.ndarray | None
 
 
@@ -49,6 +50,7 @@ class Arrays:
         self.path = path
         self.found = members(path)
         self.group_by = data.group_by
+        self.asked: Task | Literal["auto"] = data.task
         self.about = _read_about(path)
         if data.classes is not None:
             self.about["classes"] = list(data.classes)
@@ -85,12 +87,21 @@ class Arrays:
         assert self.train is not None
         images, labels, _ = self.train
         names = self.about.get("classes")
-        classes = class_names(labels, self.train.images.text, names)
         scale = find_scale(images.blocks(), images.dtype, f"of {images.text}")
+        task = self.task
+        if task == "classification":
+            classes = class_names(labels, images.text, names)
+        else:
+            classes = self._targets(self.train, task).names
 
         def pool(part: _Part) -> ArrayPool:
-            numbers = numbered(part.labels, classes, part.images.text, named=names is not None)
-            return ArrayPool(_bytes(part.images, scale), numbers, part.images.text, part.groups)
+            about = part.images.text, part.groups
+            if task == "classification":
+                numbers = numbered(part.labels, classes, part.images.text, named=names is not None)
+                return ArrayPool(_bytes(part.images, scale), numbers, *about)
+            targets = self._targets(part, task)
+            drawn_by = strata(targets, np.ones(len(targets.values), dtype=bool))
+            return ArrayPool(_bytes(part.images, scale), drawn_by, *about, targets.values)
 
         test = self.test
         opened: Callable[[], ArrayPool] | None = None if test is None else lambda: pool(test)
@@ -101,7 +112,21 @@ class Arrays:
             opened,
             holds_out_test=self.whole,
             notes=(scale.note,) if scale.note else (),
+            task=task,
         )
+
+    @property
+    def task(self) -> Task:
+        """What the labels are: as the study says, or by their form."""
+        asked = self.asked
+        if asked != "auto":
+            return asked
+        labels = next(self.found[n] for pairs in (*SPLITS.values(), WHOLE) for _, n in pairs
+                      if n in self.found)  # fmt: skip
+        return task_of(labels.array(), "auto", labels.text)
+
+    def _targets(self, part: _Part, task: Task) -> Targets:
+        return read_targets(part.labels, task, part.images.text, self.about.get("classes"))
 
     def _groups(self, images: str) -> Member | None:
         """The array of groups beside that of images: `group_by`, after the name of the split."""
@@ -120,7 +145,7 @@ class Arrays:
         for images, labels in pairs:
             if images in self.found and labels in self.found:
                 groups = self._groups(images)
-                return _checked(self.found[images], self.found[labels], groups)
+                return _checked(self.found[images], self.found[labels], groups, self.task)
             if images in self.found and not any(pair[1] in self.found for pair in pairs):
                 raise ValueError(
                     f"{self.path} holds {images} without {labels}; add the labels, an integer for "
@@ -129,12 +154,16 @@ class Arrays:
         return None
 
 
-def _checked(images: Member, labels: Member, groups: Member | None) -> _Part:
+def _checked(images: Member, labels: Member, groups: Member | None, task: Task) -> _Part:
     """Images and their labels and groups, which must be as many."""
     axes_of(images.shape, images.text)
     if images.dtype.kind not in "buif":
         raise ValueError(f"{images.text} is of type {images.dtype}; give numbers, best uint8")
-    values = class_numbers(labels.array(), images.text)
+    if task == "classification":
+        values = class_numbers(labels.array(), images.text)
+    else:
+        values = np.asarray(labels.array())
+        read_targets(values, task, images.text)
     if len(values) != images.shape[0]:
         raise ValueError(
             f"{images.text} holds {images.shape[0]} images, and {labels.name} {len(values)} "

@@ -16,12 +16,14 @@ import numpy as np
 from trainers.data.decoding import ImagePath
 from trainers.data.formats.rows import (
     Rows,
+    column_names,
     columns_of,
     groups_of,
     split_names,
     splits_of_files,
 )
 from trainers.data.formats.shards import files_of, state_of
+from trainers.data.formats.targets import SEPARATOR
 from trainers.data.pools import Source
 from trainers.files import parse_json
 from trainers.settings import Data
@@ -76,14 +78,14 @@ class _Tables:
         image, label, split = columns_of(data, there, where)
         _require_images(schema, image, where)
         for part in parts[1:]:
-            if not {image, label} <= set(part.schema.names):
+            if not {image, *label} <= set(part.schema.names):
                 raise ValueError(
-                    f"{part.path} lacks the columns '{image}' and '{label}' that "
+                    f"{part.path} lacks the columns '{image}' and '{', '.join(label)}' that "
                     f"{parts[0].path.name} has; give all files the same columns"
                 )
         images = [item for part in parts for item in part.images(image)]
-        counts = [len(part.values(label)) for part in parts]
-        names = data.classes or _names(schema, label)
+        counts = [len(part.values(label[0])) for part in parts]
+        names = data.classes or (_names(schema, label[0]) if len(label) == 1 else None)
         keys = [(part.path.name, row) for part, count in zip(parts, counts) for row in range(count)]
         sizes = {part.path.name: part.path.stat().st_size for part in parts}
         held: np.ndarray | None
@@ -100,10 +102,13 @@ class _Tables:
             where,
             images,
             [(name, row, sizes[name]) for name, row in keys],
-            _labels(parts, label, where),
+            _columns(parts, label, where),
             held,
             groups_of(data, column, there, [f"{name}, row {row}" for name, row in keys]),
             names,
+            data.task,
+            column_names(data, label),
+            data.columns.separator or SEPARATOR,
         )
 
     def state(self) -> list[Any]:
@@ -253,6 +258,12 @@ def _texts(parts: list[_Part], name: str) -> list[str]:
     return ["" if value is None else str(value) for value in values]
 
 
+def _columns(parts: list[_Part], names: tuple[str, ...], where: str) -> np.ndarray:
+    """The labels of one column [N] (lists of one length: [N, K]), or of several [N, K]."""
+    columns = [_labels(parts, name, where) for name in names]
+    return columns[0] if len(columns) == 1 else np.stack(columns, 1)
+
+
 def _labels(parts: list[_Part], name: str, where: str) -> np.ndarray:
     """Labels as integers or text. Raises ValueError for other types, and for missing ones."""
     values = [value for part in parts for value in part.values(name).to_pylist()]
@@ -264,4 +275,10 @@ def _labels(parts: list[_Part], name: str, where: str) -> np.ndarray:
         )
     if not values:
         raise ValueError(f"{where} has no row; it needs one for each image")
-    return np.array(values)
+    try:
+        return np.array(values)
+    except ValueError:
+        raise ValueError(
+            f"the labels of {where} are lists of different lengths; write a 0 or 1 for every "
+            "label, or one text with names between separators"
+        ) from None

@@ -21,8 +21,8 @@ def class_numbers(values: Any, where: str) -> np.ndarray:
         labels = labels[:, 0]
     if labels.ndim != 1:
         more = (
-            "; several labels per image (multi-label, one-hot) are not supported: give one class "
-            "per image, of one-hot labels their argmax"
+            "; for several labels per image say `data: {task: multilabel}`, for numbers "
+            "`data: {task: regression}`; of one-hot labels give their argmax"
             if labels.ndim == 2
             else ""
         )
@@ -40,7 +40,8 @@ def class_numbers(values: Any, where: str) -> np.ndarray:
         return labels
     example = f", such as {labels[0]}" if len(labels) else ""
     remedy = (
-        "round or threshold them, or give them as integers (labels.astype(int))"
+        "round or threshold them, or give them as integers (labels.astype(int)); to predict "
+        "numbers say `data: {task: regression}`"
         if labels.dtype.kind == "f"
         else "give integers or text"
     )

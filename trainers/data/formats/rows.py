@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from trainers import cached_arrays
 from trainers.data.decoding import ImagePath
 from trainers.data.folders import SPLITS
 from trainers.data.formats.labels import class_names, class_numbers, numbered
+from trainers.data.formats.targets import SEPARATOR, read_targets, strata, task_of
 from trainers.data.grouping import groups_in_names
 from trainers.data.pools import FilePool, Source, file_pool
-from trainers.settings import Data
+from trainers.settings import Data, Task
 
 # the usual names of columns, where a study names none
 IMAGE = ("image", "img", "path", "file", "filename", "file_name", "filepath", "image_path")
@@ -37,6 +39,10 @@ class Rows:
     splits: np.ndarray | None = None
     groups: np.ndarray | None = None
     names: tuple[str, ...] | None = None
+    task: Task | Literal["auto"] = "classification"
+    # of labels in several columns: their names
+    columns: tuple[str, ...] = ()
+    separator: str = SEPARATOR
 
     def identity(self) -> list[object]:
         """What the training and validation images are: their keys, labels, splits and groups."""
@@ -49,7 +55,8 @@ class Rows:
         """The rows as pools. Raises ValueError for labels that are not classes, and for splits
         without training images.
         """
-        labels = class_numbers(self.labels, self.where)
+        task = task_of(self.labels, self.task, self.where, self.separator)
+        labels = class_numbers(self.labels, self.where) if task == "classification" else None
         train = self._of("train")
         if self.splits is not None and not train.any():
             raise ValueError(
@@ -57,12 +64,21 @@ class Rows:
                 f"{', '.join(map(str, np.unique(self.splits)[:5]))}); call the split of the "
                 "training images train"
             )
-        classes = class_names(labels[train], self.where, self.names)
+        targets = drawn_by = np.empty(0, dtype=np.int64)
+        if labels is not None:
+            classes = class_names(labels[train], self.where, self.names)
+        else:
+            named = self.names or self.columns or None
+            found = read_targets(self.labels, task, self.where, named, self.separator)
+            classes, targets, drawn_by = found.names, found.values, strata(found, train)
 
         def pool(rows: np.ndarray) -> FilePool:
-            numbers = numbered(labels[rows], classes, self.where, named=self.names is not None)
             paths = [self.images[i] for i in np.flatnonzero(rows)]
-            return file_pool(paths, numbers, None if self.groups is None else self.groups[rows])
+            groups = None if self.groups is None else self.groups[rows]
+            if labels is None:
+                return file_pool(paths, drawn_by[rows], groups, targets[rows])
+            numbers = numbered(labels[rows], classes, self.where, named=self.names is not None)
+            return file_pool(paths, numbers, groups)
 
         validation, test = self._of("validation"), self._of("test")
         return Source(
@@ -71,6 +87,7 @@ class Rows:
             pool(validation) if validation.any() else None,
             (lambda: pool(test)) if test.any() else None,
             holds_out_test=self.splits is None,
+            task=task,
         )
 
     def _of(self, split: str) -> np.ndarray:
@@ -80,13 +97,22 @@ class Rows:
         return self.splits == split
 
 
-def columns_of(data: Data, there: Sequence[str], where: str) -> tuple[str, str, str | None]:
-    """The columns of images, labels and splits (None: there is none). Raises ValueError where the
-    first two are missing.
+def columns_of(
+    data: Data, there: Sequence[str], where: str
+) -> tuple[str, tuple[str, ...], str | None]:
+    """The columns of images, of labels and of splits (None: there is none). Raises ValueError where
+    the first two are missing, and for several columns of classes.
     """
+    asked_label = data.columns.label
+    several = asked_label if isinstance(asked_label, tuple) else ()
+    single = None if isinstance(asked_label, tuple) else asked_label
+    if several and data.task == "classification":
+        raise ValueError(
+            f"columns.label names {len(several)} columns, and an image has one class; say `data: "
+            "{task: multilabel}` or `{task: regression}`, or name one column"
+        )
 
-    def find(key: str, usual: Sequence[str], needed: bool) -> str | None:
-        asked = getattr(data.columns, key)
+    def find(key: str, usual: Sequence[str], needed: bool, asked: str | None) -> str | None:
         folded = {name.strip().lower(): name for name in reversed(there)}
         column = next((folded[name] for name in usual if name in folded), None)
         name = asked if asked is not None else column
@@ -100,9 +126,16 @@ def columns_of(data: Data, there: Sequence[str], where: str) -> tuple[str, str, 
             )
         return None
 
-    image, label = find("image", IMAGE, True), find("label", LABEL, True)
-    assert image is not None and label is not None
-    return image, label, find("split", SPLIT, False)
+    named = data.columns
+    image = find("image", IMAGE, True, named.image)
+    labels = [find("label", LABEL, True, name) for name in several or (single,)]
+    assert image is not None
+    return image, tuple(str(name) for name in labels), find("split", SPLIT, False, named.split)
+
+
+def column_names(data: Data, label: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that columns of labels give to outputs: all of several, that of one number."""
+    return label if len(label) > 1 or data.task == "regression" else ()
 
 
 def split_names(values: Sequence[str], where: str) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from trainers.data.decoding import extensions
 from trainers.data.formats.rows import LABEL, Rows, groups_of, splits_of_files
+from trainers.data.formats.targets import SEPARATOR
 from trainers.data.pools import Source
 from trainers.files import parse_json
 from trainers.settings import Data
@@ -74,6 +75,8 @@ class Shards:
             splits_of_files(self.paths, list(map(len, samples)), where),
             groups_of(data, column, there, keys),
             data.classes,
+            data.task,
+            separator=data.columns.separator or SEPARATOR,
         )
 
     def state(self) -> list[Any]:
@@ -128,12 +131,20 @@ def _samples(path: Path, data: Data) -> Iterator[_Sample]:
             sample.label = _text(path, name, start, size).strip()
         elif last == ".json":
             sample.facts = _facts(path, name, _text(path, name, start, size))
-            asked = data.columns.label
-            label_key = next((k for k in ([asked] if asked else LABEL) if k in sample.facts), None)
-            if sample.label is None and label_key is not None:
-                sample.label = sample.facts[label_key]
+            if sample.label is None:
+                sample.label = _label_in(sample.facts, data.columns.label)
     if sample is not None:
         yield _whole(sample, path)
+
+
+def _label_in(facts: dict[str, Any], asked: str | tuple[str, ...] | None) -> Any:
+    """The label in a sample's JSON under the key `asked` (several: a list), or a usual one; None
+    where there is none.
+    """
+    if isinstance(asked, tuple):
+        return [facts.get(key) for key in asked]
+    found = next((key for key in ([asked] if asked else LABEL) if key in facts), None)
+    return None if found is None else facts[found]
 
 
 def _whole(sample: _Sample, path: Path) -> _Sample:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from trainers.cached_arrays import block_rows
 from trainers.data.formats.arrays import ABOUT
 from trainers.data.formats.labels import class_numbers
 from trainers.data.formats.pixels import Axes, axes_of, channels_second, find_scale, scaled
+from trainers.data.formats.targets import read_targets, task_of
 from trainers.files import write_whole
+from trainers.settings import Task
 
 # names of images, and of their labels and groups, as MedMNIST's archives have them
 NAMES = {
@@ -29,6 +31,7 @@ def store_arrays(
     arrays: tuple[Any, Any] | Mapping[str, Any],
     folder: Path,
     classes: Sequence[str] | None = None,
+    task: Task | Literal["auto"] = "classification",
 ) -> None:
     """Writes images and labels into `folder` as `.npy` files, images as uint8, which
     `data: {files: folder}` reads.
@@ -38,11 +41,12 @@ def store_arrays(
     beside them are for `group_by: groups`. Images are NumPy arrays
     ([N, H, W], [N, H, W, C], [N, C, H, W]; uint8, other integers from 0, or floating point numbers
     in 0..1) or torch tensors (of two layouts that fit, channels come first), labels integers or
-    text [N] or [N, 1]. `classes` are the names of the labels 0, 1, ... At most 64 MB are copied at
-    once. Raises ValueError for arrays that cannot be trained on, before anything is written.
+    text [N] or [N, 1], or of another `task` what `read_targets` takes. `classes` are the names of
+    the labels 0, 1, ... At most 64 MB are copied at once. Raises ValueError for arrays that cannot
+    be trained on, before anything is written.
     """
     parts = {"images": arrays[0], "labels": arrays[1]} if isinstance(arrays, tuple) else arrays
-    given = {name: _given(parts, name) for name in _names(parts)}
+    given = {name: _given(parts, name, task) for name in _names(parts)}
     train = next(name for name in given if name in ("images", "train_images"))
     images = given[train].images
     scale = find_scale(_blocks(images), images.dtype, f"of {train}")
@@ -72,12 +76,17 @@ class _Given(NamedTuple):
     groups: np.ndarray | None
 
 
-def _given(parts: Mapping[str, Any], name: str) -> _Given:
+def _given(parts: Mapping[str, Any], name: str, task: Task | Literal["auto"]) -> _Given:
     """Images and their labels, which must be as many."""
     images = _as_numpy(parts[name])
     axes = axes_of(images.shape, f"of {name}", channels_first=_is_tensor(parts[name]))
     of_labels, of_groups = NAMES[name]
-    labels = class_numbers(_as_numpy(parts[of_labels]), name)
+    labels = _as_numpy(parts[of_labels])
+    found = task_of(labels, task, name)
+    if found == "classification":
+        labels = class_numbers(labels, name)
+    else:
+        read_targets(labels, found, name)
     groups = _as_numpy(parts[of_groups]).astype(str) if of_groups in parts else None
     for what, values in ((of_labels, labels), (of_groups, groups)):
         if values is not None and len(values) != len(images):

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from trainers.data.formats.rows import Rows, columns_of, groups_of, split_names
+from trainers.data.formats.rows import (
+    Rows,
+    column_names,
+    columns_of,
+    groups_of,
+    split_names,
+)
+from trainers.data.formats.targets import SEPARATOR
 from trainers.data.pools import Source
 from trainers.settings import Data
 
@@ -28,7 +35,9 @@ class Table:
         where = str(self.path)
         image, label, split = columns_of(data, header, where)
         columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-        for name in (image, label):
+        # an image of a multilabel table may have no label
+        full = [] if data.task == "multilabel" and len(label) == 1 else label
+        for name in (image, *full):
             empty = [i for i, value in enumerate(columns[name]) if not value.strip()]
             if empty:
                 raise ValueError(
@@ -44,10 +53,13 @@ class Table:
             where,
             paths,
             [(name, size) for name, (size, _) in zip(names, self.files)],
-            _integers(np.array(columns[label], dtype=str)),
+            _cells([columns[name] for name in label], data),
             None if split is None else split_names(columns[split], where),
             groups_of(data, column, header, names),
             data.classes,
+            data.task,
+            column_names(data, label),
+            data.columns.separator or SEPARATOR,
         )
 
     def state(self) -> list[Any]:
@@ -102,6 +114,16 @@ def _sizes(paths: list[Path], table: Path) -> list[tuple[int, int]]:
             f"{missing[0]}; paths are relative to the folder of the table"
         )
     return sizes
+
+
+def _cells(columns: list[list[str]], data: Data) -> np.ndarray:
+    """The labels of one column [N], as integers where all are, or of several [N, K]; a single
+    column of a multilabel table is text.
+    """
+    if len(columns) > 1:
+        return np.array(columns, dtype=str).T
+    labels = np.array(columns[0], dtype=str)
+    return labels if data.task == "multilabel" else _integers(labels)
 
 
 def _integers(labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,72 @@
+"""What a user should know of a data set before training, in lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainers.data.decoding import FULL
+from trainers.data.pools import FilePool, Pool
+from trainers.settings import Data
+
+if TYPE_CHECKING:
+    from trainers.data.datasets import Splits
+
+# what outputs of a task are called, and what is said of each
+DESCRIBED = {
+    "classification": ("classes", "classes, training + validation images"),
+    "multilabel": ("labels", "labels, training + validation images with each"),
+    "regression": ("targets", "targets, mean ± standard deviation of the training images"),
+}
+
+
+def describe(splits: Splits) -> list[str]:
+    """What a user should know of the images before training: what was left out, how many there are,
+    and how many of each class.
+    """
+    counts = [
+        f"{name} {train} + {validation}" for name, (train, validation) in splits.counts.items()
+    ] or [f"{n} {m:.5g} ± {s:.5g}" for n, m, s in zip(splits.classes, splits.shift, splits.scale)]
+    what, said = DESCRIBED[splits.task]
+    lines = [
+        *(f"skipped: {skipped}" for skipped in splits.skipped[:5]),
+        *(f"data: {said}" for said in splits.notes),
+        *_folds(splits.data),
+        f"data: {len(splits.train)} training and {len(splits.validation)} validation images, "
+        f"{splits.channels} channel{'s' * (splits.channels > 1)}, {len(splits.classes)} {what}",
+        f"{said}: {', '.join(counts)}",
+    ]
+    return [_printable(line) for line in lines]
+
+
+def _folds(data: Data) -> list[str]:
+    if data.folds is None:
+        return []
+    return [
+        f"data: cross-validation: a trial trains {data.folds} networks, and its scores are "
+        f"means over them; below are the images of fold {data.fold}"
+    ]
+
+
+def _printable(text: str) -> str:
+    """The text with its control characters and undecodable bytes as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:
+    """What a user should know of images of more than 8 bits."""
+    if not isinstance(pool, FilePool):
+        return []
+    said = []
+    if top != FULL:
+        said.append(
+            f"grey values of more than 8 bits are scaled from 0..{top} to 0..255, because none in "
+            f"these files is above {top}; scale them so where the model is used"
+        )
+    if pool.cut and pixels.max() < 128:
+        said.append(
+            f"images with 16 bits per channel are read with the upper 8, and no value of them is "
+            f"above {pixels.max()} of 255; save them with 8 bits, scaled to the whole range"
+        )
+    return said

@@ -1,0 +1,1 @@
+"""Scores of networks that predict labels or numbers, not one class of each image."""

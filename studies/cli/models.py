@@ -232,7 +232,7 @@ def retrain(
     the only command that reads the test split.
     """
     from studies.results import retrain as retraining
-    from studies.results.selection import compared, selection_lines, selection_table
+    from studies.results.selection import compared
 
     overrides = {
         "training.epochs": epochs,
@@ -245,11 +245,18 @@ def retrain(
     rows = compared(directory, _retrained(jobs, study, directory))
     _print_tested(rows, format)
     if format is Format.table:
-        print()
-        print_table(*selection_table(rows))
-        print_lines(selection_lines(rows))
-        best = _best_of(rows, directory)
-        note(f"next: equisearch export {quote(str(directory))} {best} --retrained")
+        _print_selection(rows, directory)
+
+
+def _print_selection(rows: list[dict[str, Any]], directory: Path) -> None:
+    """Test scores beside search scores, and what to type next."""
+    from studies.results.selection import selection_lines, selection_table
+
+    print()
+    print_table(*selection_table(rows))
+    print_lines(selection_lines(rows))
+    best = _best_of(rows, directory)
+    note(f"next: equisearch export {quote(str(directory))} {best} --retrained")
 
 
 def _chosen(directory: Path, trials: list[int] | None, knee: bool) -> list[int] | None:

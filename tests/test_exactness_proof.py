@@ -410,6 +410,8 @@ EQUAL_VALUES = [
     "1px resize1bicubic: 2k1p0reflectd5i0.5@D1, 1k2s3p0:2d2i0.5 blur/2, 3k1s3p0@C1 blurmax/2",
     # a maximum over channels of maxima over windows
     "9px: 1k3s3x2ri0.5@D4 blurmax/2, 3k3s3p2i1@D2 blurmax/2, 2k1p0reflecti0.5 lp4/3p2",
+    # shifted windows, whose pooled channels are exact all the same
+    "3px: 2k1s2p1:0i1@D2, 3k2s3p0:1i1",
     # seen as broken only where all pixels lie below a constant
     "2px: 1k6d3i1@C4 max4/1p2:0, 1k1p0i0.5 resize20nearest head=none",
 ]
@@ -418,6 +420,12 @@ EQUAL_VALUES = [
 @pytest.mark.parametrize("text", EQUAL_VALUES)
 def test_equal_values_behind_different_windows(text):
     assert not disagreement(Architecture.parse(text))
+
+
+@pytest.mark.parametrize("text", EQUAL_VALUES)
+def test_what_survives_is_what_is_left_after_the_last_stage(text):
+    found = verdict(Architecture.parse(text))
+    assert found.surviving == found.after_stages[-1]
 
 
 @pytest.mark.parametrize("text", SHIFTS_THAT_DO_NOT_BREAK)
@@ -548,6 +556,8 @@ def test_the_measurement_sees_a_broken_network():
         "3px: 3k6p6replicated2@D4 avg1/2, 1k4p0:2x2i1 avg2/1p1:0ceil head=group_mean",
         # relaxed layers whose padding alone is seen
         "2px: 1k1p0reflect@D1+C1 crop20, 2k5s3p2reflectx3@C1 resize20 head=none",
+        # the only window shows one pixel, which transposing leaves in its place
+        "4px: 1k2s5p1 head=none",
         # channels whose means are others, in any order
         "6px: 2k1p0replicatex3r lp3/1p1, 2k4p7:0d2, 3k3p6:0circulard3 avg6/7p3ceil",
         "1px: 2k3@C8 head=none",

@@ -324,6 +324,12 @@ def test_the_headline_claims_no_more_than_the_controls_show(monkeypatch, what):
     assert found[0] == settled and re.match(says, verb + found[1])
 
 
+def test_many_rivals_are_counted_not_named():
+    assert answering._named(["a", "b"], 5) == "a and b"
+    assert answering._named(["a", "b", "c"], 3).startswith("any of its 3 rivals")
+    assert answering._named(["a", "b", "c"], 7).startswith("3 of its 7 rivals")
+
+
 def test_the_headline_says_what_upright_images_cost_and_what_is_tied(monkeypatch):
     rows = [
         control(7, "plain, equal parameters", "trade-off", -0.05),

@@ -90,7 +90,11 @@ def _standing(
     if of["better"]:
         be = "are" if len(of["better"]) > 1 else "is"
         return False, f", but {_several(of['better'][:MOST_TIES])} {be} better (95 %{on})"
-    said = f"cannot be told from those of {_named(of['tied'])} (95 %{on})" if of["tied"] else ""
+    said = (
+        f"cannot be told from those of {_named(of['tied'], len(rivals))} (95 %{on})"
+        if of["tied"]
+        else ""
+    )
     if said and not of["beaten"]:
         return False, f", but its scores {said}"
     known = [(words, gap) for words, _, gap in rivals if gap and is_number(gap["high"])]
@@ -139,11 +143,12 @@ def _rivals(
     return list(found.values())
 
 
-def _named(rivals: Sequence[str]) -> str:
+def _named(rivals: Sequence[str], among: int) -> str:
     """The rivals, or how many they are where their names would fill a paragraph."""
     if len(rivals) <= 2:
         return " and ".join(rivals)
-    return f"any of {len(rivals)} rivals, plain networks and controls"
+    share = f"any of its {among}" if len(rivals) == among else f"{len(rivals)} of its {among}"
+    return f"{share} rivals, plain networks and controls"
 
 
 def _is_plain(record: TrialRecord) -> bool:

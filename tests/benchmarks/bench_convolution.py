@@ -1,12 +1,13 @@
-"""Convolutions in the Fourier basis of the group (`trainers.networks.kernels.fourier`) against
-torch's with the same weight, as ratios: torch / ours.
+"""Convolutions in the Fourier basis of the group (`trainers.networks.kernels.fourier`), or of any
+weight in Winograd's form (group C1, `trainers.networks.kernels.winograd`), against torch's with the
+same weight, as ratios: torch / ours.
 
     python tests/benchmarks/bench_convolution.py [--rounds 7] [--groups C4 D4] [--json FILE]
 
-Each ratio is the median over interleaved rounds, of the forward pass, of the gradient of the maps
-and of that of the weight, one thread, channels-last. No speed is printed before values and
-gradients agree to 1e-5. Above 1 means that the Fourier basis is faster; the column `used` says what
-`trainers.networks.kernels.fourier.suits` decides.
+Each ratio is the median over interleaved rounds of processor time, of the forward pass, of the
+gradient of the maps and of that of the weight, one thread, channels-last. No speed is printed
+before values and gradients agree to 1e-5. Above 1 means that ours is faster; the column `used` says
+what their `suits` decides.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bench_step import hardware
 
 from searchspace.groups import Group
 from trainers.networks.filters import Parametrisation, arrange, expand
-from trainers.networks.kernels import fourier
+from trainers.networks.kernels import fourier, winograd
 from trainers.process import tune_process
 
 # (channels in and out, kernel, images, side, stride, padding): as in the networks of bench_step,
@@ -50,6 +51,8 @@ SHAPES = [
     ((24, 24), 3, 128, 13, 1, 1),
     ((80, 80), 3, 64, 13, 1, 1),
     ((48, 48), 3, 64, 13, 1, 1),
+    ((256, 256), 3, 32, 8, 1, 1),
+    ((40, 40), 3, 128, 12, 1, 0),
     ((40, 40), 3, 128, 7, 1, 0),
     ((40, 40), 5, 128, 24, 1, 2),
     ((40, 40), 7, 32, 24, 1, 3),
@@ -82,7 +85,8 @@ def measure(group: Group, shape: tuple, rounds: int) -> dict:
     direction = torch.randn(expected.shape, generator=generator).contiguous(
         memory_format=torch.channels_last
     )
-    shared = fourier.transform(group, group, maps.shape[1], len(weight), kernel)
+    free = group.order == 1
+    shared = None if free else fourier.transform(group, group, maps.shape[1], len(weight), kernel)
     laid_out = weight.contiguous(memory_format=torch.channels_last)
 
     def gradients(way, of_maps: bool, of_weight: bool):
@@ -96,6 +100,8 @@ def measure(group: Group, shape: tuple, rounds: int) -> dict:
         )
 
     def ours(a, b):
+        if shared is None:
+            return winograd.convolve(a, b, padding)
         return fourier.convolve(a, b, shared, stride, padding)
 
     def torchs(a, b):
@@ -127,15 +133,17 @@ def measure(group: Group, shape: tuple, rounds: int) -> dict:
         times = [[], []]
         for number in range(rounds + 1):
             for way in (0, 1) if number % 2 else (1, 0):
-                began = time.perf_counter()
+                began = time.process_time()
                 pair[way]()
-                times[way].append(time.perf_counter() - began)
+                times[way].append(time.process_time() - began)
         ratios[name] = statistics.median(b / a for a, b in zip(times[0][1:], times[1][1:]))
     return {
         "group": str(group),
         "shape": shape,
         "parity": parity,
-        "used": fourier.suits(group, maps, weight, stride, padding, 1),
+        "used": winograd.suits(maps, weight, stride, padding, 1)
+        if free
+        else fourier.suits(group, maps, weight, stride, padding, 1),
         **ratios,
     }
 
@@ -145,7 +153,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--groups", nargs="+", default=["C2", "D2", "C4", "D4", "C8", "D8"])
+    parser.add_argument("--groups", nargs="+", default=["C1", "C2", "D2", "C4", "D4", "C8", "D8"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     tune_process(threads=1)
@@ -161,8 +169,10 @@ def main() -> None:
     )
     for name in arguments.groups:
         for shape in SHAPES:
-            if min(shape[0]) < Group.parse(name).order or (
-                shape[1] > 5 and not Group.parse(name).on_grid
+            if (
+                min(shape[0]) < Group.parse(name).order
+                or (shape[1] > 5 and not Group.parse(name).on_grid)
+                or (name == "C1" and (shape[1] != 3 or shape[4] > 1 or min(shape[0]) < 16))
             ):
                 continue
             found = measure(Group.parse(name), shape, arguments.rounds)

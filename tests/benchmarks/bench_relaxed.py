@@ -4,10 +4,8 @@
 
 Steps of P4CNN over C4 (28 px, 40 channels, free filters), made as `trainers.training.step` makes
 them, in turn in one process, in reversed order every other round; each ratio is the median over
-rounds of (with / without in the same round), with quartiles, and that of processor time. On a
-processor where equivariant convolutions are computed in the Fourier basis of the group, which
-relaxed weights cannot be, the step without is also compared with torch's convolutions: that is what
-the parametrisation alone costs.
+rounds of (with / without in the same round), with quartiles, and that of processor time. Where
+convolutions are computed by compiled code, the steps without are also compared with torch's.
 """
 
 from __future__ import annotations
@@ -40,7 +38,11 @@ TEXTS = {
     "plain": PLAIN.format(""),
     "plain, projection loss": PLAIN.format(" loss=projection:0.1"),
 }
-LOSSES = {"pathway +C1, projection loss": "pathway +C1", "plain, projection loss": "plain"}
+REFERENCES = {
+    "pathway +C1, projection loss": "pathway +C1",
+    "plain, projection loss": "plain",
+    "plain, torch's": "plain",
+}
 
 
 def stepper(text: str, images: torch.Tensor, labels: torch.Tensor):
@@ -73,10 +75,11 @@ def main() -> None:
     if fourier.library() is not None:
         steps["constraint, torch's"] = with_torchs(steps["constraint"])
         references.append("constraint, torch's")
+        steps["plain, torch's"] = with_torchs(steps["plain"])
     times = measure(steps, given.rounds)
     for name in steps:
-        for reference in [LOSSES[name]] if name in LOSSES else references:
-            if (name != reference and not name.startswith("plain")) or name in LOSSES:
+        for reference in [REFERENCES[name]] if name in REFERENCES else references:
+            if (name != reference and not name.startswith("plain")) or name in REFERENCES:
                 r = ratio(times, name, reference)
                 print(
                     f"{name:30} / {reference:20} {r['median']:.3f} "

@@ -213,3 +213,14 @@ def test_pairs_by_lookup_are_those_of_every_comparison(tmp_path):
     }
     found = {frozenset((p.a.number, p.b.number)) for p in pairs.find_pairs(study, records)}
     assert found == expected
+
+
+def test_what_is_left_counts_trials_beside_the_search_alone(tmp_path):
+    study = trivial.study(search__trials=4, search__rungs=[], controls="none")
+    with SearchDriver.create(tmp_path / "study", study) as driver:
+        given = [driver.next() for _ in range(4)]
+        assert driver.beside.count(driver._running) == 0 and driver.left == 4
+        for number, assignment in enumerate(given, start=1):
+            driver.report(assignment.number, 9, trivial.scores(assignment.architecture, 9))
+            driver.finish(assignment.number, "complete")
+            assert driver.left == 4 - number

@@ -447,3 +447,11 @@ def test_a_directory_that_cannot_be_written_is_named_with_what_to_do(path, monke
         patch.setattr(Path, "mkdir", refuse)
         with pytest.raises(StudyError, match="cannot be created.*choose a place"):
             SearchDriver.create(path / "new", trivial.study())
+
+
+def test_what_no_rung_stops_trains_to_the_last_epoch(tmp_path):
+    with SearchDriver.create(tmp_path / "study", trivial.study()) as driver:
+        assert driver.study.rungs == (1, 3, 9)
+        run_in_process(driver, trivial.trainable)
+    complete = [r for r in read_trials(tmp_path / "study") if r.state == "complete"]
+    assert complete and all(list(r.rungs) == [1, 3, 9] for r in complete if r.continues is None)

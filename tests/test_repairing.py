@@ -14,7 +14,7 @@ from studies.evidence.intervals import Evidence
 from studies.journal.folders import write_given
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
-from studies.journal.repair import _fitting, repair
+from studies.journal.repair import _data_facts, _fitting, repair
 from studies.journal.salvage import salvage
 from studies.journal.writer import open_journal
 from studies.results import tables
@@ -339,6 +339,24 @@ def test_channels_and_classes_follow_from_what_a_network_costs(channels, classes
     known = {"params": costs.params, "macs": costs.macs}
     assert _fitting(architecture, known) == {(channels, classes)}
     assert _fitting(architecture, {"params": costs.params + 1, "macs": costs.macs}) == set()
+
+
+def test_channels_and_classes_are_known_where_only_one_pair_fits():
+    architecture = Architecture.parse("12px: 4k3@C4, 4k3 max2/2, 6k3")
+    costs = cost(architecture, 3, 7)
+
+    def entries(**changes):
+        facts = {"architecture": str(architecture), "params": costs.params, "macs": costs.macs}
+        created = {"op_code": 4, "study_id": 0, "datetime_start": None, "state": 0}
+        lines = [
+            {"op_code": 8, "trial_id": 0, "user_attr": {name: value}}
+            for name, value in {**facts, **changes}.items()
+        ]
+        return [{"op_code": 0, "study_name": "equisearch", "directions": [2]}, created, *lines]
+
+    assert _data_facts(entries(), {}) == {"channels": 3, "classes": 7}
+    assert _data_facts(entries(params=costs.params + 1), {}) == {}
+    assert _data_facts([], {}) == {}
 
 
 def test_damage_is_named_by_the_line_that_holds_it():

@@ -81,7 +81,9 @@ def test_spread_is_the_sample_standard_deviation():
     assert MeanStd.of([0.9, 1.0]) == MeanStd(
         pytest.approx(0.95), pytest.approx(0.0707107, rel=1e-5), 2
     )
-    assert MeanStd.of([0.5]) == MeanStd(0.5, 0.0, 1) and "±" not in MeanStd.of([0.5]).percent()
+    assert MeanStd.of([0.5]) == MeanStd(0.5, 0.0, 1)
+    assert MeanStd.of([0.5]).percent() == "50.00"
+    assert MeanStd.of([0.25, 0.75]).percent() == "50.00 ± 35.36"
 
 
 def result(seed=1, **changes):

@@ -151,3 +151,15 @@ def test_a_directory_without_a_study_is_refused(tmp_path):
 def test_a_study_that_exists_is_not_started_again(opened, tmp_path):
     with pytest.raises(StudyError, match="already holds a study"):
         studies.start(opened.study, opened.path)
+
+
+@pytest.mark.parametrize(
+    "changes, drawn",
+    [({}, True), ({"objectives": ["accuracy"]}, False), ({"search__trials": 0}, False)],
+)
+def test_a_front_is_drawn_where_it_has_two_objectives_and_members(tmp_path, changes, drawn):
+    given = {name: value for name, value in changes.items() if value != 0}
+    with SearchDriver.create(tmp_path / "study", trivial.study(**given)) as driver:
+        if changes.get("search__trials") != 0:
+            run_in_process(driver, trivial.trainable)
+    assert ("<svg" in open_study(tmp_path / "study").front._repr_html_()) is drawn

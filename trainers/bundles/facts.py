@@ -161,7 +161,9 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The scores without what stands elsewhere: what was trained beside the network, and what is
     said beside a main score.
     """
-    elsewhere = ("learned", "score", "beside", "symmetry_beside")
+    elsewhere = {"learned"} | {
+        name for name in ("score", "beside", "symmetry_beside") if scores.get(name) is not None
+    }
     return {name: value for name, value in scores.items() if name not in elsewhere}
 
 

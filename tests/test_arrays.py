@@ -192,7 +192,7 @@ def test_a_study_on_arrays_retrains_and_its_bundle_has_class_names(tmp_path):
     results = start(tiny(), tmp_path / "s", data=data, classes=["a", "b", "c"], probe=False)
     (row,) = results.retrain(seeds=1, trials=[0])
     assert 0 <= row["accuracy"]["mean"] <= 1
-    manifest = json.loads((results.export(0) / "config.json").read_text())
+    manifest = json.loads((results.export(0) / "bundle.json").read_text())
     assert manifest["classes"] == ["a", "b", "c"]
 
 

@@ -28,7 +28,7 @@ from trainers.bundles import model as standalone
 from trainers.bundles.model import STATE, Model
 from trainers.bundles.onnx_graph import for_onnx, refuse_external_data
 from trainers.data.tasks import Outputs
-from trainers.files import read_whole
+from trainers.files import open_whole, read_whole
 from trainers.networks import plain
 from trainers.networks.fold import description, fold, mean_network, to_units
 from trainers.networks.networks import Network
@@ -272,10 +272,18 @@ def _write_safetensors(model: Model, content: dict[str, Any], folder: Path) -> N
     (folder / FORMATS["safetensors"][0]).write_bytes(save(tensors, metadata=content))
 
 
+def _regular(path: Path) -> Path:
+    """The path of a regular file. Raises OSError for a pipe or a device, on which readers that open
+    by name would wait.
+    """
+    open_whole(path).close()
+    return path
+
+
 def _run_safetensors(folder: Path) -> Runner:
     from safetensors import safe_open
 
-    with safe_open(folder / FORMATS["safetensors"][0], "pt") as file:
+    with safe_open(_regular(folder / FORMATS["safetensors"][0]), "pt") as file:
         model = Model(json.loads(file.metadata()["content"]))
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.eval()
@@ -284,7 +292,7 @@ def _run_safetensors(folder: Path) -> Runner:
 def _read_safetensors(folder: Path, content: dict[str, Any]) -> Model:
     from safetensors import safe_open
 
-    with safe_open(folder / FORMATS["safetensors"][0], "pt") as file:
+    with safe_open(_regular(folder / FORMATS["safetensors"][0]), "pt") as file:
         description = (file.metadata() or {}).get("content", "null")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _own(content, json.loads(description), state)

@@ -101,7 +101,8 @@ def _read(path: Path, what: str) -> bytes:
     except ImportError:
         raise ValueError(MISSING) from None
     try:
-        return path.expanduser().read_bytes()[:LARGEST]
+        with open(path.expanduser(), "rb") as file:  # a pipe may be given, a device may not end
+            return file.read(LARGEST)
     except OSError as error:
         raise ValueError(f"the {what} key {path} cannot be read: {error.strerror}") from None
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainers.bundles.formats import FORMATS
-from trainers.files import read_whole
+from trainers.files import open_whole, read_whole
 
 # torch.export's numbers of the types that weights have
 DTYPES = {7: torch.float32, 8: torch.float64}
@@ -38,10 +38,10 @@ def differing_weights(folder: Path, name: str) -> tuple[list[str], int]:
     Every weight of a torch.export archive counts, and one that it lacks; of an ONNX graph those
     that kept their names. Raises NotReadError where the file does not show its weights.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        expected = load_file(folder / FORMATS["safetensors"][0])
+        expected = load(read_whole(folder / FORMATS["safetensors"][0]))
     except Exception as error:  # the file's own check says how
         raise NotReadError("model.safetensors cannot be read") from error
     path = folder / FORMATS[name][0]
@@ -61,7 +61,7 @@ def differing_weights(folder: Path, name: str) -> tuple[list[str], int]:
 
 def _of_archive(path: Path) -> dict[str, Tensor]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_whole(path) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             twice = [member for member, count in Counter(names).items() if count > 1]
             if twice:
@@ -111,7 +111,7 @@ def pickled_code(path: Path) -> str | None:
     It detects clumsy attacks only: a file without one is not run either. Raises ValueError or
     zipfile.BadZipFile if the archive is not whole.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_whole(path) as file, zipfile.ZipFile(file) as archive:
         if not any(name.endswith("archive_format") for name in archive.namelist()):
             # cut off, zipfile finds an archive inside
             raise ValueError("it lacks archive_format")

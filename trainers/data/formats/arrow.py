@@ -25,7 +25,7 @@ from trainers.data.formats.rows import (
 from trainers.data.formats.shards import files_of, state_of
 from trainers.data.formats.targets import SEPARATOR
 from trainers.data.pools import Source
-from trainers.files import parse_json
+from trainers.files import parse_json, read_whole
 from trainers.settings import Data
 
 GROUPS_HELD = 2  # row groups of images in memory at once
@@ -51,7 +51,7 @@ class ArrowImage:
         named = value.get("path") if isinstance(value, dict) else value
         if not isinstance(named, str):
             raise ValueError("no image in this row")
-        return (self.path.parent / named).read_bytes()
+        return read_whole(self.path.parent / named)
 
     def __str__(self) -> str:
         """What messages call it."""

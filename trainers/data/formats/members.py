@@ -4,6 +4,7 @@ never read.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,18 +91,18 @@ def members(path: Path) -> dict[str, Member]:
 
 def _in_folder(path: Path, file: Path) -> Member:
     with open(file, "rb") as opened:
-        shape, fortran, dtype = _header(opened, str(file))
+        shape, fortran, dtype = _header(opened, str(file), file.stat().st_size)
     return Member(path, file.stem, shape, dtype, fortran, file.stat().st_size)
 
 
 def _in_archive(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Member:
     name = entry.filename.removesuffix(".npy")
     with archive.open(entry) as opened:
-        shape, fortran, dtype = _header(opened, f"{name} in {path}")
+        shape, fortran, dtype = _header(opened, f"{name} in {path}", entry.file_size)
     return Member(path, name, shape, dtype, fortran, entry.CRC)
 
 
-def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: Any, where: str, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         shape, fortran, dtype = _read_header(file)
     except (ValueError, EOFError, OSError, SyntaxError) as error:
@@ -113,6 +114,12 @@ def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
             f"{where} holds pickled Python objects, which could run programs and are never read; "
             "save it as an array of numbers (images of one shape, as uint8) or of text "
             "(labels.astype(str))"
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) >= 0 and needed > size:
+        raise ValueError(
+            f"{where} is to hold {needed} bytes by its shape {shape}, and has {size}; write it "
+            "again with numpy.save"
         )
     return shape, fortran, dtype
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,12 +42,28 @@ def reader(data: Data) -> Reader:
             "correct it, or, for files that were moved, resume with --set data.files=PATH"
         )
     form = _form(path)
+    _require_files(path, FORMATS[form].inside)
     module, name = FORMATS[form].reader.split(":")
     form_class = getattr(importlib.import_module(f"trainers.data.formats.{module}"), name)
     try:
         return form_class(data.model_copy(update={"files": path}))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}); make it readable") from error
+
+
+def _require_files(path: Path, inside: Iterable[str]) -> None:
+    """Raises ValueError where a pipe or a device lies in place of a file: it would be read without
+    end.
+    """
+    if "*" in str(path):
+        found = [Path(name) for name in glob.glob(str(path))]
+    elif path.is_dir():
+        found = [file for pattern in inside for file in path.glob(pattern)]
+    else:
+        found = [path]
+    odd = [file for file in found if file.exists() and not (file.is_file() or file.is_dir())]
+    if odd:
+        raise ValueError(f"{odd[0]} is a pipe or a device; data.files reads files alone")
 
 
 def _form(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,9 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
             header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV table in UTF-8 ({error}); save it as one") from None
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path} has two columns '{twice[0]}'; rename or remove one")
     if not rows:
         raise ValueError(
             f"{path} has {'a header and no rows' if header else 'no content'}; it needs a header "
@@ -105,13 +109,16 @@ def _sizes(paths: list[Path], table: Path) -> list[tuple[int, int]]:
     for path in paths:
         try:
             about = os.stat(path)
-            sizes.append((about.st_size, about.st_mtime_ns))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the name
+            missing.append(path)
+            continue
+        sizes.append((about.st_size, about.st_mtime_ns))
+        if not stat.S_ISREG(about.st_mode):
             missing.append(path)
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(paths)} files that {table} names are missing, the first is "
-            f"{missing[0]}; paths are relative to the folder of the table"
+            f"{len(missing)} of {len(paths)} files that {table} names are missing or no files, "
+            f"the first is {missing[0]}; paths are relative to the folder of the table"
         )
     return sizes
 

@@ -220,9 +220,9 @@ class Architecture:
         """The group under which exactness is of interest: the one that is built in, by streams
         together, or that of the orbit average where that is larger.
         """
-        from searchspace.function.streams import joined
+        from searchspace.function.streams import joined_group
 
-        return max(joined([stage.group for stage in self.lasts]), self.orbit)
+        return max(joined_group([stage.group for stage in self.lasts]), self.orbit)
 
     @property
     def family(self) -> Literal["plain", "steerable"]:

@@ -191,7 +191,7 @@ class DropoutSpace(Section):
             Dropout("values", value.high)
         return value
 
-    def sample(self, trial: Trial) -> Dropout:
+    def sample(self, trial: TrialSampler) -> Dropout:
         """The dropout of the stages that have none of their own."""
         kind = choose(trial, "dropout", self.kind)
         if kind == "none":
@@ -211,7 +211,7 @@ class Width(Section):
     to: int = Field(ge=1, le=MOST_WIDTH)
 
 
-class Trial(Protocol):
+class TrialSampler(Protocol):
     """What `SearchSpace.sample` calls of an Optuna trial."""
 
     def suggest_categorical(self, name: str, choices: list) -> Any:
@@ -226,13 +226,13 @@ class Trial(Protocol):
         ...
 
 
-def choose(trial: Trial, name: str, choices: Any) -> Any:
+def choose(trial: TrialSampler, name: str, choices: Any) -> Any:
     """One of `choices`; it is sampled only where there are two or more."""
     options = list(dict.fromkeys(choices))
     return options[0] if len(options) == 1 else trial.suggest_categorical(name, options)
 
 
-def real(trial: Trial, name: str, interval: Interval) -> float:
+def real(trial: TrialSampler, name: str, interval: Interval) -> float:
     """A number of the interval with three digits, so that text forms stay readable."""
     if interval.low == interval.high:
         return interval.low

@@ -16,11 +16,11 @@ from searchspace.grammar import format_stage
 from searchspace.groups import TRIVIAL, Element, isomorphic_name, largest_subgroup
 from searchspace.layers import Layer
 
-BAR = 16  # cells of the longest bar
+LONGEST_BAR = 16  # cells of the longest bar
 MOST_LABEL = 34  # cells of a stage's text
-BLOCKS = {True: "#", False: "█"}
+BAR_CHARACTER = {True: "#", False: "█"}
 FOLD = {True: ":", False: "⋮"}
-SHIFT = {True: "!", False: "✗"}
+SHIFT_MARK = {True: "!", False: "✗"}
 RULE = {True: "-", False: "─"}
 # of the drawing in HTML, pixels
 TALLEST, COLUMN, MARGIN = 110, 58, 6
@@ -41,7 +41,7 @@ class _Row(NamedTuple):
         return self[1:] == other[1:]
 
 
-def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
+def draw_verdict(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
     """`verdict` as lines of at most `width` cells (80 or more), without a final newline.
     `ascii_only`: no box characters.
 
@@ -54,21 +54,22 @@ def draw(verdict: Verdict, width: int = 88, ascii_only: bool = False) -> str:
     label = min(max(len(row.text) for row in rows), MOST_LABEL)
     column = max(5, *(len(row.group) for row in rows))
     longest = max(max(row.size) for row in rows)
+    sizes = LONGEST_BAR + 9
     lines = [
-        f"{'stage':>6}  {'group':{column}}  {'layers':{label}}  {'size':{BAR + 9}}  left".rstrip(),
-        RULE[ascii_only] * min(width, label + column + BAR + 33),
+        f"{'stage':>6}  {'group':{column}}  {'layers':{label}}  {'size':{sizes}}  left".rstrip(),
+        RULE[ascii_only] * min(width, label + column + LONGEST_BAR + 33),
     ]
     for row in rows:
         if not row.text:
             lines.append(f"{FOLD[ascii_only]:>6}")
             continue
-        bar = BLOCKS[ascii_only] * max(1, round(max(row.size) / longest * BAR))
+        bar = BAR_CHARACTER[ascii_only] * max(1, round(max(row.size) / longest * LONGEST_BAR))
         text = row.text if len(row.text) <= label else row.text[: label - 3] + "..."
         lines.append(
             f"{row.stage:>6}  {row.group:{column}}  "
-            f"{text:{label}}  {bar + ' ' + size_text(row.size):{BAR + 9}}  {row.left}".rstrip()
+            f"{text:{label}}  {bar + ' ' + size_text(row.size):{sizes}}  {row.left}".rstrip()
         )
-        lines += [f"{'':{column + 10}}{SHIFT[ascii_only]} {note}" for note in row.notes]
+        lines += [f"{'':{column + 10}}{SHIFT_MARK[ascii_only]} {note}" for note in row.notes]
     return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines)
 
 
@@ -122,7 +123,7 @@ def _svg(verdict: Verdict) -> str:
             continue
         bar = max(2, round(max(row.size) / longest * (TALLEST - 14)))
         title = escape("; ".join([f"{row.stage}: {row.text}", f"left: {row.left}", *row.notes]))
-        mark = SHIFT[True] if row.notes else ""
+        mark = SHIFT_MARK[True] if row.notes else ""
         parts.append(
             f'<g><title>{title}</title><rect x="{middle - 14}" y="{TALLEST - bar}" width="28" '
             f'height="{bar}" fill="{FILLS[row.survives]}"/>'

@@ -31,6 +31,7 @@ from searchspace.function.equal_values import (
 from searchspace.function.orbit import averaged_elements
 from searchspace.geometry import Size
 from searchspace.groups import (
+    GRID_GROUP,
     IDENTITY,
     TRIVIAL,
     Element,
@@ -48,7 +49,6 @@ from searchspace.symbolic import Program, program
 
 Reason = Literal["grid", "group", "coordinates", "near", "shift", "orbit"]
 AXES = ("height", "width")
-GRID_GROUP = Group(4, True)
 UNSHIFTED = (0, 0)
 
 

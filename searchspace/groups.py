@@ -196,6 +196,7 @@ class Group:
 
 
 TRIVIAL = Group(1)
+GRID_GROUP = Group(4, True)  # whose elements map the pixel grid to itself
 
 
 @cache

@@ -19,9 +19,9 @@ from searchspace.geometry import Rule, Size
 from searchspace.groups import IDENTITY, Element, Group
 from searchspace.layers import Layer, Read
 from searchspace.subsampling import CACHED, KINDS, place
-from searchspace.symbolic import Program, SymbolicMaps, image, moved, program
+from searchspace.symbolic import Program, SymbolicMaps, image, program, transformed_maps
 
-GRID = Group(4, True).elements
+GRID_ELEMENTS = Group(4, True).elements
 # of an image both of whose axes are followed at once, and what the windows of all its layers read
 MOST_POSITIONS = 5000
 MOST_READS = 20_000_000  # some seconds
@@ -29,7 +29,9 @@ FLIP = Element.parse("m")  # reads the width backwards
 # What is left if mirroring the (height, width) is exact.
 BY_AXES = {
     (height, width): frozenset(
-        e for e in GRID if (height or not e.reversed_axes[0]) and (width or not e.reversed_axes[1])
+        e
+        for e in GRID_ELEMENTS
+        if (height or not e.reversed_axes[0]) and (width or not e.reversed_axes[1])
     )
     for height in (False, True)
     for width in (False, True)
@@ -46,7 +48,7 @@ def unshifted_elements(size: Size, layers: Sequence[Layer]) -> frozenset[Element
     if height is not None and width is not None:
         return BY_AXES[height, width]
     reads = program(main)
-    return frozenset(e for e in GRID if exact_after(size, reads, e)[-1])
+    return frozenset(e for e in GRID_ELEMENTS if exact_after(size, reads, e)[-1])
 
 
 def exact_after(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
@@ -127,14 +129,14 @@ def few_reads(size: Size, reads: Program) -> bool:
 def _alone(reads: Program, size: int) -> _Axis:
     symbols = SymbolicMaps(size)
     upright = image(1, size)
-    mirrored = same = moved(upright, FLIP)
+    mirrored = same = transformed_maps(upright, FLIP)
     flags, number = [], 0
     for stage in reads:
         upright = symbols.follow(stage, upright, IDENTITY, number, flat=True)
         mirrored = symbols.follow(stage, mirrored, FLIP, number, flat=True)
         same = symbols.follow(stage, same, IDENTITY, number, flat=True)
         number += len(stage)
-        flags.append(mirrored == moved(upright, FLIP))
+        flags.append(mirrored == transformed_maps(upright, FLIP))
     total, of_mirrored, of_same = map(symbols.total, (upright, mirrored, same))
     return _Axis(
         tuple(flags),
@@ -150,7 +152,7 @@ def _alone(reads: Program, size: int) -> _Axis:
 def _together(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
     symbols = SymbolicMaps(size[0] * size[1])
     upright = image(*size)
-    turned = moved(upright, element)
+    turned = transformed_maps(upright, element)
     flags, number = [], 0
     for stage in reads:
         upright, turned = (
@@ -158,7 +160,7 @@ def _together(size: Size, reads: Program, element: Element) -> tuple[bool, ...]:
             symbols.follow(stage, turned, element, number),
         )
         number += len(stage)
-        flags.append(turned == moved(upright, element))
+        flags.append(turned == transformed_maps(upright, element))
     return tuple(flags)
 
 
@@ -170,7 +172,7 @@ def _unchanged_together(
     symbols = SymbolicMaps(size[0] * size[1])
 
     def means(move: Element) -> list[dict[int, int]]:
-        taken = moved(image(*size), move)
+        taken = transformed_maps(image(*size), move)
         return [symbols.total(symbols.follow(flat, taken, channel)) for channel in group.elements]
 
     return totals_agree(head, means(IDENTITY), means(element))
@@ -292,9 +294,9 @@ def _begins_elsewhere(main: Sequence[Layer], axis: int) -> bool:
 def _unshifted_between(flat: tuple[Read, ...], size: int) -> bool | None:
     symbols = SymbolicMaps(size)
     upright = image(1, size)
-    mirrored = symbols.follow(flat, moved(upright, FLIP), FLIP, flat=True)
+    mirrored = symbols.follow(flat, transformed_maps(upright, FLIP), FLIP, flat=True)
     upright = symbols.follow(flat, upright, flat=True)
-    return None if symbols.constants else mirrored == moved(upright, FLIP)
+    return None if symbols.constants else mirrored == transformed_maps(upright, FLIP)
 
 
 def _sizes(flat: Sequence[Read], size: int) -> list[int]:

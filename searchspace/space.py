@@ -24,7 +24,7 @@ from searchspace.choices import (
     Restrict,
     Sizes,
     Texts,
-    Trial,
+    TrialSampler,
     Width,
     choose,
     real,
@@ -33,7 +33,7 @@ from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
 from searchspace.function.choices import FunctionChoices
 from searchspace.function.heads import block_heads, pooling_heads
-from searchspace.function.streams import beside, joined
+from searchspace.function.streams import beside_streams, joined_group
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Stage
@@ -209,7 +209,7 @@ class SearchSpace(FunctionChoices):
 
     def sample(
         self,
-        trial: Trial,
+        trial: TrialSampler,
         *,
         channels: int = 1,
         classes: int = 10,
@@ -222,7 +222,7 @@ class SearchSpace(FunctionChoices):
         and learns nothing from images that its elements moved.
         """
         streams = self.sample_streams(trial)
-        group = joined([*streams]) if streams else self._sample_group(trial)
+        group = joined_group([*streams]) if streams else self._sample_group(trial)
         after, to = (None, group) if streams else self._sample_restriction(trial, group)
         fitting = [
             b
@@ -233,7 +233,7 @@ class SearchSpace(FunctionChoices):
         layouts = [layout for layout in self.layout if self._fitting_sizes(backbone, layout)]
         layout = choose(trial, "layout" if len(fitting) == 1 else f"layout/{backbone}", layouts)
         stages = _constrained(backbone, layout, group, after, to)
-        stages = beside(stages, streams) if streams else stages
+        stages = beside_streams(stages, streams) if streams else stages
         size = self._sample_size(trial, stages, self._fitting_sizes(backbone, layout))
         pools = (group if streams else stages[-1].group) != TRIVIAL
         head = choose(trial, "head", pooling_heads(self.head)) if pools else "none"
@@ -257,13 +257,15 @@ class SearchSpace(FunctionChoices):
             rate = real(trial, "learning_rate", rate)
         return Candidate(architecture, Recipe(losses, rate, augment, weighting, gamma))
 
-    def _sample_group(self, trial: Trial) -> Group:
+    def _sample_group(self, trial: TrialSampler) -> Group:
         family = choose(trial, "family", self.family)
         if family == "plain":
             return TRIVIAL
         return Group.parse(choose(trial, "group", [str(group) for group in self.groups]))
 
-    def _sample_size(self, trial: Trial, stages: tuple[Stage, ...], sizes: tuple[int, ...]) -> int:
+    def _sample_size(
+        self, trial: TrialSampler, stages: tuple[Stage, ...], sizes: tuple[int, ...]
+    ) -> int:
         """A size in two choices: whether the layout is exact at it, which splits the sizes, and
         which of those.
 
@@ -295,7 +297,7 @@ class SearchSpace(FunctionChoices):
             )
         return trial.suggest_int(name, sizes[0], sizes[-1], step=step)
 
-    def _sample_restriction(self, trial: Trial, group: Group) -> tuple[int | None, Group]:
+    def _sample_restriction(self, trial: TrialSampler, group: Group) -> tuple[int | None, Group]:
         targets = [name for name in self.restrict.to if Group.parse(name) < group]
         if not targets:
             return None, group
@@ -304,7 +306,7 @@ class SearchSpace(FunctionChoices):
             return None, group
         return after, Group.parse(choose(trial, f"restrict_to/{group}", targets))
 
-    def _sample_filters(self, trial: Trial, group: Group) -> Filters:
+    def _sample_filters(self, trial: TrialSampler, group: Group) -> Filters:
         if not group.on_grid:
             return "basis"
         return choose(trial, "filters", self.filters) if group != TRIVIAL else "free"

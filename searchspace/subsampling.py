@@ -98,7 +98,7 @@ class Subsampling:
         return f"{self.kind}{self.rules.format(self)}"
 
     @property
-    def rules(self) -> Kind:
+    def rules(self) -> SubsamplingKind:
         """The entry of its kind."""
         return KINDS[self.kind]
 
@@ -135,7 +135,7 @@ class Subsampling:
 
 
 @dataclass(frozen=True)
-class Kind:
+class SubsamplingKind:
     """A kind of subsampling: its text, windows and relatives; written as a sliding window unless a
     subclass differs.
     """
@@ -215,7 +215,7 @@ class Kind:
             yield Subsampling("conv", 3, stride, (1, 1))
 
 
-class Convolution(Kind):
+class ConvolutionKind(SubsamplingKind):
     """A convolution with norm and ReLU; a stage's own convolutions read as it does."""
 
     def simplest(self, step: Subsampling, size: Size) -> Subsampling | None:
@@ -229,7 +229,7 @@ class Convolution(Kind):
         yield Subsampling(self.relatives[0], stride, stride)
 
 
-class Blur(Kind):
+class Blur(SubsamplingKind):
     """A Gaussian window of 5 pixels, after the maximum of 3 pixels where `first` says so."""
 
     pattern = r"/(?P<stride>\d+)"
@@ -253,7 +253,7 @@ class Blur(Kind):
         yield from self._of_other_kinds(step.stride)
 
 
-class Adaptive(Kind):
+class Adaptive(SubsamplingKind):
     """Windows of nearly equal size that cover the axis."""
 
     pattern = r"/(?P<stride>\d+)|(?P<output>\d+)?"
@@ -283,7 +283,7 @@ class Adaptive(Kind):
         yield from self._of_other_kinds(step.stride)
 
 
-class Crop(Kind):
+class Crop(SubsamplingKind):
     """Centrally cut, or padded with zeros, to a size in pixels."""
 
     pattern = r"(?P<output>\d+)"
@@ -337,14 +337,14 @@ class Resize(Crop):
 
 MEANS, MAXIMA = ("avg", "adaptive", "blur"), ("max", "adaptivemax", "blurmax")
 _WIDEST = Rule("max", 3, 1, (1, 1))
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, SubsamplingKind] = {
     kind.name: kind
     for kind in (
-        Kind("max", "max2/2", "maximum", Sliding(), MAXIMA, can_ceil=True),
-        Kind("avg", "avg3/2p1", "sum", Sliding(mean=True), MEANS, can_ceil=True),
+        SubsamplingKind("max", "max2/2", "maximum", Sliding(), MAXIMA, can_ceil=True),
+        SubsamplingKind("avg", "avg3/2p1", "sum", Sliding(mean=True), MEANS, can_ceil=True),
         # the root of the sum of squares: torch's lp_pool2d of norm 2
-        Kind("lp", "lp3/2", "power", Sliding(), MEANS),
-        Convolution("conv", "conv3/2p1", "trained", Convolved(), MEANS),
+        SubsamplingKind("lp", "lp3/2", "power", Sliding(), MEANS),
+        ConvolutionKind("conv", "conv3/2p1", "trained", Convolved(), MEANS),
         Blur("blur", "blur/2", "sum", Bell(sigma=0.66), MEANS),
         Blur("blurmax", "blurmax/2", "sum", Bell(sigma=0.6, around=1), MAXIMA, first=_WIDEST),
         Adaptive("adaptive", "adaptive/2", "sum", Adapted(), MEANS),

@@ -46,7 +46,7 @@ def program(layers: Iterable[Layer]) -> Program:
     return tuple(map(tuple, reads))
 
 
-def moved(maps: SymbolicMap, element: Element) -> SymbolicMap:
+def transformed_maps(maps: SymbolicMap, element: Element) -> SymbolicMap:
     """`maps` moved by `element`, as `trainers.actions.act` moves images."""
     if element.mirror:
         maps = tuple(row[::-1] for row in maps)
@@ -218,7 +218,7 @@ def _arranged(
     kernel moved by `turn`.
     """
     size = (1, kernel) if flat else (kernel, kernel)
-    weights = list(chain.from_iterable(moved(image(*size), turn)))
+    weights = list(chain.from_iterable(transformed_maps(image(*size), turn)))
     order = sorted(range(len(weights)), key=weights.__getitem__)
     return itemgetter(*order) if len(order) > 1 else tuple
 

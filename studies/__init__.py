@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from searchspace import lazy
 
 if TYPE_CHECKING:
-    from studies.config import Study
-    from studies.config import load as load_study
+    from studies.config import Study, load_study
     from studies.errors import StudyError
     from studies.estimator.classifier import EquivariantClassifier
     from studies.results.check import Checked, check
@@ -37,7 +36,7 @@ _WHERE = {
     "StudyError": "errors",
     "TrialTable": "results.opened",
     "check": "results.check",
-    "load_study": "config:load",
+    "load_study": "config",
     "open_study": "results.opened",
     "resume": "results.opened",
     "start": "results.opened",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from studies.yaml_loader import line_of
 
-MOST_SHOWN = 80  # characters of a wrong value
+VALUE_CHARACTERS = 80  # characters of a wrong value
 
 
 def explain(
@@ -164,7 +164,7 @@ def _complaint(
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= VALUE_CHARACTERS else f"{text[:VALUE_CHARACTERS]}..."
 
 
 def _allowed(study: type[BaseModel], path: tuple[int | str, ...]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The study file: one YAML file is the whole experiment, validated into the immutable `Study`.
 
-`load` reads a file or a preset; every problem becomes one `StudyFileError` that names file, line
-and key, what was given, and what is allowed. Nothing here imports torch, optuna or ray.
+`load_study` reads a file or a preset; every problem becomes one `StudyFileError` that names file,
+line and key, what was given, and what is allowed. Nothing here imports torch, optuna or ray.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def read_text(path: Path, what: str) -> str:
         ) from None
 
 
-def load(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Study:
+def load_study(source: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Study:
     """The validated study of a file or of a preset's name.
 
     `overrides` are dotted keys such as `{"search.trials": 5}`; None values are left out. Relative

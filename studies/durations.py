@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _seconds(value: Any) -> Any:
@@ -19,7 +19,7 @@ def _seconds(value: Any) -> Any:
                 f"'{value}' is not a duration; write seconds, or a number with s, m, h or d such "
                 "as 90m"
             )
-        return float(match[1]) * UNITS[match[2] or "s"]
+        return float(match[1]) * UNIT_SECONDS[match[2] or "s"]
     if isinstance(value, bool):
         raise ValueError(f"got {value}; write seconds, or a number with s, m, h or d such as 90m")
     return value

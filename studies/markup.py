@@ -8,14 +8,14 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from studies.output import Column
-from studies.terminal import plain
+from studies.terminal import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Html(str):
-    """Text that is HTML already: made by `html` and `joined`, or by a library that escapes."""
+    """Text that is HTML already: made by `html` and `joined_html`, or by a library that escapes."""
 
 
 def html(template: str, *values: Any) -> Html:
@@ -24,12 +24,15 @@ def html(template: str, *values: Any) -> Html:
     """
     return Html(
         template.format(
-            *(value if isinstance(value, Html) else Html(escape(plain(value))) for value in values)
+            *(
+                value if isinstance(value, Html) else Html(escape(plain_text(value)))
+                for value in values
+            )
         )
     )
 
 
-def joined(parts: Iterable[Any], between: str = "\n") -> Html:
+def joined_html(parts: Iterable[Any], between: str = "\n") -> Html:
     """The parts one after the other; those that are not `Html` are escaped."""
     return Html(between.join(html("{}", part) for part in parts))
 
@@ -41,7 +44,7 @@ def table_html(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Htm
         right = html("<{0} class=right>", tag), html("<{0}>", tag)
         return html(
             "<tr>{}</tr>",
-            joined(
+            joined_html(
                 (
                     html("{}{}</{}>", right[not c.right], text, tag)
                     for c, text in zip(columns, texts)
@@ -52,7 +55,7 @@ def table_html(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> Htm
 
     return html(
         "<table>\n{}\n</table>",
-        joined(
+        joined_html(
             [row("th", [column.title for column in columns]), *(row("td", line) for line in cells)]
         ),
     )

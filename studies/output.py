@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, TypeGuard
 
-from studies.terminal import is_terminal, lasting, one_line, shown, styled
+from studies.terminal import encodable, is_terminal, lasting, one_line, styled
 from trainers.text_table import Column, table_lines
 
 PROSE_WIDTH = 100  # columns where no terminal says how many
@@ -86,7 +86,7 @@ def print_table(
     """Prints a table that fits the terminal, with long cells on several lines, or into a pipe one
     with every row on one line; `width` columns if given.
     """
-    rows = [[shown(one_line(cell), sys.stdout) for cell in row] for row in cells]
+    rows = [[encodable(one_line(cell), sys.stdout) for cell in row] for row in cells]
     if width is None and not is_terminal(sys.stdout):
         styled(sys.stdout).write("\n".join(table_lines(columns, rows)) + "\n")
     else:

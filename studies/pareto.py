@@ -62,7 +62,7 @@ Point = tuple[float, ...]
 T = TypeVar("T")
 
 
-def signed(values: Sequence[float], objectives: Sequence[str]) -> Point:
+def larger_is_better(values: Sequence[float], objectives: Sequence[str]) -> Point:
     """The values with minimised objectives negated, so that more is better everywhere."""
     return tuple(
         v if DIRECTIONS[name] == "maximize" else -v
@@ -93,7 +93,7 @@ def pareto(
     """The items that no other item dominates, best first objective first; items with equal values
     are all kept.
     """
-    points = [signed(values(item), objectives) for item in items]
+    points = [larger_is_better(values(item), objectives) for item in items]
     if not points:
         return []
     best = set(fronts(points)[0]) if len(objectives) <= 2 else non_dominated(points)

@@ -1,8 +1,8 @@
 """What reaches a terminal or pipe: no control characters from files, characters that it can show,
 and no error where it is gone.
 
-`guarded` puts this between the whole program and its streams, so that every print, warning and
-traceback passes through it.
+`guarded_streams` puts this between the whole program and its streams, so that every print, warning
+and traceback passes through it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SIMILAR = {
 }
 
 
-def plain(text: Any) -> str:
+def plain_text(text: Any) -> str:
     """The text with control characters spelled out (`\\x1b`), which a terminal would obey; newlines
     and tabs stay.
     """
@@ -52,10 +52,10 @@ def plain(text: Any) -> str:
 
 def one_line(text: Any) -> str:
     """The same without newlines and tabs, for a value that has its place in a line."""
-    return _BREAKS.sub(" ", plain(text))
+    return _BREAKS.sub(" ", plain_text(text))
 
 
-def shown(text: str, stream: Any) -> str:
+def encodable(text: str, stream: Any) -> str:
     """The text in characters that `stream` can encode, for laying it out: others give way to
     similar ones.
     """
@@ -109,7 +109,7 @@ class Lasting:
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
-            self._stream.write(shown(text, self._stream))
+            self._stream.write(encodable(text, self._stream))
 
     def _attempt(self, action: Any) -> None:
         if self._gone:
@@ -127,7 +127,7 @@ class Lasting:
             _discard(self._stream)
 
 
-class Plain(Lasting):
+class PlainStream(Lasting):
     """The same, and control characters are spelled out. Rich, which lays out with some of its own,
     writes past that.
     """
@@ -138,7 +138,7 @@ class Plain(Lasting):
 
     def write(self, text: str) -> int:
         """Writes the text without control characters, or nothing; returns its length."""
-        return super().write(plain(text) if isinstance(text, str) else text)
+        return super().write(plain_text(text) if isinstance(text, str) else text)
 
 
 def styled(stream: Any, *, forgiving: bool = False) -> Any:
@@ -148,13 +148,13 @@ def styled(stream: Any, *, forgiving: bool = False) -> Any:
 
 def lasting(stream: Any) -> Any:
     """The stream for messages: plain, and without errors."""
-    return stream if isinstance(stream, Plain) else Plain(stream, forgiving=True)
+    return stream if isinstance(stream, PlainStream) else PlainStream(stream, forgiving=True)
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Within the block, stdout and stderr are `Plain`; closed ones write nowhere. They are flushed
-    at the end.
+def guarded_streams() -> Iterator[None]:
+    """Within the block, stdout and stderr are `PlainStream`; closed ones write nowhere. They are
+    flushed at the end.
     """
     _open_descriptors()
     before = sys.stdout, sys.stderr
@@ -162,7 +162,7 @@ def guarded() -> Iterator[None]:
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=LOOKALIKE)
-        setattr(sys, name, Plain(stream, forgiving=name == "stderr"))
+        setattr(sys, name, PlainStream(stream, forgiving=name == "stderr"))
     try:
         yield
     finally:

@@ -9,8 +9,8 @@ import torch
 
 from studies import StudyError, open_study, resume, start, train
 from studies.config import parse
-from trainers.data.datasets import load
-from trainers.data.fingerprint import fingerprint
+from trainers.data.datasets import load_data
+from trainers.data.fingerprint import data_fingerprint
 from trainers.data.formats.storing import store_arrays
 from trainers.settings import Data
 
@@ -49,7 +49,7 @@ def test_the_official_splits_of_an_archive_are_read_as_they_are(tmp_path, channe
         path.mkdir()
         for name, array in arrays.items():
             np.save(path / f"{name}.npy", array)
-    splits = load(Data(files=path))
+    splits = load_data(Data(files=path))
     parts = {"train": splits.train, "val": splits.validation, "test": splits.test()}
     for name, part in parts.items():
         images = arrays[f"{name}_images"].reshape(len(part), 9, 9, -1).transpose(0, 3, 1, 2)
@@ -57,7 +57,7 @@ def test_the_official_splits_of_an_archive_are_read_as_they_are(tmp_path, channe
         expected = map(bytes, np.ascontiguousarray(images))
         assert pairs == sorted(zip(expected, arrays[f"{name}_labels"][:, 0].tolist()))
     assert splits.classes == ("0", "1", "2") and splits.channels == (channels or (1,))[0]
-    assert fingerprint(Data(files=path)).images == {"train": 30, "validation": 12}
+    assert data_fingerprint(Data(files=path)).images == {"train": 30, "validation": 12}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_official_splits_of_an_archive_are_read_as_they_are(tmp_path, channe
 )
 def test_every_layout_and_type_becomes_bytes(tmp_path, images, expected):
     store_arrays((images, labels_of(30)), tmp_path / "a")
-    splits = load(Data(files=tmp_path / "a"))
+    splits = load_data(Data(files=tmp_path / "a"))
     parts = (splits.train, splits.validation, splits.test())
     found = np.concatenate([part.pixels.numpy() for part in parts])
     wanted = np.ascontiguousarray(expected(images).astype(np.uint8))
@@ -90,7 +90,7 @@ def test_an_archive_of_other_types_reads_as_stored_arrays_do(tmp_path):
     images = noise(30, 5, 6) / 255
     np.savez(tmp_path / "a.npz", images=images, labels=np.array(["b", "a", "c"] * 10))
     store_arrays((images, np.array(["b", "a", "c"] * 10)), tmp_path / "a")
-    one, other = (load(Data(files=tmp_path / name)) for name in ("a.npz", "a"))
+    one, other = (load_data(Data(files=tmp_path / name)) for name in ("a.npz", "a"))
     assert one.classes == ("a", "b", "c") == other.classes
     assert torch.equal(one.train.pixels, other.train.pixels)
     assert torch.equal(one.train.labels, other.train.labels)
@@ -130,24 +130,24 @@ BAD = {
 def test_arrays_that_cannot_be_trained_on_are_refused(tmp_path, changes, message):
     medmnist(tmp_path / "bad.npz", **changes)
     with pytest.raises(ValueError, match=message):
-        load(Data(files=tmp_path / "bad.npz"))
+        load_data(Data(files=tmp_path / "bad.npz"))
 
 
 def test_what_is_not_an_archive_is_refused(tmp_path):
     for name, content in (("a.npz", b""), ("b.npz", b"PK\3\4 torn"), ("c.npz", b"no zip")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="is not an .npz archive.*savez_compressed"):
-            load(Data(files=tmp_path / name))
+            load_data(Data(files=tmp_path / name))
     with pytest.raises(ValueError, match="which does not exist"):
-        load(Data(files=tmp_path / "none.npz"))
+        load_data(Data(files=tmp_path / "none.npz"))
     with pytest.raises(ValueError, match="not in a format that data.files reads.*NumPy arrays"):
-        load(Data(files=tmp_path))
+        load_data(Data(files=tmp_path))
 
 
 def test_the_fingerprint_of_arrays_follows_their_content(tmp_path):
     def of(path, **changes):
         medmnist(path, **changes)
-        return fingerprint(Data(files=path)).fingerprint
+        return data_fingerprint(Data(files=path)).fingerprint
 
     before = of(tmp_path / "a.npz")
     assert before == of(tmp_path / "b.npz")
@@ -156,7 +156,7 @@ def test_the_fingerprint_of_arrays_follows_their_content(tmp_path):
     assert before != of(tmp_path / "d.npz", val_labels=labels_of(12)[::-1])
     for name, seed in (("x", 0), ("y", 0), ("z", 1)):
         store_arrays((noise(30, 9, 9, seed=seed), labels_of(30)), tmp_path / name)
-    x, y, z = (fingerprint(Data(files=tmp_path / name)).fingerprint for name in "xyz")
+    x, y, z = (data_fingerprint(Data(files=tmp_path / name)).fingerprint for name in "xyz")
     assert x == y != z
 
 
@@ -183,7 +183,7 @@ def test_a_study_on_arrays_starts_and_resumes(tmp_path):
     assert open_study(tmp_path / "s").study.data.files == tmp_path / "s" / "data"
     assert len(results.trials) == 1
     assert len(resume(tmp_path / "s", {"search.trials": 2}).trials) == 2
-    assert load(results.study.data).classes == ("ant", "bee", "cat")
+    assert load_data(results.study.data).classes == ("ant", "bee", "cat")
 
 
 @pytest.mark.slow

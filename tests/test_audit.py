@@ -12,7 +12,7 @@ from studies.cli.main import app
 from support.random_modules import random_module
 from trainers import audit, build, fold
 from trainers.instruments.audit.opening import names_model, open_model
-from trainers.instruments.audit.repair import repair
+from trainers.instruments.audit.repair import repair_model
 
 D4 = ("e", "r90", "r180", "r270", "m", "mr90", "mr180", "mr270")
 
@@ -208,19 +208,19 @@ def test_scripted_modules_are_audited():
 
 def test_a_repaired_model_keeps_the_group_and_its_file_is_audited_again(tmp_path):
     flat = nn.Sequential(*STRIDED, nn.Flatten(), nn.Linear(6 * 16, 3)).eval()
-    made = repair(flat, audit(flat, 8), tmp_path / "out.pt2")
+    made = repair_model(flat, audit(flat, 8), tmp_path / "out.pt2")
     assert made.after.exact and not made.before.exact and len(made.changes) == 2
     assert "images are resized from 8 to" in made.text() and made.as_dict()["repair"]["after"]
     with pytest.raises(ValueError, match="add --run-code"):
         open_model(made.path)
     assert audit(open_model(made.path, run_code=True), 8, sizes=False).exact
     with pytest.raises(ValueError, match="nothing to repair"):
-        repair(CONV, audit(CONV, 8), tmp_path / "out.pt2")
+        repair_model(CONV, audit(CONV, 8), tmp_path / "out.pt2")
 
 
 def test_a_flattened_map_is_rewritten_as_the_same_function(tmp_path):
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
-    made = repair(flat, audit(flat, 8), tmp_path / "out.pt2")
+    made = repair_model(flat, audit(flat, 8), tmp_path / "out.pt2")
     assert made.after.exact and made.difference < 1e-5 and len(made.changes) == 1
 
 
@@ -229,7 +229,7 @@ def test_a_repair_to_onnx_runs_as_its_audit_says(tmp_path):
     import onnxruntime
 
     model = nn.Sequential(*STRIDED, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).eval()
-    made = repair(model, audit(model, 8), tmp_path / "out.onnx")
+    made = repair_model(model, audit(model, 8), tmp_path / "out.onnx")
     images, read = torch.randn(1, 3, 8, 8), open_model(made.path).eval()
     session = onnxruntime.InferenceSession(made.path)
     ran = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]

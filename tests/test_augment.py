@@ -3,7 +3,7 @@ import torch
 
 from searchspace.groups import Element, Group
 from trainers.actions import act
-from trainers.data.augment import crop, rotate, seen, shift, transform
+from trainers.data.augment import crop, rotate, seen, shift, transform_images
 from trainers.data.colour import jitter
 from trainers.settings import Augment, ColourJitter, Normal
 
@@ -15,7 +15,7 @@ def images(count=200, channels=2, height=11, width=11, seed=0):
 
 
 def drawn(pixels, group="C4", seed=0, **augment):
-    return transform(
+    return transform_images(
         pixels, Augment(**augment), Group.parse(group), torch.Generator().manual_seed(seed)
     )
 
@@ -155,7 +155,7 @@ def test_the_generator_decides_alone(augment):
 def test_no_augmentation_returns_the_images_and_draws_nothing():
     pixels, generator = images(), torch.Generator().manual_seed(0)
     state = generator.get_state()
-    assert transform(pixels, Augment(), Group.parse("C4"), generator) is pixels
+    assert transform_images(pixels, Augment(), Group.parse("C4"), generator) is pixels
     assert torch.equal(generator.get_state(), state)
 
 
@@ -204,7 +204,7 @@ def generator(seed):
 
 def test_crops_keep_their_share_of_the_area_and_stay_inside():
     ramp = torch.arange(64.0).view(1, 1, 1, 64).expand(512, 1, 64, 64) / 64
-    cropped = transform(ramp, Augment(crop=0.25), Group.parse("C4"), generator(0))
+    cropped = transform_images(ramp, Augment(crop=0.25), Group.parse("C4"), generator(0))
     width = cropped[..., 63] - cropped[..., 0]  # of what each image shows, as a share
     assert width.min() > 0.47 and width.max() > 0.9 and cropped.shape == ramp.shape
     assert 0.7 < width.mean() < 0.8  # of the root of a share between 1/4 and 1: 7/9, less borders
@@ -238,8 +238,8 @@ def test_later_changes_leave_the_draws_of_earlier_ones():
     one, both = generator(4), generator(4)
     plain = Augment(rotation="group", shift=2, mirror=True)
     with_colour = plain.model_copy(update={"colour_jitter": ColourJitter(brightness=1e-9)})
-    first = transform(pixels, plain, Group.parse("D4"), one)
-    second = transform(pixels, with_colour, Group.parse("D4"), both)
+    first = transform_images(pixels, plain, Group.parse("D4"), one)
+    second = transform_images(pixels, with_colour, Group.parse("D4"), both)
     assert torch.allclose(first, second, atol=1e-6)
-    again = transform(pixels, with_colour, Group.parse("D4"), generator(4))
+    again = transform_images(pixels, with_colour, Group.parse("D4"), generator(4))
     assert torch.equal(second, again)

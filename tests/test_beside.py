@@ -9,14 +9,14 @@ import pytest
 
 from searchspace.recipe import Candidate
 from studies.evidence import controls, pairs, variants
-from studies.evidence.front import best_compromise, members
+from studies.evidence.front import best_compromise, front_members
 from studies.evidence.intervals import Evidence
 from studies.journal.reader import read_trials
 from studies.journal.repair import repair
 from studies.results import tables
 from studies.samplers.factory import SAMPLERS
 from studies.search.driver import SearchDriver
-from studies.search.proposals import described
+from studies.search.proposals import describe_text
 from studies.workers.executors import run_in_process
 from support import trivial
 
@@ -70,7 +70,7 @@ def test_they_train_to_the_end_and_count_towards_nothing(tmp_path):
     state = tables.status(tmp_path / "s")
     assert sum(state["trials"][s] for s in ("complete", "pruned", "failed")) == 12
     assert state["beside_the_search"] == {"control": len(beside)}
-    front = members(study, records)
+    front = front_members(study, records)
     assert all(r.kind == "search" for r in front)
     # resumed, nothing is left to do
     run(tmp_path / "s", study)
@@ -107,7 +107,7 @@ def test_a_lost_journal_is_rebuilt_with_their_kinds(tmp_path):
         rows = [trivial.scores((folder / "architecture.txt").read_text().strip(), e) for e in (9,)]
         (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (tmp_path / "s" / "optuna.journal").unlink()
-    repair(tmp_path / "s", described, lambda study: (1, 10))
+    repair(tmp_path / "s", describe_text, lambda study: (1, 10))
     after = {r.number: (r.kind, r.attributes.get("role")) for r in read_trials(tmp_path / "s")}
     assert {n: after[n] for n in before if n in after} == {
         n: before[n] for n in before if n in after
@@ -119,7 +119,7 @@ def test_controls_are_those_of_the_winner(tmp_path):
     study = trivial.study(controls="auto")
     run(tmp_path / "s", study)
     records = read_trials(tmp_path / "s")
-    winner = best_compromise(study, members(study, records))
+    winner = best_compromise(study, front_members(study, records))
     found = {c.name: c.candidate for c in controls.controls(study, winner, records, 1, 10)}
     base = pairs.candidate_of(winner)
     if base.architecture.group.order > 1:
@@ -196,7 +196,7 @@ def test_pairs_are_found_and_their_partners_are_not_proposed_again(tmp_path):
     for record in partners:
         pair = frozenset((record.number, record.attributes["of"]))
         assert factors[pair] == record.attributes["role"]
-    rows = pairs.summarised(after, Evidence.of(tmp_path / "s"))
+    rows = pairs.summarise_pairs(after, Evidence.of(tmp_path / "s"))
     assert sum(row["n"] for row in rows) == len(after)
     assert all(row["thin"] == (row["n"] < 3) for row in rows)
 

@@ -21,7 +21,7 @@ from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.layerwise import layerwise_equivariance, steerability
 from trainers.instruments.lie import lie_derivatives
 from trainers.instruments.merging import merge_barrier
-from trainers.instruments.predictions import invariant_elements, predict
+from trainers.instruments.predictions import invariant_elements, predict_elements
 
 C4, QUARTER = Group.parse("C4"), Element.parse("r90")
 IMAGES = torch.rand(120, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -118,7 +118,7 @@ def test_accuracy_by_angle_consistency_and_invariance_see_a_single_angle():
     curve = accuracy_by_angle(blind, images, labels, step=90)
     assert [share.value for share in curve.accuracies] == [1, 0, 1, 1]
     assert curve.worst[0] == 90 and curve.mean == 0.75
-    predictions = predict(blind, images, C4.elements)
+    predictions = predict_elements(blind, images, C4.elements)
     assert consistency(predictions).value == pytest.approx(2 / 3)
     assert effective_invariance(predictions) < 2 / 3
     accuracy = summarise(predictions, labels, C4)
@@ -132,7 +132,7 @@ def test_effective_invariance_sees_confidence_that_consistency_does_not():
 
     images = IMAGES * 0.4
     images[..., 0, 0] = 0.9
-    predictions = predict(unsure, images, C4.elements)
+    predictions = predict_elements(unsure, images, C4.elements)
     assert consistency(predictions).value == 1
     expected = (torch.tensor([10.0, 0]).softmax(0)[0] * torch.tensor([1.0, 0]).softmax(0)[0]).sqrt()
     assert effective_invariance(predictions) == pytest.approx(float(expected), abs=1e-5)

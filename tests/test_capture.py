@@ -18,8 +18,8 @@ from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training import train as training_module
 from trainers.training.checkpoint import CHECKPOINT
 from trainers.training.config import TrainingConfig
-from trainers.training.cuda_graph import WARM_UP, CudaGraph, GraphedStep
-from trainers.training.train import start, train
+from trainers.training.cuda_graph import WARM_UP_STEPS, CudaGraph, GraphedStep
+from trainers.training.train import start_training, train
 
 DIGITS = Data(name="digits", train=110, validation=40)  # 5 full batches of 20 and one of 10
 TEXT = "12px: 4k3@C4, 4k3r max2/2, 4k3 loss={}"
@@ -150,7 +150,7 @@ def test_replayed_steps_train_as_others_do(process, optimizer):
     ).result()
     assert same(weights, expected) and not messages
     # two that prove it; then every full batch of both epochs
-    assert none == 0 and replays == 2 + 2 * 5 - WARM_UP
+    assert none == 0 and replays == 2 + 2 * 5 - WARM_UP_STEPS
 
 
 def test_replays_go_on_with_the_masks_of_dropout(process):
@@ -189,8 +189,8 @@ def test_a_graph_that_is_wrong_or_slow_or_refused_changes_nothing(process, plain
 
 def test_on_the_cpu_nothing_is_captured(tmp_path):
     architecture = Architecture.parse(TEXT.format("none"))
-    splits = training_module.load(DIGITS, (12, 12))
-    run = start(architecture, config(device="cpu"), tmp_path, splits)
+    splits = training_module.load_data(DIGITS, (12, 12))
+    run = start_training(architecture, config(device="cpu"), tmp_path, splits)
     run.train_epoch()
     assert not run.graphed.replays
 

@@ -11,7 +11,7 @@ import pytest
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.published import PUBLISHED
-from studies.results.check import check, named
+from studies.results.check import check, named_candidate
 
 KEYS = {
     "architecture",
@@ -169,12 +169,12 @@ def test_every_repair_is_named_once():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    for ask in (check, named):
+    for ask in (check, named_candidate):
         with pytest.raises(ValueError, match="neither an architecture.*p4cnn, z2cnn"):
             ask("p5cnn")
     assert (
-        named(" P4CNN ").architecture == PUBLISHED["p4cnn"].architecture
-        and named(P4.format(28)).architecture == PUBLISHED["p4cnn"].architecture
+        named_candidate(" P4CNN ").architecture == PUBLISHED["p4cnn"].architecture
+        and named_candidate(P4.format(28)).architecture == PUBLISHED["p4cnn"].architecture
     )
 
 

@@ -19,18 +19,18 @@ from studies.results.measure_trial import Subject, find_subject
 from support.bundles import manifest_of, write_manifest
 from trainers.actions import act
 from trainers.bundles.export import TrainedNetwork, export
-from trainers.bundles.formats import CARD, FORMATS, logits, onnx_runner, runner
+from trainers.bundles.formats import BUNDLE_FORMATS, CARD, logits, onnx_runner, runner
 from trainers.bundles.model import _circle
 from trainers.bundles.pixel_graph import pixel_runner
 from trainers.bundles.predict import load_predictor
 from trainers.bundles.verify import verify
 from trainers.data.augment import rotate
 from trainers.data.borders import inscribed_circle, see
-from trainers.data.datasets import load, normalise
+from trainers.data.datasets import load_data, normalise
 from trainers.settings import Corners, Data, Symmetry, Training
 from trainers.training.augmentation import LearnedAugmentation
 from trainers.training.config import TrainingConfig
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 TEXT = "12px: 2k3@C4, 2k3@C4 max2/2"
 RECIPE = "augment=uniform loss=label:1"
@@ -91,7 +91,7 @@ def config_of(corners: Corners = "circle", group="C8"):
 @pytest.fixture(scope="module")
 def splits():
     """Digits resized; their corners get content, so that they could be read."""
-    found = load(config_of().data, (12, 12))
+    found = load_data(config_of().data, (12, 12))
     train, validation = (
         replace(part, pixels=with_other_corners(part.pixels))
         for part in (found.train, found.validation)
@@ -102,7 +102,7 @@ def splits():
 def trained(splits, folder, corners: Corners = "circle"):
     architecture, config = Architecture.parse(TEXT), config_of(corners)
     scores = train(architecture, config, folder, 1, splits=splits).as_dict()
-    network = start(architecture, config, folder, splits).network
+    network = start_training(architecture, config, folder, splits).network
     return TrainedNetwork(network, splits, config, scores, {"trial": 1})
 
 
@@ -141,8 +141,8 @@ def test_every_exported_file_blackens_the_corners_itself(subject, bundle):
     values = normalise(images.float() / 255, splits.mean, splits.std, "circle")
     expected = copy.deepcopy(subject.network).eval()(values).detach()
     changed = with_other_corners(images, seed=11)
-    assert set(manifest_of(bundle)["formats"]) == set(FORMATS)
-    runs = {name: runner(bundle, name) for name in FORMATS}
+    assert set(manifest_of(bundle)["formats"]) == set(BUNDLE_FORMATS)
+    runs = {name: runner(bundle, name) for name in BUNDLE_FORMATS}
     for name, run in runs.items():
         assert (logits(run, images) - expected).abs().max() < 1e-5, name
         assert torch.equal(logits(run, images), logits(run, changed)), name

@@ -9,7 +9,7 @@ from studies.errors import StudyError
 from studies.workers.launch import require_every_class
 from support import trivial
 from trainers.actions import act
-from trainers.data.datasets import load, normalise
+from trainers.data.datasets import load_data, normalise
 from trainers.networks.fold import scoring
 from trainers.networks.networks import build
 from trainers.settings import Data, Symmetry, Training
@@ -88,7 +88,7 @@ def test_under_the_symmetry_they_are_means_over_elements():
 
 def test_a_network_is_scored_under_each_element_of_the_declared_group():
     config = TrainingConfig(DIGITS, Training(epochs=1), Symmetry(group="D4"), seed=1)
-    splits = load(DIGITS, (12, 12))
+    splits = load_data(DIGITS, (12, 12))
     for text, exact in (("12px: 4k3@D4, 4k3 head=group_max", True), ("12px: 4k3, 4k3", False)):
         network = build(Architecture.parse(text), channels=1, classes=10, seed=1).eval()
         scores = evaluate(network, splits, config, epoch=1)

@@ -11,10 +11,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from searchspace.architecture import Architecture
 from searchspace.recipe import Recipe
 from searchspace.training.losses import Loss
-from trainers.data.datasets import Images, load
+from trainers.data.datasets import Images, load_data
 from trainers.networks.networks import build
 from trainers.settings import Data, Symmetry, Training
-from trainers.training.checkpoint import fingerprint
+from trainers.training.checkpoint import training_fingerprint
 from trainers.training.class_balance import class_weights
 from trainers.training.config import TrainingConfig
 from trainers.training.losses import cross_entropy
@@ -28,7 +28,7 @@ PLAIN = Architecture.parse("12px: 4k3, 4k3")
 @pytest.fixture(scope="module")
 def splits():
     """Digits of which most are of the first class."""
-    splits = load(DIGITS, (12, 12))
+    splits = load_data(DIGITS, (12, 12))
     labels = splits.train.labels.clone()
     labels[:60] = 0
     return replace(splits, train=replace(splits.train, labels=labels))
@@ -112,7 +112,9 @@ def test_a_rare_class_is_found_when_classes_are_balanced(tmp_path, splits):
 
 def test_checkpoints_without_weights_are_those_of_earlier_versions():
     plain, balanced = (
-        json.loads(fingerprint(PLAIN, TrainingConfig(DIGITS, training, Symmetry())))["training"]
+        json.loads(training_fingerprint(PLAIN, TrainingConfig(DIGITS, training, Symmetry())))[
+            "training"
+        ]
         for training in (Training(), Training(class_weights="balanced"))
     )
     assert "class_weights" not in plain

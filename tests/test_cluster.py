@@ -84,7 +84,7 @@ def test_where_nobody_listens_the_command_ends_before_anything_is_created(tmp_pa
 
 
 def test_what_listens_and_is_no_ray_is_named_in_time(monkeypatch):
-    monkeypatch.setattr(cluster, "PATIENCE", 4.0)
+    monkeypatch.setattr(cluster, "CLUSTER_PATIENCE", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(
             StudyError,

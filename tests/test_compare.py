@@ -24,7 +24,7 @@ def classifies(study, assignment, report):
         rows = torch.stack([torch.arange(200) < round(200 * s) for s in (share[1], share[0])])
         labels = torch.zeros(200)
         kept = correctness.packed(scores["epoch"], rows, labels, ("e", "r90"), ("r90",))
-        correctness.save(kept, Path(assignment.directory))
+        correctness.write_correctness(kept, Path(assignment.directory))
         return report({**scores, "num_images": 200})
 
     reported.heartbeat = report.heartbeat
@@ -41,7 +41,7 @@ def directory(tmp_path_factory):
 
 
 def test_every_column_of_a_condition_is_known_for_a_trial(directory):
-    records = tables.open_study(directory)[1]
+    records = tables.open_records(directory)[1]
     row = selection.columns(records[0])
     assert set(row) == set(selection.COLUMNS)
     assert row["group"] and row["input_size"] > 20 and row["equivariance_loss"]
@@ -53,7 +53,7 @@ def test_every_column_of_a_condition_is_known_for_a_trial(directory):
 
 
 def test_the_front_among_the_trials_that_meet_a_condition(directory):
-    study, records = tables.open_study(directory)
+    study, records = tables.open_records(directory)
     chosen = selection.filtered(records, "params < 1M and not exact")
     rows, _, cells = tables.front_rows(study, chosen)
     assert rows and not any(row["exact"] for row in rows)
@@ -72,7 +72,7 @@ def test_the_front_among_the_trials_that_meet_a_condition(directory):
 
 
 def test_two_trials_side_by_side(directory):
-    records = tables.open_study(directory)[1]
+    records = tables.open_records(directory)[1]
     a, b = [r for r in records if r.state == "complete"][:2]
     value = comparing.compare(directory, a.number, b.number)
     accuracy = value["scores"]["accuracy"]
@@ -90,7 +90,7 @@ def test_two_trials_side_by_side(directory):
 
 
 def test_the_table_of_controls_says_what_the_winner_beats(directory):
-    opened = tables.open_study(directory)
+    opened = tables.open_records(directory)
     said, _, cells = comparing.control_rows(*opened, comparing.Evidence.of(directory))
     assert said["winner"] is not None and len(cells) == len(said["controls"]) > 2
     for row in said["controls"]:

@@ -3,7 +3,7 @@
 import pytest
 
 from studies.evidence.conditions import Condition, ConditionError
-from studies.evidence.selection import COLUMNS, KINDS, filtered
+from studies.evidence.selection import COLUMN_KINDS, COLUMNS, filtered
 
 ROW = {
     "params": 24_000,
@@ -96,7 +96,7 @@ def test_what_no_trial_can_meet_is_refused(text, says):
 
 
 def test_every_column_has_a_kind_and_takes_what_suits_it():
-    assert set(KINDS) == set(COLUMNS)
+    assert set(COLUMN_KINDS) == set(COLUMNS)
     good = ("group == C4", "head ~ max", "exact", "exact != false", "input_size > 16", "params < 5")
     for text in (*good, "input_size == '48x64'"):
         assert filtered([], text) == []

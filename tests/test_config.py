@@ -13,7 +13,7 @@ from searchspace.cost import cost
 from searchspace.recipe import Candidate
 from studies import config
 from studies.cli.options import pairs
-from studies.config import Study, differences, dump, load, parse, presets, schema
+from studies.config import Study, differences, dump, load_study, parse, presets, schema
 from studies.errors import StudyFileError
 from studies.samplers.inversion import parameters_of
 from support import trivial
@@ -136,14 +136,14 @@ def test_no_yaml_and_no_mapping():
 def test_a_binary_file_is_named(tmp_path):
     (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00binary")
     with pytest.raises(StudyFileError, match="s.yaml is not a text file in UTF-8"):
-        load(tmp_path / "s.yaml")
+        load_study(tmp_path / "s.yaml")
 
 
 def test_no_such_file_lists_the_presets():
     with pytest.raises(
         StudyFileError, match="there is no study file 'absent' and no preset of that name"
     ):
-        load("absent")
+        load_study("absent")
 
 
 def test_numbers_may_be_written_as_everybody_does():
@@ -171,9 +171,9 @@ def test_paths_are_found_beside_the_file_and_become_absolute(tmp_path, monkeypat
     (tmp_path / "images").mkdir()
     (tmp_path / "s.yaml").write_text("data: {folder: images}\n")
     monkeypatch.chdir("/")
-    assert load(tmp_path / "s.yaml").data.folder == tmp_path / "images"
+    assert load_study(tmp_path / "s.yaml").data.folder == tmp_path / "images"
     (tmp_path / "t.yaml").write_text("data: {name: mnist}\n")
-    assert load(tmp_path / "t.yaml").data.root.is_absolute()
+    assert load_study(tmp_path / "t.yaml").data.root.is_absolute()
 
 
 def test_differences_are_named():
@@ -190,12 +190,12 @@ def test_schema_describes_every_section():
 
 @pytest.mark.parametrize("name", sorted(presets()))
 def test_presets_are_valid(name):
-    study = load(name)
+    study = load_study(name)
     assert parse(dump(study)) == study and yaml.safe_load(dump(study))
 
 
 def test_the_rows_of_ien_are_equal_in_parameters_and_the_last_in_macs():
-    study = load("ien")
+    study = load_study("ien")
     rows = [Candidate.parse(text) for text in study.search.first]
     prices = [cost(row.architecture) for row in rows]
     group = next(n for n, row in enumerate(rows) if row.architecture.family == "steerable")
@@ -284,11 +284,11 @@ def test_rungs_that_no_trial_reaches_are_refused_unless_epochs_were_shortened(tm
     path = tmp_path / "s.yaml"
     path.write_text("data: {name: digits}\ntraining: {epochs: 2}\nsearch: {rungs: [5]}")
     with pytest.raises(StudyFileError, match=r"rungs are at epochs 5, and a training has 2"):
-        load(path)
+        load_study(path)
     path.write_text("data: {name: digits}\ntraining: {epochs: 9}\nsearch: {rungs: [5]}")
-    assert load(path, {"training.epochs": 2}).rungs == (2,)
+    assert load_study(path, {"training.epochs": 2}).rungs == (2,)
     with pytest.raises(StudyFileError, match="rungs are at epochs 20"):
-        load(path, {"search.rungs": [20]})
+        load_study(path, {"search.rungs": [20]})
 
 
 def test_what_is_dumped_reads_back_whatever_it_looks_like():

@@ -17,15 +17,15 @@ from support.bundles import bundle, manifest_of, subject  # noqa: F401  (fixture
 from trainers.actions import act
 from trainers.bundles import export as exporting
 from trainers.bundles.export import TrainedNetwork, export
-from trainers.bundles.formats import CARD, FORMATS
-from trainers.data.datasets import load
+from trainers.bundles.formats import BUNDLE_FORMATS, CARD
+from trainers.data.datasets import load_data
 from trainers.instruments.merging import merge_barrier
 from trainers.networks.fold import fold
 from trainers.networks.networks import build
 from trainers.networks.plain import with_coordinates
 from trainers.settings import Symmetry, Training
 from trainers.training.config import TrainingConfig
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 D4 = Group.parse("D4")
 
@@ -81,14 +81,14 @@ def test_network_and_fold_agree_also_behind_an_entry():
 
 
 def test_a_card_says_that_coordinates_break_an_exact_network(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    monkeypatch.setattr(exporting, "BUNDLE_FORMATS", {"torch": BUNDLE_FORMATS["torch"]})
     architecture = Architecture.parse("9px: 3k3@C4 max3/2, 3k3 coordinates=xy")
     config = TrainingConfig(
         subject.config.data, Training(epochs=1, batch_size=32), Symmetry(group="C4"), seed=1
     )
-    splits = load(config.data, architecture.size)
+    splits = load_data(config.data, architecture.size)
     scores = train(architecture, config, tmp_path / "training", 1, splits=splits)
-    network = start(architecture, config, tmp_path / "training", splits).network
+    network = start_training(architecture, config, tmp_path / "training", splits).network
     trained = TrainedNetwork(network, splits, config, scores.as_dict(), {})
     folder = export(trained, tmp_path / "bundle")
     manifest = manifest_of(folder)

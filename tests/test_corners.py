@@ -21,9 +21,9 @@ from studies.search.driver import SearchDriver
 from studies.workers.corners import turns_off_grid, with_corners
 from studies.workers.launch import new_driver
 from trainers.actions import act
-from trainers.data.augment import rotate, transform
+from trainers.data.augment import rotate, transform_images
 from trainers.data.borders import choose_corners
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.instruments.accuracy import symmetry_accuracy
 from trainers.instruments.measure import measure
 from trainers.settings import Augment, Data, Symmetry, Training
@@ -87,7 +87,7 @@ def test_quarter_turns_and_flips_are_the_same_bits_whatever_fills_corners(corner
 @pytest.mark.parametrize("augment", [Augment(rotation="group"), Augment(rotation="uniform")])
 def test_augmentation_fills_corners_as_asked(augment):
     def seen(corners):
-        return transform(noise(), augment, C8, torch.Generator().manual_seed(1), corners)
+        return transform_images(noise(), augment, C8, torch.Generator().manual_seed(1), corners)
 
     disc = torch.zeros(16, 16, dtype=torch.bool)
     disc[5:11, 5:11] = True
@@ -120,7 +120,7 @@ def test_borders_decide():
         for images in (blot, 1 - blot, 0.02 * photos + 0.3, photos)
     ]
     assert choices == ["black", "replicate", "replicate", "reflect"]
-    assert choose_corners(load(Data(name="digits")).train.pixels).corners == "black"
+    assert choose_corners(load_data(Data(name="digits")).train.pixels).corners == "black"
 
 
 @pytest.fixture
@@ -234,6 +234,9 @@ def test_instruments_use_the_corners_and_say_so(monkeypatch):
 
 def test_a_checkpoint_goes_on_with_its_corners_only():
     architecture = Architecture.parse("12px: 2k3p0, 2k3p0")
-    owners = {c: checkpoint.fingerprint(architecture, config_of(c, "")) for c in (*CHOICES, "auto")}
+    owners = {
+        c: checkpoint.training_fingerprint(architecture, config_of(c, ""))
+        for c in (*CHOICES, "auto")
+    }
     assert owners["auto"] == owners["black"] and "corners" not in owners["black"]
     assert len(set(owners.values())) == 3

@@ -1,7 +1,7 @@
 import pytest
 
 from trainers.instruments.accuracy import AngleCurve
-from trainers.instruments.angle_plot import draw, save_figure
+from trainers.instruments.angle_plot import draw_angles, save_angle_figure
 from trainers.instruments.proportions import proportion
 
 CURVE = AngleCurve(
@@ -11,7 +11,7 @@ CURVE = AngleCurve(
 
 
 def test_the_drawing_is_high_where_the_accuracy_is():
-    lines = draw(CURVE, height=4).splitlines()
+    lines = draw_angles(CURVE, height=4).splitlines()
     top, second = (line.split("|")[1] for line in (lines[0], lines[2]))
     assert [n // 2 for n, c in enumerate(top) if c == "█"][::2] == [0, 9, 18, 27]
     assert second.count("█") == 72 and lines[0].startswith(" 100") and "degrees" in lines[-1]
@@ -20,17 +20,17 @@ def test_the_drawing_is_high_where_the_accuracy_is():
 
 
 def test_the_drawing_needs_no_unicode():
-    assert draw(CURVE, ascii_only=True).isascii()
+    assert draw_angles(CURVE, ascii_only=True).isascii()
 
 
 @pytest.mark.parametrize("suffix,start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_figures_are_written(tmp_path, suffix, start):
-    path = save_figure({"C4": CURVE, "plain": CURVE}, tmp_path / "deep" / f"curve.{suffix}")
+    path = save_angle_figure({"C4": CURVE, "plain": CURVE}, tmp_path / "deep" / f"curve.{suffix}")
     assert path.read_bytes().startswith(start) and path.stat().st_size > 2000
 
 
 def test_other_figures_are_refused(tmp_path):
     with pytest.raises(ValueError, match="png, .svg or .pdf"):
-        save_figure({"a": CURVE}, tmp_path / "curve.bmp")
+        save_angle_figure({"a": CURVE}, tmp_path / "curve.bmp")
     with pytest.raises(ValueError, match="at least one"):
-        save_figure({}, tmp_path / "curve.png")
+        save_angle_figure({}, tmp_path / "curve.png")

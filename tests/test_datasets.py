@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainers import cache, cached_arrays
 from trainers.data import pools
-from trainers.data.datasets import batch, load, normalise
+from trainers.data.datasets import batch, load_data, normalise
 from trainers.data.fitting import fit_images
 from trainers.data.splitting import take
 from trainers.settings import Data
@@ -37,7 +37,7 @@ def noise(*shape, seed=0):
 
 
 def test_digits_are_all_there_once_and_stratified():
-    splits = load(DIGITS)
+    splits = load_data(DIGITS)
     parts = (splits.train, splits.validation, splits.test())
     assert [len(part) for part in parts] == [1150, 288, 359]
     assert splits.size == (8, 8) and splits.channels == 1 and splits.classes == tuple("0123456789")
@@ -53,19 +53,19 @@ def test_digits_are_all_there_once_and_stratified():
 
 
 def test_asked_numbers_are_kept():
-    splits = load(Data(name="digits", train=300, validation=77, test=50))
+    splits = load_data(Data(name="digits", train=300, validation=77, test=50))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (300, 77, 50)
 
 
 def test_mean_and_std_are_of_the_training_pixels_only():
-    splits = load(DIGITS, size=(11, 9))
+    splits = load_data(DIGITS, size=(11, 9))
     pixels = splits.train.pixels.double() / 255
     assert splits.mean == pytest.approx([pixels.mean().item()], abs=1e-12)
     assert splits.std == pytest.approx([pixels.std(correction=0).item()], abs=1e-12)
 
 
 def test_batch_and_normalise_give_zero_mean_and_unit_deviation():
-    splits = load(DIGITS)
+    splits = load_data(DIGITS)
     pixels, labels = batch(splits.train, torch.arange(len(splits.train)))
     assert pixels.dtype == torch.float32 and pixels.min() >= 0 and pixels.max() == 1
     normal = normalise(pixels, splits.mean, splits.std)
@@ -77,7 +77,7 @@ def test_batch_and_normalise_give_zero_mean_and_unit_deviation():
 
 
 def test_splits_can_be_sent_to_another_process():
-    splits = pickle.loads(pickle.dumps(load(DIGITS)))
+    splits = pickle.loads(pickle.dumps(load_data(DIGITS)))
     assert len(splits.test()) == 359
 
 
@@ -135,8 +135,8 @@ def test_odd_padding_puts_the_extra_row_after_and_odd_cropping_takes_it_from_the
 
 
 def test_the_study_decides_between_resize_and_pad():
-    assert (load(Data(name="digits", fit="pad"), (10, 10)).train.pixels[..., 0, :] == 0).all()
-    assert (load(Data(name="digits"), (10, 10)).train.pixels[..., 0, :] != 0).any()
+    assert (load_data(Data(name="digits", fit="pad"), (10, 10)).train.pixels[..., 0, :] == 0).all()
+    assert (load_data(Data(name="digits"), (10, 10)).train.pixels[..., 0, :] != 0).any()
 
 
 # the cache
@@ -153,9 +153,9 @@ def count_renders(monkeypatch):
 
 def test_the_second_load_decodes_nothing_and_gives_the_same(monkeypatch):
     calls = count_renders(monkeypatch)
-    first = load(DIGITS, (9, 9))
+    first = load_data(DIGITS, (9, 9))
     decoded = len(calls)
-    again = load(DIGITS, (9, 9))
+    again = load_data(DIGITS, (9, 9))
     assert decoded > 0 and len(calls) == decoded
     assert (
         torch.equal(first.train.pixels, again.train.pixels)
@@ -175,19 +175,19 @@ def test_the_second_load_decodes_nothing_and_gives_the_same(monkeypatch):
     ],
 )
 def test_a_torn_or_deleted_cache_file_is_built_again(damage, monkeypatch):
-    first = load(DIGITS)
+    first = load_data(DIGITS)
     expected = first.train.pixels.clone()
     del first
     [path] = cache.directory().glob("*.npy")
     calls = count_renders(monkeypatch)
     damage(path)
-    assert torch.equal(load(DIGITS).train.pixels, expected) and calls
+    assert torch.equal(load_data(DIGITS).train.pixels, expected) and calls
     assert np.load(path).shape[0] == 1150 + 288  # an ordinary .npy file
 
 
 def test_writing_to_loaded_images_changes_nothing_for_others():
-    load(DIGITS).train.pixels.zero_()
-    assert load(DIGITS).train.pixels.any()
+    load_data(DIGITS).train.pixels.zero_()
+    assert load_data(DIGITS).train.pixels.any()
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_writing_to_loaded_images_changes_nothing_for_others():
     ],
 )
 def test_every_setting_that_matters_has_its_own_cache_file(change):
-    before = load(DIGITS, (9, 9))
-    after = load(Data(name="digits", **change), (9, 9))
+    before = load_data(DIGITS, (9, 9))
+    after = load_data(Data(name="digits", **change), (9, 9))
     assert before.train.pixels.shape != after.train.pixels.shape or not torch.equal(
         before.train.pixels, after.train.pixels
     )
@@ -213,7 +213,7 @@ def test_an_unwritable_cache_is_a_warning_only(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EQUISEARCH_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match="EQUISEARCH_CACHE"):
-        assert len(load(DIGITS).train) == 1150
+        assert len(load_data(DIGITS).train) == 1150
 
 
 def test_a_full_disk_is_a_warning_only(monkeypatch):
@@ -222,7 +222,7 @@ def test_a_full_disk_is_a_warning_only(monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.warns(UserWarning, match="No space left"):
-        assert len(load(DIGITS).train) == 1150
+        assert len(load_data(DIGITS).train) == 1150
     assert not [path for path in cache.directory().iterdir() if path.suffix != ".lock"]
 
 
@@ -231,7 +231,7 @@ def test_beyond_the_limit_what_was_unused_for_longest_is_deleted(monkeypatch):
     monkeypatch.setenv("EQUISEARCH_CACHE_GB", "0.0003")
     hour, paths = 3600, []
     for number, age in enumerate((0, 40 * hour, 30 * hour)):
-        load(Data(name="digits", seed=number), (12, 12))
+        load_data(Data(name="digits", seed=number), (12, 12))
         [path] = set(cache.directory().glob("*.npy")) - set(paths)
         paths.append(path)
         os.utime(path, (time.time() - age,) * 2)
@@ -241,15 +241,15 @@ def test_beyond_the_limit_what_was_unused_for_longest_is_deleted(monkeypatch):
     cached_arrays.prune()
     assert [path.exists() for path in paths] == [True, False, False] and not left.exists()
     # beyond the limit again, but both are in use
-    load(Data(name="digits", seed=1), (12, 12))
+    load_data(Data(name="digits", seed=1), (12, 12))
     assert len(list(cache.directory().glob("*.npy"))) == 2
 
 
 def test_reading_counts_as_use():
-    load(DIGITS)
+    load_data(DIGITS)
     [path] = cache.directory().glob("*.npy")
     os.utime(path, (0, 0))
-    load(DIGITS)
+    load_data(DIGITS)
     assert path.stat().st_mtime > time.time() - 60
 
 
@@ -258,7 +258,7 @@ def test_a_limit_that_is_no_number_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match="EQUISEARCH_CACHE_GB is 'much'; it must be a number of GB above 0"
     ):
-        load(DIGITS)
+        load_data(DIGITS)
 
 
 def build_slowly(log):
@@ -300,12 +300,12 @@ def test_an_error_while_building_leaves_no_file():
 
 @mnist
 def test_mnist_splits():
-    splits = load(Data(name="mnist", root=SHARED, train=800, validation=200))
+    splits = load_data(Data(name="mnist", root=SHARED, train=800, validation=200))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (800, 200, 10000)
     assert splits.mean[0] == pytest.approx(0.1307, abs=0.005) and splits.std[0] == pytest.approx(
         0.3081, abs=0.005
     )
-    exchanged = load(Data(name="mnist_t10k", root=SHARED))
+    exchanged = load_data(Data(name="mnist_t10k", root=SHARED))
     assert (len(exchanged.train), len(exchanged.validation)) == (8000, 2000)
     in_test = set(map(bytes, splits.test().pixels.flatten(1).numpy()))
     assert set(map(bytes, exchanged.train.pixels.flatten(1).numpy())) <= in_test
@@ -314,7 +314,7 @@ def test_mnist_splits():
 
 @mnist
 def test_rotated_mnist_is_mnist_turned_by_uniform_angles():
-    splits = load(Data(name="rotated_mnist", root=SHARED))
+    splits = load_data(Data(name="rotated_mnist", root=SHARED))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (10000, 2000, 50000)
 
     # Upright ones are taller than wide; turned uniformly they are as wide as tall on average.
@@ -324,10 +324,10 @@ def test_rotated_mnist_is_mnist_turned_by_uniform_angles():
         spread = [(pixels.sum(axis) * grid**2).sum() for axis in ((0, 1, 3), (0, 1, 2))]
         return (spread[0] / spread[1]).item()
 
-    upright = load(Data(name="mnist", root=SHARED, train=10000))
+    upright = load_data(Data(name="mnist", root=SHARED, train=10000))
     assert elongation(upright.train) > 2.5 and elongation(splits.train) == pytest.approx(1, abs=0.1)
     assert torch.equal(
-        load(Data(name="rotated_mnist", root=SHARED)).test().pixels[:100],
+        load_data(Data(name="rotated_mnist", root=SHARED)).test().pixels[:100],
         splits.test().pixels[:100],
     )
 
@@ -337,8 +337,8 @@ def test_rotated_mnist_is_mnist_turned_by_uniform_angles():
     "name,undo", [("mnist6_180", lambda x: x.flip(-1, -2)), ("mnist6_m", lambda x: x.flip(-1))]
 )
 def test_moved_sixes_are_sixes_of_mnist_each_in_one_class(name, undo):
-    splits = load(Data(name=name, root=SHARED))
-    sixes = load(Data(name="mnist", root=SHARED)).test()
+    splits = load_data(Data(name=name, root=SHARED))
+    sixes = load_data(Data(name="mnist", root=SHARED)).test()
     sixes = sixes.pixels[sixes.labels == 6]
     test = splits.test()
     assert len(test) == len(sixes) == 958 and test.labels.bincount().tolist() == [479, 479]
@@ -351,7 +351,7 @@ def test_moved_sixes_are_sixes_of_mnist_each_in_one_class(name, undo):
 
 @cifar_small
 def test_a_real_folder():
-    splits = load(Data(folder=SHARED / "cifar10_small"))
+    splits = load_data(Data(folder=SHARED / "cifar10_small"))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (2400, 600, 1000)
     assert splits.channels == 3 and splits.size == (32, 32) and "airplane" in splits.classes
     path = min((SHARED / "cifar10_small" / "test" / "airplane").iterdir())
@@ -367,8 +367,8 @@ def test_more_images_than_there_are():
         ValueError,
         match="asks for 59000 training and 2000 validation images, but only 60000 .*lower `train:`",
     ):
-        load(Data(name="mnist", root=SHARED, train=59000, validation=2000))
+        load_data(Data(name="mnist", root=SHARED, train=59000, validation=2000))
     with pytest.raises(
         ValueError, match="asks for 10001 images of the test split, which has 10000"
     ):
-        load(Data(name="mnist", root=SHARED, test=10001)).test()
+        load_data(Data(name="mnist", root=SHARED, test=10001)).test()

@@ -12,7 +12,7 @@ from studies.config import parse
 from studies.results.tables import status, status_lines
 from studies.workers import declaration, launch
 from studies.workers.declaration import check_declaration, judged
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.instruments import twosample
 from trainers.instruments.probe import probe_images
 from trainers.instruments.proportions import binomial, fisher, holm
@@ -39,7 +39,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(own_cache):
-    splits = load(Data(name="digits"))
+    splits = load_data(Data(name="digits"))
     return splits.train.pixels[:600].float() / 255, splits.train.labels[:600]
 
 
@@ -103,15 +103,15 @@ def test_at_most_one_null_data_set_of_twenty_raises_a_false_alarm():
 def test_a_study_is_examined_at_its_start_once_for_each_data_set_and_shows_the_warning(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(declaration, "SHARE", 1e9)  # whatever it costs
+    monkeypatch.setattr(declaration, "COST_SHARE", 1e9)  # whatever it costs
     probed, notes = [], []
 
     def counted(*arguments, **options):
         probed.append(1)
         images, labels = sixes_and_turned_sixes(
             (
-                load(Data(name="digits")).train.pixels.float() / 255,
-                load(Data(name="digits")).train.labels,
+                load_data(Data(name="digits")).train.pixels.float() / 255,
+                load_data(Data(name="digits")).train.labels,
             )
         )
         return probe_images(images, labels, ("a", "b"), Group.parse("C4"), joint=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.data.datasets import DataWarning, load
+from trainers.data.datasets import DataWarning, load_data
 from trainers.data.decoding import decode, extensions, read_header
 from trainers.data.pools import file_pool
 from trainers.settings import Data
@@ -102,7 +102,7 @@ def test_fewer_than_16_bits_in_files_of_16_keep_256_grey_levels(tmp_path, bits, 
     values = np.linspace(0, 2**bits - 1, 1024).astype(np.uint16).reshape(32, 32)
     data = fill(tmp_path / "set", values, suffix)
     with pytest.warns(DataWarning, match=f"scaled from 0..{2**bits - 1} to 0..255"):
-        splits = load(data)
+        splits = load_data(data)
     assert splits.top == 2**bits - 1
     for part in (splits.train, splits.validation, splits.test()):
         assert len(part.pixels.unique()) == 256 and part.pixels.max() == 255
@@ -113,21 +113,21 @@ def test_one_image_of_full_range_keeps_the_scale_of_all(tmp_path):
     Image.fromarray(np.full((4, 4), 65535, dtype=np.uint16)).save(tmp_path / "set/cat/9.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        splits = load(data)
+        splits = load_data(data)
     assert set(splits.train.pixels[:, 0, 1, 1].tolist()) <= {4, 255} and splits.top == 65535
 
 
 def test_32_bit_integers_are_scaled_by_their_values(tmp_path):
     data = fill(tmp_path / "set", np.full((4, 4), 99_999, dtype=np.int32), ".tif")
     with pytest.warns(DataWarning, match=r"scaled from 0\.\.131071"):
-        assert load(data).train.pixels[0, 0, 1, 1] == round(99_999 / 131071 * 255)
+        assert load_data(data).train.pixels[0, 0, 1, 1] == round(99_999 / 131071 * 255)
 
 
 def test_test_images_beyond_the_range_of_the_training_images_are_refused(tmp_path):
     for part, value in (("train", 4000), ("test", 5000)):
         fill(tmp_path / "set" / part, np.full((4, 4), value, dtype=np.uint16))
     with pytest.warns(DataWarning):
-        splits = load(Data(folder=tmp_path / "set"))
+        splits = load_data(Data(folder=tmp_path / "set"))
     with pytest.raises(ValueError, match=r"outside 0\.\.4095"):
         splits.test()
 
@@ -168,7 +168,10 @@ def test_the_transparent_colour_does_not_decide_on_the_scale(tmp_path):
             values = np.array([[[65535], [4095], [i]]])
             save_png16(tmp_path / name / f"{i}.png", values, 0, (65535,))
     with pytest.warns(DataWarning, match=r"scaled from 0\.\.4095"):
-        assert load(Data(folder=tmp_path / "set")).train.pixels[0, 0, 0, :2].tolist() == [0, 255]
+        assert load_data(Data(folder=tmp_path / "set")).train.pixels[0, 0, 0, :2].tolist() == [
+            0,
+            255,
+        ]
 
 
 def test_transparency_of_8_bits_is_black(tmp_path):
@@ -187,7 +190,7 @@ def test_dark_colour_of_16_bits_is_said(tmp_path):
         for i in range(4):
             save_png16(tmp_path / name / f"{i}.png", np.full((2, 2, 3), 4095 - i), 2)
     with pytest.warns(DataWarning, match="16 bits per channel .* above 15 of 255"):
-        load(Data(folder=tmp_path / "set"))
+        load_data(Data(folder=tmp_path / "set"))
 
 
 # large images
@@ -205,7 +208,7 @@ def test_an_image_of_too_many_pixels_is_one_clear_message(tmp_path):
         r"image may have at most 89,478,485, so make it smaller"
     )
     with pytest.raises(ValueError, match=message):
-        load(data)
+        load_data(data)
 
 
 def test_large_images_are_not_warned_of_by_pillow(tmp_path, monkeypatch):
@@ -213,7 +216,7 @@ def test_large_images_are_not_warned_of_by_pillow(tmp_path, monkeypatch):
     data = fill(tmp_path / "set", np.full((4, 4), 65535, dtype=np.uint16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load(data)
+        load_data(data)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")

@@ -6,14 +6,14 @@ from xml.etree import ElementTree
 import pytest
 
 from searchspace.architecture import Architecture
-from searchspace.drawing import draw, verdict_html
+from searchspace.drawing import draw_verdict, verdict_html
 from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.published import PUBLISHED
 
 
 def drawn(text: str, group: str = "", **choices) -> list[str]:
-    return draw(
+    return draw_verdict(
         verdict(Architecture.parse(text), Group.parse(group) if group else None), **choices
     ).splitlines()
 
@@ -60,7 +60,7 @@ def test_bars_follow_the_sizes():
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 @pytest.mark.parametrize("ascii_only", [False, True])
 def test_every_published_network_fits_the_terminal(name, ascii_only):
-    text = draw(verdict(PUBLISHED[name].architecture), 80, ascii_only)
+    text = draw_verdict(verdict(PUBLISHED[name].architecture), 80, ascii_only)
     assert all(len(line) <= 80 for line in text.splitlines()) and len(text.splitlines()) < 25
     assert text.isascii() or not ascii_only
 

@@ -26,7 +26,7 @@ from studies.journal.lock import holder
 from studies.journal.reader import JOURNAL, read_journal, read_trials
 from studies.search.driver import SearchDriver
 from studies.search.warm_start import read_architectures
-from studies.workers.executors import Ending, run_in_process
+from studies.workers.executors import RunEnding, run_in_process
 from support import trivial
 
 
@@ -235,7 +235,7 @@ SMALL = {
 
 def test_a_repeat_gets_another_seed_and_then_is_not_run(path):
     with create(path, **SMALL, search__repeats=2, search__trials=50) as driver:
-        assert run_in_process(driver, trivial.trainable) == Ending("exhausted")
+        assert run_in_process(driver, trivial.trainable) == RunEnding("exhausted")
     trained = [r for r in read_trials(path) if r.state != "refused"]
     assert sorted((r.attributes["family"], r.attributes["seed"]) for r in trained) == [
         ("plain", 0),
@@ -250,7 +250,7 @@ def test_a_repeat_gets_another_seed_and_then_is_not_run(path):
 
 def test_a_space_of_one_architecture_ends_with_one_sentence(path):
     with create(path, **SMALL, space__family="steerable", search__repeats=2) as driver:
-        assert run_in_process(driver, trivial.trainable) == Ending("exhausted")
+        assert run_in_process(driver, trivial.trainable) == RunEnding("exhausted")
         assert "every architecture of the space was trained 2 times" in driver.explanation
     assert [r.state == "refused" for r in read_trials(path)] == [False, False, True]
 
@@ -269,7 +269,7 @@ def test_the_grid_tries_every_choice_once(path):
     with create(
         path, **overrides, search__sampler="grid", search__repeats=1, search__trials=50
     ) as driver:
-        assert run_in_process(driver, trivial.trainable) == Ending("exhausted")
+        assert run_in_process(driver, trivial.trainable) == RunEnding("exhausted")
     assert len({r.architecture for r in read_trials(path)}) == len(read_trials(path)) == 6
 
 

@@ -17,7 +17,7 @@ from searchspace.space import SearchSpace
 from searchspace.training.dropout import NO_DROPOUT, Dropout
 from studies.results.check import check
 from trainers.actions import act, act_on_fields
-from trainers.networks.dropout import Dropout as Layer
+from trainers.networks.dropout import DropoutLayer as Layer
 from trainers.networks.dropout import dropouts
 from trainers.networks.fold import fold
 from trainers.networks.networks import build

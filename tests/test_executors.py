@@ -13,7 +13,7 @@ from studies.errors import StudyError, TooManyFailuresError
 from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
 from studies.sections import Resources
-from studies.workers.executors import Ending, run, run_in_process
+from studies.workers.executors import RunEnding, run_in_process, run_study
 from studies.workers.launch import require_room
 from studies.workers.ray_executor import run_on_ray
 from support import trivial
@@ -68,7 +68,7 @@ class Contract:
 
     def test_runs_every_trial_to_its_end_once(self, begin, tmp_path):
         driver = begin()
-        assert self.execute(driver, trivial.trainable) == Ending("trials")
+        assert self.execute(driver, trivial.trainable) == RunEnding("trials")
         count = trivial.audit(tmp_path / "study", 12)
         assert count["complete"] + count["pruned"] == 12
         assert count["complete"] >= 1 and count["pruned"] >= 1
@@ -156,10 +156,10 @@ class Contract:
 
     def test_time_is_up(self, begin, tmp_path):
         driver = begin(search__timeout=0.2)
-        assert self.execute(driver, slow) == Ending("timeout")
+        assert self.execute(driver, slow) == RunEnding("timeout")
         driver.close()
         with SearchDriver.open(tmp_path / "study", trivial.study()) as driver:
-            assert self.execute(driver, trivial.trainable) == Ending("trials")
+            assert self.execute(driver, trivial.trainable) == RunEnding("trials")
         count = trivial.audit(tmp_path / "study", 12)
         assert not any(count[fault] for fault in ("lost", "doubled", "zombies", "repeated"))
 
@@ -195,7 +195,7 @@ def test_a_study_for_one_worker_runs_in_this_process(tmp_path):
         tmp_path / "study", trivial.study(resources__workers=1, search__trials=2)
     ) as driver:
         pids = set()
-        run(
+        run_study(
             driver,
             lambda study, assignment, report: (
                 pids.add(os.getpid()),
@@ -231,7 +231,7 @@ def test_workers_are_as_many_as_memory_holds_and_at_least_one(tmp_path, memory, 
         resources__workers="auto", resources__memory_per_trial=memory, search__trials=8
     )
     with SearchDriver.create(tmp_path / "study", study) as driver:
-        assert run_on_ray(driver, slow, watch) == Ending("trials")
+        assert run_on_ray(driver, slow, watch) == RunEnding("trials")
     assert most == at_once
 
 

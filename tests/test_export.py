@@ -24,8 +24,8 @@ from trainers.bundles import export as exporting
 from trainers.bundles import formats as files
 from trainers.bundles.export import TrainedNetwork, export
 from trainers.bundles.formats import (
+    BUNDLE_FORMATS,
     CARD,
-    FORMATS,
     FormatError,
     content_of,
     logits,
@@ -36,15 +36,15 @@ from trainers.bundles.formats import (
 )
 from trainers.bundles.model import Model
 from trainers.bundles.model_card import card
-from trainers.bundles.symmetry_check import changes, movable, parity_tolerance, probe_images
+from trainers.bundles.symmetry_check import changes, movable, parity_tolerance, random_images
 from trainers.bundles.verify import verify
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.data.fitting import fit_images
 from trainers.data.pools import _recolor
 from trainers.networks.networks import build
 from trainers.settings import Augment, Symmetry, Training
 from trainers.training.config import TrainingConfig
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 EVERY_LAYER = (
     "17px: 2k3@D4 max3/2p1, 2k3p1reflect avg3/2p1:0, 2k3d2p2circular, 2k3r adaptivemax/2, 2k2p0 "
@@ -62,8 +62,8 @@ def test_every_format_gives_the_logits_of_the_trained_network(subject, bundle):
     shift, scale = (torch.tensor(v).view(-1, 1, 1) for v in (splits.mean, splits.std))
     images = splits.validation.pixels.float() / 255
     expected = network((images - shift) / scale).detach()
-    assert set(manifest_of(bundle)["formats"]) == set(FORMATS)
-    for name in FORMATS:
+    assert set(manifest_of(bundle)["formats"]) == set(BUNDLE_FORMATS)
+    for name in BUNDLE_FORMATS:
         run = runner(bundle, name)
         for part in (images[:1], images[:7], images):
             assert (logits(run, part, batch=1000) - expected[: len(part)]).abs().max() < 1e-5, name
@@ -125,9 +125,9 @@ def test_texts_of_the_data_become_no_markup_of_the_card(bundle):
 def test_card_and_manifest_say_that_relaxed_weights_are_near(subject, tmp_path):
     architecture = Architecture.parse("12px: 3k3@C4+C2, 3k3 max2/2, 3k3@C2 gamma=dual")
     config = replace(subject.config, training=Training(epochs=1, batch_size=32))
-    splits = load(config.data, architecture.size)
+    splits = load_data(config.data, architecture.size)
     scores = train(architecture, config, tmp_path / "training", 1, splits=splits).as_dict()
-    network = start(architecture, config, tmp_path / "training", splits).network
+    network = start_training(architecture, config, tmp_path / "training", splits).network
     trained = TrainedNetwork(network, splits, config, scores, {"trial": 1})
     folder = export(trained, tmp_path / "bundle")
     exactness = manifest_of(folder)["exactness"]
@@ -151,7 +151,7 @@ def test_card_and_manifest_say_what_was_reported(subject, bundle):
     assert [row["exact"] for row in manifest["elements"]] == [True] * 7
     for row in manifest["elements"]:
         assert (
-            set(row["relative_change"]) == set(FORMATS)
+            set(row["relative_change"]) == set(BUNDLE_FORMATS)
             and max(row["relative_change"].values()) < 1e-3
         )
 
@@ -179,7 +179,7 @@ def test_no_file_names_a_folder_of_this_machine(bundle):
 
 
 def test_export_leaves_the_network_as_it_is(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    monkeypatch.setattr(exporting, "BUNDLE_FORMATS", {"torch": BUNDLE_FORMATS["torch"]})
     subject.network.train()
     before = copy.deepcopy(subject.network.state_dict())
     export(subject, tmp_path / "bundle")
@@ -206,16 +206,18 @@ def test_what_stands_around_the_stages_is_exported_with_its_symmetry(subject, tm
     config = TrainingConfig(
         subject.config.data, Training(epochs=1, batch_size=64), Symmetry(group="D4"), seed=1
     )
-    splits = load(config.data, architecture.size)
+    splits = load_data(config.data, architecture.size)
     scores = train(architecture, config, tmp_path / "training", 1, splits=splits)
-    network = start(architecture, config, tmp_path / "training", splits).network
+    network = start_training(architecture, config, tmp_path / "training", splits).network
     trained = TrainedNetwork(network, splits, config, scores.as_dict(), {})
     folder = export(trained, tmp_path / "bundle")
     manifest = manifest_of(folder)
-    assert set(manifest["formats"]) == set(FORMATS) and manifest["exactness"]["exact"] is False
+    assert (
+        set(manifest["formats"]) == set(BUNDLE_FORMATS) and manifest["exactness"]["exact"] is False
+    )
     rows = {row["element"]: row for row in manifest["elements"]}
     assert [name for name, row in rows.items() if row["exact"]] == ["r180"]
-    for name in FORMATS:
+    for name in BUNDLE_FORMATS:
         assert rows["r180"]["relative_change"][name] < 1e-3 < rows["m"]["relative_change"][name]
     assert verify(folder).good
 
@@ -243,7 +245,7 @@ def differences(architecture, channels, seed, folder):
     images = torch.rand(9, channels, *architecture.size, generator=generator)
     expected = copy.deepcopy(network).eval()((images - 0.4) / 0.25).detach()
     found = {}
-    for name in FORMATS:
+    for name in BUNDLE_FORMATS:
         write_format(model, content, folder, name)
         run = runner(folder, name)
         parts = [(logits(run, images[:n]) - expected[:n]).abs().max() for n in (1, 9)]
@@ -300,7 +302,7 @@ def test_an_exporter_that_fails_names_format_and_reason(subject, tmp_path, monke
 
 def test_exporters_are_silent(subject, tmp_path, capfd, recwarn):
     content = content_of(subject.network, (0.0,), (1.0,), "resize", tuple("0123456789"))
-    for name in FORMATS:
+    for name in BUNDLE_FORMATS:
         write_format(model_of(subject.network, content), content, tmp_path, name)
     assert capfd.readouterr() == ("", "") and len(recwarn) == 0
 
@@ -339,7 +341,7 @@ def test_claimed_symmetry_that_does_not_hold_is_not_exported(subject, tmp_path, 
 
 
 def test_only_a_bundle_of_the_same_training_is_replaced(subject, copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    monkeypatch.setattr(exporting, "BUNDLE_FORMATS", {"torch": BUNDLE_FORMATS["torch"]})
     (copied / "__pycache__").mkdir()
     assert export(subject, copied) == copied and not (copied / "model.onnx").exists()
     other = TrainedNetwork(
@@ -381,7 +383,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from searchspace.architecture import Architecture
-from trainers.bundles.formats import FORMATS, content_of, model_of, write_format
+from trainers.bundles.formats import BUNDLE_FORMATS, content_of, model_of, write_format
 from trainers.networks.networks import build
 
 network = build(Architecture.parse("17px: 8k3@D4 max3/2p1, 8k3"), channels=1, classes=5).eval()
@@ -408,7 +410,7 @@ def test_no_format_ends_the_process_on_a_full_disk(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-500:]
-    assert done.stdout.splitlines() == [f"{name} File too large" for name in FORMATS]
+    assert done.stdout.splitlines() == [f"{name} File too large" for name in BUNDLE_FORMATS]
 
 
 @pytest.mark.parametrize("fit", ["resize", "pad"])
@@ -453,7 +455,7 @@ def test_model_refuses_other_images_with_a_remedy(bundle):
 
 
 def test_instrument_sees_a_corner_and_accepts_a_mean():
-    images, elements = probe_images(2, (9, 9)), movable(Group.parse("D4"), (9, 9))
+    images, elements = random_images(2, (9, 9)), movable(Group.parse("D4"), (9, 9))
     corner = changes(lambda x: x[:, :, 0, 1], images, elements)
     mean = changes(lambda x: x.mean((2, 3)), images, elements)
     assert len(elements) == 7 and not any(c.negligible or c.relative < 0.5 for c in corner.values())
@@ -468,7 +470,7 @@ def test_parity_is_absolute_for_usual_logits():
 
 
 def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "FORMATS", {"torch": FORMATS["torch"]})
+    monkeypatch.setattr(exporting, "BUNDLE_FORMATS", {"torch": BUNDLE_FORMATS["torch"]})
     architecture = Architecture.parse("16px: 3k3@C4 max3/2p1, 3k3")
     config = TrainingConfig(
         subject.config.data,
@@ -476,9 +478,9 @@ def test_broken_layouts_and_seen_orientations_are_told(subject, tmp_path, monkey
         Symmetry(group="D8"),
         seed=1,
     )
-    splits = load(config.data, architecture.size)
+    splits = load_data(config.data, architecture.size)
     scores = train(architecture, config, tmp_path / "training", 1, splits=splits)
-    network = start(architecture, config, tmp_path / "training", splits).network
+    network = start_training(architecture, config, tmp_path / "training", splits).network
     folder = export(
         TrainedNetwork(network, splits, config, scores.as_dict(), {}), tmp_path / "bundle"
     )

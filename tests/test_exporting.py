@@ -11,11 +11,11 @@ from searchspace.architecture import Architecture
 from studies import config
 from studies.errors import ExistsError, StudyError
 from studies.results.export_trial import export_trial, verify_bundle
-from studies.results.tables import open_study
+from studies.results.tables import open_records
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support.isolation import accuracies
-from trainers.bundles.formats import FORMATS, MANIFEST
+from trainers.bundles.formats import BUNDLE_FORMATS, MANIFEST
 
 STUDY = """
 data: {folder: images, fit: pad}
@@ -73,8 +73,8 @@ def exported(studied):
 def test_trial_is_exported_under_the_study_with_every_format(studied, exported):
     assert exported == studied / "exports" / "00000"
     manifest = json.loads((exported / MANIFEST).read_text())
-    assert set(manifest["formats"]) == set(FORMATS) and manifest["refused"] == {}
-    record = open_study(studied)[1][0]
+    assert set(manifest["formats"]) == set(BUNDLE_FORMATS) and manifest["refused"] == {}
+    record = open_records(studied)[1][0]
     scores = {name: value for name, value in record.scores.items() if name != "learned"}
     assert manifest["scores"] == scores and manifest["architecture"] == record.architecture
     assert manifest["origin"]["trial"] == 0 and manifest["classes"] == [
@@ -100,7 +100,7 @@ def test_a_search_on_real_images_ends_in_files_with_the_reported_accuracy(
         if preset == "mnist"
         else {"data.folder": str(request.getfixturevalue("cifar_folder")), "data.validation": 500}
     )
-    settings = config.load(
+    settings = config.load_study(
         preset,
         {**data, "data.train": 2000, "search.trials": 1, "search.rungs": [], "training.epochs": 2},
     )
@@ -115,17 +115,21 @@ def check_accuracy(directory, bundle, folder):
     """Asserts that scripts without this program get the accuracy that the journal reports, from
     every format.
     """
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
 
-    settings, records = open_study(directory)
-    validation = load(settings.data, Architecture.parse(records[0].architecture).size).validation
+    settings, records = open_records(directory)
+    validation = load_data(
+        settings.data, Architecture.parse(records[0].architecture).size
+    ).validation
     assert accuracies(bundle, validation.pixels, validation.labels, folder) == pytest.approx(
         [records[0].scores["accuracy"]] * 3, abs=1e-12
     )
 
 
 def test_another_place_and_replacing(study, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainers.bundles.export.FORMATS", {"torch": FORMATS["torch"]})
+    monkeypatch.setattr(
+        "trainers.bundles.export.BUNDLE_FORMATS", {"torch": BUNDLE_FORMATS["torch"]}
+    )
     notes = []
     out = export_trial(study, 0, tmp_path / "deep" / "out", note=notes.append)
     assert out == tmp_path / "deep" / "out" and len(notes) == 3 and "no onnx file" in notes[-1]

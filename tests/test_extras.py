@@ -17,7 +17,7 @@ from trainers.bundles import export as exporting
 from trainers.bundles.export import export
 from trainers.bundles.formats import FormatError, content_of, model_of, onnx_runner, write_format
 from trainers.bundles.quantised import INT8_FILE, integer_equal, write_int8
-from trainers.bundles.symmetry_check import movable, probe_images
+from trainers.bundles.symmetry_check import movable, random_images
 from trainers.bundles.verify import verify
 from trainers.networks.networks import build
 
@@ -66,7 +66,7 @@ def test_an_element_that_integers_lose_is_named(tmp_path):
     write_format(model_of(network, content), content, tmp_path, "onnx")
     write_int8(tmp_path, torch.randint(0, 256, (64, 1, 9, 9), dtype=torch.uint8))
     run, elements = onnx_runner(tmp_path, INT8_FILE), movable(Group.parse("C4"), (9, 9))
-    assert not any(integer_equal(run, probe_images(1, (9, 9)), elements).values())
+    assert not any(integer_equal(run, random_images(1, (9, 9)), elements).values())
 
 
 def test_verify_names_an_element_that_is_no_longer_equal(quantised, subject, tmp_path):
@@ -116,25 +116,25 @@ def keys(tmp_path):
 
 
 def test_a_signature_says_who_made_a_bundle(copied, keys):
-    from trainers.bundles.signing import sign
+    from trainers.bundles.signing import sign_bundle
 
     (private, public), (other, _) = keys
     found = finding(verify(copied, trusted=public), "signature")
     assert not found.good and "is not signed" in found.text
     assert "does not say who made it" in verify(copied, run_code=True).text()
-    sign(copied, private)
+    sign_bundle(copied, private)
     report = verify(copied, trusted=public, run_code=True)
     assert report.good and f"signed by the key in {public}" in report.text()
     assert finding(verify(copied), "signature").good
-    sign(copied, other)
+    sign_bundle(copied, other)
     assert "is not by the key" in finding(verify(copied, trusted=public), "signature").text
 
 
 def test_a_forger_cannot_keep_the_signature(copied, keys):
-    from trainers.bundles.signing import sign
+    from trainers.bundles.signing import sign_bundle
 
     (_, _), (private, public) = keys
-    sign(copied, private)
+    sign_bundle(copied, private)
     (copied / "README.md").write_text("Better scores.")
     rehash(copied)
     report = verify(copied, trusted=public)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from studies.config import load, parse
+from studies.config import load_study, parse
 from studies.errors import StudyError
 from studies.search.driver import SearchDriver
 from studies.search.scores import rung_margin
@@ -78,12 +78,12 @@ def test_batches_shrink_no_further_than_the_steps_need():
 
 
 def test_the_template_for_own_images_guards_against_few():
-    search = load("folder").search
+    search = load_study("folder").search
     assert search.confidence == 0.95 and search.least_steps == 100
 
 
 def test_a_template_study_of_few_images_takes_no_more_work_than_sixty_epochs():
-    study = with_least_steps(load("folder"), 67)
+    study = with_least_steps(load_study("folder"), 67)
     assert (study.training.batch_size, study.training.epochs, study.rungs) == (16, 60, (20, 40, 60))
 
 

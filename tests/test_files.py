@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from studies.config import dump, load
+from studies.config import dump, load_study
 from studies.errors import StudyError
 from studies.journal.reader import JOURNAL
 from studies.journal.repair import repair
@@ -95,7 +95,7 @@ def test_a_write_that_the_disk_refuses_names_its_file_and_says_why_in_words(tmp_
 
 @pytest.mark.parametrize("name", ["data.json", "trials/00000/scores.jsonl", "optuna.journal"])
 def test_a_pipe_in_place_of_a_file_of_a_study_is_not_waited_for(tmp_path, name):
-    (tmp_path / "study.yaml").write_text(dump(load("quickstart")))
+    (tmp_path / "study.yaml").write_text(dump(load_study("quickstart")))
     (tmp_path / "trials" / "00000").mkdir(parents=True)
     os.mkfifo(tmp_path / name)
     with pytest.raises(OSError, match="not a regular file"):

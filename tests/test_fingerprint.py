@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from trainers.data import pools
-from trainers.data.datasets import load
-from trainers.data.fingerprint import fingerprint
+from trainers.data.datasets import load_data
+from trainers.data.fingerprint import data_fingerprint
 from trainers.settings import Data
 
 
@@ -38,10 +38,10 @@ def split(folder: Path) -> Data:
 
 
 def test_it_counts_the_images_that_are_loaded_and_decodes_none(folder, monkeypatch):
-    splits = load(Data(folder=folder))
+    splits = load_data(Data(folder=folder))
     monkeypatch.setattr(pools, "decode", None)
     monkeypatch.setattr(Image, "open", None)
-    about = fingerprint(Data(folder=folder))
+    about = data_fingerprint(Data(folder=folder))
     assert about.images == {
         "train": len(splits.train),
         "validation": len(splits.validation),
@@ -63,31 +63,31 @@ def test_it_counts_the_images_that_are_loaded_and_decodes_none(folder, monkeypat
     ],
 )
 def test_it_changes_with_names_sizes_and_labels(folder, change):
-    before = fingerprint(Data(folder=folder))
+    before = data_fingerprint(Data(folder=folder))
     change(folder)
-    assert fingerprint(Data(folder=folder)).fingerprint != before.fingerprint
+    assert data_fingerprint(Data(folder=folder)).fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"train": 5}, {"validation": 5}, {"test": 5}])
 def test_it_changes_with_the_split(folder, change):
-    whole = fingerprint(Data(folder=folder))
-    assert fingerprint(Data(folder=folder, **change)).fingerprint != whole.fingerprint
+    whole = data_fingerprint(Data(folder=folder))
+    assert data_fingerprint(Data(folder=folder, **change)).fingerprint != whole.fingerprint
 
 
 def test_a_moved_or_touched_folder_keeps_it(folder):
-    before = fingerprint(Data(folder=folder))
+    before = data_fingerprint(Data(folder=folder))
     moved = folder.rename(folder.parent / "elsewhere")
     os.utime(moved / "cat" / "0.png", (0, 0))
-    assert fingerprint(Data(folder=moved)) == before
+    assert data_fingerprint(Data(folder=moved)) == before
 
 
 def test_an_official_test_split_does_not_count(folder):
     data = split(folder)
-    before = fingerprint(data)
+    before = data_fingerprint(data)
     (data.folder / "test" / "cat" / "0.png").unlink()
-    assert fingerprint(data) == before
+    assert data_fingerprint(data) == before
     (data.folder / "train" / "cat" / "0.png").unlink()
-    assert fingerprint(data).fingerprint != before.fingerprint
+    assert data_fingerprint(data).fingerprint != before.fingerprint
 
 
 def write_idx(path, array):
@@ -107,25 +107,25 @@ def write_mnist(root, count):
 def test_a_named_set_is_opened_once_and_compared_by_its_files(tmp_path, monkeypatch):
     write_mnist(tmp_path / "a", 100)
     data = Data(name="mnist", root=tmp_path / "a")
-    before = fingerprint(data)
+    before = data_fingerprint(data)
     assert before.images == {"train": 80, "validation": 20}
     assert before.classes == tuple("0123456789")
     for archive in tmp_path.rglob("*.gz"):
         archive.unlink()
     with monkeypatch.context() as patch:
         patch.setattr("trainers.data.sources.open_named", None)
-        assert fingerprint(data) == before
+        assert data_fingerprint(data) == before
     shutil.move(tmp_path / "a", tmp_path / "b")
-    assert fingerprint(data.model_copy(update={"root": tmp_path / "b"})) == before
+    assert data_fingerprint(data.model_copy(update={"root": tmp_path / "b"})) == before
     write_mnist(tmp_path / "b", 200)
-    assert fingerprint(data.model_copy(update={"root": tmp_path / "b"})) != before
+    assert data_fingerprint(data.model_copy(update={"root": tmp_path / "b"})) != before
 
 
 def test_digits_have_one():
-    about = fingerprint(Data(name="digits"))
+    about = data_fingerprint(Data(name="digits"))
     assert about.images == {"train": 1150, "validation": 288, "test": 359}
 
 
 def test_a_missing_folder_is_one_clear_message(tmp_path):
     with pytest.raises(ValueError, match="data folder .*gone does not exist"):
-        fingerprint(Data(folder=tmp_path / "gone"))
+        data_fingerprint(Data(folder=tmp_path / "gone"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.data.decoding import decode
 from trainers.data.pools import file_pool
 from trainers.settings import Data
@@ -38,7 +38,7 @@ def first_pixels(images):
 
 
 def test_one_folder_is_split_by_seed_into_three_disjoint_stratified_parts(tmp_path):
-    splits = load(Data(folder=fill(tmp_path / "pets", count=25)))
+    splits = load_data(Data(folder=fill(tmp_path / "pets", count=25)))
     test = splits.test()
     assert (len(splits.train), len(splits.validation), len(test)) == (32, 8, 10)
     assert splits.counts == {
@@ -53,19 +53,19 @@ def test_one_folder_is_split_by_seed_into_three_disjoint_stratified_parts(tmp_pa
 
 def test_split_depends_on_the_seed_only(tmp_path):
     folder = fill(tmp_path / "pets", count=25)
-    first = load(Data(folder=folder), size=(12, 10))
+    first = load_data(Data(folder=folder), size=(12, 10))
     for size, same in (((12, 10), True), ((9, 9), False)):
-        again = load(Data(folder=folder), size=size)
+        again = load_data(Data(folder=folder), size=size)
         assert torch.equal(again.train.labels, first.train.labels)
         assert torch.equal(again.train.pixels, first.train.pixels) if same else again.size == (9, 9)
-    other = load(Data(folder=folder, seed=1), size=(12, 10))
+    other = load_data(Data(folder=folder, seed=1), size=(12, 10))
     assert set(first_pixels(other.validation)) != set(first_pixels(first.validation))
 
 
 def test_a_larger_training_set_hardly_changes_the_validation_set(tmp_path):
     folder = fill(tmp_path / "pets", count=25)
     small, large = (
-        load(Data(folder=folder, train=train, validation=8, test=10)) for train in (10, 20)
+        load_data(Data(folder=folder, train=train, validation=8, test=10)) for train in (10, 20)
     )
     assert first_pixels(small.validation) == first_pixels(large.validation)
     assert set(first_pixels(small.train)) < set(first_pixels(large.train))
@@ -76,14 +76,14 @@ def test_folders_that_are_already_split_are_kept(tmp_path, name):
     fill(tmp_path / "pets" / "train", count=10)
     fill(tmp_path / "pets" / name, count=4)
     fill(tmp_path / "pets" / "test", count=3)
-    splits = load(Data(folder=tmp_path / "pets"))
+    splits = load_data(Data(folder=tmp_path / "pets"))
     assert (len(splits.train), len(splits.validation), len(splits.test())) == (20, 8, 6)
-    assert len(load(Data(folder=tmp_path / "pets", train=7, validation=5)).train) == 7
+    assert len(load_data(Data(folder=tmp_path / "pets", train=7, validation=5)).train) == 7
 
 
 def test_validation_is_taken_from_train_where_there_is_no_folder_for_it_and_test_is_none(tmp_path):
     fill(tmp_path / "pets" / "train", count=10)
-    splits = load(Data(folder=tmp_path / "pets"))
+    splits = load_data(Data(folder=tmp_path / "pets"))
     assert (len(splits.train), len(splits.validation), splits.has_test, splits.test()) == (
         16,
         4,
@@ -93,7 +93,7 @@ def test_validation_is_taken_from_train_where_there_is_no_folder_for_it_and_test
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    splits = load(Data(folder=fill(tmp_path / "vehicles", classes=("bus", "train"))))
+    splits = load_data(Data(folder=fill(tmp_path / "vehicles", classes=("bus", "train"))))
     assert splits.classes == ("bus", "train")
 
 
@@ -102,7 +102,7 @@ def test_test_images_are_not_decoded_before_they_are_asked_for(tmp_path):
     fill(tmp_path / "pets" / "test", count=3)
     for path in (tmp_path / "pets" / "test").rglob("*.png"):
         path.write_bytes(b"nothing that can be decoded")
-    splits = load(Data(folder=tmp_path / "pets"))
+    splits = load_data(Data(folder=tmp_path / "pets"))
     with pytest.raises(ValueError, match="6 of 6 images cannot be read"):
         splits.test()
 
@@ -122,9 +122,9 @@ def test_grey_or_colour_is_detected_and_can_be_forced(tmp_path, mode, channels):
                 else image.convert(mode)
             )
             image.save(tmp_path / "set" / name / f"{i}.{'tif' if mode == 'CMYK' else 'png'}")
-    assert load(Data(folder=tmp_path / "set")).channels == channels
-    assert load(Data(folder=tmp_path / "set", color=True)).channels == 3
-    assert load(Data(folder=tmp_path / "set", color=False)).channels == 1
+    assert load_data(Data(folder=tmp_path / "set")).channels == channels
+    assert load_data(Data(folder=tmp_path / "set", color=True)).channels == 3
+    assert load_data(Data(folder=tmp_path / "set", color=False)).channels == 1
 
 
 def test_a_palette_of_greys_is_grey(tmp_path):
@@ -134,7 +134,7 @@ def test_a_palette_of_greys_is_grey(tmp_path):
             Image.fromarray(noise((12, 10), i)).convert("P").save(
                 tmp_path / "set" / name / f"{i}.png"
             )
-    assert load(Data(folder=tmp_path / "set")).channels == 1
+    assert load_data(Data(folder=tmp_path / "set")).channels == 1
 
 
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
@@ -176,21 +176,21 @@ def test_unequal_sizes_go_to_the_most_common_one_else_to_the_median(tmp_path):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i, shape in enumerate(shapes):
             Image.fromarray(noise(shape)).save(tmp_path / "set" / name / f"{i}.png")
-    assert load(Data(folder=tmp_path / "set")).size == (12, 10)
+    assert load_data(Data(folder=tmp_path / "set")).size == (12, 10)
     for name in ("a", "b"):
         for i in range(2):
             Image.fromarray(noise((15 + i, 40, 3))).save(tmp_path / "set" / name / f"{i}.png")
-    assert load(Data(folder=tmp_path / "set")).size == (15, 30)
-    assert load(Data(folder=tmp_path / "set"), size=(7, 5)).train.pixels.shape[1:] == (3, 7, 5)
+    assert load_data(Data(folder=tmp_path / "set")).size == (15, 30)
+    assert load_data(Data(folder=tmp_path / "set"), size=(7, 5)).train.pixels.shape[1:] == (3, 7, 5)
 
 
 def test_corrupt_images_are_named_and_counted_and_loading_goes_on(tmp_path):
     folder = fill(tmp_path / "pets", count=100, shape=(4, 4, 3))
-    whole = load(Data(folder=folder))
+    whole = load_data(Data(folder=folder))
     (folder / "cat" / "007.png").write_bytes((folder / "cat" / "007.png").read_bytes()[:60])
     parts = 0
     with pytest.warns(UserWarning, match="1 of .* images cannot be read") as caught:
-        splits = load(Data(folder=folder))
+        splits = load_data(Data(folder=folder))
         test = splits.test()
     names = [*splits.skipped, *test.skipped]
     assert (
@@ -214,7 +214,7 @@ def test_corrupt_images_are_named_and_counted_and_loading_goes_on(tmp_path):
         parts += len(part)
     assert parts == 199
     with pytest.warns(UserWarning, match="007.png"):  # from the cache, the warning comes again
-        load(Data(folder=folder)).test()
+        load_data(Data(folder=folder)).test()
 
 
 def test_more_than_one_percent_corrupt_is_an_error_that_names_them(tmp_path):
@@ -225,15 +225,15 @@ def test_more_than_one_percent_corrupt_is_an_error_that_names_them(tmp_path):
         ValueError,
         match=r"of 32 images cannot be read, more than 1%; the first are: .*pets/cat/00\d.png",
     ):
-        load(Data(folder=folder))
+        load_data(Data(folder=folder))
 
 
 def test_a_changed_image_is_decoded_again(tmp_path):
     folder = fill(tmp_path / "pets")
-    before = load(Data(folder=folder))
+    before = load_data(Data(folder=folder))
     for path in folder.rglob("*.png"):
         Image.fromarray(np.full((12, 10, 3), 77, dtype=np.uint8)).save(path)
-    assert (load(Data(folder=folder)).train.pixels == 77).all() and not (
+    assert (load_data(Data(folder=folder)).train.pixels == 77).all() and not (
         before.train.pixels == 77
     ).all()
 
@@ -321,7 +321,7 @@ def without_images(folder):
 def test_bad_folders_are_refused_with_one_clear_message(tmp_path, make, message):
     data = make(tmp_path / "pets")
     with pytest.raises(ValueError, match=message):
-        load(data)
+        load_data(data)
 
 
 def test_too_many_of_a_folder_of_its_own(tmp_path):
@@ -331,7 +331,7 @@ def test_too_many_of_a_folder_of_its_own(tmp_path):
         ValueError,
         match="asks for 7 images of the validation split, which has 6; lower `validation:`",
     ):
-        load(Data(folder=tmp_path / "pets", validation=7))
+        load_data(Data(folder=tmp_path / "pets", validation=7))
 
 
 def test_small_classes_have_an_image_in_every_part(tmp_path):
@@ -339,7 +339,7 @@ def test_small_classes_have_an_image_in_every_part(tmp_path):
     (folder / "dog").mkdir()
     for i in range(4):
         Image.fromarray(noise(seed=i)).save(folder / "dog" / f"{i}.png")
-    splits = load(Data(folder=folder))
+    splits = load_data(Data(folder=folder))
     assert (
         splits.counts["dog"][0] >= 1
         and splits.counts["dog"][1] >= 1
@@ -354,7 +354,7 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path):
     (folder / "cat" / "labels.csv").write_text("a,b")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        splits = load(Data(folder=folder))
+        splits = load_data(Data(folder=folder))
     assert (
         splits.classes == ("cat", "dog")
         and len(splits.train) + len(splits.validation) + len(splits.test()) == 20

@@ -9,10 +9,10 @@ from searchspace.architecture import Architecture
 from studies.config import parse
 from studies.errors import StudyFileError
 from studies.search.assignments import Assignment, LeaveError
-from studies.workers.worker import SCORES, run_trial
-from trainers.data.datasets import load
+from studies.workers.worker import SCORES_FILE, run_trial
+from trainers.data.datasets import load_data
 from trainers.data.describing import describe
-from trainers.data.fingerprint import fingerprint
+from trainers.data.fingerprint import data_fingerprint
 from trainers.data.formats.storing import store_arrays
 from trainers.instruments import correctness
 from trainers.settings import Data
@@ -40,10 +40,10 @@ def test_each_image_is_validated_on_once_and_tested_never(tmp_path, group_by):
     store_arrays(arrays, tmp_path / "a")
     data = Data(files=tmp_path / "a", folds=4, group_by=group_by)
     of = {bytes(image): group for image, group in zip(images, groups)}
-    tested = load(data).test().pixels.numpy()
+    tested = load_data(data).test().pixels.numpy()
     seen = []
     for fold in range(4):
-        splits = load(data.model_copy(update={"fold": fold}))
+        splits = load_data(data.model_copy(update={"fold": fold}))
         assert set(splits.validation.labels.tolist()) == {0, 1, 2}
         held = list(map(bytes, splits.validation.pixels.numpy()))
         learned = list(map(bytes, splits.train.pixels.numpy()))
@@ -52,12 +52,13 @@ def test_each_image_is_validated_on_once_and_tested_never(tmp_path, group_by):
             assert not {of[i] for i in held} & {of[i] for i in learned}
         assert not {*held, *learned} & {*map(bytes, tested)}
     assert len(seen) == len(set(seen)) == 90 - len(tested)
-    about = fingerprint(data)
+    about = data_fingerprint(data)
     assert about.images["validation"] == len(seen)
     assert (
-        about.fingerprint != fingerprint(Data(files=tmp_path / "a", group_by=group_by)).fingerprint
+        about.fingerprint
+        != data_fingerprint(Data(files=tmp_path / "a", group_by=group_by)).fingerprint
     )
-    assert "a trial trains 4 networks" in " ".join(describe(load(data)))
+    assert "a trial trains 4 networks" in " ".join(describe(load_data(data)))
 
 
 @pytest.mark.parametrize(
@@ -79,13 +80,13 @@ def test_folds_that_the_images_do_not_allow_are_refused(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 5, 5)).astype(np.uint8)
     store_arrays((images, (np.arange(30) > 25).astype(int)), tmp_path / "a")
     with pytest.raises(ValueError, match=r"folds is 5, and '1' \(\d\) has fewer images"):
-        load(Data(files=tmp_path / "a", folds=5))
+        load_data(Data(files=tmp_path / "a", folds=5))
     labels = np.arange(30) % 2
     official = {"train_images": images, "train_labels": labels}
     official |= {"val_images": images[::-1], "val_labels": labels[::-1]}
     store_arrays(official, tmp_path / "b")
     with pytest.raises(ValueError, match="have validation images of their own; leave folds out"):
-        load(Data(files=tmp_path / "b", folds=3))
+        load_data(Data(files=tmp_path / "b", folds=3))
 
 
 class Report:
@@ -111,12 +112,12 @@ def test_a_trial_is_scored_by_all_folds_and_continues_where_it_was_killed(tmp_pa
     run_trial(study, assignment, whole)
     assert whole.epochs == 6 and [row["epoch"] for row in whole.scores] == [1, 2]
     last = whole.scores[-1]
-    splits = load(study.data, Architecture.parse(TEXT).size)
+    splits = load_data(study.data, Architecture.parse(TEXT).size)
     images = len(splits.train) + len(splits.validation)
     if study.data.train is None:
         assert last["num_images"] == images
-    found = correctness.read(tmp_path / "a", 2)
-    assert found.images == last["num_images"] == fingerprint(study.data).images["validation"]
+    found = correctness.read_correctness(tmp_path / "a", 2)
+    assert found.images == last["num_images"] == data_fingerprint(study.data).images["validation"]
     right = found.of("e").bit_count() / found.images
     assert last["accuracy"] == pytest.approx(right, abs=1e-6)
     assert last["fold_spread"]["accuracy"] >= 0
@@ -128,7 +129,7 @@ def test_a_trial_is_scored_by_all_folds_and_continues_where_it_was_killed(tmp_pa
     rest = Report()
     run_trial(study, Assignment(0, TEXT, None, 0, 2, str(killed)), rest)
     assert rest.epochs < 6
-    rows = [json.loads(line) for line in (killed / SCORES).read_text().splitlines()]
+    rows = [json.loads(line) for line in (killed / SCORES_FILE).read_text().splitlines()]
     times = ("seconds", "latency")
     assert {k: v for k, v in rows[-1].items() if k not in times} == {
         k: v for k, v in last.items() if k not in times

@@ -31,18 +31,18 @@ def code():
     """Where the compiled code can be had, it must be right."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or compiled.compiler() is None:
         pytest.skip("this machine has no AVX-512 or no C compiler: convolutions are torch's")
-    assert fourier.library() is not None, fourier.status()[1]
+    assert fourier.fourier_library() is not None, fourier.fourier_status()[1]
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """An empty cache, and nothing loaded yet."""
     monkeypatch.setenv("EQUISEARCH_CACHE", str(tmp_path / "cache"))
-    fourier.status.cache_clear()
+    fourier.fourier_status.cache_clear()
     compiled.compiler.cache_clear()
     yield tmp_path / "cache" / "compiled"
     monkeypatch.undo()
-    fourier.status.cache_clear()
+    fourier.fourier_status.cache_clear()
     compiled.compiler.cache_clear()
 
 
@@ -167,7 +167,7 @@ def test_a_network_trains_and_evaluates_as_in_double_precision(text, monkeypatch
     1e-3; of four batches some have none.
     """
     monkeypatch.setattr(fourier, "LEAST_CHANNELS", 0)
-    calls, original, code = [], fourier.convolve, fourier.library
+    calls, original, code = [], fourier.convolve, fourier.fourier_library
     monkeypatch.setattr(
         fourier,
         "convolve",
@@ -179,7 +179,7 @@ def test_a_network_trains_and_evaluates_as_in_double_precision(text, monkeypatch
         true, logits = gradients_and_logits(text, images, torch.float64)
         errors.append([])
         for used in (True, False):
-            monkeypatch.setattr(fourier, "library", code if used else lambda: None)
+            monkeypatch.setattr(fourier, "fourier_library", code if used else lambda: None)
             found, near = gradients_and_logits(text, images)
             assert relative(near, logits) < 1e-5
             errors[-1].append(max(relative(a, b) for a, b in zip(found, true)))
@@ -314,7 +314,7 @@ def test_a_lack_of_memory_is_an_error_of_its_own(monkeypatch):
     class Lacking:
         convolve = staticmethod(lambda *a: 1)
 
-    monkeypatch.setattr(fourier, "library", lambda: Lacking)
+    monkeypatch.setattr(fourier, "fourier_library", lambda: Lacking)
     shared = fourier.Transform(Group(4), Group(4), 8, 8, 3)
     with pytest.raises(MemoryError, match="convolution"):
         fourier.convolve(
@@ -324,7 +324,7 @@ def test_a_lack_of_memory_is_an_error_of_its_own(monkeypatch):
 
 def reason(caplog):
     with caplog.at_level(logging.INFO, "trainers"):
-        assert fourier.library() is None
+        assert fourier.fourier_library() is None
     return caplog.text
 
 
@@ -345,12 +345,12 @@ def test_a_compiler_that_cannot_be_named_so_gives_way_to_the_usual_one(fresh, mo
 @pytest.mark.parametrize("value", ["0", "off", "False"])
 def test_every_way_to_say_no_turns_it_off(fresh, monkeypatch, value):
     monkeypatch.setenv("EQUISEARCH_COMPILE", value)
-    assert fourier.status() == (None, f"EQUISEARCH_COMPILE={value} turns it off")
+    assert fourier.fourier_status() == (None, f"EQUISEARCH_COMPILE={value} turns it off")
 
 
 def test_it_can_be_turned_off_and_doctor_says_so(fresh, monkeypatch, caplog):
     assert doctor._convolutions().level == "ok"
-    fourier.status.cache_clear()
+    fourier.fourier_status.cache_clear()
     shutil.rmtree(fresh)
     monkeypatch.setenv("EQUISEARCH_COMPILE", "0")
     assert "EQUISEARCH_COMPILE=0" in reason(caplog)
@@ -404,12 +404,12 @@ def test_the_file_is_made_once_and_again_where_it_is_missing_or_torn(fresh):
 def test_a_cache_that_cannot_be_written_costs_time_only(fresh, monkeypatch):
     fresh.parent.mkdir(parents=True)
     fresh.write_text("a file where the folder should be")
-    assert fourier.library() is not None
+    assert fourier.fourier_library() is not None
 
 
 def _load(cache):
     os.environ["EQUISEARCH_CACHE"] = cache
-    return fourier.library() is not None
+    return fourier.fourier_library() is not None
 
 
 def test_processes_that_start_at_once_compile_once(fresh, monkeypatch, tmp_path):

@@ -11,12 +11,12 @@ from searchspace.recipe import Candidate
 from searchspace.weights.governor import Governor
 from support.relaxing import stir
 from trainers.actions import act
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.networks.fold import fold
 from trainers.networks.networks import build
 from trainers.training.governing import PACE, Governing
 from trainers.training.step import TrainingStep
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 TEXT = "12px: 3k3@C4+C1, 3k3 max2/2, 3k3"
 
@@ -126,7 +126,7 @@ def test_a_triangle_trains_to_a_network_that_is_exact_in_float64(tmp_path):
     scores = train(
         Architecture.parse(text), config(text=text, epochs=2), tmp_path, 2, splits=splits()
     )
-    run = start(Architecture.parse(text), config(text=text, epochs=2), tmp_path, splits())
+    run = start_training(Architecture.parse(text), config(text=text, epochs=2), tmp_path, splits())
     folded = fold(run.network.double().eval())
     images = torch.randn(3, 1, 12, 12, dtype=torch.float64)
     for element in run.network.architecture.group.elements:
@@ -134,14 +134,16 @@ def test_a_triangle_trains_to_a_network_that_is_exact_in_float64(tmp_path):
     assert scores.learned["distance stage 2 conv1"] < 1e-6
     assert scores.learned["gamma stage 2 conv1"] == 0
     assert float(run.network.convolutions[0].soft.parts[0].filters.detach().abs().max()) > 0
-    half = start(Architecture.parse(text), config(text=text, epochs=2), tmp_path / "new", splits())
+    half = start_training(
+        Architecture.parse(text), config(text=text, epochs=2), tmp_path / "new", splits()
+    )
     half.train_epoch()
     assert float(half.network.convolutions[0].soft.gamma.detach()) > 0.8
 
 
 @cache
 def splits():
-    return load(DIGITS, (12, 12))
+    return load_data(DIGITS, (12, 12))
 
 
 def test_what_relaxations_have_become_is_recorded(tmp_path):
@@ -163,7 +165,7 @@ def test_at_gamma_0_training_is_that_of_the_network_without_a_pathway(tmp_path):
     text = "12px: 8k3@C4, 8k3 max2/2, 8k3"
     pathway = text.replace("@C4", "@C4+C1")
     runs = [
-        start(Architecture.parse(t), config(text=r, epochs=2), tmp_path / str(n), splits())
+        start_training(Architecture.parse(t), config(text=r, epochs=2), tmp_path / str(n), splits())
         for n, (t, r) in enumerate([(text, text), (pathway, f"{pathway} gamma=fixed:0")])
     ]
     for run in runs:

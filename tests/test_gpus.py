@@ -12,7 +12,7 @@ from studies.errors import StudyError
 from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
 from studies.workers.cluster import gpus_of_trial
-from studies.workers.executors import Ending, run_in_process
+from studies.workers.executors import RunEnding, run_in_process
 from studies.workers.forecast import default_workers
 from studies.workers.local_ray import local_ray
 from studies.workers.ray_executor import run_on_ray
@@ -92,7 +92,7 @@ def test_workers_share_the_gpu_that_is_there(tmp_path, with_a_gpu, monkeypatch):
     monkeypatch.setattr("studies.workers.ray_executor.PATIENCE_FOR_NODES", 0)
     study = trivial.study(resources__workers="auto", search__trials=4)
     with SearchDriver.create(tmp_path / "study", study) as driver:
-        assert run_on_ray(driver, notes_gpus) == Ending("trials")
+        assert run_on_ray(driver, notes_gpus) == RunEnding("trials")
         done = read_trials(driver.directory)
     assert {
         (tmp_path / "study" / "trials" / f"{record.number:05d}" / "gpus").read_text()

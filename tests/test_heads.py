@@ -17,7 +17,7 @@ from trainers.actions import act, permutation
 from trainers.instruments.merging import merge_barrier
 from trainers.networks.fold import fold
 from trainers.networks.networks import build
-from trainers.training.objective import Objective
+from trainers.training.objective import TrainingObjective
 
 C4 = Group.parse("C4")
 TEXT = "9px: 4k3, 10k3 max3/2 head=block_max:C4"
@@ -112,7 +112,7 @@ def trained(weight, steps=60):
     images = torch.rand(32, 1, 9, 9, generator=generator)
     labels = (images.mean((1, 2, 3)) > 0.5).long()
     network = build(Architecture.parse("9px: 8k3, 8k3 head=block_max:C4"), channels=1, classes=2)
-    objective = Objective.of(parse_losses(f"latent:{weight or 1}"), C4, (9, 9))
+    objective = TrainingObjective.of(parse_losses(f"latent:{weight or 1}"), C4, (9, 9))
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
     for _ in range(steps):
         cross_entropy, latent = objective.terms(
@@ -128,7 +128,7 @@ def test_the_layerwise_loss_makes_the_maps_of_every_stage_move():
     generator, found = torch.Generator().manual_seed(0), []
     images = torch.rand(32, 1, 9, 9, generator=generator)
     labels = (images.mean((1, 2, 3)) > 0.5).long()
-    objective = Objective.of(parse_losses("layerwise:1"), C4, (9, 9))
+    objective = TrainingObjective.of(parse_losses("layerwise:1"), C4, (9, 9))
     for weight in (0, 1):
         network = build(Architecture.parse("9px: 8k3, 8k3, 8k3"), channels=1, classes=2)
         optimizer = torch.optim.Adam(network.parameters(), 0.02)

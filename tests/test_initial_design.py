@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
-from studies.samplers.initial_design import distance, features_of
+from studies.samplers.initial_design import candidate_distance, features_of
 from studies.search.driver import SearchDriver
 from support import trivial
 
@@ -58,21 +58,36 @@ def test_distance_is_zero_for_equals_symmetric_and_grows_with_what_differs():
             "28px: 20k3, 20k3 max2/2, 20k4p0",
         )
     )
-    assert distance(exact, exact, 8) == 0
-    assert distance(exact, plain, 8) == distance(plain, exact, 8) > distance(exact, broken, 8) > 0.5
+    assert candidate_distance(exact, exact, 8) == 0
+    assert (
+        candidate_distance(exact, plain, 8)
+        == candidate_distance(plain, exact, 8)
+        > candidate_distance(exact, broken, 8)
+        > 0.5
+    )
     weighted = [
         features_of(Candidate.parse(f"29px: 10k3@D4, 10k3 max2/2, 10k4p0 loss=layerwise:{w}"), D4)
         for w in (0.1, 0.2, 5)
     ]
-    assert 0 < distance(weighted[0], weighted[1], 8) < distance(weighted[0], weighted[2], 8)
+    assert (
+        0
+        < candidate_distance(weighted[0], weighted[1], 8)
+        < candidate_distance(weighted[0], weighted[2], 8)
+    )
     dropped = [
         features_of(Candidate.parse(f"28px: 10k3@D4drop{r}, 10k3 max2/2, 10k4p0"), D4)
         for r in (0.1, 0.2, 0.6)
     ]
-    assert 0 < distance(dropped[0], dropped[1], 8) < distance(dropped[0], dropped[2], 8)
+    assert (
+        0
+        < candidate_distance(dropped[0], dropped[1], 8)
+        < candidate_distance(dropped[0], dropped[2], 8)
+    )
     sizes = [features_of(Candidate.parse(f"{n}px: 10k3, 10k3, 10k4p0"), D4) for n in (28, 29, 34)]
-    near, far, beyond = (distance(sizes[0], other, 8) for other in (sizes[1], sizes[2], sizes[2]))
-    assert 0 < near < far and distance(sizes[0], sizes[2], 2) > beyond
+    near, far, beyond = (
+        candidate_distance(sizes[0], other, 8) for other in (sizes[1], sizes[2], sizes[2])
+    )
+    assert 0 < near < far and candidate_distance(sizes[0], sizes[2], 2) > beyond
 
 
 def test_the_first_six_proposals_do_not_depend_on_scores_and_later_ones_do(tmp_path):
@@ -99,8 +114,8 @@ def test_dropout_of_another_kind_is_another_choice():
         features_of(Candidate.parse(f"28px: 10k3@D4{kind}, 10k3 max2/2, 10k4p0"), D4)
         for kind in ("drop0.1", "fielddrop0.1", "")
     )
-    assert distance(one, other, 8) > 0
-    assert distance(one, none, 8) > distance(one, one, 8)
+    assert candidate_distance(one, other, 8) > 0
+    assert candidate_distance(one, none, 8) > candidate_distance(one, one, 8)
 
 
 def test_what_survives_of_the_symmetry_is_a_share():

@@ -34,7 +34,9 @@ def keep(directory, number, correct):
     folder.mkdir(parents=True)
     both = torch.stack([correct, correct])
     labels = torch.zeros(len(correct))
-    correctness.save(correctness.packed(9, both, labels, ("e", "r90"), ("r90",)), folder)
+    correctness.write_correctness(
+        correctness.packed(9, both, labels, ("e", "r90"), ("r90",)), folder
+    )
 
 
 def test_a_symmetry_accuracy_has_the_interval_of_its_images():
@@ -102,7 +104,7 @@ def test_tables_carry_intervals_and_ties(tmp_path, monkeypatch):
         monkeypatch.setattr(
             tables, read, lambda *_, **__: [record(0, 0.9, 0.8), record(1, 0.8, 0.9)]
         )
-    rows, columns, cells = tables.front_rows(*tables.open_study(tmp_path / "s"))
+    rows, columns, cells = tables.front_rows(*tables.open_records(tmp_path / "s"))
     assert rows[0]["intervals"]["accuracy"]["low"] < 0.9 and rows[0]["ties"] == []
     assert cells[0][1].startswith("90.00 [86.7") and columns[-2].title == "tied with"
     lines = tables.status_lines(tables.status(tmp_path / "s"))

@@ -11,7 +11,7 @@ from optuna.search_space import intersection_search_space
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
-from studies.config import load
+from studies.config import load_study
 from studies.journal.reader import read_trials
 from studies.samplers.evolution import SubgroupEvolution
 from studies.samplers.inversion import parameters_of
@@ -40,7 +40,7 @@ STUDIES = {
         space__relaxation=["none", "+C1", "|C4|C1", "b2", "~0.3"],
         space__gamma=["fixed:1", "dual", "triangle"],
     ),
-    "quickstart": load("quickstart"),
+    "quickstart": load_study("quickstart"),
 }
 
 
@@ -110,7 +110,7 @@ def test_samplers_learn_from_what_a_study_tries_first(tmp_path):
 
 @pytest.mark.parametrize("preset", ["quickstart", "mnist", "folder"])
 def test_what_presets_try_first_lies_in_their_spaces(preset):
-    study = load(preset, {"data.folder": "."} if preset == "folder" else {})
+    study = load_study(preset, {"data.folder": "."} if preset == "folder" else {})
     assert study.search.first
     for text in study.search.first:
         assert parameters_of(study, Candidate.parse(text)) is not None, text

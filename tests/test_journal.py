@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from studies.errors import DamagedError, StudyError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal, read_trials
 from studies.journal.repair import repair
-from studies.journal.storage import SingleWriterJournal, open_study
+from studies.journal.storage import SingleWriterJournal, open_optuna_study
 from studies.journal.trial import JournalAttributes, TrialRecord
 from studies.search.driver import SearchDriver
-from studies.workers.executors import Ending, run_in_process
+from studies.workers.executors import RunEnding, run_in_process
 from support import trivial
 
 
@@ -73,7 +73,7 @@ def test_a_lock_that_another_optuna_process_left_is_removed_after_a_minute(tmp_p
     lock = tmp_path / f"{JOURNAL}.lock"
     lock.symlink_to(tmp_path / JOURNAL)
     os.utime(lock, (time.time() - age,) * 2, follow_symlinks=False)
-    _, _, backend = open_study(tmp_path / JOURNAL, ["accuracy"])
+    _, _, backend = open_optuna_study(tmp_path / JOURNAL, ["accuracy"])
     backend.close()
     assert lock.is_symlink() == stays
 
@@ -142,7 +142,7 @@ def _appended(text):
     ids=["notes", "half a line", "no records"],
 )
 def test_another_writer_beside_the_driver_does_not_end_it(tmp_path, act, damaged):
-    assert beside(tmp_path / "study", act) == Ending("trials")
+    assert beside(tmp_path / "study", act) == RunEnding("trials")
     if damaged:
         with pytest.raises(DamagedError):
             read_trials(tmp_path / "study")
@@ -150,7 +150,7 @@ def test_another_writer_beside_the_driver_does_not_end_it(tmp_path, act, damaged
     records = read_trials(tmp_path / "study")
     assert len(records) == 6 and {record.state for record in records} <= {"complete", "pruned"}
     with SearchDriver.open(tmp_path / "study", trivial.study(search__trials=7)) as driver:
-        assert run_in_process(driver, trivial.trainable) == Ending("trials")
+        assert run_in_process(driver, trivial.trainable) == RunEnding("trials")
 
 
 def test_what_is_appended_after_another_program_has_its_number_after_it(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from trainers import cached_arrays
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.data.describing import describe
-from trainers.data.fingerprint import fingerprint
+from trainers.data.fingerprint import data_fingerprint
 from trainers.data.formats.storing import store_arrays
 from trainers.settings import Data
 
@@ -35,7 +35,7 @@ def test_identical_images_in_two_splits_are_counted_and_named(tmp_path, caplog):
     arrays["val_images"][4] = arrays["train_images"][6]
     arrays["test_images"][2] = arrays["val_images"][1]
     np.savez(tmp_path / "a.npz", **arrays)
-    splits = load(Data(files=tmp_path / "a.npz"))
+    splits = load_data(Data(files=tmp_path / "a.npz"))
     (warned,) = (line for line in describe(splits) if "warning" in line)
     assert "2 of the validation images are also among the training images" in warned
     assert "image 6 of train_images in" in warned and "of val_images in" in warned
@@ -50,13 +50,15 @@ def test_files_with_the_same_pixels_are_named_by_their_paths(tmp_path):
         for i in range(9):
             seed = 0 if c == 0 else 9 + i
             Image.fromarray(noise(4, 4, seed=seed)).save(tmp_path / "f" / name / f"{i}.png")
-    (warned,) = (line for line in describe(load(Data(folder=tmp_path / "f"))) if "warning" in line)
+    (warned,) = (
+        line for line in describe(load_data(Data(folder=tmp_path / "f"))) if "warning" in line
+    )
     assert "validation images are also among" in warned or "images is also among" in warned
     assert str(tmp_path / "f" / "a") in warned and "group_by" in warned
 
 
 def test_sets_without_copies_are_silent(tmp_path):
-    assert not [line for line in describe(load(Data(name="digits"))) if "warning" in line]
+    assert not [line for line in describe(load_data(Data(name="digits"))) if "warning" in line]
 
 
 @pytest.mark.parametrize("form", ["npz", "npy", "folder of arrays"])
@@ -77,7 +79,7 @@ def test_a_set_is_read_without_being_in_memory(tmp_path, monkeypatch, form):
     tracemalloc.start()
     if form == "folder of arrays":
         store_arrays((images, labels), path)
-    splits = load(Data(files=path))
+    splits = load_data(Data(files=path))
     splits.test()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -107,7 +109,7 @@ def elpv(tmp_path, monkeypatch):
 
 def test_solar_cells_come_from_their_package_split_by_class_and_module_type(elpv):
     data = Data(name="elpv")
-    splits = load(data)
+    splits = load_data(data)
     assert splits.classes == ("functional", "defective")
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test()}
     of = {noise(6, 6, seed=i).tobytes(): (i % 4 >= 2, i % 8 < 4) for i in range(80)}
@@ -119,12 +121,12 @@ def test_solar_cells_come_from_their_package_split_by_class_and_module_type(elpv
         assert max(counts) - min(counts) <= 1
         seen += len(part)
     assert seen == 80
-    before = fingerprint(data)
+    before = data_fingerprint(data)
     (elpv / "data" / "labels.csv").write_text((elpv / "data" / "labels.csv").read_text() + "\n")
-    assert fingerprint(data) != before
+    assert data_fingerprint(data) != before
 
 
 def test_a_set_whose_package_is_missing_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package elpv-dataset.*equisearch\[elpv\]"):
-        load(Data(name="elpv"))
+        load_data(Data(name="elpv"))

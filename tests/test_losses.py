@@ -11,9 +11,9 @@ from searchspace.groups import IDENTITY, Element, Group
 from searchspace.training.losses import LOSS_KINDS
 from trainers.actions import act, act_on_fields
 from trainers.networks.kernels import compiled, maxima
-from trainers.networks.kernels.maxima import block_maxima
+from trainers.networks.kernels.maxima import compiled_block_maxima
 from trainers.networks.networks import build
-from trainers.training.losses import LOSSES, Views, draw, move, usable_elements
+from trainers.training.losses import LOSSES, Views, draw_elements, move_images, usable_elements
 
 C4, D4 = Group.parse("C4"), Group.parse("D4")
 
@@ -28,16 +28,16 @@ def views(text, group, kind="label", images=24, seed=0):
         dtype=torch.float64,
         generator=torch.Generator().manual_seed(seed),
     )
-    parts = draw(
+    parts = draw_elements(
         usable_elements(group, network.architecture.size),
         images,
         torch.Generator().manual_seed(seed),
     )
     block = group.order if LOSSES[kind].pools else 1
     logits, maps = zip(
-        *(network.forward_with_stages(batch) for batch in (pixels, move(pixels, parts)))
+        *(network.forward_with_stages(batch) for batch in (pixels, move_images(pixels, parts)))
     )
-    stages = tuple(tuple(block_maxima(m, block) for m in both) for both in zip(*maps))
+    stages = tuple(tuple(compiled_block_maxima(m, block) for m in both) for both in zip(*maps))
     if LOSSES[kind].last:
         stages = stages[-1:]
     return Views(group, parts, torch.zeros(images, dtype=torch.int64), logits, stages)
@@ -76,12 +76,12 @@ def test_layerwise_is_the_sum_of_mean_squared_differences_of_pooled_maps():
 
 def test_a_last_block_of_fewer_channels_is_one_by_itself():
     maps = torch.randn(2, 11, 3, 3)
-    found = block_maxima(maps, 4)
+    found = compiled_block_maxima(maps, 4)
     assert torch.equal(
         found, torch.stack([maps[:, :4].amax(1), maps[:, 4:8].amax(1), maps[:, 8:].amax(1)], 1)
     )
-    assert torch.equal(block_maxima(maps, 1), maps) and torch.equal(
-        block_maxima(maps[:, :3], 4), maps[:, :3].amax(1, keepdim=True)
+    assert torch.equal(compiled_block_maxima(maps, 1), maps) and torch.equal(
+        compiled_block_maxima(maps[:, :3], 4), maps[:, :3].amax(1, keepdim=True)
     )
 
 
@@ -90,9 +90,9 @@ def test_compiled_maxima_and_their_places_are_torchs(block, monkeypatch):
     # with ties at zero
     maps = functional.relu(torch.randn(3, 48, 5, 7, generator=torch.Generator().manual_seed(0)))
     maps = maps.contiguous(memory_format=torch.channels_last)
-    assert (maxima.library() is None) == (compiled.compiler() is None)
+    assert (maxima.maxima_library() is None) == (compiled.compiler() is None)
     found = maxima._over_blocks(maps, block)
-    monkeypatch.setattr(maxima, "library", lambda: None)
+    monkeypatch.setattr(maxima, "maxima_library", lambda: None)
     expected = maxima._over_blocks(maps, block)
     assert torch.equal(found[0], expected[0])
     for mine, theirs in zip(found[1], expected[1], strict=True):
@@ -105,7 +105,7 @@ def test_training_takes_compiled_maxima(monkeypatch):
             calls.append(arguments)
 
     calls, images = [], torch.rand(6, 1, 9, 9)
-    monkeypatch.setattr(maxima, "library", Counting)
+    monkeypatch.setattr(maxima, "maxima_library", Counting)
     build(Architecture.parse("9px: 8k3, 8k3"), channels=1, classes=5).forward_with_parts(
         images, slice(0, 2), slice(4, 6), block=4
     )
@@ -125,7 +125,9 @@ def test_the_gradient_of_parts_equals_that_of_slices_of_all_maps(block, dtype):
         ).to(dtype)
         if direct:
             logits, stages = network.forward_with_stages(images)
-            stages = [tuple(block_maxima(maps[part], block) for part in parts) for maps in stages]
+            stages = [
+                tuple(compiled_block_maxima(maps[part], block) for part in parts) for maps in stages
+            ]
         else:
             logits, stages = network.forward_with_parts(images, *parts, block=block)
         (
@@ -144,7 +146,7 @@ def test_the_gradient_of_parts_equals_that_of_slices_of_all_maps(block, dtype):
 def test_the_gradient_of_a_loss_on_parts_alone(block):
     maps = torch.randn(4, 6, 3, 3).requires_grad_()
     _, part = maxima.of_parts(maps, (slice(1, 3),), block)
-    expected = block_maxima(maps[1:3], block).square().sum()
+    expected = compiled_block_maxima(maps[1:3], block).square().sum()
     (found,) = torch.autograd.grad(part.square().sum(), maps, retain_graph=True)
     assert torch.allclose(found, torch.autograd.grad(expected, maps)[0])
 
@@ -175,7 +177,7 @@ def test_every_kind_of_loss_that_an_architecture_may_name_has_its_function():
 
 @pytest.mark.parametrize("count", [1, 3, 7, 32])
 def test_every_image_draws_an_element_and_shares_are_equal(count):
-    parts = draw(usable_elements(D4, (9, 9)), count, torch.Generator().manual_seed(count))
+    parts = draw_elements(usable_elements(D4, (9, 9)), count, torch.Generator().manual_seed(count))
     sizes = [where.stop - where.start for _, where in parts]
     assert (
         sum(sizes) == count

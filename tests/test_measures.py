@@ -17,7 +17,7 @@ from trainers.instruments.accuracy import (
     summarise,
     symmetry_accuracy,
 )
-from trainers.instruments.predictions import angle_elements, invariant_elements, predict
+from trainers.instruments.predictions import angle_elements, invariant_elements, predict_elements
 from trainers.instruments.proportions import proportion
 from trainers.networks.fold import fold
 from trainers.process import thread_pool
@@ -93,7 +93,7 @@ def test_what_training_has_not_seen_is_a_second_figure():
 
 
 def test_the_definition_of_the_first_version_is_kept_for_its_studies():
-    predictions = predict(corner, IMAGES, C4.elements)
+    predictions = predict_elements(corner, IMAGES, C4.elements)
     labels = labels_of(corner)
     seen_all = summarise(predictions, labels, C4, C4.elements, over="unseen")
     assert seen_all.mean == seen_all.mean_all == seen_all.mean_seen
@@ -103,15 +103,15 @@ def test_the_definition_of_the_first_version_is_kept_for_its_studies():
 
 def test_sharing_saves_forwards_and_changes_nothing():
     model = Lifting("C4")
-    shared = predict(model, IMAGES, C8.elements, share_exact=True)
-    each = predict(model, IMAGES, C8.elements, share_exact=False)
+    shared = predict_elements(model, IMAGES, C8.elements, share_exact=True)
+    each = predict_elements(model, IMAGES, C8.elements, share_exact=False)
     assert (shared.num_forwards, each.num_forwards) == (2, 8)
     assert torch.equal(shared.classes, each.classes) and torch.allclose(
         shared.confidences, each.confidences, atol=1e-5
     )
     mirrored = Group.parse("D8")
     shared, each = (
-        predict(Lifting("D4"), IMAGES, mirrored.elements, share_exact=share)
+        predict_elements(Lifting("D4"), IMAGES, mirrored.elements, share_exact=share)
         for share in (True, False)
     )
     assert shared.num_forwards == 2 and torch.equal(shared.classes, each.classes)
@@ -120,7 +120,8 @@ def test_sharing_saves_forwards_and_changes_nothing():
 def test_sharing_over_angles_takes_the_right_images():
     model = Lifting("C2", seed=3)
     shared, each = (
-        predict(model, IMAGES, angle_elements(30), share_exact=share) for share in (True, False)
+        predict_elements(model, IMAGES, angle_elements(30), share_exact=share)
+        for share in (True, False)
     )
     assert shared.num_forwards == 6 and torch.allclose(
         shared.confidences, each.confidences, atol=1e-5
@@ -165,7 +166,9 @@ def test_networks_share_angles_only_where_their_layout_keeps_them(text, forwards
     # few random features vary little, beside rounding
     images, model = images.double(), fold(spread(network(text), images).double())
     elements = angle_elements(10)
-    shared, each = (predict(model, images, elements, share_exact=share) for share in (True, False))
+    shared, each = (
+        predict_elements(model, images, elements, share_exact=share) for share in (True, False)
+    )
     assert (shared.num_forwards, each.num_forwards) == (forwards, 36)
     assert torch.equal(shared.classes, each.classes) and torch.allclose(
         shared.confidences, each.confidences, atol=1e-5
@@ -180,21 +183,21 @@ def test_networks_share_angles_only_where_their_layout_keeps_them(text, forwards
 def test_the_upright_logits_come_along_in_the_order_of_the_images():
     model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
     with thread_pool(2) as pool:
-        found = predict(model, IMAGES, C8.elements, batch_size=16, executor=pool)
+        found = predict_elements(model, IMAGES, C8.elements, batch_size=16, executor=pool)
     assert torch.allclose(found.upright, model(IMAGES), atol=1e-5)
-    assert predict(model, IMAGES, C8.elements[1:2]).upright is None
+    assert predict_elements(model, IMAGES, C8.elements[1:2]).upright is None
 
 
 def test_a_thread_pool_predicts_the_same():
     model = fold(spread(network("16px: 3k3@C4 max2/2, 3k3")))
-    alone = predict(model, IMAGES, C8.elements, batch_size=16)
+    alone = predict_elements(model, IMAGES, C8.elements, batch_size=16)
     with thread_pool(3) as pool:
-        together = predict(model, IMAGES, C8.elements, batch_size=16, executor=pool)
+        together = predict_elements(model, IMAGES, C8.elements, batch_size=16, executor=pool)
     assert torch.equal(alone.classes, together.classes) and torch.equal(
         alone.confidences, together.confidences
     )
     with thread_pool(2) as pool, pytest.raises(ValueError, match="not all finite"):
-        predict(
+        predict_elements(
             lambda x: corner(x) * float("nan"),
             IMAGES,
             C8.elements,
@@ -207,7 +210,7 @@ def test_a_nearly_invariant_model_is_not_shared():
     def nearly(images):
         return pixel_mean(images) + 1e-3 * corner(images)[:, :4]
 
-    assert predict(nearly, IMAGES, C4.elements).num_forwards == 4
+    assert predict_elements(nearly, IMAGES, C4.elements).num_forwards == 4
 
 
 def test_non_square_images_share_half_turns_by_flips_only():
@@ -218,12 +221,12 @@ def test_non_square_images_share_half_turns_by_flips_only():
         "m",
         "mr180",
     }
-    assert predict(Lifting("D4"), images, C4.elements).num_forwards == 4
+    assert predict_elements(Lifting("D4"), images, C4.elements).num_forwards == 4
 
 
 def test_pixels_are_moved_before_they_are_normalised():
     seen = []
-    predict(
+    predict_elements(
         lambda x: seen.append(x) or corner(x),
         (IMAGES * 255).byte(),
         [Element.parse("r45")],
@@ -236,13 +239,13 @@ def test_pixels_are_moved_before_they_are_normalised():
 def test_batches_do_not_change_the_result():
     model = Lifting("C4")
     assert torch.equal(
-        predict(model, IMAGES, C8.elements, batch_size=7).classes,
-        predict(model, IMAGES, C8.elements, batch_size=128).classes,
+        predict_elements(model, IMAGES, C8.elements, batch_size=7).classes,
+        predict_elements(model, IMAGES, C8.elements, batch_size=128).classes,
     )
 
 
 def test_consistency_and_effective_invariance_of_an_exact_model_are_one_and_its_confidence():
-    predictions = predict(Lifting("D4"), IMAGES, D4.elements, share_exact=False)
+    predictions = predict_elements(Lifting("D4"), IMAGES, D4.elements, share_exact=False)
     assert consistency(predictions).value == 1
     assert effective_invariance(predictions) == pytest.approx(
         float(predictions.confidences[0].mean()), abs=1e-5
@@ -250,7 +253,7 @@ def test_consistency_and_effective_invariance_of_an_exact_model_are_one_and_its_
 
 
 def test_consistency_and_effective_invariance_see_a_broken_model():
-    predictions = predict(corner, IMAGES, D4.elements)
+    predictions = predict_elements(corner, IMAGES, D4.elements)
     agreement = (
         sum(
             float((corner(act(IMAGES, e)).argmax(1) == corner(IMAGES).argmax(1)).float().mean())
@@ -259,12 +262,12 @@ def test_consistency_and_effective_invariance_see_a_broken_model():
         / 7
     )
     assert consistency(predictions).value == pytest.approx(agreement, abs=1e-6) and agreement < 0.5
-    exact = predict(Lifting("D4"), IMAGES, D4.elements)
+    exact = predict_elements(Lifting("D4"), IMAGES, D4.elements)
     assert effective_invariance(predictions) < 0.5 * effective_invariance(exact)
 
 
 def test_a_constant_model_is_consistent_but_not_accurate():
-    predictions = predict(constant, IMAGES, D4.elements)
+    predictions = predict_elements(constant, IMAGES, D4.elements)
     labels = torch.arange(60) % 4
     assert (
         consistency(predictions).value == 1
@@ -273,10 +276,10 @@ def test_a_constant_model_is_consistent_but_not_accurate():
 
 
 def test_consistency_over_some_elements_needs_one_besides_the_identity():
-    predictions = predict(corner, IMAGES, D4.elements)
+    predictions = predict_elements(corner, IMAGES, D4.elements)
     assert consistency(predictions, [Element.parse("m")]).value < 1
     with pytest.raises(ValueError, match="identity only"):
-        consistency(predict(corner, IMAGES, [IDENTITY]))
+        consistency(predict_elements(corner, IMAGES, [IDENTITY]))
 
 
 def test_the_angle_curve_has_its_maximum_where_the_labels_were_made():
@@ -306,11 +309,11 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="one for each"):
         symmetry_accuracy(corner, IMAGES, torch.zeros(3), C4)
     with pytest.raises(ValueError, match="logits"):
-        predict(lambda x: x, IMAGES, C4.elements)
+        predict_elements(lambda x: x, IMAGES, C4.elements)
     with pytest.raises(ValueError, match="not all finite"):
-        predict(lambda x: corner(x) * float("nan"), IMAGES, C4.elements)
+        predict_elements(lambda x: corner(x) * float("nan"), IMAGES, C4.elements)
     with pytest.raises(ValueError, match="batch, channel"):
-        predict(corner, IMAGES[0], C4.elements)
+        predict_elements(corner, IMAGES[0], C4.elements)
 
 
 def test_as_dict_is_plain():

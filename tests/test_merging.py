@@ -15,7 +15,7 @@ from trainers.instruments.merging import (
 )
 from trainers.networks.networks import build
 from trainers.networks.normalization import estimate_statistics
-from trainers.networks.relaxing import relax
+from trainers.networks.relaxing import relax_network
 
 QUARTER, MIRROR = Element.parse("r90"), Element.parse("m")
 IMAGES = torch.rand(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -95,7 +95,7 @@ def test_a_network_with_groups_is_its_own_moved_copy(text, element):
     model = network(text)
     if element is None:  # a plain network that is one with groups
         whole, element = network("16px: 4k3@C4 max2/2, 4k3"), QUARTER
-        model = relax(whole, model.architecture)
+        model = relax_network(whole, model.architecture)
     images = torch.rand(
         160, 1, *model.architecture.size, generator=torch.Generator().manual_seed(1)
     )

@@ -8,7 +8,7 @@ from torch import nn
 
 from searchspace.architecture import Architecture
 from trainers.networks.networks import build
-from trainers.networks.normalization import MOMENTUM, FieldNorm, Pooling, estimate_statistics
+from trainers.networks.normalization import MOMENTUM, FieldNorm, PoolWindow, estimate_statistics
 
 
 def maps(order, fields=3, batch=4, dtype=torch.float64):
@@ -73,7 +73,8 @@ def test_a_skip_connection_is_added_before_relu(layout):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("order", [1, 4])
 @pytest.mark.parametrize(
-    "pool", [Pooling(2, 2, 0, 1, False), Pooling(3, 2, 1, 1, True), Pooling(2, 1, 0, 1, False)]
+    "pool",
+    [PoolWindow(2, 2, 0, 1, False), PoolWindow(3, 2, 1, 1, True), PoolWindow(2, 1, 0, 1, False)],
 )
 def test_pooling_before_the_norm_is_pooling_after_it(pool, order, layout):
     """Also for fields of negative scale, whose smallest value is the one that counts."""

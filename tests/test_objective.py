@@ -14,7 +14,7 @@ from searchspace.training.losses import Blocks, parse_losses
 from trainers.networks.networks import build
 from trainers.training.augmentation import GENERATORS, START, LearnedAugmentation
 from trainers.training.losses import maxima_of
-from trainers.training.objective import Objective
+from trainers.training.objective import TrainingObjective
 from trainers.training.weighting import AdaptedWeights
 
 C4 = Group.parse("C4")
@@ -27,7 +27,7 @@ def network(text="12px: 8k3, 8k3 max2/2, 8k3"):
 
 
 def terms(losses, declared=C4):
-    objective = Objective.of(parse_losses(losses), declared, (12, 12))
+    objective = TrainingObjective.of(parse_losses(losses), declared, (12, 12))
     generator = torch.Generator().manual_seed(1)
     found = objective.terms(network(), PIXELS.double(), LABELS, 8, lambda x: x, generator)
     return [term.item() for term in found]
@@ -41,7 +41,9 @@ def test_losses_together_are_what_each_is_alone():
 
 
 def test_each_loss_has_the_elements_of_its_own_group():
-    objective = Objective.of(parse_losses("label:1@C2+layerwise:1@R8-4-2-1+latent:1"), C4, (12, 12))
+    objective = TrainingObjective.of(
+        parse_losses("label:1@C2+layerwise:1@R8-4-2-1+latent:1"), C4, (12, 12)
+    )
     assert objective.elements == {
         Group.parse("C2"): (Element.parse("r180"),),
         Group.parse("C8"): tuple(e for e in Group.parse("C8").elements if e != IDENTITY),

@@ -11,7 +11,7 @@ import pytest
 
 from support.bundles import bundle, copied, subject  # noqa: F401  (fixtures)
 from trainers.bundles.verify import verify
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.settings import Data
 
 
@@ -27,7 +27,7 @@ def test_a_pipe_or_a_device_is_no_file_of_data(tmp_path, name, place):
         make(tmp_path / name)
         files = {"file": tmp_path / name, "folder": tmp_path, "pattern": tmp_path / f"*{name[1:]}"}
         with pytest.raises(ValueError, match="is a pipe or a device|is not in a format"):
-            load(Data(files=files[place]))
+            load_data(Data(files=files[place]))
         (tmp_path / name).unlink()
 
 
@@ -35,13 +35,13 @@ def test_a_pipe_or_a_device_is_no_file_of_data(tmp_path, name, place):
 def test_a_table_names_files_alone(tmp_path, named):
     (tmp_path / "a.csv").write_text(f"path,label\n{named},a\n{named},b\n")
     with pytest.raises(ValueError, match="2 of 2 files that .* names are missing or no files"):
-        load(Data(files=tmp_path / "a.csv"))
+        load_data(Data(files=tmp_path / "a.csv"))
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("path,label,label\na.png,a,b\n")
     with pytest.raises(ValueError, match="two columns 'label'"):
-        load(Data(files=tmp_path / "a.csv"))
+        load_data(Data(files=tmp_path / "a.csv"))
 
 
 def test_a_shape_that_the_file_does_not_hold_takes_no_memory(tmp_path):
@@ -53,7 +53,7 @@ def test_a_shape_that_the_file_does_not_hold_takes_no_memory(tmp_path):
         archive.writestr("images.npy", head + b"\0" * 99)
         archive.writestr("labels.npy", labels.getvalue())
     with pytest.raises(ValueError, match="is to hold 600000000000 bytes by its shape"):
-        load(Data(files=tmp_path / "a.npz"))
+        load_data(Data(files=tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "model.pt2", "model.py"])

@@ -20,7 +20,7 @@ from searchspace.space import SearchSpace
 from studies.config import Study
 from studies.results.check import check
 from studies.samplers.ehvi import FeatureCoding
-from studies.samplers.initial_design import distance, features_of
+from studies.samplers.initial_design import candidate_distance, features_of
 from studies.samplers.inversion import parameters_of
 from trainers.actions import act
 from trainers.networks.fold import fold
@@ -139,7 +139,7 @@ def test_samplers_know_the_orbit():
     found = parameters_of(study, averaged)
     assert found is not None and found["orbit"] == "C4"
     known = [features_of(c, Group.parse("C4")) for c in (plain, averaged)]
-    assert distance(*known, span=1) > abs(known[0].surviving - known[1].surviving)
+    assert candidate_distance(*known, span=1) > abs(known[0].surviving - known[1].surviving)
     coded = FeatureCoding(study, known)
     columns = coded.differences(numpy.array([0]), numpy.array([1]))
     assert columns.shape[0] == len(known[0].choices) + 1 + 4 and columns[-5] == 1.0

@@ -13,16 +13,16 @@ from studies.config import parse
 from studies.errors import ExistsError, StudyError
 from studies.journal.definition import DEFINITIONS
 from studies.journal.directory import STUDY, VERSIONS, require_place
-from studies.journal.origin import Images
+from studies.journal.origin import DataIdentity
 from studies.journal.reader import JOURNAL, read_trials, study_attributes
-from studies.results.tables import members, open_study, status, status_lines
+from studies.results.tables import front_members, open_records, status, status_lines
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from studies.workers.launch import images_of, new_driver, open_driver
 from support import trivial
 
-BEFORE = Images("a", {"train": 100, "validation": 20}, tuple("0123456789"))
-AFTER = Images("b", {"train": 300, "validation": 20}, tuple("0123456789x"))
+BEFORE = DataIdentity("a", {"train": 100, "validation": 20}, tuple("0123456789"))
+AFTER = DataIdentity("b", {"train": 300, "validation": 20}, tuple("0123456789x"))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_study_of_an_earlier_version_is_taken_as_it_is(path):
     old = [line for line in old if b'"user_attr":{"data"' not in line]
     assert len(old) == len(lines) - 2
     (path / JOURNAL).write_bytes(b"".join(old))
-    same = Images("b", {}, tuple("0123456789"))
+    same = DataIdentity("b", {}, tuple("0123456789"))
     SearchDriver.open(path, look=lambda study: same).close()
     # from here on both are known
     with pytest.raises(StudyError, match="data of .* has changed"):
@@ -118,7 +118,7 @@ def test_changed_data_is_refused_or_begins_the_comparison_anew(path):
     records = read_trials(path)
     assert {r.state for r in records[: len(old)]} <= {"earlier", "refused"}
     assert sum(r.state in ("complete", "pruned") for r in records[len(old) :]) == 4
-    assert all(r.number >= len(old) for r in members(trivial.study(), records))
+    assert all(r.number >= len(old) for r in front_members(trivial.study(), records))
     # what is on record now are the new images
     with SearchDriver.open(path, look=lambda study: AFTER) as driver:
         assert driver.finished == 4
@@ -291,7 +291,7 @@ def test_a_study_that_began_with_a_refused_value_does_not_go_on_with_another(pat
 
 
 def show_front(path):
-    return [record.number for record in members(*open_study(path, reading=True))]
+    return [record.number for record in front_members(*open_records(path, reading=True))]
 
 
 @pytest.mark.parametrize(
@@ -300,11 +300,11 @@ def show_front(path):
 def test_a_study_file_that_no_version_accepted_is_an_error(path, wrong):
     (path / STUDY).write_text(f"data: {{name: digits}}\n{wrong}\n")
     with pytest.raises(StudyError):
-        open_study(path, reading=True)
+        open_records(path, reading=True)
 
 
 def test_a_study_file_that_is_no_text_is_named(path):
     (path / STUDY).write_bytes(b"\xff\xfe" + (path / STUDY).read_bytes())
-    for reading in (lambda: SearchDriver.open(path), lambda: open_study(path, reading=True)):
+    for reading in (lambda: SearchDriver.open(path), lambda: open_records(path, reading=True)):
         with pytest.raises(StudyError, match=f"{STUDY} is not a text file in UTF-8"):
             reading()

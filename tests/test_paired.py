@@ -39,19 +39,19 @@ def packed(matrix, labels=None, epoch=3):
 
 def test_bits_come_back_from_the_file_and_count_as_the_tensor_does(tmp_path):
     matrix = rows(0, 203, 0.6)
-    correctness.save(packed(matrix), tmp_path)
-    found = correctness.read(tmp_path, epoch=3)
-    assert found == packed(matrix) and correctness.read(tmp_path, epoch=2) is None
+    correctness.write_correctness(packed(matrix), tmp_path)
+    found = correctness.read_correctness(tmp_path, epoch=3)
+    assert found == packed(matrix) and correctness.read_correctness(tmp_path, epoch=2) is None
     assert [found.of(e).bit_count() for e in E] == matrix.sum(1).tolist()
     assert found.worst == E[1 + int(matrix[1:].sum(1).argmin())]
 
 
 @pytest.mark.parametrize("cut", [0, 10, -1])
 def test_a_damaged_file_counts_as_absent(tmp_path, cut):
-    correctness.save(packed(rows(0, 50, 0.6)), tmp_path)
+    correctness.write_correctness(packed(rows(0, 50, 0.6)), tmp_path)
     path = tmp_path / correctness.CORRECT
     path.write_bytes(path.read_bytes()[:cut])
-    assert correctness.read(tmp_path) is None
+    assert correctness.read_correctness(tmp_path) is None
 
 
 def test_moments_are_those_of_the_images_means_over_elements():
@@ -67,21 +67,21 @@ def test_a_difference_counts_images_and_not_images_times_elements():
     one = rows(3, 400, 0.7, elements=1)
     other = rows(4, 400, 0.6, elements=1)
     a, b = packed(one.expand(4, -1)), packed(other.expand(4, -1))
-    alone, mean = (paired.difference(a, b, s) for s in ("accuracy", "symmetry_accuracy"))
+    alone, mean = (paired.paired_difference(a, b, s) for s in ("accuracy", "symmetry_accuracy"))
     assert mean.half == pytest.approx(alone.half) and mean.count == 400
 
 
 def test_other_images_and_scores_without_images_are_not_paired():
     a, b = packed(rows(1, 30, 0.5)), packed(rows(2, 30, 0.5), labels=torch.zeros(30))
-    assert paired.difference(a, b, "accuracy") is None
-    assert paired.difference(a, a, "equivariance_error") is None
+    assert paired.paired_difference(a, b, "accuracy") is None
+    assert paired.paired_difference(a, a, "equivariance_error") is None
 
 
 def test_means_over_other_elements_of_the_same_images_are_paired():
     # as in studies of 0.1.0, where a network that was trained on all elements is scored on all
     a, b = packed(rows(1, 300, 0.7)), packed(rows(2, 300, 0.6))
     b = replace(b, scored=b.elements)
-    found = paired.difference(a, b, "symmetry_accuracy")
+    found = paired.paired_difference(a, b, "symmetry_accuracy")
     mean = [sum(bits.bit_count() for bits in c.columns("symmetry_accuracy")) for c in (a, b)]
     assert found.over == "images"
     assert found.value == pytest.approx(mean[0] / 3 / 300 - mean[1] / 4 / 300)
@@ -107,21 +107,23 @@ def test_intervals_cover_the_true_difference_about_95_times_in_100(both, first, 
     for _ in range(400):
         cells = torch.multinomial(shares, 300, replacement=True, generator=generator)
         a, b = ((cells == 0) | (cells == k) for k in (1, 2))
-        found = paired.difference(*(packed(x[None].repeat(2, 1)) for x in (a, b)), "accuracy")
+        found = paired.paired_difference(
+            *(packed(x[None].repeat(2, 1)) for x in (a, b)), "accuracy"
+        )
         covered += found.low <= first - second <= found.high
     assert 0.92 <= covered / 400 <= 0.985
 
 
 def test_where_no_image_differs_the_interval_still_has_a_width():
     a = packed(rows(1, 100, 0.5))
-    found = paired.difference(a, a, "accuracy")
+    found = paired.paired_difference(a, a, "accuracy")
     assert found.value == 0 and 0.01 < found.half < 0.04 and not found.distinct and found.p == 1
 
 
 def test_unpaired_differences_are_wider_than_paired_ones_of_networks_that_fail_together():
     first = rows(1, 500, 0.7)
     a, b = packed(first), packed(rows(2, 500, 0.65, base=first.tolist()))
-    found = paired.difference(a, b, "accuracy")
+    found = paired.paired_difference(a, b, "accuracy")
     shares = [c.of("e").bit_count() / 500 for c in (a, b)]
     assert paired.unpaired(*shares, 500).half > 1.3 * found.half
     assert paired.unpaired(*shares, 500).value == pytest.approx(found.value)

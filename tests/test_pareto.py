@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studies.pareto import front_volume, hypervolume, knee, pareto, signed, utilities
+from studies.pareto import front_volume, hypervolume, knee, larger_is_better, pareto, utilities
 
 TWO = ("accuracy", "symmetry_accuracy")
 MIXED = ("accuracy", "params", "equivariance_error")
@@ -30,7 +30,7 @@ def test_front_of_two_objectives_is_what_nobody_dominates(values):
 @given(st.lists(st.tuples(share, st.integers(1, 9), share), max_size=30))
 def test_front_with_mixed_directions_is_the_front_of_flipped_signs(values):
     front = pareto(values, MIXED, lambda v: v)
-    flipped = [signed(v, MIXED) for v in values]
+    flipped = [larger_is_better(v, MIXED) for v in values]
     expected = [
         v
         for v, f in zip(values, flipped)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from searchspace.groups import Group
 from studies.journal.reader import read_trials
 from studies.samplers.enumeration import all_candidates
-from studies.samplers.planned import Draft, _tried, as_key, draw
+from studies.samplers.planned import Draft, _tried, as_key, draw_planned
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support import trivial
@@ -34,7 +34,7 @@ def rng(seed=0):
 def test_a_draft_follows_its_plan_where_the_space_allows_it():
     plan = {"family": "steerable", "group": "D4", "layout": "max3/2", "exact": True}
     for seed in range(20):
-        draft, candidate = draw(trivial.study(), plan, rng(seed))
+        draft, candidate = draw_planned(trivial.study(), plan, rng(seed))
         assert plan.items() <= draft.params.items() and str(candidate.architecture.group) == "D4"
 
 
@@ -73,7 +73,7 @@ def test_whole_numbers_without_a_plan_are_any_of_the_range():
 @settings(max_examples=60, deadline=None)
 def test_a_draft_never_leaves_the_space(seed, weight, size, group):
     study = trivial.study()
-    draft, candidate = draw(
+    draft, candidate = draw_planned(
         study,
         {"loss_weight": weight, "input_size": size, "group": group, "layout": "max9/9"},
         rng(seed),
@@ -129,7 +129,7 @@ def test_a_finite_space_is_enumerated_and_an_infinite_or_large_one_is_not():
     study = trivial.study(**SMALL)
     candidates = all_candidates(study, 1, 10, most=200)
     assert candidates is not None and len(candidates) == len({c.key for c in candidates}) == 8
-    drawn = {draw(study, {}, rng(seed))[1].key for seed in range(100)}
+    drawn = {draw_planned(study, {}, rng(seed))[1].key for seed in range(100)}
     assert drawn == {candidate.key for candidate in candidates}
     assert all_candidates(study, 1, 10, most=7) is None
     assert all_candidates(trivial.study(), 1, 10, most=10_000) is None

@@ -14,8 +14,8 @@ from studies.search.assignments import Assignment, noted_epoch
 from studies.search.attempts import NOTE_EVERY, Epochs
 from studies.search.driver import SearchDriver
 from studies.workers import ray_executor
-from studies.workers.actors import Members, PoolWorker, Room, fitting, wanted
-from studies.workers.executors import Ending, Interruption, silent
+from studies.workers.actors import Members, PoolWorker, Room, trials_per_node, wanted
+from studies.workers.executors import Interruption, RunEnding, silent
 from support import trivial
 from support.fake_actors import FakeActors
 
@@ -62,9 +62,9 @@ def test_on_this_machine_alone_as_many_as_it_holds(workers, expected):
 
 
 def test_a_trial_fits_where_everything_it_needs_is():
-    assert fitting({"CPU": 2, "GPU": 0.25}, {"CPU": 9.0, "GPU": 1.0}) == 4
-    assert fitting({"CPU": 1, "special": 1}, {"CPU": 9.0}) == 0
-    assert fitting({"CPU": 0.1}, {"CPU": 0.3}) == 3
+    assert trials_per_node({"CPU": 2, "GPU": 0.25}, {"CPU": 9.0, "GPU": 1.0}) == 4
+    assert trials_per_node({"CPU": 1, "special": 1}, {"CPU": 9.0}) == 0
+    assert trials_per_node({"CPU": 0.1}, {"CPU": 0.3}) == 3
 
 
 def run(tmp_path, actors, listener=silent, **overrides):
@@ -83,10 +83,10 @@ def run(tmp_path, actors, listener=silent, **overrides):
 
 def test_a_cluster_that_grows_is_asked_for_workers_until_it_has_none_left(tmp_path, monkeypatch):
     """A head without CPUs: nothing fits at first, and room comes only for what waits."""
-    monkeypatch.setattr(ray_executor, "LOOK", 0.02)
+    monkeypatch.setattr(ray_executor, "LOOK_SECONDS", 0.02)
     actors = FakeActors(trivial.trainable, capacity=0, grows_to=6, grows_after=0.03, seconds=0.1)
     ending = run(tmp_path, actors, resources__workers="auto", search__trials=40)
-    assert ending == Ending("trials")
+    assert ending == RunEnding("trials")
     assert actors.most == 6
     # by doubling: never more than as many again as had started
     assert all(asked <= 2 * max(1, ready) for ready, asked in actors.requests)
@@ -116,7 +116,7 @@ def test_workers_without_work_are_given_back_before_the_last_trial_ends(tmp_path
 
 
 def test_what_is_waited_for_is_said_once_and_what_never_comes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_executor, "LOOK", 0.02)
+    monkeypatch.setattr(ray_executor, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(ray_executor, "NOTICE", 0.1)
     monkeypatch.setattr(ray_executor, "POLL", 0.05)
     said = []

@@ -19,7 +19,12 @@ from studies.errors import StudyError
 from studies.results.predictions import image_files, predict_images
 from support.bundles import bundle, copied, manifest_of, rehash, subject  # noqa: F401  (fixtures)
 from trainers.bundles import pixel_graph
-from trainers.bundles.pixel_graph import compare, compared_images, pixel_runner, reader
+from trainers.bundles.pixel_graph import (
+    compared_images,
+    image_reader,
+    largest_difference,
+    pixel_runner,
+)
 from trainers.bundles.verify import load_checked, verify
 
 
@@ -57,7 +62,7 @@ def test_the_graph_reads_pixels_as_training_reads_files(bundle, tmp_path, channe
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     model = copy.copy(load_checked(bundle)[1])
     model.channels, model.size, model.fit = channels, size, fit
-    load, gaps = reader(model), []
+    load, gaps = image_reader(model), []
     for mode, pixels in [*compared_images(size), ("RGB", np.full((300, 2, 3), 77, np.uint8))]:
         (found,) = session.run(["images"], {"pixels": pixels.transpose(2, 0, 1)[None]})
         expected = load(mode, pixels)
@@ -72,7 +77,7 @@ def test_the_graph_gives_the_probabilities_of_the_network(bundle):
     manifest, model = load_checked(bundle)
     assert manifest.predict is not None and manifest.predict.opset >= 18
     run = pixel_runner(bundle)
-    assert compare(run, model, reader(model), compared_images((17, 17))) < 1e-5
+    assert largest_difference(run, model, image_reader(model), compared_images((17, 17))) < 1e-5
     shares = run(torch.randint(0, 256, (5, 3, 20, 30), dtype=torch.uint8))
     assert shares.shape == (5, 10) and torch.allclose(shares.sum(1), torch.ones(5))
 
@@ -96,7 +101,7 @@ def test_image_files_get_classes(bundle, images, runtime):
     assert len(found.rows) == 8 and not found.skipped
     model = load_checked(bundle)[1]
     for row, (mode, pixels) in zip(found.rows, compared_images((17, 17))[:8]):
-        shares = model(reader(model)(mode, pixels)).softmax(1)[0]
+        shares = model(image_reader(model)(mode, pixels)).softmax(1)[0]
         assert row["class"] == model.classes[int(shares.argmax())]
         assert list(row["probabilities"].values()) == pytest.approx(shares.tolist(), abs=1e-3)
 

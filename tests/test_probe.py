@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from searchspace.groups import Group
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.instruments import twosample
 from trainers.instruments.probe import probe, probe_images
 from trainers.instruments.proportions import wilson
@@ -25,7 +25,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(own_cache):
-    splits = load(Data(name="digits"))
+    splits = load_data(Data(name="digits"))
     return splits.train.pixels.float() / 255, splits.train.labels
 
 

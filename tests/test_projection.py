@@ -10,7 +10,7 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from trainers.actions import act, act_on_fields
 from trainers.networks.networks import build
-from trainers.networks.projection import distance, distances_squared, project
+from trainers.networks.projection import distances_squared, equivariance_distance, project_weight
 
 CASES = [
     (source, fields, kernel)
@@ -31,19 +31,19 @@ def drawn(source: Group | None, fields: Group, kernel: int, seed: int = 0) -> to
 def test_a_projected_weight_is_equivariant_and_the_projection_orthogonal(source, fields, kernel):
     source, fields = source and Group.parse(source), Group.parse(fields)
     weight, other = drawn(source, fields, kernel), drawn(source, fields, kernel, 1)
-    projected = project(weight, source, fields)
+    projected = project_weight(weight, source, fields)
     images = torch.randn((2, weight.shape[1], 6, 6), dtype=torch.float64)
     for element in fields.elements:
         moved = act(images, element) if source is None else act_on_fields(images, element, source)
         expected = act_on_fields(F.conv2d(images, projected), element, fields)
         assert torch.allclose(F.conv2d(moved, projected), expected, rtol=0, atol=1e-12)
-    again = project(projected, source, fields)
+    again = project_weight(projected, source, fields)
     assert torch.allclose(again, projected, rtol=0, atol=1e-14)
-    mixed = project(2 * weight - 3 * other, source, fields)
+    mixed = project_weight(2 * weight - 3 * other, source, fields)
     assert torch.allclose(
-        mixed, 2 * projected - 3 * project(other, source, fields), rtol=0, atol=1e-13
+        mixed, 2 * projected - 3 * project_weight(other, source, fields), rtol=0, atol=1e-13
     )
-    assert abs(float(((weight - projected) * project(other, source, fields)).sum())) < 1e-12
+    assert abs(float(((weight - projected) * project_weight(other, source, fields)).sum())) < 1e-12
 
 
 @pytest.mark.parametrize("text", ["8px: 2k3@D4, 2k3s2r, 3k2@D2, 2k3@D1", "8px: 2k3@C4, 2k3@C1"])
@@ -51,27 +51,35 @@ def test_the_weights_of_steerable_networks_are_fixed(text):
     network = build(Architecture.parse(text), channels=2, classes=3).double()
     for convolution, weight in zip(network.convolutions, network.weights()):
         fields = convolution.parametrisation.group
-        assert torch.allclose(project(weight, convolution.source, fields), weight, atol=1e-14)
-        assert distance(weight, convolution.source, fields) < 1e-14
+        assert torch.allclose(
+            project_weight(weight, convolution.source, fields), weight, atol=1e-14
+        )
+        assert equivariance_distance(weight, convolution.source, fields) < 1e-14
 
 
 def test_a_subgroup_fixes_more_and_the_distance_is_relative():
     fields, half = Group.parse("C4"), Group.parse("C2")
     weight = drawn(fields, fields, 3)
-    towards = project(weight, fields, fields, half)
-    assert distance(towards, fields, fields, half) < 1e-14 < distance(towards, fields, fields)
-    assert distance(5 * weight, fields, fields) == pytest.approx(distance(weight, fields, fields))
+    towards = project_weight(weight, fields, fields, half)
+    assert (
+        equivariance_distance(towards, fields, fields, half)
+        < 1e-14
+        < equivariance_distance(towards, fields, fields)
+    )
+    assert equivariance_distance(5 * weight, fields, fields) == pytest.approx(
+        equivariance_distance(weight, fields, fields)
+    )
     # of a weight whose entries are independent, 1 / |G| of the squared norm is equivariant
     many = torch.cat([drawn(fields, fields, 3, seed) for seed in range(200)])
-    assert distance(many, fields, fields) == pytest.approx(0.75**0.5, rel=0.01)
-    assert distance(torch.zeros(4, 4, 3, 3), fields, fields) == 0
+    assert equivariance_distance(many, fields, fields) == pytest.approx(0.75**0.5, rel=0.01)
+    assert equivariance_distance(torch.zeros(4, 4, 3, 3), fields, fields) == 0
 
 
 def test_what_has_no_projection():
     with pytest.raises(ValueError, match="off their grid; choose its subgroup C4"):
-        project(torch.zeros(8, 8, 3, 3), Group.parse("C8"), Group.parse("C8"))
+        project_weight(torch.zeros(8, 8, 3, 3), Group.parse("C8"), Group.parse("C8"))
     with pytest.raises(ValueError, match="6 channels are not a whole number of fields of C4"):
-        project(torch.zeros(6, 4, 3, 3), Group.parse("C4"), Group.parse("C4"))
+        project_weight(torch.zeros(6, 4, 3, 3), Group.parse("C4"), Group.parse("C4"))
 
 
 @pytest.mark.parametrize("text", ["8px: 2k3@D4+C4, 2k3@C4~0.5, 1k3", "8px: 8k3, 4k3"])
@@ -82,7 +90,7 @@ def test_the_sum_of_squared_distances_has_its_value_and_gradient(text):
         own, source = convolution.parametrisation.group, convolution.source
         if own.order == 1:
             own, source = group, source and group
-        expected += distance(weight, source, own, group) ** 2
+        expected += equivariance_distance(weight, source, own, group) ** 2
     total = distances_squared(network, group)
     assert float(total.detach()) == pytest.approx(expected, rel=1e-12)
     for convolution in network.convolutions[:2]:
@@ -100,7 +108,7 @@ def test_channels_that_are_no_whole_field_stay_in_place():
     """Under C4 six channels are a field and two that stay, whose kernels alone are averaged."""
     plain = build(Architecture.parse("8px: 6k3"), channels=1, classes=3).double()
     weight, group = plain.weights()[0].detach(), Group.parse("C4")
-    whole = project(weight[:4], None, group)
+    whole = project_weight(weight[:4], None, group)
     kept = sum(act(weight[4:], element) for element in group.elements) / 4
     outside = weight - torch.cat([whole, kept])
     expected = float(outside.square().sum() / weight.square().sum())
@@ -119,7 +127,7 @@ def test_a_group_beside_that_of_a_stage_reads_its_channels_as_fields_of_its_own(
     for convolution, weight in zip(network.convolutions, network.weights()):
         if not group <= convolution.parametrisation.group:
             source = convolution.source and group
-            expected += distance(weight, source, group) ** 2
+            expected += equivariance_distance(weight, source, group) ** 2
     assert expected > 0
     assert float(distances_squared(network, group).detach()) == pytest.approx(expected, rel=1e-9)
 

@@ -15,8 +15,8 @@ from test_faults import assert_whole, finish, start
 from studies.errors import StudyError
 from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
-from studies.workers.executors import Ending
-from studies.workers.local_ray import guarded
+from studies.workers.executors import RunEnding
+from studies.workers.local_ray import guarded_by_token
 from studies.workers.ray_executor import run_on_ray
 from support import trivial
 
@@ -94,7 +94,7 @@ def test_a_worker_that_dies_while_the_driver_finds_nothing_left_to_do(tmp_path):
         driver.next = slow
         assert run_on_ray(
             driver, partial(once, str(tmp_path / "mark"), partial(die_after, str(asked)))
-        ) == Ending("trials")
+        ) == RunEnding("trials")
     assert_whole(tmp_path / "study", trials=2, repeated=1)
 
 
@@ -191,7 +191,7 @@ def test_a_last_trial_that_takes_the_last_worker_with_it_ends_the_study(tmp_path
     with SearchDriver.create(
         tmp_path / "study", trivial.study(search__trials=1, search__retries=1, resources__workers=1)
     ) as driver:
-        assert run_on_ray(driver, deadly_first) == Ending("trials")
+        assert run_on_ray(driver, deadly_first) == RunEnding("trials")
     assert [record.state for record in read_trials(tmp_path / "study")] == ["failed"]
 
 
@@ -210,7 +210,7 @@ def test_a_study_whose_cluster_loses_its_head_ends_and_goes_on_later(tmp_path, m
         return nodes()
 
     monkeypatch.setattr(ray, "nodes", silent_after_the_first_time)
-    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(cluster, "CLUSTER_PATIENCE", 0.5)
     directory, study = tmp_path / "study", trivial.study(search__trials=6, search__rungs=[])
     with (
         SearchDriver.create(directory, study) as driver,
@@ -220,7 +220,7 @@ def test_a_study_whose_cluster_loses_its_head_ends_and_goes_on_later(tmp_path, m
         run_on_ray(driver, partial(once, str(tmp_path / "mark"), kill_me))
     monkeypatch.setattr(ray, "nodes", nodes)
     with SearchDriver.open(directory) as driver:
-        assert run_on_ray(driver, trivial.trainable) == Ending("trials")
+        assert run_on_ray(driver, trivial.trainable) == RunEnding("trials")
     assert_whole(directory, trials=6, repeated=3)
 
 
@@ -326,7 +326,7 @@ def test_a_node_that_joins_is_used_and_one_that_leaves_costs_an_epoch(tmp_path):
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    with guarded() as folder:
+    with guarded_by_token() as folder:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "temp_dir": folder})
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="error")

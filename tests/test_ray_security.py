@@ -178,6 +178,6 @@ def test_a_long_folder_of_temporary_files_is_not_used_or_named(tmp_path, monkeyp
     folder = local_ray._private_folder()
     folder.rmdir()
     assert len(str(folder)) <= local_ray.LONGEST_FOLDER
-    monkeypatch.setattr(local_ray, "SHORT", str(tmp_path / "absent"))
+    monkeypatch.setattr(local_ray, "SHORT_FOLDER", str(tmp_path / "absent"))
     with pytest.raises(StudyError, match="absent cannot be written .*; set TMPDIR to a writable"):
         local_ray._private_folder()

@@ -26,7 +26,7 @@ from studies.journal.lock import StudyLock
 from studies.pareto import front_volume
 from studies.replays import rivals
 from studies.replays.record import (
-    Table,
+    RecordedTable,
     TableEntry,
     enumerate_space,
     read_table,
@@ -44,7 +44,7 @@ from studies.replays.replay import (
     replay,
 )
 from studies.replays.rivals import RIVALS
-from studies.replays.steps import Paid, Step, known
+from studies.replays.steps import Paid, SearchStep, known
 from studies.replays.trainings import ROWS
 from studies.search.assignments import LeaveError
 from trainers.training.train import train
@@ -75,7 +75,7 @@ def made_up(text=TEXT):
                 tuple((final[0] * share, final[1] * share) for share in (0.5, 0.8, 1.0)),
             )
         )
-    return Table(study, 1, 10, {}, tuple(entries), len(entries))
+    return RecordedTable(study, 1, 10, {}, tuple(entries), len(entries))
 
 
 def test_every_architecture_is_enumerated_once():
@@ -453,7 +453,12 @@ def test_work_counts_epochs_by_their_multiplications():
 
 def test_a_method_needs_the_epochs_up_to_the_goal_and_no_more():
     point = (0.9, 0.9)
-    steps = [Step(2, 1.0, None), Step(3, 9.0, (0.1, 0.1)), Step(4, 2.0, point), Step(5, 1.0, point)]
+    steps = [
+        SearchStep(2, 1.0, None),
+        SearchStep(3, 9.0, (0.1, 0.1)),
+        SearchStep(4, 2.0, point),
+        SearchStep(5, 1.0, point),
+    ]
     goal = front_volume([point], OBJECTIVES)
     assert _needed(goal, 100, iter(steps)) == (9, 12.0)
     assert _needed(goal, 9, iter(steps))[0] == 9 and _needed(goal, 4, iter(steps))[0] == 5

@@ -13,7 +13,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from searchspace.weights.relaxation import Relaxation
 from studies.samplers.ehvi import FeatureCoding
-from studies.samplers.initial_design import distance as apart_of
+from studies.samplers.initial_design import candidate_distance as apart_of
 from studies.samplers.initial_design import features_of
 from studies.samplers.planned import Draft
 from support import trivial
@@ -21,7 +21,7 @@ from support.relaxing import TEXTS, stir
 from trainers.actions import act, act_on_fields
 from trainers.networks.fold import fold, scoring
 from trainers.networks.networks import build
-from trainers.networks.projection import distance, project
+from trainers.networks.projection import equivariance_distance, project_weight
 
 GRID = ("C2", "C4", "D1", "D2", "D4")
 ALL = [text.format(group) for text in TEXTS for group in GRID] + [
@@ -128,7 +128,7 @@ def test_softness_1_is_the_free_weight_and_between_it_damps_what_is_not_equivari
         group = convolution.parametrisation.group
         fields = convolution.filters.view(-1, *convolution.parametrisation.expanded_shape)
         assert torch.equal(whole, convolution.weight(fields))
-        projected = project(whole, convolution.source, group)
+        projected = project_weight(whole, convolution.source, group)
         assert torch.allclose(damped, projected + 0.25 * (whole - projected), atol=1e-15)
 
 
@@ -137,7 +137,7 @@ def test_banks_start_as_the_constraint_and_break_it_with_the_spread_of_w():
     group, distances = Group.parse("C4"), []
     for spread in (0.0, 0.1, 0.5, 2.0):
         set_all(network, "weights", [[1 + spread, 1, 1, 1 - spread], [1, 1, 1 + spread, 1]])
-        distances.append([distance(w, c.source, group) for w, c in pairs(network)])
+        distances.append([equivariance_distance(w, c.source, group) for w, c in pairs(network)])
     assert max(distances[0]) < 1e-15
     assert all(a < b for few, more in pairwise(distances) for a, b in zip(few, more))
 
@@ -151,7 +151,7 @@ def test_the_distance_at_the_start_is_the_one_that_samplers_expect(text):
     architecture = Architecture.parse(f"9px: 12k3{text}, 12k3")
     stage = architecture.stages[0]
     network = build(architecture, channels=2, classes=3)
-    found = distance(network.weights()[1], stage.group, stage.group)
+    found = equivariance_distance(network.weights()[1], stage.group, stage.group)
     assert stage.relaxation.start_distance(stage.group) == pytest.approx(found, rel=0.05)
 
 

@@ -13,12 +13,12 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from searchspace.weights.relaxed import relaxed
 from trainers.actions import act
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.networks.networks import build
-from trainers.networks.relaxing import Relaxation, relax, require_same_function
-from trainers.training.inheritance import Training, begin, carry_over
+from trainers.networks.relaxing import ParameterMap, relax_network, require_same_function
+from trainers.training.inheritance import TrainingPlace, begin, carry_over
 from trainers.training.step import build_optimizer
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 IMAGES = torch.rand(6, 1, 17, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 PLAIN_STAGES = "17px: 2k3@D4, 2k3x2 max2/2, 2k3@C4 conv3/2p1 head={}"
@@ -58,7 +58,7 @@ def step_at_rest(model, optimizer):
 def test_relaxing_any_stage_to_any_subgroup_keeps_the_function(text):
     model = network(text).double()
     for number, group in relaxations(text):
-        inheriting = relax(model, relaxed(model.architecture, number, group))
+        inheriting = relax_network(model, relaxed(model.architecture, number, group))
         stage = inheriting.architecture.stages[number - 1]
         assert (
             stage.group == group
@@ -72,14 +72,14 @@ def test_a_maximum_over_fields_becomes_one_over_blocks_of_channels():
     model = network("17px: 2k3@D4 max2/2, 3k3").double()
     architecture = relaxed(model.architecture, 2, Group.parse("C1"))
     assert str(architecture) == "17px: 2k3@D4 max2/2, 24k3@C1 head=block_max:D4"
-    inheriting = relax(model, architecture)
+    inheriting = relax_network(model, architecture)
     assert torch.allclose(inheriting(IMAGES), model(IMAGES), rtol=0, atol=1e-10)
 
 
 def test_a_basis_keeps_the_function_to_the_rounding_of_its_samples():
     model = network("17px: 2k3@C8 max2/2, 2k3 head=none").double()
     for number, group in relaxations(str(model.architecture)):
-        inheriting = relax(model, relaxed(model.architecture, number, group))
+        inheriting = relax_network(model, relaxed(model.architecture, number, group))
         assert inheriting.architecture.filters == "basis"
         assert torch.allclose(inheriting(IMAGES), model(IMAGES), rtol=0, atol=1e-6)
 
@@ -92,14 +92,16 @@ def test_a_pathway_keeps_the_function_and_the_head_at_any_stage(text):
         architecture = relaxed(model.architecture, number, group, pathway=True)
         annotation = architecture.stages[number - 1].annotation
         assert annotation == f"{model.architecture.stages[number - 1].group}+{group}"
-        inheriting = relax(model, architecture)
+        inheriting = relax_network(model, architecture)
         assert torch.equal(inheriting(IMAGES), model(IMAGES))
         assert torch.equal(inheriting.train()(IMAGES), copy.deepcopy(model).train()(IMAGES))
 
 
 def test_a_pathway_begins_to_train_at_once():
     model = network("16px: 3k3@C4 max2/2, 3k3").double()
-    inheriting = relax(model, relaxed(model.architecture, 1, Group.parse("C1"), pathway=True))
+    inheriting = relax_network(
+        model, relaxed(model.architecture, 1, Group.parse("C1"), pathway=True)
+    )
     images = torch.rand(8, 1, 16, 16, dtype=torch.float64)
     inheriting(images).square().sum().backward()
     gradient = inheriting.get_parameter("stages.0.0.convolutions.0.soft.further.0.filters").grad
@@ -111,7 +113,7 @@ def test_relaxing_twice_is_relaxing_both_stages_at_once():
     once = relaxed(model.architecture, 3, Group.parse("C2"))
     both = relaxed(once, 2, Group.parse("C4"))
     assert [str(s.group) for s in both.stages] == ["D4", "C4", "C2"]
-    direct, in_turn = relax(model, both), relax(relax(model, once), both)
+    direct, in_turn = relax_network(model, both), relax_network(relax_network(model, once), both)
     assert all(
         torch.equal(value, in_turn.state_dict()[name])
         for name, value in direct.state_dict().items()
@@ -127,9 +129,9 @@ def test_the_next_step_of_its_own_momentum_moves_the_function_alike(text, optimi
     saved = parent.state_dict()
     for number, group in relaxations(text)[::6]:
         architecture = relaxed(model.architecture, number, group)
-        inheriting = relax(model, architecture)
+        inheriting = relax_network(model, architecture)
         child = build_optimizer(inheriting, settings)
-        carry_over(saved, Relaxation(model, architecture), inheriting, child)
+        carry_over(saved, ParameterMap(model, architecture), inheriting, child)
         again = build(model.architecture, channels=1, classes=5).double().eval()
         again.load_state_dict(model.state_dict())
         mine = build_optimizer(again, settings)
@@ -145,7 +147,7 @@ def test_the_next_step_of_its_own_momentum_moves_the_function_alike(text, optimi
 
 def test_equivariance_is_kept_at_first_and_lost_by_training():
     model = network("16px: 3k3@D4 max2/2, 3k3 head=group_mean").double()
-    inheriting = relax(model, relaxed(model.architecture, 2, Group.parse("D1")))
+    inheriting = relax_network(model, relaxed(model.architecture, 2, Group.parse("D1")))
     images = torch.rand(12, 1, 16, 16, dtype=torch.float64)
 
     def errors():
@@ -169,7 +171,7 @@ def test_equivariance_is_kept_at_first_and_lost_by_training():
 def test_a_new_skip_connection_is_the_identity_in_training_too():
     model = network("17px: 4k3@C4, 4k3r, 4k3r head=none").double()
     architecture = relaxed(model.architecture, 3, Group.parse("C2"))
-    measured = relax(model, architecture, images=IMAGES)
+    measured = relax_network(model, architecture, images=IMAGES)
     assert torch.allclose(measured(IMAGES), model(IMAGES), rtol=0, atol=1e-10)
     block = measured.stages[2][0]
     maps = model.forward_with_stages(IMAGES)[1][1]
@@ -180,7 +182,7 @@ def test_a_new_skip_connection_is_the_identity_in_training_too():
 
 def test_a_function_that_is_not_kept_is_refused():
     model = network("12px: 4k3@C4, 4k3 head=none")
-    other = relax(model, relaxed(model.architecture, 2, Group.parse("C2")))
+    other = relax_network(model, relaxed(model.architecture, 2, Group.parse("C2")))
     images = torch.rand(4, 1, 12, 12)
     require_same_function(model, other, images)
     with torch.no_grad():
@@ -217,18 +219,18 @@ def test_what_cannot_be_relaxed_is_said(text, stage, group, message):
 )
 def test_weights_of_what_is_not_a_relaxation_are_not_inherited(text, message):
     with pytest.raises(ValueError, match=message):
-        relax(network("12px: 4k3@C4, 4k3 head=none"), Architecture.parse(text))
+        relax_network(network("12px: 4k3@C4, 4k3 head=none"), Architecture.parse(text))
 
 
 def test_a_training_begins_with_the_weights_of_another_and_goes_on(tmp_path):
-    splits = load(DIGITS, (12, 12))
+    splits = load_data(DIGITS, (12, 12))
     whole, epochs = Architecture.parse("12px: 4k3@C4 max2/2, 4k3 head=none"), config()
-    parent = Training(whole, epochs, tmp_path / "parent")
+    parent = TrainingPlace(whole, epochs, tmp_path / "parent")
     scores = train(whole, epochs, parent.directory, 4, splits=splits)
-    child = Training(relaxed(whole, 2, Group.parse("C2")), epochs, tmp_path / "child")
+    child = TrainingPlace(relaxed(whole, 2, Group.parse("C2")), epochs, tmp_path / "child")
     begin(child, parent, 3, lambda: splits)
-    begun = start(child.architecture, child.config, child.directory, splits)
-    trained = start(whole, epochs, parent.directory, splits)
+    begun = start_training(child.architecture, child.config, child.directory, splits)
+    trained = start_training(whole, epochs, parent.directory, splits)
     assert begun.epoch == 3 and begun.progress.seconds == 0
     pixels = splits.validation.pixels[:20].float() / 255
     assert torch.allclose(begun.network.eval()(pixels), trained.network.eval()(pixels), atol=1e-5)
@@ -243,14 +245,14 @@ def test_a_training_begins_with_the_weights_of_another_and_goes_on(tmp_path):
     )
     assert seen == [4] and found.epoch == 4 and scores.params < found.params
     begin(child, parent, 3, lambda: splits)  # as after a kill: nothing is begun again
-    assert start(child.architecture, child.config, child.directory, splits).epoch == 4
+    assert start_training(child.architecture, child.config, child.directory, splits).epoch == 4
 
 
 def test_a_parent_without_a_checkpoint_or_of_other_images_is_named(tmp_path):
-    splits = load(DIGITS, (12, 12))
+    splits = load_data(DIGITS, (12, 12))
     architecture = Architecture.parse("12px: 2k3@C4, 2k3 head=none")
-    parent = Training(architecture, config(), tmp_path / "parent")
-    child = Training(relaxed(architecture, 2, Group.parse("C1")), config(), tmp_path / "child")
+    parent = TrainingPlace(architecture, config(), tmp_path / "parent")
+    child = TrainingPlace(relaxed(architecture, 2, Group.parse("C1")), config(), tmp_path / "child")
     with pytest.raises(ValueError, match="no checkpoint in .*parent"):
         begin(child, parent, 1, lambda: splits)
     train(architecture, config(), parent.directory, 1, splits=splits)
@@ -266,4 +268,6 @@ def test_weights_that_are_relaxed_in_part_are_not_moved():
     soft = Architecture.parse("9px: 2k3@C4+C1, 2k3, 2k3 head=none")
     constrained = Architecture.parse("9px: 2k3@C4, 2k3, 2k3 head=none")
     with pytest.raises(ValueError, match="has relaxed weights .* take a trained network without"):
-        relax(build(soft, channels=1, classes=2), relaxed(constrained, 2, Group.parse("C2")))
+        relax_network(
+            build(soft, channels=1, classes=2), relaxed(constrained, 2, Group.parse("C2"))
+        )

@@ -19,7 +19,7 @@ from studies.journal.salvage import salvage
 from studies.journal.writer import open_journal
 from studies.results import tables
 from studies.search.driver import SearchDriver
-from studies.search.proposals import described
+from studies.search.proposals import describe_text
 from studies.workers.executors import run_in_process
 from support import trivial
 
@@ -27,9 +27,9 @@ from support import trivial
 @pytest.fixture
 def directory(tmp_path):
     """A study directory with a journal of ten whole records (a study, and trials that wait)."""
-    from studies.config import dump, load
+    from studies.config import dump, load_study
 
-    (tmp_path / "study.yaml").write_text(dump(load("quickstart")))
+    (tmp_path / "study.yaml").write_text(dump(load_study("quickstart")))
     records = [{"op_code": 0, "study_name": "equisearch", "directions": [2, 2]}]
     records += [{"op_code": 4, "study_id": 0, "datetime_start": None, "state": 4} for _ in range(9)]
     records += [
@@ -133,7 +133,7 @@ def test_a_repaired_study_holds_its_trials_and_goes_on(study, tmp_path, kind):
     shutil.copytree(source, path)
     lines = (path / JOURNAL).read_bytes().splitlines(keepends=True)
     (path / JOURNAL).write_bytes(damaged(lines, kind))
-    done = repair(path, described)
+    done = repair(path, describe_text)
     assert any("14 now" in line or "13 now" in line for line in done), done
     after = trivial.ended(path)
     for number, (state, values, architecture, rungs) in before.items():
@@ -148,7 +148,7 @@ def test_a_repaired_study_holds_its_trials_and_goes_on(study, tmp_path, kind):
     for record in first:  # numbers keep their architectures
         if record.architecture is not None and record.state in ("complete", "pruned"):
             assert trivial.ended(path)[record.number][2] == record.architecture
-    assert repair(path, described) == []
+    assert repair(path, describe_text) == []
 
 
 def test_channels_and_classes_that_are_lost_come_from_the_images(study, tmp_path):
@@ -162,9 +162,9 @@ def test_channels_and_classes_that_are_lost_come_from_the_images(study, tmp_path
     def unreadable(study):
         raise ValueError("the folder is not there")
 
-    done = repair(path, described, unreadable)
+    done = repair(path, describe_text, unreadable)
     assert any("the folder is not there): put the data back, then" in line for line in done)
-    repair(path, described, lambda study: (1, 7))
+    repair(path, describe_text, lambda study: (1, 7))
     with SearchDriver.open(path, trivial.study(search__trials=18)) as driver:
         assert (driver.channels, driver.classes) == (1, 7)
 
@@ -178,9 +178,9 @@ def test_architectures_that_were_to_be_tried_first_are_not_forgotten(tmp_path):
     for folder in later:  # as if it had ended behind the first
         shutil.rmtree(folder)
     (path / JOURNAL).unlink()
-    done = repair(path, described)
+    done = repair(path, describe_text)
     assert any("2 architectures of --enqueue and search.first" in line for line in done)
-    assert repair(path, described) == []
+    assert repair(path, describe_text) == []
     with SearchDriver.open(path) as driver:
         run_in_process(driver, scored)
     assert [record.architecture for record in read_trials(path)][:3] == first
@@ -271,12 +271,12 @@ NO_RECORDS = {
 @pytest.mark.parametrize("place", ["middle", "end"])
 @pytest.mark.parametrize("line", NO_RECORDS.values(), ids=NO_RECORDS)
 def test_what_is_no_record_hides_nothing_from_those_who_look(directory, line, place):
-    study, before = tables.open_study(directory, reading=True)
+    study, before = tables.open_records(directory, reading=True)
     lines = (directory / JOURNAL).read_bytes().splitlines(keepends=True)
     lines.insert(11 if place == "middle" else 12, line + b"\n")
     (directory / JOURNAL).write_bytes(b"".join(lines))
     with pytest.warns(JournalWarning, match="left out here.*equisearch repair"):
-        _, records = tables.open_study(directory, parameters=True, reading=True)
+        _, records = tables.open_records(directory, parameters=True, reading=True)
         row = tables.rows_of(study, records, Evidence())
     assert [(r.number, r.state) for r in records[:9]] == [(r.number, r.state) for r in before]
     assert len(row[0]) == len(records)

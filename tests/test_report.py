@@ -14,7 +14,7 @@ from searchspace.recipe import Candidate
 from studies.errors import StudyError
 from studies.evidence.intervals import Evidence
 from studies.journal.trial import TrialRecord
-from studies.markup import html, joined
+from studies.markup import html, joined_html
 from studies.pareto import knee
 from studies.results import tables as views
 from studies.results.report import answer as answering
@@ -52,10 +52,10 @@ def data_of(page):
 
 def test_the_page_says_what_the_commands_say_and_refers_to_nothing(study):
     path = write_report(study)
-    page, opened = path.read_text(encoding="utf-8"), views.open_study(study)
+    page, opened = path.read_text(encoding="utf-8"), views.open_records(study)
     assert path == study / "report.html"
     text = text_of(page)
-    for record in views.members(*opened):
+    for record in views.front_members(*opened):
         assert record.architecture in text
     assert views.status_lines(views.status(study))[1] in text
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)[^\"']*", page)
@@ -64,7 +64,7 @@ def test_the_page_says_what_the_commands_say_and_refers_to_nothing(study):
 
 def test_scores_are_compared_over_all_complete_trials(study):
     page = write_report(study).read_text(encoding="utf-8")
-    complete = [r for r in views.open_study(study)[1] if r.state == "complete"]
+    complete = [r for r in views.open_records(study)[1] if r.state == "complete"]
     for section in re.findall(r"<h3>By .*?</table>", page, flags=re.DOTALL):
         rows = section.split("<tr>")[2:]
         counts = [int(row.split("<td class=right>")[1].split("<")[0]) for row in rows]
@@ -79,7 +79,7 @@ def test_scores_are_compared_over_all_complete_trials(study):
 
 
 def test_the_front_grows_to_its_hypervolume(study):
-    opened = views.open_study(study)
+    opened = views.open_records(study)
     volumes = growth(*opened)
     assert (
         volumes == sorted(volumes)
@@ -223,7 +223,7 @@ def test_a_result_whose_numbers_are_none_is_named(hostile, changes):
 
 def test_what_is_no_html_is_escaped_wherever_it_is_put():
     inner = html("<i>{}</i>", EVIL)
-    page = html("<p>{}{}</p>", inner, joined([inner, EVIL, 3], "<br>"))
+    page = html("<p>{}{}</p>", inner, joined_html([inner, EVIL, 3], "<br>"))
     assert (
         "<script" not in page
         and page.count("<i>") == 2
@@ -256,9 +256,9 @@ def test_values_are_sorted_as_people_do():
 
 
 def test_the_best_compromise_is_the_marked_row(study):
-    opened, records = views.open_study(study)
+    opened, records = views.open_records(study)
     rows, _, cells = views.front_rows(opened, records)
-    front = views.members(opened, records)
+    front = views.front_members(opened, records)
     best = front[knee([record.values for record in front], opened.objectives)]
     # not the first one, which would be marked without looking
     assert best is not front[0]
@@ -268,7 +268,7 @@ def test_the_best_compromise_is_the_marked_row(study):
 
 def test_the_means_of_a_facet_are_those_of_its_trials(study):
     page = write_report(study).read_text(encoding="utf-8")
-    complete = [r for r in views.open_study(study)[1] if r.state == "complete"]
+    complete = [r for r in views.open_records(study)[1] if r.state == "complete"]
     by_size: dict[str, list] = {}
     for record in complete:
         name = FACETS["input size"](Candidate.parse(record.architecture))
@@ -285,7 +285,7 @@ def test_the_means_of_a_facet_are_those_of_its_trials(study):
 
 def test_the_answer_stands_first_and_is_that_of_the_marked_row(study):
     page = write_report(study).read_text(encoding="utf-8")
-    rows, _, _ = views.front_rows(*views.open_study(study))
+    rows, _, _ = views.front_rows(*views.open_records(study))
     best = next(row for row in rows if row["knee"])
     text = " ".join(text_of(page).split())
     headline = re.search(r"(Use|Not settled; the best guess is) .*? complete trials", text)[0]
@@ -367,7 +367,7 @@ def test_what_was_tested_replaces_the_warning_that_validation_flatters(study, tm
     shutil.copytree(study, directory)
     shutil.rmtree(directory / "retrained", ignore_errors=True)
     assert "flatter the chosen" in text_of(write_report(directory).read_text(encoding="utf-8"))
-    rows, _, _ = views.front_rows(*views.open_study(directory))
+    rows, _, _ = views.front_rows(*views.open_records(directory))
     best = next(row["trial"] for row in rows if row["knee"])
     retrained(directory, name=f"trial {best}", accuracy_by_angle={"0": 0.9, "45": 0.25})
     page = write_report(directory).read_text(encoding="utf-8")
@@ -380,7 +380,7 @@ def test_what_was_tested_replaces_the_warning_that_validation_flatters(study, tm
 
 def test_the_plot_holds_every_complete_trial_with_its_scores(study):
     page = write_report(study).read_text(encoding="utf-8")
-    opened, records = views.open_study(study)
+    opened, records = views.open_records(study)
     data, complete = data_of(page), [r for r in records if r.state == "complete"]
     assert {t["n"] for t in data["trials"]} == {r.number for r in complete}
     titles = [axis["title"] for axis in data["axes"]]
@@ -392,7 +392,7 @@ def test_the_plot_holds_every_complete_trial_with_its_scores(study):
         assert trial["i"][titles.index("parameters")] is None
         assert not trial["tied"] or (trial["front"] and not trial["knee"])
         assert [p[0] for p in trial["curves"][0]["points"]] == list(record.rungs)
-    front = {record.number for record in views.members(opened, records)}
+    front = {record.number for record in views.front_members(opened, records)}
     assert {t["n"] for t in data["trials"] if t["front"]} == front
     assert [t["n"] for t in data["trials"] if t["knee"]] == [data["recommended"]]
 
@@ -423,16 +423,16 @@ def test_importance_finds_the_dimension_that_decides_and_is_silent_about_noise()
 
 
 def test_a_thousand_trials_fit_five_megabytes(study, monkeypatch):
-    opened, records = views.open_study(study, parameters=True)
-    front = views.members(opened, records)
+    opened, records = views.open_records(study, parameters=True)
+    front = views.front_members(opened, records)
     other = next(r for r in records if r.state == "complete" and r not in front)
     many = [*front, *(replace(other, number=1000 + n, parameters={}) for n in range(1000))]
-    monkeypatch.setattr(views, "open_study", lambda *_, **__: (opened, many))
+    monkeypatch.setattr(views, "open_records", lambda *_, **__: (opened, many))
     assert len(write_report(study).read_bytes()) < 5e6
 
 
 def test_tables_say_which_trials_are_exact(study):
-    opened, records = views.open_study(study)
+    opened, records = views.open_records(study)
     rows, columns, cells = views.front_rows(opened, records)
     place = [column.title for column in columns].index("exact")
     said = [cell[place] for cell in cells]

@@ -102,7 +102,7 @@ def study(tmp_path_factory):
 
 def test_trials_open_by_click_and_by_key_without_a_word_on_the_console(browser, study):
     path = write_report(study)
-    front = [record.number for record in views.members(*views.open_study(study))]
+    front = [record.number for record in views.front_members(*views.open_records(study))]
     browser.send("/url", {"url": f"file://{path}"})
     heading = "return document.querySelector('#trial h3').textContent"
     recommended = browser.run(heading)

@@ -15,7 +15,7 @@ from studies.config import dump, parse
 from studies.errors import LockedError, StudyError
 from studies.journal.lock import StudyLock
 from studies.results import reproduce, retrain_job
-from studies.results.retrain import MeanStd, _resourced, as_dict, run_jobs, summarised
+from studies.results.retrain import MeanStd, _resourced, row_as_dict, run_jobs, summarise_seeds
 from studies.results.retrain_job import RESULT, Job
 from studies.results.train_one import train_lines, train_one
 
@@ -45,7 +45,7 @@ def test_results_carry_n_and_spread_and_come_from_the_test_split(tmp_path):
     told = []
     rows = {
         row["name"]: row
-        for row in summarised(
+        for row in summarise_seeds(
             run_jobs(jobs(tmp_path), study(), tmp_path, lambda done, result: told.append(done))
         )
     }
@@ -104,7 +104,7 @@ def result(seed=1, **changes):
 
 def test_the_summary_of_angles_and_elements():
     other = result(2, accuracy_by_angle={"0": 0.8, "45": 0.7, "90": 0.1})
-    (row,) = summarised([result(), other])
+    (row,) = summarise_seeds([result(), other])
     # the worst angle of each seed, whichever it is
     assert row["angle_worst"] == MeanStd.of([0.3, 0.1])
     assert row["angle_mean"].mean == pytest.approx((0.6 + 1.6 / 3) / 2)
@@ -114,7 +114,7 @@ def test_the_summary_of_angles_and_elements():
     assert (row["accuracy"].mean, row["symmetry_accuracy"].mean) == (0.7, 0.6)
     assert (row["symmetry_accuracy_worst"].mean, row["equivariance_error"].mean) == (0.2, 0.1)
     assert (row["n"], row["epochs"], row["num_test"]) == (2, 9, 77)
-    assert as_dict(row)["accuracy"] == {"mean": 0.7, "std": 0.0, "n": 2}
+    assert row_as_dict(row)["accuracy"] == {"mean": 0.7, "std": 0.0, "n": 2}
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "", '{"name": 1}', "[" * 100_000])
@@ -130,7 +130,7 @@ def test_a_result_that_is_none_ends_in_one_message(tmp_path, text):
 
 
 def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(retrain_job, "PATIENCE", 0.0)
+    monkeypatch.setattr(retrain_job, "WORKER_PATIENCE", 0.0)
     (job, _) = jobs(tmp_path, seeds=(1,))
     folder = tmp_path / "exact" / "1"
     folder.mkdir(parents=True)
@@ -217,7 +217,7 @@ def test_claims_of_the_paper_can_fail():
 
 
 def test_the_table_puts_published_figures_beside():
-    columns, cells = reproduce.compared("upright", [row("P4 28 px", (0.9769,) * 4)])
+    columns, cells = reproduce.beside_published("upright", [row("P4 28 px", (0.9769,) * 4)])
     assert (
         len(cells) == 2
         and cells[1][0].strip() == "published"
@@ -250,7 +250,7 @@ def test_dropout_stands_where_the_paper_has_it_and_in_folders_of_its_own(tmp_pat
     )
     rates = [s.dropout.rate for s in Architecture.parse(with_it.architecture).stages]
     assert rates == [0.3, 0, 0.3, 0.3, 0.3, 0, 0]
-    assert without.architecture == reproduce.MODELS["P4 29 px"]
+    assert without.architecture == reproduce.PAPER_MODELS["P4 29 px"]
     assert with_it.directory == f"{without.directory}-dropout0.3"
     with pytest.raises(ValueError, match="below 1"):
         reproduce.jobs("upright", tmp_path, study, dropout=1.0)
@@ -259,15 +259,17 @@ def test_dropout_stands_where_the_paper_has_it_and_in_folders_of_its_own(tmp_pat
 def test_every_seed_trains_every_model_before_the_next_seed(tmp_path):
     study = reproduce.study_of("upright", root=".", epochs=1, test=None)
     jobs = reproduce.jobs("upright", tmp_path, study, seeds=3)
-    assert [job.seed for job in jobs] == [n for n in (1, 2, 3) for _ in reproduce.MODELS]
-    assert [job.name for job in jobs] == [*reproduce.MODELS] * 3
+    assert [job.seed for job in jobs] == [n for n in (1, 2, 3) for _ in reproduce.PAPER_MODELS]
+    assert [job.name for job in jobs] == [*reproduce.PAPER_MODELS] * 3
 
 
 def test_the_published_figures_are_those_of_the_paper():
     """Edixhoven et al., tables of the upright training: upright, its deviation, mean of quarter
     turns, mean of 36 angles, worst angle.
     """
-    assert {name: astuple(row)[:5] for name, row in reproduce.PUBLISHED["upright"].items()} == {
+    assert {
+        name: astuple(row)[:5] for name, row in reproduce.PUBLISHED_ROWS["upright"].items()
+    } == {
         "P4 28 px": (97.69, 0.17, 97.69, 87.22, 72.7),
         "P4 27 px": (98.52, 0.26, 77.55, 66.17, 38.1),
         "P4 29 px": (98.42, 0.25, 77.81, 66.29, 38.2),
@@ -278,9 +280,9 @@ def test_the_published_figures_are_those_of_the_paper():
 @pytest.mark.slow
 def test_the_upright_pattern_shows_in_a_short_run(tmp_path, mnist_root):
     study = reproduce.study_of("upright", root=str(mnist_root), epochs=8, test=2500, batch=32)
-    place = reproduce.place_of("upright", tmp_path, study)
+    place = reproduce.shift_folder("upright", tmp_path, study)
     results = run_jobs(reproduce.jobs("upright", tmp_path, study, seeds=1), study, place)
-    claims = reproduce.claims("upright", summarised(results))
+    claims = reproduce.claims("upright", summarise_seeds(results))
     assert all(claim.holds for claim in claims), claims
 
 

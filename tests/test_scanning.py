@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.data.datasets import DataWarning, load
+from trainers.data.datasets import DataWarning, load_data
 from trainers.data.decoding import extensions
 from trainers.data.describing import describe
 from trainers.data.folders import list_folder
@@ -76,7 +76,7 @@ def test_classes_that_hold_the_same_sub_folders_are_doubted(tmp_path, names):
     for name in names:
         fill(tmp_path / "pets" / name)
     with pytest.warns(DataWarning, match=r"hold the same sub-folders \(cat, dog\); .* train/"):
-        splits = load(Data(folder=tmp_path / "pets"))
+        splits = load_data(Data(folder=tmp_path / "pets"))
     assert splits.classes == tuple(sorted(names))
 
 
@@ -89,7 +89,7 @@ def test_folders_beside_the_splits_are_said_not_to_be_used(tmp_path):
 
 def test_class_names_and_counts_are_always_said(tmp_path):
     fill(tmp_path / "pets", classes=("a\x1b[31m", "dog"))
-    splits = load(Data(folder=tmp_path / "pets"))
+    splits = load_data(Data(folder=tmp_path / "pets"))
     assert describe(splits)[-1] == (
         "classes, training + validation images: a\\x1b[31m 3 + 1, dog 3 + 1"
     )
@@ -110,7 +110,7 @@ def test_a_bad_test_folder_stops_nothing_but_the_test(tmp_path, spoil, said):
     fill(tmp_path / "pets" / "test")
     spoil(tmp_path / "pets" / "test")
     with pytest.warns(DataWarning, match=f"the test images cannot be used.*{said}"):
-        splits = load(Data(folder=tmp_path / "pets"))
+        splits = load_data(Data(folder=tmp_path / "pets"))
     assert len(splits.train) == 8 and splits.has_test
     with pytest.raises(ValueError, match=said):
         splits.test()
@@ -121,7 +121,7 @@ def test_a_test_folder_with_an_empty_class_is_refused_when_it_is_needed(tmp_path
     fill(tmp_path / "pets" / "test")
     for path in (tmp_path / "pets" / "test" / "dog").iterdir():
         path.unlink()
-    splits = load(Data(folder=tmp_path / "pets"))
+    splits = load_data(Data(folder=tmp_path / "pets"))
     with pytest.raises(ValueError, match="the test split, 5 images of 1 of the 2 classes"):
         splits.test()
 
@@ -139,7 +139,7 @@ def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
     fill(tmp_path / "pets")
     os.rename(tmp_path / "pets/cat/0.png", os.fsencode(tmp_path / "pets/cat") + b"/\xe9.png")
     assert sum(map(len, list_folder(tmp_path / "pets").train.files)) == 10
-    assert len(load(Data(folder=tmp_path / "pets")).train) == 6
+    assert len(load_data(Data(folder=tmp_path / "pets")).train) == 6
 
 
 # what is left out
@@ -171,7 +171,7 @@ def test_every_ending_that_pillow_decodes_is_read(tmp_path, suffix, form):
     Image.new("RGB", (6, 5)).save(tmp_path / "pets" / "cat" / f"new{suffix}", form)
     warning, counts = said_of(tmp_path / "pets")
     assert counts == {"cat": 6, "dog": 5} and not warning
-    assert len(load(Data(folder=tmp_path / "pets")).train) == 7
+    assert len(load_data(Data(folder=tmp_path / "pets")).train) == 7
 
 
 def test_files_that_pillow_does_not_decode_are_named_and_counted(tmp_path):
@@ -246,7 +246,7 @@ def test_what_is_left_out_is_warned_of_once_from_the_cache_too(tmp_path):
     ((fill(tmp_path / "pets") / "cat") / "x.png").symlink_to("gone.png")
     for _ in range(2):
         with pytest.warns(DataWarning, match="1 dangling links") as caught:
-            load(Data(folder=tmp_path / "pets"))
+            load_data(Data(folder=tmp_path / "pets"))
         assert len(caught) == 1
 
 
@@ -258,10 +258,10 @@ def test_a_folder_that_disappears_while_it_is_read_is_one_clear_message(tmp_path
 
     monkeypatch.setattr("trainers.data.folders.sub_folders", gone)
     with pytest.raises(ValueError, match="data folder .*pets cannot be read .*make all of it"):
-        load(Data(folder=tmp_path / "pets"))
+        load_data(Data(folder=tmp_path / "pets"))
 
 
 def test_ordinary_folders_warn_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load(Data(folder=fill(tmp_path / "pets")))
+        load_data(Data(folder=fill(tmp_path / "pets")))

@@ -5,7 +5,13 @@ import errno
 import pytest
 
 from studies.journal.trial import TrialRecord
-from studies.results.front_plot import PlottedTrial, draw_text, figure, plotted_trials, save_figure
+from studies.results.front_plot import (
+    PlottedTrial,
+    draw_text,
+    figure,
+    plotted_trials,
+    save_front_figure,
+)
 from support import trivial
 
 TWO = ("accuracy", "symmetry_accuracy")
@@ -136,7 +142,7 @@ def test_figures_are_written_for_any_number_of_objectives(tmp_path, suffix, star
             for n in range(3)
         ]
         assert (
-            save_figure(found, names, tmp_path / "deep" / f"{count}.{suffix}")
+            save_front_figure(found, names, tmp_path / "deep" / f"{count}.{suffix}")
             .read_bytes()
             .startswith(start)
         )
@@ -149,20 +155,20 @@ def test_figures_that_cannot_be_drawn_are_refused(tmp_path):
         ([], TWO, "a.png", "no trial is complete"),
     ]:
         with pytest.raises(ValueError, match=why):
-            save_figure(found, objectives, tmp_path / name)
+            save_front_figure(found, objectives, tmp_path / name)
 
 
 def test_a_figure_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="the figure cannot be written to .*give another place"):
-        save_figure(FOUND, TWO, tmp_path / "file" / "a.png")
+        save_front_figure(FOUND, TWO, tmp_path / "file" / "a.png")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="a.png: No space left on device; give another place"):
-        save_figure(FOUND, TWO, tmp_path / "a.png")
+        save_front_figure(FOUND, TWO, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

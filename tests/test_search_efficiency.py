@@ -11,7 +11,7 @@ import pytest
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Group
-from studies.config import load
+from studies.config import load_study
 from studies.replays.record import enumerate_space, read_table
 from studies.replays.replay import full_volume, methods, replay
 
@@ -32,7 +32,7 @@ def table(named):
 @pytest.mark.parametrize("name", [*TABLES, "fashion_table"])
 def test_the_recorded_table_is_the_whole_space_of_its_preset(name):
     table = read_table(Path(__file__).parent / "assets" / f"{name}.json.gz")
-    preset = load(name)
+    preset = load_study(name)
     assert (table.study.space, table.study.search, table.study.training) == (
         preset.space,
         preset.search,

@@ -10,9 +10,9 @@ from studies.results.retrain import MeanStd
 from studies.results.selection import (
     STUDENT,
     _compared,
-    difference,
+    change_from_search,
+    mean_over_seeds,
     over_images,
-    over_seeds,
     selection_lines,
 )
 
@@ -31,18 +31,18 @@ def test_without_seeds_a_difference_has_the_chance_of_both_sets_of_images(share)
     """The lower bound holds low tests and high searches, the upper the reverse."""
     one = over_images(share, 400)
     below, above = half_widths(one)
-    found = difference(share, 400, MeanStd(share, 0.0, 1), 400)
+    found = change_from_search(share, 400, MeanStd(share, 0.0, 1), 400)
     assert found.value == 0
     assert half_widths(found) == pytest.approx((math.hypot(below, above),) * 2)
-    alone = over_seeds(MeanStd(share, 0.0, 1), 400)
+    alone = mean_over_seeds(MeanStd(share, 0.0, 1), 400)
     assert (alone.low, alone.high) == pytest.approx((one.low, one.high))
 
 
 def test_a_difference_is_test_minus_search_and_shrinks_with_images_and_grows_with_seeds_spread():
-    few, many = (difference(0.9, n, MeanStd(0.8, 0.0, 3), n) for n in (100, 10_000))
+    few, many = (change_from_search(0.9, n, MeanStd(0.8, 0.0, 3), n) for n in (100, 10_000))
     assert few.value == pytest.approx(-0.1) and few.low < many.low < many.high < few.high
     # three seeds: the t quantile of 2 degrees of freedom, of one mean of three and one training
-    spread = difference(0.9, 10**9, MeanStd(0.8, 0.01, 3), 10**9)
+    spread = change_from_search(0.9, 10**9, MeanStd(0.8, 0.01, 3), 10**9)
     wide = student.ppf(0.975, 2) * 0.01 * math.sqrt(1 + 1 / 3)
     assert half_widths(spread) == pytest.approx((wide, wide), rel=0.01)
 

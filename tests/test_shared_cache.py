@@ -19,7 +19,7 @@ from studies.cli import doctor
 from studies.errors import StudyError
 from studies.journal.lock import StudyLock, holder
 from trainers import cache, cached_arrays
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.networks import bases
 from trainers.networks.kernels import compiled
 from trainers.settings import Data
@@ -75,34 +75,34 @@ def poison(path):
 
 
 def test_the_poison_works_on_a_file_of_ones_own(folder):
-    load(DIGITS)
+    load_data(DIGITS)
     [path] = folder.glob("*.npy")
     poison(path)
-    assert not load(DIGITS).train.labels.any()
+    assert not load_data(DIGITS).train.labels.any()
 
 
 @pytest.mark.parametrize("make_foreign", FOREIGN)
 def test_labels_that_others_could_have_written_are_not_used(folder, caplog, make_foreign):
-    labels = load(DIGITS).train.labels
+    labels = load_data(DIGITS).train.labels
     [path] = folder.glob("*.npy")
     poison(path)
     make_foreign(path)
-    assert torch.equal(load(DIGITS).train.labels, labels) and labels.any()
+    assert torch.equal(load_data(DIGITS).train.labels, labels) and labels.any()
     assert caplog.text.count("are not used") == 1 and "EQUISEARCH_CACHE" in caplog.text
     assert cached_arrays.read_array(path) is not None  # our own file took its place
 
 
 def test_one_file_of_ours_under_the_name_of_another_is_not_used(folder):
-    expected = load(DIGITS).train.pixels.clone()
+    expected = load_data(DIGITS).train.pixels.clone()
     [first] = folder.glob("*.npy")
-    load(Data(name="digits", seed=1))
+    load_data(Data(name="digits", seed=1))
     [second] = set(folder.glob("*.npy")) - {first}
     os.replace(second, first)
-    assert torch.equal(load(DIGITS).train.pixels, expected)
+    assert torch.equal(load_data(DIGITS).train.pixels, expected)
 
 
 def test_what_is_read_is_the_file_that_was_checked(folder, monkeypatch):
-    labels = load(DIGITS).train.labels
+    labels = load_data(DIGITS).train.labels
     [_path] = folder.glob("*.npy")
     checked = cache.open_own
 
@@ -115,15 +115,15 @@ def test_what_is_read_is_the_file_that_was_checked(folder, monkeypatch):
         return file
 
     monkeypatch.setattr(cached_arrays, "open_own", replaced_after_the_check)
-    assert torch.equal(load(DIGITS).train.labels, labels)
+    assert torch.equal(load_data(DIGITS).train.labels, labels)
 
 
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(folder):
-    labels = load(DIGITS).train.labels
+    labels = load_data(DIGITS).train.labels
     [path] = folder.glob("*.npy")
     path.unlink()
     os.mkfifo(path)
-    assert torch.equal(load(DIGITS).train.labels, labels)
+    assert torch.equal(load_data(DIGITS).train.labels, labels)
 
 
 @as_root
@@ -131,7 +131,7 @@ def test_a_name_that_cannot_be_replaced_costs_the_file_only(folder, monkeypatch,
     """In a folder like /tmp, others' files stay: what was built is used all the same, and built
     once.
     """
-    labels = load(DIGITS).train.labels
+    labels = load_data(DIGITS).train.labels
     [path] = folder.glob("*.npy")
     poison(path)
     give_away(path)
@@ -140,7 +140,7 @@ def test_a_name_that_cannot_be_replaced_costs_the_file_only(folder, monkeypatch,
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "replace", sticky)
-    assert torch.equal(load(DIGITS).train.labels, labels)
+    assert torch.equal(load_data(DIGITS).train.labels, labels)
     assert "cannot be kept" in caplog.text and not list(folder.glob("*.part"))
 
 
@@ -194,7 +194,7 @@ def build(allocate):
 
 def test_waiting_for_the_images_of_another_process_ends(folder, held, monkeypatch):
     held(folder / "array.npy.lock")
-    monkeypatch.setattr(cached_arrays, "WAIT", 0.2)
+    monkeypatch.setattr(cached_arrays, "DECODING_WAIT", 0.2)
     with pytest.warns(UserWarning, match="another process holds .*array.npy.lock"):
         pixels, content = cached_arrays.cached("array", build)
     assert (pixels == 7).all() and content == {"labels": [1]}
@@ -205,7 +205,7 @@ def test_a_lock_is_waited_for_once(folder, held, waits):
     held(folder / "array.npy.lock")
     for _ in range(2):
         assert (cached_arrays.cached("array", build)[0] == 7).all()
-    assert waits == [cached_arrays.WAIT, 0.0] and 0 < cached_arrays.WAIT <= 3600
+    assert waits == [cached_arrays.DECODING_WAIT, 0.0] and 0 < cached_arrays.DECODING_WAIT <= 3600
 
 
 @as_root
@@ -327,7 +327,7 @@ def test_the_second_process_compiles_nothing(folder, source, monkeypatch):
 def test_waiting_for_another_processs_compiler_ends(folder, source, held, monkeypatch, caplog):
     name = f"{source.stem}-{compiled._key(source, compiled.compiler())}.so.lock"
     held(folder / "compiled" / name)
-    monkeypatch.setattr(compiled, "WAIT", 0.2)
+    monkeypatch.setattr(compiled, "COMPILER_WAIT", 0.2)
     assert compiled.load_library(source).answer() == 42
     assert "another process holds" in caplog.text and not libraries(folder)
 

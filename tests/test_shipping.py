@@ -22,17 +22,17 @@ from studies.results.export_trial import export_trial, verify_bundle
 from studies.results.retrain import MeanStd
 from studies.results.retrain_job import RESULT
 from studies.results.selection import (
-    compared,
-    difference,
+    change_from_search,
+    mean_over_seeds,
     over_images,
-    over_seeds,
     selection_lines,
     selection_table,
+    with_selection,
 )
 from trainers.bundles import export as exporting
 from trainers.bundles.formats import REQUIRED, FormatError
 from trainers.bundles.verify import load_checked
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 
 STUDY = """
 data: {name: digits, train: 60, validation: 40, test: 50}
@@ -62,8 +62,8 @@ def retrained(directory):
 def run(directory, on_result=lambda done, result: None, **options):
     study = retrain.retraining_study(directory)
     jobs = retrain.front_jobs(study, directory, **options)
-    return compared(
-        directory, retrain.summarised(retrain.run_jobs(jobs, study, directory, on_result))
+    return with_selection(
+        directory, retrain.summarise_seeds(retrain.run_jobs(jobs, study, directory, on_result))
     )
 
 
@@ -73,7 +73,7 @@ def folder_of(directory, what):
 
 def test_merged_images_are_those_of_both_splits():
     data = parse(STUDY).data
-    apart, merged = load(data, (8, 8)), load(data, (8, 8), merge=True)
+    apart, merged = load_data(data, (8, 8)), load_data(data, (8, 8), merge=True)
     assert len(merged.train) == 100 and len(merged.validation) == 0
     assert torch.equal(
         merged.train.pixels, torch.cat([apart.train.pixels, apart.validation.pixels])
@@ -113,14 +113,17 @@ def test_search_scores_stand_beside_test_scores(retrained):
 def test_intervals_hold_images_and_seeds():
     images = over_images(0.9, 100)
     assert (images.low, images.high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
-    alone, three = over_seeds(MeanStd(0.9, 0.0, 1), 100), over_seeds(MeanStd(0.9, 0.02, 3), 100)
+    alone, three = (
+        mean_over_seeds(MeanStd(0.9, 0.0, 1), 100),
+        mean_over_seeds(MeanStd(0.9, 0.02, 3), 100),
+    )
     assert alone == images
     # Student's t of two degrees of freedom: 4.303 standard errors of 0.02 / sqrt(3)
     assert three.high - 0.9 == pytest.approx(
         ((images.high - 0.9) ** 2 + (4.303 * 0.02) ** 2 / 3) ** 0.5
     )
     # Newcombe's interval for two proportions, 0.9 of 100 less 0.95 of 80
-    gap = difference(0.95, 80, MeanStd(0.9, 0.0, 1), 100)
+    gap = change_from_search(0.95, 80, MeanStd(0.9, 0.0, 1), 100)
     assert (gap.value, gap.low, gap.high) == pytest.approx((-0.05, -0.1303, 0.0345), abs=5e-4)
 
 
@@ -129,7 +132,7 @@ def killed_at(directory, epoch):
     from studies.workers import worker  # noqa: F401  (imported before the images are read)
     from trainers.training import checkpoint
 
-    saved, honest = [], checkpoint.save
+    saved, honest = [], checkpoint.save_checkpoint
 
     def save(*arguments):
         honest(*arguments)
@@ -137,7 +140,7 @@ def killed_at(directory, epoch):
         if len(saved) == epoch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.save = save
+    checkpoint.save_checkpoint = save
     run(Path(directory), seeds=1)
 
 

@@ -15,7 +15,7 @@ from searchspace.weights.softened import Softened
 from studies.config import parse
 from studies.journal.reader import read_trials
 from studies.journal.storage import open_storage
-from studies.results.after.points import Subject
+from studies.results.after.points import ScoredNetwork
 from studies.results.after.softening import soften_bundle, soften_trial
 from studies.results.tables import _learned_lines, _turns
 from studies.search.driver import SearchDriver
@@ -200,7 +200,7 @@ def test_a_softened_candidate_is_exported_retrained_and_repaired(
     began = time.perf_counter()
     alone = soften_bundle(bundle, parse(DIGITS), softness=(1.0,), images=20)
     assert 0 < alone["seconds"] <= time.perf_counter() - began
-    monkeypatch.setattr(Subject, "at_softness", cannot)
+    monkeypatch.setattr(ScoredNetwork, "at_softness", cannot)
     refused = run("soften", bundle, "--data", path / "study.yaml")
     assert refused.status == 1 and f"{bundle} cannot be softened: no C3" in refused.err
     assert "name the study" in run("soften", bundle).err

@@ -10,7 +10,7 @@ from searchspace.groups import Group
 from trainers.actions import act
 from trainers.networks.fold import fold
 from trainers.networks.soft.logit_bound import logit_bounds
-from trainers.networks.soft.softening import actions, soften
+from trainers.networks.soft.softening import actions, soften_network
 
 C4, D4 = Group.parse("C4"), Group.parse("D4")
 TEXTS = (
@@ -50,11 +50,12 @@ def changes(model, images, group):
 def test_softness_goes_from_strict_to_the_trained_network(text):
     model = trained(text)
     images = images_of(model)
-    whole = soften(model, C4, 1.0)
+    whole = soften_network(model, C4, 1.0)
     assert all(torch.equal(v, whole.state_dict()[n]) for n, v in model.state_dict().items())
     assert torch.equal(whole(images), model(images))
     found = [
-        float(changes(soften(model, C4, s), images, C4).max()) for s in (0, 0.25, 0.5, 0.75, 1)
+        float(changes(soften_network(model, C4, s), images, C4).max())
+        for s in (0, 0.25, 0.5, 0.75, 1)
     ]
     assert found[0] < 1e-12 < 1e-4 < found[-1]
     assert found == sorted(found)
@@ -66,11 +67,11 @@ def test_measured_statistics_leave_a_strict_network_strict(text):
     model = trained(text)
     images = images_of(model, 16)
     for softness in (0.0, 0.5):
-        softened = soften(model, C4, softness, images)
+        softened = soften_network(model, C4, softness, images)
         assert not softened.training
-        plain = soften(model, C4, softness)
+        plain = soften_network(model, C4, softness)
         assert not torch.allclose(softened(images), plain(images), atol=1e-3)
-    assert float(changes(soften(model, C4, 0, images), images, C4).max()) < 1e-12
+    assert float(changes(soften_network(model, C4, 0, images), images, C4).max()) < 1e-12
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -82,7 +83,7 @@ def test_no_logit_changes_by_more_than_the_bound(text):
         acting = actions(model, C4)
         images = images_of(model, 25, seed)
         for softness in (0, 0.1, 0.4, 0.8, 1):
-            softened = soften(model, C4, softness)
+            softened = soften_network(model, C4, softness)
             folded = fold(softened)
             orbit = torch.cat([act(images, e) for e in C4.elements])
             bounds = logit_bounds(folded, acting, C4, orbit).view(4, -1)
@@ -104,4 +105,4 @@ def test_no_logit_changes_by_more_than_the_bound(text):
 )
 def test_what_cannot_be_softened_is_said(text, group, softness, message):
     with pytest.raises(ValueError, match=message):
-        soften(network(text), Group.parse(group), softness)
+        soften_network(network(text), Group.parse(group), softness)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from trainers.catalogue import CATALOGUE
 from trainers.data import sources
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.settings import Data
 
 
@@ -179,7 +179,7 @@ def test_torchvision_sets_of_small_files(tmp_path, monkeypatch, name, make, expe
             lambda path, md5=None: os.path.exists(path),
         )
     make(tmp_path)
-    splits = load(Data(name=name, root=tmp_path))
+    splits = load_data(Data(name=name, root=tmp_path))
     test = splits.test()
     assert (
         len(splits.train),
@@ -196,7 +196,7 @@ def test_torchvision_sets_of_small_files(tmp_path, monkeypatch, name, make, expe
 def test_emnist_is_made_upright(tmp_path):
     make_idx(tmp_path, "EMNIST", EMNIST, 47)
     stored = noise(470, 28, 28, seed=1)
-    pixels = load(Data(name="emnist", root=tmp_path)).test().pixels[:, 0].numpy()
+    pixels = load_data(Data(name="emnist", root=tmp_path)).test().pixels[:, 0].numpy()
     assert sorted(map(bytes, pixels)) == sorted(
         map(bytes, np.ascontiguousarray(stored.transpose(0, 2, 1)))
     )
@@ -209,7 +209,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_what_to_do(tmp_path, nam
         match=f"data set {name} is not in {tmp_path} .*set `root:` to the folder that holds it, "
         "or `download: true`",
     ):
-        load(Data(name=name, root=tmp_path))
+        load_data(Data(name=name, root=tmp_path))
 
 
 def test_an_incomplete_set_says_so(tmp_path):
@@ -219,7 +219,7 @@ def test_an_incomplete_set_says_so(tmp_path):
         match='data set mnist cannot be read from .*torchvision says "Dataset not '
         "found.*`download: true`",
     ):
-        load(Data(name="mnist", root=tmp_path))
+        load_data(Data(name="mnist", root=tmp_path))
 
 
 def test_a_download_that_fails_says_so(tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_download_that_fails_says_so(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="data set mnist cannot be downloaded to .*Error downloading"
     ):
-        load(Data(name="mnist", root=tmp_path, download=True))
+        load_data(Data(name="mnist", root=tmp_path, download=True))
 
 
 def test_download_fetches_both_splits_once(tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_download_fetches_both_splits_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", fetch)
     for _ in range(2):
-        assert len(load(Data(name="mnist", root=tmp_path, download=True)).test()) == 100
+        assert len(load_data(Data(name="mnist", root=tmp_path, download=True)).test()) == 100
     assert calls == [1]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainers.data.pools import Source, file_pool
-from trainers.data.splitting import draw, draw_test, evenly_spaced
+from trainers.data.splitting import draw_split, draw_test, evenly_spaced
 from trainers.settings import Data
 
 DATA = Data(name="digits")
@@ -28,7 +28,7 @@ def source(*counts, **options):
 def test_every_class_is_in_every_part(counts):
     held_out = source(*counts, holds_out_test=True)
     labels = held_out.train.labels
-    parts = [*draw(held_out, DATA), draw_test(held_out, DATA, labels)]
+    parts = [*draw_split(held_out, DATA), draw_test(held_out, DATA, labels)]
     assert sum(map(len, parts)) == len({i for part in parts for i in part}) == sum(counts)
     for part in parts:
         assert set(labels[part]) == set(range(len(counts)))
@@ -55,12 +55,12 @@ def test_a_split_in_which_a_class_is_missing_is_refused(made, data, part):
         r"\(\d+ in all\); every class must be in every split; add images"
     )
     with pytest.raises(ValueError, match=message):
-        draw(made, data)
+        draw_split(made, data)
 
 
 def test_an_official_test_split_without_a_class_stops_the_test_only():
     made = source(50, 50, test=lambda: pool(9))
-    draw(made, DATA)
+    draw_split(made, DATA)
     with pytest.raises(ValueError, match="the test split, 9 images of 1 of the 2 classes"):
         draw_test(made, DATA, pool(9).labels)
 

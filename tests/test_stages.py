@@ -5,7 +5,7 @@ from torch import nn
 from searchspace.groups import Group
 from support.toy_models import Lifting
 from trainers.instruments.equivariance import equivariance_error
-from trainers.instruments.feature_maps import measuring, pixels, run
+from trainers.instruments.feature_maps import measuring, pixels, watch
 
 IMAGES = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -25,7 +25,7 @@ def plain():
 
 
 def test_the_stages_of_a_plain_model_are_its_modules_with_weights_that_return_maps():
-    logits, stages = run(plain(), IMAGES)
+    logits, stages = watch(plain(), IMAGES)
     assert [s.name for s in stages] == ["0", "4.0"] and logits.shape == (8, 3)
 
 
@@ -33,24 +33,24 @@ def test_maps_are_those_of_the_module_despite_in_place_operations_after_it():
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    _, (stage,) = run(model, IMAGES)
+    _, (stage,) = watch(model, IMAGES)
     assert torch.equal(stage.maps, model[0](IMAGES)) and float(stage.maps.detach().min()) < 0
 
 
 def test_hooks_are_removed():
     model = plain()
-    run(model, IMAGES)
+    watch(model, IMAGES)
     assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_an_unknown_module_is_named():
     with pytest.raises(ValueError, match="no module 'conv9'; its modules are 0, 1"):
-        run(plain(), IMAGES, stages=["conv9"])
+        watch(plain(), IMAGES, stages=["conv9"])
 
 
 def test_a_module_without_maps_is_named():
     with pytest.raises(ValueError, match="module 7 returns no maps"):
-        run(plain(), IMAGES, stages=["7"])
+        watch(plain(), IMAGES, stages=["7"])
 
 
 def test_measuring_leaves_the_model_as_it_was():

@@ -10,7 +10,7 @@ from test_space import Dice
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost, widened
-from searchspace.drawing import draw
+from searchspace.drawing import draw_verdict
 from searchspace.exactness import verdict
 from searchspace.groups import Element, Group
 from searchspace.recipe import Candidate
@@ -62,7 +62,7 @@ def test_verdict_and_answer_say_what_each_stream_keeps():
     shared = verdict(Architecture.parse(TEXT.replace("@D1", "@C2")))
     assert str(shared.group) == "C4" and [str(e) for e in shared.surviving] == ["e", "r180"]
     assert "stage 3" in str(shared.breaks(Element.parse("r90"))[0])
-    assert "3 features" in draw(found)
+    assert "3 features" in draw_verdict(found)
 
 
 def test_costs_add_up():

@@ -11,8 +11,8 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from trainers.data.datasets import load
-from trainers.data.fingerprint import fingerprint
+from trainers.data.datasets import load_data
+from trainers.data.fingerprint import data_fingerprint
 from trainers.settings import Data
 
 NAMES = ("cat", "dog", "owl")
@@ -143,7 +143,7 @@ def expected(*splits):
 
 @writers
 def test_a_table_without_splits_is_split(tmp_path, write):
-    splits = load(Data(files=write(tmp_path / "d")))
+    splits = load_data(Data(files=write(tmp_path / "d")))
     assert images_of(splits.train, splits.validation, splits.test()) == expected(
         "train", "val", "test"
     )
@@ -154,39 +154,39 @@ def test_a_table_without_splits_is_split(tmp_path, write):
 @writers
 def test_splits_of_a_table_are_used(tmp_path, write):
     data = Data(files=write(tmp_path / "d", split=True))
-    splits = load(data)
+    splits = load_data(data)
     assert images_of(splits.train) == expected("train")
     assert images_of(splits.validation) == expected("val")
     assert images_of(splits.test()) == expected("test")
-    assert fingerprint(data).images == {"train": 27, "validation": 9}
+    assert data_fingerprint(data).images == {"train": 27, "validation": 9}
 
 
 @writers
 def test_the_fingerprint_survives_a_move_and_a_new_time(tmp_path, write):
     files = write(tmp_path / "d")
-    before = fingerprint(Data(files=files)).fingerprint
+    before = data_fingerprint(Data(files=files)).fingerprint
     (tmp_path / "d").rename(tmp_path / "e")
     for path in (tmp_path / "e").rglob("*"):
         os.utime(path, (0, 0))
     moved = tmp_path / "e" / files.relative_to(tmp_path / "d")
-    assert fingerprint(Data(files=moved)).fingerprint == before
-    assert fingerprint(Data(files=moved, seed=1)).fingerprint != before
+    assert data_fingerprint(Data(files=moved)).fingerprint == before
+    assert data_fingerprint(Data(files=moved, seed=1)).fingerprint != before
 
 
 def test_usual_and_named_columns_are_found(tmp_path):
     path = write_csv(tmp_path, label=lambda c: c, delimiter=";")
-    plain = load(Data(files=path))
+    plain = load_data(Data(files=path))
     assert plain.classes == ("0", "1", "2")
     path.write_text(path.read_text().replace("path;label", "Where;kind"))
     with pytest.raises(ValueError, match="has no column of images .*Where, kind, patient; name it"):
-        load(Data(files=path))
+        load_data(Data(files=path))
     data = Data(files=path, columns={"image": "Where", "label": "kind"}, classes=NAMES)
-    assert load(data).classes == NAMES
-    assert images_of(load(data).train) == images_of(plain.train)
+    assert load_data(data).classes == NAMES
+    assert images_of(load_data(data).train) == images_of(plain.train)
 
 
 def test_labels_in_json_and_images_as_bytes_or_paths(tmp_path):
-    splits = load(Data(files=write_tar(tmp_path / "tar", as_json=True)))
+    splits = load_data(Data(files=write_tar(tmp_path / "tar", as_json=True)))
     assert splits.classes == NAMES
     write_csv(tmp_path)
     for name, column in (
@@ -195,7 +195,7 @@ def test_labels_in_json_and_images_as_bytes_or_paths(tmp_path):
     ):
         labels = pa.array([NAMES[c] for _, c, *_ in rows()])
         parquet.write_table(pa.table({"image": column, "label": labels}), tmp_path / name)
-        splits = load(Data(files=tmp_path / name))
+        splits = load_data(Data(files=tmp_path / name))
         assert splits.classes == NAMES and len(splits.train) == 29
 
 
@@ -209,7 +209,7 @@ def groups_in(part, of):
 @pytest.mark.parametrize("write", [write_csv, write_parquet, write_saved], ids=["csv", "pq", "hf"])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_group_is_in_two_splits(tmp_path, write, seed):
-    splits = load(Data(files=write(tmp_path / "d"), group_by="patient", seed=seed))
+    splits = load_data(Data(files=write(tmp_path / "d"), group_by="patient", seed=seed))
     of = {pixels(i).tobytes(): patient for i, _, _, patient in rows()}
     parts = (splits.train, splits.validation, splits.test())
     found = [groups_in(part, of) for part in parts]
@@ -223,13 +223,13 @@ def test_groups_in_file_names_and_in_json(tmp_path):
         for i in range(24):
             (tmp_path / "f" / name / f"slide{i // 4}_{i}.png").write_bytes(png(24 * label + i))
     data = Data(folder=tmp_path / "f", group_by=r"(slide\d+)_")
-    splits = load(data)
+    splits = load_data(data)
     of = {pixels(i).tobytes(): i % 24 // 4 for i in range(72)}
     found = [groups_in(part, of) for part in (splits.train, splits.validation, splits.test())]
     assert sum(map(len, found)) == 6 and len(set().union(*found)) == 6
-    assert fingerprint(data) != fingerprint(Data(folder=tmp_path / "f"))
+    assert data_fingerprint(data) != data_fingerprint(Data(folder=tmp_path / "f"))
     files = write_tar(tmp_path / "tar", as_json=True)
-    splits = load(Data(files=files, group_by="patient"))
+    splits = load_data(Data(files=files, group_by="patient"))
     of = {pixels(i).tobytes(): patient for i, _, _, patient in rows()}
     assert not groups_in(splits.train, of) & groups_in(splits.validation, of)
 
@@ -250,17 +250,17 @@ def test_groups_that_cannot_be_are_refused(tmp_path, group_by, message):
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([f"{first},one", *(f"{line},all" for line in rest)]))
     with pytest.raises(ValueError, match=message):
-        load(Data(files=path, group_by=group_by))
+        load_data(Data(files=path, group_by=group_by))
 
 
 def test_a_group_in_two_official_splits_is_refused(tmp_path):
     path = write_csv(tmp_path, split=True)
-    load(Data(files=path, group_by="patient"))
+    load_data(Data(files=path, group_by="patient"))
     path.write_text(path.read_text().replace("p9", "p5"))
     with pytest.raises(ValueError, match="1 groups of data.group_by are both in the training and"):
-        load(Data(files=path, group_by="patient"))
+        load_data(Data(files=path, group_by="patient"))
     path.write_text(path.read_text().replace(",p5,val", ",p9,val").replace("p12", "p0"))
-    splits = load(Data(files=path, group_by="patient"))
+    splits = load_data(Data(files=path, group_by="patient"))
     with pytest.raises(ValueError, match="both in the training and the test images, such as 'p0'"):
         splits.test()
 
@@ -290,7 +290,7 @@ def test_a_csv_table_that_cannot_be_used_is_refused(tmp_path, change, message):
     path = write_csv(tmp_path)
     path.write_text(change(path.read_text()))
     with pytest.raises(ValueError, match=message):
-        load(Data(files=path))
+        load_data(Data(files=path))
 
 
 def test_a_csv_that_is_not_text_or_names_strange_splits_is_refused(tmp_path):
@@ -298,13 +298,13 @@ def test_a_csv_that_is_not_text_or_names_strange_splits_is_refused(tmp_path):
     text = path.read_text()
     path.write_text(text.replace("val", "somewhere"))
     with pytest.raises(ValueError, match="names the split 'somewhere'; splits are train"):
-        load(Data(files=path))
+        load_data(Data(files=path))
     path.write_text(text.replace("train", "val"))
     with pytest.raises(ValueError, match="has no training image .*call the split"):
-        load(Data(files=path))
+        load_data(Data(files=path))
     path.write_bytes(b"path,label\n\xff\xfe\n")
     with pytest.raises(ValueError, match="is not a CSV table in UTF-8"):
-        load(Data(files=path))
+        load_data(Data(files=path))
 
 
 def test_arrow_files_that_cannot_be_used_are_refused(tmp_path):
@@ -312,7 +312,7 @@ def test_arrow_files_that_cannot_be_used_are_refused(tmp_path):
         if table is not None:
             parquet.write_table(table, tmp_path / "a.parquet")
         with pytest.raises(ValueError, match=message):
-            load(Data(files=tmp_path / "a.parquet"))
+            load_data(Data(files=tmp_path / "a.parquet"))
 
     (tmp_path / "a.parquet").write_bytes(b"PAR1 torn")
     refused("is not a Parquet file")
@@ -333,10 +333,10 @@ def test_arrow_files_that_cannot_be_used_are_refused(tmp_path):
     saved = write_saved(tmp_path / "s")
     (saved / "data-00000-of-00002.arrow").write_bytes(b"torn")
     with pytest.raises(ValueError, match="is not an Arrow file .*save the dataset again"):
-        load(Data(files=saved))
+        load_data(Data(files=saved))
     (saved / "state.json").unlink()
     with pytest.raises(ValueError, match="state.json cannot be read"):
-        load(Data(files=saved))
+        load_data(Data(files=saved))
 
 
 def test_shards_that_cannot_be_used_are_refused(tmp_path):
@@ -358,13 +358,13 @@ def test_shards_that_cannot_be_used_are_refused(tmp_path):
         ([], "w", "holds no sample"),
     ):
         with pytest.raises(ValueError, match=message):
-            load(Data(files=shard(entries, mode)))
+            load_data(Data(files=shard(entries, mode)))
     path = shard([("a.cls", b"0"), ("a.png", png(0))])
     path.write_bytes(path.read_bytes()[:1570])
     with pytest.raises(ValueError, match="ends within|is not an uncompressed tar file"):
-        load(Data(files=path))
+        load_data(Data(files=path))
     with pytest.raises(ValueError, match=r"no file has a name like .*\*.tar"):
-        load(Data(files=tmp_path / "none" / "*.tar"))
+        load_data(Data(files=tmp_path / "none" / "*.tar"))
 
 
 def test_an_unreadable_image_is_named_by_its_row(tmp_path):
@@ -374,5 +374,5 @@ def test_an_unreadable_image_is_named_by_its_row(tmp_path):
     column = pa.array(images, table.schema.field("image").type)
     parquet.write_table(table.set_column(0, "image", column), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="images cannot be read.*row 5 of .*a.parquet"):
-        load(Data(files=tmp_path / "a.parquet"))
-        load(Data(files=tmp_path / "a.parquet")).test()
+        load_data(Data(files=tmp_path / "a.parquet"))
+        load_data(Data(files=tmp_path / "a.parquet")).test()

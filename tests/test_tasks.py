@@ -24,10 +24,10 @@ from studies.search.scores import rung_margin
 from studies.tasks import with_task
 from trainers.bundles.formats import logits, runner
 from trainers.bundles.verify import verify
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.data.tasks import Outputs
 from trainers.instruments.tasks import replicates
-from trainers.instruments.tasks.scoring import beside, main_score, main_scores, resamples
+from trainers.instruments.tasks.scoring import main_score, main_scores, resamples, side_scores
 from trainers.networks.plain import mean_logits
 from trainers.settings import Columns, Data, Symmetry, Training, as_identity
 from trainers.training.class_balance import class_weights
@@ -92,7 +92,7 @@ def test_scores_are_scikit_learns():
     outputs = torch.randn(50, 3, generator=random)
     labels = (torch.rand(50, 3, generator=random) < 0.4).float()
     given = Outputs("multilabel", ("a", "b", "c"))
-    values = beside(given, outputs, labels)
+    values = side_scores(given, outputs, labels)
     assert main_score("multilabel", outputs, labels) == pytest.approx(
         roc_auc_score(labels, outputs, average="macro")
     )
@@ -101,7 +101,7 @@ def test_scores_are_scikit_learns():
     given = Outputs("regression", ("a", "b", "c"), (1.0, 2.0, 3.0), (10.0, 1.0, 0.1))
     assert main_score("regression", outputs, targets) == pytest.approx(r2_score(targets, outputs))
     errors = np.asarray(mean_absolute_error(targets, outputs, multioutput="raw_values"))
-    found = beside(given, outputs, targets)
+    found = side_scores(given, outputs, targets)
     expected = (errors * np.array([10, 1, 0.1])).tolist()
     assert [found[f"mae {name}"] for name in "abc"] == pytest.approx(expected, rel=1e-5)
     assert main_score("regression", -targets, targets) == 0  # bounded below
@@ -136,7 +136,7 @@ def test_mean_of_networks_is_that_of_probabilities_or_values():
 
 
 def test_targets_are_standardised_by_the_training_images(npz, arrays):
-    splits = load(Data(files=npz / "regression.npz", task="regression"), (8, 8))
+    splits = load_data(Data(files=npz / "regression.npz", task="regression"), (8, 8))
     assert float(splits.train.labels.mean()) == pytest.approx(0, abs=1e-5)
     assert float(splits.train.labels.std(correction=0)) == pytest.approx(1, abs=1e-5)
     back = splits.outputs.given(splits.validation.labels)
@@ -148,7 +148,7 @@ def test_targets_are_standardised_by_the_training_images(npz, arrays):
 
 
 def test_weights_of_labels_are_the_ratio_of_images_without_to_with(npz):
-    splits = load(Data(files=npz / "multilabel.npz", task="multilabel"), (8, 8))
+    splits = load_data(Data(files=npz / "multilabel.npz", task="multilabel"), (8, 8))
     positives = splits.train.labels.sum(0)
     weights = class_weights("balanced", splits)
     assert weights is not None
@@ -191,7 +191,7 @@ def test_exported_values_are_those_of_the_network_in_the_users_unit(done):
         return
     bundle = export_trial(directory, 0)
     manifest = json.loads((bundle / "bundle.json").read_text())
-    splits = load(open_study(directory).study.data, (8, 8))
+    splits = load_data(open_study(directory).study.data, (8, 8))
     values = logits(runner(bundle, "onnx"), splits.validation.pixels)
     given = splits.outputs.given(splits.validation.labels)
     mae = float((values - given).abs().mean())
@@ -230,23 +230,25 @@ def test_csv_of_columns_names_and_numbers(arrays, tmp_path):
             found = "|".join(name for name, has in zip(names, labels[n]) if has)
             table.writerow([f"{n}.png", *labels[n], found, numbers[n], 2 * numbers[n]])
     files = tmp_path / "table.csv"
-    several = load(
+    several = load_data(
         Data(files=files, task="multilabel", columns=Columns(label=tuple(names))), (8, 8)
     )
-    single = load(Data(files=files, task="multilabel", columns=Columns(label="findings")), (8, 8))
+    single = load_data(
+        Data(files=files, task="multilabel", columns=Columns(label="findings")), (8, 8)
+    )
     assert several.classes == single.classes == ("mass", "nodule")
     assert torch.equal(several.train.labels, single.train.labels)
     assert torch.equal(several.train.pixels, single.train.pixels)
-    both = load(
+    both = load_data(
         Data(files=files, task="regression", columns=Columns(label=("age", "height"))), (8, 8)
     )
     assert both.classes == ("age", "height")
     assert both.scale[1] == pytest.approx(2 * both.scale[0])
-    assert load(Data(files=files, task="auto", columns=Columns(label="age")), (8, 8)).task == (
+    assert load_data(Data(files=files, task="auto", columns=Columns(label="age")), (8, 8)).task == (
         "regression"
     )
     with pytest.raises(ValueError, match="columns.label names 2 columns"):
-        load(Data(files=files, columns=Columns(label=tuple(names))), (8, 8))
+        load_data(Data(files=files, columns=Columns(label=tuple(names))), (8, 8))
 
 
 def test_parquet_of_several_columns(arrays, tmp_path):
@@ -266,8 +268,10 @@ def test_parquet_of_several_columns(arrays, tmp_path):
     )
     parquet.write_table(table, tmp_path / "table.parquet")
     files = tmp_path / "table.parquet"
-    columns = load(Data(files=files, task="multilabel", columns=Columns(label=("a", "b"))), (8, 8))
-    lists = load(Data(files=files, task="auto", columns=Columns(label="labels")), (8, 8))
+    columns = load_data(
+        Data(files=files, task="multilabel", columns=Columns(label=("a", "b"))), (8, 8)
+    )
+    lists = load_data(Data(files=files, task="auto", columns=Columns(label="labels")), (8, 8))
     assert columns.classes == ("a", "b") and lists.task == "multilabel"
     assert torch.equal(columns.train.labels, lists.train.labels)
 
@@ -292,7 +296,7 @@ def test_labels_that_do_not_suit_are_refused(labels, task, why, tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "bad.npz", images=images, labels=labels)
     with pytest.raises(ValueError, match=why):
-        load(Data(files=tmp_path / "bad.npz", task=task), (8, 8))
+        load_data(Data(files=tmp_path / "bad.npz", task=task), (8, 8))
 
 
 def test_settings_that_do_not_suit_a_task_are_refused_before_a_trial(npz, tmp_path):

@@ -183,7 +183,9 @@ def test_every_encoding_gets_a_drawing(hostile, encoding, words):
 
 def test_similar_characters_stand_in_for_those_that_cannot_be_shown():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=terminal.LOOKALIKE)
-    assert terminal.shown("97 ± 1, 90°, é, 漢, \udc80 █", stream) == "97 +- 1, 90 deg, e, ?, ? #"
+    assert (
+        terminal.encodable("97 ± 1, 90°, é, 漢, \udc80 █", stream) == "97 +- 1, 90 deg, e, ?, ? #"
+    )
 
 
 class Gone(io.StringIO):

@@ -12,7 +12,7 @@ import torch
 
 from searchspace.architecture import Architecture
 from searchspace.recipe import Candidate, Recipe
-from trainers.data.datasets import load, normalise
+from trainers.data.datasets import load_data, normalise
 from trainers.networks.fold import fold
 from trainers.networks.networks import build
 from trainers.settings import Augment, Data, Symmetry, Training
@@ -22,7 +22,7 @@ from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
 from trainers.training.config import TrainingConfig
 from trainers.training.schedule import rate_at
 from trainers.training.step import TrainingStep
-from trainers.training.train import DivergedError, start, train
+from trainers.training.train import DivergedError, start_training, train
 
 DIGITS = Data(name="digits", train=300, validation=100)
 TEXTS = (
@@ -96,9 +96,9 @@ def test_the_loss_and_the_accuracy_are_those_of_the_folded_network(tmp_path):
     architecture = Architecture.parse(TEXTS[0])
     scores, splits = (
         train(architecture, config(text=TEXTS[0]), tmp_path, 1),
-        load(DIGITS, architecture.size),
+        load_data(DIGITS, architecture.size),
     )
-    network = fold(start(architecture, config(text=TEXTS[0]), tmp_path, splits).network)
+    network = fold(start_training(architecture, config(text=TEXTS[0]), tmp_path, splits).network)
     logits = network(normalise(splits.validation.pixels.float() / 255, splits.mean, splits.std))
     assert scores.loss == pytest.approx(
         torch.nn.functional.cross_entropy(logits, splits.validation.labels).item(), rel=1e-4
@@ -243,8 +243,11 @@ def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, mon
     )
     networks = []
     for parts in (1, divisor):
-        run = start(
-            architecture, replace(settings, batch_divisor=parts), tmp_path, load(DIGITS, (12, 12))
+        run = start_training(
+            architecture,
+            replace(settings, batch_divisor=parts),
+            tmp_path,
+            load_data(DIGITS, (12, 12)),
         )
         run.train_epoch()
         networks.append(run.network)
@@ -254,7 +257,9 @@ def test_a_batch_computed_in_parts_makes_the_step_of_the_whole_one(tmp_path, mon
 
 def test_statistics_are_those_of_images_that_learned_augmentation_moved(tmp_path, monkeypatch):
     text, moved = "12px: 4k3 augment=learned", []
-    run = start(Architecture.parse(text), config(text=text), tmp_path, load(DIGITS, (12, 12)))
+    run = start_training(
+        Architecture.parse(text), config(text=text), tmp_path, load_data(DIGITS, (12, 12))
+    )
     monkeypatch.setattr(TrainingStep, "deform", lambda step, pixels: moved.append(pixels) or pixels)
     run.progress = replace(run.progress, epoch=1, settled=False)
     run.settle()

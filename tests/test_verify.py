@@ -21,7 +21,7 @@ from support.bundles import (
     untrained,
     write_manifest,
 )
-from trainers.bundles.formats import CARD, FORMATS, MANIFEST
+from trainers.bundles.formats import BUNDLE_FORMATS, CARD, MANIFEST
 from trainers.bundles.verify import load_checked, verify
 from trainers.networks.networks import build
 
@@ -39,8 +39,8 @@ def test_verify_accepts_a_bundle(bundle):
         "signature",
         "agreement",
         "predict",
-        *FORMATS,
-        *(f"{name} symmetry" for name in FORMATS),
+        *BUNDLE_FORMATS,
+        *(f"{name} symmetry" for name in BUNDLE_FORMATS),
     }
 
 
@@ -238,7 +238,9 @@ def test_lists_with_gaps_are_not_sound(copied, path, value, message):
         load_checked(copied)
 
 
-@pytest.mark.parametrize("file", [CARD, *(name for names in FORMATS.values() for name in names)])
+@pytest.mark.parametrize(
+    "file", [CARD, *(name for names in BUNDLE_FORMATS.values() for name in names)]
+)
 def test_each_file_must_be_listed(copied, file):
     manifest = manifest_of(copied)
     del manifest["files"][file]
@@ -357,7 +359,7 @@ def test_each_key_that_an_export_writes_has_its_type(copied):
 def test_a_manifest_with_odd_values_ends_in_one_sentence_or_findings(copied):
     """No value anywhere in a manifest brings another error than ValueError in one line."""
     whole, refused = manifest_of(copied), 0
-    for file in {name for names in FORMATS.values() for name in names}:
+    for file in {name for names in BUNDLE_FORMATS.values() for name in names}:
         (copied / file).write_bytes(b"")  # without its formats, a check takes milliseconds
     for path in places(whole):
         for value in ODD:

@@ -31,7 +31,7 @@ def relative(a, b):
 def compiled_here():
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or compiled.compiler() is None:
         pytest.skip("needs AVX-512 and a compiler")
-    assert winograd.library() is not None, winograd.status()[1]
+    assert winograd.winograd_library() is not None, winograd.winograd_status()[1]
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
@@ -124,17 +124,17 @@ def test_code_that_computes_something_else_is_not_used(monkeypatch, tmp_path):
     shutil.copy(Path(winograd.__file__).with_suffix(".c"), broken)
     broken.write_text(broken.read_text().replace("a[3][j] = -g1;", "a[3][j] = g1;"))
     monkeypatch.setattr(compiled, "load_library", lambda source: load(broken))
-    winograd.status.cache_clear()
+    winograd.winograd_status.cache_clear()
     try:
-        assert "is wrong by" in winograd.status()[1]
+        assert "is wrong by" in winograd.winograd_status()[1]
     finally:
-        winograd.status.cache_clear()
+        winograd.winograd_status.cache_clear()
 
 
 def test_lack_of_memory_is_said(monkeypatch):
     class Lacking:
         convolve = staticmethod(lambda *a: 1)
 
-    monkeypatch.setattr(winograd, "library", lambda: Lacking)
+    monkeypatch.setattr(winograd, "winograd_library", lambda: Lacking)
     with pytest.raises(MemoryError, match="convolution"):
         winograd.convolve(random(2, 24, 9, 9), random(24, 24, 3, 3))

@@ -8,8 +8,8 @@ from studies.config import parse
 from studies.errors import StudyError
 from studies.search.assignments import Assignment, LeaveError
 from studies.workers.executors import Failure
-from studies.workers.launch import new_driver, read_data
-from studies.workers.worker import SCORES, run_trial
+from studies.workers.launch import new_driver, read_dimensions
+from studies.workers.worker import SCORES_FILE, run_trial
 from trainers.training import train as training_module
 
 STUDY = """
@@ -70,7 +70,7 @@ def test_no_rung_behind_a_checkpoint_is_scored_again(
     run_trial(study, assignment, after)
     assert scored == scored_after and after.rungs == reported_after
     assert before.epochs + after.epochs == [1, 2, 3, 4]
-    lines = (tmp_path / SCORES).read_text().splitlines()
+    lines = (tmp_path / SCORES_FILE).read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ['{"epoch": 1', '{"epoch": 2', '{"epoch": 4']
 
 
@@ -78,7 +78,9 @@ def test_a_damaged_record_is_scored_again(tmp_path, scored):
     study = parse(STUDY)
     assignment = Assignment(0, "8px: 2k3, 2k3", None, 1, 4, str(tmp_path))
     run_trial(study, assignment, Report(stop=2))
-    (tmp_path / SCORES).write_bytes((tmp_path / SCORES).read_bytes()[:-9] + b"\xff\n[]\n7\n")
+    (tmp_path / SCORES_FILE).write_bytes(
+        (tmp_path / SCORES_FILE).read_bytes()[:-9] + b"\xff\n[]\n7\n"
+    )
     scored.clear()
     run_trial(study, assignment, Report())
     assert scored == [2, 4]
@@ -87,7 +89,7 @@ def test_a_damaged_record_is_scored_again(tmp_path, scored):
 @pytest.mark.parametrize("batch_size, warned", [(100, False), (101, True)])
 def test_a_batch_of_more_images_than_there_are_is_said_before_the_first_trial(batch_size, warned):
     notes = []
-    read_data(parse(STUDY, overrides={"training.batch_size": batch_size}), notes.append)
+    read_dimensions(parse(STUDY, overrides={"training.batch_size": batch_size}), notes.append)
     assert any("each epoch is one step on all of them" in note for note in notes) == warned
 
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from trainers.actions import act
     from trainers.bundles.export import TrainedNetwork, export
     from trainers.bundles.verify import BundleReport, verify
-    from trainers.data.datasets import Splits
-    from trainers.data.datasets import load as load_data
+    from trainers.data.datasets import Splits, load_data
     from trainers.instruments.audit.audit import audit
     from trainers.instruments.audit.verdict import Audit
     from trainers.instruments.convert.convert import Conversion, convert
@@ -55,7 +54,7 @@ _WHERE = {
     "convert": "instruments.convert.convert",
     "export": "bundles.export",
     "fold": "networks.fold",
-    "load_data": "data.datasets:load",
+    "load_data": "data.datasets",
     "measure": "instruments.measure",
     "orbit_average": "networks.orbit",
     "project": "networks.soft.any_module",

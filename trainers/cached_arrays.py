@@ -29,7 +29,7 @@ LIMIT_GB = 20.0  # of all files together, unless EQUISEARCH_CACHE_GB says otherw
 # seconds after which a file counts as unneeded: running studies keep theirs, whatever their size
 UNUSED = 86_400.0
 # seconds for another process that decodes the same images; then they are decoded here
-WAIT = 900.0
+DECODING_WAIT = 900.0
 BLOCK_BYTES = 64 << 20  # of images that are in memory at once while they are read
 MARK = b"equisearch cache"
 # bytes; what numpy's format 1.0 pads a small header to
@@ -50,9 +50,9 @@ def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
     """The uint8 array of that name and what belongs to it, read from the cache or built and put
     there.
 
-    Several processes that ask at once build it once: the others wait, at most `WAIT` seconds. Where
-    the folder cannot be used, or has no space left, the array is built in memory, with a warning.
-    The array is mapped copy-on-write: writing to it changes no file.
+    Several processes that ask at once build it once: the others wait, at most `DECODING_WAIT`
+    seconds. Where the folder cannot be used, or has no space left, the array is built in memory,
+    with a warning. The array is mapped copy-on-write: writing to it changes no file.
     """
     try:
         path = directory() / f"{name}.npy"
@@ -60,7 +60,7 @@ def cached(name: str, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
         if array is not None:
             return array
         make_folder(path.parent)
-        lock = acquire(path, WAIT)
+        lock = acquire(path, DECODING_WAIT)
     except OSError as error:
         return _in_memory(build, error)
     try:

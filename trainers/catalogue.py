@@ -49,7 +49,7 @@ CATALOGUE = {
 }
 
 
-class Format(NamedTuple):
+class DataFormat(NamedTuple):
     """Files that hold images with their labels: `data: {files: ...}`."""
 
     reader: str  # the class in `data.formats` that reads it, as module:class
@@ -58,12 +58,12 @@ class Format(NamedTuple):
     inside: tuple[str, ...]
 
 
-FORMATS = {
-    "NumPy arrays": Format("arrays:Arrays", (".npz",), ("*.npy",)),
-    "a CSV table of paths and labels": Format("tables:Table", (".csv", ".tsv"), ()),
-    "Parquet": Format("arrow:Parquet", (".parquet",), ("*.parquet",)),
-    "Hugging Face datasets, saved to disk": Format(
+DATA_FORMATS = {
+    "NumPy arrays": DataFormat("arrays:Arrays", (".npz",), ("*.npy",)),
+    "a CSV table of paths and labels": DataFormat("tables:Table", (".csv", ".tsv"), ()),
+    "Parquet": DataFormat("arrow:Parquet", (".parquet",), ("*.parquet",)),
+    "Hugging Face datasets, saved to disk": DataFormat(
         "arrow:Saved", (), ("dataset_dict.json", "dataset_info.json")
     ),
-    "WebDataset": Format("shards:Shards", (".tar",), ("*.tar",)),
+    "WebDataset": DataFormat("shards:Shards", (".tar",), ("*.tar",)),
 }

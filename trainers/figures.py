@@ -11,13 +11,13 @@ from trainers.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_name(path: Path) -> Path:
     """The path as it is. Raises ValueError unless its suffix says png, svg or pdf."""
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in FIGURE_SUFFIXES:
         raise ValueError(
             f"a figure cannot be written as '{path.name}'; end its name in .png, .svg or .pdf"
         )

@@ -14,7 +14,9 @@ import torch.nn.functional as functional
 Precision = Literal["float32", "bfloat16"]
 
 
-def resolve(precision: Precision | Literal["auto"], device: torch.device | str) -> Precision:
+def resolve_precision(
+    precision: Precision | Literal["auto"], device: torch.device | str
+) -> Precision:
     """The training precision on `device`: `auto` is bfloat16 where that is fast, else float32."""
     if precision == "auto":
         return "bfloat16" if fast_bfloat16(torch.device(device).type) else "float32"

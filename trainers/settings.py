@@ -24,7 +24,7 @@ from pydantic import (
 from searchspace.groups import Group
 from searchspace.recipe import HIGHEST_RATE, LOWEST_RATE
 from searchspace.training.augmentation import MOST_DEGREES
-from trainers.catalogue import CATALOGUE, FORMATS
+from trainers.catalogue import CATALOGUE, DATA_FORMATS
 
 MOST_EPOCHS = 10**6
 MOST_BATCH = 2**16  # images: a batch of more is a slip of the keyboard
@@ -192,7 +192,7 @@ class Data(Settings):
         if len(given) != 1:
             raise ValueError(
                 "data needs one of `name:` (a known data set), `folder:` (a folder with one "
-                f"sub-folder per class) and `files:` ({', '.join(FORMATS)})"
+                f"sub-folder per class) and `files:` ({', '.join(DATA_FORMATS)})"
                 + (f", and has {' and '.join(given)}" if given else "")
             )
         if self.name is not None and self.group_by is not None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from searchspace.geometry import Size
-from searchspace.groups import Element, Group
+from searchspace.groups import GRID_GROUP, Element
 
 Coordinates = Literal["none", "x", "y", "xy", "radius"]
 COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
-GRID = Group(4, True)
 
 
 def check_coordinates(coordinates: str) -> None:
@@ -33,14 +32,14 @@ def extra_channels(coordinates: Coordinates) -> int:
 def kept_elements(coordinates: Coordinates, size: Size) -> frozenset[Element]:
     """The quarter turns and flips that leave the coordinates as they are, on maps of `size`."""
     if coordinates in ("none", "radius"):
-        return frozenset(GRID.elements)
+        return frozenset(GRID_GROUP.elements)
     height, width = size
     if height == width == 1:  # both are 0
-        return frozenset(GRID.elements)
+        return frozenset(GRID_GROUP.elements)
     axes = "y" in coordinates and height > 1, "x" in coordinates and width > 1
     return frozenset(
         e
-        for e in GRID.elements
+        for e in GRID_GROUP.elements
         if not e.swaps_axes
         and not any(tells and turns for tells, turns in zip(axes, e.reversed_axes))
     )

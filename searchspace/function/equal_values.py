@@ -24,13 +24,13 @@ from searchspace.mirroring import (
     totals_agree,
     unchanged,
 )
-from searchspace.symbolic import Program, SymbolicMap, SymbolicMaps, image, moved
+from searchspace.symbolic import Program, SymbolicMap, SymbolicMaps, image, transformed_maps
 
 if TYPE_CHECKING:
     from searchspace.architecture import Architecture
 
 
-class Pooling(NamedTuple):
+class PooledReading(NamedTuple):
     """How one list of stages reads an image, and what of it is pooled."""
 
     size: Size
@@ -81,28 +81,28 @@ def any_pooled(architecture: Architecture) -> bool:
     return any(stage.invariant_fields == stage.fields for stage in architecture.stages)
 
 
-def _pooling_of(architecture: Architecture, reads: Program) -> Pooling | None:
+def _pooling_of(architecture: Architecture, reads: Program) -> PooledReading | None:
     """None where no stage pools all of its fields, or where there is too much to follow."""
     if not any_pooled(architecture) or not few_reads(architecture.size, reads):
         return None
     pooled = (False, *(stage.invariant_fields == stage.fields for stage in architecture.stages))
     groups = architecture.stages[0].group, *architecture.certain_groups
-    return Pooling(architecture.size, reads, tuple(group.grid for group in groups), pooled)
+    return PooledReading(architecture.size, reads, tuple(group.grid for group in groups), pooled)
 
 
 @lru_cache(maxsize=4096)
-def _exact_in(pooling: Pooling, element: Element) -> tuple[bool, ...]:
+def _exact_in(pooling: PooledReading, element: Element) -> tuple[bool, ...]:
     symbols = SymbolicMaps(pooling.size[0] * pooling.size[1])
     upright = _channels(symbols, pooling, IDENTITY)
     after = _channels(symbols, pooling, element)
     return tuple(
-        element in maps and maps[element] == moved(before[IDENTITY], element)
+        element in maps and maps[element] == transformed_maps(before[IDENTITY], element)
         for before, maps in zip(upright, after)
     )
 
 
 @lru_cache(maxsize=4096)
-def _unchanged_in(pooling: Pooling, head: str, element: Element) -> bool:
+def _unchanged_in(pooling: PooledReading, head: str, element: Element) -> bool:
     symbols = SymbolicMaps(pooling.size[0] * pooling.size[1])
     before, after = (
         [symbols.total(maps) for maps in list(_channels(symbols, pooling, move))[-1].values()]
@@ -112,12 +112,12 @@ def _unchanged_in(pooling: Pooling, head: str, element: Element) -> bool:
 
 
 def _channels(
-    symbols: SymbolicMaps, pooling: Pooling, move: Element
+    symbols: SymbolicMaps, pooling: PooledReading, move: Element
 ) -> Iterator[dict[Element, SymbolicMap]]:
     """After the entry, then after each stage: the map of each channel of a field, by the element
     that turns its kernels, of the image moved by `move`.
     """
-    maps = dict.fromkeys(pooling.groups[0].elements, moved(image(*pooling.size), move))
+    maps = dict.fromkeys(pooling.groups[0].elements, transformed_maps(image(*pooling.size), move))
     number = 0
     for stage, group, pools in zip(pooling.reads, pooling.groups, pooling.pooled):
         maps = {g: symbols.follow(stage, maps[g], g, number) for g in group.elements}

@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from searchspace.geometry import Size, size_text
-from searchspace.groups import TRIVIAL, Element, Group
-
-GRID = Group(4, True)
+from searchspace.groups import GRID_GROUP, TRIVIAL, Element, Group
 
 
 def check_orbit(orbit: Group, size: Size) -> None:
@@ -49,11 +47,13 @@ def averaged_elements(
         """The first element whose image the network cannot tell from that of `element`."""
         return next(
             other
-            for other in GRID.elements
+            for other in GRID_GROUP.elements
             if element @ other.inverse in inside[size[::-1] if other.swaps_axes else size]
         )
 
     before = Counter(function_of(g) for g in orbit.elements)
     return tuple(
-        e for e in GRID.elements if Counter(function_of(g @ e) for g in orbit.elements) == before
+        e
+        for e in GRID_GROUP.elements
+        if Counter(function_of(g @ e) for g in orbit.elements) == before
     )

@@ -79,7 +79,7 @@ class JoinedVerdict(Verdict):
         return tuple(e for e in self.group.elements if all(e in elements for elements in survivors))
 
 
-def joined(groups: list[Group]) -> Group:
+def joined_group(groups: list[Group]) -> Group:
     """The smallest group that holds all of `groups`; what they share, where that has too many
     rotations.
     """
@@ -109,7 +109,7 @@ def parse_streams(text: str) -> tuple[Group, ...]:
     return tuple(Group.parse(name) for name in names)
 
 
-def beside(stages: tuple[Stage, ...], groups: tuple[Group, ...]) -> tuple[Stage, ...]:
+def beside_streams(stages: tuple[Stage, ...], groups: tuple[Group, ...]) -> tuple[Stage, ...]:
     """A stream of these stages for each of `groups`, their fields shared out evenly."""
     return tuple(
         replace(

@@ -22,7 +22,7 @@ LossKind = Literal["none", "layerwise", "latent", "label", "projection"]
 LOSS_KINDS: tuple[LossKind, ...] = get_args(LossKind)
 # kinds that compare maps after stages, or weights in them
 OF_STAGES = ("layerwise", "latent", "projection")
-FORM = (
+LOSS_FORM = (
     f"write a kind ({', '.join(LOSS_KINDS)}) and a finite weight of at least 0, then @GROUP and "
     "#STAGES where they differ, such as layerwise:0.1, latent:1@C4#3 or layerwise:1@R8-4-2-1; "
     "join several by +"
@@ -32,7 +32,7 @@ _JOIN = re.compile(r"\+(?=[a-z])")  # not the sign of an exponent
 MOST_BLOCK = 64
 
 
-class Part(NamedTuple):
+class ChannelPart(NamedTuple):
     """Channels of a heterogeneous loss that are compared by the maximum over blocks."""
 
     block: int  # channels of a block
@@ -69,12 +69,12 @@ class Blocks:
         return Group.parse(f"C{self.orders[0]}")
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[ChannelPart, ...]:
         """The parts in the order of the channels: of the smallest orders 2 and 1 units, then four
         times as many for each larger one (IEN's 32:8:2:1 and 8:2:1).
         """
         ratios = [1] + [2 * 4**n for n in range(len(self.orders) - 1)]
-        return tuple(map(Part, self.orders, reversed(ratios)))
+        return tuple(map(ChannelPart, self.orders, reversed(ratios)))
 
     def split(self, channels: int) -> tuple[tuple[int, int], ...]:
         """(channels, block) of each part of that many channels: whole blocks in the ratio, what is
@@ -180,13 +180,13 @@ def parse_loss(text: str) -> Loss:
     if kind == "none" and not (weight or group or stages):
         return NO_LOSS
     if kind not in LOSS_KINDS:
-        raise ValueError(f"loss is '{text}'; {FORM}")
+        raise ValueError(f"loss is '{text}'; {LOSS_FORM}")
     try:
         number = float(weight or "")
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"loss is '{text}'; {FORM}")
+        raise ValueError(f"loss is '{text}'; {LOSS_FORM}")
     try:
         return Loss(kind, number, _group(group), _stages(stages))
     except ValueError as error:

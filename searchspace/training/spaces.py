@@ -17,7 +17,7 @@ from searchspace.choices import (
     NotEmpty,
     Positive,
     Section,
-    Trial,
+    TrialSampler,
     choose,
     listed,
     real,
@@ -121,7 +121,7 @@ class LossSpace(Section):
                 )
 
     def sample(
-        self, trial: Trial, stages: int, declared: Group | None
+        self, trial: TrialSampler, stages: int, declared: Group | None
     ) -> tuple[tuple[Loss, ...], Weighting]:
         """(losses, weighting) of a network of that many stages that is not exact."""
         chosen = without_weights(choose(trial, "equivariance_loss", self.kind))
@@ -132,7 +132,7 @@ class LossSpace(Section):
         return losses, choose(trial, "loss_weighting", self.weighting) if losses else "constant"
 
     def _drawn(
-        self, trial: Trial, loss: Loss, suffix: str, stages: int, declared: Group | None
+        self, trial: TrialSampler, loss: Loss, suffix: str, stages: int, declared: Group | None
     ) -> Loss:
         """The loss with its weight, and with the group and the stages that it does not name."""
         if loss.group is None:
@@ -160,7 +160,7 @@ def require_latent(heads: Sequence[str], kinds: Sequence[str]) -> None:
 
 
 def sample_augmentation(
-    trial: Trial, choices: Sequence[str] | None, exact: bool
+    trial: TrialSampler, choices: Sequence[str] | None, exact: bool
 ) -> Augmentation | None:
     """The augmentation of a candidate; None without choices.
 

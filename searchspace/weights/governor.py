@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GovernorKind = Literal["fixed", "prior", "dual", "resilient", "triangle"]
 GOVERNOR_KINDS: tuple[GovernorKind, ...] = get_args(GovernorKind)
-FORM = "write one of fixed:1, prior:1e-6, dual, resilient:1 and triangle"
+GOVERNOR_FORM = "write one of fixed:1, prior:1e-6, dual, resilient:1 and triangle"
 # gamma itself | weight of the prior | cost of slack (rho)
 DEFAULTS = {"fixed": 1.0, "prior": 1e-6, "resilient": 1.0}
 MOST_GAMMA = 100.0
@@ -36,30 +36,32 @@ class Governor:
 
     def __post_init__(self) -> None:
         if self.kind not in GOVERNOR_KINDS:
-            raise ValueError(f"gamma is governed by '{self.kind}'; {FORM}")
+            raise ValueError(f"gamma is governed by '{self.kind}'; {GOVERNOR_FORM}")
         lowest = 0.0 if self.kind != "resilient" else 1e-6
         if not (math.isfinite(self.value) and 0 <= self.value <= MOST_GAMMA) or (
             self.kind in DEFAULTS and self.value < lowest
         ):
             raise ValueError(
                 f"gamma={self.kind}:{self.value:g} has a number out of range; it must be from "
-                f"{lowest:g} to {MOST_GAMMA:g}; {FORM}"
+                f"{lowest:g} to {MOST_GAMMA:g}; {GOVERNOR_FORM}"
             )
         if self.kind not in DEFAULTS and self.value:
-            raise ValueError(f"gamma={self.kind} has no number; {FORM}")
+            raise ValueError(f"gamma={self.kind} has no number; {GOVERNOR_FORM}")
 
     @classmethod
     def parse(cls, text: str) -> Governor:
         """The governor of a text such as `dual` or `prior:1e-6`. Raises ValueError."""
         if "+" in text.replace("e+", ""):
-            raise ValueError(f"gamma is '{text}', but one thing alone can govern gamma; {FORM}")
+            raise ValueError(
+                f"gamma is '{text}', but one thing alone can govern gamma; {GOVERNOR_FORM}"
+            )
         name, colon, number = text.partition(":")
         if name not in GOVERNOR_KINDS or (colon and name not in DEFAULTS):
-            raise ValueError(f"gamma is '{text}'; {FORM}")
+            raise ValueError(f"gamma is '{text}'; {GOVERNOR_FORM}")
         try:
             value = float(number) if colon else DEFAULTS.get(name, 0.0)
         except ValueError:
-            raise ValueError(f"gamma is '{text}'; {FORM}") from None
+            raise ValueError(f"gamma is '{text}'; {GOVERNOR_FORM}") from None
         return cls(cast(GovernorKind, name), value)
 
     def __str__(self) -> str:

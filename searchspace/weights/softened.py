@@ -25,7 +25,9 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Stage
 
 SoftenedKind = Literal["softness", "orbit", "held"]
-FORM = "write 'softness 0.25 of C4', 'orbit average of C4' or 'held to C4, C1' (a group a stage)"
+SOFTENED_FORM = (
+    "write 'softness 0.25 of C4', 'orbit average of C4' or 'held to C4, C1' (a group a stage)"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Softened:
             return cls("orbit", (Group.parse(match[1]),))
         if match := re.fullmatch(r"held to (.+)", text):
             return cls("held", tuple(map(Group.parse, match[1].split(", "))))
-        raise ValueError(f"'{text}' does not say how a trained network was softened; {FORM}")
+        raise ValueError(
+            f"'{text}' does not say how a trained network was softened; {SOFTENED_FORM}"
+        )
 
     def __str__(self) -> str:
         names = ", ".join(map(str, self.groups))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from searchspace.choices import Trial, choose, listed
+from searchspace.choices import TrialSampler, choose, listed
 from searchspace.groups import Group
 from searchspace.layers import Stage
 from searchspace.weights.governor import DEFAULT_GOVERNOR, Governor
@@ -65,7 +65,9 @@ def require_pathways(texts: Sequence[str], relaxations: Sequence[str]) -> None:
         )
 
 
-def fitting(texts: Sequence[str], stages: Sequence[Stage], filters: str) -> tuple[str, ...]:
+def fitting_relaxations(
+    texts: Sequence[str], stages: Sequence[Stage], filters: str
+) -> tuple[str, ...]:
     """The relaxations that change a network of these stages; `none` where no other does."""
     if filters != "free":
         return ("none",)
@@ -76,15 +78,17 @@ def fitting(texts: Sequence[str], stages: Sequence[Stage], filters: str) -> tupl
 
 
 def sample_relaxation(
-    trial: Trial, texts: Sequence[str], stages: tuple[Stage, ...], filters: str
+    trial: TrialSampler, texts: Sequence[str], stages: tuple[Stage, ...], filters: str
 ) -> tuple[Stage, ...]:
     """The stages with a relaxation drawn from those that suit them."""
-    choices = fitting(texts, stages, filters)
+    choices = fitting_relaxations(texts, stages, filters)
     name = "relaxation" if len(choices) == len(texts) else f"relaxation/{stages[0].group}"
     return relaxed_stages(stages, choose(trial, name, choices))
 
 
-def sample_governor(trial: Trial, texts: Sequence[str], stages: Sequence[Stage]) -> Governor | None:
+def sample_governor(
+    trial: TrialSampler, texts: Sequence[str], stages: Sequence[Stage]
+) -> Governor | None:
     """What governs gamma; None without a pathway."""
     kinds = {s.relaxation.kind for s in stages if s.relaxation is not None}
     if "pathway" not in kinds:

@@ -12,11 +12,11 @@ from typer.main import get_command_name, get_group
 
 # Headings of `equisearch --help`, in their order; a command names its own as `rich_help_panel`.
 SEARCH = "Search"
-LOOK = "Look at a study"
-MODELS = "Models and data"
+LOOK_PANEL = "Look at a study"
+MODELS_PANEL = "Models and data"
 SET_UP = "Set-up"
 BENCHMARKS = "Benchmarks"
-PANELS = (SEARCH, LOOK, MODELS, SET_UP, BENCHMARKS)
+PANELS = (SEARCH, LOOK_PANEL, MODELS_PANEL, SET_UP, BENCHMARKS)
 HELP_WIDTH = 100  # columns that help takes at most
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from studies.cli.app import MODELS, app
-from studies.cli.options import Directory, FormatOption, RunCode, Trial
+from studies.cli.app import MODELS_PANEL, app
+from studies.cli.options import Directory, FormatOption, RunCode, TrialNumber
 from studies.output import Format, note, print_rows, print_value
 from studies.terminal import one_line
 
@@ -21,7 +21,7 @@ class Quantisation(str, Enum):
     int8 = "int8"
 
 
-class Runtime(str, Enum):
+class RuntimeOption(str, Enum):
     """What runs a network."""
 
     torch = "torch"
@@ -36,7 +36,7 @@ Out = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[
+SeedOption = Annotated[
     str | None,
     typer.Option(
         metavar="N|best|mean-of-N",
@@ -61,16 +61,16 @@ Sign = Annotated[
 ]
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def export(
     directory: Directory,
-    trial: Trial,
+    trial: TrialNumber,
     out: Out = None,
     retrained: Annotated[
         bool,
         typer.Option("--retrained", help="What `retrain` trained and tested, not the search."),
     ] = False,
-    seed: Seed = None,
+    seed: SeedOption = None,
     quantize: Quantize = None,
     sign: Sign = None,
     force: Annotated[
@@ -104,7 +104,7 @@ def export(
     )
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def verify(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
@@ -131,7 +131,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def predict(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
@@ -151,8 +151,8 @@ def predict(
         ),
     ] = False,
     runtime: Annotated[
-        Runtime, typer.Option(help="Which library runs the network.")
-    ] = Runtime.torch,
+        RuntimeOption, typer.Option(help="Which library runs the network.")
+    ] = RuntimeOption.torch,
     format: FormatOption = Format.table,
 ) -> None:
     """Predicts the classes of image files of any size and mode; executes no code of the bundle.

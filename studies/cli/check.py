@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studies.cli.app import MODELS, app
+from studies.cli.app import MODELS_PANEL, app
 from studies.cli.options import FormatOption, RunCode
 from studies.output import Format, print_rows, print_value
 
@@ -25,7 +25,7 @@ Repair = Annotated[
 ]
 
 
-Subject = Annotated[
+SubjectArgument = Annotated[
     str,
     typer.Argument(
         metavar="ARCHITECTURE|MODULE:FUNCTION|FILE",
@@ -41,7 +41,7 @@ Grouped = Annotated[
         show_default=False,
     ),
 ]
-Size = Annotated[
+SizeOption = Annotated[
     int | None,
     typer.Option(
         min=1, help="Another input size, pixels; of a model its input size.", show_default=False
@@ -63,11 +63,11 @@ Classes = Annotated[
 ]
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def check(
-    architecture: Subject,
+    architecture: SubjectArgument,
     group: Grouped = None,
-    size: Size = None,
+    size: SizeOption = None,
     channels: Channels = None,
     classes: Classes = None,
     repair: Repair = None,
@@ -112,6 +112,6 @@ def _audited(
     found = audit(model, size, group, channels, name=source)
     if out is None:
         return found
-    from trainers.instruments.audit.repair import repair
+    from trainers.instruments.audit.repair import repair_model
 
-    return repair(model, found, out)
+    return repair_model(model, found, out)

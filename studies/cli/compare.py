@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from studies.cli.app import LOOK, app
+from studies.cli.app import LOOK_PANEL, app
 from studies.cli.options import Directory, FormatOption
 from studies.output import Format, note, print_json, print_lines, print_rows, print_table
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK_PANEL)
 def compare(
     directory: Directory,
     first: Annotated[
@@ -42,7 +42,7 @@ def compare(
     from studies.results import compare as comparing
     from studies.results import tables
 
-    opened = (*tables.open_study(directory, reading=True), Evidence.of(directory))
+    opened = (*tables.open_records(directory, reading=True), Evidence.of(directory))
     if pairs:
         rows, columns, cells = comparing.pair_rows(*opened)
         empty = (

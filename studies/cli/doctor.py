@@ -16,8 +16,8 @@ from typing import Any, Literal
 from trainers.versions import library_versions
 
 Level = Literal["ok", "note", "bad"]
-LOOPBACK = "the loopback interface alone"
-LIBRARIES = (
+LOOPBACK_ALONE = "the loopback interface alone"
+EXAMINED_LIBRARIES = (
     "torch",
     "torchvision",
     "escnn",
@@ -88,7 +88,7 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Every finding, one at a time; the whole takes about half a minute."""
     yield _python()
-    for name in LIBRARIES:
+    for name in EXAMINED_LIBRARIES:
         yield _library(name)
     for what, code, remedy in IMPORTS:
         yield _runs(what, code, remedy)
@@ -99,7 +99,7 @@ def examine() -> Iterator[Finding]:
     yield from _ray()
 
 
-def as_dict(findings: list[Finding]) -> dict[str, Any]:
+def findings_as_dict(findings: list[Finding]) -> dict[str, Any]:
     """The findings for JSON, and whether none is bad."""
     return {
         "healthy": all(f.level != "bad" for f in findings),
@@ -186,7 +186,7 @@ def _reachable(listeners: Sequence[Sequence[Any]], closed: bool) -> Finding:
             "without Ray: "
             "`resources: {executor: in_process}`",
         )
-    if interfaces != [LOOPBACK]:
+    if interfaces != [LOOPBACK_ALONE]:
         return Finding(
             "Ray listens",
             "note",
@@ -202,7 +202,7 @@ def _interface(address: str) -> str:
     parsed = ip_address(address)
     parsed = getattr(parsed, "ipv4_mapped", None) or parsed
     return (
-        LOOPBACK
+        LOOPBACK_ALONE
         if parsed.is_loopback
         else "every interface"
         if parsed.is_unspecified
@@ -253,7 +253,7 @@ def _convolutions() -> Finding:
     def look() -> Finding:
         from trainers.networks.kernels import fourier, winograd
 
-        reason = fourier.status()[1] or winograd.status()[1]
+        reason = fourier.fourier_status()[1] or winograd.winograd_status()[1]
         if not reason:
             return Finding(
                 "convolutions",
@@ -263,7 +263,7 @@ def _convolutions() -> Finding:
         return Finding(
             "convolutions",
             "note",
-            f"torch's, or in part: {reason}" if fourier.library() else f"torch's: {reason}",
+            f"torch's, or in part: {reason}" if fourier.fourier_library() else f"torch's: {reason}",
             "training on a CPU then takes up to twice as long; scores are the same",
         )
 

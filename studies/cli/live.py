@@ -12,11 +12,11 @@ from typing import Any
 from studies.output import note, percent
 from studies.search.driver import SearchDriver
 from studies.tasks import task_score
-from studies.terminal import is_terminal, lasting, one_line, plain, styled
+from studies.terminal import is_terminal, lasting, one_line, plain_text, styled
 from studies.workers.executors import Event
 
 RECENT = 6  # trials shown after they ended
-BAR = 18  # characters
+PROGRESS_BAR = 18  # characters
 
 
 class LiveView:
@@ -73,7 +73,7 @@ class LiveView:
     def _warn(self, text: str) -> None:
         if self._live is not None:
             self._live.console.print(
-                plain(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True
+                plain_text(f"warning: {text}"), markup=False, highlight=False, soft_wrap=True
             )
         else:
             note(f"warning: {text}")
@@ -151,5 +151,5 @@ class LiveView:
 
 def bar(done: int, total: int) -> str:
     """A progress bar of a fixed width."""
-    full = min(BAR, BAR * done // max(1, total))
-    return "█" * full + "░" * (BAR - full)
+    full = min(PROGRESS_BAR, PROGRESS_BAR * done // max(1, total))
+    return "█" * full + "░" * (PROGRESS_BAR - full)

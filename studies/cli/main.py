@@ -25,7 +25,7 @@ from studies.cli import (  # noqa: F401  (they register their commands)
 )
 from studies.cli.app import app as app
 from studies.cli.app import application
-from studies.terminal import guarded, one_line
+from studies.terminal import guarded_streams, one_line
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if not debug:
         warnings.formatwarning = _warning
-    with guarded():
+    with guarded_streams():
         status = _status(debug)
     sys.exit(status)
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studies.cli.app import BENCHMARKS, MODELS, app
+from studies.cli.app import BENCHMARKS, MODELS_PANEL, app
 from studies.cli.options import (
     Address,
     Directory,
     FormatOption,
+    Overrides,
     Quiet,
     RunCode,
-    Settings,
     StudyName,
     Trust,
     Workers,
@@ -56,7 +56,7 @@ PaperBatch = Annotated[
 PaperDropout = Annotated[
     float, typer.Option(help="Its rate after convolutions 1, 3, 4 and 5, as the paper has it.")
 ]
-Control = Annotated[
+ControlOption = Annotated[
     str | None,
     typer.Option(
         metavar="DIR:TRIAL",
@@ -67,7 +67,7 @@ Control = Annotated[
 ]
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def train(
     study: StudyName,
     architecture: Annotated[
@@ -88,7 +88,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     quiet: Quiet = False,
     format: FormatOption = Format.table,
 ) -> None:
@@ -96,10 +96,10 @@ def train(
     accuracy by angle.
     """
     from studies import config
-    from studies.results.check import named
+    from studies.results.check import named_candidate
     from studies.results.train_one import train_lines, train_one
 
-    chosen = config.load(study, {"training.epochs": epochs, **pairs(settings)})
+    chosen = config.load_study(study, {"training.epochs": epochs, **pairs(settings)})
     total = chosen.training.epochs
 
     def on_epoch(epoch: int, row: dict[str, float]) -> None:
@@ -110,12 +110,12 @@ def train(
             )
 
     result = train_one(
-        chosen, named(architecture), seed=seed, out=out, on_epoch=on_epoch, note=note
+        chosen, named_candidate(architecture), seed=seed, out=out, on_epoch=on_epoch, note=note
     )
     print_value(result, format, "\n".join(train_lines(result)))
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def probe(
     study: StudyName,
     images: Annotated[int, typer.Option(min=40, help="Images to examine.")] = 2000,
@@ -126,7 +126,7 @@ def probe(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Adds a table of every class.")
     ] = False,
-    settings: Settings = None,
+    settings: Overrides = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Estimates how symmetric the data is: which elements keep inputs and labels, and which group
@@ -138,7 +138,7 @@ def probe(
     from trainers.instruments.probe import probe as probe_data
     from trainers.process import tune_process
 
-    chosen = with_task(config.load(study, pairs(settings)))
+    chosen = with_task(config.load_study(study, pairs(settings)))
     require_classes(chosen, "probe")
     tune_process()
     probed = probe_data(
@@ -147,7 +147,7 @@ def probe(
     print_value(probed.as_dict(), format, probed.text(per_class=per_class))
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def measure(
     model: Annotated[
         str,
@@ -174,9 +174,9 @@ def measure(
     ] = None,
     images: Annotated[int, typer.Option(min=2, help="Validation images, at most.")] = 2000,
     figure: AngleFigure = None,
-    control: Control = None,
+    control: ControlOption = None,
     run_code: RunCode = False,
-    settings: Settings = None,
+    settings: Overrides = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Measures a model's symmetry with every instrument: accuracy by element and angle,
@@ -185,7 +185,7 @@ def measure(
     from studies import config
     from studies.results.measure_trial import measure_subject
 
-    study = config.load(data, pairs(settings)) if data else None
+    study = config.load_study(data, pairs(settings)) if data else None
     measured = measure_subject(
         model,
         data=study,
@@ -198,7 +198,7 @@ def measure(
     print_value(measured.as_dict(), format, measured.text())
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def retrain(
     directory: Directory,
     seeds: Annotated[
@@ -224,7 +224,7 @@ def retrain(
     ] = False,
     workers: Workers = None,
     ray_address: Address = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     trust: Trust = False,
     format: FormatOption = Format.table,
 ) -> None:
@@ -232,7 +232,7 @@ def retrain(
     the only command that reads the test split.
     """
     from studies.results import retrain as retraining
-    from studies.results.selection import compared
+    from studies.results.selection import with_selection
 
     overrides = {
         "training.epochs": epochs,
@@ -242,7 +242,7 @@ def retrain(
     study = retraining.retraining_study(directory, overrides, trust=trust)
     chosen: dict[str, Any] = {"trials": _chosen(directory, trial, knee), "seeds": seeds}
     jobs = retraining.front_jobs(study, directory, keep_validation=keep_validation, **chosen)
-    rows = compared(directory, _retrained(jobs, study, directory))
+    rows = with_selection(directory, _retrained(jobs, study, directory))
     _print_tested(rows, format)
     if format is Format.table:
         _print_selection(rows, directory)
@@ -271,11 +271,11 @@ def _chosen(directory: Path, trials: list[int] | None, knee: bool) -> list[int] 
 
 def _knee_of(directory: Path) -> int | None:
     """The front's best compromise; None where there is no front."""
-    from studies.evidence.front import best_compromise, members
-    from studies.results.tables import open_study
+    from studies.evidence.front import best_compromise, front_members
+    from studies.results.tables import open_records
 
-    study, records = open_study(directory, reading=True)
-    best = best_compromise(study, members(study, records))
+    study, records = open_records(directory, reading=True)
+    best = best_compromise(study, front_members(study, records))
     return None if best is None else best.number
 
 
@@ -314,7 +314,7 @@ def _print_tested(rows: list[dict[str, Any]], format: Format) -> None:
         ]
         for row in rows
     ]
-    print_rows([retraining.as_dict(row) for row in rows], format, columns, cells)
+    print_rows([retraining.row_as_dict(row) for row in rows], format, columns, cells)
 
 
 @app.command(rich_help_panel=BENCHMARKS)
@@ -357,13 +357,13 @@ def reproduce(
     study = published.study_of(
         shift, root=root, epochs=epochs, test=test, batch=batch, resources=given
     )
-    place = published.place_of(shift, directory, study)
+    place = published.shift_folder(shift, directory, study)
     jobs = published.jobs(shift, directory, study, seeds=seeds, dropout=dropout)
     rows = _retrained(jobs, study, place)
-    claims, values = published.claims(shift, rows), [retraining.as_dict(row) for row in rows]
+    claims, values = published.claims(shift, rows), [retraining.row_as_dict(row) for row in rows]
     if format is Format.json:
         return print_json({"shift": shift, "rows": values, "claims": list(map(asdict, claims))})
-    print_rows(values, format, *published.compared(shift, rows))
+    print_rows(values, format, *published.beside_published(shift, rows))
     if format is Format.table:
         print_lines([str(claim) for claim in claims])
 
@@ -384,4 +384,4 @@ def _retrained(jobs: list[Job], study: Study, directory: Path) -> list[dict[str,
             + (f" ({beside_text(result['test'])})" if result["test"].get("beside") else "")
         )
 
-    return retraining.summarised(retraining.run_jobs(jobs, study, directory, on_result))
+    return retraining.summarise_seeds(retraining.run_jobs(jobs, study, directory, on_result))

@@ -62,14 +62,14 @@ def number_of_trial(context: typer.Context, value: int | str | None) -> int | No
     if not isinstance(value, str):
         return value
     from studies.evidence.selection import number_of
-    from studies.results.tables import open_study
+    from studies.results.tables import open_records
 
     place = Path(context.params.get("directory") or context.params["place"])
-    study, records = open_study(place, reading=True)
+    study, records = open_records(place, reading=True)
     return number_of(study, records, value == KNEE, None if value == KNEE else value)
 
 
-Trial = Annotated[
+TrialNumber = Annotated[
     int,
     typer.Argument(
         metavar="TRIAL",
@@ -117,7 +117,7 @@ AcceptData = Annotated[
         "are compared among themselves.",
     ),
 ]
-Settings = Annotated[
+Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studies.cli.app import LOOK, SEARCH, app
+from studies.cli.app import LOOK_PANEL, SEARCH, app
 from studies.cli.options import (
     AcceptData,
     Address,
@@ -18,11 +18,11 @@ from studies.cli.options import (
     Directory,
     FormatOption,
     Knee,
+    Overrides,
     Quiet,
-    Settings,
     StudyName,
     Timeout,
-    Trial,
+    TrialNumber,
     Trials,
     Trust,
     Where,
@@ -75,7 +75,7 @@ def start(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the search.", show_default=False)
     ] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     enqueue: Enqueue = None,
     warm_start: WarmStart = None,
     no_probe: NoProbe = False,
@@ -96,7 +96,7 @@ def start(
         **resources(workers, timeout, ray_address),
         **pairs(settings),
     }
-    chosen = config.load(study, overrides)
+    chosen = config.load_study(study, overrides)
     first = read_architectures(enqueue) if enqueue else ()
     options: dict[str, Any] = {"enqueue": first, "probe": not no_probe, "note": note}
     if dry_run:
@@ -116,7 +116,7 @@ def resume(
     workers: Workers = None,
     timeout: Timeout = None,
     ray_address: Address = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     trust: Trust = False,
     accept_data: AcceptData = False,
     partners: Annotated[
@@ -158,7 +158,7 @@ def resume(
 @app.command(rich_help_panel=SEARCH)
 def relax(
     directory: Directory,
-    trial: Trial,
+    trial: TrialNumber,
     stage: Annotated[
         int,
         typer.Option(min=1, help="The first stage that is relaxed; 1 is the first of all."),
@@ -190,7 +190,7 @@ def relax(
     print_value(made, format, "\n".join(relax_lines(directory, made)))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK_PANEL)
 def status(directory: Directory, format: FormatOption = Format.table) -> None:
     """Prints the state of the study in DIR: trials, front, and which process drives it."""
     from studies.results import tables
@@ -199,7 +199,7 @@ def status(directory: Directory, format: FormatOption = Format.table) -> None:
     print_value(state, format, "\n".join(map(one_line, tables.status_lines(state))))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK_PANEL)
 def trials(
     directory: Directory,
     where: Where = None,
@@ -212,7 +212,7 @@ def trials(
     from studies.evidence.intervals import Evidence
     from studies.results import tables
 
-    study, records = tables.open_study(directory, parameters=True, reading=True)
+    study, records = tables.open_records(directory, parameters=True, reading=True)
     chosen = selected(records, where)
     rows, columns, cells = tables.rows_of(study, chosen, Evidence.of(directory))
     number = selection.number_of(study, chosen, knee, best) if rows else None
@@ -225,7 +225,7 @@ def _none(directory: Path, where: str | None, what: str) -> str:
     return f"{directory} has no {what}" if where is None else f"no trial meets: {where}"
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK_PANEL)
 def front(
     directory: Directory,
     figure: Annotated[
@@ -248,7 +248,7 @@ def front(
     from studies.results import front_plot, tables
     from studies.tasks import in_words, task_score
 
-    study, every = tables.open_study(directory, reading=True)
+    study, every = tables.open_records(directory, reading=True)
     records = selected(every, where)
     rows, columns, cells = tables.front_rows(study, records, Evidence.of(directory))
     number = selection.number_of(study, records, knee, best) if rows else None
@@ -263,10 +263,10 @@ def front(
     if format is Format.table and (drawn := front_plot.draw_text(plotted, study.objectives)):
         print(f"\n{in_words(drawn, task_score(study.data.task))}")
     if figure is not None:
-        front_plot.save_figure(plotted, study.objectives, figure, task_score(study.data.task))
+        front_plot.save_front_figure(plotted, study.objectives, figure, task_score(study.data.task))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK_PANEL)
 def report(
     directory: Directory,
     out: Annotated[
@@ -284,14 +284,14 @@ def report(
     print(write_report(directory, out))
 
 
-@app.command(rich_help_panel=LOOK)
-def show(directory: Directory, trial: Trial, format: FormatOption = Format.table) -> None:
+@app.command(rich_help_panel=LOOK_PANEL)
+def show(directory: Directory, trial: TrialNumber, format: FormatOption = Format.table) -> None:
     """Prints everything about one trial: its scores at every rung, its exactness, its files."""
     from studies.evidence.intervals import Evidence, over_seeds
     from studies.journal.definition import definition_note
     from studies.results import tables
 
-    study, records = tables.open_study(directory, parameters=True, reading=True)
+    study, records = tables.open_records(directory, parameters=True, reading=True)
     record = tables.find_trial(records, trial, directory)
     row = {
         **tables.trial_row(study, record, Evidence.of(directory)),
@@ -313,7 +313,7 @@ def show(directory: Directory, trial: Trial, format: FormatOption = Format.table
             note(one_line(f"its exactness cannot be shown: {error}"))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK_PANEL)
 def dashboard(
     directory: Directory,
     host: Annotated[
@@ -357,10 +357,10 @@ def repair(directory: Directory) -> None:
     cuts.
     """
     from studies.journal.repair import repair as repair_directory
-    from studies.search.proposals import described
-    from studies.workers.launch import read_data
+    from studies.search.proposals import describe_text
+    from studies.workers.launch import read_dimensions
 
-    done = repair_directory(directory, described, read_data)
+    done = repair_directory(directory, describe_text, read_dimensions)
     print_lines(done or [f"nothing was wrong with {directory}"])
 
 
@@ -370,16 +370,16 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
     from studies.evidence.intervals import Evidence
     from studies.results import compare as comparing
     from studies.results import tables
-    from studies.workers.executors import run
+    from studies.workers.executors import run_study
 
     with opened() as driver:
         for warning in driver.warnings:
             note(f"warning: {warning}")
         with LiveView(driver, quiet=quiet) as view:
-            ending = run(driver, listener=view)
+            ending = run_study(driver, listener=view)
     note(f"ended: {ending.reason}" + (f": {driver.explanation}" if driver.explanation else ""))
     quoted = quote(str(directory))
-    opened_study = (*tables.open_study(directory), Evidence.of(directory))
+    opened_study = (*tables.open_records(directory), Evidence.of(directory))
     rows, columns, cells = tables.front_rows(*opened_study)
     print_lines(tables.status_lines(tables.status(directory)))
     if rows:

@@ -68,7 +68,7 @@ def doctor(format: FormatOption = Format.table) -> None:
                 )
             )
     if format is Format.json:
-        print_json(examination.as_dict(findings))
+        print_json(examination.findings_as_dict(findings))
     else:
         remedies = [[f.level, f.what, f.found, f.remedy] for f in findings if f.remedy]
         if remedies:
@@ -79,8 +79,8 @@ def doctor(format: FormatOption = Format.table) -> None:
             )
         print(
             "healthy"
-            if examination.as_dict(findings)["healthy"]
+            if examination.findings_as_dict(findings)["healthy"]
             else "not healthy: see the remedies marked bad"
         )
-    if not examination.as_dict(findings)["healthy"]:
+    if not examination.findings_as_dict(findings)["healthy"]:
         raise typer.Exit(1)

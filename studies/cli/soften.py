@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from studies.cli.app import MODELS, app
+from studies.cli.app import MODELS_PANEL, app
 from studies.cli.options import (
     FormatOption,
-    Settings,
+    Overrides,
     named_place,
     number_of_trial,
     pairs,
@@ -18,7 +18,7 @@ from studies.cli.options import (
 )
 from studies.output import Format, note, print_rows
 
-Place = Annotated[
+PlaceArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DIR|BUNDLE|MODULE:FUNCTION",
@@ -47,9 +47,9 @@ Softness = Annotated[
 ]
 
 
-@app.command(rich_help_panel=MODELS)
+@app.command(rich_help_panel=MODELS_PANEL)
 def soften(
-    place: Place,
+    place: PlaceArgument,
     trial: MaybeTrial = None,
     group: Annotated[
         str | None,
@@ -73,7 +73,7 @@ def soften(
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=2, help="Validation images, at most.")] = 500,
-    settings: Settings = None,
+    settings: Overrides = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Evaluates a trained trial, a bundle or any torch model with its weights softened towards
@@ -126,7 +126,7 @@ def _softened(
             "a bundle does not hold its images; name the study whose data they are",
             param_hint="--data",
         )
-    return soften_bundle(place, config.load(data, settings), **chosen)
+    return soften_bundle(place, config.load_study(data, settings), **chosen)
 
 
 def _of_module(

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from studies.cli.app import BENCHMARKS, LOOK, app
+from studies.cli.app import BENCHMARKS, LOOK_PANEL, app
 from studies.cli.options import (
     Address,
     Directory,
     FormatOption,
-    Settings,
+    Overrides,
     StudyName,
     Workers,
     pairs,
@@ -37,7 +37,7 @@ def record(
     ],
     workers: Workers = None,
     ray_address: Address = None,
-    settings: Settings = None,
+    settings: Overrides = None,
 ) -> None:
     """Trains every architecture of a finite space and records its scores after each epoch, for
     `replay`.
@@ -45,11 +45,11 @@ def record(
     from studies import config
     from studies.replays import record as recording
     from studies.workers.executors import require_cluster
-    from studies.workers.launch import read_data
+    from studies.workers.launch import read_dimensions
 
-    chosen = config.load(study, {**resources(workers, None, ray_address), **pairs(settings)})
+    chosen = config.load_study(study, {**resources(workers, None, ray_address), **pairs(settings)})
     require_cluster(chosen.resources)
-    channels, classes = read_data(chosen, note)
+    channels, classes = read_dimensions(chosen, note)
 
     def on_entry(done: int, total: int, entry: recording.TableEntry) -> None:
         note(
@@ -99,10 +99,10 @@ def replay(
             f"epochs until the front has {100 * share:g} % of the full hypervolume, "
             f"{replaying.full_volume(table):.4f}; {seeds} seeds"
         )
-    print_rows(replaying.as_dicts(rows), format, *replaying.compared(rows, seeds))
+    print_rows(replaying.as_dicts(rows), format, *replaying.comparison_table(rows, seeds))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK_PANEL)
 def rederive(directory: Directory, format: FormatOption = Format.table) -> None:
     """Derives every proposal of a study again from its journal alone, and names the first that
     comes out otherwise.

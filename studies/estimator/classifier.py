@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from studies.config import NULL, Study, dump, load, parse
+from studies.config import NULL, Study, dump, load_study, parse
 from studies.errors import StudyError
 from studies.estimator.default_study import default_study
 from studies.estimator.images import as_bytes, class_labels, images_last, scale_of
@@ -193,7 +193,7 @@ class EquivariantClassifier(ClassifierMixin, BaseEstimator):
             return default_study((height, width), channels, classes, self.symmetry, overrides)
         if isinstance(self.study, Study):
             return parse(dump(self.study), name="the study", overrides=overrides)
-        return load(self.study, overrides)
+        return load_study(self.study, overrides)
 
     def _choice(self, opened: StudyDirectory) -> int:
         front = opened.front

@@ -9,12 +9,12 @@ from typing import Any
 
 from searchspace.architecture import Architecture
 from searchspace.groups import TRIVIAL, Group
-from studies.config import Study, load
+from studies.config import Study, load_study
 from studies.evidence.variants import matched, with_group
 
 TEMPLATE = "folder"
 SMALLEST, LARGEST = 16, 64  # pixels of the smallest input size that is searched
-SIZES = 6  # input sizes that are searched, one beside the other
+INPUT_SIZES = 6  # input sizes that are searched, one beside the other
 PARAMS = 40_000
 # avg3/2p1 twice keeps every quarter turn and flip where the size is one more than a multiple of 4
 KNOWN = "6k3@D4, 6k3 avg3/2p1, 12k3, 12k3 avg3/2p1, 12k3, 13k3"
@@ -33,7 +33,7 @@ def default_study(
     """
     declared = Group.parse(symmetry)
     smallest = min(max(*shape, SMALLEST), LARGEST)
-    sizes = range(smallest, smallest + SIZES)
+    sizes = range(smallest, smallest + INPUT_SIZES)
     exact_size = next(size for size in sizes if size % 4 == 1)
     ends = [
         str(matched(_known(group, exact_size), "params", PARAMS, channels, classes))
@@ -54,7 +54,7 @@ def default_study(
     if declared == TRIVIAL:  # nothing to restrict, and no element to compare with
         content |= {"space.family": ["plain"], "space.restrict": {"after": ["none"], "to": ["C1"]}}
         content |= {"space.equivariance_loss": {"kind": ["none"], "weight": 1.0}}
-    return load(TEMPLATE, {**content, **(overrides or {})})
+    return load_study(TEMPLATE, {**content, **(overrides or {})})
 
 
 def searched_groups(declared: Group) -> tuple[Group, ...]:

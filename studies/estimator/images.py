@@ -12,7 +12,7 @@ from sklearn.utils.validation import column_or_1d
 
 from trainers.data.formats.pixels import Scale, axes_of, channels_second, find_scale, scaled
 
-BLOCK = 256  # images at once
+IMAGES_AT_ONCE = 256  # images at once
 
 
 def images_last(X: Any) -> np.ndarray:
@@ -89,4 +89,6 @@ def as_bytes(images: np.ndarray, scale: Scale) -> Iterator[np.ndarray]:
 
 
 def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
-    return (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
+    return (
+        images[start : start + IMAGES_AT_ONCE] for start in range(0, len(images), IMAGES_AT_ONCE)
+    )

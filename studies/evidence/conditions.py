@@ -22,11 +22,11 @@ from typing import Any, Literal
 
 from studies.output import is_number
 
-Row = Mapping[str, Any]
-Test = Callable[[Row], bool]
+TrialRow = Mapping[str, Any]
+RowTest = Callable[[TrialRow], bool]
 Compare = Callable[[Any, Any], bool]
-Kind = Literal["number", "text", "flag", "either"]  # of a column's values
-TOKEN = re.compile(
+ColumnKind = Literal["number", "text", "flag", "either"]  # of a column's values
+TOKEN_PATTERN = re.compile(
     r"""\s*(?:
     (?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?P<unit>[%kMG](?![\w.]))?
     |(?P<quoted>"[^"]*"|'[^']*')
@@ -35,7 +35,7 @@ TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-UNITS = {"%": 0.01, "k": 1e3, "M": 1e6, "G": 1e9}
+UNIT_FACTORS = {"%": 0.01, "k": 1e3, "M": 1e6, "G": 1e9}
 ORDERED: dict[str, Compare] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -63,7 +63,7 @@ class Condition:
 
     text: str
     columns: tuple[tuple[str, int], ...]  # that it names, and where in the text
-    _test: Test
+    _test: RowTest
     _compared: tuple[tuple[str, str, Any], ...]  # column, sign, and what it is compared with
 
     @classmethod
@@ -76,7 +76,7 @@ class Condition:
             raise parser.error(f"'{rest.text}' follows a complete condition; join them by and, or")
         return cls(text, tuple(parser.columns), test, tuple(parser.compared))
 
-    def __call__(self, row: Row) -> bool:
+    def __call__(self, row: TrialRow) -> bool:
         """Whether a row meets the condition."""
         return self._test(row)
 
@@ -84,7 +84,7 @@ class Condition:
         self,
         known: Sequence[str],
         shares: Sequence[str] = (),
-        kinds: Mapping[str, Kind] | None = None,
+        kinds: Mapping[str, ColumnKind] | None = None,
     ) -> Condition:
         """The condition itself. Raises ConditionError for a column that is not among those
         `known`, for one of `shares` that is compared with a number above 1, and for a comparison
@@ -109,7 +109,7 @@ class Condition:
         return self
 
 
-def _senseless(kind: Kind, name: str, sign: str, value: Any) -> str:
+def _senseless(kind: ColumnKind, name: str, sign: str, value: Any) -> str:
     """Why no value of that kind can be compared so; empty where it can."""
     given = f"{value:g}" if is_number(value) else str(value)
     if kind == "flag" and (sign not in ("=", "==", "!=") or not isinstance(value, bool)):
@@ -127,7 +127,7 @@ def _senseless(kind: Kind, name: str, sign: str, value: Any) -> str:
 def _tokens(text: str) -> list[_Token]:
     tokens, place = [], 0
     while text[place:].strip():
-        match = TOKEN.match(text, place)
+        match = TOKEN_PATTERN.match(text, place)
         if match is None:
             start = place + len(text[place:]) - len(text[place:].lstrip())
             raise ConditionError(
@@ -138,7 +138,7 @@ def _tokens(text: str) -> list[_Token]:
         assert kind is not None
         word, value = match[kind], match[kind]
         if kind == "number":
-            value = float(match["number"]) * UNITS.get(match["unit"] or "", 1)
+            value = float(match["number"]) * UNIT_FACTORS.get(match["unit"] or "", 1)
             word += match["unit"] or ""
         elif kind == "quoted":
             value = word[1:-1]
@@ -173,21 +173,21 @@ class _Parser:
             return True
         return False
 
-    def disjunction(self, depth: int) -> Test:
+    def disjunction(self, depth: int) -> RowTest:
         return self._joined(self._conjunction, "or", any, depth)
 
-    def _conjunction(self, depth: int) -> Test:
+    def _conjunction(self, depth: int) -> RowTest:
         return self._joined(self._negation, "and", all, depth)
 
     def _joined(
-        self, part: Callable[[int], Test], word: str, join: Callable[..., bool], depth: int
-    ) -> Test:
+        self, part: Callable[[int], RowTest], word: str, join: Callable[..., bool], depth: int
+    ) -> RowTest:
         parts = [part(depth)]
         while self._take(word):
             parts.append(part(depth))
         return parts[0] if len(parts) == 1 else lambda row: join(test(row) for test in parts)
 
-    def _negation(self, depth: int) -> Test:
+    def _negation(self, depth: int) -> RowTest:
         if depth > MOST_DEPTH:
             raise self.error(f"brackets are nested more than {MOST_DEPTH} deep; write less")
         if self._take("not"):
@@ -200,7 +200,7 @@ class _Parser:
             return inner
         return self._comparison()
 
-    def _comparison(self) -> Test:
+    def _comparison(self) -> RowTest:
         token = self.peek
         if token.kind != "word" or token.text in ("and", "or", "true", "false"):
             raise self.error(f"a column must stand here, such as params; got {token.text}")
@@ -221,7 +221,7 @@ class _Parser:
             return token.text == "true"
         return token.value
 
-    def _against(self, name: str, sign: str, value: Any) -> Test:
+    def _against(self, name: str, sign: str, value: Any) -> RowTest:
         self.compared.append((name, sign, value))
         if sign in ORDERED:
             if not is_number(value):
@@ -229,7 +229,7 @@ class _Parser:
                 raise self.error(f"{sign} compares numbers; got the text {value}")
             compare = ORDERED[sign]
 
-            def ordered(row: Row) -> bool:
+            def ordered(row: TrialRow) -> bool:
                 mine = row.get(name)
                 return is_number(mine) and compare(mine, value)
 

@@ -27,7 +27,7 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.evidence import variants
-from studies.evidence.front import best_compromise, members, scored
+from studies.evidence.front import best_compromise, front_members, scored
 from studies.evidence.intervals import Evidence
 from studies.evidence.pairs import candidate_of
 from studies.journal.trial import TrialRecord
@@ -154,7 +154,7 @@ def comparison(study: Study, records: Sequence[TrialRecord], evidence: Evidence)
 
     The winner beats a control where it is better in one score and worse in none, by 95 % intervals.
     """
-    winner = best_compromise(study, members(study, records))
+    winner = best_compromise(study, front_members(study, records))
     if winner is None:
         return {"winner": None, "controls": [], "of_others": 0}
     names = dict.fromkeys(("accuracy", "symmetry_accuracy", *study.objectives))

@@ -21,7 +21,7 @@ def scored(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     ]
 
 
-def members(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def front_members(study: Study, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The Pareto front: complete, feasible trials that no other dominates, best first objective
     first.
     """

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from studies.config import Study
-from studies.evidence.paired import Difference, Z, difference, over_values, unpaired
+from studies.evidence.paired import Difference, Z, over_values, paired_difference, unpaired
 from studies.journal.folders import TRIALS
 from studies.journal.reader import study_attributes
 from studies.journal.trial import TrialRecord
@@ -33,7 +33,7 @@ from trainers.instruments.proportions import proportion
 from trainers.instruments.tasks import replicates
 from trainers.instruments.tasks.replicates import Replicates
 
-SHARES = (
+INTERVAL_SCORES = (
     "accuracy",
     "symmetry_accuracy",
     "symmetry_accuracy_worst",
@@ -43,7 +43,7 @@ SHARES = (
 )
 # scores that are not shares of images come with their standard error over images
 ERRORS = {name: f"{name}_error" for name in OVER_CLASSES}
-MOST_MEMBERS = 12  # of a front, whose pairs are compared image by image for `status`
+MOST_PAIRED = 12  # of a front, whose pairs are compared image by image for `status`
 USUAL = 0.9  # the accuracy that `status` assumes while there is no front
 
 
@@ -54,7 +54,7 @@ def interval(
     value, count = scores.get(name), scores.get("num_images") or images
     if not is_number(value) or not 0 <= value <= 1:
         return None
-    if name in SHARES and count and not scores.get("score"):
+    if name in INTERVAL_SCORES and count and not scores.get("score"):
         share = proportion(value, count)
         return share.low, share.high
     error = scores.get(f"{name}_error")
@@ -65,7 +65,7 @@ def interval(
 
 def intervals(scores: Mapping[str, Any] | None, images: int | None) -> dict[str, dict[str, float]]:
     """Score -> {"low", "high"} for each score of a trial that has an interval over images."""
-    ranges = {name: interval(scores or {}, name, images) for name in (*SHARES, *ERRORS)}
+    ranges = {name: interval(scores or {}, name, images) for name in (*INTERVAL_SCORES, *ERRORS)}
     return {name: {"low": i[0], "high": i[1]} for name, i in ranges.items() if i is not None}
 
 
@@ -93,7 +93,7 @@ class Evidence:
             return None
         if record.number not in self._read:
             folder = self.directory / TRIALS / f"{record.number:05d}"
-            answers = correctness.read(folder, record.scores.get("epoch"))
+            answers = correctness.read_correctness(folder, record.scores.get("epoch"))
             self._read[record.number] = answers
         return self._read[record.number]
 
@@ -116,10 +116,10 @@ class Evidence:
             found = self._resampled(a, b, name, first - second)
             if found is not None:
                 return found
-        elif name in SHARES:
+        elif name in INTERVAL_SCORES:
             mine, theirs = self.correctness(a), self.correctness(b)
             if mine is not None and theirs is not None:
-                paired = difference(mine, theirs, name)
+                paired = paired_difference(mine, theirs, name)
                 if paired is not None:
                     return paired
             counts = self.count(a), self.count(b)
@@ -185,7 +185,7 @@ class Evidence:
         if not count:
             return None
         widths = [
-            self.difference(a, b, "accuracy") for a, b in combinations(front[:MOST_MEMBERS], 2)
+            self.difference(a, b, "accuracy") for a, b in combinations(front[:MOST_PAIRED], 2)
         ]
         halves = [d.half for d in widths if d is not None and d.over == "images"]
         if score != "accuracy":
@@ -231,7 +231,7 @@ def over_seeds(records: Iterable[TrialRecord]) -> dict[str, dict[str, dict[str, 
     for key, trainings in groups.items():
         if len(trainings) < 2:
             continue
-        for name in (*SHARES, *ERRORS):
+        for name in (*INTERVAL_SCORES, *ERRORS):
             scores = [(r.scores or {}).get(name) for r in trainings.values()]
             values = [score for score in scores if is_number(score)]
             if len(values) == len(trainings):

@@ -59,7 +59,7 @@ class Difference:
         }
 
 
-def difference(a: Correctness, b: Correctness, score: str) -> Difference | None:
+def paired_difference(a: Correctness, b: Correctness, score: str) -> Difference | None:
     """The difference of a score between two networks on the same images; None for a score that is
     not a mean over images, or where the images or elements differ.
 

@@ -19,7 +19,7 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.evidence import variants
-from studies.evidence.front import best_compromise, members
+from studies.evidence.front import best_compromise, front_members
 from studies.evidence.intervals import Evidence
 from studies.evidence.paired import Difference, over_values
 from studies.journal.trial import TrialRecord
@@ -129,7 +129,7 @@ def _order(groups: str) -> int:
     return Group.parse(named[0]).order if named else 0
 
 
-def summarised(pairs: Sequence[Pair], evidence: Evidence) -> list[dict[str, Any]]:
+def summarise_pairs(pairs: Sequence[Pair], evidence: Evidence) -> list[dict[str, Any]]:
     """One row per factor and two of its values: the mean difference of both scores with its 95 %
     interval, over pairs (Student's) and their images, or over images where there is one pair.
     """
@@ -195,7 +195,7 @@ def missing_partners(
     """
     widths = study.space.width is None
     declared = Group.parse(study.symmetry.group)
-    front = members(study, records)
+    front = front_members(study, records)
     best = best_compromise(study, front)
     front_numbers = {record.number for record in front}
     bases = sorted(

@@ -12,17 +12,17 @@ from searchspace.geometry import size_text
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import StudyError
-from studies.evidence.front import best_compromise, members
-from studies.evidence.intervals import ERRORS, SHARES
+from studies.evidence.front import best_compromise, front_members
+from studies.evidence.intervals import ERRORS, INTERVAL_SCORES
 from studies.journal.trial import TrialRecord
 from studies.output import is_number
 from studies.pareto import DIRECTIONS, SCORE_OF
 from trainers.scores import Scores
 
 if TYPE_CHECKING:
-    from studies.evidence.conditions import Kind
+    from studies.evidence.conditions import ColumnKind
 
-T = TypeVar("T")
+RowType = TypeVar("RowType")
 FACTS = ("trial", "state", "kind", "architecture", "params", "macs", "exact", "family", "group")
 CHOICES = (
     "input_size",
@@ -34,10 +34,12 @@ CHOICES = (
     "learning_rate",
     "seed",
 )
-SCORES = tuple(field.name for field in fields(Scores))
-COLUMNS = tuple(dict.fromkeys((*FACTS, *CHOICES, *SCORES, *SCORE_OF, "stopped_at", "reason")))
-SHARE_COLUMNS = (*SHARES, *ERRORS, *SCORE_OF)
-KINDS: dict[str, Kind] = {
+SCORE_COLUMNS = tuple(field.name for field in fields(Scores))
+COLUMNS = tuple(
+    dict.fromkeys((*FACTS, *CHOICES, *SCORE_COLUMNS, *SCORE_OF, "stopped_at", "reason"))
+)
+SHARE_COLUMNS = (*INTERVAL_SCORES, *ERRORS, *SCORE_OF)
+COLUMN_KINDS: dict[str, ColumnKind] = {
     **dict.fromkeys(COLUMNS, "number"),
     **dict.fromkeys(("state", "kind", "architecture", "family", "group", "head"), "text"),
     **dict.fromkeys(("filters", "orbit", "equivariance_loss", "augment", "reason"), "text"),
@@ -52,7 +54,7 @@ def columns(record: TrialRecord) -> dict[str, Any]:
     facts, scores = record.attributes, record.scores or {}
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row.update({name: facts.get(name) for name in FACTS if name in facts})
-    row.update({name: scores[name] for name in SCORES if name in scores})
+    row.update({name: scores[name] for name in SCORE_COLUMNS if name in scores})
     row.update({name: scores.get(score) for name, score in SCORE_OF.items()})
     row.update(
         trial=record.number,
@@ -86,7 +88,7 @@ def filtered(records: Sequence[TrialRecord], where: str | None) -> list[TrialRec
         return list(records)
     from studies.evidence.conditions import Condition
 
-    condition = Condition.parse(where).require(COLUMNS, SHARE_COLUMNS, KINDS)
+    condition = Condition.parse(where).require(COLUMNS, SHARE_COLUMNS, COLUMN_KINDS)
     return [record for record in records if condition(columns(record))]
 
 
@@ -106,7 +108,7 @@ def number_of(
         )
     if best is not None and best not in DIRECTIONS:
         raise StudyError(f"--best {best}: choose one of {', '.join(DIRECTIONS)}")
-    front = members(study, records)
+    front = front_members(study, records)
     chosen = best_compromise(study, front) if best is None else _best(front, best)
     if chosen is None:
         raise StudyError("no complete trial of the search is among those that are shown")
@@ -123,8 +125,8 @@ def _best(front: Sequence[TrialRecord], objective: str) -> TrialRecord | None:
 
 
 def picked(
-    rows: Sequence[dict[str, Any]], cells: Sequence[T], number: int | None
-) -> tuple[list[dict[str, Any]], list[T]]:
+    rows: Sequence[dict[str, Any]], cells: Sequence[RowType], number: int | None
+) -> tuple[list[dict[str, Any]], list[RowType]]:
     """The rows and their cells, of one trial alone where its number is given."""
     places = [i for i, row in enumerate(rows) if number is None or row["trial"] == number]
     return [rows[i] for i in places], [cells[i] for i in places]

@@ -23,8 +23,8 @@ from studies.journal.folders import TRIALS, read_folders
 from studies.journal.lock import StudyLock
 from studies.journal.origin import (
     WIDENING,
-    Images,
-    Look,
+    DataIdentity,
+    ReadIdentity,
     require_begun,
     require_same_images,
     require_same_study,
@@ -35,7 +35,7 @@ from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
 ENQUEUED = "enqueued"  # in DATA: what was to be tried first, beside the study's search.first
-LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
+STUDY_LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
 
 
 class StudyPlace(NamedTuple):
@@ -45,7 +45,7 @@ class StudyPlace(NamedTuple):
     study: Study
     lock: StudyLock
     warnings: list[str]
-    images: Images | None = None  # those of the data now, where it was looked at
+    images: DataIdentity | None = None  # those of the data now, where it was looked at
 
 
 def create_directory(directory: str | Path, study: Study) -> StudyPlace:
@@ -73,7 +73,7 @@ def create_directory(directory: str | Path, study: Study) -> StudyPlace:
         _clear_unfinished_start(path)
         (path / TRIALS).mkdir(exist_ok=True)
         write_whole(path / VERSIONS, json.dumps(versions(), indent=1) + "\n")
-        return StudyPlace(path, study, lock, trust.sign(path, study))
+        return StudyPlace(path, study, lock, trust.sign_study(path, study))
     except BaseException:
         lock.close()
         raise
@@ -121,7 +121,7 @@ def open_directory(
     study: Study | None,
     *,
     trusted: bool = False,
-    look: Look | None = None,
+    look: ReadIdentity | None = None,
     accept_data: bool = False,
 ) -> StudyPlace:
     """The directory of an existing study, locked; a `study` that widens the stored one replaces it.
@@ -141,7 +141,7 @@ def open_directory(
     require_same_study(path, started, stored, used, same)
     lock = StudyLock(path)
     try:
-        warnings = [] if trust.signed(path, used) else trust.sign(path, used)
+        warnings = [] if trust.is_signed(path, used) else trust.sign_study(path, used)
         if used != stored:
             write_whole(path / STUDY, dump(used))
         return StudyPlace(path, used, lock, [*warnings, *changed_versions(path)], images)
@@ -194,7 +194,7 @@ def _remedy(directory: Path, complaints: str) -> str:
     )
 
 
-def read_data(directory: Path) -> dict[str, Any]:
+def read_published(directory: Path) -> dict[str, Any]:
     """What `publish` wrote of the images; empty where that is absent or damaged."""
     return {name: value for name, value in _read_data(directory).items() if name != ENQUEUED}
 
@@ -226,7 +226,7 @@ def versions() -> dict[str, str]:
     """The versions of Python, of the libraries that decide about results, and a hash of
     this code.
     """
-    libraries = library_versions(LIBRARIES)
+    libraries = library_versions(STUDY_LIBRARIES)
     return {"python": platform.python_version(), **libraries, "code": code_hash()}
 
 

@@ -16,8 +16,8 @@ from trainers.files import open_whole, parse_json, read_whole, write_plain
 
 TRIALS, ORPHANED = "trials", "orphaned"
 TRIAL = "trial.json"  # what the driver gives to the worker
-ARCHITECTURE = "architecture.txt"
-SCORES = "scores.jsonl"  # at the epochs at which trials are compared
+ARCHITECTURE_FILE = "architecture.txt"
+SCORES_FILE = "scores.jsonl"  # at the epochs at which trials are compared
 EPOCH = "epoch"  # the last one that was trained and saved
 ERROR = "error.txt"  # why it failed
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
@@ -71,7 +71,7 @@ def read_folder(path: Path) -> TrialFolder:
         path,
         int(path.name),
         {**trained, **_given(path)},
-        dict(sorted(_rows(_text(path / SCORES)), key=lambda row: row[0])),
+        dict(sorted(_rows(_text(path / SCORES_FILE)), key=lambda row: row[0])),
         error[-1] if error else None,
         rate,
         int(noted) if (noted := _text(path / EPOCH).strip()).isdecimal() else 0,
@@ -87,7 +87,7 @@ def write_given(path: Path, given: Mapping[str, Any]) -> None:
         content["beside"] = given["beside"]
     if given.get("inherited_from") is not None:
         content |= {name: given[name] for name in INHERITED}
-    write_plain(path / ARCHITECTURE, f"{content['architecture']}\n")
+    write_plain(path / ARCHITECTURE_FILE, f"{content['architecture']}\n")
     write_plain(path / TRIAL, json.dumps(content) + "\n")
 
 
@@ -112,7 +112,7 @@ def _given(path: Path) -> dict[str, Any]:
         return {name: content[name] for name in GIVEN} | inherited
     except (ValueError, KeyError, TypeError):
         pass  # of an older version, or damaged
-    architecture = _text(path / ARCHITECTURE).strip()
+    architecture = _text(path / ARCHITECTURE_FILE).strip()
     return {"architecture": architecture} if architecture else {}
 
 

@@ -17,7 +17,7 @@ from studies.errors import READ_ONLY, LockedError, StudyError
 
 LOCK = "lock"
 # 0.2 s: another process may be looking (`holder`), or a killed driver's last child be ending
-ATTEMPTS = 5
+LOCK_ATTEMPTS = 5
 TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # another process has the lock
 
 
@@ -66,7 +66,7 @@ class StudyLock:
                 "that you can write: "
                 "use an account that may write to this directory, or a copy of it"
             ) from None
-        for attempt in range(ATTEMPTS):
+        for attempt in range(LOCK_ATTEMPTS):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -77,7 +77,7 @@ class StudyLock:
                         f"the file system of {directory} cannot lock files ({error.strerror}): "
                         "keep it on a local disk, or on a share that supports flock"
                     ) from None
-                time.sleep(0.05 if attempt < ATTEMPTS - 1 else 0)
+                time.sleep(0.05 if attempt < LOCK_ATTEMPTS - 1 else 0)
         else:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"

@@ -38,7 +38,7 @@ WIDENING = (
 
 
 @dataclass(frozen=True)
-class Images:
+class DataIdentity:
     """What identifies the images of a study."""
 
     fingerprint: str
@@ -55,7 +55,7 @@ class Images:
 
 
 def first_attributes(
-    study: Study, channels: int, classes: int, images: Images | None
+    study: Study, channels: int, classes: int, images: DataIdentity | None
 ) -> dict[str, Any]:
     """The attributes that a journal begins with."""
     return {
@@ -115,7 +115,7 @@ def require_same_study(
 
 
 def require_same_images(
-    directory: Path, started: Mapping[str, Any], images: Images, accepted: bool
+    directory: Path, started: Mapping[str, Any], images: DataIdentity, accepted: bool
 ) -> bool:
     """Whether the images are known to be those of the start.
 
@@ -143,7 +143,7 @@ def require_same_images(
 
 
 def adopt(
-    journal: JournalWriter, opened: OpenedJournal, study: Study, images: Images | None
+    journal: JournalWriter, opened: OpenedJournal, study: Study, images: DataIdentity | None
 ) -> OpenedJournal:
     """The journal, once it says what the study goes on with: for a study of an earlier version,
     for a study that was widened, and for other images, whose earlier trials are superseded.
@@ -198,7 +198,7 @@ def _refuse(what: str, old: Study, new: Study, same_images: bool) -> None:
         )
 
 
-def _changes(before: Mapping[str, Any], images: Images) -> list[str]:
+def _changes(before: Mapping[str, Any], images: DataIdentity) -> list[str]:
     """What can be named of the difference between two sets of images."""
     changed = [
         f"{split} images: {before['images'].get(split, 'none')} -> "
@@ -212,4 +212,4 @@ def _changes(before: Mapping[str, Any], images: Images) -> list[str]:
     return changed + ([f"new classes: {', '.join(new)}"] if new else [])
 
 
-Look = Callable[[Study], Images]
+ReadIdentity = Callable[[Study], DataIdentity]

@@ -34,7 +34,13 @@ from trainers.files import write_whole
 JOURNAL = "optuna.journal"
 
 # optuna's codes of trial states, part of its file format
-STATES: dict[int, State] = {0: "running", 1: "complete", 2: "pruned", 3: "failed", 4: "waiting"}
+OPTUNA_STATES: dict[int, State] = {
+    0: "running",
+    1: "complete",
+    2: "pruned",
+    3: "failed",
+    4: "waiting",
+}
 # parameters, and optuna's own notes: more than half of all lines
 PREFIXES = (b'{"op_code":5,', b'{"op_code":9,')
 # the study's attribute with the numbers of trials that were scored on other data
@@ -191,7 +197,7 @@ def _created(line: bytes, entry: dict[str, Any], parameters: bool) -> dict[str, 
     # of a trial that was made whole
     distributions = entry.get("distributions") or {} if parameters else {}
     return {
-        "state": STATES[entry.get("state", 0)],
+        "state": OPTUNA_STATES[entry.get("state", 0)],
         "values": entry.get("values"),
         "lines": [line] if entry.get("user_attrs") else [],
         "order": None,
@@ -212,7 +218,7 @@ def _apply(trial: dict[str, Any], entry: dict[str, Any], operation: int, objecti
     else:
         if objectives and len(entry["values"] or ()) not in (0, objectives):
             raise ValueError(f"{len(entry['values'])} values of {objectives} objectives")
-        trial["state"] = STATES[entry["state"]]
+        trial["state"] = OPTUNA_STATES[entry["state"]]
         trial["values"] = entry["values"] or trial["values"]
         trial["started"] = entry.get("datetime_start", trial["started"])
         trial["finished"] = entry.get("datetime_complete")

@@ -10,22 +10,27 @@ from typing import Any
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.folders import INHERITED, TrialFolder
-from studies.journal.reader import STATES
+from studies.journal.reader import OPTUNA_STATES
 from studies.journal.records import CREATE_TRIAL, SET_STATE, SET_TRIAL_ATTRIBUTE, Entry
 from studies.journal.salvage import LOST_TRIAL
 from studies.journal.trial import ENDED, RUNG, inherited_key, recorded_rungs
 from studies.pareto import DIRECTIONS, SCORE_OF
 
 WAITING = 4
-CODES = {state: code for code, state in STATES.items()}
+CODES = {state: code for code, state in OPTUNA_STATES.items()}
 DIRECTION_CODES = {"minimize": 1, "maximize": 2}
-NEEDED = ("architecture", "canonical", "learning_rate", "seed")  # what each journal says of a trial
+NEEDED_ATTRIBUTES = (
+    "architecture",
+    "canonical",
+    "learning_rate",
+    "seed",
+)  # what each journal says of a trial
 # (architecture in text form, learning rate, seed) -> what a journal says of such a trial
 DescribeTrial = Callable[[str, float | None, int], dict[str, Any]]
 
 
 @dataclass
-class Trial:
+class SalvagedTrial:
     """One trial of the salvaged records."""
 
     created: int  # place of the record that creates it
@@ -39,14 +44,14 @@ class Trial:
         return "architecture" in self.attributes
 
 
-def trials_of(entries: list[Entry]) -> list[Trial]:
+def trials_of(entries: list[Entry]) -> list[SalvagedTrial]:
     """The trials that the records create, by number."""
-    trials: list[Trial] = []
+    trials: list[SalvagedTrial] = []
     for place, entry in enumerate(entries):
         if entry["op_code"] == CREATE_TRIAL:
-            trials.append(Trial(place, dict(entry.get("user_attrs") or {})))
+            trials.append(SalvagedTrial(place, dict(entry.get("user_attrs") or {})))
             trials[-1].placeholder = entry == LOST_TRIAL
-            if STATES[entry.get("state", 0)] in ENDED:
+            if OPTUNA_STATES[entry.get("state", 0)] in ENDED:
                 trials[-1].ended = place
         elif entry["op_code"] in (SET_TRIAL_ATTRIBUTE, SET_STATE):
             trial = trials[entry["trial_id"]]
@@ -54,7 +59,7 @@ def trials_of(entries: list[Entry]) -> list[Trial]:
                 continue  # a trial that has ended does not change
             if entry["op_code"] == SET_TRIAL_ATTRIBUTE:
                 trial.attributes.update(entry["user_attr"])
-            elif STATES[entry["state"]] in ENDED:
+            elif OPTUNA_STATES[entry["state"]] in ENDED:
                 trial.ended = place
     return trials
 
@@ -74,12 +79,16 @@ def study_entries(study: Study, facts: Mapping[str, Any]) -> list[Entry]:
 
 
 def complete_trial(
-    number: int, trial: Trial, folder: TrialFolder, study: Study, describe: DescribeTrial | None
+    number: int,
+    trial: SalvagedTrial,
+    folder: TrialFolder,
+    study: Study,
+    describe: DescribeTrial | None,
 ) -> tuple[list[Entry], bool]:
     """(records that the journal lacks of trial `number`, whether they end it), from its folder."""
     attributes = dict(trial.attributes)
-    if not set(NEEDED) <= set(attributes):
-        attributes = {**described(folder, study, describe), **attributes}
+    if not set(NEEDED_ATTRIBUTES) <= set(attributes):
+        attributes = {**describe_folder(folder, study, describe), **attributes}
     ended = trial.ended is not None
     state, rungs, values, broken = _outcome(folder, study, attributes)
     if not ended and state == "running":
@@ -110,7 +119,7 @@ def new_trial(
     if folder is None or describe is None or not _known(folder, study):
         lost = {"refused": True, "reason": "the journal lost this trial"}
         return _created("failed", lost, None), False
-    attributes = described(folder, study, describe)
+    attributes = describe_folder(folder, study, describe)
     state, rungs, values, broken = _outcome(folder, study, attributes)
     attributes.update({f"{RUNG}{epoch}": rung for epoch, rung in rungs.items()}, **broken)
     if state == "failed":
@@ -132,7 +141,9 @@ def untried(entries: list[Entry], first: Sequence[str]) -> list[Entry]:
     ]
 
 
-def described(folder: TrialFolder, study: Study, describe: DescribeTrial | None) -> dict[str, Any]:
+def describe_folder(
+    folder: TrialFolder, study: Study, describe: DescribeTrial | None
+) -> dict[str, Any]:
     """What a journal would say of the folder's trial; empty where that is not known.
 
     Raises ValueError for an architecture that cannot be built.

@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 
 Entry = dict[str, Any]
-Test = Callable[[Any], bool]
+ValueTest = Callable[[Any], bool]
 
 # optuna's codes of operations, part of its file format
 CREATE_STUDY, SET_STUDY_ATTRIBUTE = 0, 2
 CREATE_TRIAL, SET_PARAM, SET_STATE, SET_TRIAL_ATTRIBUTE = 4, 5, 6, 8
-OPERATIONS = range(10)  # all of them
+OPERATION_CODES = range(10)  # all of them
 OF_STUDIES = (1, SET_STUDY_ATTRIBUTE, 3, CREATE_TRIAL)
 # of a record that concerns one trial: parameters, states, intermediate values, attributes
 OF_TRIALS = (SET_PARAM, SET_STATE, 7, SET_TRIAL_ATTRIBUTE, 9)
@@ -41,11 +41,11 @@ def _mapping(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _or_null(test: Test) -> Test:
+def _or_null(test: ValueTest) -> ValueTest:
     return lambda value: value is None or test(value)
 
 
-def _list_of(test: Test) -> Test:
+def _list_of(test: ValueTest) -> ValueTest:
     return lambda value: isinstance(value, list) and all(map(test, value))
 
 
@@ -65,11 +65,11 @@ def _rung(value: Any) -> bool:
     scores = value.get("scores") if isinstance(value, dict) else None
     if not isinstance(scores, dict) or not isinstance(value.get("decision"), str):
         return False
-    return all(_number(scores[name]) for name in SCORES if scores.get(name) is not None)
+    return all(_number(scores[name]) for name in JOURNAL_SCORES if scores.get(name) is not None)
 
 
 def _data(value: Any) -> bool:
-    """What tells the images: `studies.journal.origin.Images.as_dict`."""
+    """What tells the images: `studies.journal.origin.DataIdentity.as_dict`."""
     return (
         isinstance(value, dict)
         and _text(value.get("fingerprint"))
@@ -78,7 +78,7 @@ def _data(value: Any) -> bool:
     )
 
 
-SCORES = (
+JOURNAL_SCORES = (
     "epoch",
     "accuracy",
     "symmetry_accuracy",
@@ -88,7 +88,7 @@ SCORES = (
     "seconds",
 )
 RUNG = "rung "  # and an epoch: the attribute with the scores and the decision at that epoch
-OF_STUDY: Mapping[str, Test] = {
+OF_STUDY: Mapping[str, ValueTest] = {
     "channels": _whole,
     "classes": _whole,
     "objectives": _list_of(_text),
@@ -97,7 +97,7 @@ OF_STUDY: Mapping[str, Test] = {
     "symmetry_accuracy": _text,
     "superseded": _list_of(_whole),
 }
-OF_TRIAL: Mapping[str, Test] = {
+OF_TRIAL: Mapping[str, ValueTest] = {
     "architecture": _text,
     "canonical": _text,
     "seed": _whole,
@@ -121,7 +121,7 @@ OF_TRIAL: Mapping[str, Test] = {
 
 
 def wrong_attributes(
-    attributes: Mapping[str, Any], known: Mapping[str, Test] = OF_TRIAL
+    attributes: Mapping[str, Any], known: Mapping[str, ValueTest] = OF_TRIAL
 ) -> list[str]:
     """The names of attributes of a trial (or of the study, with `OF_STUDY`) whose values this
     version cannot read.
@@ -140,7 +140,7 @@ def is_record(entry: Any) -> bool:
     if not isinstance(entry, dict) or type(entry.get("op_code")) is not int:
         return False
     code = entry["op_code"]
-    if code not in OPERATIONS:
+    if code not in OPERATION_CODES:
         return False
     if code in OF_TRIALS and not (_whole(entry.get("trial_id")) and entry["trial_id"] >= 0):
         return False
@@ -198,7 +198,7 @@ def _is_state(entry: Entry) -> bool:
     return _time(entry.get("datetime_start" if state == RUNNING else "datetime_complete"))
 
 
-def _has_mapping(name: str, known: Mapping[str, Test] = {}) -> Callable[[Entry], bool]:
+def _has_mapping(name: str, known: Mapping[str, ValueTest] = {}) -> Callable[[Entry], bool]:
     def test(entry: Entry) -> bool:
         return isinstance(entry.get(name), dict) and not wrong_attributes(entry[name], known)
 

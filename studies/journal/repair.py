@@ -18,7 +18,7 @@ from searchspace.cost import cost
 from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
-from studies.journal.directory import STUDY, read_data, read_enqueued, read_study
+from studies.journal.directory import STUDY, read_enqueued, read_published, read_study
 from studies.journal.folders import TRIALS, TrialFolder, move_aside, read_folders
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
@@ -36,15 +36,15 @@ from studies.journal.trial import ENDED
 from studies.yaml_loader import YamlError, read_yaml
 from trainers.files import partial_files, read_whole, write_whole
 
-Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.described`
-Look = Callable[[Study], tuple[int, int]]  # (channels, classes) of the study's images
+Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.describe_text`
+ReadDimensions = Callable[[Study], tuple[int, int]]  # (channels, classes) of the study's images
 MOST_DAMAGE = 5  # sentences about damaged lines that are shown
 # of a study's images, that costs are compared with
 CHANNELS, CLASSES = (1, 2, 3, 4), range(2, 1001)
 
 
 def repair(
-    directory: Path, describe: Describe | None = None, look: Look | None = None
+    directory: Path, describe: Describe | None = None, look: ReadDimensions | None = None
 ) -> list[str]:
     """What was done, one line each; empty if nothing was wrong.
 
@@ -111,7 +111,7 @@ def _free(directory: Path, name: str) -> Path:
 
 
 def _mend_journal(
-    directory: Path, study: Study, describe: Describe | None, look: Look | None
+    directory: Path, study: Study, describe: Describe | None, look: ReadDimensions | None
 ) -> list[str]:
     path = directory / JOURNAL
     content = read_whole(path) if path.exists() else b""
@@ -170,14 +170,14 @@ def _begin(
     entries: list[Entry],
     study: Study,
     folders: dict[int, TrialFolder],
-    look: Look | None,
+    look: ReadDimensions | None,
 ) -> list[str]:
     """Puts the study's own records at the beginning if they are lost."""
     given = _given(entries)
     there = any(entry["op_code"] == 0 for entry in entries)
     if there and {"channels", "classes"} <= set(given):
         return []
-    given = {**(read_data(directory) or _data_facts(entries, folders)), **given}
+    given = {**(read_published(directory) or _data_facts(entries, folders)), **given}
     unknown = []
     if not {"channels", "classes"} <= set(given):
         found, unknown = _look_at_images(directory, study, look)
@@ -190,7 +190,7 @@ def _begin(
 
 
 def _look_at_images(
-    directory: Path, study: Study, look: Look | None
+    directory: Path, study: Study, look: ReadDimensions | None
 ) -> tuple[dict[str, int], list[str]]:
     """(channels and classes of the study's images, what to do where they cannot be read)."""
     try:

@@ -25,7 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.journal.reader import STATES
+from studies.journal.reader import OPTUNA_STATES
 from studies.journal.records import SET_STATE
 from studies.journal.trial import KIND, TrialRecord
 from studies.pareto import DIRECTIONS
@@ -39,7 +39,7 @@ SYNC_EVERY = 0.2  # seconds
 WAITS, WAIT = 20, 0.01  # seconds: for the rest of a line that another program appends
 # What Optuna reads of each kind of record.
 _STUDY, _TRIAL = frozenset({"study_id"}), frozenset({"trial_id"})
-NEEDED = {
+NEEDED_KEYS = {
     0: frozenset({"study_name", "directions"}),
     1: _STUDY,
     2: _STUDY | {"user_attr"},
@@ -278,8 +278,8 @@ class SingleWriterJournal(BaseJournalBackend):
             content = os.pread(self._file.fileno(), size - self._offset, self._offset)
             whole = content[: content.rfind(b"\n") + 1]
             lines = whole.splitlines(keepends=True)
-            self._new += [line for line in lines if is_record(line)]
-            if unread := sum(not is_record(line) for line in lines):
+            self._new += [line for line in lines if is_readable_by_optuna(line)]
+            if unread := sum(not is_readable_by_optuna(line) for line in lines):
                 log.warning(
                     "another program wrote %d lines to the journal that are not records; they are "
                     "left out, and `equisearch repair` removes them when this run has ended",
@@ -324,7 +324,7 @@ class SingleWriterJournal(BaseJournalBackend):
             self._file.close()
 
 
-def is_record(line: bytes) -> bool:
+def is_readable_by_optuna(line: bytes) -> bool:
     """Whether Optuna, which stops at any other line, can read this one."""
     try:
         entry = json.loads(line)
@@ -332,7 +332,7 @@ def is_record(line: bytes) -> bool:
             isinstance(entry, dict)
             and "worker_id" in entry
             and type(entry["op_code"]) is int
-            and NEEDED[entry["op_code"]] <= entry.keys()
+            and NEEDED_KEYS[entry["op_code"]] <= entry.keys()
         )
     except (ValueError, KeyError, RecursionError):
         return False
@@ -342,7 +342,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
     """The record of an Optuna trial of a study of ours."""
     return TrialRecord(
         trial.number,
-        STATES[trial.state.value],
+        OPTUNA_STATES[trial.state.value],
         tuple(trial.values) if trial.values else None,
         trial.user_attrs,
         parameters=trial.params,
@@ -357,7 +357,7 @@ def open_storage(path: Path) -> tuple[SearchStorage, SingleWriterJournal]:
     return SearchStorage(backend), backend
 
 
-def open_study(
+def open_optuna_study(
     path: Path, objectives: Sequence[str]
 ) -> tuple[optuna.Study, SearchStorage, SingleWriterJournal]:
     """The optuna study in the journal at `path`, created if absent, with its storage and the

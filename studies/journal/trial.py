@@ -25,7 +25,7 @@ Decision = Literal["continue", "stop"]
 # search: proposed by the sampler, which learns from it. pair, control: trained to compare another
 # trial with (`studies.evidence`); the sampler, the rungs and the front never see it. softened:
 # what a trained trial becomes without training (`studies.search.softened`), which the front has.
-Kind = Literal["search", "pair", "control", "softened"]
+TrialKind = Literal["search", "pair", "control", "softened"]
 KIND = "trial_kind"  # the attribute
 TRAINED = "trained"  # the attribute of a softened trial with the text of what was trained
 # the states that count towards `search.trials`
@@ -96,7 +96,7 @@ class TrialRecord:
         return self.attributes.get("batch_divisor", 1)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TrialKind:
         """What the trial was trained for."""
         attributes = self.attributes
         if isinstance(attributes, JournalAttributes) and not attributes.may_hold(KIND):

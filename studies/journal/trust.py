@@ -23,7 +23,7 @@ from trainers.files import parse_json, read_whole, write_whole
 
 SIGNATURE, KEY = "signature.json", "signing.key"
 KEY_BYTES = 32
-STATE = "EQUISEARCH_STATE"  # the environment variable that names the state folder
+STATE_VARIABLE = "EQUISEARCH_STATE"  # the environment variable that names the state folder
 # Keys of a study that start programs, or let another machine or library act in this user's name;
 # and what leaves each out. `address`: a token of this user is shown there, and what the cluster
 # answers is unpickled. Loggers read key files and send results away.
@@ -41,7 +41,7 @@ def state_directory() -> Path:
     """Where this user's key lies: `EQUISEARCH_STATE`, or `equisearch` in the user's folder for the
     state of programs.
     """
-    chosen = os.environ.get(STATE)
+    chosen = os.environ.get(STATE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
     if os.name == "nt":
@@ -69,7 +69,7 @@ def acting(study: Study) -> Leaves:
     return leaves
 
 
-def sign(directory: Path, study: Study) -> list[str]:
+def sign_study(directory: Path, study: Study) -> list[str]:
     """Writes down that this user wrote what acts in `study`; returns a warning if that cannot be
     written, else nothing.
     """
@@ -84,13 +84,13 @@ def sign(directory: Path, study: Study) -> list[str]:
     except OSError as error:
         return [
             f"{_names(leaves)} cannot be signed ({error.strerror or error}): `resume` will need "
-            f"--trust. Set {STATE} to a folder "
+            f"--trust. Set {STATE_VARIABLE} to a folder "
             "that you alone can read and write"
         ]
     return []
 
 
-def signed(directory: Path, study: Study) -> bool:
+def is_signed(directory: Path, study: Study) -> bool:
     """Whether this user signed what acts in `study`, which the directory holds."""
     try:
         given = parse_json(read_whole(directory / SIGNATURE))["signature"]
@@ -109,7 +109,7 @@ def require(directory: Path, stored: Study, asked: Study | None = None) -> None:
         foreign = {
             path: value for path, value in foreign.items() if path in now and now[path] == value
         }
-    if not foreign or signed(directory, stored):
+    if not foreign or is_signed(directory, stored):
         return
     without = " ".join(
         f"--set {remedy}"

@@ -105,10 +105,12 @@ class JournalWriter:
     """
 
     def __init__(self, directory: Path, objectives: Sequence[str]) -> None:
-        from studies.journal.storage import open_study
+        from studies.journal.storage import open_optuna_study
 
         self._directory = directory
-        self.optuna, self._storage, self._backend = open_study(directory / JOURNAL, objectives)
+        self.optuna, self._storage, self._backend = open_optuna_study(
+            directory / JOURNAL, objectives
+        )
         self._id = self._storage.get_study_id_from_name(self.optuna.study_name)
 
     def describe(self, attributes: Mapping[str, Any]) -> None:

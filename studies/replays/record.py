@@ -31,9 +31,9 @@ from studies.sections import Resources
 from trainers.files import write_whole
 from trainers.settings import Settings
 
-FORMAT = 1
+TABLE_FORMAT = 1
 MOST_BYTES = 256 << 20  # of an unpacked table: 10,000 trainings of 100 epochs take 50 MB
-SCORES = ("accuracy", "symmetry_accuracy")
+TABLE_SCORES = ("accuracy", "symmetry_accuracy")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TableEntry:
 
 
 @dataclass(frozen=True)
-class Table:
+class RecordedTable:
     """Every entry of a space, and the study that they were recorded under."""
 
     study: Study
@@ -132,7 +132,7 @@ def record(
     classes: int,
     workers: int | None = None,
     on_entry: Callable[[int, int, TableEntry], None] = lambda done, total, entry: None,
-) -> Table:
+) -> RecordedTable:
     """Trains every architecture of the space on the workers of a search (`workers` at a time, or
     as the study's `resources` say) and writes the table; entries that `path` already holds are
     kept.
@@ -160,7 +160,7 @@ def _record(
     classes: int,
     resources: Resources,
     on_entry: Callable[[int, int, TableEntry], None],
-) -> Table:
+) -> RecordedTable:
     from studies.journal.directory import versions
     from studies.workers.corners import with_corners
 
@@ -171,9 +171,9 @@ def _record(
     entries = _recorded_before(study, path)
     missing = [candidate for key, candidate in candidates.items() if key not in entries]
 
-    def table() -> Table:
+    def table() -> RecordedTable:
         recorded = tuple(entries[key] for key in candidates if key in entries)
-        return Table(study, channels, classes, versions(), recorded, len(candidates))
+        return RecordedTable(study, channels, classes, versions(), recorded, len(candidates))
 
     def keep(candidate: Candidate, rows: list[dict[str, Any]]) -> None:
         entry = _entry_of(candidate, rows)
@@ -223,12 +223,12 @@ def _entry_of(candidate: Candidate, rows: list[dict[str, Any]]) -> TableEntry:
     )
 
 
-def write_table(table: Table, path: Path) -> None:
+def write_table(table: RecordedTable, path: Path) -> None:
     """Writes the table as gzipped JSON, in one move. Raises StudyError where it cannot be written;
     what was there before stays.
     """
     content = {
-        "format": FORMAT,
+        "format": TABLE_FORMAT,
         "study": dump(table.study),
         "channels": table.channels,
         "classes": table.classes,
@@ -247,7 +247,7 @@ def write_table(table: Table, path: Path) -> None:
         ) from error
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> RecordedTable:
     """The table in a file, whole or as far as a recording got. Raises StudyError if there is none,
     for another format, and where a value is missing or odd.
     """
@@ -269,9 +269,10 @@ def read_table(path: Path) -> Table:
             raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MB")
         content = json.loads(text)
         number = content.get("format") if isinstance(content, dict) else None
-        if isinstance(number, int) and number != FORMAT:
+        if isinstance(number, int) and number != TABLE_FORMAT:
             raise StudyError(
-                f"{path} has format {number}, and this version reads {FORMAT}; record it again"
+                f"{path} has format {number}, and this version reads {TABLE_FORMAT}; "
+                "record it again"
             )
         return _table(_TableFile.model_validate(content, strict=False), str(path))
     except (ValueError, RecursionError) as error:
@@ -283,7 +284,7 @@ def read_table(path: Path) -> Table:
         ) from None
 
 
-def _table(content: _TableFile, name: str) -> Table:
+def _table(content: _TableFile, name: str) -> RecordedTable:
     """The table of a file's values. Raises ValueError where they contradict each other."""
     study = with_stored_corners(parse(content.study, name=name))
     for entry in content.entries:
@@ -294,7 +295,7 @@ def _table(content: _TableFile, name: str) -> Table:
             )
     total = len(content.entries) if content.architectures is None else content.architectures
     entries = tuple(TableEntry(**dict(entry)) for entry in content.entries)
-    return Table(study, content.channels, content.classes, content.versions, entries, total)
+    return RecordedTable(study, content.channels, content.classes, content.versions, entries, total)
 
 
 def _first_fault(error: Exception) -> str:

@@ -19,13 +19,13 @@ from searchspace.recipe import Candidate
 from studies.errors import StudyError
 from studies.output import Column
 from studies.pareto import front_volume
-from studies.replays.record import Table, TableEntry
+from studies.replays.record import RecordedTable, TableEntry
 from studies.replays.rivals import RIVALS, optuna_steps
-from studies.replays.steps import WORST, Step, changed, known, rungs, work
+from studies.replays.steps import WORST_SCORES, SearchStep, changed, known, rungs, work
 from studies.search.assignments import Assignment
 from studies.search.driver import SearchDriver
 
-SHARE = 0.95  # of the whole table's hypervolume
+HYPERVOLUME_SHARE = 0.95  # of the whole table's hypervolume
 OBJECTIVES = ("accuracy", "symmetry_accuracy")
 
 
@@ -38,14 +38,14 @@ class Method:
     name: str
     optuna: str | None = None  # of `studies.replays.rivals.optuna_steps`
     changes: Mapping[str, Any] | None = None
-    other: Callable[[Table, int], Iterator[Step]] | None = None
+    other: Callable[[RecordedTable, int], Iterator[SearchStep]] | None = None
 
     @property
     def is_ours(self) -> bool:
         """Whether it is this project's driver."""
         return self.optuna is None and self.other is None
 
-    def steps(self, table: Table, seed: int) -> Iterator[Step]:
+    def steps(self, table: RecordedTable, seed: int) -> Iterator[SearchStep]:
         """The steps of the search with `seed`."""
         if self.other is not None:
             return self.other(table, seed)
@@ -54,7 +54,7 @@ class Method:
         return _driver_steps(table, self.changes or {}, seed)
 
 
-def methods(table: Table) -> tuple[Method, ...]:
+def methods(table: RecordedTable) -> tuple[Method, ...]:
     """What is compared by default: the rivals, ours with several samplers, and ours without each
     of its parts.
     """
@@ -111,12 +111,14 @@ class Replayed:
         return low, high
 
 
-def full_volume(table: Table) -> float:
+def full_volume(table: RecordedTable) -> float:
     """The hypervolume of the front of the whole table, at its last epoch."""
     return front_volume([entry.epochs[-1] for entry in table.entries], OBJECTIVES)
 
 
-def replay(table: Table, method: Method, seeds: int, *, share: float = SHARE) -> Replayed:
+def replay(
+    table: RecordedTable, method: Method, seeds: int, *, share: float = HYPERVOLUME_SHARE
+) -> Replayed:
     """Epochs until the front of fully trained trials has `share` of the whole table's hypervolume,
     for seeds 0, 1, 2 ...
 
@@ -158,7 +160,9 @@ def as_dicts(rows: Sequence[Replayed]) -> list[dict[str, Any]]:
     ]
 
 
-def summary(table: Table, rows: Sequence[Replayed], seeds: int, share: float) -> dict[str, Any]:
+def summary(
+    table: RecordedTable, rows: Sequence[Replayed], seeds: int, share: float
+) -> dict[str, Any]:
     """All of a comparison as plain values for JSON."""
     return {
         "architectures": len(table.entries),
@@ -170,7 +174,7 @@ def summary(table: Table, rows: Sequence[Replayed], seeds: int, share: float) ->
     }
 
 
-def compared(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column], list[list[str]]]:
+def comparison_table(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column], list[list[str]]]:
     """The comparison as a table."""
     titles = ("epochs, median", "quartiles", "of the best rival", "reached")
     columns = [Column("search"), *(Column(title, True) for title in titles)]
@@ -187,7 +191,7 @@ def compared(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column], list[l
     return columns, cells
 
 
-def _needed(goal: float, budget: int, steps: Iterator[Step]) -> tuple[int, float]:
+def _needed(goal: float, budget: int, steps: Iterator[SearchStep]) -> tuple[int, float]:
     """Epochs, and their work, until the front of the scores reaches `goal`; more than `budget`
     epochs where it does not.
     """
@@ -203,7 +207,9 @@ def _needed(goal: float, budget: int, steps: Iterator[Step]) -> tuple[int, float
     return budget + 1, work
 
 
-def _driver_steps(table: Table, changes: Mapping[str, Any], seed: int) -> Iterator[Step]:
+def _driver_steps(
+    table: RecordedTable, changes: Mapping[str, Any], seed: int
+) -> Iterator[SearchStep]:
     """The driver itself, one trial at a time, with scores that are looked up."""
     study = changed(
         table.study,
@@ -229,7 +235,7 @@ def _driver_steps(table: Table, changes: Mapping[str, Any], seed: int) -> Iterat
             for rung in study.rungs:
                 if rung <= before:
                     continue
-                accuracy, symmetry = WORST if entry is None else entry.epochs[rung - 1]
+                accuracy, symmetry = WORST_SCORES if entry is None else entry.epochs[rung - 1]
                 scores = {"accuracy": accuracy, "symmetry_accuracy": symmetry, "num_images": images}
                 decision = driver.report(assignment.number, rung, scores)
                 trained[assignment.number] = rung
@@ -237,11 +243,11 @@ def _driver_steps(table: Table, changes: Mapping[str, Any], seed: int) -> Iterat
                     break
             driver.finish(assignment.number, "pruned" if decision == "stop" else "complete")
             if entry is None:
-                yield Step(0, 0.0, None)
+                yield SearchStep(0, 0.0, None)
             else:
                 epochs = trained[assignment.number] - before
                 scores = None if decision == "stop" else entry.epochs[-1]
-                yield Step(epochs, work(table, entry, epochs), scores)
+                yield SearchStep(epochs, work(table, entry, epochs), scores)
 
 
 def _entry(entries: Mapping[str, TableEntry], assignment: Assignment) -> TableEntry | None:

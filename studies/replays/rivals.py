@@ -18,8 +18,8 @@ import numpy
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.replays.record import Table
-from studies.replays.steps import WORST, Paid, Step, changed, known
+from studies.replays.record import RecordedTable
+from studies.replays.steps import WORST_SCORES, Paid, SearchStep, changed, known
 from studies.samplers.inversion import parameters_of
 from studies.samplers.planned import Draft
 from studies.search.halving import survivors
@@ -33,7 +33,7 @@ ASHA = 3  # MO-ASHA's eta: rungs at 1, 3, 9, ... epochs
 NEARLY_ALL = 1.0001  # the eta under which everything goes on
 
 
-def optuna_steps(table: Table, sampler: str, seed: int) -> Iterator[Step]:
+def optuna_steps(table: RecordedTable, sampler: str, seed: int) -> Iterator[SearchStep]:
     """Optuna, asked for pixels, with every trial trained to the end: `random`, `tpe` (its
     default), `tpe_group` (multivariate, with groups of conditional choices), `nsga2` or `gp`.
     """
@@ -55,7 +55,7 @@ def optuna_steps(table: Table, sampler: str, seed: int) -> Iterator[Step]:
         for _ in range(PROPOSALS * table.total):
             trial, proposal = space.ask(asked, flat=sampler == "gp")
             entry = table.by_key.get(proposal.key)
-            asked.tell(trial, WORST if entry is None else entry.epochs[-1])
+            asked.tell(trial, WORST_SCORES if entry is None else entry.epochs[-1])
             step = paid.until(entry, epochs)
             yield step
             repeats = 0 if step.epochs else repeats + 1
@@ -83,7 +83,7 @@ def _sampler(name: str, seed: int) -> Any:
 class _Pixels:
     """A table's space with sizes in pixels, as one would write it for Optuna."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: RecordedTable) -> None:
         self.study: Study = changed(table.study, {"space.size_by": "pixels"})
         self._size = {"channels": table.channels, "classes": table.classes}
         self._declared = Group.parse(table.study.symmetry.group)
@@ -139,7 +139,7 @@ class _Noting(Draft):
         return super().suggest_float(name, low, high, log=log)
 
 
-def asha_steps(table: Table, name: str, seed: int) -> Iterator[Step]:
+def asha_steps(table: RecordedTable, name: str, seed: int) -> Iterator[SearchStep]:
     """MO-ASHA (Schmucker et al., arXiv:2106.12639) with random proposals: a training of the best
     third of a rung is promoted before a new one begins. Ranks are those of non-dominated sorting
     and crowding, over values.
@@ -173,7 +173,7 @@ def asha_steps(table: Table, name: str, seed: int) -> Iterator[Step]:
         yield paid.until(entry, rungs[place + 1])
 
 
-RIVALS: dict[str, tuple[str, Callable[[Table, str, int], Iterator[Step]]]] = {
+RIVALS: dict[str, tuple[str, Callable[[RecordedTable, str, int], Iterator[SearchStep]]]] = {
     "Optuna random": ("random", optuna_steps),
     "Optuna TPE": ("tpe", optuna_steps),
     "Optuna TPE, multivariate": ("tpe_group", optuna_steps),

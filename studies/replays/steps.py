@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
-from studies.replays.record import Table, TableEntry
+from studies.replays.record import RecordedTable, TableEntry
 from studies.samplers.initial_design import features_of
 
-WORST = (0.0, 0.0)  # scores of an architecture that an unfinished recording lacks
+WORST_SCORES = (0.0, 0.0)  # scores of an architecture that an unfinished recording lacks
 
 
-class Step(NamedTuple):
+class SearchStep(NamedTuple):
     """What a search does next."""
 
     epochs: int  # trained in this step; 0 for what was trained before
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 class Paid:
     """How far each architecture of a table was trained: what a search has paid for is free."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: RecordedTable) -> None:
         self._last = table.study.training.epochs
         self._table, self._trained = table, dict[str, int]()
 
@@ -34,18 +34,18 @@ class Paid:
         """Whether the architecture with that key was trained at all."""
         return key in self._trained
 
-    def until(self, entry: TableEntry | None, epoch: int) -> Step:
+    def until(self, entry: TableEntry | None, epoch: int) -> SearchStep:
         """The step that trains `entry` until `epoch`; what the recording lacks is free."""
         if entry is None:
-            return Step(0, 0.0, None)
+            return SearchStep(0, 0.0, None)
         before = self._trained.get(entry.key, 0)
         self._trained[entry.key] = max(before, epoch)
         epochs = max(0, epoch - before)
         scores = entry.epochs[-1] if epoch == self._last else None
-        return Step(epochs, work(self._table, entry, epochs), scores)
+        return SearchStep(epochs, work(self._table, entry, epochs), scores)
 
 
-def rungs(table: Table) -> list[int]:
+def rungs(table: RecordedTable) -> list[int]:
     """The epochs at which a search that stops trainings compares them: a ninth and a third of the
     training, as in the presets `mnist` and `ien`.
     """
@@ -53,12 +53,12 @@ def rungs(table: Table) -> list[int]:
     return sorted({max(1, round(epochs * share)) for share in (1 / 9, 1 / 3)} - {epochs})
 
 
-def work(table: Table, entry: TableEntry, epochs: int) -> float:
+def work(table: RecordedTable, entry: TableEntry, epochs: int) -> float:
     """`epochs` of `entry`, in epochs of the architecture with the table's median MACs."""
     return epochs * entry.macs / median(other.macs for other in table.entries)
 
 
-def known(table: Table) -> list[Candidate]:
+def known(table: RecordedTable) -> list[Candidate]:
     """The two ends at equal cost that a user of the table's space would know and try first, as the
     built-in studies do: exact under the whole declared group without a loss, and plain.
 

@@ -53,10 +53,10 @@ def _record_one(
     folder: Path,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    from trainers.training.checkpoint import epochs_done, fingerprint
+    from trainers.training.checkpoint import epochs_done, training_fingerprint
     from trainers.training.train import train
 
-    done = epochs_done(folder, fingerprint(candidate.architecture, config))
+    done = epochs_done(folder, training_fingerprint(candidate.architecture, config))
     rows = _rows(folder)[:done]
     for epoch in range(len(rows) + 1, config.training.epochs + 1):
         rows.append(train(candidate.architecture, config, folder, epoch).as_dict())

@@ -10,7 +10,7 @@ from typing import Any
 
 from searchspace.architecture import Architecture
 from searchspace.cost import Cost, cost
-from searchspace.drawing import draw
+from searchspace.drawing import draw_verdict
 from searchspace.exactness import Verdict, exact_sizes, places, verdict
 from searchspace.function.answers import (
     averaged_line,
@@ -29,7 +29,7 @@ from searchspace.published import PUBLISHED, Published
 from searchspace.recipe import Candidate, Recipe
 from searchspace.repairs import Proposal, breakings, repair_layouts, repair_sizes
 from searchspace.training.losses import savings
-from studies.markup import Html, html, joined
+from studies.markup import Html, html, joined_html
 
 MOST_PLACES = 3  # of one element's losses that are told
 
@@ -166,17 +166,17 @@ class Checked:
         """
         repairs = [html("<li><code>{}</code></li>", repair) for repair in self.repairs]
         listed = (
-            html("{}<ul>{}</ul>", repairs_heading(self.architecture), joined(repairs))
+            html("{}<ul>{}</ul>", repairs_heading(self.architecture), joined_html(repairs))
             if repairs
             else Html("")
         )
-        return joined([Html(self.verdict._repr_html_()), listed])
+        return joined_html([Html(self.verdict._repr_html_()), listed])
 
     def text(self, width: int = 88, ascii_only: bool = False) -> str:
         """The answer for people, in lines of at most `width` cells (the architecture and the
         proposals may be longer).
         """
-        parts = [self._heading, draw(self.verdict, width, ascii_only), self._answer]
+        parts = [self._heading, draw_verdict(self.verdict, width, ascii_only), self._answer]
         if self.repairs:
             parts.append(
                 "\n".join([repairs_heading(self.architecture), *(f"  {p}" for p in self.repairs)])
@@ -296,7 +296,7 @@ class Checked:
         )
 
 
-def named(text: str) -> Candidate:
+def named_candidate(text: str) -> Candidate:
     """The candidate that `text` describes, or the published network of that name. Raises
     ValueError that lists the names.
     """
@@ -329,7 +329,7 @@ def check(
     if isinstance(architecture, str):
         preset = architecture.strip().lower()
         published = PUBLISHED.get(preset)
-        candidate = named(architecture)
+        candidate = named_candidate(architecture)
         architecture, recipe = candidate.architecture, candidate.recipe
     if size is not None:
         architecture = architecture.with_size(size)

@@ -11,7 +11,7 @@ from typing import Any
 from studies.config import Study
 from studies.errors import StudyError
 from studies.evidence import controls, pairs, variants
-from studies.evidence.intervals import ERRORS, SHARES, Evidence
+from studies.evidence.intervals import ERRORS, INTERVAL_SCORES, Evidence
 from studies.evidence.pairs import candidate_of
 from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, is_number, percent, short
@@ -19,7 +19,7 @@ from studies.results import tables
 from studies.tasks import in_words, task_score
 
 COSTS = ("params", "macs", "latency", "seconds")
-OTHERS = ("equivariance_error", "equivariance_error_features", "loss")
+OTHER_SCORES = ("equivariance_error", "equivariance_error_features", "loss")
 
 
 def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
 
     Raises StudyError for a trial that is not there or has no scores yet.
     """
-    study, records = tables.open_study(directory, reading=True)
+    study, records = tables.open_records(directory, reading=True)
     evidence = Evidence.of(directory)
     a, b = (tables.find_trial(records, number, directory) for number in (first, second))
     for record in (a, b):
@@ -41,7 +41,7 @@ def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
     names = variants.differing(*factors)
     scores = {
         name: _score(evidence, a, b, name)
-        for name in (*SHARES, *ERRORS, *OTHERS)
+        for name in (*INTERVAL_SCORES, *ERRORS, *OTHER_SCORES)
         if all(is_number((r.scores or {}).get(name)) for r in (a, b))
     }
     costs = {
@@ -95,7 +95,7 @@ def compare_cells(value: dict[str, Any]) -> tuple[list[Column], list[list[str]]]
     a, b = (str(row["trial"]) for row in value["trials"])
     cells = [[name, *values, ""] for name, values in value["choices"].items()]
     for name, score in value["scores"].items():
-        share = name in (*SHARES, *ERRORS)
+        share = name in (*INTERVAL_SCORES, *ERRORS)
         texts = [percent(v) if share else formatted(v, ".3g") for v in score["values"]]
         p = score["difference"].get("p")
         note = score["text"] + (f", McNemar p {p:.2g}" if p is not None else "")
@@ -119,7 +119,7 @@ def pair_rows(
     study: Study, records: Sequence[TrialRecord], evidence: Evidence
 ) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """The paired comparisons inside a study, as values and as the cells of a table."""
-    rows = pairs.summarised(pairs.find_pairs(study, records), evidence)
+    rows = pairs.summarise_pairs(pairs.find_pairs(study, records), evidence)
     name = task_score(study.data.task)
     columns = [
         Column("what differs"),

@@ -12,8 +12,8 @@ from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.journal.directory import TRIALS
 from studies.journal.trial import TrialRecord
-from studies.results.retrained import Choice, choose, trained_network
-from studies.results.tables import find_trial, open_study
+from studies.results.retrained import RetrainedChoice, choose_retrained, trained_network
+from studies.results.tables import find_trial, open_records
 from studies.results.trained import load_trained
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ def export_trial(
     complete, has no checkpoint, or whose data are missing or have changed.
     """
     directory = Path(directory).absolute()
-    study, records = open_study(directory)
+    study, records = open_records(directory)
     record = find_trial(records, number, directory)
     origin = _origin(directory, record, records)
     name, choice = f"{number:05d}", None
     if retrained is not None:
-        choice = choose(directory, number, retrained)
+        choice = choose_retrained(directory, number, retrained)
         origin = {**origin, **_retrained_origin(choice)}
         name = f"{name}-{retrained if not retrained.isdigit() else f'seed{int(retrained)}'}"
     folder = Path(out) if out is not None else directory / EXPORTS / name
@@ -75,9 +75,9 @@ def export_trial(
 
 
 def _note_missing(bundle: Path, note: Callable[[str], None]) -> None:
-    from trainers.bundles.formats import FORMATS
+    from trainers.bundles.formats import BUNDLE_FORMATS
 
-    for name, (file, *_) in FORMATS.items():
+    for name, (file, *_) in BUNDLE_FORMATS.items():
         if not (bundle / file).exists():
             note(f"the bundle has no {name} file; its README.md says why")
 
@@ -117,7 +117,7 @@ def _origin(directory: Path, record: TrialRecord, records: list[TrialRecord]) ->
     }
 
 
-def _retrained_origin(choice: Choice) -> dict[str, Any]:
+def _retrained_origin(choice: RetrainedChoice) -> dict[str, Any]:
     """What tells the bundles of one trial apart."""
     trained_on, epochs = choice.trainings[0].variety
     seeds = [training.seed for training in choice.trainings]

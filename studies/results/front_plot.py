@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from searchspace.groups import Group
 from studies.config import Study
-from studies.evidence.front import best_compromise, members, scored
+from studies.evidence.front import best_compromise, front_members, scored
 from studies.journal.trial import TrialRecord
 from studies.output import short
 from studies.pareto import DIRECTIONS, SHARES, WORST_EXPONENT
@@ -55,7 +55,7 @@ class PlottedTrial:
 
 def plotted_trials(study: Study, records: Sequence[TrialRecord]) -> list[PlottedTrial]:
     """All complete trials whose values count, in their order."""
-    front = members(study, records)
+    front = front_members(study, records)
     on_front = {record.number for record in front}
     best = best_compromise(study, front)
     declared = Group.parse(study.symmetry.group).order
@@ -136,7 +136,7 @@ def _label(row: list[str], column: int, text: str) -> None:
             return
 
 
-def save_figure(
+def save_front_figure(
     trials: Sequence[PlottedTrial], objectives: Sequence[str], path: Path, score: str = "accuracy"
 ) -> Path:
     """The path of a figure with a panel for every two objectives; its suffix says png, svg or pdf,

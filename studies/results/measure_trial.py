@@ -16,7 +16,7 @@ from searchspace.groups import Element, Group
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import STUDY, TRIALS
-from studies.results.tables import open_study
+from studies.results.tables import open_records
 from studies.results.trained import load_trained
 from studies.search.inheritance import has_checkpoint
 from studies.tasks import require_classes
@@ -110,7 +110,7 @@ def _from_trial(directory: Path, number: int) -> Subject:
     from studies.results import tables
     from trainers.data.datasets import normalise
 
-    study, records = tables.open_study(directory)
+    study, records = tables.open_records(directory)
     record = tables.find_trial(records, number, directory)
     trial = load_trained(study, record, directory)
     return Subject(
@@ -162,9 +162,9 @@ def measure_subject(
     model.py is executed. `control` names another training of the same architecture, whose merge
     barrier stands beside that of the model; None: another trial of the study that has one.
     """
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
     from trainers.data.splitting import evenly_spaced
-    from trainers.instruments.angle_plot import save_figure
+    from trainers.instruments.angle_plot import save_angle_figure
     from trainers.instruments.loading import check_model
     from trainers.process import tune_process
 
@@ -178,7 +178,7 @@ def measure_subject(
             "are: --data STUDY"
         )
     require_classes(study, "measure")
-    splits = load(study.data, subject.size)
+    splits = load_data(study.data, subject.size)
     pixels, labels = splits.validation.pixels, splits.validation.labels
     check_model(subject.model, pixels[:2], len(splits.classes), subject.normalise)
     chosen = evenly_spaced(len(labels), images)
@@ -186,7 +186,7 @@ def measure_subject(
     other = _control(name, control)
     measurement = _measure(subject, pixels[chosen], labels[chosen], study, declared, other)
     if figure is not None:
-        save_figure({name: measurement.curve}, figure)
+        save_angle_figure({name: measurement.curve}, figure)
     return measurement
 
 
@@ -206,7 +206,7 @@ def _control(name: str, control: str | None) -> Network | None:
     if trial is None or not (trial[0] / TRIALS).is_dir():
         return None
     place, number = trial
-    _, records = open_study(place)
+    _, records = open_records(place)
     mine = records[number]
     for record in records:
         if (

@@ -17,7 +17,7 @@ from studies.config import Study, dump, parse
 from studies.evidence.intervals import Evidence
 from studies.journal.directory import read_study
 from studies.journal.stored import read_stored
-from studies.markup import Html, html, joined, svg_html, table_html
+from studies.markup import Html, html, joined_html, svg_html, table_html
 from studies.output import Column, flattened
 from studies.results import tables as views
 from studies.tasks import task_score
@@ -25,14 +25,14 @@ from studies.tasks import task_score
 if TYPE_CHECKING:
     import pandas
 
-    from studies.workers.arrays import Arrays
+    from studies.workers.arrays import ArrayData
     from studies.workers.executors import Listener
 
 PANDAS_REMEDY = (
     "to_frame needs pandas, which is not installed; install it with `pip install pandas`, or read "
     "the rows of the table themselves, which hold the same values"
 )
-MOST_SHOWN = 200  # rows of a table in a notebook
+MOST_ROWS = 200  # rows of a table in a notebook
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class TrialTable(Sequence[Mapping[str, Any]]):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the first 200 rows, and the figure."""
-        left_out = len(self.cells) - MOST_SHOWN
+        left_out = len(self.cells) - MOST_ROWS
         note = html("<p>and {} more</p>", left_out) if left_out > 0 else Html("")
-        return joined([table_html(self.columns, self.cells[:MOST_SHOWN]), note, self.figure()])
+        return joined_html([table_html(self.columns, self.cells[:MOST_ROWS]), note, self.figure()])
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class StudyDirectory:
     @property
     def front(self) -> TrialTable:
         """The Pareto front, best first objective first; `front.best` is the best compromise."""
-        study, records = views.open_study(self.path, reading=True)
+        study, records = views.open_records(self.path, reading=True)
         rows, columns, cells = views.front_rows(study, records, Evidence.of(self.path))
 
         def figure() -> Html:
@@ -159,15 +159,15 @@ class StudyDirectory:
         `selection` the search scores beside the test scores.
         """
         from studies.results import retrain as retraining
-        from studies.results.selection import compared
+        from studies.results.selection import with_selection
 
         overrides = {"training.epochs": epochs, "resources.workers": workers}
         study = retraining.retraining_study(self.path, overrides)
         jobs = retraining.front_jobs(
             study, self.path, seeds=seeds, trials=trials, keep_validation=keep_validation
         )
-        rows = retraining.summarised(retraining.run_jobs(jobs, study, self.path))
-        return [retraining.as_dict(row) for row in compared(self.path, rows)]
+        rows = retraining.summarise_seeds(retraining.run_jobs(jobs, study, self.path))
+        return [retraining.row_as_dict(row) for row in with_selection(self.path, rows)]
 
     def report(self, out: Path | None = None) -> Path:
         """The path of the page that `equisearch report` writes."""
@@ -178,13 +178,13 @@ class StudyDirectory:
     def _repr_html_(self) -> str:
         """What a notebook shows: the status and the front."""
         lines = (html("<p>{}</p>", line) for line in views.status_lines(self.status))
-        return joined([*lines, Html(self.front._repr_html_())])
+        return joined_html([*lines, Html(self.front._repr_html_())])
 
 
 def open_study(directory: Path | str) -> StudyDirectory:
     """The study in `directory`, to read and export from. Raises StudyError if there is none."""
     opened = StudyDirectory(Path(directory))
-    views.open_study(opened.path, reading=True)
+    views.open_records(opened.path, reading=True)
     return opened
 
 
@@ -192,7 +192,7 @@ def start(
     study: Study,
     directory: Path | str,
     *,
-    data: Arrays | None = None,
+    data: ArrayData | None = None,
     classes: Sequence[str] | None = None,
     enqueue: Sequence[Candidate | Architecture | str] = (),
     warm_start: Path | str | None = None,
@@ -211,7 +211,7 @@ def start(
     StudyError, ValueError or OSError before anything is written.
     """
     from studies.workers.arrays import stored_in
-    from studies.workers.executors import run
+    from studies.workers.executors import run_study
     from studies.workers.launch import new_driver
 
     path = Path(directory)
@@ -225,7 +225,7 @@ def start(
             probe=probe,
         ) as driver,
     ):
-        run(driver, listener=listener)
+        run_study(driver, listener=listener)
     return open_study(path)
 
 
@@ -245,7 +245,7 @@ def resume(
     changed; `pairs` partners of trials that differ in one thing are trained at the end. Raises
     StudyError.
     """
-    from studies.workers.executors import run
+    from studies.workers.executors import run_study
     from studies.workers.launch import open_driver
 
     path = Path(directory)
@@ -253,7 +253,7 @@ def resume(
     with open_driver(
         path, revised, trusted=trust, accept_data=accept_data, partners=pairs
     ) as driver:
-        run(driver, listener=listener)
+        run_study(driver, listener=listener)
     return open_study(path)
 
 
@@ -261,7 +261,7 @@ def train(
     study: Study,
     candidate: Candidate | Architecture | str,
     *,
-    data: Arrays | None = None,
+    data: ArrayData | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
     out: Path | str | None = None,
@@ -272,10 +272,10 @@ def train(
     `data` and `classes` are those of `start`. `out` keeps the checkpoint, from which the next call
     goes on.
     """
-    from studies.results.check import named
+    from studies.results.check import named_candidate
     from studies.results.train_one import train_one
     from studies.workers.arrays import stored_meanwhile
 
     folder = None if out is None else Path(out)
     with stored_meanwhile(study, data, classes) as study:
-        return train_one(study, named(str(candidate)), seed=seed, out=folder)
+        return train_one(study, named_candidate(str(candidate)), seed=seed, out=folder)

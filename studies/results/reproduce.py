@@ -31,7 +31,7 @@ SHIFTS = {
     "normal40": "{normal: [45, 40]}",
     "uniform": "uniform",
 }
-MODELS = {
+PAPER_MODELS = {
     "P4 28 px": "28px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0",
     "P4 27 px": "27px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0",
     "P4 29 px": "29px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k4p0",
@@ -65,7 +65,7 @@ class PublishedRow:
     runs: int = 100
 
 
-PUBLISHED: dict[str, dict[str, PublishedRow]] = {
+PUBLISHED_ROWS: dict[str, dict[str, PublishedRow]] = {
     "upright": {
         "P4 28 px": PublishedRow(97.69, 0.17, 97.69, 87.22, 72.7),
         "P4 27 px": PublishedRow(98.52, 0.26, 77.55, 66.17, 38.1),
@@ -120,7 +120,7 @@ def jobs(
     return [
         Job(
             name,
-            str(with_dropout(MODELS[name], dropout)),
+            str(with_dropout(PAPER_MODELS[name], dropout)),
             seed,
             None,
             str(
@@ -131,7 +131,7 @@ def jobs(
             ),
         )
         for seed in range(1, seeds + 1)
-        for name in (models or MODELS)
+        for name in (models or PAPER_MODELS)
     ]
 
 
@@ -145,7 +145,7 @@ def with_dropout(model: str, rate: float) -> Architecture:
     return replace(architecture, stages=stages)
 
 
-def place_of(shift: str, directory: Path, study: Study) -> Path:
+def shift_folder(shift: str, directory: Path, study: Study) -> Path:
     """The folder of one shift's trainings, with its study file, by which workers recognise it."""
     place = directory.absolute() / shift
     place.mkdir(parents=True, exist_ok=True)
@@ -153,8 +153,10 @@ def place_of(shift: str, directory: Path, study: Study) -> Path:
     return place
 
 
-def compared(shift: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Column], list[list[str]]]:
-    """The measured rows (`studies.results.retrain.summarised`) beside the published ones, as a
+def beside_published(
+    shift: str, rows: Sequence[dict[str, Any]]
+) -> tuple[list[Column], list[list[str]]]:
+    """The measured rows (`studies.results.retrain.summarise_seeds`) beside the published ones, as a
     table in per cent.
     """
     columns = [
@@ -177,7 +179,7 @@ def compared(shift: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Column], 
             "angle_worst",
         )
         cells.append([row["name"], str(row["n"]), *(row[pick].percent() for pick in picks)])
-        published = PUBLISHED.get(shift, {}).get(row["name"])
+        published = PUBLISHED_ROWS.get(shift, {}).get(row["name"])
         if published:
             cells.append(
                 [
@@ -196,7 +198,7 @@ def compared(shift: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Column], 
 
 
 @dataclass(frozen=True)
-class Claim:
+class PaperClaim:
     """One statement of the paper, and whether the measured rows agree."""
 
     statement: str
@@ -208,17 +210,17 @@ class Claim:
         return f"{'holds' if self.holds else 'DOES NOT HOLD':>13}  {sentence}"
 
 
-def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[Claim]:
+def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[PaperClaim]:
     """What the paper says of this shift, held against the rows; only `upright` has statements with
     figures.
     """
     by_name = {row["name"]: row for row in rows}
-    if shift != "upright" or not set(MODELS) <= by_name.keys():
+    if shift != "upright" or not set(PAPER_MODELS) <= by_name.keys():
         return []
     exact = by_name["P4 28 px"]
     turns = [exact[f"turn_{turn}"].mean for turn in (0, 90, 180, 270)]
     statements = [
-        Claim(
+        PaperClaim(
             "28 px: the same on every quarter turn",
             f"spread {100 * (max(turns) - min(turns)):.3f} points",
             max(turns) == min(turns),
@@ -229,10 +231,10 @@ def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[Claim]:
         better = 100 * (row["turn_0"].mean - exact["turn_0"].mean)
         worse = 100 * (exact["quarter_turn_mean"].mean - row["quarter_turn_mean"].mean)
         statements.append(
-            Claim(f"{name}: better than 28 px upright", f"{better:+.2f} points", better > 0)
+            PaperClaim(f"{name}: better than 28 px upright", f"{better:+.2f} points", better > 0)
         )
         statements.append(
-            Claim(
+            PaperClaim(
                 f"{name}: 15 to 25 points worse over quarter turns",
                 f"{worse:.2f} points",
                 15 <= worse <= 25,

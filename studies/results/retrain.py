@@ -27,7 +27,7 @@ from studies.search.assignments import Assignment
 from studies.workers.jobs import JobDriver, run_assignments
 from trainers.files import read_whole
 
-SCORES = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst")
+RETRAIN_SCORES = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """The result in a file. Raises StudyError for a file that holds none."""
     try:
         result = json.loads(read_whole(path))
-        summarised([{key: value for key, value in result.items() if key != "members"}])
+        summarise_seeds([{key: value for key, value in result.items() if key != "members"}])
         if not isinstance(result["epochs"], int):
             raise ValueError(f"epochs is {result['epochs']!r} and must be a whole number")
         return result if "seed" in result else {**result, "seed": None}
@@ -133,7 +133,7 @@ def _order(jobs: Sequence[Job]) -> dict[int, set[int]]:
     }
 
 
-def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise_seeds(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per name and what was trained on, in order: mean and std over seeds of every test
     score, of quarter turns and of angles; and the scores of the mean of the seeds' probabilities.
     """
@@ -163,7 +163,7 @@ def summarised(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "num_validation": members[0].get("num_validation"),
                 "trained_on": trained_on,
                 "mean_of_seeds": _mean_of_seeds(means.get((name, trained_on))),
-                **{name: over(lambda m, n=name: m["test"][n]) for name in SCORES},
+                **{name: over(lambda m, n=name: m["test"][n]) for name in RETRAIN_SCORES},
                 "equivariance_error": over(lambda m: m["test"]["equivariance_error"]),
                 **{
                     f"turn_{turn}": over(lambda m, t=turn: m["quarter_turns"][t])
@@ -194,7 +194,7 @@ def _of_task(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [test.get("beside") or {} for test in tests]
     return {
         "score": tests[0]["score"],
-        "errors": {name: mean(test[f"{name}_error"] for test in tests) for name in SCORES},
+        "errors": {name: mean(test[f"{name}_error"] for test in tests) for name in RETRAIN_SCORES},
         "beside": {name: mean(row[name] for row in rows) for name in rows[0]},
     }
 
@@ -202,12 +202,12 @@ def _of_task(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _mean_of_seeds(result: dict[str, Any] | None) -> dict[str, Any] | None:
     if result is None:
         return None
-    names = (*SCORES, "equivariance_error")
+    names = (*RETRAIN_SCORES, "equivariance_error")
     return {"members": result["members"], **{name: result["test"][name] for name in names}}
 
 
-def as_dict(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `summarised` for JSON."""
+def row_as_dict(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `summarise_seeds` for JSON."""
 
     def value(item: Any) -> Any:
         if isinstance(item, MeanStd):
@@ -260,11 +260,11 @@ def front_jobs(
     """
     from studies.results import tables as views
 
-    opened, records = views.open_study(directory)
+    opened, records = views.open_records(directory)
     chosen = (
         [views.find_trial(records, number, directory) for number in trials]
         if trials
-        else views.members(opened, records)
+        else views.front_members(opened, records)
     )
     chosen = [record for record in chosen if record.architecture]
     if not chosen:

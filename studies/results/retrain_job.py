@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 TRAIN, MERGED = "train", "train+validation"  # what a network was trained on
-PATIENCE = 10.0  # seconds until the worker of a run that was killed has ended
+WORKER_PATIENCE = 10.0  # seconds until the worker of a run that was killed has ended
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def run_job(
 
 
 def _locked(directory: Path) -> StudyLock:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WORKER_PATIENCE
     while True:
         try:
             return StudyLock(directory)
@@ -150,18 +150,18 @@ def _test_images(splits: Splits, study: Study) -> Images:
 def _trained_and_tested(
     job: Job, study: Study, config: TrainingConfig, on_epoch: Callable[[int], None]
 ) -> dict[str, Any]:
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
     from trainers.training.train import advance
 
     architecture = job.candidate().architecture
-    splits = load(study.data, architecture.size)
+    splits = load_data(study.data, architecture.size)
     test = _test_images(splits, study)
     run = advance(
         architecture,
         config,
         Path(job.directory),
         study.training.epochs,
-        splits=load(study.data, architecture.size, merge=job.merge),
+        splits=load_data(study.data, architecture.size, merge=job.merge),
         on_epoch=lambda epoch, row: on_epoch(epoch),
     )
     run.settle()
@@ -186,13 +186,13 @@ def _held_out(
     if not config.merge_validation:
         scores = evaluate(network, splits, config, epoch=_epochs(config), learned=learned)
         return {"validation": scores.as_dict()}
-    from trainers.instruments.predictions import predict
+    from trainers.instruments.predictions import predict_elements
     from trainers.instruments.tasks.scoring import main_score
 
     validation = splits.validation
     device = next(network.parameters()).device
     normal = normaliser(splits.mean, splits.std, device, corners=config.corners)
-    predicted = predict(scoring(network), validation.pixels, [IDENTITY], normalise=normal)
+    predicted = predict_elements(scoring(network), validation.pixels, [IDENTITY], normalise=normal)
     assert predicted.upright is not None, "the identity was predicted"
     fitted = main_score(splits.task, predicted.upright, validation.labels)
     return {"fitted": {"accuracy": fitted, "images": len(validation)}}
@@ -201,9 +201,9 @@ def _held_out(
 def _mean_tested(
     job: Job, study: Study, config: TrainingConfig, on_epoch: Callable[[int], None]
 ) -> dict[str, Any]:
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
 
-    splits = load(study.data, job.candidate().architecture.size)
+    splits = load_data(study.data, job.candidate().architecture.size)
     test = _test_images(splits, study)
     networks = [network_of(Path(member), job, study, splits) for member in job.members]
     return {
@@ -228,7 +228,7 @@ def network_of(
     """
     from dataclasses import replace
 
-    from trainers.training.train import start
+    from trainers.training.train import start_training
 
     seed = parse_json(read_whole(folder / RESULT))["seed"]
     config = replace(job.config(study), seed=seed)
@@ -236,7 +236,7 @@ def network_of(
         training = config.training.model_copy(update={"device": device})
         config = replace(config, training=training)
     try:
-        run = start(job.candidate().architecture, config, folder, splits)
+        run = start_training(job.candidate().architecture, config, folder, splits)
     except (ValueError, RuntimeError) as error:
         raise StudyError(f"the network in {folder} cannot be loaded: {error}") from error
     if run.epoch != study.training.epochs:
@@ -278,7 +278,7 @@ def _tested(
     from searchspace.groups import Group
     from trainers.data.datasets import normalise
     from trainers.instruments.accuracy import accuracy_by_angle, summarise
-    from trainers.instruments.predictions import predict
+    from trainers.instruments.predictions import predict_elements
     from trainers.networks.fold import mean_network, scoring
     from trainers.training.evaluate import evaluate
 
@@ -286,7 +286,9 @@ def _tested(
     scored = mean_network(map(scoring, networks), splits.task)
     normal = partial(normalise, mean=splits.mean, std=splits.std, corners=config.corners)
     turns = Group.parse("C4")
-    turned = predict(scored, test.pixels, turns.elements, normalise=normal, keep_logits=True)
+    turned = predict_elements(
+        scored, test.pixels, turns.elements, normalise=normal, keep_logits=True
+    )
     quarters = summarise(turned, test.labels, turns, task=splits.task)
     curve = accuracy_by_angle(
         scored,

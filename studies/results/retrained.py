@@ -15,7 +15,7 @@ from studies.journal.trial import TrialRecord
 from studies.pareto import knee
 from studies.results.retrain import MeanStd, folder_of, read_result, softened_as
 from studies.results.retrain_job import MERGED, RESULT, TRAIN, Job, network_of
-from studies.results.selection import over_seeds
+from studies.results.selection import mean_over_seeds
 
 if TYPE_CHECKING:
     from trainers.bundles.export import TrainedNetwork
@@ -48,7 +48,7 @@ class Retraining:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RetrainedChoice:
     """The trainings to export as one network, their own result, and all seeds beside them."""
 
     trainings: tuple[Retraining, ...]
@@ -57,7 +57,7 @@ class Choice:
     how: str  # how it was chosen, a phrase
 
 
-def choose(directory: Path, trial: int, which: str) -> Choice:
+def choose_retrained(directory: Path, trial: int, which: str) -> RetrainedChoice:
     """The retrained networks of a trial that `which` names: a seed, `best` or `mean-of-N`.
 
     Of several lengths, and of trainings with and without validation images, those on training and
@@ -85,13 +85,15 @@ def choose(directory: Path, trial: int, which: str) -> Choice:
         if which.isdigit():
             for one in seeds:
                 if one.seed == int(which):
-                    return Choice((one,), one.result, seeds, f"seed {which}, before any score")
+                    return RetrainedChoice(
+                        (one,), one.result, seeds, f"seed {which}, before any score"
+                    )
         else:
             count = int(which.removeprefix("mean-of-"))
             parts = tuple(r for r in seeds if r.seed is not None and 1 <= r.seed <= count)
             for mean in alike:
                 if mean.members == count > 1 and len(parts) == count:
-                    return Choice(parts, mean.result, seeds, f"mean of {count} seeds")
+                    return RetrainedChoice(parts, mean.result, seeds, f"mean of {count} seeds")
     there = ", ".join(sorted({str(r.seed) for r in retrainings if r.members == 1}))
     wanted = which.rpartition("-")[2]
     raise StudyError(
@@ -100,7 +102,7 @@ def choose(directory: Path, trial: int, which: str) -> Choice:
     )
 
 
-def _best(retrainings: Sequence[Retraining], trial: int, again: str) -> Choice:
+def _best(retrainings: Sequence[Retraining], trial: int, again: str) -> RetrainedChoice:
     candidates = [r for r in retrainings if r.members == 1 and r.result.get("validation")]
     if not candidates:
         raise StudyError(
@@ -115,10 +117,10 @@ def _best(retrainings: Sequence[Retraining], trial: int, again: str) -> Choice:
     values = [[r.result["validation"][name] for name in names] for r in seeds]
     best = seeds[knee(values, names) or 0]
     how = f"seed {best.seed}, the best of {len(seeds)} by validation images"
-    return Choice((best,), best.result, seeds, how)
+    return RetrainedChoice((best,), best.result, seeds, how)
 
 
-def test_summary(choice: Choice) -> dict[str, Any]:
+def test_summary(choice: RetrainedChoice) -> dict[str, Any]:
     """What a card says of the architecture's test scores: each with mean, standard deviation, n
     and 95 % interval over seeds and images.
     """
@@ -129,7 +131,7 @@ def test_summary(choice: Choice) -> dict[str, Any]:
         errors = [r.result["test"].get(f"{name}_error") for r in choice.seeds]
         known = [error for error in errors if error is not None]
         error = sum(known) / len(known) if known else None
-        ranged = over_seeds(score, first["num_test"], error)
+        ranged = mean_over_seeds(score, first["num_test"], error)
         scores[name] = {
             "mean": score.mean,
             "std": score.std,
@@ -147,13 +149,13 @@ def test_summary(choice: Choice) -> dict[str, Any]:
 
 
 def trained_network(
-    study: Study, record: TrialRecord, choice: Choice, origin: Mapping[str, Any]
+    study: Study, record: TrialRecord, choice: RetrainedChoice, origin: Mapping[str, Any]
 ) -> TrainedNetwork:
     """The chosen networks with their data and test scores, to be exported. Raises StudyError where
     a checkpoint or the data are missing, or do not belong together.
     """
     from trainers.bundles.export import TrainedNetwork
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
 
     trained_on, epochs = choice.trainings[0].variety
     training = study.training.model_copy(update={"epochs": epochs})
@@ -168,7 +170,7 @@ def trained_network(
         softened=softened_as(record),
     )
     try:
-        splits = load(study.data, job.candidate().architecture.size)
+        splits = load_data(study.data, job.candidate().architecture.size)
     except (ValueError, OSError) as error:
         raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error
     networks = [

@@ -17,10 +17,10 @@ from typing import Any
 from studies.evidence.paired import Z
 from studies.output import Column, is_number
 from studies.results.retrain import MeanStd
-from studies.results.tables import open_study
+from studies.results.tables import open_records
 from studies.tasks import in_words, score_name
 
-SCORES = {"accuracy": "accuracy", "symmetry_accuracy": "symmetry"}
+TEST_SCORES = {"accuracy": "accuracy", "symmetry_accuracy": "symmetry"}
 # two-sided 95 % quantiles of Student's t with 1 to 30 degrees of freedom; beyond, the last
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -63,7 +63,7 @@ def over_images(value: float, images: int, error: float | None = None) -> Ranged
     return Ranged(ranged.value, ranged.low, ranged.high)
 
 
-def over_seeds(score: MeanStd, images: int, error: float | None = None) -> Ranged:
+def mean_over_seeds(score: MeanStd, images: int, error: float | None = None) -> Ranged:
     """The mean test score of `n` seeds, with an interval over images and, from two seeds on, over
     seeds.
 
@@ -79,7 +79,7 @@ def over_seeds(score: MeanStd, images: int, error: float | None = None) -> Range
     )
 
 
-def difference(
+def change_from_search(
     found: float,
     validation: int,
     score: MeanStd,
@@ -109,11 +109,12 @@ def _of_seeds(score: MeanStd, variances: float) -> float:
     return STUDENT[min(score.n - 1, len(STUDENT)) - 1] * score.std * math.sqrt(variances)
 
 
-def compared(directory: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `studies.results.retrain.summarised` of a study, each with `selection`: by score,
-    `search` (the trial's, on validation images), `test` and `difference`, plain values.
+def with_selection(directory: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `studies.results.retrain.summarise_seeds` of a study, each with `selection`: by
+    score, `search` (the trial's, on validation images), `test` and `change_from_search`, plain
+    values.
     """
-    _, records = open_study(directory, reading=True)
+    _, records = open_records(directory, reading=True)
     return [_compared(row, records[_number(row)].scores or {}) for row in rows]
 
 
@@ -133,13 +134,13 @@ def _number(row: Mapping[str, Any]) -> int:
 def _selection(scores: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     validation, test = row["num_validation"], row["num_test"]
     chosen = {}
-    for name in SCORES:
+    for name in TEST_SCORES:
         if is_number(scores.get(name)) and validation:
             errors = scores.get(f"{name}_error"), (row.get("errors") or {}).get(name)
-            changed = difference(scores[name], validation, row[name], test, errors)
+            changed = change_from_search(scores[name], validation, row[name], test, errors)
             chosen[name] = {
                 "search": over_images(scores[name], validation, errors[0]).as_dict(),
-                "test": over_seeds(row[name], test, errors[1]).as_dict(),
+                "test": mean_over_seeds(row[name], test, errors[1]).as_dict(),
                 "difference": changed.as_dict(),
             }
     return chosen
@@ -157,7 +158,7 @@ def selection_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], li
     ]
     cells = []
     for row in rows:
-        for name, title in SCORES.items():
+        for name, title in TEST_SCORES.items():
             if name in row["selection"]:
                 parts = {k: Ranged(**v) for k, v in row["selection"][name].items()}
                 cells.append(
@@ -180,7 +181,7 @@ def selection_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"95 % intervals over {first['num_validation']} validation and {first['num_test']} test "
         + ("images and over seeds." if first["n"] > 1 else "images; one seed shows no spread.")
     ]
-    for name, title in SCORES.items():
+    for name, title in TEST_SCORES.items():
         changes = [r["selection"][name]["difference"] for r in rows if name in r["selection"]]
         if not changes:
             continue

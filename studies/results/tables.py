@@ -14,7 +14,7 @@ from typing import Any
 
 from studies.config import Study
 from studies.errors import StudyError
-from studies.evidence.front import best_compromise, members, values_of
+from studies.evidence.front import best_compromise, front_members, values_of
 from studies.evidence.intervals import Evidence, intervals, over_seeds, resolution_text
 from studies.journal.definition import definition_note
 from studies.journal.directory import read_study
@@ -27,7 +27,7 @@ from studies.output import Column, formatted, percent, short
 from studies.pareto import SCORE_OF, SHARES, front_volume
 from studies.tasks import beside_lines, in_words, score_name, task_score
 
-STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
+SHOWN_STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
 NO_DISTANCE = 1e-6  # of a weight from the constraint: rounding
 # what the quantities of relaxed layers are called
@@ -38,7 +38,7 @@ LAYERS = {
 }
 
 
-def open_study(
+def open_records(
     directory: Path, *, parameters: bool = False, reading: bool = False
 ) -> tuple[Study, list[TrialRecord]]:
     """The study in `directory` and its trials. `reading`: values of the study file that this
@@ -75,14 +75,14 @@ def status(directory: Path) -> dict[str, Any]:
     """How a study stands: trials by state, size and hypervolume of the front, and who drives it."""
     from studies.workers.declaration import read_declaration  # other tables have no use for it
 
-    study, records = open_study(directory, reading=True)
+    study, records = open_records(directory, reading=True)
     counts = Counter(record.state for record in records if record.kind == "search")
     beside = Counter(record.kind for record in records if record.kind != "search")
-    front = members(study, records)
+    front = front_members(study, records)
     declaration = read_declaration(directory)
     return {
         "directory": str(directory),
-        "trials": {state: counts[state] for state in STATES},
+        "trials": {state: counts[state] for state in SHOWN_STATES},
         "asked_for": study.search.trials,
         "front_size": len(front),
         "hypervolume": front_volume(values_of(front), study.objectives),
@@ -114,7 +114,7 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     """The status as text."""
     trials = value["trials"]
     done = trials["complete"] + trials["pruned"] + trials["failed"]
-    states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
+    states = ", ".join(f"{trials[state]} {state}" for state in SHOWN_STATES if trials[state])
     beside = ", ".join(
         f"{count} {kind}{'' if count == 1 else 's'}"
         for kind, count in value["beside_the_search"].items()
@@ -169,7 +169,7 @@ def trial_row(
 
 def trial_rows(directory: Path) -> tuple[list[dict[str, Any]], list[Column], list[list[str]]]:
     """Every trial as values, and as the cells of a table."""
-    return rows_of(*open_study(directory, parameters=True, reading=True), Evidence.of(directory))
+    return rows_of(*open_records(directory, parameters=True, reading=True), Evidence.of(directory))
 
 
 def rows_of(
@@ -215,7 +215,7 @@ def front_rows(
     each member names those that it cannot be told apart from (`ties`).
     """
     evidence = evidence or Evidence()
-    front = members(study, records)
+    front = front_members(study, records)
     best = best_compromise(study, front)
     ties, seeds = evidence.ties(study, front), over_seeds(records)
     rows = [

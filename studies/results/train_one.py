@@ -40,11 +40,11 @@ def train_one(
     `note` receives what a user should know of the images and of the settings. Raises LockedError
     while another process trains there, ValueError for settings under which nothing can be learned.
     """
-    from trainers.data.datasets import DataWarning, load
+    from trainers.data.datasets import DataWarning, load_data
     from trainers.data.describing import describe
     from trainers.process import tune_process
     from trainers.training.config import check_training
-    from trainers.training.train import start, train
+    from trainers.training.train import start_training, train
 
     study = with_corners(with_task(study, note), [str(candidate)], note)
     tune_process(int(study.resources.cpus_per_trial))
@@ -52,7 +52,7 @@ def train_one(
     architecture = candidate.architecture
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # `describe` says it
-        splits = load(study.data, architecture.size)
+        splits = load_data(study.data, architecture.size)
     warned = check_training(study.training, len(splits.train), min(architecture.size))
     for line in [*describe(splits), *warned]:
         note(line)
@@ -60,7 +60,7 @@ def train_one(
         scores = train(
             architecture, config, directory, study.training.epochs, splits=splits, on_epoch=on_epoch
         )
-        network = start(architecture, config, directory, splits).network
+        network = start_training(architecture, config, directory, splits).network
     return {
         "architecture": str(candidate),
         "scores": scores.as_dict(),

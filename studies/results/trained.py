@@ -38,9 +38,9 @@ def load_trained(
 
     Raises StudyError where there is no checkpoint, or where its data are missing or do not fit it.
     """
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
     from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
-    from trainers.training.train import start
+    from trainers.training.train import start_training
 
     folder = directory.absolute() / TRIALS / f"{record.number:05d}"
     if not record.architecture or not any(
@@ -57,8 +57,8 @@ def load_trained(
     seed, architecture = record.attributes["seed"], candidate.architecture
     config = study.training_config(seed, candidate.recipe, device=device)
     try:
-        splits = load(study.data, architecture.size)
-        state = start(architecture, config, folder, splits)
+        splits = load_data(study.data, architecture.size)
+        state = start_training(architecture, config, folder, splits)
     # torch reports other classes or channels as RuntimeError
     except (ValueError, RuntimeError) as error:
         raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error

@@ -33,19 +33,19 @@ from studies.samplers.enumeration import all_drafts
 from studies.samplers.evolution import SubgroupEvolution
 from studies.samplers.gp import Array, Surrogate
 from studies.samplers.initial_design import Features, features_of, features_of_text
-from studies.samplers.planned import as_key, draw
+from studies.samplers.planned import as_key, draw_planned
 from studies.samplers.tpe import informative
 
 # drafts that are compared for a proposal; half of them are neighbours of good trials
-CANDIDATES = 64
+PROPOSAL_DRAFTS = 64
 ALL = 400  # combinations of a finite space, up to which every one is compared
-DRAWS = 64  # of the scores of a candidate
+SCORE_DRAWS = 64  # of the scores of a candidate
 BEST, NEWEST = 30, 60  # trials that the surrogate learns from, once there are more
 RUNNING = 64  # trials that run, of which the newest count
 LEAST_PROBABILITY = 1e-3  # of keeping the constraints
 RUNGS = 2  # the last ones of each training; earlier scores add little
 # of the loss weight, and of the learning rate, that count as one whole difference
-DECADES = 3.0, 1.0
+FEATURE_DECADES = 3.0, 1.0
 # scores that are the accuracy itself where the logits are invariant under every declared element
 EQUAL_IF_EXACT = ("symmetry_accuracy", "worst_symmetry_accuracy")
 
@@ -152,9 +152,9 @@ class ExpectedImprovement:
             yield from everything
             return
         evolution = SubgroupEvolution(self._study)
-        for i in range(CANDIDATES):
+        for i in range(PROPOSAL_DRAFTS):
             plan = evolution.plan(trials, rng) if i % 2 else {}
-            draft, candidate = draw(self._study, plan, rng)
+            draft, candidate = draw_planned(self._study, plan, rng)
             yield draft.params, candidate
 
     def _observations(self, trials: Sequence[FrozenTrial]) -> list[Observation]:
@@ -231,7 +231,7 @@ class ExpectedImprovement:
             front += [tuple(map(float, point)) for point in numpy.clip(predicted, 0.0, 1.0)]
             surrogate = Surrogate(coded.differences(evaluated, evaluated), rungs, scores, rng)
         lower, upper = boxes(front, scores.shape[1])
-        drawn = surrogate.sample(coded.differences(evaluated, new), last, DRAWS)
+        drawn = surrogate.sample(coded.differences(evaluated, new), last, SCORE_DRAWS)
         self._couple(drawn, candidates)
         return numpy.mean(improvements(drawn, lower, upper), axis=0)
 
@@ -297,9 +297,10 @@ class FeatureCoding:
             [
                 (
                     f.size / span,
-                    f.loss_weight / DECADES[0],
+                    f.loss_weight / FEATURE_DECADES[0],
                     f.surviving,
-                    math.log10(f.learning_rate or study.training.learning_rate) / DECADES[1],
+                    math.log10(f.learning_rate or study.training.learning_rate)
+                    / FEATURE_DECADES[1],
                     *((f.dropout_rate,) if dropped else ()),
                     *((f.weight_distance,) if relaxed else ()),
                 )

@@ -24,12 +24,12 @@ from searchspace.recipe import Candidate, Recipe
 from searchspace.training.losses import losses_text
 from searchspace.weights.governor import DEFAULT_GOVERNOR
 from studies.config import Study
-from studies.samplers.planned import draw
+from studies.samplers.planned import draw_planned
 
-CANDIDATES = 16
+DESIGN_DRAFTS = 16
 # weight of the surviving share of the declared symmetry, beside the share of choices that differ
 SURVIVING = 1.0
-DECADES = 3.0  # of the loss weight that count as one whole difference
+WEIGHT_DECADES = 3.0  # of the loss weight that count as one whole difference
 
 
 class InitialDesign:
@@ -48,11 +48,11 @@ class InitialDesign:
         tried = [features_of_text(text, self._group) for text in texts if text]
         sizes = self._study.space.pixels
         span = max(1, sizes[-1] - sizes[0])
-        drafts = [draw(self._study, {}, rng) for _ in range(CANDIDATES if tried else 1)]
+        drafts = [draw_planned(self._study, {}, rng) for _ in range(DESIGN_DRAFTS if tried else 1)]
         return max(
             drafts,
             key=lambda drafted: min(
-                (distance(features_of(drafted[1], self._group), t, span) for t in tried),
+                (candidate_distance(features_of(drafted[1], self._group), t, span) for t in tried),
                 default=0.0,
             ),
         )[0].params
@@ -136,12 +136,12 @@ def _surviving(architecture: Architecture, declared: Group) -> float:
     return len(verdict(architecture, declared).invariant) / declared.order
 
 
-def distance(a: Features, b: Features, span: int) -> float:
+def candidate_distance(a: Features, b: Features, span: int) -> float:
     """How different two candidates are, from 0 to 2; `span` is the range of sizes in pixels."""
     differing = (
         sum(x != y for x, y in zip(a.choices, b.choices))
         + min(1.0, abs(a.size - b.size) / span)
-        + min(1.0, abs(a.loss_weight - b.loss_weight) / DECADES)
+        + min(1.0, abs(a.loss_weight - b.loss_weight) / WEIGHT_DECADES)
         + (a.dropout != b.dropout)
         + abs(a.dropout_rate - b.dropout_rate)
         + abs(a.weight_distance - b.weight_distance)

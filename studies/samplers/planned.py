@@ -21,7 +21,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 
-ATTEMPTS = 40  # drafts until one is new; then a repeat is proposed after all
+DRAFT_ATTEMPTS = 40  # drafts until one is new; then a repeat is proposed after all
 # keys of the parameters of ended trials, by number
 _ENDED: WeakKeyDictionary[optuna.Study, dict[int, frozenset]] = WeakKeyDictionary()
 
@@ -98,8 +98,8 @@ class PlannedSampler(optuna.samplers.BaseSampler):
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
         tried = _tried(study, trials)
         best: tuple[int, dict[str, Any]] | None = None
-        for _ in range(ATTEMPTS):
-            draft = draw(self._study, self._planner.plan(trials, self._rng), self._rng)[0]
+        for _ in range(DRAFT_ATTEMPTS):
+            draft = draw_planned(self._study, self._planner.plan(trials, self._rng), self._rng)[0]
             repeats = tried[as_key(draft.params)]
             if best is None or repeats < best[0]:
                 best = repeats, draft.params
@@ -143,7 +143,7 @@ def _tried(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Counter[frozen
     return Counter(keys)
 
 
-def draw(
+def draw_planned(
     study: Study, plan: Mapping[str, Any], rng: numpy.random.Generator
 ) -> tuple[Draft, Candidate]:
     """A draft that follows `plan`, and its candidate before widths are matched, which is what

@@ -18,12 +18,12 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import DamagedError
 from studies.evidence.controls import missing_controls
-from studies.evidence.front import best_compromise, members
+from studies.evidence.front import best_compromise, front_members
 from studies.evidence.pairs import missing_partners
 from studies.journal.reader import read_trials
-from studies.journal.trial import KIND, Kind, TrialRecord
+from studies.journal.trial import KIND, TrialKind, TrialRecord
 from studies.journal.writer import JournalWriter
-from studies.search.proposals import attributes_of, facts
+from studies.search.proposals import architecture_facts, attributes_of
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Beside:
             return
         partners = missing_partners(study, records, *size, self.partners) if self.partners else []
         new = [self._attributes("pair", p.candidate, p.of, p.factor, size) for p in partners]
-        winner = best_compromise(study, members(study, records))
+        winner = best_compromise(study, front_members(study, records))
         if study.controls == "auto" and winner is not None:
             new += [
                 self._attributes("control", c.candidate, winner.number, c.name, size)
@@ -82,9 +82,9 @@ class Beside:
         return {"seed": winner.seed, "repeat": winner.seed - self._study.search.seed}
 
     def _attributes(
-        self, kind: Kind, candidate: Candidate, of: int, role: str, size: tuple[int, int]
+        self, kind: TrialKind, candidate: Candidate, of: int, role: str, size: tuple[int, int]
     ) -> dict[str, Any]:
-        known = facts(candidate.architecture, self._study, *size)
+        known = architecture_facts(candidate.architecture, self._study, *size)
         seed = self._study.search.seed
         return {
             KIND: kind,

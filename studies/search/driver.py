@@ -18,7 +18,7 @@ from typing import Any
 
 from studies.config import Study
 from studies.journal.directory import StudyPlace, create_directory, open_directory, publish
-from studies.journal.origin import Images, Look, adopt, first_attributes
+from studies.journal.origin import DataIdentity, ReadIdentity, adopt, first_attributes
 from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
 from studies.journal.writer import Described, OpenedJournal, open_journal, writing
 from studies.search.assignments import (
@@ -32,7 +32,7 @@ from studies.search.beside import Beside
 from studies.search.inheritance import Child, next_child
 from studies.search.progress import Progress
 from studies.search.promotions import Promotions, by_rank, goes_on, worth_continuing
-from studies.search.proposals import continuation, describe
+from studies.search.proposals import continuation, describe_proposal
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
 from studies.search.scores import checked, ending, rung_point
 
@@ -73,7 +73,7 @@ class SearchDriver:
         classes: int = 10,
         enqueue: Sequence[str] = (),
         warm_start: str | Path | None = None,
-        images: Images | None = None,
+        images: DataIdentity | None = None,
     ) -> SearchDriver:
         """A new study in `directory`, which may exist but must hold no study (ExistsError).
 
@@ -99,7 +99,7 @@ class SearchDriver:
         study: Study | None = None,
         *,
         trusted: bool = False,
-        look: Look | None = None,
+        look: ReadIdentity | None = None,
         accept_data: bool = False,
     ) -> SearchDriver:
         """The study in `directory`, ready to go on; `study` may widen its trials and resources.
@@ -283,7 +283,7 @@ class SearchDriver:
 
     def _describe(self, trial: Any) -> Described:
         """The attributes of what an Optuna trial proposes, and why it is refused, if it is."""
-        return describe(trial, self.study, self._size, self._trainings, self._state)
+        return describe_proposal(trial, self.study, self._size, self._trainings, self._state)
 
     def heartbeat(self, number: int, epoch: int) -> None:
         """Notes that trial `number` has trained and saved an epoch."""

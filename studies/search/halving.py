@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from studies.pareto import Point, crowding, fronts
 
-Name = TypeVar("Name", bound=Hashable)
+TrialName = TypeVar("TrialName", bound=Hashable)
 
 
 def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float = 2) -> bool:
@@ -36,7 +36,7 @@ def keep(mine: Sequence[float], peers: Sequence[Sequence[float]], *, eta: float 
     return len(points) in survivors(dict(enumerate([*points, mine])), eta=eta)
 
 
-def survivors(points: Mapping[Name, Point], *, eta: float = 2) -> list[Name]:
+def survivors(points: Mapping[TrialName, Point], *, eta: float = 2) -> list[TrialName]:
     """The names whose points `keep` would keep among all the others: front after front, in the
     order of `points` within one.
     """

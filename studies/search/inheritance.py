@@ -22,7 +22,7 @@ from studies.journal.folders import CHECKPOINTS, TRIALS
 from studies.journal.trial import TrialRecord
 from studies.journal.writer import JournalWriter, Queued
 
-SHARE = 1 / 3  # of the epochs of a training that a child trains
+CHILD_SHARE = 1 / 3  # of the epochs of a training that a child trains
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def taken_up(study: Study, epochs: int | None = None) -> int:
     one at least). Raises StudyError for more than the training has, or none.
     """
     whole = study.training.epochs
-    epochs = max(1, round(SHARE * whole)) if epochs is None else epochs
+    epochs = max(1, round(CHILD_SHARE * whole)) if epochs is None else epochs
     if not 1 <= epochs <= whole:
         raise StudyError(
             f"a child cannot train {epochs} epochs: the training of this study has {whole}; "

@@ -23,7 +23,7 @@ from trainers.seeds import derived_seed
 
 # first trials that train to the end in a study of fewer than `SHORT` times as many trials as its
 # sampler starts with: so that it has a front
-FULL = 2
+FULL_TRIALS = 2
 SHORT = 4
 MANY = 64  # trials that run, beyond which halving decides: a surrogate takes a tenth of a second
 
@@ -138,7 +138,7 @@ def goes_on(
     if _by_worth(study):
         trials = seen()
         if not _weighs(study, trials):
-            return number < FULL and study.search.trials < SHORT * startup_of(study)
+            return number < FULL_TRIALS and study.search.trials < SHORT * startup_of(study)
         if sum(not trial.state.is_finished() for trial in trials) > MANY:
             return promotions.goes_on(epoch, number, rung_margin(scores, study.search.confidence))
         rung = {f"{RUNG}{epoch}": {"scores": dict(scores), "decision": "stop"}}

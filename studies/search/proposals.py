@@ -18,7 +18,7 @@ from studies.journal.writer import Described, Refusal
 
 
 @dataclass(frozen=True)
-class Plain:
+class ArchitectureFacts:
     """What a trial's attributes say about its architecture."""
 
     family: str
@@ -35,17 +35,19 @@ class Plain:
 class Facts:
     """The plain facts, and how they stand against the study's constraints."""
 
-    plain: Plain
+    plain: ArchitectureFacts
     excess: dict[str, float]  # by constraint, as a share of the limit; negative is within
     broken: str  # why it cannot be trained; empty if it can
 
 
-def facts(architecture: Architecture, study: Study, channels: int, classes: int) -> Facts:
+def architecture_facts(
+    architecture: Architecture, study: Study, channels: int, classes: int
+) -> Facts:
     """The facts of `architecture` in a study whose images have `channels` and `classes`."""
     spent = cost(architecture, channels, classes)
     declared = Group.parse(study.symmetry.group)
     invariant = verdict(architecture, declared).invariant
-    plain = Plain(
+    plain = ArchitectureFacts(
         architecture.family,
         str(architecture.group),
         spent.params,
@@ -81,7 +83,7 @@ def proposed(trial: Any, study: Study, channels: int, classes: int) -> Candidate
     return study.space.sample(trial, channels=channels, classes=classes, declared=declared)
 
 
-def describe(
+def describe_proposal(
     trial: Any,
     study: Study,
     size: tuple[int, int],
@@ -95,7 +97,7 @@ def describe(
     """
     try:
         proposal = proposed(trial, study, *size)
-        known = facts(proposal.architecture, study, *size)
+        known = architecture_facts(proposal.architecture, study, *size)
     except ValueError as error:
         return {}, Refusal(str(error))
     key = inherited_key(proposal.key, trial.user_attrs.get("inherited_from"))
@@ -127,7 +129,7 @@ def attributes_of(
     }
 
 
-def described(
+def describe_text(
     architecture: str,
     rate: float | None,
     seed: int,
@@ -139,7 +141,7 @@ def described(
     seed. Raises ValueError if it cannot be built.
     """
     candidate = Candidate.parse(architecture).with_learning_rate(rate)
-    about = facts(candidate.architecture, study, channels, classes)
+    about = architecture_facts(candidate.architecture, study, channels, classes)
     repeat = seed - study.search.seed
     return {
         **attributes_of(candidate, about, candidate.key, repeat, study.search.seed),

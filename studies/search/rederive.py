@@ -31,7 +31,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import read_study
 from studies.journal.reader import JOURNAL, study_attributes
-from studies.journal.storage import NAME, SearchStorage, View, is_record, next_place
+from studies.journal.storage import NAME, SearchStorage, View, is_readable_by_optuna, next_place
 from studies.journal.trial import SAW, inherited_key
 from studies.samplers.factory import make_sampler
 
@@ -75,7 +75,7 @@ def rederive(directory: Path) -> Rederived:
         raise StudyError(f"{directory} has no journal, so it holds no proposals; give a study")
     study, sizes = read_study(directory), study_attributes(directory)
     lines = (directory / JOURNAL).read_bytes().splitlines()
-    records = [json.loads(line) for line in lines if is_record(line)]
+    records = [json.loads(line) for line in lines if is_readable_by_optuna(line)]
     with _Prefix(records).after(len(records)) as view:
         trials = view.trials
         made = [trial for trial in trials if _is_sampled(trial)]

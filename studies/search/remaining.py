@@ -13,7 +13,7 @@ from studies.errors import StudyError
 from studies.journal.directory import read_study
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.trial import ENDED, TrialRecord
-from studies.search.proposals import facts
+from studies.search.proposals import architecture_facts
 
 REFUSALS_IN_A_ROW = 200
 
@@ -49,7 +49,7 @@ class Remaining:
         return frozenset(
             candidate.key
             for candidate in candidates
-            if not facts(candidate.architecture, self._study, *size).broken
+            if not architecture_facts(candidate.architecture, self._study, *size).broken
         )
 
     def require_any(self, refused: TrialRecord) -> None:

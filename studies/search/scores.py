@@ -63,7 +63,7 @@ def rung_margin(scores: Mapping[str, Any], confidence: float | None) -> Point:
     return tuple(z * math.sqrt(2 * share * (1 - share) / count) for share in shares)
 
 
-class Ending(NamedTuple):
+class TrialEnding(NamedTuple):
     """How a trial ends, as the journal writes it."""
 
     outcome: Outcome
@@ -72,20 +72,20 @@ class Ending(NamedTuple):
     excess: dict[str, float]  # over each constraint, as in `constraint_excess`
 
 
-def ending(study: Study, record: TrialRecord, outcome: Outcome, reason: str | None) -> Ending:
+def ending(study: Study, record: TrialRecord, outcome: Outcome, reason: str | None) -> TrialEnding:
     """The ending of `record` where its training ended with `outcome`: a complete one fails if its
     scores lack an objective.
     """
     if outcome == "complete":
         try:
             values = objective_values(study, record)
-            return Ending(outcome, reason, values, constraint_excess(study, record))
+            return TrialEnding(outcome, reason, values, constraint_excess(study, record))
         except ScoresError as error:
-            return Ending("failed", str(error), None, record.constraints)
+            return TrialEnding("failed", str(error), None, record.constraints)
     if outcome == "out_of_memory":
         reason = f"out of memory even with half the batch: {reason}"
-        return Ending(outcome, reason, None, {**record.constraints, "memory": 1.0})
-    return Ending(outcome, reason, None, record.constraints)
+        return TrialEnding(outcome, reason, None, {**record.constraints, "memory": 1.0})
+    return TrialEnding(outcome, reason, None, record.constraints)
 
 
 def objective_values(study: Study, record: TrialRecord) -> tuple[float, ...]:

@@ -22,10 +22,10 @@ from searchspace.recipe import Candidate
 from searchspace.weights.softened import Softened
 from studies.config import Study
 from studies.errors import StudyError
-from studies.journal.folders import SCORES, TRIALS, move_aside, write_given
+from studies.journal.folders import SCORES_FILE, TRIALS, move_aside, write_given
 from studies.journal.reader import read_trials
 from studies.journal.trial import KIND, RUNG, TRAINED, TrialRecord
-from studies.search.proposals import attributes_of, facts
+from studies.search.proposals import architecture_facts, attributes_of
 from studies.search.scores import checked, ending
 from trainers.files import write_whole
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class SoftenedSource:
     """A trained trial, as its softened candidates are made of it."""
 
     record: TrialRecord
@@ -60,7 +60,7 @@ def softened_key(key: str, parent: int, how: Softened) -> str:
 
 
 def add_softened(
-    driver: SearchDriver, source: Source, ways: Sequence[Softened]
+    driver: SearchDriver, source: SoftenedSource, ways: Sequence[Softened]
 ) -> list[tuple[int | None, str]]:
     """For each of `ways` (the number of its new trial, its text), or (None, why there is none).
 
@@ -81,11 +81,11 @@ def add_softened(
     return [_add(driver, source, how) for how in ways]
 
 
-def _add(driver: SearchDriver, source: Source, how: Softened) -> tuple[int | None, str]:
+def _add(driver: SearchDriver, source: SoftenedSource, how: Softened) -> tuple[int | None, str]:
     study, parent = driver.study, source.record
     try:
         candidate = source.becomes(how)
-        known = facts(candidate.architecture, study, driver.channels, driver.classes)
+        known = architecture_facts(candidate.architecture, study, driver.channels, driver.classes)
     except ValueError as error:
         return None, f"{how}: {error}"
     key = softened_key(candidate.key, parent.number, how)
@@ -122,7 +122,7 @@ def _add(driver: SearchDriver, source: Source, how: Softened) -> tuple[int | Non
 
 def _leave(
     study: Study,
-    source: Source,
+    source: SoftenedSource,
     how: Softened,
     candidate: Candidate,
     attributes: dict[str, Any],
@@ -130,7 +130,7 @@ def _leave(
 ) -> dict[str, Any]:
     """The scores of the softened network on validation images, once its folder holds it."""
     from trainers.training.evaluate import evaluate
-    from trainers.training.softened import keep, soften_trained
+    from trainers.training.softened import save_softened, soften_trained
 
     config = study.training_config(source.record.seed, candidate.recipe, device="cpu")
     network = soften_trained(source.network, how, source.splits, config.corners)
@@ -146,9 +146,9 @@ def _leave(
         folder=folder,
         learned=trained.get("learned"),
     )
-    keep(network, config, folder, trained["epoch"])
+    save_softened(network, config, folder, trained["epoch"])
     found = checked(scores.as_dict())
-    write_whole(folder / SCORES, json.dumps(found) + "\n")
+    write_whole(folder / SCORES_FILE, json.dumps(found) + "\n")
     beside = {name: attributes[name] for name in (KIND, "of", "role", TRAINED)}
     write_given(folder, {**attributes, "beside": beside})
     return found

@@ -22,7 +22,7 @@ from studies.workers.cluster import Node, answered, autoscaled, gpus_of_trial, l
 from studies.workers.executors import TrainableName
 from studies.workers.ray_worker import Worker
 
-Place = Literal["local", "cluster", "caller"]  # whose Ray it is (`studies.workers.cluster`)
+RayOwner = Literal["local", "cluster", "caller"]  # whose Ray it is (`studies.workers.cluster`)
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ class Actors:
     """Starts the workers of one run as Ray actors, and knows where there is room for them."""
 
     def __init__(
-        self, study: Study, directory: Path, trainable: TrainableName, *, place: Place
+        self, study: Study, directory: Path, trainable: TrainableName, *, place: RayOwner
     ) -> None:
         import ray
         from ray import cloudpickle
 
         self._ray, self._directory = ray, directory
-        self.place: Place = place
+        self.place: RayOwner = place
         self._given = study
         self._trainable = cloudpickle.dumps(trainable)  # pyright: ignore[reportPrivateImportUsage]
         self.gpus = -1.0
@@ -186,8 +186,8 @@ class Actors:
         )
         more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
         return Room(
-            sum(fitting(self.needs, node.total) for node in nodes),
-            sum(fitting(self.needs, node.free) for node in nodes),
+            sum(trials_per_node(self.needs, node.total) for node in nodes),
+            sum(trials_per_node(self.needs, node.free) for node in nodes),
             grows,
             text + more,
         )
@@ -217,7 +217,7 @@ def memory_of_trial(study: Study, nodes: Sequence[Node]) -> int:
     return int(min(1e9 * study.resources.memory_per_trial, largest))
 
 
-def fitting(needs: Mapping[str, float], there: Mapping[str, float]) -> int:
+def trials_per_node(needs: Mapping[str, float], there: Mapping[str, float]) -> int:
     """How many trials fit into what is there of a node."""
     fits = (int(there.get(name, 0) / amount + 1e-9) for name, amount in needs.items())
     return min(fits, default=1)

@@ -18,13 +18,13 @@ from studies.journal.directory import STUDY, require_place
 from trainers.settings import Data
 
 ARRAYS = "data"  # the folder in a study's directory
-Arrays = tuple[Any, Any] | Mapping[str, Any]
+ArrayData = tuple[Any, Any] | Mapping[str, Any]
 """(images, labels), or a mapping with train_images, train_labels and so on."""
 
 
 @contextmanager
 def stored_in(
-    directory: Path, study: Study, arrays: Arrays | None, classes: Sequence[str] | None
+    directory: Path, study: Study, arrays: ArrayData | None, classes: Sequence[str] | None
 ) -> Iterator[Study]:
     """The study with `arrays` as its data, stored in its directory; None: the study itself. What
     was stored is removed where the study does not begin.
@@ -53,7 +53,7 @@ def stored_in(
 
 @contextmanager
 def stored_meanwhile(
-    study: Study, arrays: Arrays | None, classes: Sequence[str] | None
+    study: Study, arrays: ArrayData | None, classes: Sequence[str] | None
 ) -> Iterator[Study]:
     """The study with `arrays` as its data, stored in a folder that is removed afterwards."""
     if arrays is None:
@@ -63,7 +63,7 @@ def stored_meanwhile(
         yield _on(study, arrays, Path(folder) / ARRAYS, classes)
 
 
-def _on(study: Study, arrays: Arrays, folder: Path, classes: Sequence[str] | None) -> Study:
+def _on(study: Study, arrays: ArrayData, folder: Path, classes: Sequence[str] | None) -> Study:
     from trainers.data.formats.storing import store_arrays
 
     store_arrays(arrays, folder, classes, study.data.task)

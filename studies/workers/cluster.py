@@ -37,10 +37,10 @@ from studies.workers.local_ray import (
 )
 from trainers.cores import available_cores
 
-PATIENCE = 30.0  # seconds for a cluster to answer
+CLUSTER_PATIENCE = 30.0  # seconds for a cluster to answer
 TRIALS_PER_GPU = 8
 UNMANAGED = "node_"  # begins the names of node types where no autoscaler starts nodes
-Answer = TypeVar("Answer")
+AnswerType = TypeVar("AnswerType")
 # In a process of its own: Ray tries for ever where something else listens, and what refuses a token
 # is said on stderr alone
 PROBE = """
@@ -48,7 +48,7 @@ import sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 ray.shutdown()
 """
-TOKEN = (
+TOKEN_ADVICE = (
     "its token is missing or wrong here; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or the file "
     "~/.ray/auth_token to the cluster's token "
     "(and RAY_AUTH_MODE, if it is set, to token)"
@@ -177,11 +177,11 @@ def autoscaled() -> bool:
         return False
 
 
-def answered(ask: Callable[[], Answer], directory: Path) -> Answer:
+def answered(ask: Callable[[], AnswerType], directory: Path) -> AnswerType:
     """What the cluster's head answers. Raises StudyError where the head is gone: Ray would wait,
     and end this process after a minute.
     """
-    answer: Future[Answer] = Future()
+    answer: Future[AnswerType] = Future()
 
     def run() -> None:
         try:
@@ -191,12 +191,12 @@ def answered(ask: Callable[[], Answer], directory: Path) -> Answer:
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        return answer.result(PATIENCE)
+        return answer.result(CLUSTER_PATIENCE)
     except TimeoutError:
         raise StudyError(
-            f"the head of the Ray cluster has not answered for {PATIENCE:g} s; nothing finished "
-            f"is lost: `equisearch resume {quote(str(directory))}` goes on when it is back, "
-            "or elsewhere with --ray-address"
+            f"the head of the Ray cluster has not answered for {CLUSTER_PATIENCE:g} s; nothing "
+            f"finished is lost: `equisearch resume {quote(str(directory))}` goes on when it is "
+            "back, or elsewhere with --ray-address"
         ) from None
 
 
@@ -283,11 +283,13 @@ def require_answer(address: str) -> None:
     if status == 0:
         return
     if "InvalidAuthToken" in said or "AuthenticationError" in said:
-        raise StudyError(f"the Ray cluster at {address} does not let this process in: {TOKEN}")
+        raise StudyError(
+            f"the Ray cluster at {address} does not let this process in: {TOKEN_ADVICE}"
+        )
     if status is None:
         raise StudyError(
             f"something listens at {address}, and has not answered as a Ray cluster does within "
-            f"{PATIENCE:g} s"
+            f"{CLUSTER_PATIENCE:g} s"
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     raise StudyError(
@@ -300,7 +302,7 @@ def _probe(address: str) -> tuple[int | None, str]:
     """The exit status and output of a process that connects to `address`; None where it was ended
     after PATIENCE, or because its token was refused.
     """
-    deadline, said = time.monotonic() + PATIENCE, ""
+    deadline, said = time.monotonic() + CLUSTER_PATIENCE, ""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-c", PROBE, address],

@@ -32,10 +32,10 @@ def with_corners(
     chosen = study.symmetry.filling
     if turns_off_grid(study, first):
         from trainers.data.borders import choose_corners
-        from trainers.data.datasets import load
+        from trainers.data.datasets import load_data
 
         size = study.space.pixels[0]
-        choice = choose_corners(load(study.data, (size, size)).train.pixels)
+        choice = choose_corners(load_data(study.data, (size, size)).train.pixels)
         chosen = choice.corners
         note(f"corners: {chosen}, since {choice.reason}")
     symmetry = study.symmetry.model_copy(update={"corners": chosen})

@@ -18,12 +18,12 @@ from studies.config import Study
 from trainers.files import read_whole, write_whole
 
 if TYPE_CHECKING:
-    from trainers.instruments.data_symmetry import ElementProbe, Likeness, Probe
+    from trainers.instruments.data_symmetry import DataSymmetry, ElementProbe, Likeness
 
 DECLARATION = "declaration.json"  # in the study's directory
-VERSION = 1  # of the answer in the cache: raise it when the question changes
-IMAGES = 1000
-SHARE = 0.05  # of a study's multiply-accumulates that the question may cost
+DECLARATION_VERSION = 1  # of the answer in the cache: raise it when the question changes
+DECLARATION_IMAGES = 1000
+COST_SHARE = 0.05  # of a study's multiply-accumulates that the question may cost
 # of the two classifiers: images seen, multiply-accumulates of one
 VISITS, VISIT_MACS = 46_000, 450_000
 USUAL_MACS = 1_000_000  # of a candidate, where `search.first` names none
@@ -63,16 +63,22 @@ def check_declaration(study: Study) -> Declaration | None:
     if study.data.task != "classification":  # the question is asked of classes
         return None
     from trainers import cached_arrays
-    from trainers.data.fingerprint import fingerprint
+    from trainers.data.fingerprint import data_fingerprint
     from trainers.instruments.probe import probe
 
     key = cached_arrays.key(
-        [VERSION, "declaration", fingerprint(study.data).fingerprint, str(group), IMAGES]
+        [
+            DECLARATION_VERSION,
+            "declaration",
+            data_fingerprint(study.data).fingerprint,
+            str(group),
+            DECLARATION_IMAGES,
+        ]
     )
 
     def build(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
         allocate((1,))[:] = 0  # the content is what matters
-        probed = probe(study.data, group, images=IMAGES, joint=True)
+        probed = probe(study.data, group, images=DECLARATION_IMAGES, joint=True)
         return None, asdict(judged(probed, group))
 
     _, content = cached_arrays.cached(key, build)
@@ -101,7 +107,7 @@ def _read(content: dict[str, Any]) -> Declaration:
     )
 
 
-def judged(probed: Probe, group: Group) -> Declaration:
+def judged(probed: DataSymmetry, group: Group) -> Declaration:
     """What a probe says of the declared group."""
     return Declaration(
         str(group),
@@ -111,7 +117,7 @@ def judged(probed: Probe, group: Group) -> Declaration:
     )
 
 
-def _contradictions(probed: Probe, group: Group) -> Iterator[str]:
+def _contradictions(probed: DataSymmetry, group: Group) -> Iterator[str]:
     """One sentence for all elements that exchange classes."""
     colliding = [e for e in probed.elements if e.labels == "collide"]
     if not colliding:
@@ -135,7 +141,7 @@ def _exchanged(element: ElementProbe, pair: Likeness) -> str:
     )
 
 
-def _largest(probed: Probe, group: Group) -> str:
+def _largest(probed: DataSymmetry, group: Group) -> str:
     """The largest subgroup without an element that exchanges classes."""
     colliding = {e.element for e in probed.elements if e.labels == "collide"}
     fitting = [
@@ -146,7 +152,7 @@ def _largest(probed: Probe, group: Group) -> str:
     return str(max(fitting, key=lambda subgroup: (subgroup.order, subgroup.rotations)))
 
 
-def _shown(probed: Probe, group: Group) -> Iterator[str]:
+def _shown(probed: DataSymmetry, group: Group) -> Iterator[str]:
     """A sentence where no element changes how the images are distributed."""
     if not all(e.inputs == "symmetric" and e.apart.high < 0.6 for e in probed.elements):
         return
@@ -160,10 +166,10 @@ def _shown(probed: Probe, group: Group) -> Iterator[str]:
 
 def _affordable(study: Study) -> bool:
     """True if the question costs at most 5 % of the study's training, or of its timeout."""
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
 
     size = study.space.pixels[0]
-    splits = load(study.data, (size, size))
+    splits = load_data(study.data, (size, size))
     macs = USUAL_MACS
     if study.search.first:
         architecture = Candidate.parse(study.search.first[0]).architecture
@@ -171,6 +177,6 @@ def _affordable(study: Study) -> bool:
     # half of the epochs, since rungs stop trials
     visits = study.search.trials * study.training.epochs * len(splits.train) / 2
     seconds = study.search.timeout
-    return SHARE * visits * macs >= VISITS * VISIT_MACS and (
-        seconds is None or seconds * SHARE >= SECONDS
+    return COST_SHARE * visits * macs >= VISITS * VISIT_MACS and (
+        seconds is None or seconds * COST_SHARE >= SECONDS
     )

@@ -54,7 +54,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Ending:
+class RunEnding:
     """Why a run ended: trials, patience, exhausted, timeout, or the name of a signal; and the exit
     status that says so.
     """
@@ -71,9 +71,9 @@ TrainableName = Trainable | str | None
 """A function, `module:function`, or None: what carries out an assignment; None trains."""
 
 
-def run(
+def run_study(
     driver: Driver, trainable: TrainableName = None, listener: Listener | None = None
-) -> Ending:
+) -> RunEnding:
     """Runs the study to its end, or until it is interrupted, and returns why it ended.
 
     None as `trainable` trains and measures (`studies.workers.worker:run_trial`). Trials run in this
@@ -112,9 +112,9 @@ def require_cluster(resources: Resources) -> None:
 
 def run_in_process(
     driver: Driver, trainable: TrainableName = None, listener: Listener | None = None
-) -> Ending:
+) -> RunEnding:
     """Runs the study here, one trial at a time: for debugging, for one device, and for machines
-    without Ray. See `run`.
+    without Ray. See `run_study`.
     """
     with (
         listening(driver, listener) as show,
@@ -124,19 +124,19 @@ def run_in_process(
         while not interruption.requested:
             assignment = driver.next()
             if assignment is None:
-                return Ending(driver.ended or "trials")
+                return RunEnding(driver.ended or "trials")
             show(Event("started", assignment.number))
             report = _DirectReport(driver, assignment, interruption, show, clock)
             error: BaseException | None = None
             try:
-                resolve(trainable)(driver.study, assignment, report)
+                resolve_trainable(trainable)(driver.study, assignment, report)
             except (Exception, LeaveError) as raised:
                 error = raised
             settle(driver, assignment.number, report.stopped, Failure.of(error), show)
     return interruption.ending()
 
 
-def resolve(trainable: TrainableName) -> Trainable:
+def resolve_trainable(trainable: TrainableName) -> Trainable:
     """The function that carries out an assignment. Raises what importing it raises."""
     if callable(trainable):
         return trainable
@@ -350,10 +350,10 @@ class Interruption:
             self._deadline is not None and time.monotonic() >= self._deadline
         )
 
-    def ending(self) -> Ending:
+    def ending(self) -> RunEnding:
         """Why it was requested."""
         return (
-            Ending("timeout")
+            RunEnding("timeout")
             if self._signal is None
-            else Ending(self._signal.name, 128 + self._signal)
+            else RunEnding(self._signal.name, 128 + self._signal)
         )

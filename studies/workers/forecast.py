@@ -18,7 +18,7 @@ from studies.workers.cluster import TRIALS_PER_GPU
 from studies.workers.launch import Prepared
 from trainers.cores import available_cores
 
-MOST = 2000  # combinations of choices that are counted
+MOST_COMBINATIONS = 2000  # combinations of choices that are counted
 MEASURED = 2  # candidates that train
 MOST_CONTROLS = 6  # of `studies.evidence.controls`
 
@@ -46,7 +46,11 @@ class Forecast:
 
     def text(self) -> str:
         """The forecast for people."""
-        size = f"more than {MOST:,}" if self.combinations is None else f"{self.combinations:,}"
+        size = (
+            f"more than {MOST_COMBINATIONS:,}"
+            if self.combinations is None
+            else f"{self.combinations:,}"
+        )
         ranges = f", beside the ranges of {', '.join(self.ranges)}" if self.ranges else ""
         measured = [
             f"  {seconds:.2f} s per epoch: {text}"
@@ -80,7 +84,7 @@ def forecast(ready: Prepared) -> Forecast:
     (those of `search.first`, else of the space). Raises ValueError where neither can be built.
     """
     study = ready.study
-    counted = count_candidates(study, ready.channels, ready.classes, most=MOST)
+    counted = count_candidates(study, ready.channels, ready.classes, most=MOST_COMBINATIONS)
     texts = list(study.search.first[:MEASURED]) or list(map(str, counted.some[:MEASURED]))
     seconds = {text: _epoch_seconds(study, Candidate.parse(text)) for text in texts}
     if not seconds:

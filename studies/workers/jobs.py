@@ -15,7 +15,7 @@ from studies.errors import InterruptedStudyError, LockedError, StudyError
 from studies.journal.trial import Decision, Outcome
 from studies.search.assignments import Assignment, Trainable, note_error
 from studies.sections import Loggers
-from studies.workers.executors import Event, Listener, run, silent
+from studies.workers.executors import Event, Listener, run_study, silent
 
 
 class JobDriver:
@@ -116,7 +116,7 @@ def run_assignments(
     total = driver.study.search.trials
     if driver.finished == total:
         return
-    ending = run(driver, work, listener or _warnings_only)
+    ending = run_study(driver, work, listener or _warnings_only)
     state = f"{driver.finished} of {total} are finished and kept; the same command goes on"
     if ending.exit_status:
         raise InterruptedStudyError(

@@ -17,10 +17,10 @@ from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.evidence.intervals import Evidence, resolution_text
 from studies.journal.directory import STUDY, require_place
-from studies.journal.origin import Images
+from studies.journal.origin import DataIdentity
 from studies.pareto import OVER_CLASSES
 from studies.search.driver import SearchDriver
-from studies.search.proposals import facts
+from studies.search.proposals import architecture_facts
 from studies.search.warm_start import require_alike
 from studies.sections import Resources
 from studies.tasks import task_score, with_task
@@ -40,7 +40,7 @@ class Prepared:
     study: Study  # with the epochs and rungs that its images need
     channels: int
     classes: int
-    images: Images
+    images: DataIdentity
     declaration: Declaration | None  # None: not checked
 
 
@@ -101,7 +101,7 @@ def prepare(
     images = images_of(study)
     first = [*enqueue, *study.search.first]
     require_memory(study, first, images)
-    channels, classes = read_data(study, note)
+    channels, classes = read_dimensions(study, note)
     require_buildable(first, study, channels, classes)
     for text in study.space.width_warnings(channels, classes):
         note(f"warning: space.width: {text}")
@@ -167,7 +167,7 @@ def with_least_steps(
     )
 
 
-def require_memory(study: Study, first: Sequence[str], images: Images) -> None:
+def require_memory(study: Study, first: Sequence[str], images: DataIdentity) -> None:
     """Raises StudyError where this machine's memory cannot hold the images, one byte a pixel, at
     the largest input size of the space or of the architectures that are tried `first`.
     """
@@ -197,7 +197,7 @@ def require_buildable(
                 candidate.recipe.gamma.check_epochs(study.training.epochs)
             for loss in candidate.recipe.losses:
                 loss.check_elements(Group.parse(study.symmetry.group))
-            reason = facts(candidate.architecture, study, channels, classes).broken
+            reason = architecture_facts(candidate.architecture, study, channels, classes).broken
         except ValueError as error:
             reason = str(error)
         if reason:
@@ -285,24 +285,26 @@ def open_driver(
     return driver
 
 
-def images_of(study: Study) -> Images:
+def images_of(study: Study) -> DataIdentity:
     """What identifies the study's images. Raises StudyError for data that is missing or cannot be
     split.
     """
-    from trainers.data.fingerprint import fingerprint
+    from trainers.data.fingerprint import data_fingerprint
 
     try:
-        identity = fingerprint(study.data)
+        identity = data_fingerprint(study.data)
     except (ValueError, OSError) as error:
         raise StudyError(f"the study's data cannot be used: {error}") from error
-    return Images(identity.fingerprint, identity.images, identity.classes)
+    return DataIdentity(identity.fingerprint, identity.images, identity.classes)
 
 
-def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> tuple[int, int]:
+def read_dimensions(
+    study: Study, note: Callable[[str], None] = lambda text: None
+) -> tuple[int, int]:
     """(channels, classes) of the study's images; `note` receives their number, and what was left
     out. Raises ValueError or OSError for data that cannot be read.
     """
-    from trainers.data.datasets import DataWarning, load
+    from trainers.data.datasets import DataWarning, load_data
     from trainers.data.describing import describe
     from trainers.training.class_balance import check_class_names, missing_classes
     from trainers.training.config import check_training
@@ -310,7 +312,7 @@ def read_data(study: Study, note: Callable[[str], None] = lambda text: None) -> 
     size = study.space.pixels[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # `describe` says it
-        splits = load(study.data, (size, size))
+        splits = load_data(study.data, (size, size))
     warned = check_training(study.training, len(splits.train), min(study.space.pixels))
     check_class_names(study.training.class_weights, splits.classes)
     if splits.task == "classification":

@@ -24,11 +24,11 @@ from studies.errors import StudyError
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # at starting Ray
+START_ATTEMPTS = 3  # at starting Ray
 OBJECT_STORE = 128 * 2**20  # bytes: nothing large passes through it
 # characters: Ray's sockets lie 65 below it, and a socket's path has 107 at most
 LONGEST_FOLDER = 40
-SHORT = "/tmp"  # where the folder of temporary files has a longer path
+SHORT_FOLDER = "/tmp"  # where the folder of temporary files has a longer path
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # else Ray warns of a change to come, once per worker
@@ -38,7 +38,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 # 0: a Ray of one node, on 127.0.0.1, as on macOS
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 STRANGER = """
 import sys
 from ray._raylet import GcsClient
@@ -71,7 +71,7 @@ def settings() -> Iterator[None]:
 
 
 @contextmanager
-def guarded() -> Iterator[str]:
+def guarded_by_token() -> Iterator[str]:
     """A new token for the Ray that is started inside, whatever the environment says of tokens;
     yields a private folder for Ray's files.
 
@@ -83,7 +83,7 @@ def guarded() -> Iterator[str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_AUTH_TOKEN_PATH": None,
-        LOOPBACK: "0",
+        LOOPBACK_VARIABLE: "0",
     }
     with settings():
         try:
@@ -103,7 +103,7 @@ def local_ray(**options: Any) -> Iterator[None]:
 
     Raises StudyError, with the place of Ray's logs, if it does not start.
     """
-    with guarded() as folder, unechoed():
+    with guarded_by_token() as folder, unechoed():
         import ray
 
         _start(folder, options)
@@ -140,7 +140,7 @@ def _start(folder: str, options: Mapping[str, Any]) -> None:
     """
     import ray
 
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(
                 address="local",
@@ -154,8 +154,10 @@ def _start(folder: str, options: Mapping[str, Any]) -> None:
             return
         except Exception as error:  # Ray raises bare ones, of a node that starts too slowly too
             ray.shutdown()
-            if attempt < ATTEMPTS and "timed out" in str(error):
-                log.warning("Ray did not start in time; attempt %d of %d", attempt + 1, ATTEMPTS)
+            if attempt < START_ATTEMPTS and "timed out" in str(error):
+                log.warning(
+                    "Ray did not start in time; attempt %d of %d", attempt + 1, START_ATTEMPTS
+                )
                 continue
             raise StudyError(
                 f"Ray on this machine does not start: {first_line(error)}; its logs are in "
@@ -283,7 +285,7 @@ def _private_folder() -> Path:
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     short = len(wanted) + len("/ray12345678/ray") <= LONGEST_FOLDER
-    folder = wanted if short else SHORT
+    folder = wanted if short else SHORT_FOLDER
     try:
         return Path(tempfile.mkdtemp(prefix="ray", dir=folder))
     except OSError as error:

@@ -30,14 +30,14 @@ from typing import Any, cast
 
 from studies.errors import StudyError
 from studies.search.assignments import Assignment, Driver
-from studies.workers.actors import Actors, Members, Place, PoolWorker, Room, wanted
+from studies.workers.actors import Actors, Members, PoolWorker, RayOwner, Room, wanted
 from studies.workers.cluster import connected
 from studies.workers.executors import (
-    Ending,
     Event,
     Failure,
     Interruption,
     Listener,
+    RunEnding,
     TrainableName,
     listening,
     settle,
@@ -47,30 +47,30 @@ from studies.workers.ray_worker import Heartbeat, Ready, Rung
 from studies.workers.silence import FLOOR, SUSPENDED, Silence
 
 POLL = 0.5  # seconds between looks at signals and clocks
-LOOK = 5.0  # seconds between looks at the cluster
+LOOK_SECONDS = 5.0  # seconds between looks at the cluster
 STARTS_IN_A_ROW = 3  # workers that die before they are ready
 PATIENCE_FOR_NODES = 60.0  # seconds without any node that fits, where no autoscaler starts one
 NOTICE = 15.0  # seconds without any worker until it is said what is waited for
 GRACE = 15.0  # seconds that a worker without work is kept
-AT_ONCE = 32  # proposals that are asked for and not yet made
+PROPOSALS_AT_ONCE = 32  # proposals that are asked for and not yet made
 
 
 def run_on_ray(
     driver: Driver, trainable: TrainableName = None, listener: Listener | None = None
-) -> Ending:
+) -> RunEnding:
     """Runs the study on Ray workers: on this machine, or on the cluster at `resources.address` or
     RAY_ADDRESS.
 
-    See `studies.workers.executors.run`. A node that joins is used, a worker that dies is replaced
-    and its trial continued from its checkpoint, one without work is given back. Ray is started and
-    shut down here unless the caller has started it.
+    See `studies.workers.executors.run_study`. A node that joins is used, a worker that dies is
+    replaced and its trial continued from its checkpoint, one without work is given back. Ray is
+    started and shut down here unless the caller has started it.
     """
     with (
         connected(driver.study.resources) as place,
         listening(driver, listener) as show,
         Interruption(driver.study.search.timeout) as interruption,
     ):
-        actors = Actors(driver.study, driver.directory, trainable, place=cast(Place, place))
+        actors = Actors(driver.study, driver.directory, trainable, place=cast(RayOwner, place))
         pool = WorkerPool(driver, actors, show, interruption)
         try:
             return pool.run()
@@ -98,7 +98,7 @@ class WorkerPool:
         self._fits = self._looked = self._worked = time.monotonic()
         self._said = ""
 
-    def run(self) -> Ending:
+    def run(self) -> RunEnding:
         """Serves until nothing is left to do or every worker has left."""
         while True:
             if self._interruption.requested:
@@ -108,7 +108,7 @@ class WorkerPool:
                 self._grow()
                 self._propose()
                 if self._nothing_left and not self._members.busy and not self._proposing:
-                    return Ending(self._driver.ended or "trials")
+                    return RunEnding(self._driver.ended or "trials")
             if time.monotonic() - self._looked > POLL:
                 self._look_around()
             try:
@@ -142,7 +142,9 @@ class WorkerPool:
         """Asks for workers while there is work for them; looks at the cluster every few seconds,
         as nodes come and go.
         """
-        if self._nothing_left or (time.monotonic() - self._grown < LOOK and len(self._members)):
+        if self._nothing_left or (
+            time.monotonic() - self._grown < LOOK_SECONDS and len(self._members)
+        ):
             return
         self._grown, members = time.monotonic(), self._members
         left = self._driver.left
@@ -220,7 +222,7 @@ class WorkerPool:
         """
         if self._nothing_left:
             return
-        while self._proposing < min(AT_ONCE, len(self._members.idle)):
+        while self._proposing < min(PROPOSALS_AT_ONCE, len(self._members.idle)):
             self._proposing += 1
             asked = self._came_back
             self._proposer.submit(self._next).add_done_callback(

@@ -17,7 +17,7 @@ from studies.journal.trial import Decision
 from studies.search.assignments import LeaveError
 from studies.search.scores import checked
 from studies.workers.cluster import unseen
-from studies.workers.executors import Failure, resolve
+from studies.workers.executors import Failure, resolve_trainable
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Worker:
             try:
                 # Unpickled here, so that a trainable which cannot be imported fails trials, with
                 # its reason
-                resolve(pickle.loads(self._trainable))(self._study, assignment, report)
+                resolve_trainable(pickle.loads(self._trainable))(self._study, assignment, report)
             # whatever it is: the driver would wait for this thread without end
             except BaseException as error:
                 failure = Failure.of(error)

@@ -12,18 +12,15 @@ from typing import Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.journal.folders import read_folder
+from studies.journal.folders import ARCHITECTURE_FILE, SCORES_FILE, read_folder
 from studies.search.assignments import Assignment, Report
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.devices import limit_memory
 from trainers.files import parse_json, read_whole, write_plain, write_whole
 from trainers.process import tune_process
-from trainers.training.checkpoint import epochs_done, fingerprint, set_aside_foreign
+from trainers.training.checkpoint import epochs_done, set_aside_foreign, training_fingerprint
 from trainers.training.folds import train_folds
-from trainers.training.inheritance import Training, begin
-
-ARCHITECTURE = "architecture.txt"
-SCORES = "scores.jsonl"
+from trainers.training.inheritance import TrainingPlace, begin
 
 
 def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
@@ -37,12 +34,12 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
     limit_memory(study.resources.gpu_share)  # alone in this process, with all GPUs
     directory = Path(assignment.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_plain(directory / ARCHITECTURE, assignment.architecture + "\n")
+    write_plain(directory / ARCHITECTURE_FILE, assignment.architecture + "\n")
     candidate = Candidate.parse(assignment.architecture).with_learning_rate(
         assignment.learning_rate
     )
     config = study.training_config(assignment.seed, candidate.recipe, assignment.batch_divisor)
-    owner = fingerprint(candidate.architecture, config)
+    owner = training_fingerprint(candidate.architecture, config)
     for path in set_aside_foreign(directory, owner):
         warnings.warn(
             f"the checkpoint of trial {assignment.number} is of another training: it is kept as "
@@ -50,7 +47,7 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
             stacklevel=2,
         )
     if assignment.inherited_from is not None:
-        _begin(study, Training(candidate.architecture, config, directory), assignment)
+        _begin(study, TrainingPlace(candidate.architecture, config, directory), assignment)
     done = epochs_done(directory, owner)
     rungs = study.rungs if assignment.inherited_from is None else study.rungs[-1:]
     for rung in (r for r in rungs if done <= r <= assignment.until_epoch):
@@ -68,7 +65,7 @@ def run_trial(study: Study, assignment: Assignment, report: Report) -> None:
             return
 
 
-def _begin(study: Study, child: Training, assignment: Assignment) -> None:
+def _begin(study: Study, child: TrainingPlace, assignment: Assignment) -> None:
     """Leaves the first checkpoint of a trial that begins with another's weights in its folder,
     unless it has one. Raises ValueError where they cannot be inherited.
     """
@@ -88,9 +85,9 @@ def _begin(study: Study, child: Training, assignment: Assignment) -> None:
     config = study.training_config(given["seed"], parent.recipe)
     begin(
         child,
-        Training(parent.architecture, config, folder),
+        TrainingPlace(parent.architecture, config, folder),
         assignment.inherited_epoch,
-        lambda: load(config.data, child.architecture.size),
+        lambda: load_data(config.data, child.architecture.size),
     )
 
 
@@ -100,13 +97,13 @@ def _record(directory: Path, scores: Mapping[str, Any]) -> None:
     """
     earlier = [row for epoch, row in _recorded(directory).items() if epoch < scores["epoch"]]
     lines = [json.dumps(row) for row in [*earlier, scores]]
-    write_whole(directory / SCORES, "\n".join(lines) + "\n")
+    write_whole(directory / SCORES_FILE, "\n".join(lines) + "\n")
 
 
 def _recorded(directory: Path) -> dict[int, dict[str, Any]]:
     """The scores in the trial's own record, by epoch; lines that are damaged are left out."""
     try:
-        lines = read_whole(directory / SCORES).decode(errors="replace").splitlines()
+        lines = read_whole(directory / SCORES_FILE).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     rows = {}

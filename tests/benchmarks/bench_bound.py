@@ -21,8 +21,8 @@ import numpy
 from searchspace.groups import Group
 from studies.output import Column, Format, print_rows
 from studies.pareto import front_volume, non_dominated
-from studies.replays.record import Table, read_table
-from studies.replays.replay import OBJECTIVES, SHARE, full_volume
+from studies.replays.record import RecordedTable, read_table
+from studies.replays.replay import HYPERVOLUME_SHARE, OBJECTIVES, full_volume
 from studies.replays.steps import known
 from studies.samplers.ehvi import FeatureCoding, boxes, improvements
 from studies.samplers.initial_design import features_of_text
@@ -31,10 +31,10 @@ SETTINGS = 300  # of the process, drawn from a broad prior; the likeliest is use
 DRAWS = 256
 
 
-def oracle(table: Table) -> int:
+def oracle(table: RecordedTable) -> int:
     """Epochs of the fewest whole trainings whose front is good enough."""
     points = non_dominated([entry.epochs[-1] for entry in table.entries])
-    goal = SHARE * full_volume(table)
+    goal = HYPERVOLUME_SHARE * full_volume(table)
     for count in range(1, len(points) + 1):
         chosen = itertools.combinations(points, count)
         if any(front_volume(list(some), OBJECTIVES) >= goal for some in chosen):
@@ -42,7 +42,7 @@ def oracle(table: Table) -> int:
     raise AssertionError("the whole front has the whole hypervolume")
 
 
-def left_out(table: Table, features: list) -> tuple[numpy.ndarray, numpy.ndarray]:
+def left_out(table: RecordedTable, features: list) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Mean and standard deviation (entries, 2) of final scores, predicted from all others."""
     rng, scores = numpy.random.default_rng(0), numpy.array([e.epochs[-1] for e in table.entries])
     centre, scale = scores.mean(0), scores.std(0)
@@ -65,14 +65,14 @@ def left_out(table: Table, features: list) -> tuple[numpy.ndarray, numpy.ndarray
     return mean + centre, deviation
 
 
-def all_others(table: Table, seeds: int, *, ends: bool) -> list[int]:
+def all_others(table: RecordedTable, seeds: int, *, ends: bool) -> list[int]:
     """Epochs for each seed; `ends`: the known architectures are trained first."""
     group = Group.parse(table.study.symmetry.group)
     features = [features_of_text(entry.architecture, group) for entry in table.entries]
     mean, deviation = left_out(table, features)
     exact = numpy.array([f.surviving == 1 for f in features])
     place = {entry.key: i for i, entry in enumerate(table.entries)}
-    goal, needed = SHARE * full_volume(table), []
+    goal, needed = HYPERVOLUME_SHARE * full_volume(table), []
     for seed in range(seeds):
         rng = numpy.random.default_rng(seed)
         trained = [place[c.key] for c in known(table)] if ends else []

@@ -86,7 +86,9 @@ def measure(group: Group, shape: tuple, rounds: int) -> dict:
         memory_format=torch.channels_last
     )
     free = group.order == 1
-    shared = None if free else fourier.transform(group, group, maps.shape[1], len(weight), kernel)
+    shared = (
+        None if free else fourier.transform_of(group, group, maps.shape[1], len(weight), kernel)
+    )
     laid_out = weight.contiguous(memory_format=torch.channels_last)
 
     def gradients(way, of_maps: bool, of_weight: bool):
@@ -159,8 +161,8 @@ def main() -> None:
     tune_process(threads=1)
     about = hardware("cpu")
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
-    if fourier.library() is None:
-        raise SystemExit(f"convolutions are torch's: {fourier.status()[1]}")
+    if fourier.fourier_library() is None:
+        raise SystemExit(f"convolutions are torch's: {fourier.fourier_status()[1]}")
     results = []
     print(
         f"{'group':6}{'channels':>10}{'kernel':>7}{'images':>7}{'side':>5}{'stride':>7}"

@@ -45,15 +45,15 @@ def one(model: str, variant: str, seed: int, arguments: argparse.Namespace) -> d
     """
     from benchmark_data import load_or_exit
 
-    from studies.results.reproduce import MODELS, with_dropout
+    from studies.results.reproduce import PAPER_MODELS, with_dropout
     from trainers.process import tune_process
     from trainers.settings import Augment, Data, Normal, Symmetry, Training
     from trainers.training import step as steps
     from trainers.training.config import TrainingConfig
-    from trainers.training.train import start, train
+    from trainers.training.train import start_training, train
 
     tune_process(1)
-    architecture = with_dropout(MODELS[model], RATE if variant == "dropout" else 0.0)
+    architecture = with_dropout(PAPER_MODELS[model], RATE if variant == "dropout" else 0.0)
     data = Data(
         name="mnist_t10k",
         root=arguments.root,
@@ -65,7 +65,7 @@ def one(model: str, variant: str, seed: int, arguments: argparse.Namespace) -> d
     if variant == "std":
         splits = replace(splits, mean=(MEAN,), std=(STD,))
     rotation = Normal(normal=(45, 20)) if variant.startswith("normal20") else "none"
-    steps.transform = _one_angle_per_batch if variant == "normal20b" else _transform()
+    steps.transform_images = _one_angle_per_batch if variant == "normal20b" else _transform()
     training = Training(
         epochs=arguments.epochs,
         batch_size=arguments.batch,
@@ -79,15 +79,15 @@ def one(model: str, variant: str, seed: int, arguments: argparse.Namespace) -> d
     config = TrainingConfig(data, training, Symmetry(group="C4", angles=10), seed)
     with tempfile.TemporaryDirectory() as folder:
         train(architecture, config, Path(folder), arguments.epochs, splits=splits)
-        network = start(architecture, config, Path(folder), splits).network
+        network = start_training(architecture, config, Path(folder), splits).network
     tested = {corners: _tested(network, splits, corners) for corners in CORNERS}
     return {"model": model, "variant": variant, "seed": seed, **tested}
 
 
 def _transform():
-    from trainers.data.augment import transform
+    from trainers.data.augment import transform_images
 
-    return transform
+    return transform_images
 
 
 def _one_angle_per_batch(images, augment, group, generator):
@@ -143,7 +143,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Trains what is missing, seed by seed, so that an early stop leaves whole comparisons."""
-    from studies.results.reproduce import MODELS
+    from studies.results.reproduce import PAPER_MODELS
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=str(ROOT.parent / "shared" / "data"))
@@ -153,7 +153,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--test", type=int, default=10000)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", default=list(PAPER_MODELS), choices=list(PAPER_MODELS)
+    )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     arguments = parser.parse_args()
     done = arguments.out.read_text().splitlines() if arguments.out.exists() else []

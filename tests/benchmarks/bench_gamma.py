@@ -21,12 +21,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 import torch
 
 from searchspace.recipe import Candidate
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.networks.soft_weights import Pathway
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
 from trainers.training.evaluate import evaluate
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 STAGES = "15px: 6k3@C4{}, 6k3, 6k3 max3/2, 6k3, 6k3{}"
 SIXES = [("", ""), ("+C1", ""), ("|C1", ""), ("b2", ""), ("~0.3", ""), ("+C1", "resilient:1")]
@@ -36,14 +36,14 @@ ROTATED = [("+C1", "dual"), ("", "")]
 def row(text: str, data: Data, group: str, rotation: str, epochs: int, seed: int) -> str:
     """The scores of one training, with its pathways and without, and what was learned."""
     candidate = Candidate.parse(text)
-    splits = load(data, candidate.architecture.size)
+    splits = load_data(data, candidate.architecture.size)
     training = Training(
         epochs=epochs, batch_size=64, precision="float32", augment=Augment(rotation=rotation)
     )
     config = TrainingConfig(data, training, Symmetry(group=group), seed, candidate.recipe)
     with tempfile.TemporaryDirectory() as folder:
         scores = train(candidate.architecture, config, Path(folder), epochs, splits=splits)
-        run = start(candidate.architecture, config, Path(folder), splits)
+        run = start_training(candidate.architecture, config, Path(folder), splits)
     shown = [f"seed {seed} {text}: {scores.accuracy:.3f} {scores.symmetry_accuracy:.3f}"]
     pathways = [m for m in run.network.modules() if isinstance(m, Pathway)]
     if pathways:

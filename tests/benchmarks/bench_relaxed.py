@@ -72,7 +72,7 @@ def main() -> None:
     labels = torch.randint(CLASSES, (given.batch,), generator=generator)
     steps = {name: stepper(text, images, labels) for name, text in TEXTS.items()}
     references = ["constraint"]
-    if fourier.library() is not None:
+    if fourier.fourier_library() is not None:
         steps["constraint, torch's"] = with_torchs(steps["constraint"])
         references.append("constraint, torch's")
         steps["plain, torch's"] = with_torchs(steps["plain"])

@@ -52,7 +52,7 @@ from trainers.precision import fast_bfloat16
 from trainers.process import tune_process
 from trainers.settings import Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
-from trainers.training.cuda_graph import WARM_UP, GraphedStep
+from trainers.training.cuda_graph import WARM_UP_STEPS, GraphedStep
 from trainers.training.step import TrainingStep
 
 CLASSES = 10
@@ -240,7 +240,7 @@ def stepper(module: nn.Module, reduced: bool, images, labels, graph: bool = Fals
         wait(images.device)
 
     if graph:
-        for _ in range(WARM_UP + 1):
+        for _ in range(WARM_UP_STEPS + 1):
             run()
         if not step.replays:
             print("  a step is not replayed from a graph, and counts as it is", file=sys.stderr)
@@ -271,12 +271,12 @@ def with_torchs(step):
     """
 
     def run() -> None:
-        libraries = fourier.library, winograd.library
-        fourier.library = winograd.library = lambda: None
+        libraries = fourier.fourier_library, winograd.winograd_library
+        fourier.fourier_library = winograd.winograd_library = lambda: None
         try:
             step()
         finally:
-            fourier.library, winograd.library = libraries
+            fourier.fourier_library, winograd.winograd_library = libraries
 
     return run
 
@@ -335,7 +335,7 @@ def run(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
             f"{name} graph": stepper(copy.deepcopy(module), reduced, images, labels, True)
             for name, (module, reduced) in graphs.items()
         }
-    if device == "cpu" and fourier.library() is not None:
+    if device == "cpu" and fourier.fourier_library() is not None:
         steps["basis, torch's"] = with_torchs(steps["basis"])
     losses = {
         f"basis, {kind}": loss_stepper(network, group, kind, images, labels)
@@ -445,7 +445,7 @@ def hardware(device: str) -> dict:
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "fast_bfloat16": fast_bfloat16(device),
-        "fourier": device == "cpu" and fourier.library() is not None,
+        "fourier": device == "cpu" and fourier.fourier_library() is not None,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
     }
 

@@ -44,13 +44,13 @@ from searchspace.groups import IDENTITY
 from support.escnn_reference import EscnnNetwork
 from trainers.actions import act, act_on_fields
 from trainers.data.datasets import normalise
-from trainers.instruments.predictions import predict
+from trainers.instruments.predictions import predict_elements
 from trainers.networks.fold import scoring
 from trainers.process import tune_process
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
 from trainers.training.evaluate import evaluate
-from trainers.training.train import start
+from trainers.training.train import start_training
 
 BATCH, ANGLES = 128, range(0, 360, 45)
 NORMAL = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
@@ -151,13 +151,13 @@ def engine(arguments, filters: str, precision: str) -> dict[str, float]:
     config = TrainingConfig(data, training, Symmetry(group="C8"))
     with tempfile.TemporaryDirectory() as folder:
         splits = load_or_exit(data, shape.size)
-        run = start(shape, config, Path(folder), splits)
+        run = start_training(shape, config, Path(folder), splits)
         lap("build")
         for _ in range(arguments.epochs):
             run.train_epoch()
             run.save(Path(folder))
             lap("train")
-            found = predict(
+            found = predict_elements(
                 scoring(run.network),
                 splits.validation.pixels,
                 [IDENTITY],

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from searchspace.architecture import Architecture
-from trainers.data.datasets import Splits, load
+from trainers.data.datasets import Splits, load_data
 from trainers.networks.networks import Network
 from trainers.scores import Scores
 from trainers.settings import Data
 from trainers.training.config import TrainingConfig
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 
 def load_or_exit(data: Data, size: tuple[int, int]) -> Splits:
     """The images of `data` at `size`; ends the program where they cannot be read."""
     try:
-        return load(data, size)
+        return load_data(data, size)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -31,7 +31,7 @@ def trained(
     epochs = config.training.epochs
     with tempfile.TemporaryDirectory() as folder:
         scores = train(architecture, config, Path(folder), epochs, splits=splits)
-        return start(architecture, config, Path(folder), splits).network, scores
+        return start_training(architecture, config, Path(folder), splits).network, scores
 
 
 def spread(values: Sequence[float]) -> str:

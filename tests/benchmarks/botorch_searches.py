@@ -25,8 +25,8 @@ from botorch.utils.multi_objective.box_decompositions import FastNondominatedPar
 from gpytorch.mlls import SumMarginalLogLikelihood
 
 from searchspace.recipe import Candidate
-from studies.replays.record import Table
-from studies.replays.steps import Paid, Step, changed, known
+from studies.replays.record import RecordedTable
+from studies.replays.steps import Paid, SearchStep, changed, known
 from studies.samplers.inversion import parameters_of
 
 DRAWS = 64
@@ -35,7 +35,7 @@ START_SHORT = 8  # the same of short trainings
 MOST_ITERATIONS = 75  # of a fit, which begins at the last one's settings
 
 
-def one_hot(table: Table) -> torch.Tensor:
+def one_hot(table: RecordedTable) -> torch.Tensor:
     """The choices of each entry (entries, columns), 0 to 1; a choice that does not apply is one
     more value, and numbers stay numbers.
     """
@@ -81,7 +81,7 @@ class _Fitted:
         return models
 
 
-def _order(table: Table, seed: int) -> list[int]:
+def _order(table: RecordedTable, seed: int) -> list[int]:
     """The known architectures, then the others in random order."""
     place = {entry.key: i for i, entry in enumerate(table.entries)}
     first = [place[c.key] for c in known(table) if c.key in place]
@@ -89,7 +89,7 @@ def _order(table: Table, seed: int) -> list[int]:
     return list(dict.fromkeys([*first, *shuffled.tolist()]))
 
 
-def noisy_steps(table: Table, seed: int) -> Iterator[Step]:
+def noisy_steps(table: RecordedTable, seed: int) -> Iterator[SearchStep]:
     """qLogNEHVI (Daulton et al. 2021; Ament et al. 2023): every training to the end."""
     x, epochs = one_hot(table), table.study.training.epochs
     y = torch.tensor([entry.epochs[-1] for entry in table.entries], dtype=torch.double)
@@ -113,7 +113,7 @@ def noisy_steps(table: Table, seed: int) -> Iterator[Step]:
         yield paid.until(table.entries[chosen], epochs)
 
 
-def fidelity_steps(table: Table, seed: int) -> Iterator[Step]:
+def fidelity_steps(table: RecordedTable, seed: int) -> Iterator[SearchStep]:
     """Multi-fidelity EHVI (Irshad et al., arXiv:2112.13901): epochs are an input and the third
     objective, the gain is divided by the epochs that are still to pay, trainings continue.
     """

@@ -10,8 +10,8 @@ import pytest
 from searchspace.architecture import Architecture
 from trainers.bundles.export import TrainedNetwork, export
 from trainers.bundles.formats import (
+    BUNDLE_FORMATS,
     CARD,
-    FORMATS,
     MANIFEST,
     content_of,
     logits,
@@ -20,11 +20,11 @@ from trainers.bundles.formats import (
     write_format,
 )
 from trainers.bundles.manifest import FORMAT_VERSION
-from trainers.bundles.symmetry_check import probe_images
-from trainers.data.datasets import load
+from trainers.bundles.symmetry_check import random_images
+from trainers.data.datasets import load_data
 from trainers.settings import Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
-from trainers.training.train import start, train
+from trainers.training.train import start_training, train
 
 EXACT = "17px: 4k3@D4 max3/2p1, 4k3 max3/2p1, 4k3 head=group_max"
 
@@ -40,10 +40,10 @@ def subject(tmp_path_factory):
         seed=3,
     )
     architecture = Architecture.parse(EXACT)
-    splits = load(config.data, architecture.size)
+    splits = load_data(config.data, architecture.size)
     scores = train(architecture, config, folder, 2, splits=splits)
     return TrainedNetwork(
-        start(architecture, config, folder, splits).network,
+        start_training(architecture, config, folder, splits).network,
         splits,
         config,
         scores.as_dict(),
@@ -91,7 +91,7 @@ def untrained(folder, text, network):
     for name in ("torch", "safetensors"):
         write_format(model, content, folder, name)
     (folder / CARD).write_text("a card")
-    probes = probe_images(1, model.size)
+    probes = random_images(1, model.size)
     manifest = {
         "format_version": FORMAT_VERSION,
         "architecture": text,
@@ -100,7 +100,7 @@ def untrained(folder, text, network):
         "content": content,
         "input": {"channels": 1, "height": model.size[0], "width": model.size[1]},
         "elements": [],
-        "formats": {name: {"files": FORMATS[name]} for name in ("torch", "safetensors")},
+        "formats": {name: {"files": BUNDLE_FORMATS[name]} for name in ("torch", "safetensors")},
         "refused": {"torch.export": "not tried", "onnx": "not tried"},
         "probe": {"images": len(probes), "logits": logits(model, probes).tolist()},
         "files": {path.name: None for path in folder.iterdir()},

@@ -31,19 +31,19 @@ def text_of(value: Any) -> str:
     """The value as Markdown that shows it as it is, in one line: no markup, HTML or end of a
     table's cell is taken from it.
     """
-    return re.sub(r"([\\`*\[\]<>|&!#])", r"\\\1", line_of(value))
+    return re.sub(r"([\\`*\[\]<>|&!#])", r"\\\1", card_line(value))
 
 
 def code_of(value: Any) -> str:
     """The value as a code span, outside of tables; in it backslashes escape nothing, so it gets a
     fence that it does not hold.
     """
-    line = line_of(value)
+    line = card_line(value)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
 
 
-def line_of(value: Any) -> str:
+def card_line(value: Any) -> str:
     """Without control characters, and without breaks of lines."""
     return "".join(
         " " if c.isspace() else c
@@ -264,4 +264,4 @@ def front_matter(manifest: Mapping[str, Any]) -> str:
 
 
 def _line_of_data(manifest: Mapping[str, Any]) -> str:
-    return re.sub(r"[^\w .+-]", "", line_of(manifest["data"]["data"]))
+    return re.sub(r"[^\w .+-]", "", card_line(manifest["data"]["data"]))

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from searchspace.exactness import verdict
 from searchspace.groups import Element
-from trainers.bundles.facts import TrainedNetwork, element_rows, facts
+from trainers.bundles.facts import TrainedNetwork, bundle_facts, element_rows
 from trainers.bundles.formats import (
+    BUNDLE_FORMATS,
     CARD,
-    FORMATS,
     MANIFEST,
     REQUIRED,
     SIGNATURE,
@@ -41,14 +41,14 @@ from trainers.bundles.model import Model
 from trainers.bundles.model_card import card
 from trainers.bundles.pixel_graph import add_pixel_graph
 from trainers.bundles.quantised import add_int8
-from trainers.bundles.signing import private_key, sign
+from trainers.bundles.signing import private_key, sign_bundle
 from trainers.bundles.symmetry_check import (
     Change,
     changes,
     in_units,
     movable,
     parity_tolerance,
-    probe_images,
+    random_images,
 )
 from trainers.data.datasets import Splits, normalise
 from trainers.data.tasks import Outputs
@@ -103,7 +103,7 @@ def export(
             json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
         if key is not None:
-            sign(part, key)
+            sign_bundle(part, key)
         _move(part, folder)
     except OSError as error:
         raise OSError(
@@ -204,8 +204,8 @@ def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, An
     reference = _reference(networks, splits, config.corners, images[chosen])
     _check_accuracy(trained, networks, images)
     formats, refused, measured = {}, {}, {}
-    probes = probe_images(splits.channels, architecture.size)
-    for name in FORMATS:
+    probes = random_images(splits.channels, architecture.size)
+    for name in BUNDLE_FORMATS:
         try:
             write_format(model, content, folder, name)
             formats[name], measured[name] = _examine(
@@ -222,13 +222,13 @@ def _fill(trained: TrainedNetwork, folder: Path, quantize: bool) -> dict[str, An
         except FormatError as error:
             if name in REQUIRED:
                 raise ValueError(f"nothing was exported: {error}") from error
-            for file in FORMATS[name]:
+            for file in BUNDLE_FORMATS[name]:
                 (folder / file).unlink(missing_ok=True)
             refused[name] = str(error)
     return {
         **_from_pixels(folder, content, model, formats),
         **(_int8(folder, trained, chosen, claimed, probes, formats) if quantize else {}),
-        **facts(trained, networks[0], ruling),
+        **bundle_facts(trained, networks[0], ruling),
         "compared_images": len(chosen),
         "moved_images": min(MOVED, len(images)),
         "formats": formats,
@@ -343,7 +343,7 @@ def _examine(
             )
     accuracy = main_score(given.task, given.learned(outputs * given.units), labels)
     return {
-        "files": list(FORMATS[name]),
+        "files": list(BUNDLE_FORMATS[name]),
         "max_difference": difference,
         "tolerance": tolerance,
         "accuracy": accuracy,

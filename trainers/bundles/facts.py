@@ -21,13 +21,21 @@ from trainers.data.augment import seen
 from trainers.data.datasets import Splits
 from trainers.instruments.proportions import proportion
 from trainers.networks.networks import Network
-from trainers.networks.projection import distance, layers_of
+from trainers.networks.projection import convolutions_of, equivariance_distance
 from trainers.training.config import TrainingConfig
 from trainers.training.evaluate import degrees_learned
 from trainers.versions import library_versions
 
-Z = NormalDist().inv_cdf(0.975)
-LIBRARIES = ("equisearch", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
+Z_95 = NormalDist().inv_cdf(0.975)
+BUNDLE_LIBRARIES = (
+    "equisearch",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "safetensors",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class TrainedNetwork:
         return len(self.splits.validation) if self.test is None else self.test["images"]
 
 
-def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[str, Any]:
+def bundle_facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[str, Any]:
     """The part of the manifest that needs no files: plain values."""
     splits, config, architecture = trained.splits, trained.config, network.architecture
     price, members = cost(architecture, splits.channels, len(splits.classes)), trained.members
@@ -102,7 +110,7 @@ def facts(trained: TrainedNetwork, network: Network, ruling: Verdict) -> dict[st
             "expanded_params": members * price.expanded_params,
             "macs": members * price.macs,
         },
-        "versions": {"python": platform.python_version(), **library_versions(LIBRARIES)},
+        "versions": {"python": platform.python_version(), **library_versions(BUNDLE_LIBRARIES)},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -136,7 +144,7 @@ def _intervals(trained: TrainedNetwork) -> dict[str, dict[str, float]]:
         if trained.splits.task == "classification":
             found[name] = proportion(value, trained.scored_images).as_dict()
         elif (error := trained.scores.get(f"{name}_error")) is not None:
-            low, high = max(0.0, value - Z * error), min(1.0, value + Z * error)
+            low, high = max(0.0, value - Z_95 * error), min(1.0, value + Z_95 * error)
             found[name] = {"value": value, "low": low, "high": high}
     return found
 
@@ -151,8 +159,10 @@ def _nearness(network: Network, ruling: Verdict) -> dict[str, Any]:
         "near": [str(e) for e in ruling.near],
         "certain_group": str(network.architecture.certain_group),
         "weight_distances": {
-            name: distance(weight, convolution.source, convolution.parametrisation.group)
-            for name, convolution, weight in layers_of(network)
+            name: equivariance_distance(
+                weight, convolution.source, convolution.parametrisation.group
+            )
+            for name, convolution, weight in convolutions_of(network)
         },
     }
 

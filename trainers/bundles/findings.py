@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from trainers.bundles.formats import SIGNATURE, careful_onnx_runner, logits
-from trainers.bundles.manifest import Extra, Manifest, shown
+from trainers.bundles.manifest import Extra, Manifest, shown_names
 from trainers.bundles.model import Model
 from trainers.bundles.pixel_graph import (
     PIXELS_FILE,
     TOLERANCE,
-    compare,
     compared_images,
+    image_reader,
+    largest_difference,
     pixel_runner,
-    reader,
 )
 from trainers.bundles.quantised import INT8_FILE, integer_equal
 from trainers.bundles.signing import signed_by
@@ -72,7 +72,9 @@ class BundleReport:
         lines = [
             f"{marks[finding.good]}  {finding.check}: {finding.text}" for finding in self.findings
         ]
-        return "\n".join([f"{self.bundle}: {shown([self.architecture])}", *lines, self._verdict()])
+        return "\n".join(
+            [f"{self.bundle}: {shown_names([self.architecture])}", *lines, self._verdict()]
+        )
 
     def _verdict(self) -> str:
         bad = sum(finding.good is False for finding in self.findings)
@@ -102,11 +104,11 @@ def pixel_check(folder: Path, manifest: Manifest, model_of: Callable[[], Model])
     try:
         model = model_of()
         images = compared_images(model.size)
-        difference = compare(
-            pixel_runner(folder), model, reader(model), images, manifest.plain_content
+        difference = largest_difference(
+            pixel_runner(folder), model, image_reader(model), images, manifest.plain_content
         )
     except Exception as error:  # files and runtimes fail in any way
-        text = f"does not run: {type(error).__name__}: {shown([str(error)])}"
+        text = f"does not run: {type(error).__name__}: {shown_names([str(error)])}"
         return CheckResult("predict", False, text)
     return CheckResult(
         "predict",
@@ -128,7 +130,7 @@ def int8_check(folder: Path, manifest: Manifest, probes: Tensor, recorded: Tenso
         difference = float(((logits(run, probes) - recorded) / units).abs().max())
         equal = {str(e): same for e, same in integer_equal(run, probes, manifest.claimed).items()}
     except Exception as error:  # files and runtimes fail in any way
-        text = f"does not run: {type(error).__name__}: {shown([str(error)])}"
+        text = f"does not run: {type(error).__name__}: {shown_names([str(error)])}"
         return CheckResult("int8", False, text)
     same = [name for name, holds in equal.items() if holds]
     lost = [name for name, holds in equal.items() if not holds]
@@ -147,7 +149,7 @@ def int8_check(folder: Path, manifest: Manifest, probes: Tensor, recorded: Tenso
 def _absent(manifest: Manifest, check: str, about: Extra | None, file: str) -> CheckResult | None:
     """The result for a file that the export left out, or that no hash speaks for; else None."""
     if about is not None and about.refused is not None:
-        return CheckResult(check, True, f"absent since the export: {shown([about.refused])}")
+        return CheckResult(check, True, f"absent since the export: {shown_names([about.refused])}")
     if file not in manifest.files:
         text = f"{file} is not among the files that bundle.json lists, so nothing says whether it "
         return CheckResult(check, False, text + "has changed")

@@ -38,14 +38,14 @@ Runner = Callable[[Tensor], Tensor]
 
 MANIFEST, CARD, SOURCE = "bundle.json", "README.md", "model.py"
 SIGNATURE = f"{MANIFEST}.sig"
-FORMATS = {
+BUNDLE_FORMATS = {
     "torch": (SOURCE, STATE),
     "safetensors": ("model.safetensors",),
     "torch.export": ("model.pt2",),
     "onnx": ("model.onnx",),
 }
 REQUIRED = ("torch", "safetensors")  # the others may be refused, with a reason
-BATCH = 128  # images per forward; larger ones were slower on a CPU
+CHECK_BATCH = 128  # images per forward; larger ones were slower on a CPU
 INPUT, OUTPUT = "images", "logits"  # names in the ONNX graph
 VALUES = "values"  # the output's name where it is no logits, but targets
 
@@ -156,7 +156,7 @@ def careful_runner(folder: Path, name: str, content: dict[str, Any]) -> Runner:
             f"{SOURCE} is not what this version of equisearch or an earlier one writes"
         )
     if name == "torch.export":
-        raise NeedsCodeError(f"{FORMATS[name][0]} holds a program that loading executes")
+        raise NeedsCodeError(f"{BUNDLE_FORMATS[name][0]} holds a program that loading executes")
     return {"torch": _read_torch, "safetensors": _read_safetensors, "onnx": _read_onnx}[name](
         folder, content
     )
@@ -170,7 +170,7 @@ def is_written(text: bytes) -> bool:
 
 
 @torch.no_grad()
-def logits(run: Runner, images: Tensor, batch: int = BATCH) -> Tensor:
+def logits(run: Runner, images: Tensor, batch: int = CHECK_BATCH) -> Tensor:
     """The logits [image, classes] of images, uint8 or in 0..1; batch by batch."""
     scale = 255 if images.dtype == torch.uint8 else 1
     return torch.cat(
@@ -269,7 +269,7 @@ def _write_safetensors(model: Model, content: dict[str, Any], folder: Path) -> N
 
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     content = {"format": "pt", "content": json.dumps(content)}  # metadata are texts
-    (folder / FORMATS["safetensors"][0]).write_bytes(save(tensors, metadata=content))
+    (folder / BUNDLE_FORMATS["safetensors"][0]).write_bytes(save(tensors, metadata=content))
 
 
 def _regular(path: Path) -> Path:
@@ -283,7 +283,7 @@ def _regular(path: Path) -> Path:
 def _run_safetensors(folder: Path) -> Runner:
     from safetensors import safe_open
 
-    with safe_open(_regular(folder / FORMATS["safetensors"][0]), "pt") as file:
+    with safe_open(_regular(folder / BUNDLE_FORMATS["safetensors"][0]), "pt") as file:
         model = Model(json.loads(file.metadata()["content"]))
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.eval()
@@ -292,7 +292,7 @@ def _run_safetensors(folder: Path) -> Runner:
 def _read_safetensors(folder: Path, content: dict[str, Any]) -> Model:
     from safetensors import safe_open
 
-    with safe_open(_regular(folder / FORMATS["safetensors"][0]), "pt") as file:
+    with safe_open(_regular(folder / BUNDLE_FORMATS["safetensors"][0]), "pt") as file:
         description = (file.metadata() or {}).get("content", "null")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _own(content, json.loads(description), state)
@@ -303,14 +303,13 @@ def _write_export(model: Model, content: dict[str, Any], folder: Path) -> None:
         program = _program(model)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine
-        _write_bytes(
-            folder / FORMATS["torch.export"][0], lambda file: torch.export.save(program, file)
-        )
+        path = folder / BUNDLE_FORMATS["torch.export"][0]
+        _write_bytes(path, lambda file: torch.export.save(program, file))
 
 
 def _run_export(folder: Path) -> Runner:
     with silence():
-        return torch.export.load(folder / FORMATS["torch.export"][0]).module()
+        return torch.export.load(folder / BUNDLE_FORMATS["torch.export"][0]).module()
 
 
 def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
@@ -339,11 +338,11 @@ def _write_onnx(model: Model, content: dict[str, Any], folder: Path) -> None:
             part.ClearField("metadata_props")  # stack traces with paths of this machine
         for key in ("classes", "fit", *(["task"] if "task" in content else [])):
             proto.metadata_props.add(key=key, value=json.dumps(content[key]))
-        (folder / FORMATS["onnx"][0]).write_bytes(proto.SerializeToString())
+        (folder / BUNDLE_FORMATS["onnx"][0]).write_bytes(proto.SerializeToString())
 
 
 def _run_onnx(folder: Path) -> Runner:
-    return onnx_runner(folder, FORMATS["onnx"][0])
+    return onnx_runner(folder, BUNDLE_FORMATS["onnx"][0])
 
 
 def onnx_runner(folder: Path, file: str) -> Runner:
@@ -365,7 +364,7 @@ def onnx_runner(folder: Path, file: str) -> Runner:
 
 
 def _read_onnx(folder: Path, content: dict[str, Any]) -> Runner:
-    return careful_onnx_runner(folder, FORMATS["onnx"][0])
+    return careful_onnx_runner(folder, BUNDLE_FORMATS["onnx"][0])
 
 
 def careful_onnx_runner(folder: Path, file: str) -> Runner:

@@ -15,19 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
-from trainers.bundles.formats import CARD, FORMATS, MANIFEST, REQUIRED, SIGNATURE
+from trainers.bundles.formats import BUNDLE_FORMATS, CARD, MANIFEST, REQUIRED, SIGNATURE
 from trainers.files import read_whole
 from trainers.settings import Corners, Symmetry, Task
 
 FORMAT_VERSION = 1
-MOST_PIXELS = 2**26  # values in all probe images together: 256 MB of float32
+MOST_PROBE_VALUES = 2**26  # values in all probe images together: 256 MB of float32
 PLAIN_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # a file in the bundle's own folder
 # what Python loads from the folder of a script, in place of torch or numpy
 IMPORTED = (".py", ".pyc", ".pyd", ".so", ".pth")
 
-Name = Annotated[str, Field(min_length=1, max_length=10_000)]
+ShortText = Annotated[str, Field(min_length=1, max_length=10_000)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
-Pixels = Annotated[int, Field(ge=1, le=2**14)]
+ImageSide = Annotated[int, Field(ge=1, le=2**14)]
 
 
 class _Part(BaseModel):
@@ -44,24 +44,24 @@ class Hashed(_Part):
 class Input(_Part):
     """The images that the bundle takes."""
 
-    channels: Pixels
-    height: Pixels
-    width: Pixels
+    channels: ImageSide
+    height: ImageSide
+    width: ImageSide
 
 
-class Format(_Part):
+class FormatEntry(_Part):
     """One format that lies in the bundle."""
 
-    files: tuple[Name, ...]
+    files: tuple[ShortText, ...]
     max_difference: float = 0.0
     tolerance: float = 0.0
     accuracy: float = 0.0
 
 
-class Row(_Part):
+class ElementRow(_Part):
     """One declared element: do the logits stay the same under it."""
 
-    element: Name
+    element: ShortText
     exact: bool
     lost: str | None = None
     relative_change: dict[str, float] | None = None
@@ -70,7 +70,7 @@ class Row(_Part):
 class Extra(_Part):
     """A file beside the formats: the graph from pixels, or the quantised one."""
 
-    file: Name = "-"
+    file: ShortText = "-"
     refused: str | None = None  # why it is not there
     opset: Count = 1
     max_difference: float = 0.0
@@ -84,10 +84,10 @@ def _given(value: Any) -> Any:
 
 
 # absent from bundles that do not have it, never null
-Beside = Annotated[Extra | None, BeforeValidator(_given)]
+OptionalExtra = Annotated[Extra | None, BeforeValidator(_given)]
 
 
-class Probe(_Part):
+class ProbeLogits(_Part):
     """The logits [image, class] on `images` random images at the export."""
 
     images: Count
@@ -108,7 +108,7 @@ class Content(_Part):
     network: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fit: Name
+    fit: ShortText
     classes: tuple[str, ...]
 
 
@@ -116,13 +116,13 @@ class Manifest(_Part):
     """What an export says of its bundle. Keys with a default are not needed to check or run it."""
 
     format_version: Annotated[int, Field(ge=1)]
-    architecture: Name
-    declared: Name
+    architecture: ShortText
+    declared: ShortText
     input: Input
-    formats: dict[str, Format]
+    formats: dict[str, FormatEntry]
     refused: dict[str, str]
-    elements: tuple[Row, ...]
-    probe: Probe
+    elements: tuple[ElementRow, ...]
+    probe: ProbeLogits
     content: Content
     files: dict[str, Hashed]
     classes: tuple[str, ...]
@@ -143,8 +143,8 @@ class Manifest(_Part):
     cost: dict[str, int] = {}
     versions: dict[str, str] = {}
     written: str = ""
-    predict: Beside = None
-    int8: Beside = None
+    predict: OptionalExtra = None
+    int8: OptionalExtra = None
     compared_images: Count = 1
     moved_images: Count = 1
 
@@ -156,8 +156,8 @@ class Manifest(_Part):
                 f"input: {given.height}x{given.width} pixels, but the architecture takes "
                 f"{layout.size[0]}x{layout.size[1]}"
             )
-        if self.probe.images * given.channels * given.height * given.width > MOST_PIXELS:
-            raise ValueError(f"probe: more than {MOST_PIXELS} values")
+        if self.probe.images * given.channels * given.height * given.width > MOST_PROBE_VALUES:
+            raise ValueError(f"probe: more than {MOST_PROBE_VALUES} values")
         rows, classes = self.probe.logits, len(self.classes)
         if (
             len(rows) != self.probe.images
@@ -174,11 +174,11 @@ class Manifest(_Part):
         declared = [str(element) for element in Group.parse(self.declared).elements[1:]]
         if [str(Element.parse(row.element)) for row in self.elements] != declared:
             raise ValueError(f"elements: not those of the declared group {self.declared}")
-        if foreign := (self.formats.keys() | self.refused.keys()) - FORMATS.keys():
-            raise ValueError(f"formats: {shown(foreign)} is unknown")
+        if foreign := (self.formats.keys() | self.refused.keys()) - BUNDLE_FORMATS.keys():
+            raise ValueError(f"formats: {shown_names(foreign)} is unknown")
         if unusual := [name for name in self.files if not PLAIN_NAME.fullmatch(name)]:
             raise ValueError(
-                f"files: {shown(unusual)} is not the name of a file in the bundle's folder"
+                f"files: {shown_names(unusual)} is not the name of a file in the bundle's folder"
             )
         return self
 
@@ -232,8 +232,8 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         problem = str(error) or type(error).__name__
     raise ValueError(
-        f"{path} is damaged: it is not what an export writes ({shown([problem])}); export the "
-        "trial again"
+        f"{path} is damaged: it is not what an export writes ({shown_names([problem])}); export "
+        "the trial again"
     )
 
 
@@ -251,7 +251,7 @@ def gaps(manifest: Manifest) -> list[str]:
     """What an export would have written and this manifest lacks or contradicts, a phrase each."""
     problems = [
         f"{MANIFEST} says nothing of the format {name}, neither that it is there nor why not"
-        for name in FORMATS
+        for name in BUNDLE_FORMATS
         if name not in manifest.formats and name not in manifest.refused
     ]
     problems += [
@@ -260,12 +260,12 @@ def gaps(manifest: Manifest) -> list[str]:
         if name in manifest.refused
     ]
     for name, entry in manifest.formats.items():
-        if entry.files != FORMATS[name]:
+        if entry.files != BUNDLE_FORMATS[name]:
             problems.append(
-                f"{MANIFEST} lists {shown(entry.files) or 'no file'} for the format {name}, "
-                f"which consists of {shown(FORMATS[name])}"
+                f"{MANIFEST} lists {shown_names(entry.files) or 'no file'} for the format {name}, "
+                f"which consists of {shown_names(BUNDLE_FORMATS[name])}"
             )
-    for name in (CARD, *(file for form in manifest.formats for file in FORMATS[form])):
+    for name in (CARD, *(file for form in manifest.formats for file in BUNDLE_FORMATS[form])):
         if name not in manifest.files:
             problems.append(
                 f"{name} is not among the files that {MANIFEST} lists, so nothing says whether "
@@ -282,7 +282,7 @@ def strangers(manifest: Manifest, folder: Path) -> tuple[list[str], list[str]]:
         *manifest.files,
         MANIFEST,
         SIGNATURE,
-        *(file for form in manifest.formats for file in FORMATS[form]),
+        *(file for form in manifest.formats for file in BUNDLE_FORMATS[form]),
     }
     entries = sorted(
         (path for path in folder.iterdir() if path.name not in listed), key=lambda path: path.name
@@ -295,7 +295,9 @@ def strangers(manifest: Manifest, folder: Path) -> tuple[list[str], list[str]]:
     return loaded, [path.name for path in entries if path.name not in loaded]
 
 
-def shown(names: Mapping[str, Any] | tuple[str, ...] | list[str] | set[str], most: int = 5) -> str:
+def shown_names(
+    names: Mapping[str, Any] | tuple[str, ...] | list[str] | set[str], most: int = 5
+) -> str:
     """The names in one line that a terminal can print, long ones and long lists cut."""
     clean = ["".join(c if c.isprintable() else "?" for c in name)[:200] for name in sorted(names)]
     return ", ".join(clean[:most]) + (f" and {len(clean) - most} more" if len(clean) > most else "")

@@ -9,17 +9,17 @@ from typing import Any
 
 from searchspace.groups import Element
 from trainers.bundles.card_scores import (
+    card_line,
     code_of,
     front_matter,
     integers_of,
-    line_of,
     percent_of,
     score_of,
     scores_of,
     text_of,
 )
 
-WHAT = {
+FORMAT_TEXTS = {
     "torch": "plain torch: the class and `load()`, and its weights (`torch.load(..., "
     "weights_only=True)`)",
     "safetensors": "the same weights; the metadata key `content` holds what `Model` in model.py "
@@ -83,7 +83,7 @@ print({shown})
 """
 TOP, ALL = "classes[shares.argmax()], shares.max()", "dict(zip(classes, shares.tolist()))"
 PROBABILITIES = "probabilities"  # the output of `predict.onnx` in bundles that do not say
-KINDS = {
+HEADLINES = {
     "classification": "Image classifier",
     "multilabel": "Labels of images",
     "regression": "Values from images",
@@ -160,7 +160,7 @@ def _head(manifest: Mapping[str, Any]) -> str:
     shape = ", ".join(str(given[key]) for key in ("channels", "height", "width"))
     return "\n".join(
         [
-            f"# {KINDS[_task(manifest)]}: {text_of(data['data'])}, {size}, {manifest['group']}",
+            f"# {HEADLINES[_task(manifest)]}: {text_of(data['data'])}, {size}, {manifest['group']}",
             "",
             f"{PURPOSES[_task(manifest)].format(len(classes))}: {names}. It is {built}, folded to "
             "plain "
@@ -170,7 +170,7 @@ def _head(manifest: Mapping[str, Any]) -> str:
             f"`[batch, {shape}]` in 0..1; normalisation is inside. Output: "
             f"{OUTPUTS[_task(manifest)]}.",
             "",
-            f"    {line_of(manifest['architecture'])}",
+            f"    {card_line(manifest['architecture'])}",
             "",
         ]
     )
@@ -295,7 +295,7 @@ def _images(manifest: Mapping[str, Any]) -> str:
 
 def _files(manifest: Mapping[str, Any]) -> str:
     rows = [
-        f"| {', '.join(entry['files'])} | {WHAT[name]} | {entry['max_difference']:.1e} | "
+        f"| {', '.join(entry['files'])} | {FORMAT_TEXTS[name]} | {entry['max_difference']:.1e} | "
         f"{percent_of(entry['accuracy'])} |"
         for name, entry in manifest["formats"].items()
     ]

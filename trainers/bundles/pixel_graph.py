@@ -24,11 +24,11 @@ from trainers.bundles.model import Model
 from trainers.bundles.onnx_graph import refuse_external_data
 from trainers.data.decoding import decode
 from trainers.data.fitting import Fit, fit_images
-from trainers.data.tasks import activation
+from trainers.data.tasks import task_activation
 from trainers.files import read_whole
 
 PIXELS_FILE, PIXELS, PROBABILITIES = "predict.onnx", "pixels", "probabilities"
-LUMA = (19595.0, 38470.0, 7471.0)  # of 65536: ITU-R BT.601 as Pillow rounds it
+LUMA_65536 = (19595.0, 38470.0, 7471.0)  # of 65536: ITU-R BT.601 as Pillow rounds it
 TOLERANCE = 1e-3  # of a probability
 # (height, width) as factors of the model's own, and the modes that the graph is compared on
 FACTORS = ((1.0, 1.0), (2.0, 2.0), (1.7, 2.6), (0.6, 0.45), (3.3, 0.7))
@@ -128,7 +128,7 @@ def _without_transparency(graph: _Graph, values: str, shape: str) -> str:
 
 
 def _grey(graph: _Graph, colored: str) -> str:
-    weights = graph.constant(np.reshape(LUMA, (1, 3, 1, 1)))
+    weights = graph.constant(np.reshape(LUMA_65536, (1, 3, 1, 1)))
     axis = graph.constant([1], np.int64)
     total = graph.add("ReduceSum", graph.add("Mul", colored, weights), axis, keepdims=1)
     half = graph.add("Add", total, graph.constant(32768.0))
@@ -216,7 +216,7 @@ def compared_images(size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
 
 
 @torch.no_grad()
-def compare(
+def largest_difference(
     run: Callable[[Tensor], Tensor],
     model: Model,
     load: Callable[[str, np.ndarray], Tensor],
@@ -230,7 +230,7 @@ def compare(
     largest = 0.0
     for mode, pixels in images:
         given = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
-        expected = activation(task, model(load(mode, pixels)))
+        expected = task_activation(task, model(load(mode, pixels)))
         largest = max(largest, float(((run(given) - expected) / units).abs().max()))
     return largest
 
@@ -245,7 +245,9 @@ def add_pixel_graph(folder: Path, content: dict[str, Any], model: Model) -> dict
     try:
         opset = write_pixel_graph(folder, content)
         images = compared_images(model.size)
-        difference = compare(pixel_runner(folder), model, reader(model), images, content)
+        difference = largest_difference(
+            pixel_runner(folder), model, image_reader(model), images, content
+        )
     except OSError:
         raise
     except Exception as error:  # of any type, from onnx and onnxruntime
@@ -268,7 +270,7 @@ def add_pixel_graph(folder: Path, content: dict[str, Any], model: Model) -> dict
     }
 
 
-def reader(model: Model) -> Callable[[str, np.ndarray], Tensor]:
+def image_reader(model: Model) -> Callable[[str, np.ndarray], Tensor]:
     """How training reads an image [height, width, channels] of a mode from a file, for a model."""
     fit: Fit = "resize" if model.fit == "resize" else "pad"
 

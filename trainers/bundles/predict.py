@@ -20,12 +20,12 @@ from trainers.bundles.model import Model
 from trainers.bundles.pixel_graph import PIXELS_FILE, pixel_runner
 from trainers.bundles.symmetry_check import movable
 from trainers.bundles.verify import load_checked
-from trainers.data.decoding import FULL, decode
+from trainers.data.decoding import FULL_16_BIT, decode
 from trainers.data.fitting import Fit, fit_images
-from trainers.data.tasks import activation
+from trainers.data.tasks import task_activation
 from trainers.settings import Task
 
-BATCH = 64  # images at once
+PREDICTION_BATCH = 64  # images at once
 Runtime = Literal["torch", "onnx"]
 
 
@@ -49,7 +49,7 @@ class Predictor:
         Raises whatever Pillow raises on a damaged file, and ValueError.
         """
         given, content = self.manifest.input, self.manifest.content
-        top = self.manifest.data.get("top", FULL)
+        top = self.manifest.data.get("top", FULL_16_BIT)
         pixels = torch.from_numpy(decode(path, given.channels, top))
         fit: Fit = "resize" if content.fit == "resize" else "pad"
         return fit_images(pixels[None], (given.height, given.width), fit)[0]
@@ -79,7 +79,7 @@ def load_predictor(folder: Path, *, runtime: Runtime = "torch", orbit: bool = Fa
 
 
 def _torch_runner(model: Model, task: Task) -> Callable[[Tensor], Tensor]:
-    return lambda pixels: activation(task, model(pixels.float() / 255))
+    return lambda pixels: task_activation(task, model(pixels.float() / 255))
 
 
 def predict_files(
@@ -92,7 +92,7 @@ def predict_files(
             waiting.append((path, predictor.read(path)))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
             waiting.append((path, _why(error)))
-        if len(waiting) == BATCH:
+        if len(waiting) == PREDICTION_BATCH:
             yield from _predicted(predictor, waiting)
             waiting = []
     yield from _predicted(predictor, waiting)

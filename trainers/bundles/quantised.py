@@ -26,7 +26,7 @@ from trainers.bundles.facts import TrainedNetwork
 from trainers.bundles.formats import INPUT, FormatError, Runner, logits, onnx_runner, silence
 from trainers.data.augment import seen
 from trainers.instruments.accuracy import summarise
-from trainers.instruments.predictions import predict
+from trainers.instruments.predictions import predict_elements
 from trainers.training.evaluate import degrees_learned
 
 INT8_FILE, SOURCE_FILE = "model.int8.onnx", "model.onnx"
@@ -127,7 +127,9 @@ def _scores(
         return outputs.learned(run(values))
 
     measured = summarise(
-        predict(learned, images, config.group.elements, corners=config.corners, keep_logits=True),
+        predict_elements(
+            learned, images, config.group.elements, corners=config.corners, keep_logits=True
+        ),
         labels,
         config.group,
         seen(config.augment, config.group, turned),

@@ -2,7 +2,7 @@
 
 A signature is Ed25519 over `bundle.json`, which holds the hashes of all other files. Keys are files
 as `ssh-keygen -t ed25519` or `openssl genpkey -algorithm ed25519` write them; the `cryptography`
-library, of the extra `sign`, does the rest.
+library, of the extra `sign_bundle`, does the rest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     )
 
 CONTEXT = b"equisearch bundle 1\n"  # so that a signature of anything else never fits
-LARGEST = 100_000  # bytes of a key or signature file
+LARGEST_FILE = 100_000  # bytes of a key or signature file
 MISSING = (
     "signatures need the cryptography library, which is not installed; install the extra: "
     "pip install 'equisearch[sign]'"
 )
 
 
-def sign(folder: Path, key: Path) -> Path:
+def sign_bundle(folder: Path, key: Path) -> Path:
     """Signs the bundle in `folder` with the private key in a file; the path of the signature.
     Raises ValueError for a file that holds no such key, or without `cryptography`.
     """
@@ -41,7 +41,7 @@ def sign(folder: Path, key: Path) -> Path:
 
 def signed_by(folder: Path, key: Path) -> str | None:
     """None where the bundle in `folder` is signed with the private half of the public key in a
-    file, else why it is not. Raises ValueError as `sign`.
+    file, else why it is not. Raises ValueError as `sign_bundle`.
     """
     public, path = public_key(key), folder / SIGNATURE
     from cryptography.exceptions import InvalidSignature
@@ -49,7 +49,7 @@ def signed_by(folder: Path, key: Path) -> str | None:
     if not path.is_file():
         return f"it is not signed: {SIGNATURE} is missing"
     try:
-        signature = base64.b64decode(read_whole(path)[:LARGEST])
+        signature = base64.b64decode(read_whole(path)[:LARGEST_FILE])
         public.verify(signature, CONTEXT + read_whole(folder / MANIFEST))
     except (InvalidSignature, binascii.Error):
         return f"{SIGNATURE} is not by the key in {key}, or {MANIFEST} was changed since"
@@ -102,7 +102,7 @@ def _read(path: Path, what: str) -> bytes:
         raise ValueError(MISSING) from None
     try:
         with open(path.expanduser(), "rb") as file:  # a pipe may be given, a device may not end
-            return file.read(LARGEST)
+            return file.read(LARGEST_FILE)
     except OSError as error:
         raise ValueError(f"the {what} key {path} cannot be read: {error.strerror}") from None
 

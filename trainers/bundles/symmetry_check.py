@@ -41,7 +41,7 @@ def movable(group: Group, size: tuple[int, int]) -> tuple[Element, ...]:
     )
 
 
-def probe_images(channels: int, size: tuple[int, int], num: int = PROBES) -> Tensor:
+def random_images(channels: int, size: tuple[int, int], num: int = PROBES) -> Tensor:
     """Dense random images in 0..1, the same everywhere and in every version: numpy keeps its
     RandomState stream.
     """

@@ -27,7 +27,7 @@ from trainers.bundles.findings import (
     signature_check,
 )
 from trainers.bundles.formats import (
-    FORMATS,
+    BUNDLE_FORMATS,
     MANIFEST,
     SOURCE,
     NeedsCodeError,
@@ -38,7 +38,7 @@ from trainers.bundles.formats import (
     runner,
     sha256,
 )
-from trainers.bundles.manifest import Hashed, Manifest, shown
+from trainers.bundles.manifest import Hashed, Manifest, shown_names
 from trainers.bundles.model import Model
 from trainers.bundles.pixel_graph import PIXELS_FILE
 from trainers.bundles.quantised import INT8_FILE
@@ -48,7 +48,7 @@ from trainers.bundles.symmetry_check import (
     in_units,
     movable,
     parity_tolerance,
-    probe_images,
+    random_images,
 )
 from trainers.bundles.weights import NotReadError, differing_weights, pickled_code
 from trainers.files import read_whole
@@ -79,17 +79,17 @@ def verify(folder: Path, *, run_code: bool = False, trusted: Path | None = None)
     results += _claims(manifest)
     given, recorded = manifest.input, torch.tensor(manifest.probe.logits)
     units = torch.tensor(manifest.units)
-    probes = probe_images(given.channels, (given.height, given.width), manifest.probe.images)
+    probes = random_images(given.channels, (given.height, given.width), manifest.probe.images)
     outputs: dict[str, Tensor] = {}
     for name in manifest.formats:
-        if not bad_files.keys() & set(FORMATS[name]) and manifest.files.keys() >= set(
-            FORMATS[name]
+        if not bad_files.keys() & set(BUNDLE_FORMATS[name]) and manifest.files.keys() >= set(
+            BUNDLE_FORMATS[name]
         ):
             results += _check_format(
                 folder, name, manifest, run_code, probes, recorded / units, outputs
             )
     results += [
-        CheckResult(name, True, f"absent since the export: {shown([reason])}")
+        CheckResult(name, True, f"absent since the export: {shown_names([reason])}")
         for name, reason in manifest.refused.items()
     ]
     if len(outputs) > 1:
@@ -124,7 +124,7 @@ def load_checked(folder: Path, *, run_code: bool = False) -> tuple[Manifest, Mod
     except Exception as error:  # files fail in any way
         raise ValueError(
             f"the bundle {folder} cannot be loaded: {name}: {type(error).__name__}: "
-            f"{shown([str(error)])}"
+            f"{shown_names([str(error)])}"
         ) from error
     return manifest, cast(Model, model)  # that of model.py has the same class body
 
@@ -148,7 +148,7 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
     if content["network"] != network or content["classes"] != list(manifest.classes):
         raise ValueError(
             f"the content in {MANIFEST} is not what the architecture "
-            f"{shown([manifest.architecture])} has"
+            f"{shown_names([manifest.architecture])} has"
         )
     if not len(content["mean"]) == len(content["std"]) == channels or content["fit"] not in (
         "resize",
@@ -181,7 +181,8 @@ def _file_results(
         yield CheckResult(
             "files",
             False,
-            f"not of the bundle, but Python loads it from this folder: {shown(loaded)}; remove it",
+            f"not of the bundle, but Python loads it from this folder: "
+            f"{shown_names(loaded)}; remove it",
         )
     if not bad and not gaps and not loaded:
         yield CheckResult("files", True, f"{len(manifest.files)} files as they were written")
@@ -191,7 +192,7 @@ def _file_results(
             if "__pycache__" in others
             else ""
         )
-        yield CheckResult("other files", True, f"not of the bundle: {shown(others)}{caution}")
+        yield CheckResult("other files", True, f"not of the bundle: {shown_names(others)}{caution}")
 
 
 def _claims(manifest: Manifest) -> Iterator[CheckResult]:
@@ -215,7 +216,7 @@ def _claims(manifest: Manifest) -> Iterator[CheckResult]:
         yield CheckResult(
             "claims",
             False,
-            f"{MANIFEST} says {shown(wrong)}; the architecture's logits stay the same under "
+            f"{MANIFEST} says {shown_names(wrong)}; the architecture's logits stay the same under "
             f"{under}, and it is {'' if ruling.exact else 'not '}exact under {declared}",
         )
 
@@ -239,7 +240,7 @@ def _runner(folder: Path, name: str, manifest: Manifest, run_code: bool) -> Runn
         return careful_runner(folder, name, {})
     if run_code and name in ("torch", "torch.export"):
         return runner(folder, name)
-    size = (folder / FORMATS["safetensors"][0]).stat().st_size
+    size = (folder / BUNDLE_FORMATS["safetensors"][0]).stat().st_size
     return careful_runner(folder, name, model_content(manifest, size))
 
 
@@ -247,19 +248,19 @@ def _not_run(folder: Path, name: str, reason: NeedsCodeError) -> CheckResult:
     if name == "torch":
         return CheckResult(name, False, f"not run: {reason}; {TRUST}")
     try:
-        member = pickled_code(folder / FORMATS[name][0])
+        member = pickled_code(folder / BUNDLE_FORMATS[name][0])
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
         return CheckResult(
             name,
             False,
             f"does not run: it is not a whole archive ({type(error).__name__}: "
-            f"{shown([str(error)])})",
+            f"{shown_names([str(error)])})",
         )
     if member is not None:
         return CheckResult(
             name,
             False,
-            f"not run: {shown([member])} in it is a pickle that calls functions, which no "
+            f"not run: {shown_names([member])} in it is a pickle that calls functions, which no "
             "export writes",
         )
     good, said = _weights(folder, name)
@@ -273,9 +274,9 @@ def _weights(folder: Path, name: str) -> tuple[bool | None, str]:
     try:
         wrong, count = differing_weights(folder, name)
     except NotReadError as error:
-        return None, f"; weights not compared: {shown([str(error)])}"
+        return None, f"; weights not compared: {shown_names([str(error)])}"
     if wrong:
-        return False, f"; weights that are not those of model.safetensors: {shown(wrong)}"
+        return False, f"; weights that are not those of model.safetensors: {shown_names(wrong)}"
     return True, f"; its {count} weights are those of model.safetensors"
 
 
@@ -297,7 +298,9 @@ def _check_format(
         return [_not_run(folder, name, reason)]
     except Exception as error:  # files and runtimes fail in any way
         return [
-            CheckResult(name, False, f"does not run: {type(error).__name__}: {shown([str(error)])}")
+            CheckResult(
+                name, False, f"does not run: {type(error).__name__}: {shown_names([str(error)])}"
+            )
         ]
     if outputs[name].shape != recorded.shape:
         return [

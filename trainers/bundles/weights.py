@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.bundles.formats import FORMATS
+from trainers.bundles.formats import BUNDLE_FORMATS
 from trainers.files import open_whole, read_whole
 
 # torch.export's numbers of the types that weights have
@@ -41,10 +41,10 @@ def differing_weights(folder: Path, name: str) -> tuple[list[str], int]:
     from safetensors.torch import load
 
     try:
-        expected = load(read_whole(folder / FORMATS["safetensors"][0]))
+        expected = load(read_whole(folder / BUNDLE_FORMATS["safetensors"][0]))
     except Exception as error:  # the file's own check says how
         raise NotReadError("model.safetensors cannot be read") from error
-    path = folder / FORMATS[name][0]
+    path = folder / BUNDLE_FORMATS[name][0]
     weights = _of_archive(path) if name == "torch.export" else _of_graph(path)
     if name == "torch.export":
         lacking = expected.keys() ^ weights.keys()

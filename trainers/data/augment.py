@@ -24,7 +24,7 @@ from trainers.settings import Augment, ColourJitter, Corners, Normal
 QUARTERS = tuple(Element.parse(name) for name in ("e", "r90", "r180", "r270"))
 
 
-def transform(
+def transform_images(
     images: Tensor,
     augment: Augment,
     group: Group,

@@ -11,44 +11,44 @@ from torch import Tensor
 
 from trainers.settings import Corners
 
-IMAGES = 512  # that are looked at, at most
+BORDER_IMAGES = 512  # that are looked at, at most
 ALIKE = 12  # grey values of 255 that count as one colour: noise, compression
 # of the pixels outside the inscribed disc that one colour must have. Digits, clothes and plankton
 # have it on 0.90 to 1.00 of them (mean over images), photographs on 0.21
 PLAIN = 0.8
-MOST = (
+MOST_BORDER = (
     0.5  # of the images: 1.00, 0.88 and 0.81 of them are plain in those sets, 0.02 in photographs
 )
 BLACK = 0.9  # of the plain images whose colour must be zero
 
 
 @dataclass(frozen=True)
-class Choice:
+class CornerChoice:
     """What to fill corners with, and the reason as a clause."""
 
     corners: Corners
     reason: str
 
 
-def choose_corners(pixels: Tensor) -> Choice:
+def choose_corners(pixels: Tensor) -> CornerChoice:
     """The choice for images uint8 [N, C, H, W], of which 512, evenly spaced, are looked at.
 
     An image is plain where most of what lies outside its inscribed disc has one colour. Plain
     images get black corners where that colour is black, else their border pixels repeated; images
     that fill their frame are mirrored at their borders.
     """
-    chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), IMAGES)).long()
+    chosen = torch.linspace(0, len(pixels) - 1, min(len(pixels), BORDER_IMAGES)).long()
     height, width = pixels.shape[-2:]
     corners = pixels[chosen][..., ~inscribed_circle(height, width)].short()
     colour = corners.median(2, keepdim=True).values
     share = ((corners - colour).abs() <= ALIKE).all(1).float().mean(1)
     plain = share >= PLAIN
-    if plain.float().mean() <= MOST:
-        return Choice("reflect", "the images fill their frame")
+    if plain.float().mean() <= MOST_BORDER:
+        return CornerChoice("reflect", "the images fill their frame")
     dark = (colour[plain] <= ALIKE).flatten(1).all(1)
     if dark.float().mean() >= BLACK:
-        return Choice("black", "the images have a black background")
-    return Choice("replicate", "the images have a plain background that is not black")
+        return CornerChoice("black", "the images have a black background")
+    return CornerChoice("replicate", "the images have a plain background that is not black")
 
 
 def see(pixels: Tensor, corners: Corners) -> Tensor:

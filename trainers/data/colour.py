@@ -10,7 +10,7 @@ from torch import Tensor
 from trainers.devices import send
 from trainers.settings import ColourJitter
 
-LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of a grey value
+TORCHVISION_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of a grey value
 
 
 def jitter(images: Tensor, settings: ColourJitter, drawn: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
+    weights = torch.tensor(TORCHVISION_LUMA, dtype=images.dtype, device=images.device)
     return (images * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 

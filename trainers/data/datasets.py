@@ -1,4 +1,4 @@
-"""Data sets as splits in memory: `load` gives training and validation images now, and the test
+"""Data sets as splits in memory: `load_data` gives training and validation images now, and the test
 split only when asked.
 """
 
@@ -18,19 +18,19 @@ from trainers import cached_arrays
 from trainers.cache import say_once
 from trainers.data import folders, sources
 from trainers.data.borders import see
-from trainers.data.decoding import FULL
+from trainers.data.decoding import FULL_16_BIT
 from trainers.data.describing import depth_warnings
-from trainers.data.formats.opening import reader
+from trainers.data.formats.opening import file_reader
 from trainers.data.formats.targets import check_targets
 from trainers.data.grouping import require_apart
-from trainers.data.leaks import Rows, leakage
+from trainers.data.leaks import NamedImages, leakage
 from trainers.data.pools import FilePool, Pool, Source, render
-from trainers.data.splitting import check_classes, draw, draw_test, remainder
+from trainers.data.splitting import check_classes, draw_split, draw_test, remaining_indices
 from trainers.data.tasks import Outputs, about_task, held_labels, read_labels
 from trainers.settings import Corners, Data, Task
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
-VERSION = 4
+DATA_VERSION = 4
 # settings of how files are read, which decide on labels and splits
 OF_FILES = ("columns", "classes", "group_by", "folds", "fold")
 LOST = 0.01  # the fraction of unreadable images that is accepted
@@ -79,7 +79,7 @@ class Splits:
     std: tuple[float, ...]  # 1 for a channel that does not vary
     has_test: bool
     # the grey value of more than 8 bits that became 255
-    top: int = FULL
+    top: int = FULL_16_BIT
     # what was left out or scaled in reading the images, each a sentence without a full stop
     notes: tuple[str, ...] = ()
     task: Task = "classification"
@@ -129,7 +129,7 @@ class Splits:
         return _load_test(self) if self.has_test else None
 
 
-def load(data: Data, size: tuple[int, int] | None = None, *, merge: bool = False) -> Splits:
+def load_data(data: Data, size: tuple[int, int] | None = None, *, merge: bool = False) -> Splits:
     """The training and validation images, resized or padded to `size` (height, width); None: the
     size most images have.
 
@@ -244,7 +244,7 @@ def open_source(data: Data) -> tuple[list, Callable[[], Source], Layout]:
         opened = partial(folders.open_folder, folder, data.group_by)
         return [place, folder.fingerprint()], opened, layout
     if data.files is not None:
-        files = reader(data)
+        files = file_reader(data)
         place = str(data.files.expanduser().absolute())
         return [place, files.state()], files.open, Layout((), ())
     place = [] if data.name == "digits" else [str(data.root.expanduser().absolute())]
@@ -268,14 +268,14 @@ def _key(data: Data, files: list, size: Any, part: str, numbers: tuple[str, ...]
     )
     if data.task != "classification":  # what is cached of classes stays
         chosen["task"] = data.task
-    return cached_arrays.key([VERSION, part, chosen, size, files])
+    return cached_arrays.key([DATA_VERSION, part, chosen, size, files])
 
 
 def _select(
     source: Source, data: Data, size: tuple[int, int] | None, allocate: cached_arrays.Allocate
 ) -> tuple[np.ndarray | None, dict]:
     """Draw the training and validation images and decode them, in this order, into one array."""
-    drawn = draw(source, data)
+    drawn = draw_split(source, data)
     pools = (source.train, source.train if source.validation is None else source.validation)
     top = _top(pools)
     channels = source.train.channels if data.color is None else 3 if data.color else 1
@@ -286,14 +286,14 @@ def _select(
         for pool, index, rows in zip(pools, drawn, (out[:num_train], out[num_train:]))
     ]
     _check_lost([*lost[0].values(), *lost[1].values()], len(out))
-    readable = [remainder(len(index), list(failed)) for index, failed in zip(drawn, lost)]
+    readable = [remaining_indices(len(index), list(failed)) for index, failed in zip(drawn, lost)]
     labels = [pool.labels[index[rows]] for pool, index, rows in zip(pools, drawn, readable)]
     for part, left in zip(("train", "validation"), labels):
         check_classes(source, part, left)
     rows = np.concatenate([readable[0], num_train + readable[1]])
     leaks = leakage(
-        Rows(out[:num_train], lambda i: pools[0].called(int(drawn[0][i])), readable[0]),
-        Rows(out[num_train:], lambda i: pools[1].called(int(drawn[1][i])), readable[1]),
+        NamedImages(out[:num_train], lambda i: pools[0].called(int(drawn[0][i])), readable[0]),
+        NamedImages(out[num_train:], lambda i: pools[1].called(int(drawn[1][i])), readable[1]),
         ("training", "validation"),
     )
     held = [held_labels(pool, index[rows]) for pool, index, rows in zip(pools, drawn, readable)]
@@ -317,13 +317,13 @@ def _select(
 def _top(pools: tuple[Pool, ...]) -> int:
     """The grey value of more than 8 bits that becomes 255, the same for all images."""
     tops = [pool.top for pool in pools if isinstance(pool, FilePool) and pool.deep]
-    return max(tops, default=FULL)
+    return max(tops, default=FULL_16_BIT)
 
 
 def _take_test(
     source: Source, splits: Splits, allocate: cached_arrays.Allocate
 ) -> tuple[np.ndarray | None, dict]:
-    """Decode the test images: the official split, or those that `draw` leaves out."""
+    """Decode the test images: the official split, or those that `draw_split` leaves out."""
     pool: Pool = source.test() if source.test is not None else source.train
     for other, name in ((source.train, "training"), (source.validation, "validation")):
         if source.test is not None and other is not None:
@@ -332,7 +332,7 @@ def _take_test(
     out = allocate((len(index), splits.channels, *splits.size))
     lost = render(pool, index, splits.data.fit, out, splits.top)
     _check_lost(list(lost.values()), len(out))
-    readable = remainder(len(index), list(lost))
+    readable = remaining_indices(len(index), list(lost))
     check_classes(source, "test", pool.labels[index[readable]])
     if source.task != "classification":
         check_targets(source.task, source.classes, "test", held_labels(pool, index[readable]))
@@ -341,8 +341,10 @@ def _take_test(
         leak
         for name, part in learned
         for leak in leakage(
-            Rows(part.pixels.cpu().numpy(), lambda i, name=name: f"image {i} of the {name} images"),
-            Rows(out, lambda i: pool.called(int(index[i])), readable),
+            NamedImages(
+                part.pixels.cpu().numpy(), lambda i, name=name: f"image {i} of the {name} images"
+            ),
+            NamedImages(out, lambda i: pool.called(int(index[i])), readable),
             (name, "test"),
         )
     ]

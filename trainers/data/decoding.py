@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
 # of Pillow; `I;16` and its relatives start with I, too
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # per image: 13,000 x 13,000 are 500 MB in colour
-FULL = 65535  # the largest value of 16 bits
+FULL_16_BIT = 65535  # the largest value of 16 bits
 
 # Formats that Pillow registers without a decoder, or for which it starts another program.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -75,7 +75,7 @@ def read_header(path: ImagePath) -> Header:
         )
 
 
-def decode(path: ImagePath, channels: int, top: int = FULL) -> np.ndarray:
+def decode(path: ImagePath, channels: int, top: int = FULL_16_BIT) -> np.ndarray:
     """The image in a file as uint8 [channels, H, W], upright by its EXIF orientation.
 
     Palettes are looked up; transparent pixels become black, as the zeros around a turned image are;

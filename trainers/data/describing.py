@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainers.data.decoding import FULL
+from trainers.data.decoding import FULL_16_BIT
 from trainers.data.pools import FilePool, Pool
 from trainers.settings import Data
 
@@ -59,7 +59,7 @@ def depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:
     if not isinstance(pool, FilePool):
         return []
     said = []
-    if top != FULL:
+    if top != FULL_16_BIT:
         said.append(
             f"grey values of more than 8 bits are scaled from 0..{top} to 0..255, because none in "
             f"these files is above {top}; scale them so where the model is used"

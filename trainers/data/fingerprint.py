@@ -9,12 +9,12 @@ from typing import Any
 from trainers import cached_arrays
 from trainers.data import folders, sources
 from trainers.data.folders import Folder, Listing
-from trainers.data.formats.opening import reader
+from trainers.data.formats.opening import file_reader
 from trainers.data.pools import Source
-from trainers.data.splitting import draw, draw_test
+from trainers.data.splitting import draw_split, draw_test
 from trainers.settings import Data
 
-VERSION = 1  # of what is compared: raise it when that changes
+FINGERPRINT_VERSION = 1  # of what is compared: raise it when that changes
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DataFingerprint:
         }
 
 
-def fingerprint(data: Data) -> DataFingerprint:
+def data_fingerprint(data: Data) -> DataFingerprint:
     """The fingerprint of the training and validation images, which no time stamp and no place
     enters: a copied or moved data set has the same one.
 
@@ -51,7 +51,7 @@ def fingerprint(data: Data) -> DataFingerprint:
             data, _names_and_sizes(folder), folders.open_folder(folder, data.group_by)
         )
     if data.files is not None:
-        opened = reader(data)
+        opened = file_reader(data)
         return _fingerprint(data, opened.identity(), opened.open())
     # torchvision's archives may be deleted once they are unpacked
     files = [
@@ -60,7 +60,7 @@ def fingerprint(data: Data) -> DataFingerprint:
         if Path(name).suffix not in sources.ARCHIVES
     ]
     key = cached_arrays.key(
-        [VERSION, "fingerprint", data.model_dump(mode="json", exclude={"root"}), files]
+        [FINGERPRINT_VERSION, "fingerprint", data.model_dump(mode="json", exclude={"root"}), files]
     )
 
     def build(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
@@ -72,7 +72,7 @@ def fingerprint(data: Data) -> DataFingerprint:
 
 
 def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprint:
-    train, validation = draw(source, data)
+    train, validation = draw_split(source, data)
     labels = source.train.labels
     images = {"train": len(train), "validation": len(validation)}
     if data.folds is not None:  # each image is validated on once
@@ -82,7 +82,7 @@ def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprin
         images["test"] = len(draw_test(source, data, source.train.labels))
     names = source.classes if data.folder is None else ()  # a folder's stand beside its files
     key = cached_arrays.key(
-        [VERSION, _split_settings(data, source), data.name, files, names, images]
+        [FINGERPRINT_VERSION, _split_settings(data, source), data.name, files, names, images]
     )
     return DataFingerprint(key, images, tuple(source.classes))
 

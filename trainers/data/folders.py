@@ -20,16 +20,16 @@ from trainers.data.scanning import (
     ImageFile,
     LeftOut,
     above,
-    describe,
+    describe_skipped,
+    file_identity,
     find_images,
-    identity,
     sub_folders,
 )
-from trainers.data.splitting import named
+from trainers.data.splitting import first_names
 from trainers.files import system_reason
 
 # the names that the folder of each split may have, in any case and beside one of `_FILLERS`
-SPLITS = {
+SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "validate", "eval", "evaluation", "dev"),
     "test": ("test", "testing"),
@@ -97,14 +97,14 @@ class Folder:
     def _describe(self, expected: bool) -> tuple[str, ...]:
         parts = [part.left_out for part in (self.train, self.validation, self.test) if part]
         items = [i for part in (self.beside, *parts) for i in part if i.expected is expected]
-        return (f"left out of {self.root}: {describe(items, self.root)}",) if items else ()
+        return (f"left out of {self.root}: {describe_skipped(items, self.root)}",) if items else ()
 
 
 def list_folder(folder: Path) -> Folder:
     """What lies in an image folder, without opening an image. Raises ValueError where it cannot
     serve as a data set.
 
-    A folder called `train` or `training` (`SPLITS`) means a folder already split if it holds
+    A folder called `train` or `training` (`SPLIT_FOLDERS`) means a folder already split if it holds
     sub-folders itself; otherwise it is a class of that name. Test images that cannot be used are
     said in `test_fault`, since a training does not need them.
     """
@@ -172,7 +172,8 @@ def _split_folders(folders: list[Path]) -> dict[str, list[Path]]:
         return len(rest) == 1 and rest[0] in names
 
     return {
-        split: [path for path in folders if means(path, names)] for split, names in SPLITS.items()
+        split: [path for path in folders if means(path, names)]
+        for split, names in SPLIT_FOLDERS.items()
     }
 
 
@@ -236,7 +237,7 @@ def _not_used(
         return ()
     return (
         f"{folder} is read as already split, because {train.root.name}/ holds sub-folders; "
-        f"{named(others)} beside it {'is' if len(others) == 1 else 'are'} not used",
+        f"{first_names(others)} beside it {'is' if len(others) == 1 else 'are'} not used",
     )
 
 
@@ -249,8 +250,8 @@ def _same_sub_folders(classes: list[Path]) -> tuple[str, ...]:
         if len(common) > 1:
             return (
                 f"the classes '{one.name}' and '{other.name}' hold the same sub-folders "
-                f"({named(common)}); if these are the classes, name the folders above them train/, "
-                "validation/ and test/",
+                f"({first_names(common)}); if these are the classes, name the folders above them "
+                "train/, validation/ and test/",
             )
     return ()
 
@@ -258,8 +259,8 @@ def _same_sub_folders(classes: list[Path]) -> tuple[str, ...]:
 def _list(root: Path) -> Listing:
     folders, left_out = sub_folders(root)
     _check_names(folders)
-    outside = {*above(root), *map(identity, folders)}
-    scanned = [find_images(path, outside - {identity(path)}) for path in folders]
+    outside = {*above(root), *map(file_identity, folders)}
+    scanned = [find_images(path, outside - {file_identity(path)}) for path in folders]
     listing = Listing(
         root,
         tuple(path.name for path in folders),
@@ -273,7 +274,9 @@ def _list(root: Path) -> Listing:
             else f"holds no image in its {len(folders)} sub-folders (looked for "
             f"{' '.join(sorted(extensions()))})"
         )
-        besides = f", besides {describe(listing.left_out, root)}" if listing.left_out else ""
+        besides = (
+            f", besides {describe_skipped(listing.left_out, root)}" if listing.left_out else ""
+        )
         raise ValueError(f"data folder {root} {holds}{besides}; {LAYOUT}, and at least two classes")
     return listing
 
@@ -294,7 +297,7 @@ def _at_least(listing: Listing, least: int, remedy: str) -> None:
     few = [f"'{name}' ({count})" for name, count in listing.counts.items() if count < least]
     if few:
         raise ValueError(
-            f"{'class' if len(few) == 1 else 'classes'} {named(few)} in {listing.root} "
+            f"{'class' if len(few) == 1 else 'classes'} {first_names(few)} in {listing.root} "
             f"{'has' if len(few) == 1 else 'have'} fewer than {least} "
             f"image{'' if least == 1 else 's'}; {remedy}"
         )
@@ -303,8 +306,8 @@ def _at_least(listing: Listing, least: int, remedy: str) -> None:
 def _same_classes(train: Listing, other: Listing) -> None:
     missing = [name for name in train.classes if name not in other.classes]
     extra = [name for name in other.classes if name not in train.classes]
-    differences = ([f"{named(missing)} only in {train.root.name}/"] if missing else []) + (
-        [f"{named(extra)} only in {other.root.name}/"] if extra else []
+    differences = ([f"{first_names(missing)} only in {train.root.name}/"] if missing else []) + (
+        [f"{first_names(extra)} only in {other.root.name}/"] if extra else []
     )
     if differences:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class NamedImages:
     """Images uint8 [N, C, H, W], what messages call each, and which of them count (None: all)."""
 
     pixels: np.ndarray
@@ -25,7 +25,7 @@ class Rows:
         return rows, np.frombuffer(values, dtype=np.uint64)
 
 
-def leakage(one: Rows, other: Rows, names: tuple[str, str]) -> list[str]:
+def leakage(one: NamedImages, other: NamedImages, names: tuple[str, str]) -> list[str]:
     """What a user should know of images of `other` that `one` holds as well, pixel by pixel: how
     many there are and the first pair, a sentence without a full stop. [] where there is none.
     """

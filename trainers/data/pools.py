@@ -19,7 +19,7 @@ from PIL import Image
 from trainers.cached_arrays import block_rows
 from trainers.cores import available_cores
 from trainers.data.decoding import (
-    FULL,
+    FULL_16_BIT,
     Header,
     ImagePath,
     decode,
@@ -166,7 +166,7 @@ def file_pool(
 
 
 def render(
-    pool: Pool, index: np.ndarray, fit: Fit, out: np.ndarray, top: int = FULL
+    pool: Pool, index: np.ndarray, fit: Fit, out: np.ndarray, top: int = FULL_16_BIT
 ) -> dict[int, str]:
     """Fill `out` uint8 [len(index), C, H, W] with the pool's images; returns the rows that failed,
     with name and reason.

@@ -30,7 +30,7 @@ class LeftOut:
     expected: bool = False
 
 
-def identity(folder: Path) -> Identity:
+def file_identity(folder: Path) -> Identity:
     """What two paths of the same folder have in common. Raises OSError."""
     about = os.stat(folder)
     return about.st_dev, about.st_ino
@@ -63,7 +63,7 @@ def sub_folders(folder: Path) -> tuple[list[Path], list[LeftOut]]:
 def above(folder: Path) -> set[Identity]:
     """The folder and all that it lies in. Raises OSError."""
     here = Path(os.path.realpath(folder))
-    return {identity(path) for path in (here, *here.parents)}
+    return {file_identity(path) for path in (here, *here.parents)}
 
 
 def find_images(folder: Path, outside: set[Identity]) -> tuple[list[ImageFile], list[LeftOut]]:
@@ -79,10 +79,10 @@ def find_images(folder: Path, outside: set[Identity]) -> tuple[list[ImageFile], 
     while pending:
         current = pending.pop()
         try:
-            if identity(current) in seen:
+            if file_identity(current) in seen:
                 left_out.append(LeftOut(current, "links to folders that are read already"))
                 continue
-            seen.add(identity(current))
+            seen.add(file_identity(current))
             entries = _entries(current)
         except OSError:
             left_out.append(_unreadable(current))
@@ -104,7 +104,7 @@ def find_images(folder: Path, outside: set[Identity]) -> tuple[list[ImageFile], 
     return sorted(images, key=lambda file: str(file[0])), left_out
 
 
-def describe(left_out: Iterable[LeftOut], root: Path) -> str:
+def describe_skipped(left_out: Iterable[LeftOut], root: Path) -> str:
     """What was left out below `root`, counted by reason, with examples."""
     groups: dict[str, list[str]] = {}
     for item in left_out:

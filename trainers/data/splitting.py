@@ -11,7 +11,7 @@ from trainers.data.pools import Source
 from trainers.settings import Data
 
 
-def draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
+def draw_split(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training images in the training pool, and of the validation images in theirs.
 
     Raises ValueError where the data has fewer images than `data` asks for, or where a class would
@@ -20,7 +20,7 @@ def draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
     labels = source.train.labels
     _check_groups(source, data)
     held_out = _held_out(source, data)
-    free = remainder(len(labels), held_out)
+    free = remaining_indices(len(labels), held_out)
     if data.folds is not None and source.validation is not None:
         raise ValueError(
             "data.folds divides the training images, and these have validation images of their "
@@ -29,7 +29,7 @@ def draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
     if source.validation is None:
         choose = _validation if data.folds is None else _fold
         validation = choose(source, data, free)
-        left = remainder(len(labels), held_out, validation)
+        left = remaining_indices(len(labels), held_out, validation)
         if (data.train or 0) > len(left):  # whole groups are in the other splits
             raise ValueError(
                 f"data asks for {data.train} training images, and {len(left)} are left by the "
@@ -49,7 +49,7 @@ def draw(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_test(source: Source, data: Data, labels: np.ndarray) -> np.ndarray:
     """Indices of the test images in the pool with these `labels`: the official test split, or the
-    training pool where test images are taken from it. Raises ValueError as `draw`.
+    training pool where test images are taken from it. Raises ValueError as `draw_split`.
     """
     if source.test is None:
         return _held_out(source, data)
@@ -88,8 +88,8 @@ def check_classes(source: Source, part: str, labels: np.ndarray) -> None:
         remedy = _remedy(part, official)
     raise ValueError(
         f"the {part} split, {len(labels)} images of {np.count_nonzero(drawn)} of the "
-        f"{np.count_nonzero(pool)} classes, holds no image of {named(missing)}; every class must "
-        f"be in every split; {remedy}"
+        f"{np.count_nonzero(pool)} classes, holds no image of {first_names(missing)}; every class "
+        f"must be in every split; {remedy}"
     )
 
 
@@ -101,7 +101,7 @@ def _remedy(part: str, official: bool) -> str:
     )
 
 
-def named(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first five names, and how many more there are."""
     text = ", ".join(names[:5])
     return text if len(names) <= 5 else f"{text} and {len(names) - 5} more"
@@ -152,7 +152,7 @@ def take(labels: np.ndarray, total: int, seed: tuple[int, ...], keep: int = 0) -
     return rng.permutation(chosen)
 
 
-def remainder(length: int, *taken: np.ndarray | Sequence[int]) -> np.ndarray:
+def remaining_indices(length: int, *taken: np.ndarray | Sequence[int]) -> np.ndarray:
     """The indices below `length` that are in none of `taken`, ascending."""
     free = np.ones(length, dtype=bool)
     for part in taken:
@@ -200,8 +200,8 @@ def _fold(source: Source, data: Data, free: np.ndarray) -> np.ndarray:
     few = [f"'{n}' ({c})" for n, c in zip(named_classes, counts) if 0 < c < folds]
     if few:
         raise ValueError(
-            f"data.folds is {folds}, and {named(few)} {'has' if len(few) == 1 else 'have'} fewer "
-            "images, without those kept for the test; add images, or take fewer folds"
+            f"data.folds is {folds}, and {first_names(few)} {'has' if len(few) == 1 else 'have'} "
+            "fewer images, without those kept for the test; add images, or take fewer folds"
         )
     state = int(np.random.default_rng((data.seed, 4)).integers(2**31))
     groups = source.train.groups

@@ -55,7 +55,7 @@ class Outputs:
         return torch.tensor(self.scale or (1.0,) * len(self.names))
 
 
-def activation(task: Task, outputs: Tensor) -> Tensor:
+def task_activation(task: Task, outputs: Tensor) -> Tensor:
     """What a user reads from outputs [N, K]: probabilities of classes, probabilities of labels, or
     the numbers as they are.
     """

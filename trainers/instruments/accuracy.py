@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
-from trainers.instruments.feature_maps import Model, Normalise
-from trainers.instruments.predictions import Predictions, angle_elements, predict
+from trainers.instruments.feature_maps import Forward, Normalise
+from trainers.instruments.predictions import Predictions, angle_elements, predict_elements
 from trainers.instruments.proportions import Proportion, proportion
 from trainers.instruments.tasks.scoring import main_scores, resamples, share
 from trainers.settings import Corners, Task
@@ -198,7 +198,7 @@ def _resampled(
 
 
 def symmetry_accuracy(
-    model: Model,
+    model: Forward,
     images: Tensor,
     labels: Tensor,
     group: Group,
@@ -213,9 +213,9 @@ def symmetry_accuracy(
     """The accuracy of a model under every element of `group`, told apart by what training has seen.
 
     `labels` are [image] class numbers; `seen` the elements that training has seen; the rest as in
-    `predict`.
+    `predict_elements`.
     """
-    predictions = predict(
+    predictions = predict_elements(
         model,
         images,
         group.elements,
@@ -276,7 +276,7 @@ def summarise_angles(
 
 
 def accuracy_by_angle(
-    model: Model,
+    model: Forward,
     images: Tensor,
     labels: Tensor,
     *,
@@ -289,9 +289,9 @@ def accuracy_by_angle(
     task: Task = "classification",
 ) -> AngleCurve:
     """The accuracy of a model (or the main score of another task) on images rotated by 0, `step`,
-    2 `step` ... degrees; arguments as in `predict`.
+    2 `step` ... degrees; arguments as in `predict_elements`.
     """
-    predictions = predict(
+    predictions = predict_elements(
         model,
         images,
         angle_elements(step),

@@ -8,15 +8,15 @@ from pathlib import Path
 from trainers.figures import check_name, write
 from trainers.instruments.accuracy import AngleCurve
 
-BLOCKS = " ▁▂▃▄▅▆▇█"
+EIGHTHS = " ▁▂▃▄▅▆▇█"
 ASCII = " ..::||##"
 
 
-def draw(curve: AngleCurve, *, height: int = 8, ascii_only: bool = False) -> str:
+def draw_angles(curve: AngleCurve, *, height: int = 8, ascii_only: bool = False) -> str:
     """The curve as `height` rows of text with axes: accuracy in percent upwards, the angle in
     degrees to the right.
     """
-    blocks, width = ASCII if ascii_only else BLOCKS, 2 if len(curve.degrees) <= 36 else 1
+    blocks, width = ASCII if ascii_only else EIGHTHS, 2 if len(curve.degrees) <= 36 else 1
     levels = [round(a.value * height * 8) for a in curve.accuracies]
     rows = []
     for row in reversed(range(height)):
@@ -46,7 +46,7 @@ def draw(curve: AngleCurve, *, height: int = 8, ascii_only: bool = False) -> str
     )
 
 
-def save_figure(curves: Mapping[str, AngleCurve], path: Path) -> Path:
+def save_angle_figure(curves: Mapping[str, AngleCurve], path: Path) -> Path:
     """The path of the figure of one or several curves by name, with their intervals; its suffix
     says png, svg or pdf.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CORRECT = "correct.bits"  # in the folder of a training: a line of JSON, then the bits
-FORMAT = 1
+CORRECTNESS_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Correctness:
             return (self.of("e"),)
         if score == "symmetry_accuracy":
             return tuple(self.of(element) for element in self.scored)
-        return (self.of(self.worst),) if score in WORST else None
+        return (self.of(self.worst),) if score in WORST_NAMES else None
 
     def comparable(self, other: Correctness) -> bool:
         """Whether both are about the same images. (Those that a symmetry accuracy is a mean over
@@ -59,7 +59,10 @@ class Correctness:
         return (self.images, self.labels) == (other.images, other.labels)
 
 
-WORST = ("worst_symmetry_accuracy", "symmetry_accuracy_worst")  # an objective's name, a score's
+WORST_NAMES = (
+    "worst_symmetry_accuracy",
+    "symmetry_accuracy_worst",
+)  # an objective's name, a score's
 
 
 def packed(
@@ -82,10 +85,10 @@ def packed(
     )
 
 
-def save(correctness: Correctness, folder: Path) -> None:
+def write_correctness(correctness: Correctness, folder: Path) -> None:
     """Writes it into a folder, in place of what an earlier epoch left there. Raises OSError."""
     head = {
-        "format": FORMAT,
+        "format": CORRECTNESS_FORMAT,
         "epoch": correctness.epoch,
         "images": correctness.images,
         "labels": correctness.labels,
@@ -97,15 +100,17 @@ def save(correctness: Correctness, folder: Path) -> None:
     write_whole(folder / CORRECT, json.dumps(head).encode() + b"\n" + rows)
 
 
-def read(folder: Path, epoch: int | None = None) -> Correctness | None:
-    """What `save` wrote; None where there is none, it is damaged, or it is of another `epoch`."""
+def read_correctness(folder: Path, epoch: int | None = None) -> Correctness | None:
+    """What `write_correctness` wrote; None where there is none, it is damaged, or it is of another
+    `epoch`.
+    """
     try:
         line, _, rows = read_whole(folder / CORRECT).partition(b"\n")
         head = parse_json(line)
         elements, scored = tuple(head["elements"]), tuple(head["scored"])
         images = int(head["images"])
         width = -(-images // 8)
-        if head["format"] != FORMAT or len(rows) != width * len(elements) or not scored:
+        if head["format"] != CORRECTNESS_FORMAT or len(rows) != width * len(elements) or not scored:
             return None
         if not {"e", *scored} <= set(elements) or (epoch is not None and head["epoch"] != epoch):
             return None

@@ -60,7 +60,7 @@ class ElementProbe:
 
 
 @dataclass(frozen=True)
-class Probe:
+class DataSymmetry:
     """The symmetry of a data set under a group.
 
     `accuracy`: of a small plain classifier on upright held-out images. `symmetric`: the largest
@@ -94,14 +94,14 @@ def collides(pair: Likeness) -> bool:
     return pair.apart.high < 0.75
 
 
-def _headline(probe: Probe) -> str:
+def _headline(probe: DataSymmetry) -> str:
     return (
         f"{probe.images} images of {len(probe.classes)} classes under {probe.group}; "
         f"a small plain classifier gets {probe.accuracy.short()} of upright held-out images right"
     )
 
 
-def _table(probe: Probe) -> list[str]:
+def _table(probe: DataSymmetry) -> list[str]:
     rows = [
         (
             "element",
@@ -128,7 +128,7 @@ def _table(probe: Probe) -> list[str]:
     return _aligned(rows)
 
 
-def _class_table(probe: Probe) -> list[str]:
+def _class_table(probe: DataSymmetry) -> list[str]:
     rows = [("element", "class", "told from upright", "p")]
     rows += [
         (e.element, c.name, c.apart.short(), p_text(c.p))
@@ -149,7 +149,7 @@ def p_text(p: float) -> str:
     return "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def _remarks(probe: Probe) -> list[str]:
+def _remarks(probe: DataSymmetry) -> list[str]:
     lines = []
     for e in probe.elements:
         for pair in e.likenesses[:3]:
@@ -169,7 +169,7 @@ def _remarks(probe: Probe) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _advice(probe: Probe) -> list[str]:
+def _advice(probe: DataSymmetry) -> list[str]:
     of = {
         verdict: [e for e in probe.elements if e.inputs == verdict]
         for verdict in ("symmetric", "nearly", "distinct", "undecided")

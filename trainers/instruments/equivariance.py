@@ -22,11 +22,11 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from trainers.actions import act, gathers
-from trainers.instruments.feature_maps import Model, Normalise, Stage, measuring, pixels, run
+from trainers.instruments.feature_maps import Forward, Normalise, StageMap, measuring, pixels, watch
 from trainers.settings import Corners
 
 # values of a stage that are compared at a time: 0.5 MB, which a core's cache holds twice
-AT_ONCE = 128 * 1024
+CACHED_VALUES = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class EquivarianceError:
 
 @torch.no_grad()
 def equivariance_error(
-    model: Model,
+    model: Forward,
     images: Tensor,
     group: Group,
     *,
@@ -126,7 +126,7 @@ def equivariance_error(
 
     `images` are [batch, channel, height, width], uint8 or floating point, moved before `normalise`
     is applied; 16 to 64 are enough. `stages` and `fields` are those of
-    `trainers.instruments.feature_maps.run`; `stages=()` measures the logits alone. Elements that
+    `trainers.instruments.feature_maps.watch`; `stages=()` measures the logits alone. Elements that
     are no quarter turn or flip interpolate, with `corners` outside, and are compared inside the
     largest circle. Measured in float32 or better, summed up in float64. A pass takes
     `images_per_pass` moved images, by default 64 on a CPU, for its caches, and 512 on a GPU. Raises
@@ -137,16 +137,16 @@ def equivariance_error(
     with measuring(model):
         images = pixels(images, model)
         prepare = normalise or (lambda moved: moved)
-        logits, watched = run(model, prepare(images), stages=stages, fields=fields)
+        logits, watched = watch(model, prepare(images), stages=stages, fields=fields)
         named = stages is not None or not hasattr(model, "forward_with_stages")
         names = [stage.name for stage in watched] if named else None
-        unmoved = Stage("logits", logits, lambda output, element: output, None)
+        unmoved = StageMap("logits", logits, lambda output, element: output, None)
         references = tuple(map(_reference, (unmoved, *watched)))
         errors: list[list[tuple[float, ...]]] = [[] for _ in references]
         at_once = images_per_pass or (64 if images.device.type == "cpu" else 512)
         for chunk in _chunks(elements, images, at_once):
             moved = torch.cat([prepare(act(images, element, corners)) for element in chunk])
-            logits, watched = run(model, moved, stages=names, fields=fields)
+            logits, watched = watch(model, moved, stages=names, fields=fields)
             outputs = (logits, *(stage.maps for stage in watched))
             for reference, row, output in zip(references, errors, outputs):
                 for element, after in zip(chunk, output.split(len(images))):
@@ -245,13 +245,13 @@ def _squares(mean: Tensor, variance: Tensor, count: int) -> Tensor:
 class _Reference:
     """A stage's maps for the images as they are, and what every comparison with them needs."""
 
-    stage: Stage
+    stage: StageMap
     variance_between: Tensor
     # sums of values and of squares by channel, over images and positions
     moments: tuple[Tensor, Tensor]
 
 
-def _reference(stage: Stage) -> _Reference:
+def _reference(stage: StageMap) -> _Reference:
     variance_between, mean, variance = _between_image_moments(stage.name, stage.maps)
     count = len(stage.maps)
     return _Reference(
@@ -275,7 +275,7 @@ def _compare(
                 variance_between.flatten()[inside],
                 int(inside.sum()) * after.shape[1],
             )
-    step = max(1, AT_ONCE // after[0].numel())
+    step = max(1, CACHED_VALUES // after[0].numel())
     parts = []
     for start in range(0, len(after), step):
         expected, moved = (_rows(values[start : start + step]) for values in (maps, after))

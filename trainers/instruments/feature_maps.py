@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from searchspace.groups import TRIVIAL, Element, Group
 from trainers.actions import act, act_on_fields
 
-Model = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 Normalise = Callable[[Tensor], Tensor]
 FieldAction = Callable[[Tensor, Element], Tensor]
 """How an element acts on the maps [batch, channel, height, width] of one stage: pixels move, and
@@ -29,7 +29,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageMap:
     """The output of one stage for one batch, and how elements act on it."""
 
     name: str
@@ -40,7 +40,7 @@ class Stage:
 
 
 @contextmanager
-def measuring(model: Model) -> Iterator[None]:
+def measuring(model: Forward) -> Iterator[None]:
     """Evaluation as instruments need it: eval mode, no autocast, no TF32, everything as it was
     afterwards.
 
@@ -89,7 +89,7 @@ def _evaluate(model: nn.Module) -> None:
         ) from error
 
 
-def pixels(images: Tensor, model: Model) -> Tensor:
+def pixels(images: Tensor, model: Forward) -> Tensor:
     """The images as floating point on the model's device and in its dtype; uint8 becomes 0..1.
 
     Raises ValueError unless they are [batch, channel, height, width] with at least one image and
@@ -115,7 +115,7 @@ def pixels(images: Tensor, model: Model) -> Tensor:
     return images
 
 
-def device_of(model: Model, images: Tensor) -> torch.device:
+def device_of(model: Forward, images: Tensor) -> torch.device:
     """Where the model computes: where its parameters are; a model without any, where the images
     are.
     """
@@ -123,15 +123,15 @@ def device_of(model: Model, images: Tensor) -> torch.device:
     return images.device if parameter is None else parameter.device
 
 
-def _parameter(model: Model) -> nn.Parameter | None:
+def _parameter(model: Forward) -> nn.Parameter | None:
     return next(model.parameters(), None) if isinstance(model, nn.Module) else None
 
 
-def _fields(name: str, maps: Tensor, group: Group) -> Stage:
+def _fields(name: str, maps: Tensor, group: Group) -> StageMap:
     """Maps whose channels are regular fields of `group`; an element outside it only moves pixels,
     for the channels do not know it.
     """
-    return Stage(
+    return StageMap(
         name,
         maps,
         lambda values, element: (
@@ -141,13 +141,13 @@ def _fields(name: str, maps: Tensor, group: Group) -> Stage:
     )
 
 
-def run(
-    model: Model,
+def watch(
+    model: Forward,
     images: Tensor,
     *,
     stages: Sequence[str] | None = None,
     fields: Mapping[str, Group] | None = None,
-) -> tuple[Tensor, tuple[Stage, ...]]:
+) -> tuple[Tensor, tuple[StageMap, ...]]:
     """The logits [batch, classes] and the outputs of the stages, from one forward.
 
     `stages` names modules to watch; None takes the stages of our networks, of another module
@@ -190,7 +190,7 @@ def _checked(logits: Any, images: Tensor) -> Tensor:
     return logits
 
 
-def _stage(name: str, output: Any, group: Group | None) -> Stage:
+def _stage(name: str, output: Any, group: Group | None) -> StageMap:
     maps = getattr(output, "tensor", output)
     if not isinstance(maps, Tensor) or maps.ndim != 4:
         raise ValueError(
@@ -198,7 +198,7 @@ def _stage(name: str, output: Any, group: Group | None) -> Stage:
             "or a block"
         )
     if group is None and hasattr(output, "tensor") and hasattr(output, "type"):
-        return Stage(name, maps, _escnn_action(output.type), None)
+        return StageMap(name, maps, _escnn_action(output.type), None)
     return _fields(name, maps, group or TRIVIAL)
 
 
@@ -238,7 +238,7 @@ def _escnn_action(field_type: Any) -> FieldAction:
 
 
 def _run_with_hooks(
-    model: Model, images: Tensor, names: Sequence[str]
+    model: Forward, images: Tensor, names: Sequence[str]
 ) -> tuple[Any, dict[str, Any]]:
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     if missing := [name for name in names if name not in modules]:
@@ -266,7 +266,7 @@ def _run_with_hooks(
     return logits, outputs
 
 
-def _module_names(model: Model, images: Tensor) -> tuple[str, ...]:
+def _module_names(model: Forward, images: Tensor) -> tuple[str, ...]:
     """The modules that count as stages: with parameters, no container and no norm, and returning
     maps larger than one pixel.
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
 from trainers.instruments.equivariance import between_image_variance
-from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels, run
+from trainers.instruments.feature_maps import Forward, Normalise, measuring, pixels, watch
 from trainers.settings import Corners
 
 
@@ -50,7 +50,7 @@ class MatchedStage:
 
 @torch.no_grad()
 def layerwise_equivariance(
-    model: Model,
+    model: Forward,
     images: Tensor,
     element: Element,
     *,
@@ -63,9 +63,9 @@ def layerwise_equivariance(
     The moved network, all of whose kernels are moved by g, has the maps g h(g^-1 x); its channels
     are matched to those of h(x) one to one by Pearson correlation over images and positions. That
     needs no weights, so any model can be measured; `stages` are those of
-    `trainers.instruments.feature_maps.run`, `images` [batch, channel, height, width] some hundred.
-    A broken subsampling layout lowers the correlation by its pixel offset. Raises ValueError for a
-    stage that does not vary over the images.
+    `trainers.instruments.feature_maps.watch`, `images` [batch, channel, height, width] some
+    hundred. A broken subsampling layout lowers the correlation by its pixel offset. Raises
+    ValueError for a stage that does not vary over the images.
     """
     if not element.on_grid or element == IDENTITY:
         raise ValueError(
@@ -75,8 +75,8 @@ def layerwise_equivariance(
     with measuring(model):
         images = pixels(images, model)
         prepare = normalise or (lambda moved: moved)
-        _, here = run(model, prepare(images), stages=stages)
-        _, there = run(model, prepare(act(images, element.inverse)), stages=stages)
+        _, here = watch(model, prepare(images), stages=stages)
+        _, there = watch(model, prepare(act(images, element.inverse)), stages=stages)
         if not here:
             raise ValueError("the model shows no stages to match; name its modules in `stages`")
         return tuple(
@@ -165,7 +165,7 @@ class Steerability:
 
 @torch.no_grad()
 def steerability(
-    model: Model,
+    model: Forward,
     images: Tensor,
     element: Element,
     *,
@@ -192,7 +192,7 @@ def steerability(
         for start in range(0, len(images), batch_size):
             batch = pixels(images[start : start + batch_size], model)
             for moved, into in ((batch, before), (act(batch, element, corners), after)):
-                _, watched = run(
+                _, watched = watch(
                     model,
                     normalise(moved) if normalise else moved,
                     stages=None if stage is None or stage.startswith("stage ") else [stage],

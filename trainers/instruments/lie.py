@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from searchspace.groups import Group
 from trainers.instruments.equivariance import between_image_variance
-from trainers.instruments.feature_maps import Model, Normalise, Stage, measuring, pixels, run
+from trainers.instruments.feature_maps import Forward, Normalise, StageMap, measuring, pixels, watch
 
 # Velocity at the point (x right, y down) from the centre, pixels per unit: v = matrix @ (x, y) +
 # offset.
@@ -37,7 +37,7 @@ MOTIONS: dict[str, tuple[tuple[tuple[float, float], tuple[float, float]], tuple[
     "scale": (((1, 0), (0, 1)), (0, 0)),  # the image grows by e^t
     "shear": (((0, 1), (0, 0)), (0, 0)),  # rows slide
 }
-UNITS = {
+GENERATOR_UNITS = {
     "rotation": "radian",
     "translation_x": "pixel",
     "translation_y": "pixel",
@@ -64,7 +64,7 @@ class LieDerivative:
         """Plain values for JSON."""
         return {
             "motion": self.motion,
-            "unit": UNITS[self.motion],
+            "unit": GENERATOR_UNITS[self.motion],
             "stage": self.stage,
             "absolute": self.absolute,
             "relative": self.relative,
@@ -74,7 +74,7 @@ class LieDerivative:
 
 
 def lie_derivatives(
-    model: Model,
+    model: Forward,
     images: Tensor,
     *,
     motions: Sequence[str] = tuple(MOTIONS),
@@ -86,7 +86,7 @@ def lie_derivatives(
     each.
 
     `images` are [batch, channel, height, width], uint8 or floating point; `stages` and `fields` are
-    those of `trainers.instruments.feature_maps.run`, and by default only the logits are measured.
+    those of `trainers.instruments.feature_maps.watch`, and by default only the logits are measured.
     On regular fields of C_N or D_N a rotation also turns the channels, as a band-limited function
     on the circle; of other fields rotation is left out. A stage's stride, which a translation is
     divided by, is the one that fits best. Raises ValueError for outputs that do not vary over the
@@ -110,7 +110,7 @@ def lie_derivatives(
 
 
 def lie_derivative(
-    model: Model, images: Tensor, motion: str, *, normalise: Normalise | None = None
+    model: Forward, images: Tensor, motion: str, *, normalise: Normalise | None = None
 ) -> Tensor:
     """The derivative of the logits [batch, classes] as the images start to move, per unit of the
     motion; 0 for constant images.
@@ -159,20 +159,20 @@ def _slope_matrix(size: int) -> Tensor:
 
 
 def _differentiate(
-    model: Model,
+    model: Forward,
     images: Tensor,
     motion: str,
     stages: Sequence[str] | None,
     fields: Mapping[str, Group] | None,
     normalise: Normalise | None,
-) -> tuple[tuple[Tensor, Tensor], list[tuple[Stage, Tensor]]]:
+) -> tuple[tuple[Tensor, Tensor], list[tuple[StageMap, Tensor]]]:
     """(logits, their derivative) and [(stage, derivative of its maps)] of f(T_t x) at t = 0."""
     with measuring(model), torch.no_grad(), forward_ad.dual_level():
         images = pixels(images, model)
         dual = forward_ad.make_dual(images, moving(images, motion))
         try:
             with _Duals():
-                logits, watched = run(
+                logits, watched = watch(
                     model, normalise(dual) if normalise else dual, stages=stages, fields=fields
                 )
         except NotImplementedError as error:
@@ -237,7 +237,7 @@ def _split(dual: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.zeros_like(value) if slope is None else slope
 
 
-def _residual(motion: str, stage: Stage, slope: Tensor) -> Tensor | None:
+def _residual(motion: str, stage: StageMap, slope: Tensor) -> Tensor | None:
     """The derivative of T_-t h(T_t x): how the maps change, less how moving maps would; None where
     that is unknown.
     """

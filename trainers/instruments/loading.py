@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels
+from trainers.instruments.feature_maps import Forward, Normalise, measuring, pixels
 
 
 def check_model(
-    model: Model, images: Tensor, classes: int, normalise: Normalise | None = None
+    model: Forward, images: Tensor, classes: int, normalise: Normalise | None = None
 ) -> None:
     """Runs the model once on these images as `measure` will. Raises ValueError where it does not
     take them, or does not give `classes` logits.

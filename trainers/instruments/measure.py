@@ -20,7 +20,7 @@ from trainers.instruments.accuracy import (
     summarise_angles,
 )
 from trainers.instruments.equivariance import EquivarianceError, equivariance_error
-from trainers.instruments.feature_maps import Model, Normalise, measuring
+from trainers.instruments.feature_maps import Forward, Normalise, measuring
 from trainers.instruments.layerwise import (
     MatchedStage,
     Steerability,
@@ -30,7 +30,7 @@ from trainers.instruments.layerwise import (
 from trainers.instruments.lie import LieDerivative, lie_derivatives
 from trainers.instruments.measurement import Measurement, generators
 from trainers.instruments.merging import MergeBarrier, merge_barrier
-from trainers.instruments.predictions import Predictions, angle_elements, predict
+from trainers.instruments.predictions import Predictions, angle_elements, predict_elements
 from trainers.networks.convolution import channels_last
 from trainers.networks.fold import scoring
 from trainers.networks.networks import Network
@@ -38,7 +38,7 @@ from trainers.networks.plain import PlainNetwork
 from trainers.process import thread_pool
 from trainers.settings import Corners
 
-ERROR_IMAGES = 64  # for the equivariance error and the Lie derivative
+MEASURED_IMAGES = 64  # for the equivariance error and the Lie derivative
 MATCH_IMAGES = 128  # for matching channels
 STEER_IMAGES = 512  # for fitting a matrix to features
 
@@ -48,7 +48,7 @@ Attempt = Future["tuple[Any, ...] | str"]
 
 
 def measure(
-    model: Model,
+    model: Forward,
     images: Tensor,
     labels: Tensor,
     group: Group,
@@ -72,7 +72,7 @@ def measure(
     turned images. `calibration` are training images for the merge barrier (None: the images
     themselves), `control` another training of the same architecture for it. `stages` names the
     modules to look at in a model that is not ours, `fields` the groups of stages that do not say
-    them (`trainers.instruments.feature_maps.run`). A network of ours is measured folded, as it
+    them (`trainers.instruments.feature_maps.watch`). A network of ours is measured folded, as it
     would be deployed, and folded networks on the CPU by `threads` threads (None: as many as torch
     has). Raises ValueError for logits that do not vary over the images or are not finite.
     """
@@ -92,7 +92,7 @@ def measure(
         lie = _submit_lie(executor, scored, images, prepare)
         measured = error.result() if error else None  # first, for it refuses constants
         pool = executor if isinstance(executor, ThreadPoolExecutor) else None
-        predictions = predict(
+        predictions = predict_elements(
             scored, images, elements, normalise=prepare, corners=corners, executor=pool
         )
         inside = _inside(lie, matched, steered, barriers)
@@ -158,7 +158,7 @@ def _summarised(
     )
 
 
-def is_folded(model: Model) -> TypeGuard[nn.Module]:
+def is_folded(model: Forward) -> TypeGuard[nn.Module]:
     """True for the networks that `fold` and a bundle's model.py return: plain operations that
     several threads may run at once.
     """
@@ -185,7 +185,7 @@ class _InTurn(Executor):
 
 
 @contextmanager
-def _executor(model: Model, threads: int | None) -> Iterator[Executor]:
+def _executor(model: Forward, threads: int | None) -> Iterator[Executor]:
     """Threads for folded networks on the CPU (not for named modules, which are watched by hooks);
     else what does one thing after the other.
     """
@@ -199,7 +199,7 @@ def _executor(model: Model, threads: int | None) -> Iterator[Executor]:
 
 def _submit_error(
     executor: Executor,
-    model: Model,
+    model: Forward,
     images: Tensor,
     group: Group,
     stages: Sequence[str] | None,
@@ -210,7 +210,7 @@ def _submit_error(
     """The equivariance error; None for the trivial group, under which every model is exact."""
     if group == TRIVIAL:
         return None
-    few = _spaced(images, ERROR_IMAGES)
+    few = _spaced(images, MEASURED_IMAGES)
     return executor.submit(
         lambda: equivariance_error(
             model,
@@ -225,9 +225,9 @@ def _submit_error(
 
 
 def _submit_lie(
-    executor: Executor, model: Model, images: Tensor, prepare: Normalise | None
+    executor: Executor, model: Forward, images: Tensor, prepare: Normalise | None
 ) -> list[Attempt]:
-    few = _spaced(images, ERROR_IMAGES)
+    few = _spaced(images, MEASURED_IMAGES)
     return [executor.submit(_attempted, lambda: lie_derivatives(model, few, normalise=prepare))]
 
 
@@ -259,7 +259,7 @@ def _gathered(notes: list[str], futures: Sequence[Attempt]) -> tuple:
 
 def _submit_stages(
     executor: Executor,
-    model: Model,
+    model: Forward,
     images: Tensor,
     group: Group,
     stages: Sequence[str] | None,
@@ -294,7 +294,7 @@ def _submit_stages(
 
 def _submit_barriers(
     executor: Executor,
-    model: Model,
+    model: Forward,
     images: Tensor,
     labels: Tensor,
     group: Group,

@@ -8,7 +8,7 @@ from typing import Any
 
 from searchspace.groups import Element, Group
 from trainers.instruments.accuracy import AngleCurve, SymmetryAccuracy
-from trainers.instruments.angle_plot import draw
+from trainers.instruments.angle_plot import draw_angles
 from trainers.instruments.equivariance import EquivarianceError
 from trainers.instruments.layerwise import MatchedStage, Steerability
 from trainers.instruments.lie import LieDerivative
@@ -69,7 +69,7 @@ class Measurement:
             _motions(self.lie),
             _steering(self),
         ]
-        drawn = "Accuracy by angle, %\n" + draw(self.curve, ascii_only=ascii_only)
+        drawn = "Accuracy by angle, %\n" + draw_angles(self.curve, ascii_only=ascii_only)
         return "\n\n".join(
             [*filter(None, sections), drawn, *(f"Note: {note}." for note in self.notes)]
         )

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from searchspace.function.heads import block_group
 from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
-from trainers.instruments.feature_maps import Model, Normalise, measuring, pixels
+from trainers.instruments.feature_maps import Forward, Normalise, measuring, pixels
 from trainers.instruments.layerwise import channel_correlations, match
-from trainers.instruments.predictions import predict
-from trainers.networks.convolution import Block, Convolution, channels_last
+from trainers.instruments.predictions import predict_elements
+from trainers.networks.convolution import Convolution, ConvolutionBlock, channels_last
 from trainers.networks.fold import fold
 from trainers.networks.networks import Network
 from trainers.networks.relaxing import plain_twin
@@ -67,7 +67,7 @@ class MergeBarrier:
 
 
 def _control_barrier(
-    plain: Network, control: Network, batch: Tensor, accuracy: Callable[[Model], float]
+    plain: Network, control: Network, batch: Tensor, accuracy: Callable[[Forward], float]
 ) -> float:
     """The barrier between a network and another training of its architecture."""
     other = _same_shape(plain_twin(control), plain).to(batch.device).eval()
@@ -98,9 +98,9 @@ def merge_barrier(
     prepare = normalise or (lambda batch: batch)
     images = images.to(network.linear.weight.device)  # which repaired networks do not know
 
-    def accuracy(model: Model, moved: Element = IDENTITY) -> float:
+    def accuracy(model: Forward, moved: Element = IDENTITY) -> float:
         scored = fold(model) if isinstance(model, Network) else model
-        classes, _ = predict(
+        classes, _ = predict_elements(
             scored,
             images,
             [moved],
@@ -128,7 +128,7 @@ def merge_barrier(
     )
 
 
-def _merged(network: Network, other: Network, batch: Tensor) -> tuple[Network, Network, Model]:
+def _merged(network: Network, other: Network, batch: Tensor) -> tuple[Network, Network, Forward]:
     """The average of two plain networks after matching the other's channels on `batch`: as it is,
     with its statistics measured again, and with its outputs repaired, too.
     """
@@ -273,15 +273,15 @@ def _spaces(network: Network) -> _Spaces:
     return spaces
 
 
-def _blocks(network: Network) -> Iterator[tuple[str, Block]]:
+def _blocks(network: Network) -> Iterator[tuple[str, ConvolutionBlock]]:
     """The blocks in the order they run, with their names."""
     for number, (blocks, step) in enumerate(zip(network.stages, network.steps)):
         yield from (
             (f"stages.{number}.{n}", block)
             for n, block in enumerate(blocks.children())
-            if isinstance(block, Block)
+            if isinstance(block, ConvolutionBlock)
         )
-        if isinstance(step, Block):
+        if isinstance(step, ConvolutionBlock):
             yield f"steps.{number}", step
 
 
@@ -294,7 +294,7 @@ def _maps(network: Network, batch: Tensor) -> dict[str, Tensor]:
 
     with ExitStack() as stack:
         for name, module in network.named_modules():
-            if isinstance(module, (Block, Convolution)):
+            if isinstance(module, (ConvolutionBlock, Convolution)):
                 stack.callback(module.register_forward_hook(keep(name)).remove)
         network(batch)
     return maps

@@ -16,12 +16,19 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group, largest_subgroup
 from trainers.actions import act, parts
-from trainers.instruments.feature_maps import Model, Normalise, device_of, measuring, pixels, run
+from trainers.instruments.feature_maps import (
+    Forward,
+    Normalise,
+    device_of,
+    measuring,
+    pixels,
+    watch,
+)
 from trainers.settings import Corners
 
 # relative to the standard deviation of the logits, float32: exact networks have 1e-6, broken
 # layouts 6e-2 and more
-EXACT = 1e-5
+LOGIT_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Predictions:
 
 @torch.no_grad()
 def invariant_elements(
-    model: Model, images: Tensor, group: Group, *, normalise: Normalise | None = None
+    model: Forward, images: Tensor, group: Group, *, normalise: Normalise | None = None
 ) -> tuple[Element, ...]:
     """The subgroup of quarter turns and flips in `group` under which the logits of the images, and
     of the images moved by any of them, are measured not to change, in float32.
@@ -70,12 +77,14 @@ def invariant_elements(
         prepare = normalise or (lambda moved: moved)
         square = images.shape[-1] == images.shape[-2]
         candidates = [e for e in group.grid.elements if square or not e.swaps_axes]
-        logits, _ = run(model, prepare(torch.cat([act(images, e) for e in candidates])), stages=())
+        logits, _ = watch(
+            model, prepare(torch.cat([act(images, e) for e in candidates])), stages=()
+        )
         logits = logits.reshape(len(candidates), len(images), -1)
         # Where logits hardly vary, at the start of training, their last digits are larger than 1e-5
         # of that.
         rounding = 4 * torch.finfo(logits.dtype).eps * float(logits.abs().max())
-        tolerance = EXACT * float(logits[0].std(0).mean()) + rounding
+        tolerance = LOGIT_TOLERANCE * float(logits[0].std(0).mean()) + rounding
         # of the moved images, too: what changes nothing upright may after a quarter turn
         return largest_subgroup(
             k
@@ -86,8 +95,8 @@ def invariant_elements(
 
 
 @torch.no_grad()
-def predict(
-    model: Model,
+def predict_elements(
+    model: Forward,
     images: Tensor,
     elements: Iterable[Element],
     *,
@@ -138,7 +147,7 @@ def predict(
     return Predictions(elements, classes[places], confidences[places], shared, *rest, plan.rows)
 
 
-def _shared(model: Model, images: Tensor, normalise: Normalise | None) -> tuple[Element, ...]:
+def _shared(model: Forward, images: Tensor, normalise: Normalise | None) -> tuple[Element, ...]:
     """The quarter turns and flips under which the model is exact on 16 of the images."""
     if images.shape[-1] != images.shape[-2] or len(images) < 2:
         return (IDENTITY,)
@@ -174,11 +183,11 @@ _Row = tuple[int, Tensor, Tensor, Tensor]
 
 @torch.no_grad()  # which holds for one thread only
 def _predict_batch(
-    model: Model, turned: Tensor, moves: Sequence[tuple[int, Element]], prepare: Normalise
+    model: Forward, turned: Tensor, moves: Sequence[tuple[int, Element]], prepare: Normalise
 ) -> list[_Row]:
     rows = []
     for row, exact in moves:
-        logits = run(model, prepare(act(turned, exact)), stages=())[0].float()
+        logits = watch(model, prepare(act(turned, exact)), stages=())[0].float()
         best = logits.softmax(1).max(1)
         rows.append((row, best.indices.cpu(), best.values.cpu(), logits))
     return rows

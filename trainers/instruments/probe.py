@@ -15,14 +15,14 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.actions import act
-from trainers.data.datasets import load
+from trainers.data.datasets import load_data
 from trainers.data.fitting import fit_images
-from trainers.data.splitting import remainder, take
+from trainers.data.splitting import remaining_indices, take
 from trainers.instruments.data_symmetry import (
     ClassProbe,
+    DataSymmetry,
     ElementProbe,
     Likeness,
-    Probe,
     collides,
 )
 from trainers.instruments.proportions import Proportion, binomial, fisher, holm, wilson
@@ -31,17 +31,17 @@ from trainers.instruments.twosample import (
     Classifier,
     count_answers,
     count_jointly,
-    plain,
+    upright_classifier,
 )
 from trainers.settings import Data
 
 # pixels of the shorter side; larger images are resized: orientation is coarse, and time is short
-LARGEST = 16
+LARGEST_SIDE = 16
 
 
 def probe(
     data: Data, group: Group, *, images: int = 2000, seed: int = 0, joint: bool = False
-) -> Probe:
+) -> DataSymmetry:
     """What each element of `group` but the identity does to the inputs and the labels of `data`.
 
     Looks at `images` training and validation images at most, drawn from every class in proportion,
@@ -49,12 +49,12 @@ def probe(
     square are cropped to their central square. `joint`: as in `probe_images`. Raises ValueError for
     bad data and for the trivial group.
     """
-    splits = load(data)
-    if min(splits.size) > LARGEST:
+    splits = load_data(data)
+    if min(splits.size) > LARGEST_SIDE:
         height, width = (
-            max(LARGEST, round(side * LARGEST / min(splits.size))) for side in splits.size
+            max(LARGEST_SIDE, round(side * LARGEST_SIDE / min(splits.size))) for side in splits.size
         )
-        splits = load(data, (height, width))
+        splits = load_data(data, (height, width))
     labels = torch.cat([splits.train.labels, splits.validation.labels])
     chosen = torch.from_numpy(take(labels.numpy(), min(images, len(labels)), (seed, 0)))
     # what is not chosen of a mapped array is not read
@@ -77,7 +77,7 @@ def probe_images(
     *,
     seed: int = 0,
     joint: bool = False,
-) -> Probe:
+) -> DataSymmetry:
     """What each element of `group` but the identity does to these images, floats [N, C, S, S] in
     0..1, and their labels.
 
@@ -88,15 +88,15 @@ def probe_images(
     """
     require_square(pixels, group)
     fit = take(labels.numpy(), len(labels) // 2, (seed, 1), keep=1)
-    held_out = torch.from_numpy(remainder(len(labels), fit))
+    held_out = torch.from_numpy(remaining_indices(len(labels), fit))
     train = (pixels[fit], labels[fit])
     test = (pixels[held_out], labels[held_out])
-    upright = plain(train, len(classes), seed)
+    upright = upright_classifier(train, len(classes), seed)
     elements = _judged(
         _answers(train, test, group, len(classes), seed, joint), upright, test, classes
     )
     right = int((upright(test[0]).argmax(1) == test[1]).sum())
-    return Probe(
+    return DataSymmetry(
         str(group),
         len(labels),
         classes,

@@ -18,9 +18,9 @@ from trainers.data.augment import rotate, shift
 
 STEPS = 120  # of Adam: enough for 97 % after 1,000 upright MNIST images of 16 pixels
 JOINT_STEPS = 240  # of the one classifier of all elements
-BATCH = 128  # images
+CLASSIFIER_BATCH = 128  # images
 PEAK = 0.01  # learning rate
-SHIFT = 2  # pixels, at random while training: position must not give anything away
+SHIFT_PIXELS = 2  # pixels, at random while training: position must not give anything away
 # degrees, at angles off the grid: no single pattern of interpolation belongs to an angle
 JITTER = 5.0
 
@@ -135,7 +135,7 @@ def views(images: Tensor, element: Element, generator: torch.Generator) -> tuple
     ) * disc
 
 
-def plain(train: Labelled, num_classes: int, seed: int) -> Classifier:
+def upright_classifier(train: Labelled, num_classes: int, seed: int) -> Classifier:
     """A classifier of the labels, trained on these images as they are."""
     images, labels = train
     return trained(
@@ -166,13 +166,20 @@ def trained(
     optimizer = torch.optim.Adam(network.parameters(), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=steps)
     order = torch.cat(
-        [torch.randperm(count, generator=generator) for _ in range(steps * BATCH // count + 1)]
+        [
+            torch.randperm(count, generator=generator)
+            for _ in range(steps * CLASSIFIER_BATCH // count + 1)
+        ]
     )
     for step in range(steps):
-        images, labels = draw(order[step * BATCH : (step + 1) * BATCH], generator)
-        offsets = torch.randint(-SHIFT, SHIFT + 1, (2, len(images)), generator=generator)
+        images, labels = draw(
+            order[step * CLASSIFIER_BATCH : (step + 1) * CLASSIFIER_BATCH], generator
+        )
+        offsets = torch.randint(
+            -SHIFT_PIXELS, SHIFT_PIXELS + 1, (2, len(images)), generator=generator
+        )
         loss = functional.cross_entropy(
-            network(shift(images, offsets[0], offsets[1], SHIFT)), labels
+            network(shift(images, offsets[0], offsets[1], SHIFT_PIXELS)), labels
         )
         optimizer.zero_grad()
         loss.backward()

@@ -22,7 +22,7 @@ import numpy as np
 
 from searchspace.groups import Group
 
-KINDS = ("scalar", "regular")
+FIELD_KINDS = ("scalar", "regular")
 
 
 def canonical_null(matrix, use_sparse: bool = False, eps: float = 1e-12) -> np.ndarray:

@@ -31,8 +31,8 @@ from trainers import cache
 from trainers.actions import act, permutation
 from trainers.files import system_reason, write_whole
 
-FORMAT = 1  # of the files; raise it when baking changes what they hold
-NAMES = ("scalar", "scalar_std", "regular", "regular_std")  # of the arrays in a file
+BASES_FORMAT = 1  # of the files; raise it when baking changes what they hold
+BASIS_NAMES = ("scalar", "scalar_std", "regular", "regular_std")  # of the arrays in a file
 # pixels: sampled along with what is missing, since starting escnn takes longer than all of them
 USUAL_KERNELS = (1, 3, 4, 5)
 
@@ -123,7 +123,11 @@ _memory: dict[tuple[Group, int, str], dict[str, np.ndarray]] = {}
 
 
 def _file(group: Group, kernel: int) -> Path:
-    return cache.directory() / f"bases-{FORMAT}-escnn-{version('escnn')}" / f"{group}-{kernel}.npz"
+    return (
+        cache.directory()
+        / f"bases-{BASES_FORMAT}-escnn-{version('escnn')}"
+        / f"{group}-{kernel}.npz"
+    )
 
 
 def _cached(group: Group, kernel: int) -> dict[str, np.ndarray] | None:
@@ -151,7 +155,7 @@ def _arrays(file: BinaryIO | Path, label: str | None) -> dict[str, np.ndarray] |
         with np.load(file, allow_pickle=False) as arrays:
             if label is not None and str(arrays["label"]) != label:
                 return None
-            return {name: arrays[name] for name in NAMES}
+            return {name: arrays[name] for name in BASIS_NAMES}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -17,7 +17,7 @@ from searchspace.weights.relaxation import Relaxation
 from trainers.networks.filters import Parametrisation, arrange, average
 from trainers.networks.kernels.ways import convolve
 from trainers.networks.lifting import fits, lift
-from trainers.networks.normalization import FieldNorm, Pooling
+from trainers.networks.normalization import FieldNorm, PoolWindow
 from trainers.networks.plain import Pad
 from trainers.networks.soft_weights import Shape, Soft, channel_order, soft_weight
 
@@ -49,7 +49,7 @@ class Convolution(nn.Module):
         dilation: int = 1,
         mode: str = "zeros",
         relu: bool = True,
-        pool: Pooling | None = None,
+        pool: PoolWindow | None = None,
         relaxation: Relaxation | None = None,
     ) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Convolution(nn.Module):
         return f"{fields}{relaxed}, {p.filters}, kernel={self.kernel}, stride={self.stride}"
 
 
-class Block(nn.Module):
+class ConvolutionBlock(nn.Module):
     """One convolution, or a residual block of two and a skip connection
     (`searchspace.layers.Stage`).
     """

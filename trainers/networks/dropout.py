@@ -18,7 +18,7 @@ from searchspace.training import dropout as settings
 LEVELS = 2**16  # a draw has 16 bits: a rate is rounded to a multiple of 1 / 65,536
 
 
-class Dropout(nn.Module):
+class DropoutLayer(nn.Module):
     """Multiplies maps [batch, fields x order, height, width] by a random mask of zeros and 1 / (1 -
     rate) in training; in evaluation nothing.
 
@@ -79,9 +79,9 @@ class _Masked(torch.autograd.Function):
         return (grad * mask).mul_(ctx.factor), None, None
 
 
-def dropouts(network: nn.Module) -> list[Dropout]:
+def dropouts(network: nn.Module) -> list[DropoutLayer]:
     """The dropouts of a network, in their order."""
-    return [module for module in network.modules() if isinstance(module, Dropout)]
+    return [module for module in network.modules() if isinstance(module, DropoutLayer)]
 
 
 @contextmanager

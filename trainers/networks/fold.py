@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from searchspace.function.heads import block_group
 from searchspace.groups import TRIVIAL, Group
-from trainers.networks.convolution import Block, Convolution
+from trainers.networks.convolution import Convolution, ConvolutionBlock
 from trainers.networks.kernels.ways import convolve
 from trainers.networks.networks import Network, step_spec
 from trainers.networks.plain import MeanNetwork, PlainNetwork
@@ -106,12 +106,12 @@ def description(network: Network) -> dict[str, Any]:
     stages = []
     for stage, blocks, step in zip(architecture.stages, network.stages, network.steps):
         spec: dict | None = None
-        if isinstance(step, Block):
+        if isinstance(step, ConvolutionBlock):
             spec = _convolution(step.layers[0])
         elif stage.subsampling is not None:
             spec = step_spec(stage.subsampling, stage.channels)
         described_stage: dict[str, Any] = {
-            "blocks": [_block(block) for block in cast(Iterable[Block], blocks)],
+            "blocks": [_block(block) for block in cast(Iterable[ConvolutionBlock], blocks)],
             "step": spec,
         }
         if stage.invariant_fields:
@@ -141,7 +141,7 @@ def description(network: Network) -> dict[str, Any]:
     return described
 
 
-def _block(block: Block) -> dict[str, Any]:
+def _block(block: ConvolutionBlock) -> dict[str, Any]:
     skip = (
         None
         if not block.residual

@@ -17,14 +17,14 @@ from trainers.networks.normalization import EPSILON, FieldNorm
 
 # values of a patch up to which it was faster: kernels of 3 in colour, of 5 in grey (2 cores, torch
 # 2.15)
-MOST = 32
+MOST_PATCH = 32
 
 
 def fits(images: Tensor, weight: Tensor) -> bool:
     """True if the normalised convolution of `images` in training is cheaper this way, and no
     gradient goes to them.
     """
-    return weight[0].numel() <= MOST and not images.requires_grad
+    return weight[0].numel() <= MOST_PATCH and not images.requires_grad
 
 
 def lift(

@@ -20,11 +20,11 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Stage
 from searchspace.subsampling import Subsampling
 from trainers.networks import bases
-from trainers.networks.convolution import Block, Convolution, channels_last
-from trainers.networks.dropout import Dropout
+from trainers.networks.convolution import Convolution, ConvolutionBlock, channels_last
+from trainers.networks.dropout import DropoutLayer
 from trainers.networks.filters import Parametrisation, expand
 from trainers.networks.kernels import maxima
-from trainers.networks.normalization import Pooling
+from trainers.networks.normalization import PoolWindow
 from trainers.networks.orbit import averaged, orbit_of
 from trainers.networks.plain import InvariantFields, Subsample, block_maxima, with_coordinates
 
@@ -111,7 +111,7 @@ class Network(nn.Module):
             pools = stage.invariant_fields, stage.group.order
             self.pools.append(InvariantFields(*pools) if pools[0] else nn.Identity())
             self.dropouts.append(
-                Dropout(stage.dropout, stage.group.order) if stage.dropout else nn.Identity()
+                DropoutLayer(stage.dropout, stage.group.order) if stage.dropout else nn.Identity()
             )
         self.order = architecture.group.order
         blocks = block_group(architecture.head)
@@ -198,8 +198,8 @@ class Network(nn.Module):
     def forward_with_parts(
         self, images: Tensor, *parts: slice, block: int = 1
     ) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
-        """(logits, for each stage the `maxima.block_maxima` of these parts of the batch): a loss on
-        few images costs little backwards.
+        """(logits, for each stage the `maxima.compiled_block_maxima` of these parts of the batch):
+        a loss on few images costs little backwards.
         """
 
         bounded = tuple(slice(*part.indices(len(images))) for part in parts)
@@ -235,9 +235,9 @@ class Network(nn.Module):
             if stage.stream:
                 ends.append(maps)
                 maps = entered
-            for block in cast(Iterable[Block], blocks):
+            for block in cast(Iterable[ConvolutionBlock], blocks):
                 maps = block(maps, weights)
-            maps = step(maps, weights) if isinstance(step, Block) else step(maps)
+            maps = step(maps, weights) if isinstance(step, ConvolutionBlock) else step(maps)
             maps, output = keep(pool(maps))
             outputs.append(output)
             maps = dropout(maps)
@@ -274,7 +274,9 @@ def step_spec(step: Subsampling, channels: int) -> dict:
     }
 
 
-def _blocks(stage: Stage, channels: int, source: Group | None, filters: Filters) -> Iterator[Block]:
+def _blocks(
+    stage: Stage, channels: int, source: Group | None, filters: Filters
+) -> Iterator[ConvolutionBlock]:
     """The blocks of a stage whose input has `channels`, which are fields of `source` (None: an
     image).
     """
@@ -301,7 +303,7 @@ def _blocks(stage: Stage, channels: int, source: Group | None, filters: Filters)
             **window,
         )
         if not stage.residual:
-            yield Block([first], False, None)
+            yield ConvolutionBlock([first], False, None)
         else:
             second = Convolution(stage.fields, stage.group, stage.channels, stage.group, **window)
             skip = None
@@ -317,7 +319,7 @@ def _blocks(stage: Stage, channels: int, source: Group | None, filters: Filters)
                     relu=False,
                     relaxation=stage.relaxation,
                 )
-            yield Block([first, second], True, skip)
+            yield ConvolutionBlock([first, second], True, skip)
         channels, source = stage.channels, stage.group
 
 
@@ -343,7 +345,7 @@ def _step(stage: Stage, filters: Filters) -> nn.Module:
         step.padding,
         relaxation=stage.relaxation,
     )
-    return Block([convolution], False, None)
+    return ConvolutionBlock([convolution], False, None)
 
 
 def _relu_after_step(stage: Stage) -> bool:
@@ -353,12 +355,12 @@ def _relu_after_step(stage: Stage) -> bool:
     return not stage.residual and stage.subsampling is not None and stage.subsampling.pure_maximum
 
 
-def _pooling(stage: Stage) -> Pooling | None:
+def _pooling(stage: Stage) -> PoolWindow | None:
     """The stage's maximum as torch's max_pool2d takes it; None for one that it cannot do."""
     step = stage.subsampling
     if step is None or not step.slides_maximum or step.padding[0] != step.padding[1]:
         return None
-    return Pooling(step.kernel, step.stride, step.padding[0], 1, step.ceil)
+    return PoolWindow(step.kernel, step.stride, step.padding[0], 1, step.ceil)
 
 
 def _bases(architecture: Architecture) -> set[tuple[Group, int]]:

@@ -18,7 +18,7 @@ EPSILON = 1e-5  # added to the variance, as in torch and escnn
 MOMENTUM = 0.1  # weight of a batch in the running statistics, as in torch and escnn
 
 
-class Pooling(NamedTuple):
+class PoolWindow(NamedTuple):
     """The window of a max pool, pixels."""
 
     kernel: int
@@ -80,7 +80,7 @@ class FieldNorm(nn.Module):
             maps, skip, self.weight, self.bias, mean, variance, self._gather, self.relu
         )
 
-    def pooled(self, maps: Tensor, signs: Tensor, pool: Pooling) -> Tensor:
+    def pooled(self, maps: Tensor, signs: Tensor, pool: PoolWindow) -> Tensor:
         """ReLU(max pool(normalised maps)) in training, of a convolution whose channels were
         multiplied by `signs()`.
 

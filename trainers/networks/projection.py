@@ -24,11 +24,11 @@ from torch.autograd.function import once_differentiable
 
 from searchspace.groups import Element, Group
 from trainers.actions import act, permutation
-from trainers.networks.convolution import Block, Convolution
+from trainers.networks.convolution import Convolution, ConvolutionBlock
 from trainers.networks.networks import Network
 
 
-def project(
+def project_weight(
     weight: Tensor, source: Group | None, fields: Group, group: Group | None = None
 ) -> Tensor:
     """P_G W: the equivariant weight nearest to `weight` [channels out, channels in, k, k].
@@ -49,15 +49,19 @@ def project(
     return _average(weight, source, fields, group)
 
 
-def distance(
+def equivariance_distance(
     weight: Tensor, source: Group | None, fields: Group, group: Group | None = None
 ) -> float:
     """How far a weight is from the equivariant ones: ||W - P_G W|| / ||W||, 0 to 1; 0 for a weight
-    that is zero. Arguments and errors are those of `project`.
+    that is zero. Arguments and errors are those of `project_weight`.
     """
     weight = weight.detach().double()
     norm = float(weight.norm())
-    return float((weight - project(weight, source, fields, group)).norm()) / norm if norm else 0.0
+    return (
+        float((weight - project_weight(weight, source, fields, group)).norm()) / norm
+        if norm
+        else 0.0
+    )
 
 
 def distances_squared(
@@ -157,20 +161,20 @@ def _moved(weight: Tensor, source: Group | None, fields: Group, element: Element
 
 
 @torch.no_grad()
-def layers_of(network: Network) -> list[tuple[str, Convolution, Tensor]]:
+def convolutions_of(network: Network) -> list[tuple[str, Convolution, Tensor]]:
     """(name, convolution, weight) of every convolution, such as `stage 2 conv1`, in the order
     of the forward pass.
     """
     names: list[str] = []
     for number, (blocks, step) in enumerate(zip(network.stages, network.steps), start=1):
         convolutions = 0
-        for block_number, block in enumerate(cast(Iterable[Block], blocks), start=1):
+        for block_number, block in enumerate(cast(Iterable[ConvolutionBlock], blocks), start=1):
             for _ in block.layers:
                 convolutions += 1
                 names.append(f"stage {number} conv{convolutions}")
             if block.skip is not None:
                 names.append(f"stage {number} skip{block_number}")
-        if isinstance(step, Block):
+        if isinstance(step, ConvolutionBlock):
             names.append(f"stage {number} {network.architecture.stages[number - 1].subsampling}")
     return list(zip(names, network.convolutions, network.weights(), strict=True))
 

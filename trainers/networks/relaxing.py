@@ -31,7 +31,9 @@ MOST_MISSED = 1e-4
 
 
 @torch.no_grad()
-def relax(network: Network, architecture: Architecture, *, images: Tensor | None = None) -> Network:
+def relax_network(
+    network: Network, architecture: Architecture, *, images: Tensor | None = None
+) -> Network:
     """A network of `architecture` (`searchspace.weights.relaxed`) with the function of `network`,
     in its dtype and mode, on its device. Raises ValueError if the architecture is not a relaxation
     of the network's.
@@ -41,7 +43,7 @@ def relax(network: Network, architecture: Architecture, *, images: Tensor | None
     height, width], as the network takes them, its batch norm has their statistics, so that training
     begins near the identity too.
     """
-    relaxation = Relaxation(network, architecture)
+    relaxation = ParameterMap(network, architecture)
     state = relaxation.moved(network.state_dict())
     state |= relaxation.identities(images) | relaxation.pathways()
     child = copy.deepcopy(relaxation.after)
@@ -88,7 +90,7 @@ def _plain(convolution: Convolution, weight: Tensor) -> Convolution:
     return plain
 
 
-class Relaxation:
+class ParameterMap:
     """The linear map from parameters and statistics of a network to those of a relaxed one.
 
     Both are known by their names in the state dict.

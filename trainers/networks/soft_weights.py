@@ -51,7 +51,7 @@ def channel_order(fields: int, group: Group, subgroup: Group) -> Tensor | None:
     return torch.argsort((starts + torch.tensor(restricted_order(group, subgroup))).flatten())
 
 
-class Part(nn.Module):
+class SubgroupFilters(nn.Module):
     """Filters of a subgroup H between the fields of a larger group: E_H as a weight."""
 
     rows: Tensor | None
@@ -89,16 +89,16 @@ class SoftWeight(nn.Module):
     def __init__(self, relaxation: Relaxation, shape: Shape) -> None:
         super().__init__()
         self.relaxation, self.shape = relaxation, shape
-        self.further = nn.ModuleList(Part(shape, group) for group in self._groups())
+        self.further = nn.ModuleList(SubgroupFilters(shape, group) for group in self._groups())
 
     def _groups(self) -> Sequence[Group]:
         """The groups of the further parts."""
         return self.relaxation.chain
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SubgroupFilters]:
         """The further parts, whose filters the network expands."""
-        return [part for part in self.further if isinstance(part, Part)]
+        return [part for part in self.further if isinstance(part, SubgroupFilters)]
 
     def start(self, filters: Tensor) -> None:
         """Remembers what must be known of the filters as they are initialised."""
@@ -244,7 +244,7 @@ def _trains(parameter: Tensor) -> bool:
     return parameter.requires_grad and torch.is_grad_enabled()
 
 
-KINDS: dict[str, type[SoftWeight]] = {
+SOFT_KINDS: dict[str, type[SoftWeight]] = {
     "pathway": Pathway,
     "mixed": Mixed,
     "banks": Banks,
@@ -254,4 +254,4 @@ KINDS: dict[str, type[SoftWeight]] = {
 
 def soft_weight(relaxation: Relaxation, shape: Shape) -> SoftWeight:
     """The module of a relaxation."""
-    return KINDS[relaxation.kind](relaxation, shape)
+    return SOFT_KINDS[relaxation.kind](relaxation, shape)

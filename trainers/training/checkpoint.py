@@ -32,7 +32,7 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far a training is."""
 
     epoch: int = 0  # epochs done
@@ -41,7 +41,7 @@ class Progress:
     settled: bool = True  # whether batch norm has the statistics of the present weights
 
 
-def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
+def training_fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
     """What a checkpoint belongs to: all that changes the result, so not the device, nor where the
     data lie.
     """
@@ -64,12 +64,12 @@ def fingerprint(architecture: Architecture, config: TrainingConfig) -> str:
     )
 
 
-def save(
+def save_checkpoint(
     directory: Path,
     owner: str,
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: TrainingProgress,
     companions: torch.nn.Module | None = None,
 ) -> None:
     """Writes the checkpoint of the training whose fingerprint is `owner`; `companions` are trained
@@ -106,13 +106,13 @@ def restore(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     companions: torch.nn.Module | None = None,
-) -> Progress:
+) -> TrainingProgress:
     """Gives network, optimizer and companions the state of the checkpoint in `directory` and says
     how far it is; without a checkpoint nothing changes. Raises ValueError if it is not `owner`'s.
     """
-    saved = read(directory, owner)
+    saved = read_checkpoint(directory, owner)
     if saved is None:
-        return Progress()
+        return TrainingProgress()
     network.load_state_dict(saved["network"])
     optimizer.load_state_dict(saved["optimizer"])
     if companions is not None and "companions" in saved:
@@ -124,11 +124,11 @@ def epochs_done(directory: Path, owner: str) -> int:
     """The epoch of the checkpoint in `directory`; 0 without one. Raises ValueError if it is not
     `owner`'s.
     """
-    saved = read(directory, owner)
+    saved = read_checkpoint(directory, owner)
     return 0 if saved is None else _progress(saved).epoch
 
 
-def read(directory: Path, owner: str) -> Mapping[str, Any] | None:
+def read_checkpoint(directory: Path, owner: str) -> Mapping[str, Any] | None:
     """The content of the checkpoint in `directory`, or of the one before where a crash of the
     machine tore the last; None if there is neither. Raises ValueError if it is not `owner`'s.
     """
@@ -155,8 +155,8 @@ def set_aside_foreign(directory: Path, owner: str) -> list[Path]:
     return moved
 
 
-def _progress(saved: Mapping[str, Any]) -> Progress:
-    return Progress(
+def _progress(saved: Mapping[str, Any]) -> TrainingProgress:
+    return TrainingProgress(
         saved["epoch"], saved["seconds"], tuple(saved["history"]), saved.get("settled", True)
     )
 
@@ -171,7 +171,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(saved: Any) -> bool:
-    """Whether this is all that `save` writes; another program's file is as good as a torn one."""
+    """Whether this is all that `save_checkpoint` writes; another program's file is as good as a
+    torn one.
+    """
     return (
         isinstance(saved, dict)
         and isinstance(saved.get("fingerprint"), str)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 NOT_REPLAYED = "training steps are not replayed from a CUDA graph"
 # steps made one operation at a time before a capture, as torch.cuda.graph asks for
-WARM_UP = 3
+WARM_UP_STEPS = 3
 FASTER = 0.95  # a replay must take less than this share of a step's time
 # and change the network as the step does, up to this share of the change (bfloat16 and atomic sums
 # vary)
@@ -124,7 +124,7 @@ class GraphedStep:
         next call.
         """
         full = len(pixels) == self._full
-        if full and self._open and self._steps >= WARM_UP:
+        if full and self._open and self._steps >= WARM_UP_STEPS:
             self._open = False
             self._try(pixels, labels, rate)
         if full and self._graph is not None:

@@ -24,10 +24,10 @@ from trainers.instruments import correctness
 from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.feature_maps import Normalise
-from trainers.instruments.predictions import Predictions, predict
+from trainers.instruments.predictions import Predictions, predict_elements
 from trainers.instruments.tasks import replicates
 from trainers.instruments.tasks.replicates import Replicates
-from trainers.instruments.tasks.scoring import beside, means_over
+from trainers.instruments.tasks.scoring import means_over, side_scores
 from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
 from trainers.scores import MAIN_SCORES, Scores
@@ -68,7 +68,7 @@ def evaluate(
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
     scored = mean_network(map(scoring, members), task)
-    moved = partial(predict, normalise=normal, corners=config.corners, keep_logits=True)
+    moved = partial(predict_elements, normalise=normal, corners=config.corners, keep_logits=True)
     predictions = moved(scored, images.pixels, declared.elements)
     trained_on = seen(config.augment, declared, degrees_learned(learned))
     symmetry = summarise(predictions, images.labels, declared, trained_on, over=over, task=task)
@@ -108,7 +108,7 @@ def save_correctness(
     """Writes into `folder` which images are classified correctly under each declared element."""
     labels = images.labels.cpu()
     rows = [predictions.of(element)[0] == labels for element in symmetry.elements]
-    correctness.save(
+    correctness.write_correctness(
         correctness.packed(epoch, torch.stack(rows), labels, symmetry.elements, symmetry.scored),
         folder,
     )
@@ -163,12 +163,12 @@ def of_task(
             **class_scores(predictions.upright, labels),
             **symmetry_class_scores(predictions.logits, forwards, labels),
         }
-    rows = {n: beside(outputs, predictions.logits[n], labels) for n in dict.fromkeys(forwards)}
+    rows = {n: side_scores(outputs, predictions.logits[n], labels) for n in dict.fromkeys(forwards)}
     errors = {f"{name}_error": float(row[1:].std()) for name, row in _resampled(symmetry).items()}
     found = {
         "score": MAIN_SCORES[outputs.task],
         **errors,
-        "beside": beside(outputs, predictions.upright, labels),
+        "beside": side_scores(outputs, predictions.upright, labels),
         "symmetry_beside": means_over([rows[n] for n in forwards]),
     }
     if outputs.task == "regression":

@@ -49,8 +49,8 @@ def train_folds(
         data = config.data.model_copy(update={"fold": (first + number) % folds})
         own = replace(config, data=data)
         scores.append(train(architecture, own, folder, until_epoch, on_epoch=on_epoch))
-        correct.append(correctness.read(folder, until_epoch))
-    merged = joined([part for part in correct if part is not None])
+        correct.append(correctness.read_correctness(folder, until_epoch))
+    merged = joined_correctness([part for part in correct if part is not None])
     mean = mean_scores(scores)
     resampled = [replicates.read(f, until_epoch) for f in _folders(directory, folds)]
     together = replicates.joined([part for part in resampled if part is not None])
@@ -58,7 +58,7 @@ def train_folds(
         replicates.save(together, directory)
     if merged is None or len(merged.elements) == 0 or None in correct:
         return mean
-    correctness.save(merged, directory)
+    correctness.write_correctness(merged, directory)
     worst = merged.of(merged.worst).bit_count() / merged.images
     return replace(mean, symmetry_accuracy_worst=worst)
 
@@ -68,7 +68,7 @@ def _folders(directory: Path, folds: int) -> list[Path]:
     return [directory / f"fold{number}" if number else directory for number in range(folds)]
 
 
-def joined(parts: Sequence[Correctness]) -> Correctness | None:
+def joined_correctness(parts: Sequence[Correctness]) -> Correctness | None:
     """The correctness of all images of the parts, in their order; None where they differ in their
     elements, or there is none.
     """

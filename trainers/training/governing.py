@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from searchspace.weights.governor import DEFAULT_GOVERNOR, Governor
 from trainers.networks.networks import Network
-from trainers.networks.projection import distance, layers_of
+from trainers.networks.projection import convolutions_of, equivariance_distance
 from trainers.networks.soft_weights import Banks, Pathway
 
 PACE = 40.0  # sum of eta over a training
-HIGHEST_RATE = 0.1
+HIGHEST_DUAL_RATE = 0.1
 # dJ/dgamma counts up to this: of a network that learns nothing else it drove a resilient gamma to
 # 28 (MNIST6-180), where lambda = rho |gamma| = |dJ/dgamma| makes it 1
 MOST_GRADIENT = 1.0
@@ -78,7 +78,7 @@ class Governing:
     def schedule(self, number: int, total: int) -> None:
         """Sets what a training of `total` steps has for step `number` (from 0)."""
         if self.governor.trains_gamma:
-            eta = min(PACE / total, HIGHEST_RATE)
+            eta = min(PACE / total, HIGHEST_DUAL_RATE)
             left = 1 - number / total
             self.rate.fill_(eta * min(1.0, 2 * left) ** 2 if self.governor.kind == "dual" else eta)
             self.hold.fill_(2 * eta if self.governor.kind == "dual" else 0.0)
@@ -107,7 +107,7 @@ class Governing:
         u, the shares alpha or the spread of w, and how far its weight is from the constraint.
         """
         values: dict[str, float] = {}
-        for name, convolution, weight in layers_of(network):
+        for name, convolution, weight in convolutions_of(network):
             if convolution.soft is None:
                 continue
             of_layer = convolution.soft.state()
@@ -116,7 +116,7 @@ class Governing:
             elif not self.governor.trains_gamma:
                 of_layer.pop("lambda", None)
             group = convolution.parametrisation.group
-            of_layer["distance"] = distance(weight, convolution.source, group)
+            of_layer["distance"] = equivariance_distance(weight, convolution.source, group)
             values |= {f"{what} {name}": value for what, value in of_layer.items()}
         return values
 

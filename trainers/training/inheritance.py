@@ -25,16 +25,16 @@ from searchspace.architecture import Architecture
 from trainers.data.datasets import Splits, batch, normaliser
 from trainers.devices import pick_device
 from trainers.networks.networks import Network, build
-from trainers.networks.relaxing import Relaxation, relax, require_same_function
+from trainers.networks.relaxing import ParameterMap, relax_network, require_same_function
 from trainers.training import checkpoint
-from trainers.training.checkpoint import Progress
+from trainers.training.checkpoint import TrainingProgress
 from trainers.training.config import TrainingConfig
 from trainers.training.step import build_optimizer
 
-IMAGES = 512  # training images that a new skip connection is measured on
+SKIP_IMAGES = 512  # training images that a new skip connection is measured on
 
 
-class Training(NamedTuple):
+class TrainingPlace(NamedTuple):
     """A training: what is trained, how, and where its checkpoints lie."""
 
     architecture: Architecture
@@ -42,7 +42,9 @@ class Training(NamedTuple):
     directory: Path
 
 
-def begin(child: Training, parent: Training, epoch: int, load_splits: Callable[[], Splits]) -> None:
+def begin(
+    child: TrainingPlace, parent: TrainingPlace, epoch: int, load_splits: Callable[[], Splits]
+) -> None:
     """Leaves a checkpoint of `epoch` of the child's schedule with the parent's last weights, unless
     the child has one; only then the images are read.
 
@@ -50,28 +52,28 @@ def begin(child: Training, parent: Training, epoch: int, load_splits: Callable[[
     or the child's architecture is not a relaxation of the parent's that has its function; OSError
     where the checkpoint cannot be written.
     """
-    owner = checkpoint.fingerprint(child.architecture, child.config)
-    if checkpoint.read(child.directory, owner) is not None:
+    owner = checkpoint.training_fingerprint(child.architecture, child.config)
+    if checkpoint.read_checkpoint(child.directory, owner) is not None:
         return
     splits = load_splits()
     before, saved = _trained(parent, splits)
     cpu = torch.device("cpu")  # where convolutions are not rounded to fewer digits
-    images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), cpu)
+    images, _ = batch(splits.train, torch.arange(min(SKIP_IMAGES, len(splits.train))), cpu)
     corners = child.config.corners
     prepared = normaliser(splits.mean, splits.std, cpu, corners=corners)(images)
-    network = relax(before, child.architecture, images=prepared)
+    network = relax_network(before, child.architecture, images=prepared)
     require_same_function(before, network, prepared[:8])
     network = network.to(pick_device(child.config.training.device))
     optimizer = build_optimizer(network, child.config)
-    carry_over(saved["optimizer"], Relaxation(before, child.architecture), network, optimizer)
+    carry_over(saved["optimizer"], ParameterMap(before, child.architecture), network, optimizer)
     child.directory.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(child.directory, owner, network, optimizer, Progress(epoch))
+    checkpoint.save_checkpoint(child.directory, owner, network, optimizer, TrainingProgress(epoch))
 
 
-def _trained(parent: Training, splits: Splits) -> tuple[Network, Mapping[str, Any]]:
+def _trained(parent: TrainingPlace, splits: Splits) -> tuple[Network, Mapping[str, Any]]:
     """(the parent's network, its checkpoint). Raises ValueError."""
-    owner = checkpoint.fingerprint(parent.architecture, parent.config)
-    saved = checkpoint.read(parent.directory, owner)
+    owner = checkpoint.training_fingerprint(parent.architecture, parent.config)
+    saved = checkpoint.read_checkpoint(parent.directory, owner)
     if saved is None:
         raise ValueError(
             f"there is no checkpoint in {parent.directory} whose weights could be inherited; "
@@ -93,7 +95,7 @@ def _trained(parent: Training, splits: Splits) -> tuple[Network, Mapping[str, An
 @torch.no_grad()
 def carry_over(
     saved: Mapping[str, Any],
-    relaxation: Relaxation,
+    relaxation: ParameterMap,
     network: Network,
     optimizer: torch.optim.Optimizer,
 ) -> None:
@@ -121,7 +123,7 @@ def carry_over(
             optimizer.state[parameter]["step"] = next(iter(parts["step"].values())).clone()
 
 
-def _moved(parts: Mapping[str, Mapping[str, Tensor]], relaxation: Relaxation) -> dict[str, Any]:
+def _moved(parts: Mapping[str, Mapping[str, Tensor]], relaxation: ParameterMap) -> dict[str, Any]:
     """The state by part and name of parameter, without the count of steps."""
     if "exp_avg" not in parts:
         return {part: relaxation.moved(named) for part, named in parts.items() if part != "step"}

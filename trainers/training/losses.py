@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from searchspace.groups import IDENTITY, Element, Group
 from searchspace.training.losses import Blocks
 from trainers.actions import act, permutation
-from trainers.networks.kernels.maxima import block_maxima
+from trainers.networks.kernels.maxima import compiled_block_maxima
 from trainers.networks.networks import Network
 from trainers.networks.projection import distances_squared
 from trainers.settings import Corners, Task
@@ -67,7 +67,7 @@ class EquivarianceLoss:
 
     function: Callable[[Views], Tensor]  # the scalar loss
     stages: bool = False  # reads the maps after each stage
-    # of those maps, the maximum over each block of |G| channels (`maxima.block_maxima`)
+    # of those maps, the maximum over each block of |G| channels (`maxima.compiled_block_maxima`)
     pools: bool = False
     moves: bool = True  # compares the images with moved ones
     last: bool = False  # without named stages it reads the last alone
@@ -92,7 +92,7 @@ def usable_elements(group: Group, size: tuple[int, int]) -> tuple[Element, ...]:
     return elements
 
 
-def draw(
+def draw_elements(
     elements: tuple[Element, ...], count: int, generator: torch.Generator
 ) -> list[tuple[Element, slice]]:
     """A random element for each of `count` images, as (element, where) with equal elements side by
@@ -112,7 +112,9 @@ def draw(
     return parts
 
 
-def move(images: Tensor, parts: list[tuple[Element, slice]], corners: Corners = "black") -> Tensor:
+def move_images(
+    images: Tensor, parts: list[tuple[Element, slice]], corners: Corners = "black"
+) -> Tensor:
     """The images [B, C, H, W], each moved by the element of its part, with `corners` outside."""
     return torch.cat([act(images[where], element, corners) for element, where in parts])
 
@@ -122,11 +124,11 @@ def maxima_of(maps: Tensor, blocks: Blocks | Group) -> Tensor:
     orders of heterogeneous blocks.
     """
     if isinstance(blocks, Group):
-        return block_maxima(maps, blocks.order)
+        return compiled_block_maxima(maps, blocks.order)
     parts, start = [], 0
     for channels, block in blocks.split(maps.shape[1]):
         if channels:
-            parts.append(block_maxima(maps[:, start : start + channels], block))
+            parts.append(compiled_block_maxima(maps[:, start : start + channels], block))
         start += channels
     return torch.cat(parts, 1)
 

@@ -20,9 +20,9 @@ from trainers.settings import Corners, Task
 from trainers.training.losses import (
     LOSSES,
     Views,
-    draw,
+    draw_elements,
     maxima_of,
-    move,
+    move_images,
     task_loss,
     usable_elements,
 )
@@ -31,7 +31,7 @@ Parts = list[tuple[Element, slice]]
 
 
 @dataclass(frozen=True)
-class Objective:
+class TrainingObjective:
     """The equivariance losses of a recipe on images of one size, and what they need."""
 
     losses: tuple[Loss, ...]
@@ -51,7 +51,7 @@ class Objective:
         corners: Corners = "black",
         class_weights: Tensor | None = None,
         task: Task = "classification",
-    ) -> Objective:
+    ) -> TrainingObjective:
         """The objective on images of `size` (height, width). Raises ValueError where a loss's group
         has no element that keeps them in shape.
         """
@@ -92,8 +92,10 @@ class Objective:
         generator: torch.Generator,
     ) -> list[Tensor]:
         count = len(pixels)
-        parts = {g: draw(elements, size, generator) for g, elements in self.elements.items()}
-        moved = [move(pixels[:size], each, self.corners) for each in parts.values()]
+        parts = {
+            g: draw_elements(elements, size, generator) for g, elements in self.elements.items()
+        }
+        moved = [move_images(pixels[:size], each, self.corners) for each in parts.values()]
         images = normalise(torch.cat([pixels, *moved]))
         starts = {group: count + size * n for n, group in enumerate(parts)}
         compared = (slice(size), *(slice(s, s + size) for s in starts.values()))

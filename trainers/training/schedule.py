@@ -8,7 +8,7 @@ from trainers.settings import Training
 
 # share of a onecycle schedule in which the learning rate rises (Smith & Topin 2017, torch's
 # default)
-WARM_UP = 0.3
+WARM_UP_SHARE = 0.3
 # a onecycle schedule starts and ends at the peak divided by these (torch's defaults)
 FIRST, LAST = 25, 250_000
 # the step schedule halves every fifth (arXiv:2308.11316: every 10 of 50 epochs)
@@ -25,9 +25,9 @@ def rate_at(training: Training, peak: float, step: int, total: int) -> float:
     if training.schedule == "cosine":
         return peak * _falling(share)
     low, last = peak / FIRST, peak / LAST
-    if share < WARM_UP:
-        return peak + (low - peak) * _falling(share / WARM_UP)
-    return last + (peak - last) * _falling((share - WARM_UP) / (1 - WARM_UP))
+    if share < WARM_UP_SHARE:
+        return peak + (low - peak) * _falling(share / WARM_UP_SHARE)
+    return last + (peak - last) * _falling((share - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
 
 
 def _falling(share: float) -> float:

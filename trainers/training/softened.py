@@ -15,17 +15,17 @@ from trainers.networks.networks import Network
 from trainers.networks.soft.expressing import softened_network
 from trainers.settings import Corners
 from trainers.training import checkpoint
-from trainers.training.checkpoint import Progress
+from trainers.training.checkpoint import TrainingProgress
 from trainers.training.config import TrainingConfig
 from trainers.training.step import build_optimizer
 
-IMAGES = 256  # training images for the statistics of batch norm
+BATCH_NORM_IMAGES = 256  # training images for the statistics of batch norm
 
 
 def statistics_images(network: Network, splits: Splits, corners: Corners) -> Tensor:
     """The first training images as the network takes them, on its device."""
     device = next(network.parameters()).device
-    images, _ = batch(splits.train, torch.arange(min(IMAGES, len(splits.train))), device)
+    images, _ = batch(splits.train, torch.arange(min(BATCH_NORM_IMAGES, len(splits.train))), device)
     return normaliser(splits.mean, splits.std, device, corners=corners)(images)
 
 
@@ -34,10 +34,10 @@ def soften_trained(network: Network, how: Softened, splits: Splits, corners: Cor
     return softened_network(network, how, statistics_images(network, splits, corners))
 
 
-def keep(network: Network, config: TrainingConfig, directory: Path, epoch: int) -> None:
+def save_softened(network: Network, config: TrainingConfig, directory: Path, epoch: int) -> None:
     """Leaves the network in `directory` as the checkpoint of a training by `config` after `epoch`
     epochs. Raises OSError where it cannot be written.
     """
-    owner = checkpoint.fingerprint(network.architecture, config)
+    owner = checkpoint.training_fingerprint(network.architecture, config)
     optimizer = build_optimizer(network, config)
-    checkpoint.save(directory, owner, network, optimizer, Progress(epoch))
+    checkpoint.save_checkpoint(directory, owner, network, optimizer, TrainingProgress(epoch))

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
-from trainers.data.augment import transform
+from trainers.data.augment import transform_images
 from trainers.networks.dropout import dropouts
 from trainers.networks.networks import Network
 from trainers.networks.soft_weights import Pathway
-from trainers.precision import Precision, autocast, resolve
+from trainers.precision import Precision, autocast, resolve_precision
 from trainers.settings import Task
 from trainers.training.augmentation import LearnedAugmentation
 from trainers.training.config import TrainingConfig
 from trainers.training.governing import Governing
 from trainers.training.losses import TASK_LOSSES
-from trainers.training.objective import Objective
+from trainers.training.objective import TrainingObjective
 from trainers.training.weighting import AdaptedWeights
 
 
@@ -31,7 +31,7 @@ class TrainingStep:
     network: Network
     optimizer: torch.optim.Optimizer
     config: TrainingConfig
-    objective: Objective  # the equivariance losses
+    objective: TrainingObjective  # the equivariance losses
     # what is trained beside the network: widths of augmentation, weights of losses
     companions: nn.ModuleDict
     governing: Governing  # of gamma of residual pathways
@@ -63,7 +63,7 @@ class TrainingStep:
             network,
             build_optimizer(network, config, companions),
             config,
-            Objective.of(
+            TrainingObjective.of(
                 config.recipe.losses,
                 config.group,
                 architecture.size,
@@ -74,7 +74,7 @@ class TrainingStep:
             companions,
             governing,
             normalise,
-            resolve(config.training.precision, device),
+            resolve_precision(config.training.precision, device),
             torch.Generator(),
             _dropout_generators(network),
         )
@@ -173,7 +173,9 @@ class TrainingStep:
     def augment(self, pixels: Tensor) -> Tensor:
         """Images in 0..1 as training sees them."""
         config = self.config
-        return transform(pixels, config.augment, config.group, self.generator, config.corners)
+        return transform_images(
+            pixels, config.augment, config.group, self.generator, config.corners
+        )
 
 
 def _dropout_generators(network: Network) -> tuple[torch.Generator, ...]:

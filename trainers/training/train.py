@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
-from trainers.data.datasets import Images, Splits, batch, load, normaliser
+from trainers.data.datasets import Images, Splits, batch, load_data, normaliser
 from trainers.devices import pick_device, send
 from trainers.files import partial_files
 from trainers.networks.networks import Network, build
@@ -27,7 +27,7 @@ from trainers.precision import autocast
 from trainers.scores import Scores
 from trainers.seeds import derived_seed
 from trainers.training import checkpoint
-from trainers.training.checkpoint import Progress
+from trainers.training.checkpoint import TrainingProgress
 from trainers.training.class_balance import class_weights
 from trainers.training.config import TrainingConfig, check_training
 from trainers.training.cuda_graph import GraphedStep
@@ -54,7 +54,7 @@ class TrainingRun:
     graphed: GraphedStep  # the step, on a GPU replayed from a CUDA graph
     splits: Splits
     owner: str  # the fingerprint of its checkpoints
-    progress: Progress
+    progress: TrainingProgress
 
     @property
     def network(self) -> Network:
@@ -102,7 +102,7 @@ class TrainingRun:
         done = self.progress
         epoch, seconds = done.epoch + 1, done.seconds + seconds
         row = {"epoch": epoch, "train_loss": loss, "seconds": seconds}
-        self.progress = Progress(epoch, seconds, (*done.history, row), settled)
+        self.progress = TrainingProgress(epoch, seconds, (*done.history, row), settled)
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the training loss is {loss} in epoch {epoch} at learning rate "
@@ -118,7 +118,7 @@ class TrainingRun:
     def save(self, directory: Path) -> None:
         """Writes the checkpoint of the epochs done. Raises OSError."""
         step = self.step
-        checkpoint.save(
+        checkpoint.save_checkpoint(
             directory, self.owner, self.network, step.optimizer, self.progress, step.companions
         )
 
@@ -205,9 +205,9 @@ def advance(
     for left in partial_files(directory):  # by a worker that was killed
         left.unlink(missing_ok=True)
     if splits is None:
-        splits = load(config.data, architecture.size, merge=config.merge_validation)
+        splits = load_data(config.data, architecture.size, merge=config.merge_validation)
     check_training(config.training, len(splits.train), min(architecture.size))
-    run = start(
+    run = start_training(
         architecture, config, directory, on_device(splits, pick_device(config.training.device))
     )
     while run.epoch < until_epoch:
@@ -217,7 +217,7 @@ def advance(
     return run
 
 
-def start(
+def start_training(
     architecture: Architecture, config: TrainingConfig, directory: Path, splits: Splits
 ) -> TrainingRun:
     """The training in `directory`: that of its checkpoint, or one with a new network. Raises
@@ -236,7 +236,7 @@ def start(
         class_weights(config.training.class_weights, splits),
         splits.task,
     )
-    owner = checkpoint.fingerprint(architecture, config)
+    owner = checkpoint.training_fingerprint(architecture, config)
     progress = checkpoint.restore(directory, owner, network, step.optimizer, step.companions)
     return TrainingRun(step, _graphed(step, splits), splits, owner, progress)
 

@@ -17,10 +17,10 @@ from studies.errors import StudyError
 from studies.evidence.front import scored
 from studies.journal.directory import STUDY
 from studies.journal.trial import TrialRecord
-from studies.pareto import dominates, signed
-from studies.results.after.points import Point, Scored
+from studies.pareto import dominates, larger_is_better
+from studies.results.after.points import DerivedPoint, Scored
 from studies.results.after.softening import SOFTNESS
-from studies.results.tables import open_study
+from studies.results.tables import open_records
 from trainers.cores import available_cores
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from trainers.data.datasets import Splits
 
-COMPARED = ("accuracy", "symmetry_accuracy", "params")  # objectives that any model has
-STATISTICS_IMAGES = 256  # training images for the statistics of batch norm
+COMPARED_SCORES = ("accuracy", "symmetry_accuracy", "params")  # objectives that any model has
+TWIN_IMAGES = 256  # training images for the statistics of batch norm
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def soften_module(
     objectives; nothing is written. Raises StudyError or ValueError for what cannot be loaded or
     softened, and for objectives that only trials have.
     """
-    from trainers.data.datasets import load
+    from trainers.data.datasets import load_data
     from trainers.instruments.loading import check_model, load_model
     from trainers.process import tune_process
 
@@ -65,7 +65,7 @@ def soften_module(
     found = _data(data, settings or {}, front)
     declared = _group(group or found.study.symmetry.group)
     model = load_model(source).eval()
-    splits = load(found.study.data, None)
+    splits = load_data(found.study.data, None)
     check_model(model, splits.validation.pixels[:2], len(splits.classes))
     began = time.perf_counter()
     subject = _subject(model, found.study, declared, splits, images)
@@ -100,15 +100,15 @@ def _data(name: str, settings: dict[str, Any], front: bool) -> _Data:
                 f"'{name}' is not a study's directory, whose front --front compares with; give one "
                 "with --data, or leave --front out"
             )
-        return _Data(config.load(name, settings), None)
+        return _Data(config.load_study(name, settings), None)
     if settings:
         raise StudyError(f"{name} is a study as it was started; leave --set out")
-    study, records = open_study(place)
-    others = [o for o in study.objectives if o not in COMPARED]
+    study, records = open_records(place)
+    others = [o for o in study.objectives if o not in COMPARED_SCORES]
     if front and others:
         raise StudyError(
             f"the study's objectives hold {', '.join(others)}, which a model from outside does not "
-            f"have; --front compares {', '.join(COMPARED)}"
+            f"have; --front compares {', '.join(COMPARED_SCORES)}"
         )
     return _Data(study, records)
 
@@ -143,12 +143,12 @@ def _as_they_are(images: Tensor) -> Tensor:
 
 def _points(
     model: nn.Module, subject: Scored, softness: Sequence[float], splits: Splits
-) -> list[Point]:
+) -> list[DerivedPoint]:
     from trainers.instruments.audit.audit import audit
     from trainers.instruments.feature_maps import pixels
     from trainers.networks.soft.any_module import project
 
-    few = pixels(splits.train.pixels[:STATISTICS_IMAGES], model)
+    few = pixels(splits.train.pixels[:TWIN_IMAGES], model)
     made = [project(model, subject.group, s, few) for s in softness]
     height, width = few.shape[-2:]
     exact = audit(model, (height, width), subject.group, few.shape[1], sizes=False).exact
@@ -175,7 +175,7 @@ def _bound(network: nn.Module, subject: Scored) -> float | None:
         return None
 
 
-def _beaten(point: Point, params: int, data: _Data) -> int | None:
+def _beaten(point: DerivedPoint, params: int, data: _Data) -> int | None:
     """The trial of the front that beats a point in all objectives; None: it would stand there."""
     objectives = data.study.objectives
     own = {
@@ -183,8 +183,8 @@ def _beaten(point: Point, params: int, data: _Data) -> int | None:
         "symmetry_accuracy": point.symmetry_accuracy,
         "params": params,
     }
-    mine = signed([own[name] for name in objectives], objectives)
+    mine = larger_is_better([own[name] for name in objectives], objectives)
     for record in scored(data.records or ()):
-        if dominates(signed(record.values or (), objectives), mine):
+        if dominates(larger_is_better(record.values or (), objectives), mine):
             return record.number
     return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainers.instruments.accuracy import Over
-    from trainers.instruments.feature_maps import Model, Normalise
+    from trainers.instruments.feature_maps import Forward, Normalise
     from trainers.networks.plain import PlainNetwork
     from trainers.networks.soft.softening import Action
     from trainers.settings import Corners
@@ -26,7 +26,7 @@ CHANGE_IMAGES = 16  # validation images whose logits are compared, and bounded
 
 
 @dataclass(frozen=True)
-class Point:
+class DerivedPoint:
     """What a trained network becomes, on validation images."""
 
     name: str  # what it is called in a table
@@ -52,7 +52,7 @@ class Scored:
     over: Over  # which elements the symmetry accuracy is a mean over
     corners: Corners  # of turned images, as its training had them
 
-    def averaged(self) -> Point:
+    def averaged(self) -> DerivedPoint:
         """The network averaged over the orbit of its images."""
         from trainers.networks.orbit import orbit_average
 
@@ -69,31 +69,33 @@ class Scored:
     def point(
         self,
         name: str,
-        model: Model,
+        model: Forward,
         *,
         how: str | None = None,
         softness: float | None = None,
         bound: float | None = None,
-    ) -> Point:
+    ) -> DerivedPoint:
         """The scores of a model that takes normalised images."""
         import torch
 
         from trainers.actions import act
         from trainers.instruments.accuracy import summarise
-        from trainers.instruments.predictions import predict
+        from trainers.instruments.predictions import predict_elements
         from trainers.networks.convolution import channels_last
 
         def prepared(batch: Tensor) -> Tensor:
             return channels_last(self.normalise(batch))
 
         elements, few = self.group.elements, self.few
-        found = predict(model, self.pixels, elements, normalise=prepared, corners=self.corners)
+        found = predict_elements(
+            model, self.pixels, elements, normalise=prepared, corners=self.corners
+        )
         symmetry = summarise(found, self.labels, self.group, self.seen, over=self.over)
         with torch.no_grad():
             still = model(prepared(few))
             moved = [model(prepared(act(few, e, self.corners))) for e in elements if e != IDENTITY]
         changes = [(logits - still).norm(dim=1).max() for logits in moved]
-        return Point(
+        return DerivedPoint(
             name,
             softness,
             how,
@@ -106,7 +108,7 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject(Scored):
+class ScoredNetwork(Scored):
     """A trained network of an architecture."""
 
     architecture: Architecture
@@ -114,7 +116,7 @@ class Subject(Scored):
     acting: Callable[[], Sequence[Action]]  # how the group acts on the channels; ValueError
     at: Callable[[float], PlainNetwork]  # the folded network at a softness; ValueError
 
-    def at_softness(self, softness: float) -> Point:
+    def at_softness(self, softness: float) -> DerivedPoint:
         """The network at a softness. Raises ValueError where the group does not act on its
         channels.
         """
@@ -124,7 +126,7 @@ class Subject(Scored):
         how = None if softness == 1 else str(Softened("softness", (self.group,), softness))
         return self.point(f"{softness:g}", folded, how=how, softness=softness, bound=bound)
 
-    def unnormalised(self) -> Subject:
+    def unnormalised(self) -> ScoredNetwork:
         """The same for models that take images in 0..1."""
         return replace(self, normalise=lambda images: images)
 

@@ -10,10 +10,10 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import read_study
 from studies.journal.trial import TrialRecord
-from studies.results.tables import find_trial, open_study
+from studies.results.tables import find_trial, open_records
 from studies.results.trained import load_trained
 from studies.search.inheritance import Child, child_of
-from studies.search.proposals import facts
+from studies.search.proposals import architecture_facts
 
 
 def relax_trial(
@@ -36,13 +36,15 @@ def relax_trial(
     from studies.workers.launch import open_driver
 
     directory = Path(directory)
-    study, records = open_study(directory)
+    study, records = open_records(directory)
     parent = find_trial(records, number, directory)
     child = child_of(study, parent, directory, stage, group, pathway=pathway, epochs=epochs)
     _require_weights(study, parent, child, directory)
     with open_driver(directory, read_study(directory)) as driver:
         text = str(child.candidate)
-        reason = facts(child.candidate.architecture, study, driver.channels, driver.classes).broken
+        reason = architecture_facts(
+            child.candidate.architecture, study, driver.channels, driver.classes
+        ).broken
         if reason:
             raise StudyError(f"'{text}' cannot be trained in this study: {reason}")
         return {
@@ -56,10 +58,10 @@ def relax_trial(
 
 def _require_weights(study: Study, parent: TrialRecord, child: Child, directory: Path) -> None:
     """Raises StudyError where the parent's weights cannot be loaded, or cannot be relaxed."""
-    from trainers.networks.relaxing import relax
+    from trainers.networks.relaxing import relax_network
 
     try:
-        relax(
+        relax_network(
             load_trained(study, parent, directory, device="cpu").network,
             child.candidate.architecture,
         )

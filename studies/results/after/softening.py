@@ -19,10 +19,10 @@ from studies.errors import StudyError
 from studies.journal.directory import read_study
 from studies.output import Column, formatted, percent
 from studies.pareto import dominates
-from studies.results.after.points import Point, Subject
-from studies.results.tables import find_trial, open_study
+from studies.results.after.points import DerivedPoint, ScoredNetwork
+from studies.results.tables import find_trial, open_records
 from studies.results.trained import TrainedTrial, load_trained
-from studies.search.softened import Source, add_softened
+from studies.search.softened import SoftenedSource, add_softened
 from studies.tasks import require_classes
 from trainers.cores import available_cores
 
@@ -55,7 +55,7 @@ def soften_trial(
 
     tune_process(available_cores())
     directory = Path(directory)
-    study, records = open_study(directory)
+    study, records = open_records(directory)
     require_classes(study, "soften")
     record = find_trial(records, number, directory)
     trial = load_trained(study, record, directory, device="cpu")
@@ -74,7 +74,7 @@ def soften_trial(
 
         ways = _worth(points, study)
         with open_driver(directory, read_study(directory)) as driver:
-            source = Source(record, trial.network, trial.splits)
+            source = SoftenedSource(record, trial.network, trial.splits)
             made = add_softened(driver, source, ways)
         added = [{"how": str(w), "trial": n, "what": text} for w, (n, text) in zip(ways, made)]
     trained = (record.scores or {}).get("seconds")
@@ -118,9 +118,9 @@ def soften_bundle(
     }
 
 
-def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject:
+def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> ScoredNetwork:
     from trainers.bundles.verify import load_checked
-    from trainers.data.datasets import load, normalise
+    from trainers.data.datasets import load_data, normalise
     from trainers.instruments.loading import check_model
     from trainers.networks.networks import build
     from trainers.networks.plain import PlainNetwork
@@ -136,11 +136,11 @@ def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject
     given = manifest.content
     normal = partial(normalise, mean=given.mean, std=given.std, corners=manifest.corners)
     architecture = Architecture.parse(manifest.architecture)
-    splits = load(study.data, architecture.size)
+    splits = load_data(study.data, architecture.size)
     pixels, labels = _some(splits.validation, images)
     check_model(folded, pixels[:2], len(splits.classes), normal)
     skeleton = build(architecture, channels=splits.channels, classes=len(splits.classes))
-    return Subject(
+    return ScoredNetwork(
         architecture=architecture,
         folded=folded,
         group=group,
@@ -156,7 +156,7 @@ def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> Subject
 
 
 def _result(
-    subject: Subject, points: Sequence[Point], seconds: float, trained: float | None
+    subject: ScoredNetwork, points: Sequence[DerivedPoint], seconds: float, trained: float | None
 ) -> dict[str, Any]:
     return {
         "group": str(subject.group),
@@ -198,11 +198,11 @@ def _some(validation: Images, images: int) -> tuple[Tensor, Tensor]:
 
 def _of_trial(
     trial: TrainedTrial, study: Study, group: Group, images: int, learned: dict[str, float] | None
-) -> Subject:
+) -> ScoredNetwork:
     from trainers.data.augment import seen
     from trainers.data.datasets import normalise
     from trainers.networks.fold import fold
-    from trainers.networks.soft.softening import actions, soften
+    from trainers.networks.soft.softening import actions, soften_network
     from trainers.training.evaluate import degrees_learned
     from trainers.training.softened import statistics_images
 
@@ -210,12 +210,12 @@ def _of_trial(
     corners = trial.config.corners
     few = statistics_images(network, trial.splits, corners)
     pixels, labels = _some(trial.splits.validation, images)
-    return Subject(
+    return ScoredNetwork(
         architecture=network.architecture,
         folded=fold(network),
         group=group,
         acting=lambda: actions(network, group),
-        at=lambda s: fold(soften(network, group, s, few)),
+        at=lambda s: fold(soften_network(network, group, s, few)),
         pixels=pixels,
         labels=labels,
         normalise=partial(normalise, mean=trial.splits.mean, std=trial.splits.std, corners=corners),
@@ -225,11 +225,11 @@ def _of_trial(
     )
 
 
-def _orbit(subject: Subject) -> list[Point]:
+def _orbit(subject: ScoredNetwork) -> list[DerivedPoint]:
     return [subject.averaged()] if subject.architecture.orbit == TRIVIAL else []
 
 
-def _held(subject: Subject, trial: TrainedTrial) -> list[Point]:
+def _held(subject: ScoredNetwork, trial: TrainedTrial) -> list[DerivedPoint]:
     """The network with its mixed layers held to the group to which alpha points, and to the last of
     their chains, which keeps the function.
     """
@@ -240,7 +240,7 @@ def _held(subject: Subject, trial: TrainedTrial) -> list[Point]:
     chosen = held_groups(trial.network)
     if chosen is None:
         return []
-    points: list[Point] = []
+    points: list[DerivedPoint] = []
     for groups in dict.fromkeys((chosen, tuple(trial.network.architecture.certain_groups))):
         how = Softened("held", groups)
         try:
@@ -251,7 +251,7 @@ def _held(subject: Subject, trial: TrainedTrial) -> list[Point]:
     return points
 
 
-def _copies(subject: Subject, trial: TrainedTrial) -> list[Point]:
+def _copies(subject: ScoredNetwork, trial: TrainedTrial) -> list[DerivedPoint]:
     """The network averaged over copies moved by what its augmentation has learned (Augerino)."""
     import torch
     from torch.nn.functional import log_softmax
@@ -270,7 +270,7 @@ def _copies(subject: Subject, trial: TrainedTrial) -> list[Point]:
         return [subject.unnormalised().point(f"{COPIES} learned copies", averaged)]
 
 
-def _worth(points: Sequence[Point], study: Study) -> list[Softened]:
+def _worth(points: Sequence[DerivedPoint], study: Study) -> list[Softened]:
     """What the points with networks of their own are, where no other point beats them in what the
     study asks for, and the trained network does not equal them.
     """

@@ -13,12 +13,12 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.evidence.controls import comparison, outcome
-from studies.evidence.front import best_compromise, members, scored
+from studies.evidence.front import best_compromise, front_members, scored
 from studies.evidence.intervals import Evidence, interval, over_seeds, resolution_text
 from studies.journal.definition import corners_note
 from studies.journal.trial import TrialRecord
 from studies.output import is_number
-from studies.results.selection import over_seeds as tested_over_seeds
+from studies.results.selection import mean_over_seeds as tested_over_seeds
 from studies.tasks import beside_text, in_words, task_score
 
 MOST_TIES = 6  # trials named in a sentence
@@ -46,7 +46,7 @@ def answer(
     (accuracy and symmetry_accuracy with mean and std, n, num_test), `warnings` what the check of
     the declaration said.
     """
-    front = members(study, records)
+    front = front_members(study, records)
     chosen = best_compromise(study, front)
     if chosen is None or chosen.architecture is None:
         return Answer(None, "No trial is complete yet.", cautions=tuple(warnings))

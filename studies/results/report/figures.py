@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studies.markup import Html, html, joined
+from studies.markup import Html, html, joined_html
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 220, 58, 178, 12  # pixels
 
@@ -54,5 +54,5 @@ def steps_html(values: Sequence[float], across: str, up: str) -> Html:
     return html(
         '<svg class="figure" viewBox="0 0 {} {}" role="img" '
         'aria-label="{} over {}, last {}">{}</svg>',
-        *(str(WIDTH), str(HEIGHT), up, across, f"{values[-1]:.4f}", joined(parts)),
+        *(str(WIDTH), str(HEIGHT), up, across, f"{values[-1]:.4f}", joined_html(parts)),
     )

@@ -16,7 +16,7 @@ from studies.errors import StudyError
 from studies.evidence.controls import comparison
 from studies.evidence.intervals import Evidence
 from studies.journal.trial import TrialRecord
-from studies.markup import Html, html, joined
+from studies.markup import Html, html, joined_html
 from studies.markup import table_html as _table
 from studies.results import tables as views
 from studies.results.compare import control_text
@@ -33,7 +33,7 @@ from studies.results.report.sections import (
     setting_html,
     tested_html,
 )
-from studies.results.retrain import summarised, tested_results
+from studies.results.retrain import summarise_seeds, tested_results
 from studies.tasks import in_words, task_score
 from studies.workers.declaration import read_declaration
 from trainers.files import write_whole
@@ -51,7 +51,7 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     study file. It holds its figures and refers to nothing. Raises StudyError if there is no study,
     or the page cannot be written.
     """
-    study, records = views.open_study(directory, parameters=True, reading=True)
+    study, records = views.open_records(directory, parameters=True, reading=True)
     path = Path(out) if out is not None else directory / REPORT
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _tested(directory: Path) -> list[dict[str, Any]]:
     by_length: dict[int, list[dict[str, Any]]] = {}
     for result in tested_results(directory):
         by_length.setdefault(result["epochs"], []).append(result)
-    return [row for _, results in sorted(by_length.items()) for row in summarised(results)]
+    return [row for _, results in sorted(by_length.items()) for row in summarise_seeds(results)]
 
 
 def _by_trial(rows: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -118,13 +118,13 @@ def _by_trial(rows: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]
 
 def _answer_html(said: Answer) -> Iterable[Html]:
     def listed(sentences: Sequence[str]) -> Html:
-        return html("<ul>{}</ul>", joined([html("<li>{}</li>", _coded(t)) for t in sentences]))
+        return html("<ul>{}</ul>", joined_html([html("<li>{}</li>", _coded(t)) for t in sentences]))
 
     parts = [html("<p>{}</p>", said.headline)]
     for heading, sentences in (("What it costs", said.cost), ("How sure", said.evidence)):
         if sentences:
             parts += [html("<strong>{}</strong>", heading), listed(sentences)]
-    yield html('<section class="answer">{}</section>', joined(parts))
+    yield html('<section class="answer">{}</section>', joined_html(parts))
     if said.cautions:
         yield html(
             '<section class="answer caution"><strong>Before you rely on it</strong>{}</section>',
@@ -135,7 +135,9 @@ def _answer_html(said: Answer) -> Iterable[Html]:
 def _coded(sentence: str) -> Html:
     """The sentence with what stands between backquotes as code."""
     parts = sentence.split("`")
-    return joined((html("<code>{}</code>", p) if n % 2 else p for n, p in enumerate(parts)), "")
+    return joined_html(
+        (html("<code>{}</code>", p) if n % 2 else p for n, p in enumerate(parts)), ""
+    )
 
 
 def _front(
@@ -167,7 +169,9 @@ def _plot_html(study: Study) -> Html:
             )
             for place, axis in enumerate(axes(study))
         ]
-        return html("<label>{} <select id={}>{}</select></label>", label, name, joined(options, ""))
+        return html(
+            "<label>{} <select id={}>{}</select></label>", label, name, joined_html(options, "")
+        )
 
     return html(
         '<div class="split"><div><div class="controls">{}{}<label><input type="checkbox" id="only">'
@@ -199,7 +203,7 @@ def _status(directory: Path, records: Sequence[TrialRecord]) -> Iterable[Html]:
     ]
     yield html(
         "<details><summary>State of the study</summary>{}</details>",
-        joined(html("<p>{}</p>", line) for line in lines),
+        joined_html(html("<p>{}</p>", line) for line in lines),
     )
 
 
@@ -223,5 +227,5 @@ def _document(
         policy,
         title,
         style,
-        joined([*content, *(drawn if data is not None else []), *scripts]),
+        joined_html([*content, *(drawn if data is not None else []), *scripts]),
     )

@@ -12,7 +12,7 @@ from searchspace.exactness import verdict
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.evidence.front import best_compromise, members, scored
+from studies.evidence.front import best_compromise, front_members, scored
 from studies.evidence.intervals import Evidence, interval
 from studies.journal.trial import TrialRecord
 from studies.markup import Html, html
@@ -20,17 +20,17 @@ from studies.output import is_number, short
 from studies.pareto import SCORE_OF, SHARES, WORST_EXPONENT
 from studies.results.front_plot import TITLES
 from studies.tasks import in_words, score_name, task_score
-from studies.terminal import plain
+from studies.terminal import plain_text
 from trainers.instruments.correctness import Correctness
 
 # beside the objectives, what a plot can have on its axes
-AXES = ("accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency")
+PLOT_AXES = ("accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency")
 MOST_DRAWINGS = 40  # of networks: those of the front first
 
 
 def axes(study: Study) -> list[str]:
     """The scores that a plot can show: the objectives first."""
-    return list(dict.fromkeys((*study.objectives, *AXES)))
+    return list(dict.fromkeys((*study.objectives, *PLOT_AXES)))
 
 
 def plot_data(
@@ -42,7 +42,7 @@ def plot_data(
     """The complete trials for the script; `angles` holds the test accuracy by angle, in degrees, of
     trials that were trained again.
     """
-    front = members(study, records)
+    front = front_members(study, records)
     best = best_compromise(study, front)
     on_front = {record.number for record in front}
     names, score = axes(study), task_score(study.data.task)
@@ -50,13 +50,13 @@ def plot_data(
         "recommended": None if best is None else best.number,
         "score": score,
         "axes": [
-            {"title": plain(in_words(TITLES[name], score)), "log": name in WORST_EXPONENT}
+            {"title": plain_text(in_words(TITLES[name], score)), "log": name in WORST_EXPONENT}
             for name in names
         ],
         "trials": [
             {
                 "n": record.number,
-                "text": plain(record.architecture or ""),
+                "text": plain_text(record.architecture or ""),
                 "v": [_value(record, name) for name in names],
                 "i": [_interval(record, name, evidence) for name in names],
                 "tied": best is not None
@@ -90,7 +90,7 @@ def drawings(study: Study, records: Sequence[TrialRecord]) -> list[Html]:
     """The networks of the front, and of other trials up to 40, with what breaks where; shown when a
     trial is opened.
     """
-    front = members(study, records)
+    front = front_members(study, records)
     on_front = {record.number for record in front}
     others = [record for record in scored(records) if record.number not in on_front]
     figures = []
@@ -151,7 +151,7 @@ def _facts(study: Study, record: TrialRecord, evidence: Evidence) -> list[list[s
             rows.append([title, f"{value:g}" if isinstance(value, float) else str(value)])
     if images:
         rows.append(["validation images", f"{images:,}"])
-    return [[plain(title), plain(value)] for title, value in rows]
+    return [[plain_text(title), plain_text(value)] for title, value in rows]
 
 
 def _curves(record: TrialRecord) -> list[dict[str, Any]]:
@@ -172,6 +172,6 @@ def _elements(correct: Correctness | None) -> list[list[Any]]:
     if correct is None or not correct.images:
         return []
     return [
-        [plain(element), round(100 * bits.bit_count() / correct.images, 2)]
+        [plain_text(element), round(100 * bits.bit_count() / correct.images, 2)]
         for element, bits in zip(correct.elements, correct.bits)
     ]

@@ -18,7 +18,7 @@ from studies.journal.trial import TrialRecord
 from studies.markup import Html, html
 from studies.markup import table_html as _table
 from studies.output import Column, is_number, percent
-from studies.pareto import dominates, front_volume, signed
+from studies.pareto import dominates, front_volume, larger_is_better
 from studies.results.report.importance import importances
 from studies.results.retrain import MeanStd
 from studies.tasks import in_words, score_name, task_score
@@ -49,7 +49,7 @@ def growth(study: Study, records: Sequence[TrialRecord]) -> list[float]:
     finished = [(r.order, r) for r in records if r.order is not None and r.kind == "search"]
     for _, record in sorted(finished, key=lambda pair: pair[0]):
         if record.number in counted and record.values:
-            point = signed(record.values, study.objectives)
+            point = larger_is_better(record.values, study.objectives)
             if point not in front and not any(dominates(other, point) for other in front):
                 front = {
                     other: values for other, values in front.items() if not dominates(point, other)

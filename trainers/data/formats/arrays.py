@@ -12,7 +12,7 @@ import numpy as np
 
 from trainers import cached_arrays
 from trainers.data.formats.labels import class_names, class_numbers, numbered
-from trainers.data.formats.members import Member, members
+from trainers.data.formats.members import Member, open_members
 from trainers.data.formats.pixels import (
     Scale,
     axes_of,
@@ -27,7 +27,7 @@ from trainers.settings import Data, Task
 
 ABOUT = "about.json"  # beside `.npy` files: class names, and a digest of the content
 # the names that the arrays of a split may have: images, labels
-SPLITS = {
+SPLIT_ARRAYS = {
     "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("X_train", "y_train")),
     "validation": (("val_images", "val_labels"), ("x_val", "y_val"), ("X_val", "y_val")),
     "test": (("test_images", "test_labels"), ("x_test", "y_test"), ("X_test", "y_test")),
@@ -48,22 +48,22 @@ class Arrays:
         """Raises ValueError for arrays that are missing, damaged, or do not belong together."""
         path = Path(data.files or "")
         self.path = path
-        self.found = members(path)
+        self.found = open_members(path)
         self.group_by = data.group_by
         self.asked: Task | Literal["auto"] = data.task
         self.about = _read_about(path)
         if data.classes is not None:
             self.about["classes"] = list(data.classes)
-        self.whole = not any(pair[0] in self.found for pair in SPLITS["train"])
-        self.train = self._part(WHOLE if self.whole else SPLITS["train"])
+        self.whole = not any(pair[0] in self.found for pair in SPLIT_ARRAYS["train"])
+        self.train = self._part(WHOLE if self.whole else SPLIT_ARRAYS["train"])
         if self.train is None:
             raise ValueError(
                 f"{path} holds {', '.join(self.found) or 'no array'}; it must hold train_images "
                 "and train_labels (and may hold val_images, val_labels, test_images, test_labels), "
                 "or images and labels"
             )
-        self.validation = None if self.whole else self._part(SPLITS["validation"])
-        self.test = None if self.whole else self._part(SPLITS["test"])
+        self.validation = None if self.whole else self._part(SPLIT_ARRAYS["validation"])
+        self.test = None if self.whole else self._part(SPLIT_ARRAYS["test"])
 
     def state(self) -> list[Any]:
         """What changes whenever the files change: names, sizes and times."""
@@ -121,7 +121,7 @@ class Arrays:
         asked = self.asked
         if asked != "auto":
             return asked
-        labels = next(self.found[n] for pairs in (*SPLITS.values(), WHOLE) for _, n in pairs
+        labels = next(self.found[n] for pairs in (*SPLIT_ARRAYS.values(), WHOLE) for _, n in pairs
                       if n in self.found)  # fmt: skip
         return task_of(labels.array(), "auto", labels.text)
 

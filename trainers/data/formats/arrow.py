@@ -30,7 +30,7 @@ from trainers.settings import Data
 
 GROUPS_HELD = 2  # row groups of images in memory at once
 
-Column = Any  # a ChunkedArray of pyarrow, which has no types
+ArrowColumn = Any  # a ChunkedArray of pyarrow, which has no types
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ArrowImage:
 
     path: Path
     row: int
-    column: Callable[[], Column]  # that holds the row
+    column: Callable[[], ArrowColumn]  # that holds the row
     offset: int  # of the row in that column
 
     def read(self) -> bytes:
@@ -64,7 +64,7 @@ class _Part:
 
     path: Path
     schema: Any
-    values: Callable[[str], Column]
+    values: Callable[[str], ArrowColumn]
     images: Callable[[str], Iterator[ImagePath]]
 
 
@@ -168,9 +168,9 @@ def _parquet(path: Path) -> _Part:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file ({error}); write it again") from None
     about, lock = file.metadata, threading.Lock()
-    held: OrderedDict[tuple[str, int], Column] = OrderedDict()
+    held: OrderedDict[tuple[str, int], ArrowColumn] = OrderedDict()
 
-    def group(name: str, number: int) -> Column:
+    def group(name: str, number: int) -> ArrowColumn:
         with lock:
             if (name, number) not in held:
                 held[name, number] = file.read_row_group(number, columns=[name]).column(0)
@@ -190,7 +190,9 @@ def _parquet(path: Path) -> _Part:
     return _Part(path, file.schema_arrow, lambda name: file.read(columns=[name]).column(0), images)
 
 
-def _bound(group: Callable[[str, int], Column], name: str, number: int) -> Callable[[], Column]:
+def _bound(
+    group: Callable[[str, int], ArrowColumn], name: str, number: int
+) -> Callable[[], ArrowColumn]:
     return lambda: group(name, number)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-WHAT = "a label is a class: an integer, or text"
+LABEL_RULE = "a label is a class: an integer, or text"
 
 
 def class_numbers(values: Any, where: str) -> np.ndarray:
@@ -45,7 +45,9 @@ def class_numbers(values: Any, where: str) -> np.ndarray:
         if labels.dtype.kind == "f"
         else "give integers or text"
     )
-    raise ValueError(f"the labels of {where} are of type {labels.dtype}{example}; {WHAT}: {remedy}")
+    raise ValueError(
+        f"the labels of {where} are of type {labels.dtype}{example}; {LABEL_RULE}: {remedy}"
+    )
 
 
 def class_names(labels: np.ndarray, where: str, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class Member:
         return self.path / f"{self.name}.npy"
 
 
-def members(path: Path) -> dict[str, Member]:
+def open_members(path: Path) -> dict[str, Member]:
     """The arrays in an `.npz` archive, or in the `.npy` files of a folder, by name.
 
     Raises ValueError for a damaged file, and for one that holds pickled objects.

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainers.catalogue import FORMATS
+from trainers.catalogue import DATA_FORMATS
 from trainers.data.pools import Source
 from trainers.settings import Data
 
 
 class Reader(Protocol):
-    """What a format of `trainers.catalogue.FORMATS` offers. Its class is called with the `Data` of
-    a study, and raises ValueError for files that cannot serve as a data set.
+    """What a format of `trainers.catalogue.DATA_FORMATS` offers. Its class is called with the
+    `Data` of a study, and raises ValueError for files that cannot serve as a data set.
     """
 
     def state(self) -> list[Any]:
@@ -31,7 +31,7 @@ class Reader(Protocol):
         ...
 
 
-def reader(data: Data) -> Reader:
+def file_reader(data: Data) -> Reader:
     """The reader of a study's `files`. Raises ValueError where they are missing, or of a format
     that is not known.
     """
@@ -42,8 +42,8 @@ def reader(data: Data) -> Reader:
             "correct it, or, for files that were moved, resume with --set data.files=PATH"
         )
     form = _form(path)
-    _require_files(path, FORMATS[form].inside)
-    module, name = FORMATS[form].reader.split(":")
+    _require_files(path, DATA_FORMATS[form].inside)
+    module, name = DATA_FORMATS[form].reader.split(":")
     form_class = getattr(importlib.import_module(f"trainers.data.formats.{module}"), name)
     try:
         return form_class(data.model_copy(update={"files": path}))
@@ -68,7 +68,7 @@ def _require_files(path: Path, inside: Iterable[str]) -> None:
 
 def _form(path: Path) -> str:
     """The name of the format of files at a path."""
-    for name, form in FORMATS.items():
+    for name, form in DATA_FORMATS.items():
         if path.is_dir():
             if any(next(path.glob(pattern), None) for pattern in form.inside):
                 return name
@@ -76,7 +76,7 @@ def _form(path: Path) -> str:
             return name
     forms = "; ".join(
         f"{name} ({', '.join(dict.fromkeys([*form.endings, *form.inside]))})"
-        for name, form in FORMATS.items()
+        for name, form in DATA_FORMATS.items()
     )
     remedy = "; images in one sub-folder per class are `folder:`" if path.is_dir() else ""
     raise ValueError(f"{path} is not in a format that data.files reads: {forms}{remedy}")

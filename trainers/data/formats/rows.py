@@ -12,7 +12,7 @@ import numpy as np
 
 from trainers import cached_arrays
 from trainers.data.decoding import ImagePath
-from trainers.data.folders import SPLITS
+from trainers.data.folders import SPLIT_FOLDERS
 from trainers.data.formats.labels import class_names, class_numbers, numbered
 from trainers.data.formats.targets import SEPARATOR, read_targets, strata, task_of
 from trainers.data.grouping import groups_in_names
@@ -140,7 +140,7 @@ def column_names(data: Data, label: tuple[str, ...]) -> tuple[str, ...]:
 
 def split_names(values: Sequence[str], where: str) -> np.ndarray:
     """The splits [N] as train, validation and test. Raises ValueError for another name."""
-    split_of = {name: split for split, names in SPLITS.items() for name in names}
+    split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     folded = [str(value).strip().lower() for value in values]
     unknown = [str(value) for value, name in zip(values, folded) if name not in split_of]
     if unknown:
@@ -152,7 +152,7 @@ def split_names(values: Sequence[str], where: str) -> np.ndarray:
 
 def split_of_file(path: Path) -> str | None:
     """The split that a file's name begins with, as shards have it (`train-00000-of-00002`)."""
-    split_of = {name: split for split, names in SPLITS.items() for name in names}
+    split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     return split_of.get(re.split(r"[^a-z]+", path.name.lower())[0])
 
 

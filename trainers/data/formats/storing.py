@@ -19,7 +19,7 @@ from trainers.files import write_whole
 from trainers.settings import Task
 
 # names of images, and of their labels and groups, as MedMNIST's archives have them
-NAMES = {
+ARRAY_NAMES = {
     "train_images": ("train_labels", "train_groups"),
     "val_images": ("val_labels", "val_groups"),
     "test_images": ("test_labels", "test_groups"),
@@ -56,9 +56,9 @@ def store_arrays(
         # no score of a study depends on test images
         counted = hashlib.sha256() if name == "test_images" else digest
         _write(folder / f"{name}.npy", part, scaled(_blocks(part.images), scale, f"of {name}"))
-        np.save(folder / f"{NAMES[name][0]}.npy", part.labels)
+        np.save(folder / f"{ARRAY_NAMES[name][0]}.npy", part.labels)
         if part.groups is not None:
-            np.save(folder / f"{NAMES[name][1]}.npy", part.groups)
+            np.save(folder / f"{ARRAY_NAMES[name][1]}.npy", part.groups)
         for block in _blocks(np.load(folder / f"{name}.npy", mmap_mode="r")):
             counted.update(block.tobytes())
         groups = None if part.groups is None else part.groups.tolist()
@@ -80,7 +80,7 @@ def _given(parts: Mapping[str, Any], name: str, task: Task | Literal["auto"]) ->
     """Images and their labels, which must be as many."""
     images = _as_numpy(parts[name])
     axes = axes_of(images.shape, f"of {name}", channels_first=_is_tensor(parts[name]))
-    of_labels, of_groups = NAMES[name]
+    of_labels, of_groups = ARRAY_NAMES[name]
     labels = _as_numpy(parts[of_labels])
     found = task_of(labels, task, name)
     if found == "classification":
@@ -99,10 +99,10 @@ def _given(parts: Mapping[str, Any], name: str, task: Task | Literal["auto"]) ->
 
 def _names(parts: Mapping[str, Any]) -> list[str]:
     """The names of the images among the arrays. Raises ValueError where some are missing."""
-    array_names = {*NAMES, *(name for beside in NAMES.values() for name in beside)}
+    array_names = {*ARRAY_NAMES, *(name for beside in ARRAY_NAMES.values() for name in beside)}
     unknown = [name for name in parts if name not in array_names]
-    named = [name for name in NAMES if name in parts]
-    lonely = [f"{n} without {NAMES[n][0]}" for n in named if NAMES[n][0] not in parts]
+    named = [name for name in ARRAY_NAMES if name in parts]
+    lonely = [f"{n} without {ARRAY_NAMES[n][0]}" for n in named if ARRAY_NAMES[n][0] not in parts]
     whole = "images" in named
     if unknown or lonely or not (whole or "train_images" in named) or (whole and len(named) > 1):
         problem = (

@@ -22,10 +22,16 @@ from torch import Tensor, nn
 from searchspace.geometry import remainder
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.instruments.audit.follow import Death, Followed, follow
-from trainers.instruments.audit.record import CannotFollow, Constant, Program, Ref, record
-from trainers.instruments.audit.sizes import exact_sizes, window_of
+from trainers.instruments.audit.record import (
+    CannotFollow,
+    Constant,
+    RecordedProgram,
+    Ref,
+    record_steps,
+)
+from trainers.instruments.audit.sizes import nearest_exact_sizes, window_of
 from trainers.instruments.audit.symmetrised import double_copy, grid_errors, own_errors
-from trainers.instruments.audit.verdict import Audit, Claim, Finding, Lost
+from trainers.instruments.audit.verdict import Audit, AuditClaim, ElementAudit, Lost
 
 MOST_SAID = 300  # characters of a module's own error
 
@@ -66,7 +72,7 @@ def audit(
             claims = [outcome.kept for outcome in outcomes]
             errors = grid_errors(copied, program, chosen.elements, claims)
     findings = tuple(
-        Finding(
+        ElementAudit(
             e, "exact" if e == IDENTITY else _claim(o), _losses(program, e, o.deaths), error, mine
         ).settled()
         for e, o, error, mine in zip(chosen.elements, outcomes, errors, own)
@@ -126,7 +132,7 @@ def _run(module: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
     return result
 
 
-def _check_positions(program: Program | str, result: Tensor) -> None:
+def _check_positions(program: RecordedProgram | str, result: Tensor) -> None:
     """Raises ValueError where the result is not a number because a map has no positions."""
     if isinstance(program, str) or (result.numel() and not result.isnan().any()):
         return
@@ -161,10 +167,10 @@ def _advice(module: nn.Module, channels: int) -> str:
     return "give a size and a number of channels that it takes"
 
 
-def _recorded(module: nn.Module, size: tuple[int, int], channels: int) -> Program | str:
+def _recorded(module: nn.Module, size: tuple[int, int], channels: int) -> RecordedProgram | str:
     """The module's program; in words, why there is none."""
     try:
-        return record(module, size, channels)
+        return record_steps(module, size, channels)
     except CannotFollow as error:
         return str(error)
     except Exception as error:  # the user's code, on an image without values
@@ -172,9 +178,9 @@ def _recorded(module: nn.Module, size: tuple[int, int], channels: int) -> Progra
         return f"the module does not run without values: {type(error).__name__}: {said}"
 
 
-def _outcomes(module: nn.Module, program: Program, group: Group) -> list[Followed]:
+def _outcomes(module: nn.Module, program: RecordedProgram, group: Group) -> list[Followed]:
     """Of every element."""
-    turned: Program | str | None = None
+    turned: RecordedProgram | str | None = None
     if program.size[0] != program.size[1] and any(e.swaps_axes for e in group.elements):
         turned = _recorded(module, (program.size[1], program.size[0]), program.channels)
     outcomes = []
@@ -191,7 +197,7 @@ def _outcomes(module: nn.Module, program: Program, group: Group) -> list[Followe
 
 
 def _near(
-    module: nn.Module, program: Program, group: Group, outcomes: Sequence[Followed]
+    module: nn.Module, program: RecordedProgram, group: Group, outcomes: Sequence[Followed]
 ) -> tuple[int, ...]:
     """The nearest exact sizes, where the present one is broken."""
     if program.size[0] != program.size[1] or any(o.kept is None for o in outcomes):
@@ -199,18 +205,20 @@ def _near(
     if all(o.kept for o in outcomes):
         return ()
 
-    def recorded(size: int) -> Program | None:
+    def recorded(size: int) -> RecordedProgram | None:
         program_near = _recorded(module, (size, size), program.channels)
         return None if isinstance(program_near, str) else program_near
 
-    return exact_sizes(recorded, program, group.elements)
+    return nearest_exact_sizes(recorded, program, group.elements)
 
 
-def _claim(outcome: Followed) -> Claim:
+def _claim(outcome: Followed) -> AuditClaim:
     return "not known" if outcome.kept is None else "exact" if outcome.kept else "broken"
 
 
-def _losses(program: Program | str, element: Element, deaths: Sequence[Death]) -> tuple[Lost, ...]:
+def _losses(
+    program: RecordedProgram | str, element: Element, deaths: Sequence[Death]
+) -> tuple[Lost, ...]:
     if isinstance(program, str):
         return ()
     lost = [
@@ -220,7 +228,7 @@ def _losses(program: Program | str, element: Element, deaths: Sequence[Death]) -
     return tuple(dict.fromkeys(lost))
 
 
-def _why(program: Program, element: Element, death: Death) -> str:
+def _why(program: RecordedProgram, element: Element, death: Death) -> str:
     """Why a step breaks an element, in words."""
     step = death.step
     source = next((a for a in step.args if isinstance(a, Ref)), Ref(0))

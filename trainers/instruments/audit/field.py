@@ -20,7 +20,7 @@ _LOW = 0xFFFFFFFF
 # two rounds of a multiplicative hash, wrapping around at 64 bits; odd constants
 _FIRST, _SECOND = -7046029254386353131, -4658895280553007687
 MOST_DENOMINATOR = 1 << 20
-EXACT = 1e-13  # of a weight, relative to 1: then it is the fraction
+FRACTION_TOLERANCE = 1e-13  # of a weight, relative to 1: then it is the fraction
 SNAP = 1e-9  # constants that differ by less, relative to the largest, are one
 
 
@@ -80,7 +80,7 @@ def of_number(value: float) -> int:
     if value in (float("inf"), float("-inf")) or value != value:
         return seed_of(("not finite", value))
     fraction = Fraction(value).limit_denominator(MOST_DENOMINATOR)
-    if abs(float(fraction) - value) > EXACT * max(1.0, abs(value)):
+    if abs(float(fraction) - value) > FRACTION_TOLERANCE * max(1.0, abs(value)):
         return seed_of(("number", f"{value:.13e}"))
     return fraction.numerator % PRIME * inverse(fraction.denominator) % PRIME
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
 from trainers.instruments.audit import field, layout, mixing, pointwise, windows
-from trainers.instruments.audit.record import Constant, Program, Ref, Step
+from trainers.instruments.audit.record import Constant, RecordedProgram, RecordedStep, Ref
 from trainers.instruments.audit.values import RULES, Context, Unreadable, Value, lifted, whole
 
 LOADED = (layout, mixing, pointwise, windows)  # the modules that hold rules
@@ -31,7 +31,7 @@ FRESH = {"convolution", "mm", "addmm", "mean", "sum", "amax"}
 class Death:
     """A step before which an element is exact and behind which it is not."""
 
-    step: Step
+    step: RecordedStep
     number: int
     flattened: bool  # whether a map is taken apart into its positions between
     position: str = ""  # the layer between that adds or multiplies what depends on the position
@@ -58,11 +58,11 @@ def turns_of(element: Element) -> tuple[Element, ...]:
 class _Side:
     """One of the two images on its way through the network."""
 
-    def __init__(self, program: Program, image: Tensor, turns: tuple[Element, ...]) -> None:
+    def __init__(self, program: RecordedProgram, image: Tensor, turns: tuple[Element, ...]) -> None:
         self.program, self.turns = program, turns
         self.results: dict[Ref, Value | None] = {Ref(0): Value(image)}
 
-    def take(self, number: int, step: Step) -> str:
+    def take(self, number: int, step: RecordedStep) -> str:
         """Follows a step; says why where it cannot."""
         given = [v for v in _leaves((step.args, step.kwargs)) if isinstance(v, Ref)]
         why = "" if all(self.results.get(r) is not None for r in given) else "its input"
@@ -80,7 +80,7 @@ class _Side:
             self.results[Ref(number, output)] = value
         return why
 
-    def _ruled(self, step: Step) -> Any:
+    def _ruled(self, step: RecordedStep) -> Any:
         rule = RULES.get(step.operation)
         if rule is None:
             raise Unreadable(step.operation)
@@ -96,7 +96,11 @@ class _Side:
 
 
 def follow(
-    program: Program, element: Element, moved: Program | None = None, *, hurry: bool = False
+    program: RecordedProgram,
+    element: Element,
+    moved: RecordedProgram | None = None,
+    *,
+    hurry: bool = False,
 ) -> Followed:
     """Whether the network keeps `element`: f(gx) is g f(x) for maps, f(x) for vectors.
 
@@ -139,7 +143,7 @@ class _Watch:
         # steps whose results are neither maps nor vectors: tokens, channels last, flattened maps
         self.other: set[int] = set()
 
-    def look(self, number: int, step: Step, why: str, one: _Side, two: _Side) -> None:
+    def look(self, number: int, step: RecordedStep, why: str, one: _Side, two: _Side) -> None:
         """Notes whether the element holds behind a step."""
         inputs = {r.step for r in _leaves((step.args, step.kwargs)) if isinstance(r, Ref)}
         self.inputs[number] = inputs
@@ -157,13 +161,13 @@ class _Watch:
         if not state and all(self.state.get(origin) for origin in before):
             self.deaths.append(Death(step, number, flattened, position))
 
-    def _passed(self, step: Step, inputs: Iterable[int]) -> tuple[bool, str]:
+    def _passed(self, step: RecordedStep, inputs: Iterable[int]) -> tuple[bool, str]:
         passed = [self.between.get(i, (False, "")) for i in inputs]
         flattened = any(flag for flag, _ in passed) or _flattens(step)
         position = next((name for _, name in passed if name), "")
         return flattened, position or _adds_positions(step)
 
-    def _state(self, number: int, step: Step, one: _Side, two: _Side) -> bool | None:
+    def _state(self, number: int, step: RecordedStep, one: _Side, two: _Side) -> bool | None:
         first, second = one.results.get(Ref(number)), two.results.get(Ref(number))
         inputs = self.inputs[number]
         reshaped = step.operation in RESHAPES
@@ -211,14 +215,14 @@ def agree(one: Value, two: Value, element: Element) -> bool | None:
     return expected.shape == two.data.shape and bool(torch.equal(expected, two.data))
 
 
-def _flattens(step: Step) -> bool:
+def _flattens(step: RecordedStep) -> bool:
     """Whether a step makes a vector of a map that has positions."""
     return step.operation in ("view", "_unsafe_view", "reshape", "flatten") and (
         len(step.shapes[0]) == 2 and step.shapes[0][0] == 1
     )
 
 
-def _adds_positions(step: Step) -> str:
+def _adds_positions(step: RecordedStep) -> str:
     """The layer, if its constant depends on more than one axis."""
     if step.operation not in ("add", "mul", "sub", "div"):
         return ""
@@ -228,11 +232,11 @@ def _adds_positions(step: Step) -> str:
     return ""
 
 
-def _image_shape(program: Program) -> tuple[int, int, int, int]:
+def _image_shape(program: RecordedProgram) -> tuple[int, int, int, int]:
     return (1, program.channels, *program.size)
 
 
-def _alike(one: Program, two: Program | None) -> bool:
+def _alike(one: RecordedProgram, two: RecordedProgram | None) -> bool:
     if two is None:
         return True
     return [s.operation for s in one.steps] == [s.operation for s in two.steps]
@@ -248,7 +252,7 @@ def _leaves(tree: Any) -> Iterable[Any]:
         yield tree
 
 
-def _last_uses(program: Program) -> dict[int, list[Ref]]:
+def _last_uses(program: RecordedProgram) -> dict[int, list[Ref]]:
     """The results that no step behind one needs."""
     last: dict[Ref, int] = {}
     for number, step in enumerate(program.steps, start=1):

@@ -35,7 +35,7 @@ FLOATING = ("reflection_pad2d", "replication_pad2d", "im2col", "pixel_shuffle", 
 
 
 @rule(*MOVES)
-def move(context: Context, *args: Any, **kwargs: Any) -> Any:
+def moved_places(context: Context, *args: Any, **kwargs: Any) -> Any:
     """The operation itself, on whole numbers; of a maximum, on what it is the largest of."""
     result, value = _moved(context, *args, **kwargs), args[0]
     if not isinstance(result, Value) or not isinstance(value, Value) or value.members is None:

@@ -34,7 +34,7 @@ def from_onnx(path: Path) -> nn.Module:
             f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; an audit needs one "
             "image and one result"
         )
-    unread = sorted({node.op_type for node in graph.node} - set(OPERATIONS) - {"Constant"})
+    unread = sorted({node.op_type for node in graph.node} - set(ONNX_OPERATIONS) - {"Constant"})
     if unread:
         raise ValueError(
             f"{path} has operations that an audit does not read from ONNX: {', '.join(unread)}; "
@@ -79,7 +79,7 @@ class OnnxModule(nn.Module):
         values: dict[str, Any] = {name: getattr(self, own) for name, own in self.names.items()}
         values |= {self.image: image, "": None}
         for kind, inputs, output, _, attributes in self.nodes:
-            values[output] = OPERATIONS[kind](attributes, *(values[name] for name in inputs))
+            values[output] = ONNX_OPERATIONS[kind](attributes, *(values[name] for name in inputs))
         return values[self.result]
 
 
@@ -213,7 +213,7 @@ def _batch_norm(a: Attributes, x: Tensor, *parts: Tensor) -> Tensor:
     return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, a.get("epsilon", 1e-5))
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {
+ONNX_OPERATIONS: dict[str, Callable[..., Any]] = {
     "Conv": _conv,
     "ConvTranspose": _transposed,
     "MaxPool": _max_pool,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-SUFFIXES = (".pt2", ".onnx")
+PROGRAM_SUFFIXES = (".pt2", ".onnx")
 # no architecture in text form is like this: those begin with a number
 _FUNCTION = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")
 
@@ -18,7 +18,7 @@ _FUNCTION = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")
 def names_model(text: str) -> bool:
     """Whether `text` means a model: module:function, file.py:function, or a .pt2 or .onnx file."""
     text = text.strip()
-    return text.lower().endswith(SUFFIXES) or _FUNCTION.fullmatch(text) is not None
+    return text.lower().endswith(PROGRAM_SUFFIXES) or _FUNCTION.fullmatch(text) is not None
 
 
 def open_model(source: str, *, run_code: bool = False) -> nn.Module:
@@ -28,7 +28,7 @@ def open_model(source: str, *, run_code: bool = False) -> nn.Module:
     executes code. An ONNX file is read, never executed.
     """
     path = Path(source)
-    if not source.lower().endswith(SUFFIXES):
+    if not source.lower().endswith(PROGRAM_SUFFIXES):
         from trainers.instruments.loading import load_model
 
         return load_model(source)

@@ -31,7 +31,7 @@ ODD_AT_ZERO = {
     "square", "prelu", "_prelu_kernel", "expm1", "log1p", "floor", "ceil", "round", "trunc",
     "tan", "hardshrink", "softshrink", "asinh", "tanhshrink",
 }  # fmt: skip
-OTHERS = {
+OTHER_POINTWISE = {
     "sigmoid", "hardsigmoid", "softplus", "exp", "log", "log2", "log10", "cos", "cosh", "acos",
     "rsqrt", "reciprocal", "log_sigmoid_forward", "erfc", "threshold", "isnan", "logical_not",
     "isfinite", "isinf", "clamp", "clamp_min", "clamp_max", "exp2", "logit", "nan_to_num",
@@ -53,7 +53,7 @@ PAIRS = (
 )  # fmt: skip
 
 
-@rule(*ODD_AT_ZERO, *OTHERS)
+@rule(*ODD_AT_ZERO, *OTHER_POINTWISE)
 def activation(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any:
     """A function of every value; parameters of PReLU are one a channel."""
     name = context.step.operation
@@ -97,7 +97,7 @@ def _holds_zero(name: str, args: Any, kwargs: Any) -> bool:
 
 
 @rule(*IDENTITIES)
-def identity(context: Context, value: Value, *args: Any, **kwargs: Any) -> Value:
+def unchanged_value(context: Context, value: Value, *args: Any, **kwargs: Any) -> Value:
     """The value as it is."""
     if kwargs.get("dtype") is not None and not kwargs["dtype"].is_floating_point:
         return value.holding(field.hashed(value.data, "whole number"))

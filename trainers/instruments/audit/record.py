@@ -40,7 +40,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One operation; its arguments are numbers, lists, `Ref` and `Constant`."""
 
     operation: str  # as torch.ops.aten names it, without the underscore of in-place ones
@@ -54,12 +54,12 @@ class Step:
 
 
 @dataclass
-class Program:
+class RecordedProgram:
     """The steps of a network for images of one size."""
 
     size: tuple[int, int]
     channels: int  # of the image
-    steps: list[Step] = field(default_factory=list)
+    steps: list[RecordedStep] = field(default_factory=list)
     output: Ref | Constant | None = None  # None: the network returned anything else
     returned: Any = None  # what it returned
 
@@ -87,9 +87,9 @@ RANDOM = {
 }  # fmt: skip
 
 
-def record(
+def record_steps(
     module: nn.Module, size: tuple[int, int], channels: int, dtype: torch.dtype = torch.float64
-) -> Program:
+) -> RecordedProgram:
     """The steps of `module`, which is in evaluation mode, for an image [1, channels, *size].
 
     Raises CannotFollow where the module reads values of its maps, or draws random numbers; what the
@@ -118,7 +118,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, module: nn.Module, size: tuple[int, int], channels: int) -> None:
         super().__init__()
-        self.program = Program(size, channels)
+        self.program = RecordedProgram(size, channels)
         self.known = WeakIdKeyDictionary()  # tensors that depend on the image -> Ref
         self.constants = WeakIdKeyDictionary()  # others -> Constant without their value
         self.stack: list[str] = []
@@ -209,7 +209,7 @@ class Recorder(TorchDispatchMode):
         layer = self.layer(operation, weights[0] if weights else None)
         shapes = tuple(tuple(t.shape) for t in made)
         key = self._key(operation, (taken, named))
-        self.program.steps.append(Step(operation, func, taken, named, layer, shapes, key))
+        self.program.steps.append(RecordedStep(operation, func, taken, named, layer, shapes, key))
         if func.overloadpacket.__name__.endswith("_") and not name.startswith("_"):
             return self._written(args[0], number)
         for output, tensor in enumerate(made):
@@ -281,7 +281,7 @@ class Recorder(TorchDispatchMode):
         """A step that no operation of the module is."""
         call = torch.ops.aten.as_strided.default
         shapes, key = (tuple(result.shape),), self._key(operation, args)
-        self.program.steps.append(Step(operation, call, args, {}, layer, shapes, key))
+        self.program.steps.append(RecordedStep(operation, call, args, {}, layer, shapes, key))
         self.known[result] = Ref(len(self.program.steps))
 
 

@@ -42,7 +42,7 @@ class Repaired:
     difference: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: those of the audit, and `repair`."""
+        """Plain values for JSON: those of the audit, and `repair_model`."""
         return {
             **self.before.as_dict(),
             "repair": {
@@ -71,7 +71,7 @@ class Repaired:
         )
 
 
-def repair(model: nn.Module, found: Audit, out: Path) -> Repaired:
+def repair_model(model: nn.Module, found: Audit, out: Path) -> Repaired:
     """Rewrites `model`, whose audit is `found`, so that its grid keeps every element, and writes it
     as `out`, a .pt2 or .onnx file for images of the same size.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from searchspace.geometry import output_size, remainder
 from searchspace.groups import IDENTITY, Element
 from trainers.instruments.audit.follow import follow
-from trainers.instruments.audit.record import Program, Ref, Step
+from trainers.instruments.audit.record import RecordedProgram, RecordedStep, Ref
 from trainers.instruments.audit.windows import pair
 
 WITHIN = 64  # pixels
@@ -17,8 +17,10 @@ UNPREDICTED = {"constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slic
                "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"}  # fmt: skip
 
 
-def exact_sizes(
-    recorded: Callable[[int], Program | None], program: Program, elements: Sequence[Element]
+def nearest_exact_sizes(
+    recorded: Callable[[int], RecordedProgram | None],
+    program: RecordedProgram,
+    elements: Sequence[Element],
 ) -> tuple[int, ...]:
     """The nearest smaller and the nearest larger size of square images, nearest first, at which
     every element is exact behind every layer.
@@ -42,7 +44,7 @@ def _sizes(size: int, sign: int) -> Iterator[int]:
     yield from (size + sign * d for d in range(1, WITHIN + 1) if size + sign * d > 0)
 
 
-def is_clean(program: Program, elements: Sequence[Element]) -> bool:
+def is_clean(program: RecordedProgram, elements: Sequence[Element]) -> bool:
     """Whether every element is exact behind every layer."""
     if not isinstance(program.output, Ref):
         return False
@@ -54,7 +56,7 @@ def is_clean(program: Program, elements: Sequence[Element]) -> bool:
     )
 
 
-def shifted(program: Program, size: int) -> bool:
+def shifted(program: RecordedProgram, size: int) -> bool:
     """Whether a window is certainly shifted, by arithmetic along the axes of an image of `size`
     pixels; False also where sizes are not predicted.
     """
@@ -79,7 +81,7 @@ def shifted(program: Program, size: int) -> bool:
 Window = tuple[int, int, tuple[int, int], int, bool]
 
 
-def window_of(step: Step, axis: int) -> Window | None:
+def window_of(step: RecordedStep, axis: int) -> Window | None:
     """(kernel, stride, padding, dilation, rounded up) on an axis; None: the step has no window."""
     if step.operation == "convolution":
         _, weight, _, stride, padding, dilation, transposed, *_ = step.args

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from searchspace.groups import Element
 from trainers.actions import act
 from trainers.instruments.audit.follow import turns_of
-from trainers.instruments.audit.record import Constant, Program
+from trainers.instruments.audit.record import Constant, RecordedProgram
 
 THRESHOLD = 1e-10  # of the largest difference, relative to the spread of what is compared
-DRAWS = 4  # of weights and images, until one shows that an element is lost
+AUDIT_DRAWS = 4  # of weights and images, until one shows that an element is lost
 _CONVOLUTIONS = {
     getattr(place, name)
     for place, name in (
@@ -117,12 +117,12 @@ class Derived(TorchFunctionMode):
     ) -> Any:
         weight = args[1] if func in _CONVOLUTIONS and len(args) > 1 else None
         if isinstance(weight, Tensor) and weight.ndim == 4 and id(weight) not in self.whole:
-            args = tuple(average(a, self.turns) if a is weight else a for a in args)
+            args = tuple(turn_average(a, self.turns) if a is weight else a for a in args)
         return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
-class Kernels:
+class ModuleKernels:
     """Which kernels of a module an element can be built into."""
 
     names: frozenset[str]  # of parameters
@@ -130,7 +130,7 @@ class Kernels:
     made: bool  # whether others are computed from constants
 
     @classmethod
-    def of(cls, program: Program) -> Kernels:
+    def of(cls, program: RecordedProgram) -> ModuleKernels:
         """Those of a recorded module."""
         weights = [
             c for s in program.steps if s.operation == "convolution"
@@ -149,7 +149,7 @@ class Kernels:
         parameters = {n: p for n, p in module.named_parameters() if n in self.names}
         before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         for parameter in parameters.values():
-            parameter.copy_(average(parameter, turns))
+            parameter.copy_(turn_average(parameter, turns))
         try:
             with Derived(module, turns) if self.derived else nullcontext():
                 yield
@@ -158,7 +158,7 @@ class Kernels:
                 parameter.copy_(before[name])
 
 
-def average(kernel: Tensor, turns: Sequence[Element]) -> Tensor:
+def turn_average(kernel: Tensor, turns: Sequence[Element]) -> Tensor:
     """The mean of a kernel over the turns that keep its shape."""
     square = kernel.shape[-1] == kernel.shape[-2]
     keeping = [t for t in turns if square or not t.swaps_axes]
@@ -168,7 +168,7 @@ def average(kernel: Tensor, turns: Sequence[Element]) -> Tensor:
 @torch.no_grad()
 def grid_errors(
     module: nn.Module,
-    program: Program,
+    program: RecordedProgram,
     elements: Sequence[Element],
     claims: Sequence[bool | None],
 ) -> list[float | None]:
@@ -179,11 +179,11 @@ def grid_errors(
     `module` is a float64 copy, whose weights are overwritten. One draw shows that an element that
     is claimed (True) is kept to rounding errors; that it is lost, the first of DRAWS that does.
     """
-    kernels, found = Kernels.of(program), dict.fromkeys(elements, 0.0)
+    kernels, found = ModuleKernels.of(program), dict.fromkeys(elements, 0.0)
     if kernels.derived and kernels.made:
         return [None] * len(elements)
     shape = (1, program.channels, *program.size)
-    for draw in range(DRAWS):
+    for draw in range(AUDIT_DRAWS):
         left = [
             e for e, claim in zip(elements, claims)
             if draw == 0 or (claim is not True and found[e] <= THRESHOLD)
@@ -198,7 +198,7 @@ def grid_errors(
                     module(images)
                 upright = module(images)
                 for element in (e for e in left if frozenset(turns_of(e)) == turns):
-                    error = difference(module, images, upright, element)
+                    error = symmetry_deviation(module, images, upright, element)
                     found[element] = error if math.isnan(error) else max(found[element], error)
     return [None if math.isnan(found[e]) else found[e] for e in elements]
 
@@ -214,11 +214,11 @@ def own_errors(
     """The same with the weights that the module has."""
     images = _images(shape, 0)
     upright = module(images)
-    errors = [difference(module, images, upright, element) for element in elements]
+    errors = [symmetry_deviation(module, images, upright, element) for element in elements]
     return [None if math.isnan(error) else error for error in errors]
 
 
-def difference(
+def symmetry_deviation(
     module: Callable[[Tensor], Tensor], images: Tensor, upright: Tensor, element: Element
 ) -> float:
     """How far the result for moved images is from what it must be, relative to its spread; infinite

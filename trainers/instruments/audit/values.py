@@ -16,7 +16,7 @@ from torch import Tensor
 from searchspace.groups import Element
 from trainers.actions import act
 from trainers.instruments.audit import field
-from trainers.instruments.audit.record import Constant, Step
+from trainers.instruments.audit.record import Constant, RecordedStep
 
 
 class Value(NamedTuple):
@@ -42,7 +42,7 @@ class Value(NamedTuple):
 
 
 OUTSIDE = -1  # what a maximum does not read
-MOST_MEMBERS = 128  # of one maximum
+MOST_OPERANDS = 128  # of one maximum
 MOST_READ = 1 << 24  # numbers of all members of a map
 
 
@@ -65,9 +65,9 @@ def of_set(values: Tensor) -> Tensor:
 def largest(members: Tensor, channels: int | None) -> Value:
     """The maximum along the first axis, as a function of the set of values there."""
     result = of_set(members)
-    if len(members) > MOST_MEMBERS and members.numel() <= MOST_READ:
+    if len(members) > MOST_OPERANDS and members.numel() <= MOST_READ:
         members = _once(members)
-    few = len(members) <= MOST_MEMBERS and members.numel() <= MOST_READ
+    few = len(members) <= MOST_OPERANDS and members.numel() <= MOST_READ
     return Value(result, channels, members if few else None)
 
 
@@ -89,17 +89,17 @@ class Context(NamedTuple):
     """What a rule is given besides its arguments."""
 
     turns: tuple[Element, ...]  # which every convolution's kernel keeps, as far as its shape does
-    step: Step
+    step: RecordedStep
 
 
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
+OperationRule = Callable[..., Any]
+RULES: dict[str, OperationRule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[OperationRule], OperationRule]:
     """Enters a function as the rule of the operations of these names."""
 
-    def enter(function: Rule) -> Rule:
+    def enter(function: OperationRule) -> OperationRule:
         RULES.update(dict.fromkeys(names, function))
         return function
 

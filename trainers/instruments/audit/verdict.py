@@ -10,7 +10,7 @@ from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, larges
 from trainers.instruments.audit.symmetrised import THRESHOLD
 from trainers.text_table import Column, table_lines
 
-Claim = Literal["exact", "broken", "not known"]
+AuditClaim = Literal["exact", "broken", "not known"]
 SYMMETRIC = 1e-5  # of a network's own error: what float32 weights of a symmetric network leave
 
 
@@ -27,11 +27,11 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ElementAudit:
     """What an audit says of one element."""
 
     element: Element
-    claim: Claim  # of the grid, for all kernels that the element keeps
+    claim: AuditClaim  # of the grid, for all kernels that the element keeps
     lost: tuple[Lost, ...]  # the layers, first layer first; empty unless broken, or doubted
     # with random kernels that the element keeps; infinite: of another shape, None: not measured
     measured: float | None
@@ -49,7 +49,7 @@ class Finding:
             return None
         return (self.claim == "exact") == (self.measured <= THRESHOLD)
 
-    def settled(self) -> Finding:
+    def settled(self) -> ElementAudit:
         """The same without its claim where the measurement says another thing."""
         if self.agrees is not False:
             return self
@@ -64,7 +64,7 @@ class Audit:
     size: tuple[int, int]  # (height, width), pixels
     channels: int
     group: Group
-    findings: tuple[Finding, ...]  # of every element, in the group's order
+    findings: tuple[ElementAudit, ...]  # of every element, in the group's order
     unread: tuple[str, ...]  # layers that are not followed
     exact_sizes: tuple[int, ...]  # nearby, nearest first: no layer breaks an element there
     invariant: bool  # whether the module returns vectors; else maps

@@ -25,10 +25,10 @@ from trainers.instruments.audit.values import (
     whole,
 )
 
-Pair = tuple[int, int]
+PerAxis = tuple[int, int]
 
 
-def pair(values: Sequence[int] | int) -> Pair:
+def pair(values: Sequence[int] | int) -> PerAxis:
     """(height, width) of an argument that may be one number for both."""
     if isinstance(values, int):
         return values, values
@@ -37,7 +37,7 @@ def pair(values: Sequence[int] | int) -> Pair:
 
 
 @rule("convolution")
-def convolution(
+def turned_convolution(
     context: Context,
     maps: Value,
     weight: Constant,
@@ -81,7 +81,7 @@ def convolution(
 
 
 def _trained(
-    context: Context, maps: Value, weight: Constant, step: tuple[Pair, Pair], groups: int
+    context: Context, maps: Value, weight: Constant, step: tuple[PerAxis, PerAxis], groups: int
 ) -> tuple[Tensor, bool]:
     """The result with random kernels, and whether it has an entry for each group."""
     inputs = maps.data.shape[1]
@@ -99,7 +99,7 @@ def _fixed(
     maps: Value,
     weight: Constant,
     bias: Constant | None,
-    step: tuple[Pair, Pair],
+    step: tuple[PerAxis, PerAxis],
     transposed: bool,
     groups: int,
 ) -> Value:
@@ -119,7 +119,7 @@ def _fixed(
     return result.holding((result.data + field.drawn((bias.key, "bias"))) % field.PRIME)
 
 
-def _slid(maps: Tensor, kernels: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+def _slid(maps: Tensor, kernels: Tensor, stride: PerAxis, dilation: PerAxis) -> Tensor:
     """Windows over maps [1, channels, height, width] that are padded, with kernels [groups, outputs
     of a group, inputs of a group, height, width].
     """
@@ -137,14 +137,14 @@ def _slid(maps: Tensor, kernels: Tensor, stride: Pair, dilation: Pair) -> Tensor
     return (total % field.PRIME).reshape(1, groups * outputs, *out)
 
 
-def _shifted(maps: Tensor, start: Sequence[int], stride: Pair, out: Sequence[int]) -> Tensor:
+def _shifted(maps: Tensor, start: Sequence[int], stride: PerAxis, out: Sequence[int]) -> Tensor:
     """What one tap of every window reads."""
     rows = slice(start[0], start[0] + (out[0] - 1) * stride[0] + 1, stride[0])
     columns = slice(start[1], start[1] + (out[1] - 1) * stride[1] + 1, stride[1])
     return maps[..., rows, columns]
 
 
-def _stuffed(maps: Value, stride: Pair) -> Value:
+def _stuffed(maps: Value, stride: PerAxis) -> Value:
     """Maps with zeros between their positions."""
     *front, height, width = maps.data.shape
     size = (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1
@@ -153,7 +153,7 @@ def _stuffed(maps: Value, stride: Pair) -> Value:
     return maps.holding(data)
 
 
-def _bordered(maps: Tensor, borders: Sequence[Pair], fill: int) -> Tensor:
+def _bordered(maps: Tensor, borders: Sequence[PerAxis], fill: int) -> Tensor:
     """Maps with (before, after) positions more on each axis; less where they are negative."""
     (top, bottom), (left, right) = borders
     return F.pad(maps, (left, right, top, bottom), value=fill)

@@ -18,7 +18,7 @@ from trainers.instruments.convert.operations import (
     MIXING_MODULES,
     POINTWISE,
     POINTWISE_MODULES,
-    SIZES,
+    SIZE_OPERATIONS,
     SOFTMAXES,
     WINDOW_MODULES,
     WINDOWS,
@@ -30,7 +30,7 @@ from trainers.instruments.convert.tracing import Traced
 
 
 @dataclass(frozen=True)
-class Value:
+class ChannelsOfResult:
     """The channels of a result: those of the listed spaces, one after another."""
 
     spaces: tuple[int, ...]
@@ -78,11 +78,11 @@ class Spaces:
 class Flow:
     """What every node of a traced network does to channels."""
 
-    values: dict[fx.Node, Value]
+    values: dict[fx.Node, ChannelsOfResult]
     spaces: Spaces
 
 
-def follow(traced: Traced) -> Flow:
+def follow_channels(traced: Traced) -> Flow:
     """The channels of every result. Raises ValueError that names the first layer that is not
     followed.
     """
@@ -97,15 +97,17 @@ def follow(traced: Traced) -> Flow:
 class _Walk:
     def __init__(self, traced: Traced) -> None:
         self.traced, self.spaces = traced, Spaces()
-        self.values: dict[fx.Node, Value] = {}
-        self.layers: dict[str, tuple[Value, Value]] = {}  # with weights: what goes in and out
+        self.values: dict[fx.Node, ChannelsOfResult] = {}
+        self.layers: dict[
+            str, tuple[ChannelsOfResult, ChannelsOfResult]
+        ] = {}  # with weights: what goes in and out
 
     def visit(self, node: fx.Node) -> None:
         """Notes the channels of the node's result."""
         if node.op == "placeholder":
             space = self.spaces.new(self.traced.channels)
             self.spaces.whole.add(space)
-            self.values[node] = Value((space,), lifted=False)
+            self.values[node] = ChannelsOfResult((space,), lifted=False)
         elif node.op == "output":
             for space in self._value(node, node.args[0]).spaces:
                 self.spaces.whole.add(space)
@@ -116,13 +118,13 @@ class _Walk:
             if value is not None:
                 self.values[node] = value
 
-    def _value(self, node: fx.Node, argument: Any) -> Value:
+    def _value(self, node: fx.Node, argument: Any) -> ChannelsOfResult:
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if value is None:
             raise refused(node, "reads something other than feature maps")
         return value
 
-    def _module(self, node: fx.Node) -> Value:
+    def _module(self, node: fx.Node) -> ChannelsOfResult:
         module, value = self.traced.layer(node), self._value(node, node.args[0])
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._weighted(node, module, value)
@@ -142,15 +144,17 @@ class _Walk:
             return value
         return self._reshaped(node, value)
 
-    def _scaled(self, value: Value, scales: Tensor) -> None:
+    def _scaled(self, value: ChannelsOfResult, scales: Tensor) -> None:
         for space, part in zip(value.spaces, scales.detach().split(self._counts(value))):
             if space in self.spaces.strengths:
                 self.spaces.strengths[space] = self.spaces.strengths[space] * part.abs().cpu()
 
-    def _counts(self, value: Value) -> list[int]:
+    def _counts(self, value: ChannelsOfResult) -> list[int]:
         return [self.spaces.counts[s] for s in value.spaces]
 
-    def _weighted(self, node: fx.Node, module: nn.Conv2d | nn.Linear, value: Value) -> Value:
+    def _weighted(
+        self, node: fx.Node, module: nn.Conv2d | nn.Linear, value: ChannelsOfResult
+    ) -> ChannelsOfResult:
         name = str(node.target)
         before = self.layers.get(name)
         if before is not None:  # the same layer at another place
@@ -172,17 +176,17 @@ class _Walk:
             if groups > 1:
                 self.spaces.whole.update(value.spaces)
         if made is None:
-            made = Value((self.spaces.new(len(weight)),), lifted=True)
+            made = ChannelsOfResult((self.spaces.new(len(weight)),), lifted=True)
             if groups > 1:
                 self.spaces.whole.update(made.spaces)
             self.spaces.strengths[made.spaces[0]] = strength
         self.layers[name] = value, made
         return made
 
-    def _function(self, node: fx.Node) -> Value | None:
+    def _function(self, node: fx.Node) -> ChannelsOfResult | None:
         name, first = name_of(node), node.args[0] if node.args else None
         given = [n for n in node.all_input_nodes if n in self.values]
-        if (name in SIZES and self.traced.shapes[node] is None) or not given:
+        if (name in SIZE_OPERATIONS and self.traced.shapes[node] is None) or not given:
             return None
         if name == "cat":
             return self._concatenated(node)
@@ -199,7 +203,7 @@ class _Walk:
             return value
         return self._reshaped(node, value)
 
-    def _reshaped(self, node: fx.Node, value: Value) -> Value:
+    def _reshaped(self, node: fx.Node, value: ChannelsOfResult) -> ChannelsOfResult:
         before = self.traced.shapes[node.all_input_nodes[0]]
         after = self.traced.shapes[node]
         if before is None or after is None:
@@ -212,7 +216,7 @@ class _Walk:
             return replace(value, positions=before[2:]) if several else value
         raise refused(node, "is not followed")
 
-    def _concatenated(self, node: fx.Node) -> Value:
+    def _concatenated(self, node: fx.Node) -> ChannelsOfResult:
         parts = [self._value(node, a) for a in node.args[0]]  # pyright: ignore
         if (
             _axis(node) != 1
@@ -220,9 +224,9 @@ class _Walk:
             or len({p.lifted for p in parts}) > 1
         ):
             raise refused(node, "concatenates along another axis, or an image with feature maps")
-        return Value(tuple(s for p in parts for s in p.spaces), parts[0].lifted)
+        return ChannelsOfResult(tuple(s for p in parts for s in p.spaces), parts[0].lifted)
 
-    def _combined(self, node: fx.Node, given: Sequence[fx.Node]) -> Value:
+    def _combined(self, node: fx.Node, given: Sequence[fx.Node]) -> ChannelsOfResult:
         one, other = (self._value(node, n) for n in given)
         alike = (one.lifted, one.positions) == (other.lifted, other.positions)
         if not alike or not self.spaces.join(one.spaces, other.spaces):

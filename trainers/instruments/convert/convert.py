@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from searchspace.groups import TRIVIAL, Group
 from trainers.instruments.audit.repair import Resized
 from trainers.instruments.audit.verdict import Audit
-from trainers.instruments.convert.channels import Flow, follow, kept_channels
+from trainers.instruments.convert.channels import Flow, follow_channels, kept_channels
 from trainers.instruments.convert.layers import GroupConv2d, OfFields
 from trainers.instruments.convert.rewriting import OPTIONS, Rewriting, norm_of
-from trainers.instruments.convert.text import architecture_of, text_of
+from trainers.instruments.convert.text import architecture_of, twin_text
 from trainers.instruments.convert.tracing import Traced, trace
 from trainers.instruments.convert.verdict import verdict_of
 
-Width = Literal["keep", "params", "macs"]
-WIDTHS: tuple[Width, ...] = ("keep", "params", "macs")
+WidthRule = Literal["keep", "params", "macs"]
+WIDTHS: tuple[WidthRule, ...] = ("keep", "params", "macs")
 HALVINGS = 20  # of the interval in which the share of channels lies
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """What a network costs."""
 
     params: int
@@ -40,10 +40,10 @@ class Conversion:
 
     network: nn.Module  # of `layers` and torch's modules, in evaluation
     group: Group
-    width: Width
+    width: WidthRule
     verdict: Audit
-    before: Cost
-    after: Cost
+    before: NetworkCost
+    after: NetworkCost
     text: str | None  # an architecture with its layers, groups and sizes; None: it has none
     why_no_text: str
     repaired_size: int | None = None  # pixels to which the network resizes its images
@@ -91,7 +91,7 @@ def convert(
     size: int | tuple[int, int] = 224,
     channels: int = 3,
     *,
-    width: Width = "keep",
+    width: WidthRule = "keep",
     repair: bool = False,
     name: str = "",
 ) -> Conversion:
@@ -111,7 +111,7 @@ def convert(
     _check(model, chosen, width)
     extent = (size, size) if isinstance(size, int) else size
     traced = trace(model, extent, channels)
-    flow = follow(traced)
+    flow = follow_channels(traced)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw weights from it
         before = _cost(Rewriting(traced, flow, TRIVIAL, _all(flow)).network(), traced)
         kept = _all(flow) if width == "keep" else _matched(traced, flow, chosen, width, before)
@@ -125,7 +125,7 @@ def convert(
     return Conversion(network, chosen, width, verdict, before, after, text, why)
 
 
-def _repaired(model: nn.Module, broken: Audit, width: Width) -> Conversion:
+def _repaired(model: nn.Module, broken: Audit, width: WidthRule) -> Conversion:
     """The twin that resizes its images to the nearest exact size."""
     sizes = [s for s in broken.exact_sizes if s > 1]
     height, channels = broken.size[0], broken.channels
@@ -154,7 +154,7 @@ def _text(
         found = architecture_of(traced, flow, group, kept)
     except ValueError as error:
         return None, str(error)
-    return text_of(found, group, verdict.surviving)
+    return twin_text(found, group, verdict.surviving)
 
 
 def _check(model: Any, group: Group, width: str) -> None:
@@ -178,7 +178,7 @@ def _all(flow: Flow) -> dict[int, Tensor]:
 
 
 def _matched(
-    traced: Traced, flow: Flow, group: Group, width: Width, before: Cost
+    traced: Traced, flow: Flow, group: Group, width: WidthRule, before: NetworkCost
 ) -> dict[int, Tensor]:
     """The channels with which the twin costs what the original does, or as little as it can."""
 
@@ -199,7 +199,7 @@ def _matched(
 
 
 @torch.no_grad()
-def _cost(network: nn.Module, traced: Traced) -> Cost:
+def _cost(network: nn.Module, traced: Traced) -> NetworkCost:
     """What a network costs for the images of a traced one."""
     macs = [0]
 
@@ -215,7 +215,7 @@ def _cost(network: nn.Module, traced: Traced) -> Cost:
     network(torch.zeros(1, traced.channels, *traced.size).to(parameters[0]))
     for hook in hooks:
         hook.remove()
-    return Cost(sum(p.numel() for p in parameters), macs[0])
+    return NetworkCost(sum(p.numel() for p in parameters), macs[0])
 
 
 def _replaced(network: nn.Module, of: Callable[[nn.Module], nn.Module | None]) -> None:

@@ -32,7 +32,7 @@ WINDOWS = {
 BINARY = {"add", "iadd", "mul", "imul", "sub", "isub", "truediv", "div", "maximum", "minimum"}
 SOFTMAXES = {"softmax", "log_softmax"}
 LEFT_OUT = {"stochastic_depth"}  # the identity in evaluation
-SIZES = {"size", "getattr", "getitem", "dim", "floordiv", "numel"}
+SIZE_OPERATIONS = {"size", "getattr", "getitem", "dim", "floordiv", "numel"}
 
 
 def name_of(node: fx.Node) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from searchspace.groups import Group
 from trainers.actions import act, permutation
-from trainers.instruments.convert.channels import Flow, Value, refused
+from trainers.instruments.convert.channels import ChannelsOfResult, Flow, refused
 from trainers.instruments.convert.layers import GroupConv2d, OfFields, OnEachElement
 from trainers.instruments.convert.operations import (
     BATCH_NORMS,
@@ -140,7 +140,9 @@ class Rewriting:
             for user in node.users
         )
 
-    def _weighted(self, node: fx.Node, module: nn.Conv2d | nn.Linear, value: Value) -> fx.Node:
+    def _weighted(
+        self, node: fx.Node, module: nn.Conv2d | nn.Linear, value: ChannelsOfResult
+    ) -> fx.Node:
         source, name = node.all_input_nodes[0], str(node.target)
         kept, group = self._indices(self.flow.values[node]), self.group
         into = self._indices(value)
@@ -215,7 +217,7 @@ class Rewriting:
         self.names[name] = name
         return name
 
-    def _indices(self, value: Value) -> Tensor:
+    def _indices(self, value: ChannelsOfResult) -> Tensor:
         """Which channels of a result, of one group element, are kept."""
         spaces, start, parts = self.flow.spaces, 0, []
         for space in value.spaces:
@@ -224,7 +226,7 @@ class Rewriting:
         return torch.cat(parts)
 
 
-_NONE = Value((), lifted=False)
+_NONE = ChannelsOfResult((), lifted=False)
 
 
 def _attribute(module: nn.Module, name: str) -> object:
@@ -241,7 +243,7 @@ def _options(module: nn.Module) -> dict[str, object]:
 
 
 def _plain(
-    module: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None, value: Value
+    module: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None, value: ChannelsOfResult
 ) -> nn.Module:
     """The layer itself with the weights that are kept."""
     if isinstance(module, nn.Linear) and not value.positions:

@@ -50,7 +50,7 @@ def architecture_of(
     return found
 
 
-def text_of(
+def twin_text(
     architecture: Architecture, group: Group, surviving: tuple[Any, ...]
 ) -> tuple[str | None, str]:
     """(its text, "") where its verdict is what was found of the twin; else (None, why)."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-MOST_SAID = 200  # characters of a module's own error
+MOST_QUOTED = 200  # characters of a module's own error
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def trace(model: nn.Module, size: tuple[int, int], channels: int) -> Traced:
             warnings.simplefilter("ignore")  # of the user's module
             graph = fx.symbolic_trace(copied)
     except Exception as error:  # the user's code
-        said = " ".join(str(error).split())[:MOST_SAID]
+        said = " ".join(str(error).split())[:MOST_QUOTED]
         raise ValueError(
             f"the module cannot be traced by torch.fx: {type(error).__name__}: {said}; give one "
             "whose control flow does not depend on its input"
@@ -57,7 +57,7 @@ def trace(model: nn.Module, size: tuple[int, int], channels: int) -> Traced:
         with torch.no_grad():
             result = shapes.run(image)
     except Exception as error:  # the user's code
-        said = " ".join(str(error).split())[:MOST_SAID]
+        said = " ".join(str(error).split())[:MOST_QUOTED]
         raise ValueError(
             f"the module does not take images of shape [1, {channels}, {size[0]}, {size[1]}]: "
             f"{said}; give a size and a number of channels that it takes"

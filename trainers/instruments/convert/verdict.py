@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from searchspace.groups import Group
 from trainers.instruments.audit.audit import audit
 from trainers.instruments.audit.symmetrised import (
-    DRAWS,
+    AUDIT_DRAWS,
     THRESHOLD,
     calibrated,
-    difference,
     double_copy,
     draw_weights,
     own_errors,
+    symmetry_deviation,
 )
-from trainers.instruments.audit.verdict import Audit, Claim, Finding
+from trainers.instruments.audit.verdict import Audit, AuditClaim, ElementAudit
 
 
 def verdict_of(twin: nn.Module, plain: nn.Module, group: Group, size: tuple[int, int],
@@ -44,7 +44,7 @@ def verdict_of(twin: nn.Module, plain: nn.Module, group: Group, size: tuple[int,
     return replace(claimed, findings=findings)
 
 
-def _claim(finding: Finding) -> Claim:
+def _claim(finding: ElementAudit) -> AuditClaim:
     """What the layers say, where the counterpart's rounding errors left it in doubt."""
     if not finding.doubted or finding.measured is None:
         return finding.claim
@@ -55,7 +55,7 @@ def _claim(finding: Finding) -> Claim:
 def _errors(twin: nn.Module, claimed: Audit) -> list[float | None]:
     """For each element the largest measured difference over draws of weights and images."""
     module, found = double_copy(twin), dict.fromkeys(claimed.findings, 0.0)
-    for draw in range(DRAWS):
+    for draw in range(AUDIT_DRAWS):
         left = [f for f in found if draw == 0 or _open(f, found[f])]
         if not left:
             break
@@ -65,12 +65,12 @@ def _errors(twin: nn.Module, claimed: Audit) -> list[float | None]:
             module(images)
         upright = module(images)
         for finding in left:
-            error = difference(module, images, upright, finding.element)
+            error = symmetry_deviation(module, images, upright, finding.element)
             found[finding] = error if math.isnan(error) else max(found[finding], error)
     return [None if math.isnan(error) else error for error in found.values()]
 
 
-def _open(finding: Finding, error: float) -> bool:
+def _open(finding: ElementAudit, error: float) -> bool:
     """Whether another draw may show that an element is lost."""
     return finding.claim != "exact" and error <= THRESHOLD
 

@@ -94,7 +94,7 @@ def share(row: Tensor, images: int, confidence: float = 0.95) -> Proportion:
     return Proportion(value, max(0.0, value - half), min(1.0, value + half), images)
 
 
-def beside(outputs: Outputs, values: Tensor, labels: Tensor) -> dict[str, float]:
+def side_scores(outputs: Outputs, values: Tensor, labels: Tensor) -> dict[str, float]:
     """What is said beside the main score of values [N, K], by name: of labels the share that is
     right at a probability of 0.5 and the macro F1 score, of targets the mean absolute error of each
     in the user's unit, and the R2 that may be negative.

@@ -30,7 +30,7 @@ from trainers.files import system_reason, write_whole
 FLAGS = ("-O3", "-march=native", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared")
 OFF = ("0", "off", "no", "false")  # values of EQUISEARCH_COMPILE; any other leaves it on
 TIMEOUT = 120.0  # seconds for a compiler, which takes about 4
-WAIT = TIMEOUT + 10  # seconds for another process that compiles the same
+COMPILER_WAIT = TIMEOUT + 10  # seconds for another process that compiles the same
 KEY = "equisearch_key"  # the symbol of each library that holds its file's name, without the ending
 DESCRIPTORS = Path("/proc/self/fd")  # where Linux opens what a descriptor stands for
 
@@ -57,8 +57,8 @@ def compiler() -> tuple[str, ...] | None:
 def load_library(source: Path) -> ctypes.CDLL:
     """The library compiled from a C file and the header of the same name, if there is one.
 
-    Waits up to `WAIT` seconds for another process that compiles the same. Raises NotCompiledError
-    where it cannot be compiled or loaded.
+    Waits up to `COMPILER_WAIT` seconds for another process that compiles the same. Raises
+    NotCompiledError where it cannot be compiled or loaded.
     """
     choice = os.environ.get("EQUISEARCH_COMPILE", "1")
     if choice.strip().lower() in OFF:
@@ -72,7 +72,7 @@ def load_library(source: Path) -> ctypes.CDLL:
         if library := _cached(path):
             return library
         make_folder(path.parent)
-        lock = acquire(path, WAIT)  # others that start at once wait for the first
+        lock = acquire(path, COMPILER_WAIT)  # others that start at once wait for the first
     except OSError as error:
         say_once(
             "compiled code is not kept, because the cache cannot be used "

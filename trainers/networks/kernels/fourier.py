@@ -38,9 +38,9 @@ from searchspace.groups import Group
 from trainers.networks.filters import Parametrisation, arrange, expand
 from trainers.networks.kernels import compiled
 from trainers.networks.kernels.calling import in_parts, plain, watched
-from trainers.networks.kernels.transform import Layer, Transform, transform
+from trainers.networks.kernels.transform import LayerStruct, Transform, transform_of
 
-__all__ = ["convolve", "library", "status", "suits", "transform"]
+__all__ = ["convolve", "fourier_library", "fourier_status", "suits", "transform_of"]
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +50,16 @@ LEAST_LENGTH = 5  # of a side of the maps, pixels
 LEAST_CHANNELS = 24  # below which transforming a value costs more than its products
 # channels to whose multiples torch rounds up, so that even groups of two elements are faster
 # between them
-BLOCK = 16
+CHANNEL_BLOCK = 16
 
 
-def library() -> ctypes.CDLL | None:
+def fourier_library() -> ctypes.CDLL | None:
     """The compiled code, once its results have agreed with torch's; None where there is none."""
-    return status()[0]
+    return fourier_status()[0]
 
 
 @cache
-def status() -> tuple[ctypes.CDLL | None, str]:
+def fourier_status() -> tuple[ctypes.CDLL | None, str]:
     """(the compiled code or None, why there is none)."""
     try:
         return _load(), ""
@@ -76,7 +76,7 @@ def _load() -> ctypes.CDLL:
     code = compiled.load_library(Path(__file__).with_suffix(".c"))
     for name in ("convolve", "spectra_gradient"):
         function = getattr(code, name)
-        function.argtypes = [ctypes.POINTER(Layer), ctypes.c_int64, *[ctypes.c_void_p] * 3]
+        function.argtypes = [ctypes.POINTER(LayerStruct), ctypes.c_int64, *[ctypes.c_void_p] * 3]
         function.restype = ctypes.c_int
     for group in (Group(4), Group(4, True)):
         error = _disagreement(code, group)
@@ -103,7 +103,7 @@ def suits(
         kernel < 3
         or stride > 2
         or min(channels) < LEAST_CHANNELS
-        or not (order > 2 or (order == 2 and all(count % BLOCK for count in channels)))
+        or not (order > 2 or (order == 2 and all(count % CHANNEL_BLOCK for count in channels)))
     ):
         return False
     if watched() or not (plain(maps) and plain(weight)):
@@ -111,7 +111,7 @@ def suits(
     smallest = min(maps.shape[2:])
     return (
         smallest >= max(LEAST_LENGTH, dilation * (kernel - 1) + 1 - 2 * padding)
-        and library() is not None
+        and fourier_library() is not None
     )
 
 
@@ -186,7 +186,7 @@ class _Convolution(torch.autograd.Function):
         return grad_maps, grad_weight, None, None, None, None, None
 
 
-def _convolve(layer: Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _convolve(layer: LayerStruct, maps: Tensor, spectra: Tensor, shape: tuple[int, ...]) -> Tensor:
     code, out = _required(), torch.empty(shape, memory_format=torch.channels_last)
 
     def part(first: int, last: int) -> int:
@@ -199,12 +199,12 @@ def _convolve(layer: Layer, maps: Tensor, spectra: Tensor, shape: tuple[int, ...
 
 
 def _required() -> ctypes.CDLL:
-    code = library()
+    code = fourier_library()
     assert code is not None, "`suits` is False without compiled code"
     return code
 
 
-def _spectra_gradient(layer: Layer, maps: Tensor, grad: Tensor, size: int) -> Tensor:
+def _spectra_gradient(layer: LayerStruct, maps: Tensor, grad: Tensor, size: int) -> Tensor:
     code, sums = _required(), dict[int, Tensor]()
 
     def part(first: int, last: int) -> int:

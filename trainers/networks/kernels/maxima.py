@@ -16,11 +16,11 @@ from trainers.networks.kernels import compiled
 
 
 def of_parts(maps: Tensor, parts: tuple[slice, ...], block: int) -> tuple[Tensor, ...]:
-    """(the maps, the `block_maxima` of each of these parts of them along the batch)."""
+    """(the maps, the `compiled_block_maxima` of each of these parts of them along the batch)."""
     return _Parts.apply(maps, parts, block)
 
 
-def block_maxima(maps: Tensor, block: int) -> Tensor:
+def compiled_block_maxima(maps: Tensor, block: int) -> Tensor:
     """The maximum over consecutive blocks of `block` channels [B, ceil(C / block), H, W]; a last
     smaller block is one by itself.
     """
@@ -62,7 +62,7 @@ def _maxima(blocks: Tensor) -> tuple[Tensor, Tensor]:
         and blocks.is_contiguous()
         and not differentiated
     )
-    code = library() if suits else None
+    code = maxima_library() if suits else None
     if code is None:
         return blocks.max(-1, keepdim=True)
     values = torch.empty(*blocks.shape[:-1], 1)
@@ -74,7 +74,7 @@ def _maxima(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def maxima_library() -> ctypes.CDLL | None:
     """The compiled code; None where there is none, or where it does not find torch's maxima."""
     try:
         code = compiled.load_library(Path(__file__).with_suffix(".c"))

@@ -15,10 +15,10 @@ from searchspace.groups import Element, Group
 from trainers.actions import act
 from trainers.networks.filters import restricted_order
 
-KINDS = {"C1": 0, "C2": 1, "D1": 1, "D2": 2, "C4": 3, "D4": 4}  # as fourier.c numbers them
+GROUP_CODES = {"C1": 0, "C2": 1, "D1": 1, "D2": 2, "C4": 3, "D4": 4}  # as fourier.c numbers them
 
 
-class Layer(ctypes.Structure):
+class LayerStruct(ctypes.Structure):
     """`struct layer` of fourier.h: sizes in pixels and fields, and the addresses of the tables."""
 
     _fields_ = [
@@ -100,15 +100,15 @@ class Transform:
         dilation: int,
         backward: bool = False,
         bias: Tensor | None = None,
-    ) -> Layer:
+    ) -> LayerStruct:
         """The compiled code's description of a convolution of `maps`; it holds addresses, so the
         tables and `bias` must outlive it.
         """
         fields = (self.channels_in, self.channels_out)
         if backward:
             fields = fields[::-1]
-        return Layer(
-            KINDS[str(self.grid)],
+        return LayerStruct(
+            GROUP_CODES[str(self.grid)],
             self.grid.order,
             *map(len, fields),
             *maps.shape[2:],
@@ -122,7 +122,7 @@ class Transform:
 
 
 @lru_cache(maxsize=256)
-def transform(
+def transform_of(
     group: Group, source: Group, channels_in: int, channels_out: int, kernel: int
 ) -> Transform:
     """The `Transform` of these fields and sizes, computed once in a process."""

@@ -40,7 +40,7 @@ def convolve(
         and fourier.suits(group, maps, weight, *window)
         and equivariant()
     ):
-        shared = fourier.transform(group, source, maps.shape[1], len(weight), weight.shape[-1])
+        shared = fourier.transform_of(group, source, maps.shape[1], len(weight), weight.shape[-1])
         return fourier.convolve(maps, weight, shared, *window, bias=bias)
     if free:
         return winograd.convolve(maps, weight, padding, bias)

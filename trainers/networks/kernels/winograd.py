@@ -31,15 +31,15 @@ from trainers.networks.kernels.calling import in_parts, plain, watched
 log = logging.getLogger(__name__)
 
 # largest difference from torch's convolution, as a share of the largest value (rounding: 1e-6)
-AGREEMENT = 1e-4
+WINOGRAD_AGREEMENT = 1e-4
 LANES = 16  # of winograd.c: channels out are padded to their multiples, and there are as many
-VALUES = 16  # of a transformed tile
+TILE_VALUES = 16  # of a transformed tile
 KERNEL = 3
-LEAST_CHANNELS = 20  # below which transforming tiles costs what products save
+LEAST_WINOGRAD_CHANNELS = 20  # below which transforming tiles costs what products save
 LEAST_USED = 0.75  # of the pixels of all tiles that must lie in the output
 
 
-class Shape(ctypes.Structure):
+class ShapeStruct(ctypes.Structure):
     """`struct shape` of winograd.c: of the maps, pixels; the bias of the outgoing channels."""
 
     _fields_ = [
@@ -51,13 +51,13 @@ class Shape(ctypes.Structure):
     ]
 
 
-def library() -> ctypes.CDLL | None:
+def winograd_library() -> ctypes.CDLL | None:
     """The compiled code, once its results have agreed with torch's; None where there is none."""
-    return status()[0]
+    return winograd_status()[0]
 
 
 @cache
-def status() -> tuple[ctypes.CDLL | None, str]:
+def winograd_status() -> tuple[ctypes.CDLL | None, str]:
     """(the compiled code or None, why there is none)."""
     try:
         return _load(), ""
@@ -72,10 +72,10 @@ def _load() -> ctypes.CDLL:
     code = compiled.load_library(Path(__file__).with_suffix(".c"))
     for name in ("convolve", "weights_gradient"):
         function = getattr(code, name)
-        function.argtypes = [ctypes.POINTER(Shape), ctypes.c_int64, *[ctypes.c_void_p] * 3]
+        function.argtypes = [ctypes.POINTER(ShapeStruct), ctypes.c_int64, *[ctypes.c_void_p] * 3]
         function.restype = ctypes.c_int
     error = _disagreement(code)
-    if not error < AGREEMENT:
+    if not error < WINOGRAD_AGREEMENT:
         raise compiled.NotCompiledError(
             f"compiled code is wrong by {error:.1g} of the largest value; another compiler may do"
         )
@@ -92,7 +92,7 @@ def suits(maps: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
         tuple(weight.shape[2:]) != (KERNEL, KERNEL)
         or (stride, dilation) != (1, 1)
         or not 0 <= padding < KERNEL
-        or min(weight.shape[:2]) < LEAST_CHANNELS
+        or min(weight.shape[:2]) < LEAST_WINOGRAD_CHANNELS
     ):
         return False
     height, width = (length + 2 * padding - KERNEL + 1 for length in maps.shape[2:])
@@ -101,7 +101,7 @@ def suits(maps: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
     tiled = (height + height % 2) * (width + width % 2)
     if height * width < LEAST_USED * tiled or watched():
         return False
-    return plain(maps) and plain(weight) and library() is not None
+    return plain(maps) and plain(weight) and winograd_library() is not None
 
 
 def convolve(maps: Tensor, weight: Tensor, padding: int = 0, bias: Tensor | None = None) -> Tensor:
@@ -163,7 +163,7 @@ def _weight_gradient(code: ctypes.CDLL, maps: Tensor, grad: Tensor, padding: int
     shape, sums = _shape(maps, out, padding), dict[int, Tensor]()
 
     def part(first: int, last: int) -> int:
-        sums[first] = torch.empty(VALUES, into, out + -out % LANES)
+        sums[first] = torch.empty(TILE_VALUES, into, out + -out % LANES)
         return code.weights_gradient(
             shape,
             last - first,
@@ -180,17 +180,19 @@ def _weight_gradient(code: ctypes.CDLL, maps: Tensor, grad: Tensor, padding: int
     return taps[..., :out].permute(3, 2, 0, 1).contiguous()
 
 
-def _shape(maps: Tensor, channels_out: int, padding: int, bias: Tensor | None = None) -> Shape:
+def _shape(
+    maps: Tensor, channels_out: int, padding: int, bias: Tensor | None = None
+) -> ShapeStruct:
     """The compiled code's description of a convolution of `maps`; `bias` must outlive it."""
     address = None if bias is None else bias.data_ptr()
-    return Shape(maps.shape[1], channels_out, *maps.shape[2:], padding, address)
+    return ShapeStruct(maps.shape[1], channels_out, *maps.shape[2:], padding, address)
 
 
 def _transformed(weight: Tensor) -> Tensor:
     """G g G' of all pairs of channels: [VALUES, channels in, channels out, padded]."""
     out, into = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1)
-    return F.pad((_matrix() @ taps).view(VALUES, into, out), (0, -out % LANES)).contiguous()
+    return F.pad((_matrix() @ taps).view(TILE_VALUES, into, out), (0, -out % LANES)).contiguous()
 
 
 @cache
@@ -202,7 +204,7 @@ def _matrix() -> Tensor:
 
 
 def _required() -> ctypes.CDLL:
-    code = library()
+    code = winograd_library()
     assert code is not None, "`suits` is False without compiled code"
     return code
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from searchspace.groups import Group
 from trainers.actions import act
 
-Kernels = (nn.Conv2d, nn.ConvTranspose2d)
+KERNEL_LAYERS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -73,7 +73,7 @@ def kernels_of(model: nn.Module, group: Group) -> dict[str, nn.Conv2d | nn.ConvT
     """The convolutions of a module by name. Raises ValueError where there is none, or where the
     group does not act on a kernel.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Kernels)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, KERNEL_LAYERS)}
     if not layers:
         raise ValueError("the module has no Conv2d whose kernels could be softened")
     turns = any(e.swaps_axes for e in group.elements)

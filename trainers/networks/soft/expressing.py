@@ -21,12 +21,12 @@ from searchspace.weights.softened import Softened, meet
 from trainers.networks.convolution import Convolution
 from trainers.networks.networks import Network, build
 from trainers.networks.normalization import estimate_statistics
-from trainers.networks.projection import layers_of, project
+from trainers.networks.projection import convolutions_of, project_weight
 from trainers.networks.relaxing import field_order, filters_of, plain_twin, require_same_function
-from trainers.networks.soft.softening import actions, soften
+from trainers.networks.soft.softening import actions, soften_network
 from trainers.networks.soft_weights import Mixed
 
-ROUNDING = 1e-6  # of a weight, up to which nothing of it was lost
+WEIGHT_ROUNDING = 1e-6  # of a weight, up to which nothing of it was lost
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def softened_network(
         return averaged.eval()
     if how.kind == "held":
         return _held(network, architecture, images)
-    softened = soften(network, how.groups[0], how.softness, images)
+    softened = soften_network(network, how.groups[0], how.softness, images)
     if how.softness == 1:
         return softened
     acting = actions(network, how.groups[0])
@@ -73,11 +73,11 @@ def _held(network: Network, architecture: Architecture, images: Tensor) -> Netwo
             raise ValueError(f"'{architecture}' has no layer {name}, whose weights would be lost")
         group = module.parametrisation.group
         weight = plain.filters.view(before.norm.order * before.fields, -1, *[before.kernel] * 2)
-        part = project(weight.double(), before.source, fields[-1], group)
+        part = project_weight(weight.double(), before.source, fields[-1], group)
         lost = max(lost, float((part - weight).norm() / weight.norm()))
         plain.filters.copy_(part.to(weight).view_as(plain.filters))
     made = express(twin, fields, sources, architecture)
-    if lost > ROUNDING:
+    if lost > WEIGHT_ROUNDING:
         estimate_statistics(made, [images])
     return made.eval()
 
@@ -87,7 +87,7 @@ def held_groups(network: Network) -> tuple[Group, ...] | None:
     the stage, or what the stage before is held to where that is smaller; None without mixed layers.
     """
     shares: dict[int, dict[Group, float]] = {}
-    for name, convolution, _ in layers_of(network):
+    for name, convolution, _ in convolutions_of(network):
         soft = convolution.soft
         if isinstance(soft, Mixed):
             groups = (soft.shape.group, *soft.relaxation.chain)

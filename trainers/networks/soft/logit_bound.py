@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from searchspace.groups import Group
 from trainers.networks.plain import Block, InvariantFields, PlainNetwork, Subsample
-from trainers.networks.projection import project
+from trainers.networks.projection import project_weight
 from trainers.networks.soft.softening import Action
 
-ROUNDING = 8  # units of the last digit, as a share of a weight's norm, that count as 0
-MOST_PIXELS = 4096  # of a map, up to which the norm of a linear pooling layer is computed
+ROUNDING_UNITS = 8  # units of the last digit, as a share of a weight's norm, that count as 0
+MOST_POOL_PIXELS = 4096  # of a map, up to which the norm of a linear pooling layer is computed
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def logit_bounds(
     """
     network = copy.deepcopy(folded).double().to(memory_format=torch.contiguous_format)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    rounding = ROUNDING * torch.finfo(folded.head.linear.weight.dtype).eps
+    rounding = ROUNDING_UNITS * torch.finfo(folded.head.linear.weight.dtype).eps
     walk = _Walk(dict(zip(convolutions, acting, strict=True)), group, rounding)
     maps, error = network.entry(images.double()), torch.zeros(len(images), dtype=torch.float64)
     for stage in network.stages:
@@ -93,7 +93,7 @@ class _Walk:
         action = self._acting[conv]
         weight, bias = conv.weight.double(), conv.bias
         assert bias is not None, "every convolution of a folded network has a bias"
-        part = project(weight, action.source, action.fields, self._group)
+        part = project_weight(weight, action.source, action.fields, self._group)
         windows = windows_of(module, conv, maps)
         zeros = module is conv  # else a layer before it pads in another way
         mean = _block_mean(bias, action.fields.order)
@@ -167,10 +167,10 @@ def _pooling_norm(part: Subsample, maps: Tensor) -> float:
     spread = 3.0 if kind == "blurmax" else 1.0  # the maximum over 3x3 pixels before the blur
     linear = {"blurmax": "blur", "adaptivemax": "adaptive"}.get(kind, kind)
     height, width = maps.shape[-2:]
-    if height * width > MOST_PIXELS:
+    if height * width > MOST_POOL_PIXELS:
         raise ValueError(
             f"the logits are not bounded: {kind} on maps of {height}x{width} pixels, and at most "
-            f"{MOST_PIXELS} pixels are examined"
+            f"{MOST_POOL_PIXELS} pixels are examined"
         )
     single = Subsample({**step, "kind": linear, "channels": 1})
     each = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)

@@ -24,7 +24,7 @@ from trainers.networks.convolution import Convolution
 from trainers.networks.networks import Network
 from trainers.networks.normalization import FieldNorm, estimate_statistics
 from trainers.networks.plain import PlainNetwork
-from trainers.networks.projection import project
+from trainers.networks.projection import project_weight
 from trainers.networks.relaxing import plain_twin
 
 
@@ -79,7 +79,7 @@ def _fields(network: Network, group: Group, channels: int, wanted: Group) -> Gro
 
 
 @torch.no_grad()
-def soften(
+def soften_network(
     network: Network, group: Group, softness: float, images: Tensor | None = None
 ) -> Network:
     """The network in evaluation with `softness` (0 to 1) of what its weights have outside of those
@@ -96,7 +96,7 @@ def soften(
     twin = plain_twin(network)
     for convolution, action in zip(twin.convolutions, acting):
         weight = _weight(convolution)
-        part = project(weight.double(), action.source, action.fields, group).to(weight)
+        part = project_weight(weight.double(), action.source, action.fields, group).to(weight)
         convolution.filters.copy_(torch.lerp(part, weight, softness).view_as(convolution.filters))
         for value in (convolution.norm.weight, convolution.norm.bias):
             value.copy_(_damped(value, action.fields.order, softness))
@@ -131,7 +131,7 @@ def soften_folded(
     for convolution, action in zip(convolutions, acting, strict=True):
         weight, bias = convolution.weight, convolution.bias
         assert bias is not None, "every convolution of a folded network has a bias"
-        part = project(weight.double(), action.source, action.fields, group).to(weight)
+        part = project_weight(weight.double(), action.source, action.fields, group).to(weight)
         weight.copy_(torch.lerp(part, weight, softness))
         bias.copy_(_damped(bias, action.fields.order, softness))
     linear = twin.head.linear

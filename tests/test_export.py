@@ -390,7 +390,7 @@ network = build(Architecture.parse("17px: 8k3@D4 max3/2p1, 8k3"), channels=1, cl
 content = content_of(network, (0.2,), (0.3,), "resize", tuple("abcde"))
 model = model_of(network, content)
 resource.setrlimit(resource.RLIMIT_FSIZE, (12000, resource.RLIM_INFINITY))
-for name in FORMATS:
+for name in BUNDLE_FORMATS:
     try:
         write_format(model, content, Path(sys.argv[1]), name)
     except OSError as error:

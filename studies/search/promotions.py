@@ -137,12 +137,14 @@ def goes_on(
     number, epoch = at
     if _by_worth(study):
         trials = seen()
+        # among those that samplers see: what is trained beside the search changes no decision
+        place = sum(trial.number < number for trial in trials)
         if not _weighs(study, trials):
-            return number < FULL_TRIALS and study.search.trials < SHORT * startup_of(study)
+            return place < FULL_TRIALS and study.search.trials < SHORT * startup_of(study)
         if sum(not trial.state.is_finished() for trial in trials) > MANY:
             return promotions.goes_on(epoch, number, rung_margin(scores, study.search.confidence))
         rung = {f"{RUNG}{epoch}": {"scores": dict(scores), "decision": "stop"}}
-        rng = _rng(study, number, 3 + epoch)
+        rng = _rng(study, place, 3 + epoch)
         return _sampler(study).goes_on(trials, number, rung, promotions.waiting, rng)
     margin = rung_margin(scores, study.search.confidence)
     return promotions.goes_on(epoch, number, margin)

@@ -147,7 +147,8 @@ class ExpectedImprovement:
         self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator
     ) -> Iterator[tuple[Mapping[str, Any], Candidate]]:
         """Parameters and candidates: all of a small space, else random ones and neighbours."""
-        everything = all_drafts(self._study.space, self._group, ALL)
+        space = self._study.space  # frozen, so it hashes
+        everything = all_drafts(space, self._group, ALL)  # pyright: ignore[reportArgumentType]
         if everything is not None:
             yield from everything
             return

@@ -208,6 +208,28 @@ def test_a_space_is_not_exhausted_while_what_runs_may_give_a_second_chance(tmp_p
         assert driver.next() is None and driver.ended == "exhausted"
 
 
+def test_ehvi_trains_the_best_of_a_space_smaller_than_its_start_to_the_end(tmp_path):
+    """All of them wait at the rung, and the space has nothing else to propose."""
+    overrides = {
+        "search__sampler": "ehvi",
+        "search__trials": 60,
+        "space__group": ["C4"],
+        "space__family": ["steerable"],
+        "space__layout": ["max2/2"],
+        "space__input_size": [26, 28, 30],
+        "space__equivariance_loss": {"kind": ["none"]},
+        "search__repeats": 1,
+    }
+    with create(tmp_path / "study", **overrides) as driver:
+        for score in POINTS:
+            stopped_at_two(driver, score)
+        again = driver.next()
+        assert again.continues == POINTS.index(max(POINTS))
+        driver.report(again.number, 9, {"epoch": 9, "accuracy": 0.5, "symmetry_accuracy": 0.5})
+        driver.finish(again.number, "complete")
+        assert driver.volume == 0.25
+
+
 def test_a_training_counts_once_at_a_rung_whatever_number_continues_it():
     promotions = Promotions(eta=2)
     for number, value in enumerate(POINTS):

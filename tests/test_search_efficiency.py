@@ -14,6 +14,7 @@ from searchspace.groups import Group
 from studies.config import load_study
 from studies.replays.record import enumerate_space, read_table
 from studies.replays.replay import full_volume, methods, replay
+from studies.replays.steps import known
 
 TABLES = ("mnist_table", "mnist_d4_table", "mnist_heldout_table")
 SEEDS = 6
@@ -29,7 +30,7 @@ def table(named):
     return named[1]
 
 
-@pytest.mark.parametrize("name", [*TABLES, "fashion_table"])
+@pytest.mark.parametrize("name", [*TABLES, "fashion_table", "mnist_soft_table"])
 def test_the_recorded_table_is_the_whole_space_of_its_preset(name):
     table = read_table(Path(__file__).parent / "assets" / f"{name}.json.gz")
     preset = load_study(name)
@@ -45,6 +46,14 @@ def test_the_recorded_table_is_the_whole_space_of_its_preset(name):
     assert (
         Path(__file__).parent / "assets" / f"{name}.json.gz"
     ).stat().st_size < 2 * 2**20 and 0.5 < full_volume(table) < 1
+
+
+def test_the_two_architectures_known_first_have_no_soft_choice():
+    table = read_table(Path(__file__).parent / "assets" / "mnist_soft_table.json.gz")
+    assert [str(candidate) for candidate in known(table)] == [
+        "16px: 5k3@C4, 6k3 max2/2, 6k3, 6k3 max2/2, 6k3 augment=none",
+        "16px: 11k3, 11k3 max2/2, 11k3, 12k3 max2/2, 12k3 head=none augment=none",
+    ]
 
 
 def test_exact_networks_have_equal_accuracies_in_the_recorded_table(table):

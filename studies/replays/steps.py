@@ -60,7 +60,8 @@ def work(table: RecordedTable, entry: TableEntry, epochs: int) -> float:
 
 def known(table: RecordedTable) -> list[Candidate]:
     """The two ends at equal cost that a user of the table's space would know and try first, as the
-    built-in studies do: exact under the whole declared group without a loss, and plain.
+    built-in studies do: exact under the whole declared group without a loss, and plain; neither
+    with relaxed weights, an orbit average or an augmentation.
 
     None where the table's own study names its first architectures.
     """
@@ -72,7 +73,7 @@ def known(table: RecordedTable) -> list[Candidate]:
         Candidate.parse(entry.architecture).with_learning_rate(entry.learning_rate)
         for entry in table.entries
     ]
-    free = [c for c in candidates if not c.recipe.losses]
+    free = [c for c in candidates if not c.recipe.losses and not _is_soft(c)]
     exact = next(
         (
             c
@@ -92,6 +93,13 @@ def known(table: RecordedTable) -> list[Candidate]:
         and _layout(c) == _layout(exact)
     )
     return [exact, *[c for c in [next(plain, None)] if c is not None]]
+
+
+def _is_soft(candidate: Candidate) -> bool:
+    augment = candidate.recipe.augment
+    architecture = candidate.architecture
+    turns = augment is not None and augment.kind != "none"
+    return turns or architecture.softened or architecture.orbit.order > 1
 
 
 def _layout(candidate: Candidate) -> tuple[str, ...]:

@@ -21,12 +21,7 @@ from studies.journal.directory import StudyPlace, create_directory, open_directo
 from studies.journal.origin import DataIdentity, ReadIdentity, adopt, first_attributes
 from studies.journal.trial import ENDED, Decision, Outcome, TrialRecord
 from studies.journal.writer import Described, OpenedJournal, open_journal, writing
-from studies.search.assignments import (
-    Assignment,
-    assignment_of,
-    note_error,
-    with_folder,
-)
+from studies.search.assignments import Assignment, assignment_of, note_error, with_folder
 from studies.search.attempts import Died, Epochs, count_death
 from studies.search.beside import Beside
 from studies.search.inheritance import Child, next_child
@@ -253,6 +248,9 @@ class SearchDriver:
                 if self._exhausted() or self._remaining.none_left(record, self._trainings):
                     break
         assert refused is not None
+        with self._state, writing(self.directory):
+            if (stopped := self._promotion()) is not None:  # `ehvi`: only where nothing new is left
+                return self._promote(stopped)
         if self._progress.ended + len(self._running) == 0:
             self._remaining.require_any(refused)
         if not (self._exhausted() and self._running):

@@ -125,8 +125,9 @@ def print_searches(table: RecordedTable, given: argparse.Namespace) -> None:
 
 def _cell(values: numpy.ndarray, whole: numpy.ndarray) -> str:
     low, middle, high = numpy.quantile(values, (0.25, 0.5, 0.75))
-    test = f" p={wilcoxon(values, whole).pvalue:.2g}" if (values != whole).any() else ""
-    return f"{middle:.4f} ({low:.4f} to {high:.4f}){test}"
+    test: Any = wilcoxon(values, whole) if (values != whole).any() else None
+    p = "" if test is None else f" p={test.pvalue:.2g}"
+    return f"{middle:.4f} ({low:.4f} to {high:.4f}){p}"
 
 
 def main() -> None:

@@ -115,22 +115,22 @@ class Resources(Settings):
     executor: Literal["auto", "in_process", "ray"] = "auto"
     # trials at the same time; auto: as many as fit
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    cpus_per_trial: float = Field(default=1, ge=0)
+    cpus_per_trial: float = Field(default=1, ge=0, le=1e6)
     # a share of one GPU; 0: trials train on CPUs; auto: where there are GPUs, as much as lets every
     # core train, an eighth at least
     gpus_per_trial: Annotated[
         Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_gpus)
     ] = "auto"
     # GB; with `workers: auto` no machine gets more trials than its memory holds
-    memory_per_trial: float = Field(default=1.2, ge=0)
+    memory_per_trial: float = Field(default=1.2, ge=0, le=1e6)
     custom: dict[str, Annotated[float, Field(ge=0)]] = {}  # custom Ray resources of a trial
     # of a Ray cluster; None: RAY_ADDRESS, or Ray on this machine alone
-    address: str | None = None
+    address: Annotated[str, Field(min_length=1)] | None = None
     # Ray's, for clusters whose nodes lack the package
     runtime_env: dict[str, Any] = {}
     # a worker silent for that long (no epoch finished) is replaced; None: see
     # `studies.workers.silence`
-    trial_timeout: Seconds | None = None
+    trial_timeout: Annotated[Seconds, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _one_gpu(self) -> Resources:

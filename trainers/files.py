@@ -15,6 +15,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 PARTIAL = ".part"  # ends the names of files that are being written
@@ -114,3 +115,11 @@ def partial_files(folder: Path) -> list[Path]:
     be writing one of them, unless the caller knows that none does.
     """
     return sorted(path for path in folder.glob(f"*{PARTIAL}") if path.is_file())
+
+
+def as_word(path: Path | str) -> str:
+    """The path as one word of a command that a message prints: quoted for a POSIX shell, and with
+    `./` in front of a leading dash, which would begin an option.
+    """
+    text = str(path)
+    return quote(f"./{text}" if text.startswith("-") else text)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
 
 from studies.cli.app import MODELS_PANEL, app
-from studies.cli.options import Directory, FormatOption, RunCode, TrialNumber
+from studies.cli.options import Directory, FormatOption, RunCode, TrialNumber, named_place
 from studies.output import Format, note, print_rows, print_value
 from studies.terminal import one_line
+from trainers.files import as_word
 
 
 class Quantisation(str, Enum):
@@ -32,6 +32,7 @@ Out = Annotated[
     Path | None,
     typer.Option(
         metavar="BUNDLE",
+        parser=named_place,
         help="The bundle's folder; else DIR/exports/TRIAL.",
         show_default=False,
     ),
@@ -100,7 +101,7 @@ def export(
     print(bundle)
     note(
         f"compared and written; read {bundle}/README.md, check it any time with `equisearch "
-        f"verify {quote(str(bundle))}`"
+        f"verify {as_word(bundle)}`"
     )
 
 

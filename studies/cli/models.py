@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +34,7 @@ from studies.output import (
     print_value,
 )
 from studies.tasks import beside_text, score_name
+from trainers.files import as_word
 
 if TYPE_CHECKING:
     from studies.config import Study
@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 AngleFigure = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Draws accuracy by angle: png, svg or pdf.", show_default=False
+        metavar="FILE",
+        parser=named_place,
+        help="Draws accuracy by angle: png, svg or pdf.",
+        show_default=False,
     ),
 ]
 PaperBatch = Annotated[
@@ -84,6 +87,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="DIR",
+            parser=named_place,
             help="Keeps the checkpoint there, and continues from it.",
             show_default=False,
         ),
@@ -256,7 +260,7 @@ def _print_selection(rows: list[dict[str, Any]], directory: Path) -> None:
     print_table(*selection_table(rows))
     print_lines(selection_lines(rows))
     best = _best_of(rows, directory)
-    note(f"next: equisearch export {quote(str(directory))} {best} --retrained")
+    note(f"next: equisearch export {as_word(directory)} {best} --retrained")
 
 
 def _chosen(directory: Path, trials: list[int] | None, knee: bool) -> list[int] | None:

@@ -18,21 +18,38 @@ KNEE = "knee"  # names the best compromise of the front
 
 
 def named_place(text: str) -> Path:
-    """The directory of that name. Raises BadParameter for no name and for a remote store."""
+    """The directory or file of that name, with a leading `~` or `~user` replaced by the home folder
+    as in study files. Raises BadParameter for no name, a remote store and an unknown user.
+    """
     from studies.errors import StudyError
     from studies.journal.directory import require_place
 
     try:
+        place = Path(text).expanduser()
         require_place(text)
     except StudyError as error:
         raise typer.BadParameter(str(error)) from None
-    return Path(text)
+    except RuntimeError:
+        raise typer.BadParameter(
+            f"{text} begins with the home folder of a user that this machine does not know; write "
+            f"the path in full, or ./{text} for a name that begins with ~"
+        ) from None
+    return place
 
 
 Directory = Annotated[
     Path,
     typer.Argument(
         metavar="DIR", help="The study's directory.", show_default=False, parser=named_place
+    ),
+]
+PageFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        parser=named_place,
+        help="The file to write; else DIR/report.html.",
+        show_default=False,
     ),
 ]
 StudyName = Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from studies.cli.options import (
     FormatOption,
     Knee,
     Overrides,
+    PageFile,
     Quiet,
     StudyName,
     Timeout,
@@ -27,12 +27,14 @@ from studies.cli.options import (
     Trust,
     Where,
     Workers,
+    named_place,
     pairs,
     resources,
     selected,
 )
 from studies.output import Format, note, print_lines, print_rows, print_table, print_value
 from studies.terminal import one_line
+from trainers.files import as_word
 
 if TYPE_CHECKING:
     from studies.search.driver import SearchDriver
@@ -231,7 +233,10 @@ def front(
     figure: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Draws every two objectives: png, svg or pdf.", show_default=False
+            metavar="FILE",
+            parser=named_place,
+            help="Draws every two objectives: png, svg or pdf.",
+            show_default=False,
         ),
     ] = None,
     where: Where = None,
@@ -269,12 +274,7 @@ def front(
 @app.command(rich_help_panel=LOOK_PANEL)
 def report(
     directory: Directory,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="The file to write; else DIR/report.html.", show_default=False
-        ),
-    ] = None,
+    out: PageFile = None,
 ) -> None:
     """Writes one page about the study in DIR: front, figures, scores by degree of equivariance,
     test scores, failures.
@@ -378,7 +378,7 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
         with LiveView(driver, quiet=quiet) as view:
             ending = run_study(driver, listener=view)
     note(f"ended: {ending.reason}" + (f": {driver.explanation}" if driver.explanation else ""))
-    quoted = quote(str(directory))
+    quoted = as_word(directory)
     opened_study = (*tables.open_records(directory), Evidence.of(directory))
     rows, columns, cells = tables.front_rows(*opened_study)
     print_lines(tables.status_lines(tables.status(directory)))

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -18,10 +17,12 @@ from studies.cli.options import (
     Overrides,
     StudyName,
     Workers,
+    named_place,
     pairs,
     resources,
 )
 from studies.output import Format, note, print_json, print_rows
+from trainers.files import as_word
 
 
 @app.command(rich_help_panel=BENCHMARKS)
@@ -31,6 +32,7 @@ def record(
         Path,
         typer.Argument(
             metavar="FILE",
+            parser=named_place,
             help="The table, gzipped JSON; recording continues from it.",
             show_default=False,
         ),
@@ -85,7 +87,7 @@ def replay(
         note(
             f"{file} holds {len(table.entries)} of {table.total} architectures; those that are "
             f"missing have the worst scores and cost nothing (`equisearch record STUDY "
-            f"{quote(str(file))}` continues the recording)"
+            f"{as_word(file)}` continues the recording)"
         )
     rows = []
     for method in replaying.methods(table):

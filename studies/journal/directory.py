@@ -11,7 +11,6 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any, NamedTuple
 
 from searchspace.recipe import Candidate
@@ -30,7 +29,7 @@ from studies.journal.origin import (
     require_same_study,
 )
 from studies.journal.reader import JOURNAL
-from trainers.files import parse_json, read_whole, write_whole
+from trainers.files import as_word, parse_json, read_whole, write_whole
 from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
@@ -59,7 +58,7 @@ def create_directory(directory: str | Path, study: Study) -> StudyPlace:
     if (path / STUDY).exists():
         raise ExistsError(
             f"{directory} already holds a study; "
-            f"go on with `equisearch resume {quote(str(directory))}`, or choose another directory"
+            f"go on with `equisearch resume {as_word(directory)}`, or choose another directory"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -94,7 +93,7 @@ def require_place(directory: str | Path) -> Path:
     """
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(directory), re.IGNORECASE):
         raise StudyError(
-            f"{directory} is the address of a remote store; a study needs a directory of a file "
+            f"{directory} is the address of a remote store; results are written to a file "
             "system: choose a local path, or mount the store"
         )
     if not str(directory).strip():
@@ -111,7 +110,7 @@ def _clear_unfinished_start(path: Path) -> None:
     if read_folders(path):
         raise ExistsError(
             f"{path} holds trials and a journal but no {STUDY}: restore that file, write it "
-            f"back with `equisearch repair {quote(str(path))}`, or choose another directory"
+            f"back with `equisearch repair {as_word(path)}`, or choose another directory"
         )
     (path / JOURNAL).unlink()
 
@@ -161,12 +160,12 @@ def read_study(directory: str | Path, *, reading: bool = False) -> Study:
         there = "not a file, or empty" if os.path.lexists(path) else "lost"
         raise StudyError(
             f"{directory} holds a journal, but {STUDY} is {there}: restore it from a copy, or "
-            f"write it back from the journal with `equisearch repair {quote(str(directory))}`"
+            f"write it back from the journal with `equisearch repair {as_word(directory)}`"
         )
     if not path.is_file():
         raise StudyError(
             f"{directory} holds no study (no {STUDY} in it); `equisearch start STUDY "
-            f"{quote(str(directory))}` begins one"
+            f"{as_word(directory)}` begins one"
         )
     text = read_text(path, "a study file is YAML: restore it from a copy")
     try:
@@ -189,8 +188,8 @@ def _remedy(directory: Path, complaints: str) -> str:
     return (
         "an earlier version accepted that, and it decides about scores, so this study cannot go "
         f"on with other values; its trials can be read (`equisearch trials "
-        f"{quote(str(directory))}`), and a new study begins with `equisearch start "
-        f"{quote(str(directory / STUDY))} NEW_DIR {settings}`"
+        f"{as_word(directory)}`), and a new study begins with `equisearch start "
+        f"{as_word(directory / STUDY)} NEW_DIR {settings}`"
     )
 
 

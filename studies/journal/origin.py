@@ -18,6 +18,7 @@ from studies.errors import StudyError
 from studies.journal.definition import ATTRIBUTE, as_stored, definition_attribute
 from studies.journal.folders import read_folders
 from studies.journal.reader import JOURNAL, SUPERSEDED, study_attributes
+from trainers.files import as_word
 
 if TYPE_CHECKING:
     from studies.journal.writer import JournalWriter, OpenedJournal
@@ -89,7 +90,7 @@ def require_begun(directory: Path) -> dict[str, Any]:
     if folders:
         raise StudyError(
             f"{there}, but {len(folders)} folders of trials, {scored} of them with scores: restore "
-            f"the journal from a copy, or rebuild it with `equisearch repair {directory}`"
+            f"the journal from a copy, or rebuild it with `equisearch repair {as_word(directory)}`"
         )
     raise StudyError(
         f"{there}, and no trial: its start ended before the first trial. Delete {directory} and "

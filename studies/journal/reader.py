@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from studies.errors import DamagedError
@@ -29,7 +28,7 @@ from studies.journal.records import (
     is_record,
 )
 from studies.journal.trial import ENDED, JournalAttributes, State, TrialRecord
-from trainers.files import write_whole
+from trainers.files import as_word, write_whole
 
 JOURNAL = "optuna.journal"
 
@@ -73,7 +72,7 @@ def read_journal(
     except DamagedError as error:
         raise DamagedError(
             f"{path}: {error}; if a newer version wrote it, use that one, else `equisearch repair "
-            f"{quote(str(directory))}` keeps the other records"
+            f"{as_word(directory)}` keeps the other records"
         ) from None
 
 

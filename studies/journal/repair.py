@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from searchspace.architecture import Architecture
@@ -34,7 +33,7 @@ from studies.journal.records import Entry
 from studies.journal.salvage import salvage
 from studies.journal.trial import ENDED
 from studies.yaml_loader import YamlError, read_yaml
-from trainers.files import partial_files, read_whole, write_whole
+from trainers.files import as_word, partial_files, read_whole, write_whole
 
 Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.describe_text`
 ReadDimensions = Callable[[Study], tuple[int, int]]  # (channels, classes) of the study's images
@@ -202,7 +201,7 @@ def _look_at_images(
         reason = str(error)
     return {}, [
         "the journal lost how many channels and classes the images have, and the study's data does "
-        f"not tell ({reason}): put the data back, then `equisearch repair {quote(str(directory))}`"
+        f"not tell ({reason}): put the data back, then `equisearch repair {as_word(directory)}`"
     ]
 
 

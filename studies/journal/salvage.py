@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from studies.errors import DamagedError, JournalWarning
@@ -28,6 +27,7 @@ from studies.journal.records import (
     is_record,
 )
 from studies.journal.trial import TrialRecord
+from trainers.files import as_word
 
 BEGINNING = re.compile(r'\{\s*"op_code"\s*:')
 CREATE_BYTES = 60  # a record that creates a trial has at least as many
@@ -96,7 +96,7 @@ def read_what_is_whole(directory: Path, *, parameters: bool = False) -> list[Tri
     more = f" and {len(saved.damage) - 1} more" if len(saved.damage) > 1 else ""
     warnings.warn(
         f"{directory / JOURNAL}: {said}{more}; left out here. If a newer version wrote "
-        f"it, use that one; else `equisearch repair {quote(str(directory))}` removes it and keeps "
+        f"it, use that one; else `equisearch repair {as_word(directory)}` removes it and keeps "
         "a copy",
         JournalWarning,
         stacklevel=2,

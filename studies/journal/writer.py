@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal
 
 from studies.errors import NO_SPACE, READ_ONLY, DamagedError, StudyError
 from studies.journal.reader import JOURNAL, drop_torn_line, read_journal
 from studies.journal.trial import RUNG, SAW, Decision, Outcome, State, TrialRecord
+from trainers.files import as_word
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def open_journal(directory: Path, objectives: Sequence[str]) -> tuple[JournalWri
             if record.state in ("running", "waiting") and record.architecture and not record.whole:
                 raise DamagedError(
                     f"{directory / JOURNAL} lost the seed of trial {record.number}, which is to go "
-                    f"on: rebuild it with `equisearch repair {quote(str(directory))}`"
+                    f"on: rebuild it with `equisearch repair {as_word(directory)}`"
                 )
         records.sort(key=lambda r: (r.order is None, r.order, r.number))
         return JournalWriter(directory, objectives), OpenedJournal(attributes, records, torn)
@@ -91,7 +91,7 @@ def writing(directory: Path) -> Iterator[None]:
         if error.errno not in NO_SPACE:
             raise
         begun = (directory / "study.yaml").exists()
-        again = f"`equisearch resume {quote(str(directory))}`" if begun else "the same command"
+        again = f"`equisearch resume {as_word(directory)}`" if begun else "the same command"
         raise StudyError(
             f"no space is left on the device of {directory}; nothing earlier is lost: "
             f"free some space, then {again}"
@@ -131,7 +131,7 @@ class JournalWriter:
             raise StudyError(
                 f"another program ended a trial of {self._directory}, or deleted the study, while "
                 "this one drove it; end that program, then "
-                f"`equisearch repair {quote(str(self._directory))}` and `equisearch resume`"
+                f"`equisearch repair {as_word(self._directory)}` and `equisearch resume`"
             ) from error
 
     def next_number(self) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -28,7 +27,7 @@ from studies.journal.definition import with_stored_corners
 from studies.journal.lock import StudyLock
 from studies.replays.trainings import train_missing
 from studies.sections import Resources
-from trainers.files import write_whole
+from trainers.files import as_word, write_whole
 from trainers.settings import Settings
 
 TABLE_FORMAT = 1
@@ -251,7 +250,7 @@ def read_table(path: Path) -> RecordedTable:
     """The table in a file, whole or as far as a recording got. Raises StudyError if there is none,
     for another format, and where a value is missing or odd.
     """
-    command = f"`equisearch record STUDY {quote(str(path))}`"
+    command = f"`equisearch record STUDY {as_word(path)}`"
     if path.exists() and not path.is_file():
         raise StudyError(f"{path} is not a file, and so not a recorded table; give another file")
     try:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
 from searchspace.groups import Element, Group
@@ -22,6 +21,7 @@ from studies.search.inheritance import has_checkpoint
 from studies.tasks import require_classes
 from studies.workers.corners import with_corners
 from trainers.cores import available_cores
+from trainers.files import as_word
 from trainers.settings import Augment, Corners
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _trial_of(name: str) -> tuple[Path, int] | None:
     if place and (Path(place) / STUDY).is_file():
         raise StudyError(
             f"'{last}' is not the number of a trial; write one behind the study's directory, such "
-            f"as {place}:3 (`equisearch trials {quote(place)}` lists them)"
+            f"as {place}:3 (`equisearch trials {as_word(place)}` lists them)"
         )
     return None
 

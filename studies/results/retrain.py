@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from statistics import mean, stdev
 from typing import Any
 
@@ -25,7 +24,7 @@ from studies.journal.trust import require
 from studies.results.retrain_job import RESULT, TRAIN, Job, run_assigned
 from studies.search.assignments import Assignment
 from studies.workers.jobs import JobDriver, run_assignments
-from trainers.files import read_whole
+from trainers.files import as_word, read_whole
 
 RETRAIN_SCORES = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst")
 
@@ -270,7 +269,7 @@ def front_jobs(
     if not chosen:
         raise StudyError(
             f"{directory} has no front yet: no trial is complete; `equisearch resume "
-            f"{quote(str(directory))}` goes on"
+            f"{as_word(directory)}` goes on"
         )
     return [
         job

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from studies.config import Study
@@ -16,6 +15,7 @@ from studies.pareto import knee
 from studies.results.retrain import MeanStd, folder_of, read_result, softened_as
 from studies.results.retrain_job import MERGED, RESULT, TRAIN, Job, network_of
 from studies.results.selection import mean_over_seeds
+from trainers.files import as_word
 
 if TYPE_CHECKING:
     from trainers.bundles.export import TrainedNetwork
@@ -70,7 +70,7 @@ def choose_retrained(directory: Path, trial: int, which: str) -> RetrainedChoice
         Retraining(path.parent, read_result(path))
         for path in sorted(folder_of(directory, trial).glob(f"*/{RESULT}"))
     ]
-    again = f"`equisearch retrain {quote(str(directory))} --trial {trial}"
+    again = f"`equisearch retrain {as_word(directory)} --trial {trial}"
     if not retrainings:
         raise StudyError(f"trial {trial} was not retrained; {again}` does it")
     if which == "best":

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from studies.config import Study
@@ -26,6 +25,7 @@ from studies.journal.trial import TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import SCORE_OF, SHARES, front_volume
 from studies.tasks import beside_lines, in_words, score_name, task_score
+from trainers.files import as_word
 
 SHOWN_STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
@@ -66,7 +66,7 @@ def find_trial(records: Sequence[TrialRecord], number: int, directory: Path) -> 
         there = f"it has trials 0 to {len(records) - 1}" if records else "it has no trials yet"
         raise StudyError(
             f"there is no trial {number} in {directory}; {there} (`equisearch trials "
-            f"{quote(str(directory))}` lists them)"
+            f"{as_word(directory)}` lists them)"
         )
     return records[number]
 

@@ -16,7 +16,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.folders import EPOCH, TRIALS, move_aside, read_folder, write_given
 from studies.journal.trial import KIND, Decision, Outcome, TrialRecord
-from trainers.files import PARTIAL, read_whole, write_plain
+from trainers.files import PARTIAL, as_word, read_whole, write_plain
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _copy_folder(folder: Path, assignment: Assignment) -> None:
             f"{before} could not be copied for trial {assignment.number}, which "
             f"continues it: {error.args[0][0][2]}; "
             "nothing earlier is lost: make room, then `equisearch resume "
-            f"{folder.parent.parent}`"
+            f"{as_word(folder.parent.parent)}`"
         ) from error
     write_given(whole, asdict(assignment))
     os.replace(whole, folder)

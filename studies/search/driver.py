@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from studies.config import Study
@@ -30,6 +29,7 @@ from studies.search.promotions import Promotions, by_rank, goes_on, worth_contin
 from studies.search.proposals import continuation, describe_proposal
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials
 from studies.search.scores import checked, ending, rung_point
+from trainers.files import as_word
 
 
 class SearchDriver:
@@ -41,7 +41,7 @@ class SearchDriver:
 
     def __init__(self, place: StudyPlace, *, begun: bool) -> None:
         self.directory, self.study, self._lock = place.path, place.study, place.lock
-        self.again = f"`equisearch resume {quote(str(self.directory))}`"
+        self.again = f"`equisearch resume {as_word(self.directory)}`"
         self.warnings = tuple(place.warnings)  # such as a changed version of the code
         self.ended: str | None = None  # why nothing is proposed: trials, patience, exhausted
         self.explanation: str | None = None  # of `exhausted`, in a sentence

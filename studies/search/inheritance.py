@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
@@ -21,6 +20,7 @@ from studies.errors import StudyError
 from studies.journal.folders import CHECKPOINTS, TRIALS
 from studies.journal.trial import TrialRecord
 from studies.journal.writer import JournalWriter, Queued
+from trainers.files import as_word
 
 CHILD_SHARE = 1 / 3  # of the epochs of a training that a child trains
 
@@ -103,7 +103,7 @@ def child_of(
         raise StudyError(
             f"trial {parent.number} is {parent.state}; weights are inherited from trials whose "
             "training has ended, complete or pruned: `equisearch trials "
-            f"{quote(str(directory))}` lists them"
+            f"{as_word(directory)}` lists them"
         )
     if not has_checkpoint(directory, parent.number):
         raise StudyError(

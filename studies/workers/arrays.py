@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from studies.config import Study
 from studies.errors import ExistsError
 from studies.journal.directory import STUDY, require_place
+from trainers.files import as_word
 from trainers.settings import Data
 
 ARRAYS = "data"  # the folder in a study's directory
@@ -39,7 +39,7 @@ def stored_in(
     if (path / STUDY).exists():
         raise ExistsError(
             f"{directory} already holds a study; go on with `equisearch resume "
-            f"{quote(str(directory))}`, or choose another directory"
+            f"{as_word(directory)}`, or choose another directory"
         )
     try:
         yield _on(study, arrays, path / ARRAYS, classes)

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from shlex import quote
 from typing import Any, TypeVar
 
 from studies.config import Study
@@ -36,6 +35,7 @@ from studies.workers.local_ray import (
     unechoed,
 )
 from trainers.cores import available_cores
+from trainers.files import as_word
 
 CLUSTER_PATIENCE = 30.0  # seconds for a cluster to answer
 TRIALS_PER_GPU = 8
@@ -195,7 +195,7 @@ def answered(ask: Callable[[], AnswerType], directory: Path) -> AnswerType:
     except TimeoutError:
         raise StudyError(
             f"the head of the Ray cluster has not answered for {CLUSTER_PATIENCE:g} s; nothing "
-            f"finished is lost: `equisearch resume {quote(str(directory))}` goes on when it is "
+            f"finished is lost: `equisearch resume {as_word(directory)}` goes on when it is "
             "back, or elsewhere with --ray-address"
         ) from None
 

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
@@ -28,6 +27,7 @@ from studies.workers.corners import with_corners
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
 from trainers.cores import available_cores
+from trainers.files import as_word
 
 ROOM, LEAST_ROOM = 16, 64  # threads of all workers: of each core, and anyhow
 LEAST_BATCH = 16  # images, below which no batch is made smaller for more steps
@@ -91,7 +91,7 @@ def prepare(
     if (directory / STUDY).exists():
         raise ExistsError(
             f"{directory} already holds a study; "
-            f"go on with `equisearch resume {quote(str(directory))}`, or choose another directory"
+            f"go on with `equisearch resume {as_word(directory)}`, or choose another directory"
         )
     require_cluster(study.resources)
     require_place(directory)

@@ -51,7 +51,7 @@ from trainers.bundles.symmetry_check import (
     random_images,
 )
 from trainers.bundles.weights import NotReadError, differing_weights, pickled_code
-from trainers.files import read_whole
+from trainers.files import as_word, read_whole
 from trainers.networks.fold import description
 from trainers.networks.networks import Network
 
@@ -117,7 +117,7 @@ def load_checked(folder: Path, *, run_code: bool = False) -> tuple[Manifest, Mod
     if problems:
         raise ValueError(
             f"the bundle {folder} is damaged or was changed: {problems[0]}; export the trial "
-            f"again (`equisearch verify {folder}` names all)"
+            f"again (`equisearch verify {as_word(folder)}` names all)"
         )
     try:
         model = _runner(folder, name, manifest, run_code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from studies.config import Study
@@ -14,6 +13,7 @@ from studies.results.tables import find_trial, open_records
 from studies.results.trained import load_trained
 from studies.search.inheritance import Child, child_of
 from studies.search.proposals import architecture_facts
+from trainers.files import as_word
 
 
 def relax_trial(
@@ -76,5 +76,5 @@ def relax_lines(directory: Path, made: dict[str, Any]) -> list[str]:
         f"trial {made['trial']} waits: {made['architecture']}",
         f"it begins with the weights of trial {made['inherited_from']} and trains the last "
         f"{epochs} epoch{'' if epochs == 1 else 's'} of the schedule: equisearch resume "
-        f"{quote(str(directory))} --trials N",
+        f"{as_word(directory)} --trials N",
     ]

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from studies.errors import StudyError
 from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
-from studies.workers.cluster import gpus_of_trial
 from studies.workers.executors import RunEnding, run_in_process
 from studies.workers.forecast import default_workers
+from studies.workers.gpu_share import gpus_of_trial
 from studies.workers.local_ray import local_ray
 from studies.workers.ray_executor import run_on_ray
 from support import trivial

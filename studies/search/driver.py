@@ -24,7 +24,7 @@ from studies.search.assignments import Assignment, assignment_of, note_error, wi
 from studies.search.attempts import Died, Epochs, count_death
 from studies.search.beside import Beside
 from studies.search.inheritance import Child, next_child
-from studies.search.progress import Progress
+from studies.search.patience import Progress
 from studies.search.promotions import Promotions, by_rank, goes_on, worth_continuing
 from studies.search.proposals import continuation, describe_proposal
 from studies.search.remaining import REFUSALS_IN_A_ROW, Remaining, require_trials

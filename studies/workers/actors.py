@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from studies.config import Study
 from studies.search.assignments import Assignment
-from studies.workers.cluster import Node, answered, autoscaled, gpus_of_trial, living_nodes
+from studies.workers.cluster import Node, answered, autoscaled, living_nodes
 from studies.workers.executors import TrainableName
+from studies.workers.gpu_share import gpus_of_trial
 from studies.workers.ray_worker import Worker
 
 RayOwner = Literal["local", "cluster", "caller"]  # whose Ray it is (`studies.workers.cluster`)

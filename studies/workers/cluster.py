@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +38,6 @@ from trainers.cores import available_cores
 from trainers.files import as_word
 
 CLUSTER_PATIENCE = 30.0  # seconds for a cluster to answer
-TRIALS_PER_GPU = 8
 UNMANAGED = "node_"  # begins the names of node types where no autoscaler starts nodes
 AnswerType = TypeVar("AnswerType")
 # In a process of its own: Ray tries for ever where something else listens, and what refuses a token
@@ -198,32 +197,6 @@ def answered(ask: Callable[[], AnswerType], directory: Path) -> AnswerType:
             f"finished is lost: `equisearch resume {as_word(directory)}` goes on when it is "
             "back, or elsewhere with --ray-address"
         ) from None
-
-
-def gpus_of_trial(study: Study, nodes: Sequence[Mapping[str, float]]) -> float:
-    """How many GPUs a trial gets: what the study says, or with `auto` the share that lets every
-    core of a node with GPUs train.
-
-    An eighth at least, since more trainings at once gain nothing on one GPU, and one GPU at most;
-    0 where no node has a GPU, or the study trains on CPUs. Nodes that differ get the smallest of
-    their shares.
-    """
-    asked = study.resources.gpus_per_trial
-    if asked != "auto":
-        return asked
-    if study.training.device == "cpu":
-        return 0.0
-    wanted = study.resources.cpus_per_trial or 1 / TRIALS_PER_GPU
-    shares = [
-        node["GPU"] / max(1, int(node.get("CPU", 0) / wanted))
-        for node in nodes
-        if node.get("GPU", 0) >= 1
-    ]
-    # Ray counts in ten-thousandths
-    return min(
-        (min(1.0, max(1 / TRIALS_PER_GPU, int(10_000 * share) / 10_000)) for share in shares),
-        default=0.0,
-    )
 
 
 def shipped(resources: Resources) -> dict[str, Any]:

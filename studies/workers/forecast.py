@@ -14,7 +14,7 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.durations import duration_text
 from studies.samplers.enumeration import count_candidates
-from studies.workers.cluster import TRIALS_PER_GPU
+from studies.workers.gpu_share import TRIALS_PER_GPU
 from studies.workers.launch import Prepared
 from trainers.cores import available_cores
 

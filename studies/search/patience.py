@@ -1,5 +1,5 @@
-"""The progress of a study: how many trials have ended, the front's hypervolume, when it last grew,
-and failures in a row.
+"""How long a study goes on: the trials that have ended, the front's hypervolume, for how long it
+has not grown (`search.patience`), and failures in a row.
 """
 
 from __future__ import annotations

@@ -12,6 +12,16 @@ from pathlib import Path
 
 import pytest
 
+# The files that take longest begin first, so that no process works on one alone at the end.
+LONGEST = (
+    "test_ray_faults.py",
+    "test_search_efficiency.py",
+    "test_executors.py",
+    "test_retrain.py",
+    "test_declaration.py",
+    "test_cluster.py",
+    "test_old_assets.py",
+)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -51,6 +61,11 @@ def pytest_addoption(parser):
         metavar="FROM:TO",
         help="random networks of the slow exactness proof, 250 a seed",
     )
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def pytest_generate_tests(metafunc):

@@ -117,9 +117,9 @@ def partial_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{PARTIAL}") if path.is_file())
 
 
-def as_word(path: Path | str) -> str:
+def as_word(path: str | os.PathLike[str]) -> str:
     """The path as one word of a command that a message prints: quoted for a POSIX shell, and with
     `./` in front of a leading dash, which would begin an option.
     """
-    text = str(path)
+    text = os.fspath(path)
     return quote(f"./{text}" if text.startswith("-") else text)

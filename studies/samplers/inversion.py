@@ -137,12 +137,14 @@ class _Answers:
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         """The candidate's number."""
-        value = self._answers[base_name(name)]
-        return self._answer(name, low <= value <= high and (value - low) % step == 0)
+        value = self._answers.get(base_name(name))
+        fits = value is not None and low <= value <= high and (value - low) % step == 0
+        return self._answer(name, fits)
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """The candidate's number."""
-        return self._answer(name, low <= self._answers[base_name(name)] <= high)
+        value = self._answers.get(base_name(name))
+        return self._answer(name, value is not None and low <= value <= high)
 
     def _answer(self, name: str, fits: bool) -> Any:
         if not fits:

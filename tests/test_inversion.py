@@ -74,6 +74,15 @@ def test_what_lies_outside_the_space_has_no_parameters(text):
     assert parameters_of(trivial.study(), Candidate.parse(text)) is None
 
 
+def test_a_candidate_without_the_loss_that_its_space_always_has_lies_outside():
+    """Its weight was asked for: a KeyError before the first trial."""
+    loss = {"kind": ["layerwise"], "weight": {"low": 0.01, "high": 10, "log": True}}
+    study = trivial.study(space__equivariance_loss=loss, space__input_size=29)
+    text = "29px: 10k3@C4, 10k3 max2/2, 10k3, 10k3, 10k3, 10k3, 10k3"
+    assert parameters_of(study, Candidate.parse(text)) is None
+    assert parameters_of(study, Candidate.parse(f"{text} loss=layerwise:0.1")) is not None
+
+
 def test_a_size_between_the_steps_lies_outside_the_space():
     study = trivial.study(space__input_size={"low": 25, "high": 33, "step": 4})
     inside = {

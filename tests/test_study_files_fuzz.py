@@ -1,69 +1,32 @@
-"""Any mapping of known keys to odd values is a study, or is refused in one message;
-nothing hangs.
+"""Any mapping of known keys to odd values is a study whose first trial trains, or is refused before
+it in one message; nothing hangs.
 """
 
 from __future__ import annotations
 
-import typing
+import copy
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
-from studies.config import Study, dump, parse
-from studies.errors import StudyFileError
+from studies.config import dump, parse
+from studies.errors import StudyError, StudyFileError
+from studies.search.assignments import LeaveError
+from studies.search.driver import SearchDriver
+from studies.workers.launch import new_driver
+from studies.workers.worker import run_trial
 from studies.yaml_loader import write_yaml
+from support.study_files import KEYS, SMALL, TOGETHER, VALUES, nested, plausible, sources
 
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.sampled_from([0, 1, -1, 2, 3, 7, 360, 2**31, 2**63, 10**30, 0.5, -0.1, 1e-320, 1e308]),
-    st.sampled_from(
-        ["", "auto", "none", "C4", "D4", "C0", "1:30", "90m", "x" * 300, "*", "\u202e"]
-    ),
-    st.sampled_from(
-        ["max2/2", "10k3, 10k3 *", "28px: 4k3", "resize9/1", "../x", "a\x00b", "|", "@"]
-    ),
-    st.sampled_from([float("inf"), float("nan")]),
-    st.integers(-(10**6), 10**6),
-    st.floats(allow_nan=True),
-    st.text(max_size=8),
-)
-VALUES = st.one_of(
-    ODD,
-    st.lists(ODD, max_size=3),
-    st.dictionaries(
-        st.sampled_from(["low", "high", "log", "normal", "match", "to", "x"]), ODD, max_size=3
-    ),
-)
-
-
-def keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The paths of every key of a study file, sections included."""
-    found = []
-    for name, field in model.model_fields.items():
-        path = (*prefix, name)
-        found.append(path)
-        for member in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(member, type) and issubclass(member, BaseModel):
-                found += keys(member, path)
-    return found
-
-
-KEYS = keys(Study)
-
-
-def nested(changes: dict[tuple[str, ...], object]) -> dict:
-    """A small valid study file with values put in place of others."""
-    content: dict = {"data": {"name": "digits"}, "space": {"backbone": "4k3, 4k3 *, 4k3"}}
-    for path, value in changes.items():
-        section = content
-        for name in path[:-1]:
-            if not isinstance(section.get(name), dict):
-                section[name] = {}
-            section = section[name]
-        section[path[-1]] = value
-    return content
+SECONDS = 60  # until a start that is not over counts as hanging: far more than any takes
+LONGEST = 2000  # characters of a message
+PLAUSIBLE = plausible()
 
 
 @settings(
@@ -80,9 +43,114 @@ def test_odd_values_are_a_study_or_one_message(changes):
     except StudyFileError as error:
         lines = str(error).splitlines()
         assert lines and all(line.startswith("odd.yaml") for line in lines), error
-        assert max(map(len, lines)) < 2000
+        assert max(map(len, lines)) < LONGEST
         return
     assert parse(dump(study)) == study
+
+
+@st.composite
+def changes(draw) -> dict[tuple[str, ...], Any]:
+    """A few keys with values that some study may have there, and now and then an odd one."""
+    several = st.lists(st.sampled_from(list(PLAUSIBLE)), min_size=1, max_size=5, unique=True)
+    made = {key: draw(PLAUSIBLE[key]) for key in draw(several)}
+    if draw(st.booleans()):
+        for key, values in draw(st.sampled_from(TOGETHER)).items():
+            made[tuple(key.split("."))] = draw(st.sampled_from(values))
+    if draw(st.integers(0, 5)) == 0:
+        made[draw(st.sampled_from(KEYS))] = draw(VALUES)
+    return made
+
+
+class Report:
+    """Tells the driver what the first trial reports, until that has trained an epoch of several."""
+
+    def __init__(self, driver: SearchDriver, number: int) -> None:
+        self._driver, self._number = driver, number
+
+    def heartbeat(self, epoch: int) -> None:
+        self._driver.heartbeat(self._number, epoch)
+        if self._driver.study.training.epochs > 2:
+            raise LeaveError
+
+    def __call__(self, scores: Mapping[str, Any]) -> str:
+        return self._driver.report(self._number, scores["epoch"], scores)
+
+
+def begin(text: str, place: Path, *, probe: bool) -> str:
+    """How the study file's start ends: `refused`, or `begun` when its first trial has trained."""
+    try:
+        driver = new_driver(parse(text, name="odd.yaml"), place, probe=probe)
+    except (StudyError, ValueError, OSError) as error:
+        assert not place.exists(), "a refused study leaves nothing behind"
+        assert 0 < len(str(error)) < 4 * LONGEST and "object at 0x" not in str(error)
+        return "refused"
+    with driver:
+        try:
+            first = driver.next()
+        except StudyError as error:
+            assert "can be trained" in str(error)
+            return "refused"
+        assert first is not None, (driver.ended, driver.explanation)
+        try:
+            run_trial(driver.study, first, Report(driver, first.number))
+        except LeaveError:
+            driver.finish(first.number, "interrupted")
+            return "begun"
+        driver.finish(first.number, "complete")
+    return "begun"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """`data` sections of tiny data sets."""
+    return sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture
+def bounded():
+    """Ends a test's code that is still running after a while, as a hang."""
+
+    def hangs(*_: object) -> None:
+        pytest.fail(f"not over after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    yield lambda: signal.alarm(SECONDS)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def begin_many(data, folder: Path, bounded, examples: int, piece: int) -> Counter[str]:
+    """How the starts of that many study files ended; others with another piece."""
+    endings: Counter[str] = Counter()
+
+    @seed(piece)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(data), changes(), st.integers(0, 3))
+    def each(source, made, probe):
+        content = nested(made, {"data": copy.deepcopy(source), **copy.deepcopy(SMALL)})
+        bounded()
+        place = folder / str(endings.total())
+        endings[begin(write_yaml(content), place, probe=probe == 0)] += 1
+
+    each()
+    return endings
+
+
+def test_what_validates_begins_or_is_refused(data, tmp_path, bounded):
+    endings = begin_many(data, tmp_path, bounded, 20, 0)
+    assert endings["begun"] >= 8 and endings["refused"] >= 3, endings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", range(1, 9))
+def test_what_validates_begins_or_is_refused_at_length(data, tmp_path, bounded, piece):
+    endings = begin_many(data, tmp_path, bounded, 250, piece)
+    assert endings["begun"] > 80, endings
 
 
 @settings(

@@ -175,7 +175,7 @@ OTHERS: dict[str, list[Any]] = {
     "constraints.latency": [1e-9, 1e4],
     "constraints.memory": [1.0, 1e5],
     "controls": ["auto", "none"],
-    "search.sampler": "ehvi evolution tpe nsga2 nsga3 gp random grid qmc".split(),
+    "search.sampler": ["ehvi", "evolution", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "qmc"],
     "search.trials": [1, 2, 10**6],
     "search.rungs": [[], [1], [1, 2, 3], [2, 6], [10**6]],
     "search.eta": [1.001, 2, 1e9],

@@ -82,7 +82,7 @@ def _status(debug: bool) -> int | str | None:
 
 def _said(error: Exception) -> str:
     """The error's words; of the system's errors which file, why, and what to look at."""
-    from studies.errors import NO_SPACE
+    from studies.errors import NO_SPACE, READ_ONLY
 
     if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
         if error.errno in NO_SPACE:
@@ -92,6 +92,11 @@ def _said(error: Exception) -> str:
             )
         if error.filename is None:
             return f"the system refused ({error.strerror}); --debug shows where"
+        if error.errno in READ_ONLY:
+            return (
+                f"{error.filename} cannot be used ({error.strerror}): use an account that may "
+                "read and write it, or a copy of the directory that it is in"
+            )
         return (
             f"{error.filename} cannot be used ({error.strerror}); look whether it is a file or "
             "folder as it should be, and whether this account may read and write it"

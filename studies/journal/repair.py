@@ -73,6 +73,8 @@ def _write_back(directory: Path) -> list[str]:
         read_yaml(content := read_whole(path).decode())
         if content.strip("\ufeff\0 \n"):
             return []
+    except PermissionError:
+        raise  # what may not be read is not damaged
     except (OSError, UnicodeDecodeError, YamlError):
         pass
     study = _started(directory / JOURNAL)

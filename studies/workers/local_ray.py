@@ -283,7 +283,10 @@ def _private_folder() -> Path:
     sockets lie in it. Raises StudyError, with the variable to set, where there is none.
     """
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    except OSError:  # no folder of temporary files can be written
+        wanted = SHORT_FOLDER
     short = len(wanted) + len("/ray12345678/ray") <= LONGEST_FOLDER
     folder = wanted if short else SHORT_FOLDER
     try:

@@ -88,11 +88,10 @@ def export(
     check_place(folder, trained.origin, force)
     if key is not None:
         private_key(key)  # before anything is written
-    folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir()
+        part.mkdir(parents=True)
         manifest = _fill(trained, part, quantize)
         (part / CARD).write_text(card(manifest), encoding="utf-8")
         manifest["files"] = {
@@ -108,7 +107,7 @@ def export(
     except OSError as error:
         raise OSError(
             f"the bundle could not be written to {folder}: {system_reason(error)}; what lay there "
-            "before is still there"
+            "before is still there; make room, or give another folder with --out"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -28,6 +28,7 @@ from studies.errors import StudyFileError
 from studies.pareto import Objective
 from studies.sections import Constraints, Loggers, Resources, Search
 from studies.yaml_loader import YamlError, read_yaml, write_yaml
+from trainers.files import require_local
 from trainers.settings import Data, Settings, Symmetry, Training
 
 if TYPE_CHECKING:
@@ -176,6 +177,10 @@ def load_study(source: str | os.PathLike[str], overrides: Mapping[str, Any] | No
     """
     path = Path(source)
     if not path.is_file():
+        try:
+            require_local(source)
+        except ValueError as error:
+            raise StudyFileError(str(error)) from None
         names = presets()
         if str(source) not in names:
             raise StudyFileError(
@@ -267,6 +272,10 @@ def _make_absolute(data: dict[str, Any], beside: Path) -> None:
         data.setdefault("root", "data")
     for key in ("root", "folder", "files"):
         if isinstance(data.get(key), str):
+            try:
+                require_local(data[key])
+            except ValueError as error:
+                raise StudyFileError(f"data.{key}: {error}") from None
             path = Path(data[key]).expanduser()
             data[key] = str(
                 (

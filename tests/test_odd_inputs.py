@@ -133,3 +133,43 @@ def test_ray_needs_no_folder_of_temporary_files_that_can_be_found(monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", absent)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     _private_folder().rmdir()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "verify s3://bucket/x",
+        "verify STUDY --trusted s3://bucket/x",
+        "predict s3://bucket/x a.png",
+        "predict STUDY s3://bucket/x",
+        "measure s3://bucket/x",
+        "measure s3://bucket/x:1",
+        "measure STUDY:0 --control s3://bucket/x:1",
+        "replay s3://bucket/x",
+        "check s3://bucket/x.onnx --size 28",
+        "check file.py:model --size 28 --repair s3://bucket/x",
+        "start s3://bucket/x NEW",
+        "start quickstart s3://bucket/x",
+        "start quickstart NEW --enqueue s3://bucket/x",
+        "start quickstart NEW --warm-start s3://bucket/x",
+        "start quickstart NEW --set data.root=s3://bucket/x",
+        "start quickstart NEW --set data.folder=s3://bucket/x",
+        "start quickstart NEW --set data.files=s3://bucket/x",
+        "reproduce NEW --root s3://bucket/x",
+        "export STUDY 0 --out s3://bucket/x",
+        "export STUDY 0 --sign s3://bucket/x",
+        "soften s3://bucket/x 0",
+        "front s3://bucket/x",
+        "record quickstart s3://bucket/x",
+        "probe s3://bucket/x",
+        "train s3://bucket/x P4CNN",
+    ],
+)
+def test_the_address_of_a_remote_store_is_refused_wherever_a_path_is_meant(
+    run, study, tmp_path, monkeypatch, words
+):
+    monkeypatch.chdir(tmp_path)
+    words = words.replace("STUDY", str(study)).replace("NEW", str(tmp_path / "new")).split()
+    result = run(*words)
+    assert_one_message(result, "bucket/x", "is the address of a remote store", "mount the store")
+    assert list(tmp_path.iterdir()) == []

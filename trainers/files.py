@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 from contextlib import suppress
@@ -18,7 +19,19 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, BinaryIO
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 PARTIAL = ".part"  # ends the names of files that are being written
+
+
+def require_local(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for the address of a remote store (`s3://...`, or what `Path` makes of it),
+    which would be taken for a folder of that name.
+    """
+    if _ADDRESS.match(text := os.fspath(path)) and not os.path.lexists(text):
+        raise ValueError(
+            f"{text} is the address of a remote store; files are read from and written to a file "
+            "system: give a local path, copy the files here first, or mount the store"
+        )
 
 
 def write_whole(

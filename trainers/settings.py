@@ -25,6 +25,7 @@ from searchspace.groups import Group
 from searchspace.recipe import HIGHEST_RATE, LOWEST_RATE
 from searchspace.training.augmentation import MOST_DEGREES
 from trainers.catalogue import CATALOGUE, DATA_FORMATS
+from trainers.files import require_local
 
 MOST_EPOCHS = 10**6
 MOST_BATCH = 2**16  # images: a batch of more is a slip of the keyboard
@@ -88,6 +89,7 @@ def _place(path: Path) -> Path:
     """The path, if a file system can hold it."""
     if "\0" in str(path):
         raise ValueError("a path holds no NUL character; remove it")
+    require_local(path)
     return path
 
 

@@ -55,6 +55,7 @@ Quantize = Annotated[
 Sign = Annotated[
     Path | None,
     typer.Option(
+        parser=named_place,
         metavar="KEY",
         help="Sign with this private Ed25519 key (needs the extra `sign`).",
         show_default=False,
@@ -108,11 +109,15 @@ def export(
 @app.command(rich_help_panel=MODELS_PANEL)
 def verify(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=named_place, metavar="BUNDLE", help="An exported folder.", show_default=False
+        ),
     ],
     trusted: Annotated[
         Path | None,
         typer.Option(
+            parser=named_place,
             metavar="KEY",
             help="The public Ed25519 key that must have signed it (needs the extra `sign`).",
             show_default=False,
@@ -135,7 +140,10 @@ def verify(
 @app.command(rich_help_panel=MODELS_PANEL)
 def predict(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="An exported folder.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=named_place, metavar="BUNDLE", help="An exported folder.", show_default=False
+        ),
     ],
     images: Annotated[
         list[str],

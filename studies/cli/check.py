@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studies.cli.app import MODELS_PANEL, app
-from studies.cli.options import FormatOption, RunCode
+from studies.cli.options import FormatOption, RunCode, named_place
 from studies.output import Format, print_rows, print_value
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Repair = Annotated[
     Path | None,
     typer.Option(
+        parser=named_place,
         metavar="OUT",
         help="Of a model: writes one that keeps the group, to a .pt2 or .onnx file.",
         show_default=False,

@@ -162,6 +162,25 @@ Best = Annotated[
     ),
 ]
 
+Enqueue = Annotated[
+    Path | None,
+    typer.Option(
+        parser=named_place,
+        metavar="FILE",
+        help="Architectures to try first, one a line.",
+        show_default=False,
+    ),
+]
+WarmStart = Annotated[
+    Path | None,
+    typer.Option(
+        parser=named_place,
+        metavar="DIR",
+        help="An earlier study to learn from.",
+        show_default=False,
+    ),
+]
+
 RunCode = Annotated[
     bool,
     typer.Option(

@@ -15,6 +15,7 @@ from studies.cli.options import (
     Address,
     Best,
     Directory,
+    Enqueue,
     FormatOption,
     Knee,
     Overrides,
@@ -25,6 +26,7 @@ from studies.cli.options import (
     TrialNumber,
     Trials,
     Trust,
+    WarmStart,
     Where,
     Workers,
     named_place,
@@ -38,18 +40,6 @@ from trainers.files import as_word
 
 if TYPE_CHECKING:
     from studies.search.driver import SearchDriver
-
-
-Enqueue = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Architectures to try first, one a line.", show_default=False
-    ),
-]
-WarmStart = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="An earlier study to learn from.", show_default=False),
-]
 
 
 DryRun = Annotated[

@@ -70,7 +70,12 @@ def record(
 def replay(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A table that `record` wrote.", show_default=False),
+        typer.Argument(
+            parser=named_place,
+            metavar="FILE",
+            help="A table that `record` wrote.",
+            show_default=False,
+        ),
     ],
     seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
     share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the full hypervolume.")] = 0.95,

@@ -29,7 +29,7 @@ from studies.journal.origin import (
     require_same_study,
 )
 from studies.journal.reader import JOURNAL
-from trainers.files import as_word, parse_json, read_whole, write_whole
+from trainers.files import as_word, parse_json, read_whole, require_local, write_whole
 from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
@@ -91,11 +91,10 @@ def require_place(directory: str | Path) -> Path:
     """The absolute path of a study's directory. Raises StudyError for the address of a remote
     store, and for no name.
     """
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(directory), re.IGNORECASE):
-        raise StudyError(
-            f"{directory} is the address of a remote store; results are written to a file "
-            "system: choose a local path, or mount the store"
-        )
+    try:
+        require_local(directory)
+    except ValueError as error:
+        raise StudyError(str(error)) from None
     if not str(directory).strip():
         raise StudyError("the study's directory has no name; give a path such as runs/first")
     return Path(directory).absolute()
@@ -154,6 +153,7 @@ def read_study(directory: str | Path, *, reading: bool = False) -> Study:
 
     `reading` as in `studies.config.parse`. Raises StudyError if it holds none.
     """
+    require_place(directory)
     path = Path(directory) / STUDY
     lost = not path.is_file() or not path.stat().st_size
     if lost and (Path(directory) / JOURNAL).is_file() and read_folders(Path(directory)):

@@ -21,7 +21,7 @@ from studies.search.inheritance import has_checkpoint
 from studies.tasks import require_classes
 from studies.workers.corners import with_corners
 from trainers.cores import available_cores
-from trainers.files import as_word
+from trainers.files import as_word, require_local
 from trainers.settings import Augment, Corners
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def find_subject(name: str, *, run_code: bool = False) -> Subject:
     """
     from trainers.instruments.loading import load_model
 
+    require_local(name)
     if (Path(name) / "bundle.json").is_file():
         return _from_bundle(Path(name), run_code)
     if (trial := _trial_of(name)) is not None:

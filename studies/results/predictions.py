@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from studies.errors import StudyError
 from studies.output import Column, percent
+from trainers.files import require_local
 from trainers.settings import Task
 
 SHOWN = 3  # classes of a table
@@ -118,6 +119,7 @@ def image_files(names: Sequence[Path | str]) -> Iterator[Path]:
     """
     seen = set()
     for name in names:
+        require_local(name)
         for path in _meant(Path(name)):
             if path not in seen:
                 seen.add(path)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
 from trainers.bundles.formats import BUNDLE_FORMATS, CARD, MANIFEST, REQUIRED, SIGNATURE
-from trainers.files import read_whole
+from trainers.files import read_whole, require_local
 from trainers.settings import Corners, Symmetry, Task
 
 FORMAT_VERSION = 1
@@ -209,6 +209,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in `folder`. Raises ValueError, in one sentence, if there is none,
     or a damaged or later one.
     """
+    require_local(folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(

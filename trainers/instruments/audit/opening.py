@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainers.files import require_local
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -32,6 +34,7 @@ def open_model(source: str, *, run_code: bool = False) -> nn.Module:
         from trainers.instruments.loading import load_model
 
         return load_model(source)
+    require_local(source)
     if not path.is_file():
         raise ValueError(f"there is no file {source}; give the path of a .pt2 or .onnx file")
     if source.lower().endswith(".onnx"):

@@ -1,11 +1,15 @@
 """What benchmarks of trainings share: their data, or one sentence and exit status 1 where they are
-missing; a training in a folder of its own; figures over seeds as text.
+missing; a training in a folder of its own; figures over seeds as text; a file of results that a
+second call goes on with.
 """
 
+import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from searchspace.architecture import Architecture
 from trainers.data.datasets import Splits, load_data
@@ -38,3 +42,27 @@ def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation of shares, in per cent; 0 for a single value."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.mean(values):5.1f} +- {100 * deviation:4.1f}"
+
+
+def resumed(
+    out: Path,
+    jobs: Iterable[dict[str, Any]],
+    result: Callable[[dict[str, Any]], dict[str, Any]],
+    minutes: float,
+) -> list[dict[str, Any]]:
+    """The results of `jobs`, each the job and what `result` adds to it: one line of JSON for each
+    in `out`, where those of earlier calls are not done again. None begins after `minutes`, so that
+    results may be missing.
+    """
+    lines = out.read_text().splitlines() if out.exists() else []
+    rows, ends = [json.loads(line) for line in lines], time.monotonic() + 60 * minutes
+    found = []
+    for job in jobs:
+        row = next((row for row in rows if job.items() <= row.items()), None)
+        if row is None and time.monotonic() < ends:
+            row = {**job, **result(job)}
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+        found += [] if row is None else [row]
+    return found

@@ -1,0 +1,123 @@
+"""Implicit equivariance (arXiv:2111.14157) on rotated MNIST beside what else makes a plain network
+equivariant and a steerable one, at equal parameters and at equal multiply-accumulates.
+
+    python tests/benchmarks/bench_ien.py --train 1500 --epochs 8 [--seeds 3] [--out ien.jsonl]
+
+The networks are the paper's CNNBasic, narrower. For each training: accuracy on validation images
+and on test images of rotated MNIST, on the quarter turns of the test images, and for plain networks
+the same two where logits are averaged over C4 after training. One line of JSON for each goes to
+--out, where a second call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+
+import torch
+from benchmark_data import load_or_exit, resumed, spread, trained
+
+from searchspace.cost import cost
+from searchspace.groups import Group
+from searchspace.recipe import Candidate
+from trainers.networks.networks import Network
+from trainers.settings import Data, Symmetry, Training
+from trainers.training.config import TrainingConfig
+from trainers.training.evaluate import evaluate
+
+PLAIN = "28px: 8k7p1, 12k5 max2/2, 16k5, 23k5 max2/2, 24k5, 32k5p0"
+WIDE = "28px: 17k7p1, 25k5 max2/2, 33k5, 50k5 max2/2, 51k5, 68k5p0"  # the MACs of P4
+ROWS = {
+    "plain": PLAIN,
+    "augmentation": f"{PLAIN} augment=group",
+    "orbit average": f"{PLAIN} orbit=C4",
+    "layerwise 0.01": f"{PLAIN} loss=layerwise:0.01",
+    "layerwise 0.1": f"{PLAIN} loss=layerwise:0.1",
+    "layerwise 1": f"{PLAIN} loss=layerwise:1",
+    "layerwise 0.1 and label 1": f"{PLAIN} loss=layerwise:0.1+label:1",
+    "heterogeneous R4-2-1, 0.1": f"{PLAIN} loss=layerwise:0.1@R4-2-1",
+    "P4": "28px: 5k7p1@C4, 6k5 max2/2, 8k5, 12k5 max2/2, 12k5, 15k5p0",
+    "plain, MACs of P4": WIDE,
+    "augmentation, MACs of P4": f"{WIDE} augment=group",
+    "layerwise 0.1, MACs of P4": f"{WIDE} loss=layerwise:0.1",
+}
+
+
+def row(job: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The scores of one training, and what it costs."""
+    candidate = Candidate.parse(ROWS[job["row"]])
+    architecture = candidate.architecture
+    data = Data(name="rotated_mnist", root=root, train=job["train"], validation=500, test=2000)
+    training = Training(
+        epochs=job["epochs"],
+        batch_size=64,
+        learning_rate=0.005,
+        weight_decay=1e-7,
+        equivariance_batch=1.0,
+        precision="float32",
+        device="cpu",
+    )
+    splits = load_or_exit(data, architecture.size)
+    config = TrainingConfig(data, training, Symmetry(group="C4"), job["seed"], candidate.recipe)
+    network, scores = trained(architecture, config, splits)
+    test = splits.test()
+
+    def tested(network: Network) -> list[float]:
+        found = evaluate(network.eval(), splits, config, epoch=job["epochs"], images=test)
+        return [found.accuracy, found.symmetry_accuracy]
+
+    result = {"validation": scores.accuracy, "test": tested(network)}
+    if architecture.stages[0].group.order == 1 and architecture.orbit.order == 1:
+        average = replace(architecture, orbit=Group.parse("C4"))
+        averaged = Network(average, network.channels, network.classes)
+        averaged.load_state_dict(network.state_dict())
+        result["averaged"] = tested(averaged)
+    price = cost(architecture)
+    return {**result, "params": price.params, "macs": price.macs, "seconds": scores.seconds}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means and standard deviations over seeds, in per cent, a line for each row."""
+    lines = []
+    for name in ROWS:
+        of = [row for row in rows if row["row"] == name]
+        if not of:
+            continue
+        columns = [[row["validation"] for row in of], *zip(*(row["test"] for row in of))]
+        if "averaged" in of[0]:
+            columns.append([row["averaged"][0] for row in of])
+        figures = " | ".join(map(spread, columns))
+        price = f"{of[0]['params']} | {of[0]['macs'] / 1e6:.1f}M"
+        lines.append(f"| {name} | {len(of)} | {price} | {figures} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Trains what is missing, seed by seed, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=10000)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--out", type=Path, default=Path("ien.jsonl"))
+    parser.add_argument("--minutes", type=float, default=1e4, help="no training begins after them")
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lengths = {"train": given.train, "epochs": given.epochs}
+    jobs = [{"row": r, "seed": s, **lengths} for s in range(given.seeds) for r in given.rows]
+    print(table(resumed(given.out, jobs, lambda job: row(job, given.root), given.minutes)))
+
+
+if __name__ == "__main__":
+    main()

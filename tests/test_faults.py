@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from studies.workers.executors import Interruption, _DirectReport, run_in_proces
 from studies.workers.silence import AwakeClock
 from studies.workers.worker import run_trial
 from support import trivial
+from trainers.data.datasets import load_data
 
 DRIVE = Path(__file__).parent / "support" / "drive.py"
 
@@ -315,3 +317,47 @@ def test_a_card_without_memory_gets_half_the_batch_then_gives_up_the_trial_alone
         and second.attributes["batch_divisor"] == 2
         and second.rungs
     )
+
+
+def with_little_memory(leave, study, assignment, report):
+    """The real training, whose process may take 60 MB more while batches are whole (the first map
+    of one takes 133); it is left after an epoch with half of them.
+    """
+    if assignment.batch_divisor > 1:
+        return leave_after(leave, study, assignment, report)
+    load_data(study.data, (96, 96))  # which imports
+    status = Path("/proc/self/status").read_text()
+    pages = int(status.partition("VmSize:")[2].split()[0])  # KiB
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, ((pages << 10) + 60 * 2**20, before[1]))
+    try:
+        run_trial(study, assignment, report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def count(events, kind):
+    return sum(event.kind == kind for event in events)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="takes Linux's /proc")
+def test_a_processor_without_memory_gets_half_the_batch_which_a_resumed_trial_keeps(tmp_path):
+    """What is raised there depends on who asked: torch's RuntimeError, or a MemoryError."""
+    large = {"data.train": 300, "training.batch_size": 300, "space.input_size": 96}
+    plain = {"space.family": "plain", "space.backbone": "12k3 *, 2k3", "training.device": "cpu"}
+    study = parse(REAL, overrides={**large, **plain, "search.trials": 1})
+    events = []
+    with SearchDriver.create(tmp_path / "study", study) as driver:
+        following = driver.next
+        # the third time would be half batches again
+        driver.next = lambda: following() if count(events, "ended") < 2 else None
+        run_in_process(driver, partial(with_little_memory, 1), events.append)
+    whole, half = (event for event in events if event.kind == "ended")
+    assert whole.outcome == "out_of_memory", whole.reason
+    assert half.outcome == "interrupted"
+    (record,) = read_trials(tmp_path / "study")
+    assert record.state == "waiting" and record.batch_divisor == 2
+    with SearchDriver.open(tmp_path / "study") as driver:
+        assignment = driver.next()
+        assert assignment.number == record.number and assignment.batch_divisor == 2
+        driver.finish(assignment.number, "interrupted")

@@ -109,11 +109,39 @@ def test_a_pipe_in_place_of_a_file_of_a_study_is_not_waited_for(tmp_path, name):
 
 
 def test_a_full_disk_is_said_with_what_to_do():
-    from studies.cli.main import _said
+    from studies.cli.main import _lacking, _said
 
-    said = _said(OSError(errno.EFBIG, "File too large"))
+    said = _lacking(OSError(errno.EFBIG, "File too large"))
     assert said.startswith("no space is left for a file (File too large): free some space")
+    torchs = RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+    torchs.__context__ = OSError(errno.ENOSPC, "No space left on device", "model.pt")
+    assert _lacking(torchs).startswith("no space is left for model.pt (No space left on device)")
+    assert _lacking(ValueError("shapes")) is None
     assert "--debug" in _said(OSError(errno.EIO, "Input/output error"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+        ),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        SystemError("error return without exception set"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_no_fault_of_the_program(error, monkeypatch, capsys):
+    from studies.cli import main
+
+    def fails(arguments):
+        raise error
+
+    monkeypatch.setattr(main, "application", fails)
+    assert main._status(debug=False) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: memory did not suffice (") and "training.batch_size" in said
 
 
 @pytest.mark.parametrize("begun", [True, False])

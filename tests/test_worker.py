@@ -1,6 +1,7 @@
 """What a worker trains, scores and reports, and what is refused before the first trial."""
 
 import contextlib
+import errno
 
 import pytest
 
@@ -123,6 +124,8 @@ def test_what_cannot_train_is_refused_before_the_first_trial(
         ),
         (RuntimeError("DefaultCPUAllocator: not enough memory"), "out_of_memory"),
         (MemoryError("not enough memory for a convolution"), "out_of_memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no_space"),
         (RuntimeError("shapes do not fit"), "failed"),
     ],
 )

@@ -68,7 +68,7 @@ def _status(debug: bool) -> int | str | None:
         from studies.errors import InterruptedStudyError, StudyError
 
         ours = isinstance(error, (StudyError, ValueError, OSError))
-        text = (
+        text = _lacking(error) or (
             _said(error)
             if ours and str(error)
             else f"{type(error).__name__}: {error} (this is a fault of the program; --debug "
@@ -80,16 +80,36 @@ def _status(debug: bool) -> int | str | None:
         return error.exit_status if isinstance(error, StudyError) else 1
 
 
+def _lacking(error: Exception) -> str | None:
+    """What to do where space or memory was lacking, whatever error came of it; None for others, and
+    for ours, which say it themselves.
+    """
+    from studies.errors import StudyError, causes, lacks_memory, lacks_space
+
+    if isinstance(error, StudyError):
+        return None
+    first = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if lacks_space(error):
+        system = next((one for one in causes(error) if isinstance(one, OSError)), None)
+        name, why = (system.filename, system.strerror) if system is not None else (None, None)
+        return (
+            f"no space is left for {name or 'a file'} ({why or first}): free some space, or raise "
+            "the limit on file sizes, then give the same command again"
+        )
+    if lacks_memory(error):
+        return (
+            f"memory did not suffice ({first}): end other programs, or take smaller batches "
+            "(training.batch_size), inputs (space.input_size) or networks, then give the same "
+            "command again"
+        )
+    return None
+
+
 def _said(error: Exception) -> str:
     """The error's words; of the system's errors which file, why, and what to look at."""
-    from studies.errors import NO_SPACE, READ_ONLY
+    from studies.errors import READ_ONLY
 
     if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
-        if error.errno in NO_SPACE:
-            return (
-                f"no space is left for {error.filename or 'a file'} ({error.strerror}): free some "
-                "space, or raise the limit on file sizes, then give the same command again"
-            )
         if error.filename is None:
             return f"the system refused ({error.strerror}); --debug shows where"
         if error.errno in READ_ONLY:

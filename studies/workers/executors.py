@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from studies.errors import NO_SPACE, StudyError
+from studies.errors import StudyError, lacks_memory, lacks_space
 from studies.journal.trial import Decision, Outcome
 from studies.search.assignments import Assignment, Driver, LeaveError, Trainable
 from studies.sections import Resources
@@ -64,8 +64,6 @@ class RunEnding:
 
 
 Listener = Callable[[Event], None]
-# in the words of torch and its libraries, whose errors are plain RuntimeErrors
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
 
 TrainableName = Trainable | str | None
 """A function, `module:function`, or None: what carries out an assignment; None trains."""
@@ -276,20 +274,10 @@ def _kind(error: BaseException) -> FailureKind:
         return "left"
     if isinstance(error, StudyError):
         return "study"
-    chain: BaseException | None = error
-    while chain is not None:
-        if (
-            isinstance(chain, OSError) and chain.errno in NO_SPACE
-        ) or "No space left on device" in str(chain):
-            return "no_space"
-        # torch.OutOfMemoryError by name: this module does not import torch
-        if (
-            isinstance(chain, MemoryError)
-            or type(chain).__name__ == "OutOfMemoryError"
-            or any(words in str(chain).lower() for words in NO_MEMORY)
-        ):
-            return "out_of_memory"
-        chain = chain.__cause__
+    if lacks_space(error):
+        return "no_space"
+    if lacks_memory(error):
+        return "out_of_memory"
     return "failed"
 
 

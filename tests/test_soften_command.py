@@ -13,11 +13,12 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from searchspace.weights.softened import Softened
 from studies.config import parse
+from studies.evidence.learned import learned_lines
 from studies.journal.reader import read_trials
 from studies.journal.storage import open_storage
 from studies.results.after.points import ScoredNetwork
 from studies.results.after.softening import soften_bundle, soften_trial
-from studies.results.tables import _learned_lines, _turns
+from studies.results.tables import _turns
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from support.relaxing import stir
@@ -133,7 +134,7 @@ def test_what_was_learned_is_shown_by_layer(trained, run):
     assert "constraint (0: exact) by layer: 0." in shown
     learned = {"width rotation": 0.5, "gamma stage 1 conv1": 0.0}
     distances = {"distance stage 1 conv1": 1e-9, "distance stage 2 conv1": 0.0}
-    lines = _learned_lines(learned | distances)
+    lines = learned_lines(learned | distances)
     assert lines == [
         "  learned beside the network: width rotation 0.5",
         "  gamma by layer: 0",

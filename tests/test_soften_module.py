@@ -97,28 +97,70 @@ def test_what_cannot_be_softened_is_refused(module, group, softness, message):
         project(module, group, softness)
 
 
-def test_the_command_scores_any_model_beside_a_front(tmp_path, run):
+@pytest.fixture
+def brought(tmp_path):
+    """A file with a model, and a study of digits with one complete trial."""
     file, study = tmp_path / "mine.py", tmp_path / "study"
     file.write_text(MODEL)
     small = DIGITS.replace("epochs: 3", "epochs: 1").replace("trials: 3", "trials: 1")
     small = small[: small.index(", first:")] + "}" + small[small.index("\nresources") :]
     with SearchDriver.create(study, parse(small)) as driver:
         run_in_process(driver)
-    before = [r.number for r in read_trials(study)]
+    return f"{file}:make", study
+
+
+def test_the_command_puts_any_model_on_a_front(brought, run):
+    model, study = brought
+    begun = read_trials(study)
     options = ["--softness", "0", "--softness", "1", "--data", str(study), "--front"]
-    result = run("soften", f"{file}:make", *options, "--format", "json")
+    result = run("soften", model, *options, "--format", "json")
     assert result.status == 0, result.err
-    rows = json.loads(result.out)
-    assert [row["name"] for row in rows] == ["0", "1", "orbit average"]
-    strict, whole, averaged = rows
+    strict, whole, averaged = json.loads(result.out)
     assert strict["change"] < 1e-4 and averaged["change"] < 1e-4 < whole["change"]
     assert strict["bound"] < 1e-6 and whole["bound"] >= whole["change"]
-    assert {row["beaten_by"] for row in rows} <= {None, *before}
-    assert [r.number for r in read_trials(study)] == before  # nothing is written
+    added = read_trials(study)[len(begun) :]
+    assert [strict["front_trial"], whole["front_trial"], averaged["front_trial"]] == [
+        r.number for r in added
+    ]
+    assert [r.attributes["exact"] for r in added] == [True, False, True]
+    assert added[2].attributes["macs"] == 4 * added[0].attributes["macs"]
+    assert {r.kind for r in added} == {"model"}
+    # of the search alone: what is left to try, and the samplers' next, are as they were
+    with SearchDriver.open(study, trusted=True) as driver:
+        assert driver.finished == 1 and driver._journal.next_number() == 1
+    rows = json.loads(run("front", str(study), "--format", "json").out)
+    assert {row["trial"] for row in rows} & {r.number for r in added}
+    for command in ("show", "trials", "report", "status"):
+        number = [str(added[0].number)] if command == "show" else []
+        assert run(command, str(study), *number).status == 0
+    for command in (["export"], ["measure"]):
+        place = [f"{study}:{added[2].number}"] if command == ["measure"] else [str(study), "3"]
+        result = run(*command, *place)
+        assert result.status == 1 and "trainers.orbit_average(model, 'C4')" in result.err
+    again = run("soften", model, *options)
+    assert again.status == 0 and "it is trial 1 already" in again.err
+    assert len(read_trials(study)) == len(begun) + len(added)
+
+
+def test_what_a_model_needs_to_be_softened_is_said(brought, run):
+    model, study = brought
     for arguments, said in (
         (["--front", "--data", "quickstart"], "not a study's directory"),
         ([], "--data"),
         (["--data", str(study), "--group", "C8"], "name one of C2, C4"),
     ):
-        result = run("soften", f"{file}:make", *arguments)
+        result = run("soften", model, *arguments)
         assert result.status in (1, 2) and said in result.err
+
+
+def test_candidates_from_outside_come_back_from_their_folders(brought, run):
+    """A journal that is cut, as when the machine stops, is repaired from the folders."""
+    model, study = brought
+    assert run("soften", model, "--softness", "0", "--data", str(study), "--front").status == 0
+    before = [(r.state, r.kind, r.values) for r in read_trials(study)]
+    journal = study / "optuna.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: -len(before) + 1]))
+    assert len(read_trials(study)) < len(before)
+    assert run("repair", str(study)).status == 0
+    assert [(r.state, r.kind, r.values) for r in read_trials(study)] == before

@@ -60,8 +60,8 @@ def soften(
         bool,
         typer.Option(
             "--front",
-            help="Add the points that no other beats to the study as candidates; of a model, say "
-            "which trial of the study --data beats each.",
+            help="Add the points that no other beats to the study as candidates; of a model, to "
+            "the study of --data, which must be a directory.",
         ),
     ] = False,
     data: Annotated[
@@ -78,9 +78,10 @@ def soften(
 ) -> None:
     """Evaluates a trained trial, a bundle or any torch model with its weights softened towards
     equivariance, and averaged over the group, without training it again; --front makes candidates
-    of the study of a trial's best points.
+    of a study of the best points.
     """
     from studies.results.after.softening import soften_notes, soften_table
+    from studies.search.softened import AS_IT_IS
 
     chosen: dict[str, Any] = {"group": group, "images": images}
     if softness:
@@ -89,7 +90,7 @@ def soften(
     columns, cells = soften_table(result)
     about = {name: value for name, value in result.items() if name not in ("points", "front")}
     made = {one["how"]: one["trial"] for one in result["front"] or ()}
-    rows = [{**about, **p, "front_trial": made.get(p["how"])} for p in result["points"]]
+    rows = [{**about, **p, "front_trial": made.get(p["how"] or AS_IT_IS)} for p in result["points"]]
     print_rows(rows, format, columns, cells)
     for line in soften_notes(result):
         note(line)

@@ -51,9 +51,11 @@ def controls(
     channels: int,
     classes: int,
 ) -> list[Control]:
-    """The controls of a trial, none under a trivial declared symmetry."""
+    """The controls of a trial, none under a trivial declared symmetry or of a model from outside,
+    which has no architecture.
+    """
     declared = Group.parse(study.symmetry.group)
-    if declared == TRIVIAL:
+    if declared == TRIVIAL or winner.architecture is None:
         return []
     base = candidate_of(winner)
     candidates: list[Control] = []

@@ -1,6 +1,6 @@
 """The trials of a study that its front is drawn from, and the front: those of the search, and what
-they become without training. Trials that answer a question beside the search (`TrialRecord.kind`)
-are not among them.
+they become without training, and models from outside. Trials that answer a question beside the
+search (`TrialRecord.kind`) are not among them.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studies.config import Study
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import ON_FRONT, TrialRecord
 from studies.pareto import knee, pareto
 
 
 def scored(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials of the search, and softened ones, that keep the constraints."""
+    """The complete trials that the front is drawn from, and that keep the constraints."""
     return [
         r
         for r in records
-        if r.state == "complete" and r.values and r.feasible and r.kind in ("search", "softened")
+        if r.state == "complete" and r.values and r.feasible and r.kind in ON_FRONT
     ]
 
 

@@ -225,7 +225,7 @@ def over_seeds(records: Iterable[TrialRecord]) -> dict[str, dict[str, dict[str, 
     """
     groups: dict[str, dict[int, TrialRecord]] = {}
     for record in records:
-        if record.state == "complete" and record.key is not None and record.scores:
+        if record.state == "complete" and record.key and record.whole and record.scores:
             groups.setdefault(record.key, {})[record.seed] = record
     means: dict[str, dict[str, dict[str, Any]]] = {}
     for key, trainings in groups.items():

@@ -22,7 +22,7 @@ from studies.evidence import variants
 from studies.evidence.front import best_compromise, front_members
 from studies.evidence.intervals import Evidence
 from studies.evidence.paired import Difference, over_values
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import NOT_TRAINED, TrialRecord
 from studies.output import is_number
 
 SCORES = ("accuracy", "symmetry_accuracy")
@@ -68,7 +68,7 @@ def compared_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """
     first: dict[str, TrialRecord] = {}
     for record in records:
-        made = record.inherited_from is not None or record.kind == "softened"
+        made = record.inherited_from is not None or record.kind in NOT_TRAINED
         if record.state != "complete" or made:
             continue
         scores = record.scores or {}
@@ -206,7 +206,7 @@ def missing_partners(
         variants.factors(candidate_of(record), widths=widths)
         for record in records
         if record.state in ("complete", "running", "waiting")
-        and record.kind != "softened"
+        and record.kind not in NOT_TRAINED
         and _readable(record)
     ]
     pairs = Counter(pair.factor for pair in find_pairs(study, records))

@@ -79,15 +79,16 @@ def read_folder(path: Path) -> TrialFolder:
 
 
 def write_given(path: Path, given: Mapping[str, Any]) -> None:
-    """Writes down whose folder this is: `given` holds architecture, learning rate, seed, what the
-    trial continues, and whose weights it inherits.
+    """Writes down whose folder this is: `given` holds architecture (None: a model from outside),
+    learning rate, seed, what the trial continues, and whose weights it inherits.
     """
     content = {name: given.get(name) for name in GIVEN}
     if given.get("beside") is not None:
         content["beside"] = given["beside"]
     if given.get("inherited_from") is not None:
         content |= {name: given[name] for name in INHERITED}
-    write_plain(path / ARCHITECTURE_FILE, f"{content['architecture']}\n")
+    if content["architecture"] is not None:
+        write_plain(path / ARCHITECTURE_FILE, f"{content['architecture']}\n")
     write_plain(path / TRIAL, json.dumps(content) + "\n")
 
 

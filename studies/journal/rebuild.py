@@ -13,7 +13,7 @@ from studies.journal.folders import INHERITED, TrialFolder
 from studies.journal.reader import OPTUNA_STATES
 from studies.journal.records import CREATE_TRIAL, SET_STATE, SET_TRIAL_ATTRIBUTE, Entry
 from studies.journal.salvage import LOST_TRIAL
-from studies.journal.trial import ENDED, RUNG, inherited_key, recorded_rungs
+from studies.journal.trial import ENDED, KIND, RUNG, inherited_key, recorded_rungs
 from studies.pareto import DIRECTIONS, SCORE_OF
 
 WAITING = 4
@@ -150,6 +150,8 @@ def describe_folder(
     """
     if describe is None or not _known(folder, study):
         return {}
+    if _is_model(folder):
+        return dict(folder.given["beside"])
     rate = folder.given.get("learning_rate")
     if rate is None and study.space.learning_rate is not None:
         rate = folder.rate
@@ -167,8 +169,15 @@ def describe_folder(
     }
 
 
+def _is_model(folder: TrialFolder) -> bool:
+    """Whether it is that of a model from outside, whose attributes are all in it."""
+    return (folder.given.get("beside") or {}).get(KIND) == "model"
+
+
 def _known(folder: TrialFolder, study: Study) -> bool:
     """Whether the folder says all that a trial is: a learning rate that is searched included."""
+    if _is_model(folder):
+        return True
     return folder.architecture is not None and (
         study.space.learning_rate is None
         or "learning_rate" in folder.given

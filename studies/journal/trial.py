@@ -25,9 +25,13 @@ Decision = Literal["continue", "stop"]
 # search: proposed by the sampler, which learns from it. pair, control: trained to compare another
 # trial with (`studies.evidence`); the sampler, the rungs and the front never see it. softened:
 # what a trained trial becomes without training (`studies.search.softened`), which the front has.
-TrialKind = Literal["search", "pair", "control", "softened"]
+# model: a torch model from outside, which has no architecture; the front has it too.
+TrialKind = Literal["search", "pair", "control", "softened", "model"]
+ON_FRONT: tuple[TrialKind, ...] = ("search", "softened", "model")
+NOT_TRAINED: tuple[TrialKind, ...] = ("softened", "model")  # complete from the start
 KIND = "trial_kind"  # the attribute
 TRAINED = "trained"  # the attribute of a softened trial with the text of what was trained
+MODEL = "model"  # the attribute of a model from outside with the name of its function
 # the states that count towards `search.trials`
 ENDED: tuple[State, ...] = ("complete", "pruned", "failed")
 SAW = "saw"  # the attribute with what the sampler saw when it proposed the trial
@@ -74,6 +78,15 @@ class TrialRecord:
     def architecture(self) -> str | None:
         """The text form of the architecture; None for a trial whose proposal is not complete."""
         return self.attributes.get("architecture")
+
+    @property
+    def name(self) -> str | None:
+        """The architecture, or what stands in its place: the function that returns a model from
+        outside, and what was made of that.
+        """
+        if self.kind != "model":
+            return self.architecture
+        return f"{self.attributes.get(MODEL)}, {self.attributes.get('role')}"
 
     @property
     def whole(self) -> bool:

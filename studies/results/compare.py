@@ -32,12 +32,12 @@ def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
     evidence = Evidence.of(directory)
     a, b = (tables.find_trial(records, number, directory) for number in (first, second))
     for record in (a, b):
-        if not record.scores or not record.architecture:
+        if not record.scores or not record.name:
             raise StudyError(
                 f"trial {record.number} has no scores yet ({record.state}); compare trials that "
                 "reached a rung"
             )
-    factors = [variants.factors(candidate_of(r), widths=True) for r in (a, b)]
+    factors = [_factors(record) for record in (a, b)]
     names = variants.differing(*factors)
     scores = {
         name: _score(evidence, a, b, name)
@@ -58,6 +58,13 @@ def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
     }
 
 
+def _factors(record: TrialRecord) -> dict[str, str]:
+    """What was chosen; of a model from outside only what it is."""
+    if record.architecture is None:
+        return {"model": str(record.name)}
+    return dict(variants.factors(candidate_of(record), widths=True))
+
+
 def _score(evidence: Evidence, a: TrialRecord, b: TrialRecord, name: str) -> dict[str, Any]:
     between = evidence.difference(a, b, name)
     values = [(r.scores or {})[name] for r in (a, b)]
@@ -71,7 +78,7 @@ def _score(evidence: Evidence, a: TrialRecord, b: TrialRecord, name: str) -> dic
 def compare_lines(value: dict[str, Any]) -> list[str]:
     """The comparison's heading and notes as text; `compare_cells` is its table."""
     a, b = value["trials"]
-    lines = [f"{row['trial']}: {row['architecture']}" for row in (a, b)]
+    lines = [f"{row['trial']}: {row['architecture'] or row['model']}" for row in (a, b)]
     if a["epoch"] != b["epoch"]:
         lines.append(f"note: scores are those after {a['epoch']} and {b['epoch']} epochs")
     overs = {s["difference"].get("over") for s in value["scores"].values()} - {None}

@@ -14,7 +14,7 @@ from studies.journal.directory import TRIALS
 from studies.journal.trial import TrialRecord
 from studies.results.retrained import RetrainedChoice, choose_retrained, trained_network
 from studies.results.tables import find_trial, open_records
-from studies.results.trained import load_trained
+from studies.results.trained import load_trained, outside
 
 if TYPE_CHECKING:
     from trainers.bundles.export import TrainedNetwork
@@ -108,6 +108,8 @@ def _origin(directory: Path, record: TrialRecord, records: list[TrialRecord]) ->
             f"trial {record.number} is {record.state}{reason}; only complete trials are exported: "
             + _complete(records)
         )
+    if record.kind == "model":
+        raise StudyError(outside(record, directory / TRIALS / f"{record.number:05d}"))
     return {
         "study": directory.name,
         "trial": record.number,

@@ -265,6 +265,12 @@ def front_jobs(
         if trials
         else views.front_members(opened, records)
     )
+    models = [record for record in chosen if record.kind == "model"]
+    if models and (trials or len(models) == len(chosen)):
+        raise StudyError(
+            f"trial {models[0].number} is a model from outside ({models[0].name}), which a study "
+            "cannot train; choose a trial with an architecture"
+        )
     chosen = [record for record in chosen if record.architecture]
     if not chosen:
         raise StudyError(

@@ -15,13 +15,14 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.evidence.front import best_compromise, front_members, values_of
 from studies.evidence.intervals import Evidence, intervals, over_seeds, resolution_text
+from studies.evidence.learned import learned_lines
 from studies.journal.definition import definition_note
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.salvage import read_what_is_whole
 from studies.journal.stored import read_stored
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import MODEL, TrialRecord
 from studies.output import Column, formatted, percent, short
 from studies.pareto import SCORE_OF, SHARES, front_volume
 from studies.tasks import beside_lines, in_words, score_name, task_score
@@ -29,13 +30,6 @@ from trainers.files import as_word
 
 SHOWN_STATES = ("complete", "pruned", "failed", "running", "waiting", "refused", "earlier")
 COST_OBJECTIVES = ("params", "macs", "latency")
-NO_DISTANCE = 1e-6  # of a weight from the constraint: rounding
-# what the quantities of relaxed layers are called
-LAYERS = {
-    "distance": "distance of the weights from the constraint (0: exact)",
-    "w spread": "spread of the weights of the banks",
-    "u": "slack u",
-}
 
 
 def open_records(
@@ -144,6 +138,7 @@ def trial_row(
         "trial": record.number,
         "state": record.state,
         "architecture": record.architecture,
+        "model": facts.get(MODEL),
         "values": values,
         "epoch": (record.scores or {}).get("epoch"),
         "params": facts.get("params"),
@@ -296,38 +291,26 @@ def _turns(row: dict[str, Any]) -> list[str]:
 
 def _what(row: dict[str, Any]) -> str:
     notes = [
-        *([f"{row['kind']} of trial {row['of']}: {row['role']}"] * (row["kind"] != "search")),
+        *_kind(row),
         *([f"continues trial {row['continues']}"] if row["continues"] is not None else []),
         *([f"inherits trial {row['inherited_from']}"] if row["inherited_from"] is not None else []),
         *_turns(row),
         *([row["reason"]] if row["reason"] else []),
     ]
-    return "  ".join([str(row["architecture"] or ""), *(f"[{note}]" for note in notes)])
+    return "  ".join([str(row["architecture"] or row["model"] or ""), *(f"[{n}]" for n in notes)])
+
+
+def _kind(row: dict[str, Any]) -> list[str]:
+    """What a trial is, where the search did not propose it."""
+    if row["kind"] == "model":
+        return [f"a model from outside, {row['role']}"]
+    return [] if row["kind"] == "search" else [f"{row['kind']} of trial {row['of']}: {row['role']}"]
 
 
 def _beside(row: Mapping[str, Any], rungs: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """Lines on what was trained beside the network, and on what its study calls symmetry."""
     learned = (rungs[max(rungs)].get("learned") if rungs else None) or {}
-    return [*_learned_lines(learned), *([f"  {row['note']}"] if row.get("note") else [])]
-
-
-def _learned_lines(learned: Mapping[str, float]) -> list[str]:
-    """One line for each quantity of layers, one for what belongs to no layer."""
-    layers: dict[str, list[float]] = {}
-    others: list[str] = []
-    for name, value in learned.items():
-        what, of_layer, _ = name.partition(" stage ")
-        if of_layer:
-            layers.setdefault(what, []).append(value)
-        else:
-            others.append(f"{name} {formatted(value, '.3g')}")
-    lines = [f"  learned beside the network: {', '.join(others)}"] if others else []
-    for what, values in layers.items():
-        texts = ", ".join(formatted(value, ".3g") for value in values)
-        if what == "distance" and max(values) < NO_DISTANCE:
-            texts = "0 in all: as trained, the weights are those of the constraint"
-        lines.append(f"  {LAYERS.get(what, what)} by layer: {texts}")
-    return lines
+    return [*learned_lines(learned), *([f"  {row['note']}"] if row.get("note") else [])]
 
 
 def _unseen(scores: Mapping[str, Any]) -> str:
@@ -347,13 +330,19 @@ def _over_seeds(means: dict[str, dict[str, Any]], score: str) -> list[str]:
     ]
 
 
+def _trained_how(row: Mapping[str, Any]) -> str:
+    if row["kind"] == "model":
+        return f"  a model from outside, {row['role']}"
+    rate = "that of the study" if row["learning_rate"] is None else row["learning_rate"]
+    return f"  learning rate {rate}, seed {row['seed']}"
+
+
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
     """One trial in full, as text; `row["note"]` is what must be said of its study's scores."""
-    rate = "that of the study" if row["learning_rate"] is None else row["learning_rate"]
     lines = [
         f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
-        f"  {row['architecture']}",
-        f"  learning rate {rate}, seed {row['seed']}",
+        f"  {row['architecture'] or row['model']}",
+        _trained_how(row),
         f"  {formatted(row['params'], ',')} parameters, {formatted(row['macs'], ',')} MACs per "
         "image"
         if row["params"]

@@ -10,7 +10,8 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import TRIALS
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import MODEL, TrialRecord
+from studies.search.softened import MODEL_WEIGHTS
 
 if TYPE_CHECKING:
     from trainers.data.datasets import Splits
@@ -30,6 +31,18 @@ class TrainedTrial:
     augmentation: LearnedAugmentation | None = None  # that was trained beside it
 
 
+def outside(record: TrialRecord, folder: Path) -> str:
+    """Why a model from outside is not loaded, and what exports it."""
+    role = str(record.attributes["role"])
+    average = f", average it with trainers.orbit_average(model, '{role.split()[-1]}')"
+    return (
+        f"trial {record.number} is a model from outside, of which a study holds the weights and "
+        f"not the program: load {folder / MODEL_WEIGHTS} with safetensors.torch.load_file into "
+        f"what {record.attributes[MODEL]} returns{average if role.startswith('orbit') else ''}, "
+        "and save it with torch.export.save"
+    )
+
+
 def load_trained(
     study: Study, record: TrialRecord, directory: Path, *, device: str | None = None
 ) -> TrainedTrial:
@@ -43,6 +56,8 @@ def load_trained(
     from trainers.training.train import start_training
 
     folder = directory.absolute() / TRIALS / f"{record.number:05d}"
+    if record.kind == "model":
+        raise StudyError(outside(record, folder))
     if not record.architecture or not any(
         (folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)
     ):

@@ -5,25 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from searchspace.architecture import Architecture
 from searchspace.cost import cost
-from searchspace.groups import IDENTITY, TRIVIAL
+from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from trainers.data.augment import seen
 from trainers.data.datasets import Images, Splits, batch, normalise
 from trainers.data.tasks import Outputs
 from trainers.instruments import correctness
 from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
-from trainers.instruments.feature_maps import Normalise
+from trainers.instruments.feature_maps import Normalise, pixels
 from trainers.instruments.predictions import Predictions, predict_elements
 from trainers.instruments.tasks import replicates
 from trainers.instruments.tasks.replicates import Replicates
@@ -61,31 +62,91 @@ def evaluate(
     (`trainers.instruments.correctness`). Raises ValueError where the logits do not vary over the
     images (a constant must not win) or a score is not finite.
     """
-    began = time.perf_counter()
-    images = splits.validation if images is None else images
-    declared, over, task = config.group, config.symmetry.scored, splits.task
-    normal = partial(normalise, mean=splits.mean, std=splits.std, corners=config.corners)
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
-    scored = mean_network(map(scoring, members), task)
-    moved = partial(predict_elements, normalise=normal, corners=config.corners, keep_logits=True)
-    predictions = moved(scored, images.pixels, declared.elements)
-    trained_on = seen(config.augment, declared, degrees_learned(learned))
+    price = cost(architecture, splits.channels, len(splits.classes))
+    subject = _Subject(
+        mean_network(map(scoring, members), splits.task),
+        partial(normalise, mean=splits.mean, std=splits.std, corners=config.corners),
+        len(members) * price.params,
+        len(members) * price.macs,
+        lambda: mean_network(map(fold, members), splits.task),
+        {f"stage {n}": stage.group for n, stage in enumerate(architecture.stages, start=1)},
+    )
+    trained_on = seen(config.augment, config.group, degrees_learned(learned))
+    images = splits.validation if images is None else images
+    return _scores(subject, splits, config, images, epoch, trained_on, folder, learned)
+
+
+def evaluate_model(
+    model: nn.Module, splits: Splits, config: TrainingConfig, *, epoch: int, folder: Path
+) -> Scores:
+    """The scores of any module that takes images in 0..1 and gives logits, as `evaluate` takes
+    those of a network, as if it had trained `epoch` epochs; what training it has seen is not known.
+
+    Multiply-accumulates are those of its convolutions and matrix products. Which images it
+    classifies correctly goes into `folder`. Raises ValueError as `evaluate` does.
+    """
+    params = sum(p.numel() for p in model.parameters())
+    macs = count_macs(model, splits.validation.pixels[:1])
+    subject = _Subject(model.eval(), lambda images: images, params, macs, lambda: model)
+    return _scores(subject, splits, config, splits.validation, epoch, (), folder, None)
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, images: Tensor) -> int:
+    """Multiply-accumulates of the convolutions and matrix products of a module for one image."""
+    with FlopCounterMode(display=False) as counter:
+        model(pixels(images[:1], model))
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is scored."""
+
+    scored: nn.Module
+    normal: Normalise
+    params: int
+    macs: int
+    timed: Callable[[], nn.Module]  # what latency is taken of
+    fields: Mapping[str, Group] | None = None  # of its stages; None: the logits are the only one
+
+
+def _scores(
+    subject: _Subject,
+    splits: Splits,
+    config: TrainingConfig,
+    images: Images,
+    epoch: int,
+    trained_on: tuple[Element, ...],
+    folder: Path | None,
+    learned: Mapping[str, float] | None,
+) -> Scores:
+    began = time.perf_counter()
+    declared, over, task = config.group, config.symmetry.scored, splits.task
+    predictions = predict_elements(
+        subject.scored,
+        images.pixels,
+        declared.elements,
+        normalise=subject.normal,
+        corners=config.corners,
+        keep_logits=True,
+    )
     symmetry = summarise(predictions, images.labels, declared, trained_on, over=over, task=task)
     assert predictions.upright is not None  # every group holds the identity
     loss = float(task_loss(task, predictions.upright, images.labels.cpu()))
-    errors = _errors(scored, architecture, images, config, normal)
+    errors = _errors(subject, images, config)
     if folder is not None:
         _keep(predictions, symmetry, images, epoch, folder)
-    price = cost(architecture, splits.channels, len(splits.classes))
     return Scores(
         epoch=epoch,
         equivariance_error=errors[0],
         equivariance_error_features=errors[1],
         loss=loss,
-        params=len(members) * price.params,
-        macs=len(members) * price.macs,
-        latency=_latency(mean_network(map(fold, members), task), images, normal),
+        params=subject.params,
+        macs=subject.macs,
+        latency=_latency(subject.timed(), images, subject.normal),
         seconds=time.perf_counter() - began,
         learned=None if learned is None else dict(learned),
         num_images=len(images.labels),
@@ -185,24 +246,22 @@ def _value(symmetry: SymmetryAccuracy, name: str) -> float | None:
     return None if share is None else share.value
 
 
-def _errors(
-    folded: torch.nn.Module,
-    architecture: Architecture,
-    images: Images,
-    config: TrainingConfig,
-    normal: Normalise,
-) -> tuple[float, float]:
+def _errors(subject: _Subject, images: Images, config: TrainingConfig) -> tuple[float, float]:
     """Of the logits and of the features; 0 for the trivial group."""
     if config.group == TRIVIAL:
         return 0.0, 0.0
     few = images.pixels[:: max(1, len(images.pixels) // ERROR_IMAGES)][:ERROR_IMAGES]
-    fields = {
-        f"stage {number}": stage.group for number, stage in enumerate(architecture.stages, start=1)
-    }
     error = equivariance_error(
-        folded, few, config.group, fields=fields, normalise=normal, corners=config.corners
+        subject.scored,
+        few,
+        config.group,
+        stages=() if subject.fields is None else None,
+        fields=subject.fields,
+        normalise=subject.normal,
+        corners=config.corners,
     )
-    return error.logits.mean, error.features or 0.0
+    features = error.logits.mean if subject.fields is None else error.features
+    return error.logits.mean, features or 0.0
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from studies.pareto import dominates
 from studies.results.after.points import DerivedPoint, ScoredNetwork
 from studies.results.tables import find_trial, open_records
 from studies.results.trained import TrainedTrial, load_trained
-from studies.search.softened import SoftenedSource, add_softened
+from studies.search.softened import AS_IT_IS, SoftenedSource, add_softened
 from studies.tasks import require_classes
 from trainers.cores import available_cores
 
@@ -274,15 +274,31 @@ def _worth(points: Sequence[DerivedPoint], study: Study) -> list[Softened]:
     """What the points with networks of their own are, where no other point beats them in what the
     study asks for, and the trained network does not equal them.
     """
-    scores = [(p.accuracy, p.symmetry_accuracy) for p in points]
-    alone = {*study.objectives} <= {"accuracy", "symmetry_accuracy"}
-    trained = [score for p, score in zip(points, scores) if p.softness == 1]
+    trained = [_scores(p) for p in points if p.softness == 1] if _alone(study) else []
     return [
         Softened.parse(p.how)
-        for p, score in zip(points, scores)
-        if p.how is not None
-        and not (alone and (score in trained or any(dominates(other, score) for other in scores)))
+        for p in unbeaten(points, study)
+        if p.how is not None and _scores(p) not in trained
     ]
+
+
+def unbeaten(points: Sequence[DerivedPoint], study: Study) -> list[DerivedPoint]:
+    """The points that no other beats; all where the study asks for more than they tell."""
+    scores = [_scores(p) for p in points]
+    return [
+        p
+        for p, score in zip(points, scores)
+        if not (_alone(study) and any(dominates(other, score) for other in scores))
+    ]
+
+
+def _scores(point: DerivedPoint) -> tuple[float, float]:
+    return point.accuracy, point.symmetry_accuracy
+
+
+def _alone(study: Study) -> bool:
+    """Whether the study asks for nothing but what a point tells."""
+    return {*study.objectives} <= {"accuracy", "symmetry_accuracy"}
 
 
 def soften_table(result: dict[str, Any]) -> tuple[list[Column], list[list[str]]]:
@@ -308,9 +324,11 @@ def soften_table(result: dict[str, Any]) -> tuple[list[Column], list[list[str]]]
     ]
     if result.get("beside_front"):
         columns.append(Column("front"))
+        made = {one["how"] for one in result["front"] if one["trial"] is not None}
         for row, point in zip(cells, result["points"]):
-            by = point["beaten_by"]
-            row.append("on it" if by is None else f"beaten by trial {by}")
+            by, new = point["beaten_by"], (point["how"] or AS_IT_IS) in made
+            said = "on it" if by is None else f"beaten by trial {by}"
+            row.append(said if new else "no new trial")
     return columns, cells
 
 

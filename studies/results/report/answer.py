@@ -48,14 +48,13 @@ def answer(
     """
     front = front_members(study, records)
     chosen = best_compromise(study, front)
-    if chosen is None or chosen.architecture is None:
+    if chosen is None:
         return Answer(None, "No trial is complete yet.", cautions=tuple(warnings))
     complete = scored(records)
-    candidate = Candidate.parse(chosen.architecture)
     settled, against = _standing(study, chosen, records, evidence)
     headline = (
         f"{'Use' if settled else 'Not settled; the best guess is'} "
-        f"{constraint_text(candidate, chosen, study)}: trial {chosen.number} is the best "
+        f"{_subject(chosen, study)}: trial {chosen.number} is the best "
         f"compromise between {_several([n.replace('_', ' ') for n in study.objectives])} among "
         f"{_count(len(complete), 'complete trial')}{against}."
     )
@@ -154,6 +153,13 @@ def _named(rivals: Sequence[str], among: int) -> str:
 def _is_plain(record: TrialRecord) -> bool:
     text = record.architecture
     return bool(text) and Candidate.parse(str(text)).architecture.family == "plain"
+
+
+def _subject(chosen: TrialRecord, study: Study) -> str:
+    """What is answered: a constraint, or a model from outside."""
+    if chosen.architecture is None:
+        return f"the model {chosen.name}"
+    return constraint_text(Candidate.parse(chosen.architecture), chosen, study)
 
 
 def constraint_text(candidate: Candidate, record: TrialRecord, study: Study) -> str:

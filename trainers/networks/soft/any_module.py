@@ -11,14 +11,16 @@ keeps the group (`trainers.instruments.audit`). A twin whose channels are regula
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from searchspace.groups import Group
+from searchspace.groups import TRIVIAL, Element, Group
 from trainers.actions import act
 
 KERNEL_LAYERS = (nn.Conv2d, nn.ConvTranspose2d)
+SAME = 1e-6  # of a kernel's norm: rounding
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -67,6 +69,21 @@ def distance(model: nn.Module, group: Group | str) -> float:
         outside = float((weight - symmetric_part(weight, group)).square().sum())
         squares.append(outside / whole if whole else 0.0)
     return (sum(squares) / len(squares)) ** 0.5
+
+
+def kept_by_kernels(model: nn.Module, elements: Sequence[Element]) -> tuple[Element, ...]:
+    """Those of `elements`, quarter turns and flips, that leave every kernel of a module as it is,
+    to 1e-6 of its norm. Raises ValueError as `project` does.
+    """
+    layers = kernels_of(model, TRIVIAL).values()
+
+    def kept(weight: Tensor, element: Element) -> bool:
+        if element.swaps_axes and weight.shape[-2] != weight.shape[-1]:
+            return False
+        return float((act(weight, element) - weight).norm()) <= SAME * float(weight.norm())
+
+    weights = [layer.weight.detach().double() for layer in layers]
+    return tuple(e for e in elements if all(kept(weight, e) for weight in weights))
 
 
 def kernels_of(model: nn.Module, group: Group) -> dict[str, nn.Conv2d | nn.ConvTranspose2d]:

@@ -33,6 +33,7 @@ def once(mark: str, fault, study, assignment, report):
         def heartbeat(self, epoch):
             if assignment.number == 1 and epoch == 3 and not Path(mark).exists():
                 Path(mark).touch()
+                Path(f"{mark}.pid").write_text(str(os.getpid()))
                 fault()
             report.heartbeat(epoch)
 
@@ -67,6 +68,32 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(
     assert len(lost) == 1 and lost[0].number == 1 and said in lost[0].reason
     assert [e.kind for e in events if e.number == 1].count("started") == 2
     assert "attempts" in read_trials(tmp_path / "study")[1].attributes
+
+
+def stop_me():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.slow  # 20 s: a stopped worker is ended by Ray's node, and only after a while
+@pytest.mark.usefixtures("connected")
+def test_a_stopped_worker_is_replaced_where_no_timeout_is_set(tmp_path, monkeypatch):
+    """By what its trial's own epochs took; SIGSTOP also stops what would let it die."""
+    monkeypatch.setattr("studies.workers.silence.FLOOR", 6.0)
+    monkeypatch.setattr("studies.workers.silence.MULTIPLE", 1)  # the first epoch takes seconds
+    monkeypatch.setenv("EPOCH_SECONDS", "0.01")
+    events = []
+    study = trivial.study(search__trials=4, search__rungs=[])
+    assert study.resources.trial_timeout is None
+    with SearchDriver.create(tmp_path / "study", study) as driver:
+        run_on_ray(driver, partial(once, str(tmp_path / "mark"), stop_me), events.append)
+    assert_whole(tmp_path / "study", trials=4, repeated=1)
+    (lost,) = [event for event in events if event.outcome == "lost"]
+    assert lost.number == 1 and "set resources.trial_timeout" in lost.reason
+    stopped = int((tmp_path / "mark.pid").read_text())
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{stopped}").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{stopped}").exists(), "the stopped worker holds its memory for ever"
 
 
 def die_after(mark: str):

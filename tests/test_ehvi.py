@@ -106,15 +106,16 @@ def test_a_training_goes_on_where_it_promises_more_than_another(early, expected)
     last; one more stands there with better or worse scores than one that stopped.
     """
     trials = Trials(study_of(search__rungs=[3]))
-    *ended, (last, _) = all_drafts(trials.study.space, trials.declared, 400)
+    *ended, (other, _), (last, _) = all_drafts(trials.study.space, trials.declared, 400)
     for place, (params, _) in enumerate(ended):
         value = 0.1 + 0.5 * place / len(ended)
         trials.add(params, [value, value], **rung_of(value / 2))
     number, planner = trials.add(last).number, ExpectedImprovement(trials.study)
-    stopped = trials.add(ended[0][0], state=optuna.trial.TrialState.PRUNED, **rung_of(0.3)).number
+    stopped = trials.add(other, state=optuna.trial.TrialState.PRUNED, **rung_of(0.3)).number
     shown = trials.optuna.get_trials(deepcopy=False)
-    rng = numpy.random.default_rng(0)
-    assert planner.goes_on(shown, number, rung_of(early), [stopped], rng) == expected
+    rngs = [numpy.random.default_rng(seed) for seed in range(5)]
+    going = [planner.goes_on(shown, number, rung_of(early), [stopped], rng) for rng in rngs]
+    assert (sum(going) > 2) == expected  # scores are drawn
 
 
 def rung_of(score):

@@ -29,6 +29,7 @@ def test_one_setting_is_scikit_learns_gaussian_process(monkeypatch):
     monkeypatch.setattr(gp, "WEIGHT", (2.0, 0.0))
     monkeypatch.setattr(gp, "NOISE", (0.1, 0.0))
     monkeypatch.setattr(gp, "LEAST_DEVIATION", 0.0)
+    monkeypatch.setattr(gp, "OFFSET", 0.0)  # theirs has one known mean
     rng = numpy.random.default_rng(1)
     x, new, y = rng.random((12, 1)), rng.random((7, 1)), rng.random((12, 1)) * 0.2 + 0.4
     theirs = GaussianProcessRegressor(
@@ -70,7 +71,9 @@ def test_settings_are_believed_by_the_likelihood_of_the_scores(monkeypatch):
             [
                 multivariate_normal.pdf(
                     standard[:, k],
-                    cov=numpy.exp(-numpy.tensordot(w, apart(x, x), 1)) + 0.1 * numpy.eye(9),
+                    cov=numpy.exp(-numpy.tensordot(w, apart(x, x), 1))
+                    + gp.OFFSET**2
+                    + 0.1 * numpy.eye(9),
                 )
                 for k in range(2)
             ]
@@ -118,3 +121,18 @@ def test_scores_without_spread_are_not_an_error():
     x = numpy.array([[0.0], [1.0], [1.0]])
     drawn = made(x, numpy.full((3, 2), 0.5)).sample(apart(x, x), 0, 10)
     assert numpy.isfinite(drawn).all() and abs(drawn - 0.5).max() < 0.02
+
+
+def test_the_mean_of_a_rung_that_only_good_trainings_reach_is_not_that_of_all():
+    """The best eight of 32 go on and gain 0.2 each: so would all others, from where they are."""
+    rng = numpy.random.default_rng(5)
+    x = rng.random((32, 2))
+    early = 0.2 + 0.4 * x[:, :1] + rng.normal(0, 0.01, (32, 1))
+    best = numpy.argsort(-early[:, 0])[:8]
+    seen = numpy.concatenate([x, x[best]])
+    rungs = numpy.repeat([0, 1], [32, 8])
+    ours = made(seen, numpy.concatenate([early, early[best] + 0.2]), rungs)
+    stopped = numpy.setdiff1d(numpy.arange(32), best)
+    predicted = ours.mean(apart(seen, x[stopped]), 1).mean()
+    truth = (early[stopped] + 0.2).mean()
+    assert abs(predicted - truth) < 0.5 * abs((early[best] + 0.2).mean() - truth)

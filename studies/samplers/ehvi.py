@@ -32,13 +32,12 @@ from studies.pareto import Point, non_dominated, utilities
 from studies.samplers.enumeration import all_drafts
 from studies.samplers.evolution import SubgroupEvolution
 from studies.samplers.gp import Array, Surrogate
-from studies.samplers.initial_design import Features, features_of, features_of_text
+from studies.samplers.initial_design import ALL, Features, features_of, features_of_text
 from studies.samplers.planned import as_key, draw_planned
 from studies.samplers.tpe import informative
 
 # drafts that are compared for a proposal; half of them are neighbours of good trials
 PROPOSAL_DRAFTS = 64
-ALL = 400  # combinations of a finite space, up to which every one is compared
 SCORE_DRAWS = 64  # of the scores of a candidate
 BEST, NEWEST = 30, 60  # trials that the surrogate learns from, once there are more
 RUNNING = 64  # trials that run, of which the newest count

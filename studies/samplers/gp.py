@@ -3,9 +3,12 @@
 The covariance of two trainings is exp(-sum of w_f d_f) over the differences d_f of their features,
 times rho^|i - j| between rungs i and j, so that the early scores of a stopped training inform the
 prediction for the last epoch (co-kriging of training lengths, after Kennedy and O'Hagan, Biometrika
-2000). Weights w, rho and the noise are not fitted: settings drawn from a broad prior are weighted
-by their marginal likelihood (Rasmussen and Williams, 2006, equation 2.30). This involves no
-optimiser that could fail, and does not overfit a few trainings.
+2000). Each rung has a mean of its own, with a broad prior, so that it is estimated together with
+that correlation (Rasmussen and Williams, 2006, section 2.7): trainings reach the last rung because
+they were good, and the mean of those that did is too high for all others. Weights w, rho and the
+noise are not fitted: settings drawn from a broad prior are weighted by their marginal likelihood
+(the same, equation 2.30). This involves no optimiser that could fail, and does not overfit a few
+trainings.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ SETTINGS = 16  # of the hyperparameters
 WEIGHT = 0.3, 1.0
 NOISE = 0.02, 1.0  # variance, as a share of that of the scores: the same
 NEGLIGIBLE = 1e-3  # posterior weight below which a setting is left out
-FEW = 3  # scores of a rung from which their standard deviation is computed
+OFFSET = 3.0  # standard deviation of the prior of a rung's mean, in those of the scores at a rung
 LEAST_DEVIATION = 1e-3  # added to the standard deviation by which scores are scaled
 
 
@@ -70,25 +73,20 @@ class Surrogate:
         self.posterior_weights = weights[likely] / weights[likely].sum(0)
 
     def _scale(self, scores: Array) -> None:
-        """Standardises the scores at every rung; a rung that few have reached gets the standard
-        deviation of all scores.
-        """
-        self._standard = numpy.empty_like(scores)
-        self._moments: dict[int, tuple[Array, Array]] = {}
+        """Standardises the scores by their mean and their standard deviation within rungs."""
+        within = scores.copy()
         for rung in numpy.unique(self._rungs):
-            here = scores[self._rungs == rung]
-            mean = here.mean(0)
-            deviation = (here if len(here) >= FEW else scores).std(0) + LEAST_DEVIATION
-            self._moments[int(rung)] = mean, deviation
-            self._standard[self._rungs == rung] = (here - mean) / deviation
-        self._anywhere = scores.mean(0), scores.std(0) + LEAST_DEVIATION
+            here = self._rungs == rung
+            within[here] -= scores[here].mean(0)
+        self._centre, self._deviation = scores.mean(0), within.std(0) + LEAST_DEVIATION
+        self._standard = (scores - self._centre) / self._deviation
 
     def _covariance(self, differences: Array, rungs: Array) -> Array:
         """Between the trainings and others: (settings, n, others)."""
         similarity = numpy.exp(-numpy.tensordot(self._weights, differences, 1))
-        return similarity * self._rung_correlation[:, None, None] ** numpy.abs(
-            self._rungs[:, None] - rungs
-        )
+        apart = numpy.abs(self._rungs[:, None] - rungs)
+        between = self._rung_correlation[:, None, None] ** apart
+        return similarity * between + OFFSET**2 * (apart == 0)
 
     def _posterior(self, differences: Array, rung: int) -> tuple[Array, Array]:
         """Mean (settings, k, objectives) and standard deviation (settings, k), both of standardised
@@ -97,15 +95,14 @@ class Surrogate:
         across = self._covariance(differences, numpy.full(differences.shape[2], rung))
         solved = [_solved(factor, part) for factor, part in zip(self._factors, across)]
         mean = numpy.array([part.T @ whitened for part, whitened in zip(solved, self._whitened)])
-        variance = 1 - numpy.array([(part**2).sum(0) for part in solved])
+        variance = 1 + OFFSET**2 - numpy.array([(part**2).sum(0) for part in solved])
         return mean, numpy.sqrt(numpy.maximum(variance, 1e-9))
 
     def mean(self, differences: Array, rung: int) -> Array:
         """Expected scores (k, objectives) at `rung` of k others, which are `differences` (features,
         n, k) from the trainings.
         """
-        centre, scale = self._moments.get(rung, self._anywhere)
-        return centre + scale * numpy.einsum(
+        return self._centre + self._deviation * numpy.einsum(
             "skm,sm->km", self._posterior(differences, rung)[0], self.posterior_weights
         )
 
@@ -116,14 +113,13 @@ class Surrogate:
         common random numbers.
         """
         mean, deviation = self._posterior(differences, rung)
-        centre, scale = self._moments.get(rung, self._anywhere)
         drawn = numpy.empty((size, *mean.shape[1:]))
         for objective in range(mean.shape[2]):
             setting = self._rng.choice(len(mean), size=size, p=self.posterior_weights[:, objective])
             drawn[:, :, objective] = mean[setting, :, objective] + deviation[
                 setting
             ] * self._rng.normal(size=(size, 1))
-        return numpy.clip(centre + scale * drawn, 0.0, 1.0)
+        return numpy.clip(self._centre + self._deviation * drawn, 0.0, 1.0)
 
 
 def _solved(factor: Array, right: Array) -> Array:

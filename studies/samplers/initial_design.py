@@ -24,9 +24,11 @@ from searchspace.recipe import Candidate, Recipe
 from searchspace.training.losses import losses_text
 from searchspace.weights.governor import DEFAULT_GOVERNOR
 from studies.config import Study
+from studies.samplers.enumeration import all_drafts
 from studies.samplers.planned import draw_planned
 
 DESIGN_DRAFTS = 16
+ALL = 400  # combinations of a finite space, up to which every one is listed
 # weight of the surviving share of the declared symmetry, beside the share of choices that differ
 SURVIVING = 1.0
 WEIGHT_DECADES = 3.0  # of the loss weight that count as one whole difference
@@ -48,14 +50,25 @@ class InitialDesign:
         tried = [features_of_text(text, self._group) for text in texts if text]
         sizes = self._study.space.pixels
         span = max(1, sizes[-1] - sizes[0])
-        drafts = [draw_planned(self._study, {}, rng) for _ in range(DESIGN_DRAFTS if tried else 1)]
         return max(
-            drafts,
+            self._drafts(DESIGN_DRAFTS if tried else 1, rng),
             key=lambda drafted: min(
                 (candidate_distance(features_of(drafted[1], self._group), t, span) for t in tried),
                 default=0.0,
             ),
-        )[0].params
+        )[0]
+
+    def _drafts(
+        self, count: int, rng: numpy.random.Generator
+    ) -> list[tuple[Mapping[str, Any], Candidate]]:
+        """Parameters and candidates: some of all of a small space, each as likely; else random."""
+        space = self._study.space  # frozen, so it hashes
+        everything = all_drafts(space, self._group, ALL)  # pyright: ignore[reportArgumentType]
+        if everything is None:
+            drawn = (draw_planned(self._study, {}, rng) for _ in range(count))
+            return [(draft.params, candidate) for draft, candidate in drawn]
+        chosen = rng.choice(len(everything), min(count, len(everything)), replace=False)
+        return [everything[i] for i in chosen]
 
 
 @dataclass(frozen=True)

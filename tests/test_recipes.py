@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -86,3 +87,56 @@ def test_the_image_copies_what_there_is():
     copied = re.findall(r"^COPY (.+) \S+$", (RECIPES / "Dockerfile").read_text(), re.MULTILINE)
     names = [name for line in copied for name in line.split()]
     assert names and all((root / name).exists() for name in names)
+
+
+STUB = """#!/usr/bin/env bash
+echo "$(basename "$0") $* RAY_ADDRESS=${RAY_ADDRESS:-}" >> "$CALLS"
+"""
+RUNS_WHAT_FOLLOWS = STUB + 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"\n'
+
+
+def run_with_stubs(script, folder, *arguments, **environment):
+    """The calls that a recipe makes of programs which this machine lacks, or which take long."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    texts = {
+        "scontrol": "#!/bin/sh\nprintf 'node1\\nnode2\\n'\n",
+        "srun": RUNS_WHAT_FOLLOWS,
+        "ray": RUNS_WHAT_FOLLOWS,
+        "equisearch": STUB,
+    }
+    for name, text in texts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    calls = folder / "calls"
+    calls.unlink(missing_ok=True)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "CALLS": str(calls), **environment}
+    where = [script, *map(str, arguments)]
+    subprocess.run(["bash", *where], cwd=RECIPES, env=variables, check=True, timeout=60)
+    return calls.read_text().splitlines()
+
+
+def test_the_slurm_recipe_starts_ray_at_the_first_node_and_then_the_study(tmp_path):
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    slurm |= {"SLURM_CPUS_PER_TASK": "16", "SLURM_GPUS_ON_NODE": "1"}
+    study = tmp_path / "a study.yaml"
+    script = RECIPES / "slurm.sh"
+    first, last = run_with_stubs(script, tmp_path, study, tmp_path / "run", **slurm)
+    assert first.startswith("srun --nodes=2 --ntasks=2 ray symmetric-run --address node1:6379")
+    assert "--num-cpus 16 --num-gpus 1" in first and first.endswith("RAY_ADDRESS=node1:6379")
+    assert last == (
+        f"equisearch start {study} {tmp_path / 'run'} --quiet --workers auto --timeout 11h "
+        "RAY_ADDRESS=node1:6379"
+    )
+
+
+def test_a_submitted_job_starts_a_study_and_later_resumes_it(tmp_path):
+    script, run = RECIPES / "ray_job.sh", tmp_path / "run"
+    submitted, started = run_with_stubs(script, tmp_path, "study.yaml", run)
+    assert submitted.startswith(f"ray job submit --working-dir {RECIPES} --entrypoint-num-cpus 1")
+    assert started.startswith(f"equisearch start study.yaml {run} --quiet --workers auto")
+    run.mkdir()
+    (run / "study.yaml").touch()
+    _, resumed = run_with_stubs(script, tmp_path, "study.yaml", run)
+    assert resumed.startswith(f"equisearch resume {run} --quiet --workers auto")

@@ -216,5 +216,5 @@ def test_reports_say_that_upright_images_differ_too(group):
 
 
 def test_a_wrong_word_names_the_choices():
-    with pytest.raises(ValueError, match="'black', 'reflect', 'replicate' or 'circle'"):
-        parse("data: {name: digits}", overrides={"symmetry.corners": "crop"})
+    with pytest.raises(ValueError, match="'black', 'reflect', 'replicate', 'circle' or 'crop'"):
+        parse("data: {name: digits}", overrides={"symmetry.corners": "square"})

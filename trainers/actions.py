@@ -19,12 +19,14 @@ from searchspace.groups import IDENTITY, Element, Group
 from trainers.settings import Corners
 
 # the padding modes of grid_sample. Behind `circle` the normalisation makes black what lies outside;
-# the half pixel at the border that a turn reaches inside the circle is the border pixel
+# the half pixel at the border that a turn reaches inside the circle is the border pixel. Behind
+# `crop` it leaves out what a turn brings in; what a learned shift brings in is mirrored
 PADDING: dict[Corners, str] = {
     "black": "zeros",
     "reflect": "reflection",
     "replicate": "border",
     "circle": "border",
+    "crop": "reflection",
 }
 
 

@@ -119,10 +119,11 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Place = Annotated[Path, AfterValidator(_place)]
 """A path of a file system."""
 
-Corners = Literal["black", "reflect", "replicate", "circle"]
+Corners = Literal["black", "reflect", "replicate", "circle", "crop"]
 """What fills the pixels that a rotation off the pixel grid brings in from outside the image: zeros,
 the image mirrored at its borders, or its border pixels. With `circle` every image, upright ones
-too, is black outside its inscribed circle, so that all angles show the same content.
+too, is black outside its inscribed circle, so that all angles show the same content. With `crop`
+every image is cut to its centre, which no corner reaches at any angle, and enlarged to its size.
 """
 
 GroupName = Annotated[str, BeforeValidator(_group_name)]

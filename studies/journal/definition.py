@@ -21,6 +21,7 @@ CORNERS: dict[Corners, str] = {
     "reflect": "corners filled with the image mirrored at its borders",
     "replicate": "corners filled with the image's border pixels",
     "circle": "black outside the inscribed circle",
+    "crop": "cut to the centre that no corner reaches, enlarged to the input size",
 }
 ATTRIBUTE = "symmetry_accuracy"  # of the study in its journal: its definition in words
 
@@ -69,9 +70,10 @@ def corners_note(study: Study) -> str | None:
     """A sentence on the corners of turned images for reports; None where the declared group turns
     by quarter turns only, unless upright images differ too.
     """
-    if study.symmetry.filling == "circle":
+    filling = study.symmetry.filling
+    if filling in ("circle", "crop"):
         return (
-            f"All images, upright ones too, are {CORNERS['circle']}, in training and for scores, "
+            f"All images, upright ones too, are {CORNERS[filling]}, in training and for scores, "
             "and the exported network does it itself"
         )
     if Group.parse(study.symmetry.group).on_grid:

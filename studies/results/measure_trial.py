@@ -246,7 +246,7 @@ def _measure(
             declared,
             seen=seen(declared),
             normalise=subject.normalise
-            or (partial(see, corners=corners) if corners == "circle" else None),
+            or (partial(see, corners=corners) if corners in ("circle", "crop") else None),
             step=study.symmetry.angles,
             corners=corners,
             fields=subject.fields,

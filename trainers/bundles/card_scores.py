@@ -128,6 +128,11 @@ def _corners(manifest: Mapping[str, Any]) -> list[str]:
         return [
             "- All images are black outside their inscribed circle; the network does it itself."
         ]
+    if corners == "crop":
+        return [
+            "- The network sees the centre of every image, which no corner of a turned one "
+            "reaches, enlarged to its input size; it cuts images itself."
+        ]
     return [f"- Corners of images turned by other angles than quarter turns: {code_of(corners)}."]
 
 

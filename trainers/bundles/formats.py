@@ -58,6 +58,7 @@ WRITTEN = frozenset(
         "5fe0b83f01dcd1ea1760cb7a8d736e967770c761f46f2979b30915f24a33f2f1",
         "507ddfc79e498c54a3613b531fd2979c3b1f18225308afae67920392569ff169",
         "7c4a01c5aac0932e0f54be263431e876919632f9eada71d8dd0e65aa014cf61f",
+        "e344c3708baae38c7abf82bf285194357d473aec5d8c7053a6e0cd033eb056c3",
         "dec5b42fb059ad6e8e064d15054bd078581672366473865440bb8bce9615a883",
     }
 )
@@ -93,7 +94,7 @@ def content_of(
         "fit": fit,
         "classes": list(classes),
     }
-    if corners == "circle":
+    if corners in ("circle", "crop"):  # what the network does to upright images too
         content["corners"] = corners
     if outputs is not None and outputs.task != "classification":
         content["task"] = outputs.task
@@ -189,7 +190,7 @@ def source() -> str:
     _, docstring, head = head.split('"""', 2)
     _, start, rest = docstring.partition("The description is")
     summary = "The exported model in nothing but torch: `from model import load; model = load()`."
-    layers = head.replace("import torch", "import os\n\nimport torch", 1).rstrip()
+    layers = head.replace("import torch", "import math\nimport os\n\nimport torch", 1).rstrip()
     return f'"""{summary}\n\n{start}{rest or docstring}"""{layers}\n\n\n{body}\n'
 
 

@@ -4,6 +4,7 @@
 import below, into every bundle as `model.py`.
 """
 
+import math
 import os
 
 import torch
@@ -22,7 +23,8 @@ class Model(nn.Module):
     `content` is a dict of plain values: "network" (what PlainNetwork takes), "mean" and "std" (one
     number per channel, of values in 0..1), "fit" ("resize" or "pad": how `prepare` reaches the
     size), "classes" (names), "members" where it is the mean of several networks (their number), and
-    "corners" where it is "circle": pixels outside the inscribed circle are then made black first.
+    "corners" where it is "circle" (pixels outside the inscribed circle are made black first) or
+    "crop" (the centre, which no corner of a turned image reaches, is enlarged to the size first).
     With a "task" the classes are labels ("multilabel": the sigmoid of each logit is a probability)
     or targets ("regression": the results are values in the units of the training's targets).
     """
@@ -40,11 +42,17 @@ class Model(nn.Module):
             )
         seen = _circle(*self.size) if content.get("corners") == "circle" else None
         self.register_buffer("seen", seen, persistent=False)
+        self.centre = _centre(*self.size) if content.get("corners") == "crop" else None
 
     def normalise(self, images):
         """What the network takes, from images in 0..1."""
         if self.seen is not None:
             images = images * self.seen
+        if self.centre is not None:
+            (rows, columns), size = self.centre, list(self.size)
+            images = F.interpolate(
+                images[..., rows, columns], size=size, mode="bilinear", align_corners=False
+            )
         return (images - self.mean) / self.std
 
     def forward(self, images):
@@ -102,6 +110,19 @@ def _circle(height, width):
     right = torch.arange(width) - (width - 1) / 2
     inside = down[:, None].square() + right.square() <= (min(height, width) / 2) ** 2
     return inside.float()
+
+
+def _centre(height, width):
+    """The slices of the largest centred rectangle of an image's shape whose half diagonal is at
+    most half the shorter side, between centres of pixels; each side keeps its parity.
+    """
+    shorter, diagonal, slices = min(height, width) - 1, (height - 1) ** 2 + (width - 1) ** 2, []
+    for side in (height, width):
+        kept = math.isqrt(((side - 1) * shorter) ** 2 // max(diagonal, 1)) + 1
+        kept -= (side - kept) % 2
+        start = (side - kept) // 2 if kept > 0 else 0
+        slices.append(slice(start, side - start))
+    return tuple(slices)
 
 
 def _margins(old, new):

@@ -33,6 +33,10 @@ FITS = {
     "pad": "padded with zeros or cropped, centred, to {size} (of an odd difference, the larger "
     "half lies below and right)",
 }
+SEEN = {  # what the files do to every image first, by `corners`
+    "circle": "made black outside the inscribed circle, then ",
+    "crop": "cut to the centre that no corner reaches, enlarged to the input size, then ",
+}
 FROM_FILES = (
     "## Use\n\nThe blocks run in this folder. From image files, with torch and Pillow; `prepare` "
     "does what training did with its images:\n"
@@ -271,8 +275,7 @@ def _images(manifest: Mapping[str, Any]) -> str:
         f"{mean:.4f} / {std:.4f}" for mean, std in zip(normal["mean"], normal["std"])
     )
     colour = "grey" if manifest["input"]["channels"] == 1 else "RGB"
-    circled = manifest["content"].get("corners") == "circle"
-    circle = "made black outside the inscribed circle, then " if circled else ""
+    seen = SEEN.get(manifest["content"].get("corners"), "")
     return "\n".join(
         [
             "## How images are prepared",
@@ -282,7 +285,7 @@ def _images(manifest: Mapping[str, Any]) -> str:
             f"2. {fit[0].upper()}{fit[1:]}.",
             "3. Divided by 255. This is the input of every file but `predict.onnx`, which does "
             "steps 2 and 3 itself.",
-            f"4. Inside the files: {circle}normalised by the mean / standard deviation of the "
+            f"4. Inside the files: {seen}normalised by the mean / standard deviation of the "
             f"training images, {numbers}.",
             "",
             "Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for "

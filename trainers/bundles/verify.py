@@ -162,8 +162,8 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
         tuple(content.get("scale", ())) != manifest.scale
     ):
         raise ValueError(f"the content in {MANIFEST} predicts something else than it says")
-    circle = "circle" if manifest.training.get("corners") == "circle" else None
-    if content.get("corners") != circle:
+    trained = manifest.training.get("corners")
+    if content.get("corners") != (trained if trained in ("circle", "crop") else None):
         raise ValueError(
             f"the content in {MANIFEST} has other corners than the training that it describes"
         )

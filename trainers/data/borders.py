@@ -4,9 +4,11 @@ what a network sees of an image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from trainers.settings import Corners
@@ -53,12 +55,38 @@ def choose_corners(pixels: Tensor) -> CornerChoice:
 
 def see(pixels: Tensor, corners: Corners) -> Tensor:
     """The images [batch, channel, height, width] in 0..1, after they were moved, as a network sees
-    them: with `circle` black outside their inscribed circle, else as they are.
+    them: with `circle` black outside their inscribed circle, with `crop` their centre
+    (`kept_centre`) enlarged to the same size (bilinear), else as they are.
     """
-    if corners != "circle":
-        return pixels
     height, width = pixels.shape[-2:]
-    return pixels * inscribed_circle(height, width, pixels.device)
+    if corners == "circle":
+        return pixels * inscribed_circle(height, width, pixels.device)
+    if corners == "crop":
+        rows, columns = kept_centre(height, width)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        centre = pixels[..., top : top + rows, left : left + columns]
+        return functional.interpolate(
+            centre, size=(height, width), mode="bilinear", align_corners=False
+        )
+    return pixels
+
+
+def kept_centre(height: int, width: int) -> tuple[int, int]:
+    """The rows and columns of the largest centred rectangle of an image's shape whose pixels an
+    angle interpolates between pixels of the image alone: its half diagonal is at most half the
+    shorter side, from centre to centre of pixels.
+
+    Each has the parity of its side, so that the centre is the image's own and flips and quarter
+    turns (half turns, if the image is not square) keep the rectangle. `trainers.bundles.model` has
+    the same for bundles.
+    """
+    shorter, diagonal = min(height, width) - 1, (height - 1) ** 2 + (width - 1) ** 2
+    sides = []
+    for side in (height, width):
+        reach = math.isqrt(((side - 1) * shorter) ** 2 // diagonal) if diagonal else 0
+        kept = reach + 1 - (side - reach - 1) % 2
+        sides.append(kept if kept > 0 else side)  # of two pixels none can be left out
+    return sides[0], sides[1]
 
 
 def inscribed_circle(height: int, width: int, device: torch.device | str | None = None) -> Tensor:

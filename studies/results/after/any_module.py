@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,33 +136,32 @@ def _group(name: str) -> Group:
 
 
 def _subject(model: nn.Module, study: Study, group: Group, splits: Splits, images: int) -> Scored:
+    from trainers.data.borders import see
+
     step = max(1, len(splits.validation) // images)
     return Scored(
         folded=model,
         group=group,
         pixels=splits.validation.pixels[::step][:images],
         labels=splits.validation.labels[::step][:images],
-        normalise=_as_they_are,
+        normalise=partial(see, corners=study.symmetry.filling),
         seen=(),
         over=study.symmetry.scored,
         corners=study.symmetry.filling,
     )
 
 
-def _as_they_are(images: Tensor) -> Tensor:
-    return images
-
-
 def _points(
     model: nn.Module, subject: Scored, softness: Sequence[float], splits: Splits, declared: Group
 ) -> list[_Made]:
     """The points with their networks; `declared` is the group under which they are exact or not."""
+    from trainers.data.borders import see
     from trainers.instruments.audit.audit import audit
     from trainers.instruments.feature_maps import pixels
     from trainers.networks.orbit import orbit_average
     from trainers.networks.soft.any_module import kept_by_kernels, project
 
-    few = pixels(splits.train.pixels[:TWIN_IMAGES], model)
+    few = see(pixels(splits.train.pixels[:TWIN_IMAGES], model), subject.corners)
     size, channels = (few.shape[-2], few.shape[-1]), few.shape[1]
     exact = audit(model, size, subject.group, channels, sizes=False).exact
     grid = audit(model, size, declared.grid, channels, sizes=False).surviving

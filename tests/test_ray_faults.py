@@ -74,11 +74,11 @@ def stop_me():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-@pytest.mark.slow  # 20 s: a stopped worker is ended by Ray's node, and only after a while
+@pytest.mark.slow  # the limit is far above what a busy machine takes for an epoch
 @pytest.mark.usefixtures("connected")
 def test_a_stopped_worker_is_replaced_where_no_timeout_is_set(tmp_path, monkeypatch):
     """By what its trial's own epochs took; SIGSTOP also stops what would let it die."""
-    monkeypatch.setattr("studies.workers.silence.FLOOR", 6.0)
+    monkeypatch.setattr("studies.workers.silence.FLOOR", 20.0)
     monkeypatch.setattr("studies.workers.silence.MULTIPLE", 1)  # the first epoch takes seconds
     monkeypatch.setenv("EPOCH_SECONDS", "0.01")
     events = []

@@ -29,6 +29,9 @@ class Model(nn.Module):
     or targets ("regression": the results are values in the units of the training's targets).
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, content):
         super().__init__()
         self.classes, self.fit = tuple(content["classes"]), content["fit"]

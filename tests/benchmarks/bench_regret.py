@@ -1,7 +1,8 @@
 """What a decision from a small study costs on the test split: python
 tests/benchmarks/bench_regret.py RESULTS.jsonl --subsets 0 1 2
 
-One study on 300 images of MNIST for each subset and each set of rules: those of the preset `folder`
+One study on 300 images of MNIST (or, with --data plankton, on a split of its 105 images, whose test
+split of 25 is small) for each subset and each set of rules: those of the preset `folder`
 (a least number of steps before the first rung, no stop for a difference that may be chance), and
 those that it had before (`BEFORE`). What either study trained to its end is then trained on
 training and validation images and tested. **Regret** is the best of these test scores minus that of
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from benchmark_data import load_or_exit
 from scipy.stats import t as student
 
 from studies.config import Study, parse
@@ -37,22 +39,26 @@ from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from studies.workers.launch import with_least_steps
 
-TRAIN, VALIDATION, TEST = 240, 60, 2000
-STUDY = f"""
-data: {{name: mnist, root: ../shared/data, train: {TRAIN}, validation: {VALIDATION}, test: {TEST}}}
-training: {{epochs: 12, batch_size: 64, learning_rate: 0.01, device: cpu}}
-symmetry: {{group: C4, angles: 90}}
+DATA = {
+    "mnist": "{name: mnist, root: ../shared/data, train: 240, validation: 60, test: 2000}",
+    "plankton": "{folder: ../shared/data/plankton, train: 64, validation: 16, test: 25}",
+}
+GROUPS = {"mnist": ("C4", "[C2, C4]"), "plankton": ("D4", "[C4, D1, D4]")}
+STUDY = """
+data: %(data)s
+training: {epochs: 12, batch_size: 64, learning_rate: 0.01, device: cpu}
+symmetry: {group: %(declared)s, angles: 90}
 space:
   backbone: "8k3, 8k3 *, 16k3, 16k3"
   family: [steerable, plain]
-  group: [C2, C4]
-  restrict: {{after: [none, 2], to: [C1]}}
+  group: %(groups)s
+  restrict: {after: [none, 2], to: [C1]}
   input_size: [16, 17]
   layout: [max2/2, avg3/2p1]
   head: group_mean
-  width: {{match: params, to: 5000}}
-search: {{sampler: ehvi, trials: 12, eta: 2}}
-resources: {{workers: 1}}
+  width: {match: params, to: 5000}
+search: {sampler: ehvi, trials: 12, eta: 2}
+resources: {workers: 1}
 """
 # the rules of the preset `folder`, and those that it had before
 AFTER = {"search.rungs": [4, 8], "search.least_steps": 100, "search.confidence": 0.95}
@@ -70,18 +76,22 @@ MEASURES = {
 }
 
 
-def study_of(subset: int, rules: Mapping[str, Any]) -> Study:
+def study_of(data: str, subset: int, rules: Mapping[str, Any]) -> Study:
     """The study on one subset under some rules, as `start` would begin it."""
+    declared, groups = GROUPS[data]
+    text = STUDY % {"data": DATA[data], "declared": declared, "groups": groups}
     seeds = {"data.seed": subset, "search.seed": subset}
-    return with_least_steps(parse(STUDY, overrides={**rules, **seeds}), TRAIN)
+    study = parse(text, overrides={**rules, **seeds})
+    assert study.data.train is not None
+    return with_least_steps(study, study.data.train)
 
 
-def searched(study: Study) -> dict[str, Any]:
+def searched(study: Study, channels: int, classes: int) -> dict[str, Any]:
     """One search: what it chose, how its trials ended, and its seconds of processor time."""
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "study"
-        with SearchDriver.create(place, study, channels=1, classes=10) as driver:
+        with SearchDriver.create(place, study, channels=channels, classes=classes) as driver:
             run_in_process(driver)
         records = [record for record in read_trials(place) if record.kind == "search"]
     front = front_members(study, records)
@@ -116,12 +126,13 @@ def both(scores: Mapping[str, float]) -> float:
     return math.sqrt(scores["accuracy"] * scores["symmetry_accuracy"])
 
 
-def one_subset(subset: int, seeds: Sequence[int]) -> dict[str, Any]:
+def one_subset(data: str, subset: int, seeds: Sequence[int]) -> dict[str, Any]:
     """Both searches of a subset, and the tests of all that they trained to the end."""
-    studies = {rule: study_of(subset, changes) for rule, changes in RULES.items()}
+    studies = {rule: study_of(data, subset, changes) for rule, changes in RULES.items()}
     searches = {}
     for rule, study in studies.items():
-        searches[rule] = searched(study)
+        splits = load_or_exit(study.data, (16, 16))
+        searches[rule] = searched(study, splits.channels, len(splits.classes))
         note(f"subset {subset}, {rule}: {json.dumps(searches[rule])}")
     began = time.process_time()
     ends = dict.fromkeys(text for search in searches.values() for text in search["complete"])
@@ -133,7 +144,7 @@ def one_subset(subset: int, seeds: Sequence[int]) -> dict[str, Any]:
         for rule, study in studies.items()
     }
     seconds = round(time.process_time() - began, 1)
-    entry = {"subset": subset, "seeds": list(seeds), "searches": searches}
+    entry = {"data": data, "subset": subset, "seeds": list(seeds), "searches": searches}
     return {**entry, "common": common, "own": own, "test_seconds": seconds}
 
 
@@ -176,24 +187,27 @@ def print_summary(entries: Sequence[Mapping[str, Any]]) -> None:
         searches = [entry["searches"][rule] for entry in entries]
         counts = [{**search, "complete": len(search["complete"])} for search in searches]
         means = {k: numpy.mean([c[k] for c in counts]) for k in ("complete", "trials", "seconds")}
-        exact = sum("@C4" in s["knee"] and "@C1" not in s["knee"] for s in searches)
-        print(rule, {k: round(float(v), 1) for k, v in means.items()}, "knees of C4:", exact)
+        declared = "@" + GROUPS[entries[0].get("data", "mnist")][0]
+        exact = sum(declared in s["knee"] and "@C1" not in s["knee"] for s in searches)
+        print(rule, {k: round(float(v), 1) for k, v in means.items()}, f"knees {declared}:", exact)
 
 
 def main() -> None:
     """Adds the missing subsets to the file, or prints what it holds."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("results", type=Path)
+    options.add_argument("--data", choices=list(DATA), default="mnist")
     options.add_argument("--subsets", type=int, nargs="*", default=list(range(10)))
     options.add_argument("--seeds", type=int, nargs="*", default=[1])
     options.add_argument("--summary", action="store_true")
     given = options.parse_args()
     lines = given.results.read_text().splitlines() if given.results.exists() else []
-    entries = [json.loads(line) for line in lines]
+    every = [json.loads(line) for line in lines]
+    entries = [entry for entry in every if entry.get("data", "mnist") == given.data]
     if given.summary:
         return print_summary(entries)
     for subset in sorted(set(given.subsets) - {entry["subset"] for entry in entries}):
-        entry = one_subset(subset, given.seeds)
+        entry = one_subset(given.data, subset, given.seeds)
         with given.results.open("a") as file:
             file.write(json.dumps(entry) + "\n")
     return None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from benchmark_data import load_or_exit, spread, trained
+from benchmark_data import load_or_exit, run, spread, trained
 
 from searchspace.architecture import Architecture
 from searchspace.function.coordinates import COORDINATES
@@ -90,4 +90,4 @@ def _print(what: str, pairs: list[tuple[float, float]]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    run(main)

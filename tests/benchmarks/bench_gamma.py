@@ -79,4 +79,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from benchmark_data import run  # beside this file
+
+    run(main)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark_data import load_or_exit, spread, trained
+from benchmark_data import load_or_exit, run, spread, trained
 
 from searchspace.recipe import Candidate
 from trainers.settings import Data, Symmetry, Training
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

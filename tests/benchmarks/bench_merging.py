@@ -9,7 +9,7 @@ import argparse
 import json
 from functools import partial
 
-from benchmark_data import load_or_exit, trained
+from benchmark_data import load_or_exit, run, trained
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Element
@@ -57,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 import torch
 import torch.nn.functional as F
 from bench_step import architecture, hardware, parity
-from benchmark_data import load_or_exit
+from benchmark_data import load_or_exit, run
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as TF
@@ -268,4 +268,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

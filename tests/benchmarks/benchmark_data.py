@@ -1,10 +1,11 @@
-"""What benchmarks of trainings share: their data, or one sentence and exit status 1 where they are
+"""What benchmarks of trainings share: their data, or one sentence and exit status 2 where they are
 missing; a training in a folder of its own; figures over seeds as text; a file of results that a
 second call goes on with.
 """
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from searchspace.architecture import Architecture
+from studies.errors import StudyError
 from trainers.data.datasets import Splits, load_data
 from trainers.networks.networks import Network
 from trainers.scores import Scores
@@ -25,7 +27,23 @@ def load_or_exit(data: Data, size: tuple[int, int]) -> Splits:
     try:
         return load_data(data, size)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise _unusable(error) from None
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a benchmark's `main` and ends the program with its status; with one sentence and status
+    2 where its data, its tables or an optional package are missing.
+    """
+    try:
+        status = main()
+    except (OSError, ImportError, StudyError) as error:
+        raise _unusable(error) from None
+    raise SystemExit(status)
+
+
+def _unusable(error: Exception) -> SystemExit:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return SystemExit(2)
 
 
 def trained(

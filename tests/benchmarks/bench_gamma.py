@@ -19,9 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
+from benchmark_data import load_or_exit
 
 from searchspace.recipe import Candidate
-from trainers.data.datasets import load_data
 from trainers.networks.soft_weights import Pathway
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
@@ -36,7 +36,7 @@ ROTATED = [("+C1", "dual"), ("", "")]
 def row(text: str, data: Data, group: str, rotation: str, epochs: int, seed: int) -> str:
     """The scores of one training, with its pathways and without, and what was learned."""
     candidate = Candidate.parse(text)
-    splits = load_data(data, candidate.architecture.size)
+    splits = load_or_exit(data, candidate.architecture.size)
     training = Training(
         epochs=epochs, batch_size=64, precision="float32", augment=Augment(rotation=rotation)
     )

@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
-from benchmark_data import load_or_exit, resumed, spread, trained
+from benchmark_data import load_or_exit, resumed, run, spread, trained
 
 from searchspace.cost import cost
 from searchspace.groups import Group
@@ -120,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -101,7 +101,8 @@ def main() -> None:
             ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise SystemExit(done.stderr.strip() or f"status {done.returncode}")
+                print(done.stderr.strip(), file=sys.stderr)
+                raise SystemExit(done.returncode)
             results.append(
                 {
                     "architecture": text,

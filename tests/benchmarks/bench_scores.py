@@ -91,6 +91,9 @@ def paired(first: list[float], second: list[float]) -> dict[str, float]:
 
 def main() -> None:
     from bench_step import hardware
+    from benchmark_data import load_or_exit
+
+    from trainers.settings import Data
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,6 +127,7 @@ def main() -> None:
     )
     first, second, text = COMPARED[arguments.compare]
     architecture = text.format(size=SIZES[arguments.data], weight=arguments.weight)
+    load_or_exit(Data(**data), (16, 16))  # what is missing is said before anything trains
     about = hardware("cpu")
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
     print(

@@ -127,6 +127,13 @@ def naive(arguments, reduced: bool) -> dict[str, float]:
     }
 
 
+def images_of(arguments) -> Data:
+    """The images that both programs train on."""
+    return Data(
+        name="mnist", root=arguments.root, train=arguments.images, validation=arguments.validation
+    )
+
+
 def engine(arguments, filters: str, precision: str) -> dict[str, float]:
     """Processor seconds of each part, and the accuracies, of the same trial here."""
     tune_process(threads=1)
@@ -138,9 +145,7 @@ def engine(arguments, filters: str, precision: str) -> dict[str, float]:
         began = time.process_time()
 
     shape = architecture("p4cnn", "C4", filters)
-    data = Data(
-        name="mnist", root=arguments.root, train=arguments.images, validation=arguments.validation
-    )
+    data = images_of(arguments)
     training = Training(
         epochs=arguments.epochs,
         batch_size=BATCH,
@@ -222,6 +227,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     tune_process(threads=1)
+    load_or_exit(images_of(arguments), (28, 28))  # what is missing is said before anything trains
     about = hardware("cpu")
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
     print("parity holds:", parity("p4cnn", "C4"))

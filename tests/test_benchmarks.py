@@ -1,7 +1,8 @@
 """A benchmark without its images, its table or an optional package ends with one sentence and exit
-status 2, before anything is trained.
+status 2, before anything is trained; no import hides a function of a benchmark.
 """
 
+import ast
 import runpy
 import sys
 from pathlib import Path
@@ -58,3 +59,12 @@ def test_a_benchmark_without_an_optional_package_says_so(monkeypatch, capsys):
         run(lambda: __import__("botorch"))
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("program", sorted(PROGRAMS.glob("bench_*.py")), ids=lambda p: p.name)
+def test_no_import_hides_a_function_of_a_benchmark(program):
+    tree = ast.parse(program.read_text())
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
+    imported = {name.asname or name.name for node in imports for name in node.names}
+    assert not defined & imported

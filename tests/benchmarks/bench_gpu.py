@@ -81,7 +81,7 @@ def sections(arguments: argparse.Namespace) -> list[Section]:
     ]  # fmt: skip
 
 
-def run(section: Section, arguments: argparse.Namespace) -> dict:
+def run_section(section: Section, arguments: argparse.Namespace) -> dict:
     """Runs a section within its share of the time and says how it ended."""
     limit = section.share * arguments.seconds
     began = time.perf_counter()
@@ -211,7 +211,7 @@ def main() -> None:
 
     about = hardware(arguments.device)
     print(about, flush=True)
-    endings = [run(section, arguments) for section in sections(arguments)]
+    endings = [run_section(section, arguments) for section in sections(arguments)]
     summary = {"about": about, "sections": endings}
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     sys.exit(any(ending["status"] != 0 for ending in endings))

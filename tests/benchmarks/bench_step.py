@@ -317,7 +317,7 @@ def expansion_share(module: nn.Module, step, rounds: int) -> float:
     return ratio(times, "expand", "step")["median"]
 
 
-def run(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
+def network_ratios(network: str, group: str, rounds: int, batch: int, device: str) -> dict:
     """All ratios of one network over one group."""
     errors = parity(network, group)
     channels, size = (1, 28) if network == "p4cnn" else (3, 33)
@@ -475,7 +475,7 @@ def main() -> None:
         f"{max(reduced.values()):.2f} ({', '.join(reduced)})"
     )
     results = [
-        run(
+        network_ratios(
             network,
             group,
             arguments.rounds,

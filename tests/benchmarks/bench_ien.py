@@ -4,9 +4,9 @@ equivariant and a steerable one, at equal parameters and at equal multiply-accum
     python tests/benchmarks/bench_ien.py --train 1500 --epochs 8 [--seeds 3] [--out ien.jsonl]
 
 The networks are the paper's CNNBasic, narrower. For each training: accuracy on validation images
-and on test images of rotated MNIST, on the quarter turns of the test images, and for plain networks
-the same two where logits are averaged over C4 after training. One line of JSON for each goes to
---out, where a second call goes on.
+and on test images of rotated MNIST, on the quarter turns of the test images, on upright digits that
+rotated MNIST does not train on, and for plain networks the same three where logits are averaged
+over C4 after training. One line of JSON for each goes to --out, where a second call goes on.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
+import numpy as np
 import torch
 from benchmark_data import load_or_exit, resumed, run, spread, trained
+from torchvision.datasets import MNIST
 
 from searchspace.cost import cost
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
+from trainers.data.datasets import Images
 from trainers.networks.networks import Network
 from trainers.settings import Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
@@ -51,6 +54,14 @@ ROWS = {
 }
 
 
+def upright(root: Path, number: int = 2000) -> Images:
+    """Digits as they are, drawn from those that `open_rotated_mnist` turns for its test split."""
+    parts = [MNIST(str(root), train=train) for train in (True, False)]
+    pixels, labels = (torch.cat([getattr(part, a) for part in parts]) for a in ("data", "targets"))
+    chosen = np.random.default_rng(2007).permutation(len(labels))[12000 : 12000 + number]
+    return Images(pixels[chosen][:, None], labels[chosen])
+
+
 def row(job: dict[str, Any], root: Path) -> dict[str, Any]:
     """The scores of one training, and what it costs."""
     candidate = Candidate.parse(ROWS[job["row"]])
@@ -68,11 +79,14 @@ def row(job: dict[str, Any], root: Path) -> dict[str, Any]:
     splits = load_or_exit(data, architecture.size)
     config = TrainingConfig(data, training, Symmetry(group="C4"), job["seed"], candidate.recipe)
     network, scores = trained(architecture, config, splits)
-    test = splits.test()
+    test, as_they_are = splits.test(), upright(root)
 
     def tested(network: Network) -> list[float]:
-        found = evaluate(network.eval(), splits, config, epoch=job["epochs"], images=test)
-        return [found.accuracy, found.symmetry_accuracy]
+        found, other = (
+            evaluate(network.eval(), splits, config, epoch=job["epochs"], images=images)
+            for images in (test, as_they_are)
+        )
+        return [found.accuracy, found.symmetry_accuracy, other.accuracy]
 
     result = {"validation": scores.accuracy, "test": tested(network)}
     if architecture.stages[0].group.order == 1 and architecture.orbit.order == 1:
@@ -93,7 +107,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             continue
         columns = [[row["validation"] for row in of], *zip(*(row["test"] for row in of))]
         if "averaged" in of[0]:
-            columns.append([row["averaged"][0] for row in of])
+            columns += [[row["averaged"][i] for row in of] for i in (0, 2)]
         figures = " | ".join(map(spread, columns))
         price = f"{of[0]['params']} | {of[0]['macs'] / 1e6:.1f}M"
         lines.append(f"| {name} | {len(of)} | {price} | {figures} |")

@@ -92,7 +92,9 @@ def test_one_signal_finishes_the_epoch_and_a_resumed_study_repeats_nothing(tmp_p
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
         assert (out.split()[-1], err, process.returncode) == (number.name, "", status)
-    assert [r.state for r in read_trials(tmp_path / "study")].count("waiting") == 1
+    states = [record.state for record in read_trials(tmp_path / "study")]
+    assert states.count("waiting") <= 1  # none where the epoch was the last of its trial
+    assert len(states) < 12
     assert finish(tmp_path / "study") == 0
     assert_whole(tmp_path / "study")
     assert trivial.ended(tmp_path / "study") == undisturbed(tmp_path / "undisturbed")

@@ -51,7 +51,7 @@ def hang():
 @pytest.mark.usefixtures("connected")
 @pytest.mark.parametrize(
     "fault,said,timeout",
-    [(kill_me, "the worker died", 120), (hang, "the worker was silent for", 15)],
+    [(kill_me, "the worker died", 120), (hang, "the worker was silent for", 30)],
 )
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_trial_continued(
     tmp_path, fault, said, timeout

@@ -190,20 +190,24 @@ def load_study(source: str | os.PathLike[str], overrides: Mapping[str, Any] | No
         path = names[str(source)]
     text = read_text(path, "a study file is YAML")
     study = parse(text, name=str(path), beside=path.parent, overrides=overrides)
-    _require_a_rung(study, str(path), overrides or {})
+    _require_reached(study, str(path), overrides or {})
     return study
 
 
-def _require_a_rung(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
-    """Raises StudyFileError for rungs that no trial reaches; fewer epochs than the file says may be
-    set over it.
+def _require_reached(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
+    """Raises StudyFileError for rungs that no trial reaches. Those of a file may lie beyond the
+    epochs that are set over it, and the usual rungs, as a study's directory names them, beyond
+    fewer.
     """
-    shortened = overrides.get("training.epochs") is not None and "search.rungs" not in overrides
     given, epochs = study.search.rungs, study.training.epochs
-    if "rungs" in study.search.model_fields_set and given and not shortened and min(given) > epochs:
+    shortened = overrides.get("training.epochs") is not None and "search.rungs" not in overrides
+    if "rungs" not in study.search.model_fields_set or shortened or not given:
+        return
+    if min(given) > epochs or (max(given) > epochs and given != Search().rungs):
         raise StudyFileError(
             f"{name}, search.rungs: rungs are at epochs {', '.join(map(str, given))}, and a "
-            f"training has {epochs}; choose one below {epochs}, or [] to compare at the end only"
+            f"training has {epochs}; leave out what is beyond {epochs}, and take [] to compare "
+            "at the end only"
         )
 
 

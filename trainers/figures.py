@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.files import write_whole
+from trainers.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +26,19 @@ def check_name(path: Path) -> Path:
     return path
 
 
+def require_figure(path: Path) -> None:
+    """Raises ValueError for another suffix than `check_name` takes, OSError where no figure can be
+    written: before what takes long, to draw it.
+    """
+    path = check_name(path)
+    try:
+        require_writable(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write(figure: Figure, path: Path) -> Path:
     """The path of the figure, written whole or not at all; what lay there before is replaced.
     Raises OSError where it cannot be written.
@@ -34,7 +49,11 @@ def write(figure: Figure, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, image.getbuffer())
     except OSError as error:
-        raise OSError(
-            f"the figure cannot be written to {path}: {error.strerror or error}; give another place"
-        ) from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"the figure cannot be written to {path}: {error.strerror or error}; give another place"
+    )

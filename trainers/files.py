@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -68,6 +69,26 @@ def write_whole(
             temporary.unlink()
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # what writes to a descriptor names no file
+        raise
+
+
+def require_writable(folder: Path) -> None:
+    """Raises OSError where this account cannot write files into `folder`, which may be missing, and
+    is then to be made in the nearest folder above it that there is. Nothing is left behind.
+    """
+    folder = folder.absolute()
+    with suppress(FileNotFoundError):
+        os.lstat(folder)  # a name that is too long, a file among the folders above
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    try:
+        with tempfile.TemporaryFile(dir=place):  # without a name, where the file system can
+            pass
+    except OSError as error:
+        error.filename = str(folder)
         raise
 
 

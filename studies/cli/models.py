@@ -361,8 +361,8 @@ def reproduce(
     study = published.study_of(
         shift, root=root, epochs=epochs, test=test, batch=batch, resources=given
     )
-    place = published.shift_folder(shift, directory, study)
     jobs = published.jobs(shift, directory, study, seeds=seeds, dropout=dropout)
+    place = published.shift_folder(shift, directory, study)
     rows = _retrained(jobs, study, place)
     claims, values = published.claims(shift, rows), [retraining.row_as_dict(row) for row in rows]
     if format is Format.json:

@@ -93,7 +93,7 @@ def start(
     options: dict[str, Any] = {"enqueue": first, "probe": not no_probe, "note": note}
     if dry_run:
         require_alike(chosen, warm_start)
-        ready = prepare(chosen, directory, **options)
+        ready = prepare(chosen, directory, warm_start=warm_start, **options)
         estimate = forecast(ready)
         return print_value(estimate.as_dict(), format, estimate.text())
     _drive(
@@ -242,7 +242,10 @@ def front(
     from studies.journal.definition import definition_note
     from studies.results import front_plot, tables
     from studies.tasks import in_words, task_score
+    from trainers.figures import require_figure
 
+    if figure is not None:
+        require_figure(figure)
     study, every = tables.open_records(directory, reading=True)
     records = selected(every, where)
     rows, columns, cells = tables.front_rows(study, records, Evidence.of(directory))

@@ -50,6 +50,7 @@ def record(
     from studies.workers.launch import read_dimensions
 
     chosen = config.load_study(study, {**resources(workers, None, ray_address), **pairs(settings)})
+    recording.require_table_file(file)
     require_cluster(chosen.resources)
     channels, classes = read_dimensions(chosen, note)
 

@@ -29,7 +29,14 @@ from studies.journal.origin import (
     require_same_study,
 )
 from studies.journal.reader import JOURNAL
-from trainers.files import as_word, parse_json, read_whole, require_local, write_whole
+from trainers.files import (
+    as_word,
+    parse_json,
+    read_whole,
+    require_local,
+    require_writable,
+    write_whole,
+)
 from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
@@ -52,21 +59,11 @@ def create_directory(directory: str | Path, study: Study) -> StudyPlace:
 
     Raises ExistsError if it holds a study already.
     """
-    path = require_place(directory)
-    if path.exists() and not path.is_dir():
-        raise ExistsError(f"{directory} is a file; give a directory that is new or empty")
-    if (path / STUDY).exists():
-        raise ExistsError(
-            f"{directory} already holds a study; "
-            f"go on with `equisearch resume {as_word(directory)}`, or choose another directory"
-        )
+    path = require_new_place(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StudyError(
-            f"the directory {path} cannot be created ({error.strerror}); choose a place where "
-            "this account may write"
-        ) from error
+        raise _unwritable(path, error) from error
     lock = StudyLock(path)
     try:
         _clear_unfinished_start(path)
@@ -98,6 +95,41 @@ def require_place(directory: str | Path) -> Path:
     if not str(directory).strip():
         raise StudyError("the study's directory has no name; give a path such as runs/first")
     return Path(directory).absolute()
+
+
+def require_new_place(directory: str | Path) -> Path:
+    """The absolute path of a directory in which a study could begin; nothing is made. Raises
+    ExistsError for a file and a directory with a study, StudyError where this account cannot write.
+    """
+    path = require_writable_place(directory)
+    if (path / STUDY).exists():
+        raise ExistsError(
+            f"{directory} already holds a study; "
+            f"go on with `equisearch resume {as_word(directory)}`, or choose another directory"
+        )
+    return path
+
+
+def require_writable_place(directory: str | Path) -> Path:
+    """The absolute path of a directory, which may be missing, to write to; nothing is made. Raises
+    ExistsError for a file, StudyError where this account cannot write.
+    """
+    path = require_place(directory)
+    if os.path.isfile(path):
+        raise ExistsError(f"{directory} is a file; give a directory that is new or empty")
+    try:
+        require_writable(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def _unwritable(path: Path, error: OSError) -> StudyError:
+    there = "written" if os.path.isdir(path) else "created"
+    return StudyError(
+        f"the directory {path} cannot be {there} ({error.strerror}); choose a place where this "
+        "account may write"
+    )
 
 
 def _clear_unfinished_start(path: Path) -> None:

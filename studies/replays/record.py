@@ -24,6 +24,7 @@ from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
 from studies.errors import StudyError, StudyFileError
 from studies.journal.definition import with_stored_corners
+from studies.journal.directory import require_writable_place
 from studies.journal.lock import StudyLock
 from studies.replays.trainings import train_missing
 from studies.sections import Resources
@@ -141,11 +142,19 @@ def record(
     see. Raises StudyError if `path` holds the table of another study, and LockedError while
     another process records to it.
     """
-    if not path.parent.is_dir():
-        raise StudyError(f"{path.parent} is not a folder; create it, or give another file")
+    require_table_file(path)
     used = study.resources if workers is None else _with_workers(study.resources, workers)
     with closing(StudyLock(path.parent, f".{path.name}.lock", path)):
         return _record(study, path, channels, classes, used, on_entry)
+
+
+def require_table_file(path: Path) -> None:
+    """Raises StudyError where no table can be written to `path`, before anything is read for it."""
+    if not path.parent.is_dir():
+        raise StudyError(f"{path.parent} is not a folder; create it, or give another file")
+    if path.is_dir():
+        raise StudyError(f"{path} is a folder, and a table is a file; give the name of a file")
+    require_writable_place(path.parent)
 
 
 def _with_workers(resources: Resources, workers: int) -> Resources:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
-from studies.journal.directory import TRIALS
+from studies.journal.directory import TRIALS, require_writable_place
 from studies.journal.trial import TrialRecord
 from studies.results.retrained import RetrainedChoice, choose_retrained, trained_network
 from studies.results.tables import find_trial, open_records
@@ -59,6 +59,7 @@ def export_trial(
         check_place(folder, origin, force)
     except ValueError as error:
         raise ExistsError(str(error)) from None
+    require_writable_place(folder.parent)
     if choice is None:
         trained = _trained(study, record, directory, origin)
     else:

@@ -165,10 +165,13 @@ def measure_subject(
     """
     from trainers.data.datasets import load_data
     from trainers.data.splitting import evenly_spaced
+    from trainers.figures import require_figure
     from trainers.instruments.angle_plot import save_angle_figure
     from trainers.instruments.loading import check_model
     from trainers.process import tune_process
 
+    if figure is not None:
+        require_figure(figure)
     # what affinity and container leave; nothing else runs in this process
     tune_process(available_cores())
     subject = find_subject(name, run_code=run_code)

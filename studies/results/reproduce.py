@@ -21,8 +21,11 @@ from searchspace.training.dropout import Dropout
 from studies.config import Study, dump, parse
 from studies.errors import StudyError
 from studies.journal.directory import STUDY as STUDY_FILE
+from studies.journal.directory import require_writable_place
 from studies.output import Column
 from studies.results.retrain_job import Job
+from studies.workers.executors import require_cluster
+from studies.workers.launch import images_of
 from trainers.files import write_whole
 
 SHIFTS = {
@@ -146,7 +149,12 @@ def with_dropout(model: str, rate: float) -> Architecture:
 
 
 def shift_folder(shift: str, directory: Path, study: Study) -> Path:
-    """The folder of one shift's trainings, with its study file, by which workers recognise it."""
+    """The folder of one shift's trainings, with its study file, by which workers recognise it.
+    Raises StudyError where it cannot be written, or images or a cluster are missing.
+    """
+    require_writable_place(directory)
+    require_cluster(study.resources)
+    images_of(study)
     place = directory.absolute() / shift
     place.mkdir(parents=True, exist_ok=True)
     write_whole(place / STUDY_FILE, dump(study))

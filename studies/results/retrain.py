@@ -18,7 +18,7 @@ from typing import Any
 
 from studies.config import Study, differences, dump, parse
 from studies.errors import StudyError
-from studies.journal.directory import read_study
+from studies.journal.directory import read_study, require_writable_place
 from studies.journal.trial import TrialRecord
 from studies.journal.trust import require
 from studies.results.retrain_job import RESULT, TRAIN, Job, run_assigned
@@ -26,6 +26,7 @@ from studies.search.assignments import Assignment
 from studies.workers.jobs import JobDriver, run_assignments
 from trainers.files import as_word, read_whole
 
+RETRAINED = "retrained"  # in a study's directory
 RETRAIN_SCORES = ("accuracy", "symmetry_accuracy", "symmetry_accuracy_worst")
 
 
@@ -70,7 +71,7 @@ def tested_results(directory: Path) -> list[dict[str, Any]]:
     """The results of everything that was retrained in a study's directory. Raises StudyError for a
     file that holds none.
     """
-    return [read_result(path) for path in sorted(directory.glob(f"retrained/*/*/{RESULT}"))]
+    return [read_result(path) for path in sorted(directory.glob(f"{RETRAINED}/*/*/{RESULT}"))]
 
 
 def run_jobs(
@@ -224,7 +225,8 @@ def retraining_study(
     """The study in `directory`, to be retrained with other epochs and resources (dotted keys).
 
     Raises UntrustedError where what in it runs programs was written by someone else, unless
-    `trust`; StudyError for an override that would make the test scores those of another study.
+    `trust`; StudyError for an override that would make the test scores those of another study, and
+    where this account cannot write.
     """
     stored = read_study(directory)
     revised = parse(dump(stored), name="the stored study", overrides=overrides)
@@ -240,6 +242,7 @@ def retraining_study(
         )
     if not trust:
         require(directory, stored, revised)
+    require_writable_place(directory / RETRAINED)
     return revised
 
 
@@ -317,4 +320,4 @@ def _jobs_of(
 
 def folder_of(directory: Path, trial: int) -> Path:
     """Where the retrainings of a trial lie, absolute."""
-    return directory.absolute() / "retrained" / f"{trial:05d}"
+    return directory.absolute() / RETRAINED / f"{trial:05d}"

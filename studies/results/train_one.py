@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from searchspace.recipe import Candidate
 from studies.config import Study
+from studies.journal.directory import require_writable_place
 from studies.journal.lock import StudyLock
 from studies.tasks import beside_text, score_name, with_task
 from studies.workers.corners import with_corners
@@ -37,8 +38,9 @@ def train_one(
     epochs of the study.
 
     `out` keeps the checkpoint, from which the next call goes on; without it nothing is kept.
-    `note` receives what a user should know of the images and of the settings. Raises LockedError
-    while another process trains there, ValueError for settings under which nothing can be learned.
+    `note` receives what a user should know of the images and of the settings. Raises StudyError
+    where `out` cannot be written, LockedError while another process trains there, ValueError for
+    settings under which nothing can be learned.
     """
     from trainers.data.datasets import DataWarning, load_data
     from trainers.data.describing import describe
@@ -46,6 +48,8 @@ def train_one(
     from trainers.training.config import check_training
     from trainers.training.train import start_training, train
 
+    if out is not None:
+        require_writable_place(out)
     study = with_corners(with_task(study, note), [str(candidate)], note)
     tune_process(int(study.resources.cpus_per_trial))
     config = study.training_config(seed, candidate.recipe)

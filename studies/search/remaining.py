@@ -56,7 +56,7 @@ class Remaining:
         """Raises StudyError: no proposal was ever trained, and the last one was `refused`."""
         raise StudyError(
             f"no architecture of the space can be trained; the last one was refused: "
-            f"{refused.reason}"
+            f"{refused.reason}; change `space` or `constraints`"
         )
 
     def explain(self, refused: TrialRecord) -> str:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.config import Study
-from studies.errors import ExistsError
-from studies.journal.directory import STUDY, require_place
-from trainers.files import as_word
+from studies.journal.directory import STUDY, require_new_place
 from trainers.settings import Data
 
 ARRAYS = "data"  # the folder in a study's directory
@@ -29,18 +27,12 @@ def stored_in(
     """The study with `arrays` as its data, stored in its directory; None: the study itself. What
     was stored is removed where the study does not begin.
 
-    Raises ExistsError for a directory that holds a study, ValueError for arrays that cannot be
-    trained on.
+    Raises as `require_new_place`, and ValueError for arrays that cannot be trained on.
     """
     if arrays is None:
         yield study
         return
-    path = require_place(directory)
-    if (path / STUDY).exists():
-        raise ExistsError(
-            f"{directory} already holds a study; go on with `equisearch resume "
-            f"{as_word(directory)}`, or choose another directory"
-        )
+    path = require_new_place(directory)
     try:
         yield _on(study, arrays, path / ARRAYS, classes)
     except BaseException:

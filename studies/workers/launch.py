@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from pathlib import Path
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
-from studies.errors import ExistsError, StudyError
+from studies.errors import StudyError
 from studies.evidence.intervals import Evidence, resolution_text
-from studies.journal.directory import STUDY, require_place
+from studies.journal.directory import require_new_place
 from studies.journal.origin import DataIdentity
 from studies.pareto import OVER_CLASSES
 from studies.search.driver import SearchDriver
@@ -27,9 +28,9 @@ from studies.workers.corners import with_corners
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
 from trainers.cores import available_cores
-from trainers.files import as_word
 
 ROOM, LEAST_ROOM = 16, 64  # threads of all workers: of each core, and anyhow
+MOST_DRAFTS = 20  # of the space, of which one that can be trained is enough
 LEAST_BATCH = 16  # images, below which no batch is made smaller for more steps
 
 
@@ -60,7 +61,9 @@ def new_driver(
     against the data. `note` receives what a user should know about the data. Raises as `prepare`.
     """
     require_alike(study, warm_start)
-    ready = prepare(study, directory, enqueue=enqueue, probe=probe, note=note)
+    ready = prepare(
+        study, directory, enqueue=enqueue, warm_start=warm_start, probe=probe, note=note
+    )
     driver = SearchDriver.create(
         directory,
         ready.study,
@@ -80,21 +83,17 @@ def prepare(
     directory: Path,
     *,
     enqueue: Sequence[str] = (),
+    warm_start: Path | None = None,
     probe: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> Prepared:
     """What `study` would start with in `directory`, where nothing is written.
 
-    Raises ExistsError for a directory with a study, StudyError for a cluster that does not answer,
-    ValueError or OSError for data that cannot be read.
+    Raises ExistsError for a file and a directory with a study, StudyError where nothing can be
+    written and for a cluster without answer, ValueError or OSError for data that cannot be read.
     """
-    if (directory / STUDY).exists():
-        raise ExistsError(
-            f"{directory} already holds a study; "
-            f"go on with `equisearch resume {as_word(directory)}`, or choose another directory"
-        )
+    require_new_place(directory)
     require_cluster(study.resources)
-    require_place(directory)
     study = _with_task(study, note)
     require_room(study.resources)
     require_devices(study)
@@ -105,6 +104,9 @@ def prepare(
     require_buildable(first, study, channels, classes)
     for text in study.space.width_warnings(channels, classes):
         note(f"warning: space.width: {text}")
+    if not first:
+        require_candidate(study, channels, classes, warm_start)
+    study = with_rungs_reached(study, note)
     study = with_least_steps(study, images.images["train"], note)
     study = with_corners(study, enqueue, note)
     resolution = Evidence(images=images.images["validation"]).resolution(
@@ -205,6 +207,44 @@ def require_buildable(
                 f"the architecture '{text}', which is to be tried first, cannot be trained: "
                 f"{reason}; correct it or leave it out (search.first, --enqueue)"
             )
+
+
+def require_candidate(study: Study, channels: int, classes: int, warm_start: Path | None) -> None:
+    """Raises StudyError where the study's first proposals would all be refused: drafts are, and so
+    is what its sampler proposes, which is then asked in a directory of its own.
+    """
+    import numpy
+
+    from studies.samplers.planned import draw_planned
+
+    rng = numpy.random.default_rng(study.search.seed)
+    for _ in range(MOST_DRAFTS):
+        with contextlib.suppress(ValueError):
+            _, candidate = draw_planned(study, {}, rng)
+            if not architecture_facts(candidate.architecture, study, channels, classes).broken:
+                return
+    size = {"channels": channels, "classes": classes}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SearchDriver.create(Path(folder) / "study", study, warm_start=warm_start, **size) as driver,
+    ):
+        driver.next()
+
+
+def with_rungs_reached(study: Study, note: Callable[[str], None] = lambda text: None) -> Study:
+    """The study without rungs beyond its epochs; `note` says so of those that its file names."""
+    epochs = study.training.epochs
+    beyond = [rung for rung in study.search.rungs if rung > epochs]
+    if not beyond:
+        return study
+    if "rungs" in study.search.model_fields_set:
+        note(
+            f"search.rungs: {', '.join(map(str, beyond))} beyond the {epochs} epochs of a training "
+            "are left out"
+        )
+    rungs = study.search.rungs[: -len(beyond)]
+    search = study.search.model_copy(update={"rungs": rungs})
+    return study.model_copy(update={"search": search})
 
 
 def require_room(resources: Resources) -> None:

@@ -1,0 +1,156 @@
+"""What `start`, `train`, `record`, `retrain`, `export` and figures refuse: before they read images
+or train, and without a file left behind.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from studies.config import load_study, parse
+from studies.errors import StudyError
+from studies.journal.directory import require_writable_place
+from studies.replays.record import require_table_file
+from studies.results import reproduce
+from studies.results.measure_trial import measure_subject
+from studies.results.train_one import train_one
+from studies.workers import launch
+from trainers.figures import require_figure
+from trainers.files import require_writable
+
+TINY = """
+data: {name: digits, train: 40, validation: 20}
+training: {epochs: 2, batch_size: 20, precision: float32}
+space: {backbone: "2k3 *, 2k3", input_size: 8, group: [C4], family: [steerable], layout: [max2/2]}
+search: {rungs: [1]}
+resources: {workers: 1, gpus_per_trial: 0}
+"""
+REFUSED = {
+    "constraints.params: 1": {"constraints.params": 1},
+    "constraints.macs: 1": {"constraints.macs": 1},
+    "constraints under ehvi": {"constraints.params": 1, "space.input_size": [8, 9, 10, 11]},
+    "no folder": {"data": {"folder": "nothere"}},
+    "too many images": {"data.train": 10**6},
+    "another device": {"training.device": "cuda:7"},
+    "a batch above the images": {"training.batch_size": 10**6},
+    "shifts beyond the image": {"training.augment": {"shift": 100}},
+    "first does not fit": {"search.first": ["8px: 4k9p0"]},
+    "first breaks a limit": {"search.first": ["8px: 90k3, 9k3"], "constraints.params": 600},
+    "more cores than there are": {"resources.workers": 10**6},
+    "a card that is not here": {"resources.gpus_per_trial": 1},
+    "weights without classes": {"training.class_weights": {"no such class": 2.0}},
+    "another task": {"data.task": "regression"},
+    "a name of no data": {"data.name": "mnist", "data.root": "/nothere"},
+    "more pixels than memory": {"space.input_size": [8, 10**7]},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_proposals(monkeypatch):
+    monkeypatch.setattr("studies.search.driver.REFUSALS_IN_A_ROW", 3)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_leaves_no_directory(case, tmp_path):
+    place, heard = tmp_path / "new" / "study", []
+    with pytest.raises((StudyError, ValueError, OSError)) as caught:
+        study = parse(TINY, overrides=REFUSED[case], beside=tmp_path)
+        launch.new_driver(study, place, note=heard.append).close()
+    assert 0 < len(str(caught.value)) < 1000
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_space_in_which_nothing_fits_says_what_to_change(tmp_path):
+    study = parse(TINY, overrides={"constraints.params": 1})
+    with pytest.raises(StudyError, match="params exceed the limit of 1; change `space` or"):
+        launch.prepare(study, tmp_path / "study", probe=False)
+
+
+def test_a_space_in_which_few_networks_fit_begins(tmp_path, monkeypatch):
+    """Where no draft fits, the sampler itself is asked."""
+    monkeypatch.setattr(launch, "MOST_DRAFTS", 0)
+    with launch.new_driver(parse(TINY), tmp_path / "study", probe=False) as driver:
+        assert driver.next() is not None
+    assert sorted(os.listdir(tmp_path)) == ["study"]
+
+
+def impossible(tmp_path):
+    """Places where no folder can be made."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    return {
+        tmp_path / "file": "is a file",
+        tmp_path / "file" / "below": "Not a directory",
+        tmp_path / "dangling": "Not a directory",
+        tmp_path / ("a" * 300): "File name too long",
+        Path("/dev/null/x"): "Not a directory",
+        Path("/proc/no/such"): "No such file or directory",
+    }
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_images_are_read(
+    tmp_path, monkeypatch
+):
+    def read(*_: object, **__: object) -> None:
+        pytest.fail("images were read")
+
+    monkeypatch.setattr("trainers.data.datasets.load_data", read)
+    monkeypatch.setattr("trainers.data.fingerprint.data_fingerprint", read)
+    study = parse(TINY)
+    for place, why in impossible(tmp_path).items():
+        with pytest.raises(StudyError, match=why):
+            launch.prepare(study, place)
+        with pytest.raises(StudyError, match=why):
+            train_one(study, None, out=place)  # before it looks at the architecture
+    for place in ("/dev/null/x.json.gz", "/proc/x.json.gz", tmp_path):
+        with pytest.raises(StudyError, match="cannot be written|is not a folder|is a folder"):
+            require_table_file(Path(place))
+    for place in ("/dev/null/x.png", tmp_path / "file" / "x.png", "/proc/x.svg"):
+        with pytest.raises(OSError, match="figure cannot be written.*give another place"):
+            measure_subject("none:0", figure=Path(place))
+
+
+def test_looking_whether_a_place_can_be_written_leaves_nothing(tmp_path):
+    require_writable(tmp_path / "a" / "b" / "c")
+    require_writable_place(tmp_path)
+    require_figure(tmp_path / "new" / "x.png")
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        require_figure(tmp_path / "x.png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to this account")
+def test_a_folder_of_another_account_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StudyError, match="Permission denied.*this account may write"):
+        require_writable_place(tmp_path / "study")
+
+
+@pytest.mark.parametrize("rungs, epochs", [("[2, 999999]", 18), ("[1, 3]", 2), ("[5]", 2)])
+def test_rungs_beyond_the_epochs_are_refused(rungs, epochs, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"data: {{name: digits}}\ntraining: {{epochs: {epochs}}}\n")
+    with pytest.raises(StudyError, match=f"a training has {epochs}; leave out what is beyond"):
+        load_study(path, {"search.rungs": eval(rungs)})
+    path.write_text(path.read_text() + f"search: {{rungs: {rungs}}}\n")
+    with pytest.raises(StudyError, match=f"rungs are at epochs {re.escape(rungs.strip('[]'))}"):
+        load_study(path)
+
+
+def test_rungs_beyond_shortened_epochs_are_left_out_aloud(tmp_path):
+    path, heard = tmp_path / "s.yaml", []
+    path.write_text(TINY.replace("epochs: 2", "epochs: 9").replace("[1]", "[1, 3, 9]"))
+    study = load_study(path, {"training.epochs": 2})
+    launch.new_driver(study, tmp_path / "study", note=heard.append).close()
+    assert "search.rungs: 3, 9 beyond the 2 epochs of a training are left out" in heard
+    again = load_study(tmp_path / "study" / "study.yaml")
+    assert again.search.rungs == (1,) and again.rungs == (1, 2)
+
+
+def test_a_reproduction_without_its_images_leaves_no_folder(tmp_path):
+    study = reproduce.study_of("upright", root=str(tmp_path / "none"), epochs=1, test=None)
+    with pytest.raises(StudyError, match="mnist_t10k is not in"):
+        reproduce.shift_folder("upright", tmp_path / "new", study)
+    assert not any(tmp_path.iterdir())

@@ -95,8 +95,8 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_images_are_read(
     def read(*_: object, **__: object) -> None:
         pytest.fail("images were read")
 
-    monkeypatch.setattr("trainers.data.datasets.load_data", read)
-    monkeypatch.setattr("trainers.data.fingerprint.data_fingerprint", read)
+    monkeypatch.setattr(launch, "_with_task", read)
+    monkeypatch.setattr("studies.results.train_one.with_task", read)
     study = parse(TINY)
     for place, why in impossible(tmp_path).items():
         with pytest.raises(StudyError, match=why):

@@ -42,6 +42,7 @@ LOSS         :=  KIND ":" WEIGHT ["@" GROUP] ["#" STAGE ("," STAGE)*]
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
@@ -121,12 +122,7 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
     while position < len(text):
         match = _MODIFIER.match(text, position)
         if not match:
-            raise ValueError(
-                f"'{text[position:]}' in stage '{stage.strip()}' is not a modifier; after "
-                "the kernel may follow sN (stride), pN (padding), dN (dilation), xN (repeats), "
-                "r (residual), dropR and fielddropR (dropout at rate R), iS (invariant share S) "
-                "and @GROUP"
-            )
+            raise _no_modifier(text[position:], stage.strip(), values)
         before, after, mode, letter, number, residual, group, relaxed, drop, rate = match.groups()
         if before is not None:
             modifier: dict[str, Any] = {
@@ -150,6 +146,26 @@ def _modifiers(text: str, stage: str) -> dict[str, Any]:
         values.update(modifier)
         position = match.end()
     return values
+
+
+def _no_modifier(rest: str, stage: str, values: Mapping[str, Any]) -> ValueError:
+    """What is wrong with the `rest` of a stage's text, behind modifiers of these values."""
+    if not re.match(r"[+|~]|b-?\d", rest):
+        return ValueError(
+            f"'{rest}' in stage '{stage}' is not a modifier; after the kernel may follow sN "
+            "(stride), pN (padding), dN (dilation), xN (repeats), r (residual), dropR and "
+            "fielddropR (dropout at rate R), iS (invariant share S) and @GROUP"
+        )
+    group, relaxation = values.get("group", (None, None))
+    if relaxation is not None:
+        return ValueError(
+            f"stage '{stage}' is relaxed twice ({relaxation} and {rest}); leave one of them out"
+        )
+    what = "follows no group" if group is None else "is not a relaxation"
+    return ValueError(
+        f"'{rest}' in stage '{stage}' {what}; weights are relaxed right behind a group: @C4+C1 (a "
+        "pathway), @C4|C1 (a mixed layer), @C4b2 (banks) or @C4~0.3 (softness)"
+    )
 
 
 def format_stage(stage: Stage, before: Stage | None = None) -> str:

@@ -20,6 +20,7 @@ WITHOUT_IMAGES = (
     ["bench_latent.py"],
     ["bench_merging.py"],
     ["bench_scores.py", "estimator"],
+    ["bench_systems.py"],
     ["bench_trial.py"],
 )
 WITHOUT_TABLE = ("bench_bound.py", "bench_continuum.py", "bench_search.py")

@@ -190,7 +190,12 @@ def test_the_gradient_of_relaxed_weights_is_that_of_finite_differences():
         ("@C1b2", "a stage of C1, which has no constraint; give the stage a group, such as @C4b2"),
         ("@C8+C1", "a basis; a relaxed stage needs free filters: choose one of C2, C4"),
         ("@C4+C1 filters=basis", "filters=basis has no relaxations; use filters=free"),
-        ("@C4+", "is not a modifier"),
+        ("@C4+", r"'\+' in stage '2k3@C4\+' is not a relaxation"),
+        ("@C4~nan", "is not a relaxation"),
+        ("+C1", "follows no group"),
+        ("b2", "follows no group"),
+        ("@C4+C1~0.3", r"relaxed twice \(\+C1 and ~0.3\)"),
+        ("@C4b2|C2", "relaxed twice"),
     ],
 )
 def test_what_cannot_be_relaxed_is_refused_with_one_message(text, message):

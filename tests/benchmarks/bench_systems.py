@@ -1,0 +1,147 @@
+"""What published systems of soft and learned equivariance are expected to show, at length on MNIST
+at 15 px: where the quick tests of tests/README.md hold a property, this gives its figure.
+
+    python tests/benchmarks/bench_systems.py [--seeds 3] [--rows NAME ...] [--out systems.jsonl]
+
+One line of JSON for each training goes to --out, where a second call goes on; then a line of a
+table for each row: accuracy on validation images, symmetry accuracy over C4, the logits'
+equivariance error, the layerwise loss under quarter turns (sum over stages, whether it was trained
+or not), and what was learned beside the weights, means and standard deviations over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+
+import torch
+from benchmark_data import load_or_exit, resumed, run, trained
+
+from searchspace.groups import Group
+from searchspace.recipe import Candidate
+from searchspace.training.losses import parse_losses
+from trainers.data.datasets import Images, Splits
+from trainers.networks.networks import Network
+from trainers.settings import Augment, Data, Symmetry, Training
+from trainers.training.config import TrainingConfig
+from trainers.training.objective import TrainingObjective
+
+C4 = Group.parse("C4")
+PLAIN = "15px: 12k3, 12k3, 12k3 max3/2, 12k3, 12k3"
+EXACT = "15px: 6k3@C4, 6k3, 6k3 max3/2, 6k3, 6k3"
+MIXED = EXACT.replace("@C4", "@C4|C1")
+PATHWAY = EXACT.replace("@C4", "@C4+C1")
+
+
+class Row(NamedTuple):
+    """A training: its data, images turned by quarter turns or not, and its candidate."""
+
+    data: str
+    turned: bool
+    text: str
+
+
+ROWS = {
+    "IEN: no loss, turned": Row("mnist", True, PLAIN),
+    "IEN: layerwise 1, turned": Row("mnist", True, f"{PLAIN} loss=layerwise:1"),
+    "mixed layer, turned": Row("mnist", True, MIXED),
+    "mixed layer, sixes": Row("mnist6_180", False, MIXED),
+    "REMUL: label 0, upright": Row("mnist", False, PLAIN),
+    "REMUL: label 0.3, upright": Row("mnist", False, f"{PLAIN} loss=label:0.3"),
+    "REMUL: label 1, upright": Row("mnist", False, f"{PLAIN} loss=label:1"),
+    "REMUL: label 10, upright": Row("mnist", False, f"{PLAIN} loss=label:10"),
+    "augmentation, upright": Row("mnist", False, f"{PLAIN} augment=group"),
+    "exact, turned": Row("mnist", True, EXACT),
+    "triangle, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle"),
+    "learned widths, turned": Row("mnist", True, f"{PLAIN} augment=learned"),
+    "learned widths, sixes": Row("mnist6_180", False, f"{PLAIN} augment=learned"),
+}
+
+
+@torch.no_grad()
+def layerwise(network: Network, splits: Splits, images: Images) -> float:
+    """The layerwise loss of IEN under C4, summed over stages, of a trained network."""
+    objective = TrainingObjective.of(
+        parse_losses("layerwise:1"), C4, tuple(images.pixels.shape[2:])
+    )
+    pixels = images.pixels[:256].float() / 255
+    draws = torch.Generator().manual_seed(0)
+    mean, std = splits.mean[0], splits.std[0]
+    terms = objective.terms(
+        network.eval(), pixels, images.labels[:256], 256, lambda x: (x - mean) / std, draws
+    )
+    return terms[1].item()
+
+
+def result(job: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The scores of one training, and what it learned."""
+    row = ROWS[job["row"]]
+    candidate = Candidate.parse(row.text)
+    data = Data(name=row.data, root=root, train=job["train"], validation=1000)
+    splits = load_or_exit(data, candidate.architecture.size)
+    training = Training(
+        epochs=job["epochs"],
+        batch_size=64,
+        equivariance_batch=1.0,
+        precision="float32",
+        device="cpu",
+        augment=Augment(rotation="group" if row.turned else "none"),
+    )
+    config = TrainingConfig(data, training, Symmetry(group="C4"), job["seed"], candidate.recipe)
+    network, scores = trained(candidate.architecture, config, splits)
+    found = {
+        name: getattr(scores, name)
+        for name in ("accuracy", "symmetry_accuracy", "equivariance_error", "learned", "seconds")
+    }
+    return {**found, "layerwise": layerwise(network, splits, splits.validation)}
+
+
+def _over(values: Sequence[float], scale: float = 1.0) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{scale * statistics.mean(values):.3g} ± {scale * deviation:.2g}"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means and standard deviations over seeds, accuracies in per cent."""
+    lines = []
+    for name in ROWS:
+        of = [row for row in rows if row["row"] == name]
+        if not of:
+            continue
+        shares = [_over([r[s] for r in of], 100) for s in ("accuracy", "symmetry_accuracy")]
+        others = [_over([r[s] for r in of]) for s in ("equivariance_error", "layerwise")]
+        learned = (of[0]["learned"] or {}).keys()
+        beside = ", ".join(f"{k} {_over([r['learned'][k] for r in of])}" for k in learned)
+        lines.append(f"| {' | '.join([name, str(len(of)), *shares, *others, beside])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Trains what is missing, seed by seed, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--out", type=Path, default=Path("systems.jsonl"))
+    parser.add_argument("--minutes", type=float, default=1e4, help="no training begins after them")
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lengths = {"train": given.train, "epochs": given.epochs}
+    jobs = [{"row": r, "seed": s, **lengths} for s in range(given.seeds) for r in given.rows]
+    print(table(resumed(given.out, jobs, lambda job: result(job, given.root), given.minutes)))
+
+
+if __name__ == "__main__":
+    run(main)

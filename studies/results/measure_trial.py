@@ -27,6 +27,7 @@ from trainers.settings import Augment, Corners
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainers.bundles.manifest import Trained
     from trainers.instruments.measurement import Measurement
     from trainers.networks.networks import Network
 
@@ -129,11 +130,11 @@ def _from_trial(directory: Path, number: int) -> Subject:
     )
 
 
-def _seen_in(training: Mapping[str, Any]) -> Callable[[Group], tuple[Element, ...]] | None:
+def _seen_in(training: Trained) -> Callable[[Group], tuple[Element, ...]] | None:
     """What a bundle's training has seen; None where the bundle does not say."""
-    if "augment" not in training:
+    if training.augment is None:
         return None
-    return _seen_of(Augment.model_validate(training["augment"]), training.get("learned"))
+    return _seen_of(training.augment, training.learned)
 
 
 def _seen_of(

@@ -16,8 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
 from trainers.bundles.formats import BUNDLE_FORMATS, CARD, MANIFEST, REQUIRED, SIGNATURE
+from trainers.data.decoding import FULL_16_BIT
 from trainers.files import read_whole, require_local
-from trainers.settings import Corners, Symmetry, Task
+from trainers.settings import Augment, Corners, Task
 
 FORMAT_VERSION = 1
 MOST_PROBE_VALUES = 2**26  # values in all probe images together: 256 MB of float32
@@ -87,6 +88,21 @@ def _given(value: Any) -> Any:
 OptionalExtra = Annotated[Extra | None, BeforeValidator(_given)]
 
 
+class Described(_Part):
+    """What an export says of the data."""
+
+    # the grey value of files with more than 8 bits that became 255
+    top: Annotated[int, Field(ge=1, lt=2**32)] = FULL_16_BIT
+
+
+class Trained(_Part):
+    """What an export says of the training."""
+
+    augment: Annotated[Augment | None, BeforeValidator(_given)] = None  # None: not said
+    corners: Corners = "black"
+    learned: dict[str, float] | None = None  # widths of a learned augmentation
+
+
 class ProbeLogits(_Part):
     """The logits [image, class] on `images` random images at the export."""
 
@@ -133,8 +149,8 @@ class Manifest(_Part):
     group: str = "C1"
     output: dict[str, Any] = {}
     normalisation: Normalisation = Normalisation(mean=(), std=())
-    data: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    data: Described = Described()
+    training: Trained = Trained()
     scores: dict[str, float | None] = {}
     scores_on: str = "validation"  # or test
     test: dict[str, Any] | None = None  # of the architecture, over seeds
@@ -194,10 +210,8 @@ class Manifest(_Part):
 
     @property
     def corners(self) -> Corners:
-        """What fills the corners of turned images; bundles that do not say have black ones. Raises
-        ValueError for a word that is none of the choices.
-        """
-        return Symmetry(corners=self.training.get("corners", "black")).filling
+        """What fills the corners of turned images; bundles that do not say have black ones."""
+        return self.training.corners
 
     @property
     def plain_content(self) -> dict[str, Any]:

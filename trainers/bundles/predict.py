@@ -20,7 +20,7 @@ from trainers.bundles.model import Model
 from trainers.bundles.pixel_graph import PIXELS_FILE, pixel_runner
 from trainers.bundles.symmetry_check import movable
 from trainers.bundles.verify import load_checked
-from trainers.data.decoding import FULL_16_BIT, decode
+from trainers.data.decoding import decode
 from trainers.data.fitting import Fit, fit_images
 from trainers.data.tasks import task_activation
 from trainers.settings import Task
@@ -49,8 +49,7 @@ class Predictor:
         Raises whatever Pillow raises on a damaged file, and ValueError.
         """
         given, content = self.manifest.input, self.manifest.content
-        top = self.manifest.data.get("top", FULL_16_BIT)
-        pixels = torch.from_numpy(decode(path, given.channels, top))
+        pixels = torch.from_numpy(decode(path, given.channels, self.manifest.data.top))
         fit: Fit = "resize" if content.fit == "resize" else "pad"
         return fit_images(pixels[None], (given.height, given.width), fit)[0]
 

@@ -162,12 +162,13 @@ def model_content(manifest: Manifest, size: int) -> dict[str, Any]:
         tuple(content.get("scale", ())) != manifest.scale
     ):
         raise ValueError(f"the content in {MANIFEST} predicts something else than it says")
-    trained = manifest.training.get("corners")
-    if content.get("corners") != (trained if trained in ("circle", "crop") else None):
+    inside = manifest.corners if manifest.corners in ("circle", "crop") else None
+    if content.get("corners") != inside:
         raise ValueError(
             f"the content in {MANIFEST} has other corners than the training that it describes"
         )
-    return content
+    # equal is not the same: JSON's true equals 1, and torch takes it for no stride
+    return {**content, "network": network}
 
 
 def _file_results(

@@ -14,6 +14,8 @@ from trainers import audit, build, fold
 from trainers.instruments.audit.opening import names_model, open_model
 from trainers.instruments.audit.repair import repair_model
 
+SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], dtype=torch.float64)
+SOBEL = SOBEL.expand(6, 1, 3, 3).clone()
 D4 = ("e", "r90", "r180", "r270", "m", "mr90", "mr180", "mr270")
 
 
@@ -109,11 +111,73 @@ def test_the_grid_keeps_what_is_measured(module, size, expected):
         (lambda conv, x: F.layer_norm(conv(x).permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2), D4),
         (lambda conv, x: conv(x) + conv(x.flip(3)), ("e", "r180", "m", "mr180")),
         (lambda conv, x: conv(x).roll(1, 3), ("e", "mr180")),
+        (lambda conv, x: F.conv2d(conv(x), SOBEL, groups=6), ("e", "mr180")),
+        (lambda conv, x: F.conv2d(conv(x), SOBEL, groups=6).abs(), ("e", "r180", "m", "mr180")),
+        (lambda conv, x: F.conv2d(conv(x), SOBEL, groups=6) ** 2, ("e", "r180", "m", "mr180")),
+        (lambda conv, x: F.glu(torch.cat([conv(x), conv(x)], 1), 1), D4),
+        (lambda conv, x: conv(x) * conv(x).flatten(2).topk(3)[0].mean(2)[..., None, None], D4),
+        (
+            lambda conv, x: conv(x) + conv(x)[..., 1:].flatten(2).sort()[0][:, :, 5, None, None],
+            ("e", "mr180"),
+        ),
         (lambda conv, x: F.conv2d(conv(x), torch.ones(6, 1, 3, 3, dtype=x.dtype), groups=6), D4),
     ],
 )
 def test_functional_steps_are_followed(function, expected):
     assert kept(Function(function), 7) == set(expected)
+
+
+class Added(nn.Module):
+    """Adds a parameter of a number for each place, all zero as it begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(1, 6, 8, 8))
+
+    def forward(self, x):
+        return x + self.places
+
+
+class RowOff(nn.Module):
+    """Writes zeros into a part of the map."""
+
+    def forward(self, x):
+        x[:, :, 0] = 0
+        return x
+
+
+@pytest.mark.parametrize(
+    "layer, why",
+    [
+        (Added(), "1.places: adds or multiplies values that depend on the position"),
+        (nn.LayerNorm([6, 8, 8]), "1: adds or multiplies values that depend on the position"),
+        (RowOff(), "1: writes into a part of the map"),
+    ],
+)
+def test_what_depends_on_the_position_breaks_as_soon_as_training_may_make_it(layer, why):
+    found = audit(pooled(nn.Conv2d(3, 6, 3, padding=1), layer, nn.ReLU()), 8, sizes=False)
+    broken = [f for f in found.findings if f.claim == "broken"]
+    assert len(broken) >= 4 and all([str(lost) for lost in f.lost] == [why] for f in broken)
+    assert not any(f.doubted for f in found.findings)
+
+
+def test_writing_that_ends_symmetric_is_not_where_an_element_is_lost():
+    padded = nn.Conv2d(3, 6, 3, padding=1, padding_mode="circular")
+    strided = nn.Conv2d(6, 6, 3, padding=1, stride=2, padding_mode="circular")
+    found = audit(pooled(padded, nn.ReLU(), strided), 8)
+    assert {lost.layer for f in found.findings for lost in f.lost} == {"2"}
+    assert found.exact_sizes == (7, 9)
+
+
+def test_exact_sizes_of_images_that_are_not_square_are_pairs(tmp_path):
+    model = pooled(*STRIDED).eval()
+    found = audit(model, (8, 13))
+    assert found.exact_sizes == ((7, 13), (9, 13)) and "7x13 and 9x13" in found.text()
+    assert all(audit(model, size, sizes=False).exact for size in found.exact_sizes)
+    assert found.as_dict()["exact_sizes"] == [[7, 13], [9, 13]]
+    made = repair_model(model, found, tmp_path / "out.pt2")
+    assert made.after.exact and made.after.size == (8, 13)
+    assert "resized from 8x13 to 9x13 pixels" in made.text()
 
 
 @pytest.mark.parametrize("seed", [*range(10), 117, 302, 328])  # the last three were wrong once

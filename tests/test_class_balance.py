@@ -1,5 +1,7 @@
 """Scores that weigh classes alike, against scikit-learn."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
@@ -10,6 +12,7 @@ from studies.workers.launch import require_every_class
 from support import trivial
 from trainers.actions import act
 from trainers.data.datasets import load_data, normalise
+from trainers.instruments.tasks import elements
 from trainers.networks.fold import scoring
 from trainers.networks.networks import build
 from trainers.settings import Data, Symmetry, Training
@@ -58,7 +61,7 @@ def test_without_images_of_a_class_there_is_no_such_score():
     assert macro_auroc(logits, labels) is None
     assert balanced_accuracy(labels, labels, 3) is None
     assert set(worst_class(labels, labels, 3).values()) == {None}
-    assert symmetry_class_scores(logits[None], [0, 0], labels)["symmetry_auroc"] is None
+    assert symmetry_class_scores([class_scores(logits, labels)] * 2)["symmetry_auroc"] is None
     assert missing_classes(labels, ("a", "b", "c")) == ["b"]
 
 
@@ -79,7 +82,7 @@ def test_under_the_symmetry_they_are_means_over_elements():
     generator = torch.Generator().manual_seed(4)
     labels = torch.randint(0, 3, (60,), generator=generator)
     logits = torch.randn(2, 60, 3, generator=generator)
-    means = symmetry_class_scores(logits, [0, 1, 1], labels)
+    means = symmetry_class_scores([class_scores(logits[n], labels) for n in (0, 1, 1)])
     each = [class_scores(logits[n], labels) for n in (0, 1)]
     for name in each[0]:
         expected = (each[0][name] + 2 * each[1][name]) / 3
@@ -111,3 +114,24 @@ def test_an_objective_over_classes_needs_each_class_before_anything_trains():
         require_every_class(study, ["cat"])
     require_every_class(study, [])
     require_every_class(trivial.study(), ["cat"])
+
+
+def test_scores_over_classes_are_kept_by_element_and_joined_over_folds(tmp_path):
+    config = TrainingConfig(DIGITS, Training(epochs=1), Symmetry(group="C4"), seed=1)
+    splits = load_data(DIGITS, (12, 12))
+    network = build(Architecture.parse("12px: 4k3, 4k3"), channels=1, classes=10, seed=1).eval()
+    scores = evaluate(network, splits, config, epoch=1, folder=tmp_path)
+    found = elements.read(tmp_path, 1)
+    assert found is not None and elements.read(tmp_path, 2) is None
+    rows = found.scores
+    assert rows["balanced_accuracy"]["e"] == pytest.approx(scores.balanced_accuracy, abs=1e-6)
+    for name in ("balanced_accuracy", "auroc", "worst_class"):
+        moved = [rows[name][str(e)] for e in config.group.elements[1:]]
+        under = getattr(scores, f"symmetry_{name}")
+        assert sum(moved) / 3 == pytest.approx(under, abs=1e-6)
+    zero = {name: dict.fromkeys(row, 0.0) for name, row in rows.items()}
+    joined = elements.joined([found, replace(found, images=3 * found.images, scores=zero)])
+    assert joined is not None
+    assert joined.scores["auroc"]["r90"] == pytest.approx(rows["auroc"]["r90"] / 4)
+    (tmp_path / elements.ELEMENT_SCORES).write_text('{"format": 1, "epoch": 1, "images": 3}')
+    assert elements.read(tmp_path) is None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,14 @@ def test_tasks_are_searched_tested_exported_and_predicted(done, arrays, tmp_path
     assert f"{name} under C4" in card and "accuracy under" not in card
     page = write_report(directory).read_text()
     assert f"symmetry {name}" in page and "symmetry accuracy" not in page
+    held = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert held is not None
+    trials = json.loads(held[1])["trials"]
+    (chart,) = next(t for t in trials if t["n"] == row["trial"])["elements"]
+    shown, scores = dict(chart["rows"]), row["scores"]
+    assert chart["name"] == name and shown["e"] == pytest.approx(100 * scores["accuracy"], abs=0.01)
+    moved = sum(shown[e] for e in ("r90", "r180", "r270")) / 3
+    assert moved == pytest.approx(100 * scores["symmetry_accuracy"], abs=0.02)
     Image.fromarray(arrays[0][0]).save(tmp_path / "image.png")
     torch_, onnx = (
         predict_images(bundle, [tmp_path], runtime=runtime).rows[0] for runtime in ("torch", "onnx")

@@ -30,7 +30,7 @@ from studies.pareto import OVER_CLASSES, SCORE_OF
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
 from trainers.instruments.proportions import proportion
-from trainers.instruments.tasks import replicates
+from trainers.instruments.tasks import elements, replicates
 from trainers.instruments.tasks.replicates import Replicates
 
 INTERVAL_SCORES = (
@@ -103,6 +103,16 @@ class Evidence:
             return None
         folder = self.directory / TRIALS / f"{record.number:05d}"
         return replicates.read(folder, record.scores.get("epoch"))
+
+    def element_scores(self, record: TrialRecord) -> Mapping[str, Mapping[str, float]]:
+        """Score -> element -> value, of the scores that no count of correct images gives; empty
+        where a trial does not keep them.
+        """
+        if self.directory is None or record.scores is None:
+            return {}
+        folder = self.directory / TRIALS / f"{record.number:05d}"
+        found = elements.read(folder, record.scores.get("epoch"))
+        return {} if found is None else found.scores
 
     def difference(self, a: TrialRecord, b: TrialRecord, score: str) -> Difference | None:
         """Trial `a` minus trial `b` in a score: paired over images where both keep which they

@@ -1,5 +1,6 @@
 """Audits of anybody's networks: are their claims what is measured? python
-tests/benchmarks/bench_audit.py [--only torchvision|presets|random] [--modules 500] [--sizes]
+tests/benchmarks/bench_audit.py [--only torchvision|presets|random] [--modules 500] [--first-seed 0]
+[--sizes]
 
 torchvision's image models at the size that they are used at and at an exact one, the published
 networks rebuilt as plain modules, and random modules. Prints one line of JSON for each network of
@@ -96,17 +97,17 @@ def of_presets() -> Iterator[dict]:
             yield told(fold(network), height, published.channels, name, False)
 
 
-def of_random(modules: int) -> dict:
+def of_random(modules: int, first: int) -> dict:
     """Random modules, together."""
     claims, disagree, unread = Counter(), [], 0
-    for seed in range(modules):
+    for seed in range(first, first + modules):
         module, size, channels = random_module(seed)
         row = told(module, size, channels, f"random {seed}", False)
         claims.update(row["claims"])
         unread += bool(row["unread"])
         disagree += [f"{seed}: {element}" for element in row["disagree"]]
     return {
-        "model": f"{modules} random modules",
+        "model": f"{modules} random modules from seed {first}",
         "claims": dict(claims),
         "disagree": disagree,
         "not_known_modules": unread,
@@ -118,6 +119,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", choices=("torchvision", "presets", "random"))
     options.add_argument("--modules", type=int, default=500)
+    options.add_argument("--first-seed", type=int, default=0, help="of the random modules")
     options.add_argument("--names", nargs="*", help="models of torchvision; else all in the list")
     options.add_argument("--sizes", action="store_true", help="look for exact sizes too")
     given = options.parse_args()
@@ -126,7 +128,8 @@ def main() -> int:
         if given.only in (None, what):
             rows = (
                 of_torchvision(given.names, given.sizes) if what == "torchvision"
-                else of_presets() if what == "presets" else [of_random(given.modules)]
+                else of_presets() if what == "presets"
+                else [of_random(given.modules, given.first_seed)]
             )  # fmt: skip
             for row in rows:
                 failed |= bool(row["disagree"])

@@ -9,7 +9,7 @@ worker a second or more.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,19 +93,16 @@ def class_scores(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
 
 
 def symmetry_class_scores(
-    logits: Tensor, forwards: Sequence[int], labels: Tensor
+    rows: Sequence[Mapping[str, float | None]],
 ) -> dict[str, float | None]:
-    """The means over elements of the class scores, and of their standard errors: the elements move
-    the same images, so that more of them do not make a score surer.
-
-    `logits` are [forward, image, class]; `forwards` names the forward of each element, which
-    elements may share. None where a class has no image.
+    """The means over elements of their class scores, and of their standard errors: the elements
+    move the same images, so that more of them do not make a score surer. None where an element has
+    none.
     """
-    rows = {number: class_scores(logits[number], labels) for number in set(forwards)}
     means: dict[str, float | None] = {}
-    for name in next(iter(rows.values())):
-        values = [value for n in forwards if (value := rows[n][name]) is not None]
-        whole = len(values) == len(forwards)
+    for name in rows[0]:
+        values = [value for row in rows if (value := row[name]) is not None]
+        whole = len(values) == len(rows)
         means[f"symmetry_{name}"] = sum(values) / len(values) if whole else None
     return means
 

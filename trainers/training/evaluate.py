@@ -26,7 +26,9 @@ from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.feature_maps import Normalise, pixels
 from trainers.instruments.predictions import Predictions, predict_elements
+from trainers.instruments.tasks import elements as element_scores
 from trainers.instruments.tasks import replicates
+from trainers.instruments.tasks.elements import ElementScores
 from trainers.instruments.tasks.replicates import Replicates
 from trainers.instruments.tasks.scoring import means_over, side_scores
 from trainers.networks.fold import fold, mean_network, scoring
@@ -137,8 +139,11 @@ def _scores(
     assert predictions.upright is not None  # every group holds the identity
     loss = float(task_loss(task, predictions.upright, images.labels.cpu()))
     errors = _errors(subject, images, config)
+    rows = by_element(symmetry, predictions, images.labels.cpu(), splits.outputs)
     if folder is not None:
         _keep(predictions, symmetry, images, epoch, folder)
+        kept = _values_by_element(rows)
+        element_scores.save(ElementScores(epoch, len(images.labels), kept), folder)
     return Scores(
         epoch=epoch,
         equivariance_error=errors[0],
@@ -151,7 +156,7 @@ def _scores(
         learned=None if learned is None else dict(learned),
         num_images=len(images.labels),
         **_shares(symmetry),
-        **of_task(symmetry, predictions, images.labels.cpu(), splits.outputs),
+        **of_task(symmetry, predictions, images.labels.cpu(), splits.outputs, rows),
     )
 
 
@@ -211,19 +216,48 @@ def _shares(symmetry: SymmetryAccuracy) -> dict[str, Any]:
     }
 
 
-def of_task(
+def by_element(
     symmetry: SymmetryAccuracy, predictions: Predictions, labels: Tensor, outputs: Outputs
+) -> dict[Element, dict[str, float | None]]:
+    """What `trainers.instruments.correctness` does not say of each element: its scores over
+    classes, or its main score that is no accuracy.
+    """
+    if outputs.task != "classification":
+        return {e: {"accuracy": float(symmetry.rows([e])[0])} for e in symmetry.elements}
+    assert predictions.logits is not None
+    forward = dict(zip(predictions.elements, predictions.forwards))
+    scored = {n: class_scores(predictions.logits[n], labels) for n in set(forward.values())}
+    return {e: scored[forward[e]] for e in symmetry.elements}
+
+
+def _values_by_element(
+    rows: Mapping[Element, Mapping[str, float | None]],
+) -> dict[str, dict[str, float]]:
+    """Score -> element -> value, without standard errors, of the scores that all elements have."""
+    names = [name for name in next(iter(rows.values())) if not name.endswith("_error")]
+    found = {name: {str(e): row[name] for e, row in rows.items()} for name in names}
+    return {
+        name: {e: value for e, value in values.items() if value is not None}
+        for name, values in found.items()
+        if None not in values.values()
+    }
+
+
+def of_task(
+    symmetry: SymmetryAccuracy,
+    predictions: Predictions,
+    labels: Tensor,
+    outputs: Outputs,
+    elements: Mapping[Element, Mapping[str, float | None]],
 ) -> dict[str, Any]:
     """The scores that only one task has: those over classes, or what stands beside a main score
-    that is no accuracy.
+    that is no accuracy. `elements` is what `by_element` gives.
     """
     assert predictions.upright is not None and predictions.logits is not None
-    forwards = [predictions.forwards[predictions.elements.index(e)] for e in symmetry.scored]
     if outputs.task == "classification":
-        return {
-            **class_scores(predictions.upright, labels),
-            **symmetry_class_scores(predictions.logits, forwards, labels),
-        }
+        means = symmetry_class_scores([elements[e] for e in symmetry.scored])
+        return {**elements[IDENTITY], **means}
+    forwards = [predictions.forwards[predictions.elements.index(e)] for e in symmetry.scored]
     rows = {n: side_scores(outputs, predictions.logits[n], labels) for n in dict.fromkeys(forwards)}
     errors = {f"{name}_error": float(row[1:].std()) for name, row in _resampled(symmetry).items()}
     found = {

@@ -13,7 +13,7 @@ from typing import Any
 from searchspace.architecture import Architecture
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
-from trainers.instruments.tasks import replicates
+from trainers.instruments.tasks import elements, replicates
 from trainers.scores import Scores
 from trainers.training.config import TrainingConfig
 from trainers.training.train import train
@@ -56,6 +56,10 @@ def train_folds(
     together = replicates.joined([part for part in resampled if part is not None])
     if together is not None and None not in resampled:
         replicates.save(together, directory)
+    parts = [elements.read(f, until_epoch) for f in _folders(directory, folds)]
+    moved = elements.joined([part for part in parts if part is not None])
+    if moved is not None and None not in parts:
+        elements.save(moved, directory)
     if merged is None or len(merged.elements) == 0 or None in correct:
         return mean
     correctness.write_correctness(merged, directory)

@@ -186,8 +186,8 @@ function open(number, follow) {
   body.append(facts);
   if (trial.curves.some((c) => c.points.length > 1))
     body.append(el("h4", {}, "While it trained"), lines(trial.curves, ["epochs", ofImages("validation")]));
-  if (trial.elements.length)
-    body.append(el("h4", {}, "Accuracy by element"), bars(trial.elements));
+  for (const chart of trial.elements)
+    body.append(el("h4", {}, `${chart.name[0].toUpperCase()}${chart.name.slice(1)} by element`), bars(chart.rows));
   if (trial.angles.length)
     body.append(el("h4", {}, `Test ${data.score} by angle, retrained`),
       lines([{ name: data.score, points: trial.angles }], ["degrees", ofImages("test")]));

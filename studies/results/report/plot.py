@@ -21,10 +21,15 @@ from studies.pareto import SCORE_OF, SHARES, WORST_EXPONENT
 from studies.results.front_plot import TITLES
 from studies.tasks import in_words, score_name, task_score
 from studies.terminal import plain_text
-from trainers.instruments.correctness import Correctness
 
 # beside the objectives, what a plot can have on its axes
 PLOT_AXES = ("accuracy", "symmetry_accuracy", "equivariance_error", "params", "macs", "latency")
+# of charts by element; the others have no value for each
+TITLES_OF_CLASSES = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "worst_class": "accuracy of the worst class",
+}
 MOST_DRAWINGS = 40  # of networks: those of the front first
 
 
@@ -68,7 +73,7 @@ def plot_data(
                 "exact": bool(record.attributes.get("exact")),
                 "facts": _facts(study, record, evidence),
                 "curves": _curves(record),
-                "elements": _elements(evidence.correctness(record)),
+                "elements": _elements(study, record, evidence),
                 "angles": [
                     [float(angle), 100 * share]
                     for angle, share in angles.get(record.number, {}).items()
@@ -167,11 +172,28 @@ def _curves(record: TrialRecord) -> list[dict[str, Any]]:
     return curves
 
 
-def _elements(correct: Correctness | None) -> list[list[Any]]:
-    """[element, % of images] for each element that was scored."""
-    if correct is None or not correct.images:
-        return []
+def _elements(study: Study, record: TrialRecord, evidence: Evidence) -> list[dict[str, Any]]:
+    """For the main score, and for each objective over classes, its value in % for each element that
+    was scored.
+    """
+    charts = {}
+    correct = evidence.correctness(record)
+    if correct is not None and correct.images:
+        charts["accuracy"] = {
+            element: bits.bit_count() / correct.images
+            for element, bits in zip(correct.elements, correct.bits)
+        }
+    kept = evidence.element_scores(record)
+    over_classes = [name.removeprefix("symmetry_") for name in study.objectives]
+    for name in dict.fromkeys(("accuracy", *over_classes)):
+        if name in kept and not (name == "auroc" and "accuracy" in kept):  # AUROC is the main score
+            charts[name] = kept[name]
+    score = score_name(record.scores)
     return [
-        [plain_text(element), round(100 * bits.bit_count() / correct.images, 2)]
-        for element, bits in zip(correct.elements, correct.bits)
-    ]
+        {
+            "name": in_words(name.replace("_", " "), score) if name == "accuracy"
+            else TITLES_OF_CLASSES[name],
+            "rows": [[plain_text(e), round(100 * value, 2)] for e, value in values.items()],
+        }
+        for name, values in charts.items()
+    ]  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from searchspace.geometry import remainder
 from searchspace.groups import IDENTITY, Element, Group
-from trainers.instruments.audit.follow import Death, Followed, follow
+from trainers.instruments.audit.follow import WRITES, Death, Followed, follow
 from trainers.instruments.audit.record import (
     CannotFollow,
     Constant,
@@ -30,9 +30,15 @@ from trainers.instruments.audit.record import (
     record_steps,
 )
 from trainers.instruments.audit.sizes import nearest_exact_sizes, window_of
-from trainers.instruments.audit.symmetrised import double_copy, grid_errors, own_errors
+from trainers.instruments.audit.symmetrised import (
+    double_copy,
+    draw_weights,
+    grid_errors,
+    own_errors,
+)
 from trainers.instruments.audit.verdict import Audit, AuditClaim, ElementAudit, Lost
 
+OVER_PLACES = ("native_layer_norm", "_fused_rms_norm", "rms_norm")  # with a weight for each place
 MOST_SAID = 300  # characters of a module's own error
 
 
@@ -60,12 +66,13 @@ def audit(
         warnings.simplefilter("ignore")  # of the user's module
         result = _run(copied, (height, width), channels)
         own = own_errors(copied, (1, channels, height, width), chosen.elements)
+        draw_weights(copied, 0)  # weights that are equal as they begin need not stay so
         program = _recorded(copied, (height, width), channels)
         _check_positions(program, result)
         if isinstance(program, str):
             outcomes = [Followed(None, unread=(program,))] * chosen.order
             errors: list[float | None] = [0.0] + [None] * (chosen.order - 1)
-            near: tuple[int, ...] = ()
+            near: tuple[int | tuple[int, int], ...] = ()
         else:
             outcomes = _outcomes(copied, program, chosen)
             near = _near(copied, program, chosen, outcomes) if sizes else ()
@@ -198,18 +205,26 @@ def _outcomes(module: nn.Module, program: RecordedProgram, group: Group) -> list
 
 def _near(
     module: nn.Module, program: RecordedProgram, group: Group, outcomes: Sequence[Followed]
-) -> tuple[int, ...]:
+) -> tuple[int | tuple[int, int], ...]:
     """The nearest exact sizes, where the present one is broken."""
-    if program.size[0] != program.size[1] or any(o.kept is None for o in outcomes):
-        return ()
-    if all(o.kept for o in outcomes):
+    square = program.size[0] == program.size[1]
+    if any(o.kept is None for o in outcomes) or all(o.kept for o in outcomes):
         return ()
 
-    def recorded(size: int) -> RecordedProgram | None:
-        program_near = _recorded(module, (size, size), program.channels)
-        return None if isinstance(program_near, str) else program_near
+    def clean(size: tuple[int, int]) -> bool:
+        near = _recorded(module, size, program.channels)
+        if isinstance(near, str) or not isinstance(near.output, Ref):
+            return False
+        others = [e for e in group.elements if e != IDENTITY]
+        turned = near
+        if size[0] != size[1] and any(e.swaps_axes for e in others):
+            turned = _recorded(module, (size[1], size[0]), program.channels)
+        return not isinstance(turned, str) and all(
+            follow(near, e, turned if e.swaps_axes else None, hurry=True).kept for e in others
+        )
 
-    return nearest_exact_sizes(recorded, program, group.elements)
+    sizes = nearest_exact_sizes(clean, program)
+    return tuple(s[0] if s[0] == s[1] and square else s for s in sizes)
 
 
 def _claim(outcome: Followed) -> AuditClaim:
@@ -231,11 +246,14 @@ def _losses(
 def _why(program: RecordedProgram, element: Element, death: Death) -> str:
     """Why a step breaks an element, in words."""
     step = death.step
+    if step.operation in WRITES:
+        return "writes into a part of the map"
     source = next((a for a in step.args if isinstance(a, Ref)), Ref(0))
     shape = program.shape(source)
-    if death.flattened and step.operation in ("addmm", "mm"):
+    weighed = any(isinstance(a, Constant) and a.trained for a in step.args)
+    if weighed and step.operation in (("addmm", "mm") if death.flattened else ("bmm", "baddbmm")):
         return "the flattened positions have a weight each"
-    if death.position:
+    if death.position or (weighed and step.operation in OVER_PLACES):
         return "adds or multiplies values that depend on the position"
     height, width = window_of(step, 0), window_of(step, 1)
     if len(shape) == 4 and height is not None and width is not None:

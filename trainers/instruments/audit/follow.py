@@ -24,6 +24,9 @@ RESHAPES = {
     "im2col", "unbind", "pixel_shuffle", "pixel_unshuffle",
 }  # fmt: skip
 # whose results are maps or vectors again, whatever they read
+# of writing into parts of a map, in whose midst no element holds
+WRITES = {"written", "strided", "copy"}
+PARTS = WRITES | {"slice", "select", "narrow", "fill", "zero"}  # also of reading them
 FRESH = {"convolution", "mm", "addmm", "mean", "sum", "amax"}
 
 
@@ -121,7 +124,7 @@ def follow(
         why = upright.take(number, step)
         turned.take(number, (moved or program).steps[number - 1])
         watch.look(number, step, why, upright, turned)
-        if hurry and watch.deaths:
+        if hurry and any(d.step.operation not in PARTS for d in watch.deaths):
             return Followed(False, tuple(watch.deaths))
         for reference in last.get(number, ()):
             upright.results.pop(reference, None)
@@ -138,6 +141,7 @@ class _Watch:
         self.origins: dict[int, frozenset[int]] = {0: frozenset({0})}
         self.between: dict[int, tuple[bool, str]] = {0: (False, "")}
         self.deaths: list[Death] = []
+        self.steps: dict[int, RecordedStep] = {}
         self.unread: dict[str, None] = {}
         self.inputs: dict[int, set[int]] = {}
         # steps whose results are neither maps nor vectors: tokens, channels last, flattened maps
@@ -146,7 +150,7 @@ class _Watch:
     def look(self, number: int, step: RecordedStep, why: str, one: _Side, two: _Side) -> None:
         """Notes whether the element holds behind a step."""
         inputs = {r.step for r in _leaves((step.args, step.kwargs)) if isinstance(r, Ref)}
-        self.inputs[number] = inputs
+        self.inputs[number], self.steps[number] = inputs, step
         if why and why != "its input" and step.operation != "overwritten":
             self.unread[f"{step.layer} ({why})"] = None
         self.state[number] = state = self._state(number, step, one, two)
@@ -171,6 +175,8 @@ class _Watch:
         first, second = one.results.get(Ref(number)), two.results.get(Ref(number))
         inputs = self.inputs[number]
         reshaped = step.operation in RESHAPES
+        if step.operation == "written":  # into what is a map or not
+            inputs = {a.step for a in step.args[:1] if isinstance(a, Ref)}
         other = any(i in self.other for i in inputs) and step.operation not in FRESH
         same = None
         if first is not None and second is not None and (reshaped or not other):
@@ -183,7 +189,6 @@ class _Watch:
     def outcome(self, output: Ref, one: _Side, two: _Side) -> Followed:
         """The end."""
         first, second = one.results.get(output), two.results.get(output)
-        needed = self._ancestors(output.step)
         unread = tuple(self.unread)
         if first is None or second is None:
             return Followed(None, unread=unread or ("the network's result",))
@@ -191,17 +196,25 @@ class _Watch:
         if same is None:
             rank = len(first.shape)
             return Followed(None, unread=(f"a result of {rank} axes, neither vector nor map",))
-        deaths = tuple(d for d in self.deaths if d.number in needed)
-        return Followed(same, () if same else deaths)
+        return Followed(same, () if same else self._deaths(output.step))
 
-    def _ancestors(self, number: int) -> set[int]:
-        ancestors, left = set(), [number]
+    def _deaths(self, number: int) -> tuple[Death, ...]:
+        """Those that no later step undoes on every way to the result, which is step `number`; where
+        no step is one, the first behind which the element is seen to be lost, or the last that does
+        more than reshape.
+        """
+        reached, left = set(), [number]
         while left:
             step = left.pop()
-            if step not in ancestors:
-                ancestors.add(step)
+            if step not in reached and not self.state.get(step):
+                reached.add(step)
                 left += self.inputs.get(step, ())
-        return ancestors
+        deaths = tuple(d for d in self.deaths if d.number in reached)
+        if deaths:
+            return deaths
+        able = sorted(n for n in reached if n and self.steps[n].operation not in RESHAPES)
+        lost = [n for n in able if self.state[n] is False] or able[-1:]
+        return tuple(Death(self.steps[n], n, *self.between[n]) for n in lost[:1])
 
 
 def agree(one: Value, two: Value, element: Element) -> bool | None:

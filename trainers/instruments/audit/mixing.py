@@ -141,6 +141,31 @@ def extreme(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any:
     return (result, None) if args else result
 
 
+@rule("sort", "topk")
+def ordered(context: Context, value: Value, *args: Any, **kwargs: Any) -> list[Value | None]:
+    """The values along an axis in their order, or the first of them (their places are not
+    followed).
+    """
+    name, rank = context.step.operation, len(value.shape)
+    given = args[1:] if name == "topk" else args
+    axis = next((a for a in given if isinstance(a, int) and not isinstance(a, bool)), -1)
+    axis = kwargs.get("dim", axis) % rank
+    value = _alone_or_whole(context, value, [axis])
+    largest_first = next((a for a in given if isinstance(a, bool)), name == "topk")
+    largest_first = kwargs.get("descending", kwargs.get("largest", largest_first))
+    first = value.data.sort(axis).values.narrow(axis, 0, context.step.shapes[0][axis])
+    return [value.holding(field.hashed(first, (name, largest_first))), None]
+
+
+@rule("glu")
+def gated(context: Context, value: Value, axis: int = -1) -> Value:
+    """The first half of the values along an axis, weighed by the second."""
+    axis = axis % len(value.shape)
+    value = _alone_or_whole(context, value, [axis])
+    first, second = value.data.chunk(2, axis)
+    return value.holding(field.product(first, field.hashed(second, "sigmoid")))
+
+
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
 def softmax(context: Context, value: Value, axis: int, *args: Any) -> Value:
     """Every value, and a function of all along the axis."""

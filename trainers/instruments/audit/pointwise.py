@@ -36,6 +36,7 @@ OTHER_POINTWISE = {
     "rsqrt", "reciprocal", "log_sigmoid_forward", "erfc", "threshold", "isnan", "logical_not",
     "isfinite", "isinf", "clamp", "clamp_min", "clamp_max", "exp2", "logit", "nan_to_num",
 }  # fmt: skip
+EVEN = ("abs", "square")  # the same for x and -x
 # never decreasing: of a maximum, they are the maximum of what they make of its members
 INCREASING = {
     "relu", "relu6", "tanh", "leaky_relu", "elu", "selu", "celu", "hardtanh", "sqrt", "sinh",
@@ -70,7 +71,8 @@ def activation(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any
     zero = name in ODD_AT_ZERO or (name.startswith("clamp") and _holds_zero(name, args, kwargs))
 
     def applied(values: Tensor) -> Tensor:
-        result = field.hashed(values, key)
+        read = field.product(values, values) if name in EVEN else values
+        result = field.hashed(read, key)
         return result.masked_fill(values == 0, 0) if zero else result
 
     result = value.holding(applied(value.data))
@@ -148,6 +150,8 @@ def function_of_two(context: Context, first: Any, second: Any, **kwargs: Any) ->
     """Any other function of two values in the same place."""
     one, two, channels = paired(context, first, second)
     name = context.step.operation
+    if name == "pow" and _is_even(second):
+        one = field.product(one, one)  # the same for x and -x
     if name == "maximum" and _of_one_shape(first, second):
         return largest(torch.cat([members_of(first), members_of(second)]), first.channels)
     if name in ("maximum", "minimum", "fmax", "fmin"):
@@ -156,6 +160,10 @@ def function_of_two(context: Context, first: Any, second: Any, **kwargs: Any) ->
             of_set(stacked) if "max" in name else field.hashed(of_set(stacked), name), channels
         )
     return Value(field.hashed_pairs(one, two, name), channels)
+
+
+def _is_even(exponent: Any) -> bool:
+    return isinstance(exponent, (int, float)) and exponent % 2 == 0
 
 
 def _of_one_shape(first: Any, second: Any) -> bool:

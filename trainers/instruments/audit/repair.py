@@ -14,20 +14,28 @@ from torch import Tensor, nn
 
 from trainers.files import write_whole
 from trainers.instruments.audit.audit import audit
-from trainers.instruments.audit.verdict import Audit
+from trainers.instruments.audit.verdict import Audit, size_words
 
 
 class Resized(nn.Module):
-    """A module that gets its images resized to an exact size, bilinear; maps are resized back."""
+    """A module that gets its images resized to an exact size, bilinear; maps are resized back.
+    Images that are not square are resized alike when they lie on their side.
+    """
 
-    def __init__(self, inner: nn.Module, size: int, result: tuple[int, int] | None) -> None:
+    def __init__(
+        self, inner: nn.Module, size: tuple[int, int], result: tuple[int, int] | None
+    ) -> None:
         super().__init__()
         self.inner, self.size, self.result = inner, size, result
 
     def forward(self, images: Tensor) -> Tensor:
-        images = F.interpolate(images, (self.size, self.size), mode="bilinear")
-        found = self.inner(images)
-        return found if self.result is None else F.interpolate(found, self.result, mode="bilinear")
+        height, width = self.size
+        aside = (images.shape[2] > images.shape[3]) != (height > width) and height != width
+        lying = lambda pair: pair[::-1] if aside else pair  # noqa: E731
+        found = self.inner(F.interpolate(images, lying(self.size), mode="bilinear"))
+        if self.result is None:
+            return found
+        return F.interpolate(found, lying(self.result), mode="bilinear")
 
 
 @dataclass(frozen=True)
@@ -121,12 +129,18 @@ def _resized(
     sizes = audited.exact_sizes or found.exact_sizes
     if not sizes:
         return module, changes
-    size = min(sizes, key=lambda n: (abs(n - found.size[0]), -n))
+    height, width = found.size
+    pairs = [(n, n) if isinstance(n, int) else n for n in sizes]
+    size = min(pairs, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), -s[0]))
     result = model(image)
     maps = (int(result.shape[2]), int(result.shape[3])) if result.ndim == 4 else None
-    words = f"images are resized from {found.size[0]} to {size} pixels inside the model"
+    before, after = ((n[0] if height == width else n) for n in (found.size, size))
+    words = (
+        f"images are resized from {size_words(before)} to {size_words(after)} pixels inside the "
+        "model"
+    )
     if module is not model:  # the graph is that of one size
-        larger = torch.randn((1, found.channels, size, size))
+        larger = torch.randn((1, found.channels, *size))
         module = _as_convolution(model, larger)
     return Resized(module, size, maps), [*changes, words]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from itertools import product
 
 from searchspace.geometry import output_size, remainder
-from searchspace.groups import IDENTITY, Element
-from trainers.instruments.audit.follow import follow
 from trainers.instruments.audit.record import RecordedProgram, RecordedStep, Ref
 from trainers.instruments.audit.windows import pair
 
 WITHIN = 64  # pixels
+MOST_TRIED = 16  # images that are not square, of which the network is recorded, in each direction
+Size = tuple[int, int]  # (height, width)
 # what keeps the size of its first input, as far as sizes are predicted
 FIXED = {"_adaptive_avg_pool2d", "adaptive_avg_pool2d", "_adaptive_max_pool2d", "addmm", "mm"}
 UNPREDICTED = {"constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "roll",
@@ -18,47 +19,42 @@ UNPREDICTED = {"constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slic
 
 
 def nearest_exact_sizes(
-    recorded: Callable[[int], RecordedProgram | None],
-    program: RecordedProgram,
-    elements: Sequence[Element],
-) -> tuple[int, ...]:
-    """The nearest smaller and the nearest larger size of square images, nearest first, at which
-    every element is exact behind every layer.
+    clean: Callable[[Size], bool], program: RecordedProgram
+) -> tuple[Size, ...]:
+    """The nearest smaller and the nearest larger size, nearest first, at which every element is
+    exact behind every layer: of square images square ones, of others those that are neither higher
+    and narrower nor lower and wider.
 
-    `recorded` gives the program for a size, None where the network does not take it; `program` is
-    that of the present size.
+    `clean` says whether that is so at a size; `program` is that of the present size.
     """
-    size, sizes = program.size[0], []
+    height, width = program.size
+    found: list[Size] = []
     for sign in (1, -1):
-        for size_near in _sizes(size, sign):
-            if shifted(program, size_near):
-                continue
-            near = recorded(size_near)
-            if near is not None and is_clean(near, elements):
-                sizes.append(size_near)
-                break
-    return tuple(sorted(sizes, key=lambda n: (abs(n - size), n)))
+        tried = [s for s in _sizes(program, sign) if min(s) > 0]
+        found += next(([s] for s in tried if clean(s)), [])
+    return tuple(sorted(found, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), s)))
 
 
-def _sizes(size: int, sign: int) -> Iterator[int]:
-    yield from (size + sign * d for d in range(1, WITHIN + 1) if size + sign * d > 0)
+def _sizes(program: RecordedProgram, sign: int) -> list[Size]:
+    """Sizes in one direction at which no window is certainly shifted, nearest first."""
+    height, width = program.size
+    if height == width:
+        return [
+            (height + sign * d, width + sign * d)
+            for d in range(1, WITHIN + 1)
+            if not shifted(program, height + sign * d)
+        ]
+    axes = [
+        [d for d in range(WITHIN + 1) if not shifted(program, size + sign * d, axis)]
+        for axis, size in enumerate(program.size)
+    ]
+    pairs = sorted((p for p in product(*axes) if any(p)), key=lambda p: (sum(p), max(p)))
+    return [(height + sign * h, width + sign * w) for h, w in pairs[:MOST_TRIED]]
 
 
-def is_clean(program: RecordedProgram, elements: Sequence[Element]) -> bool:
-    """Whether every element is exact behind every layer."""
-    if not isinstance(program.output, Ref):
-        return False
-    return all(
-        outcome.kept and not outcome.deaths
-        for e in elements
-        if e != IDENTITY
-        for outcome in [follow(program, e, hurry=True)]
-    )
-
-
-def shifted(program: RecordedProgram, size: int) -> bool:
-    """Whether a window is certainly shifted, by arithmetic along the axes of an image of `size`
-    pixels; False also where sizes are not predicted.
+def shifted(program: RecordedProgram, size: int, axis: int = 0) -> bool:
+    """Whether a window is certainly shifted, by arithmetic along an axis of an image of `size`
+    pixels there; False also where sizes are not predicted.
     """
     sizes: dict[Ref, int | None] = {Ref(0): size}
     for number, step in enumerate(program.steps, start=1):
@@ -66,7 +62,7 @@ def shifted(program: RecordedProgram, size: int) -> bool:
         pixels = sizes.get(given[0]) if given else None
         result = None
         if pixels is not None and step.operation not in FIXED | UNPREDICTED:
-            window = window_of(step, 0)
+            window = window_of(step, axis)
             if window is None:
                 result = pixels
             elif output_size(pixels, *window) < 1 or remainder(pixels, *window):

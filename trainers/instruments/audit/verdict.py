@@ -66,7 +66,8 @@ class Audit:
     group: Group
     findings: tuple[ElementAudit, ...]  # of every element, in the group's order
     unread: tuple[str, ...]  # layers that are not followed
-    exact_sizes: tuple[int, ...]  # nearby, nearest first: no layer breaks an element there
+    # nearby, nearest first: no layer breaks an element there; (height, width) if not square
+    exact_sizes: tuple[int | tuple[int, int], ...]
     invariant: bool  # whether the module returns vectors; else maps
 
     @property
@@ -106,7 +107,7 @@ class Audit:
             "own_elements": [str(e) for e in self.symmetric],
             "not_known": [str(f.element) for f in self.findings if f.claim == "not known"],
             "unread": list(self.unread),
-            "exact_sizes": list(self.exact_sizes),
+            "exact_sizes": [s if isinstance(s, int) else list(s) for s in self.exact_sizes],
             "elements": self.rows(),
         }
 
@@ -168,11 +169,16 @@ class Audit:
             else "The module's own weights are not exact under any other element than e (measured)."
         )
         if not self.exact and self.exact_sizes:
-            sizes = " and ".join(map(str, self.exact_sizes))
+            sizes = " and ".join(map(size_words, self.exact_sizes))
             said.append(f"Nearest input sizes at which no layer breaks an element: {sizes}.")
         elif not self.exact and not self.unread and not doubted:
             said.append("No input size nearby is exact.")
         return said
+
+
+def size_words(size: int | tuple[int, int]) -> str:
+    """`28`, or `28x30` for height and width."""
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
 
 
 def _finite(value: float | None) -> float | None:

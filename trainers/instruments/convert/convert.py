@@ -127,7 +127,7 @@ def convert(
 
 def _repaired(model: nn.Module, broken: Audit, width: WidthRule) -> Conversion:
     """The twin that resizes its images to the nearest exact size."""
-    sizes = [s for s in broken.exact_sizes if s > 1]
+    sizes = [s for s in broken.exact_sizes if isinstance(s, int) and s > 1]
     height, channels = broken.size[0], broken.channels
     if not sizes:
         raise ValueError(
@@ -135,15 +135,17 @@ def _repaired(model: nn.Module, broken: Audit, width: WidthRule) -> Conversion:
             f"{broken.size[0]}x{broken.size[1]}, and no input size nearby is exact; leave the "
             "repair out, or give another size"
         )
-    size = min(sizes, key=lambda n: (abs(n - height), -n))
-    inner = convert(model, broken.group, size, channels, width=width, name=broken.name)
+    pixels = min(sizes, key=lambda n: (abs(n - height), -n))
+    inner = convert(model, broken.group, pixels, channels, width=width, name=broken.name)
     maps = None if inner.verdict.invariant else broken.size
-    network, plain = (Resized(m, size, maps).eval() for m in (inner.network, inner.plain()))
+    network, plain = (
+        Resized(m, (pixels, pixels), maps).eval() for m in (inner.network, inner.plain())
+    )
     group = broken.group
     again = verdict_of(network, plain, group, broken.size, channels, broken.name)
     why = f"it resizes its images; the text of what reads them is {inner.text}"
     return replace(
-        inner, network=network, verdict=again, text=None, why_no_text=why, repaired_size=size
+        inner, network=network, verdict=again, text=None, why_no_text=why, repaired_size=pixels
     )
 
 

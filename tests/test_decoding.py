@@ -11,6 +11,8 @@ from PIL import Image
 
 from trainers.data.datasets import DataWarning, load_data
 from trainers.data.decoding import decode, extensions, read_header
+from trainers.data.describing import describe
+from trainers.data.formats.storing import store_arrays
 from trainers.data.pools import file_pool
 from trainers.settings import Data
 
@@ -130,6 +132,85 @@ def test_test_images_beyond_the_range_of_the_training_images_are_refused(tmp_pat
         splits = load_data(Data(folder=tmp_path / "set"))
     with pytest.raises(ValueError, match=r"outside 0\.\.4095"):
         splits.test()
+
+
+def hot_pixel(values):
+    values = values.copy()
+    values[3, 4] = 65535
+    return values
+
+
+def deep_npz(folder, images):
+    folder.mkdir()
+    np.savez(folder / "a.npz", images=images, labels=np.arange(len(images)) % 2)
+    return Data(files=folder / "a.npz")
+
+
+LINEAR = np.linspace(0, 4095, 1600).astype(np.uint16).reshape(40, 40)
+
+
+@pytest.mark.parametrize("files", ["png", "tif", "npz"])
+def test_a_hot_pixel_that_leaves_the_others_few_grey_levels_is_said(tmp_path, files):
+    if files == "npz":
+        data = deep_npz(tmp_path / "set", np.stack([LINEAR] * 5 + [hot_pixel(LINEAR)] * 5))
+    else:
+        data = fill(tmp_path / "set", LINEAR, f".{files}")
+        Image.fromarray(hot_pixel(LINEAR)).save(tmp_path / "set" / "cat" / f"0.{files}")
+    said = (
+        r"17 of 256 grey levels: they have values from 0 to 4112 where 65535 is white, and "
+        r"[1-5] of [\d,]+ pixels lie outside; cut outliers off"
+    )
+    with pytest.warns(DataWarning, match=said):
+        splits = load_data(data)
+    assert any("17 of 256" in line for line in describe(splits))
+
+
+@pytest.mark.parametrize(
+    "values, levels",
+    [
+        (32_000 + LINEAR // 4, 4),  # an offset
+        ((LINEAR / 4095 * 0.05).astype(np.float32), 14),
+    ],
+)
+@pytest.mark.parametrize("files", ["tif", "npz"])
+def test_values_in_a_small_part_of_their_range_are_said(tmp_path, values, levels, files):
+    if files == "npz":
+        data = deep_npz(tmp_path / "set", np.stack([values] * 10))
+    else:
+        data = fill(tmp_path / "set", values, ".tif")
+        for path in tmp_path.rglob("*.tif"):
+            Image.fromarray(values).save(path)
+    with pytest.warns(DataWarning, match=f"{levels} of 256 grey levels"):
+        load_data(data)
+
+
+@pytest.mark.parametrize("values", [LINEAR, LINEAR * 16, np.where(LINEAR > 4000, 4095, 0)])
+def test_values_that_fill_their_range_are_not_doubted(tmp_path, values):
+    data = deep_npz(tmp_path / "set", np.stack([values.astype(np.uint16)] * 10))
+    assert not any("of 256 grey levels" in line for line in described(data))
+
+
+def test_dark_images_of_8_bits_lose_nothing_and_are_not_doubted(tmp_path):
+    data = fill(tmp_path / "set", np.full((8, 8), 3, dtype=np.uint8))
+    assert not any("of 256 grey levels" in line for line in described(data))
+
+
+def described(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return describe(load_data(data))
+
+
+def test_arrays_of_12_bits_and_files_of_12_bits_have_one_scale(tmp_path):
+    """What was trained on an `.npz` is predicted from files as their values say."""
+    images = np.stack([LINEAR] * 10)
+    with pytest.warns(DataWarning, match=r"0\.\.4095"):
+        splits = load_data(deep_npz(tmp_path / "set", images))
+    Image.fromarray(LINEAR).save(tmp_path / "a.png")
+    assert splits.top == 4095
+    assert (decode(tmp_path / "a.png", 1, splits.top) == splits.train.pixels[0].numpy()).all()
+    store_arrays((images, np.arange(10) % 2), tmp_path / "stored")
+    assert load_data(Data(files=tmp_path / "stored")).top == 4095
 
 
 def chunk(name, data):

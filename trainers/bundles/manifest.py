@@ -92,7 +92,7 @@ class Described(_Part):
     """What an export says of the data."""
 
     # the grey value of files with more than 8 bits that became 255
-    top: Annotated[int, Field(ge=1, lt=2**32)] = FULL_16_BIT
+    top: Annotated[int, Field(ge=1, le=2**64)] = FULL_16_BIT
 
 
 class Trained(_Part):

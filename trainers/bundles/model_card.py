@@ -18,6 +18,7 @@ from trainers.bundles.card_scores import (
     scores_of,
     text_of,
 )
+from trainers.data.decoding import FULL_16_BIT
 
 FORMAT_TEXTS = {
     "torch": "plain torch: the class and `load()`, and its weights (`torch.load(..., "
@@ -281,7 +282,7 @@ def _images(manifest: Mapping[str, Any]) -> str:
             "## How images are prepared",
             "",
             f"1. Decoded to 8-bit {colour}, upright by their EXIF orientation, what is transparent "
-            "made black.",
+            f"made black{_scaled(data)}.",
             f"2. {fit[0].upper()}{fit[1:]}.",
             "3. Divided by 255. This is the input of every file but `predict.onnx`, which does "
             "steps 2 and 3 itself.",
@@ -294,6 +295,12 @@ def _images(manifest: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _scaled(data: Mapping[str, Any]) -> str:
+    """What values of more than 8 bits become, where that is not their whole range."""
+    top = data.get("top", FULL_16_BIT)
+    return "" if top == FULL_16_BIT else f"; values of more than 8 bits scaled, 0..{top} to 0..255"
 
 
 def _files(manifest: Mapping[str, Any]) -> str:

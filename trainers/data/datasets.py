@@ -24,7 +24,7 @@ from trainers.data.formats.opening import file_reader
 from trainers.data.formats.targets import check_targets
 from trainers.data.grouping import require_apart
 from trainers.data.leaks import NamedImages, leakage
-from trainers.data.pools import FilePool, Pool, Source, render
+from trainers.data.pools import Pool, Source, render
 from trainers.data.splitting import check_classes, draw_split, draw_test, remaining_indices
 from trainers.data.tasks import Outputs, about_task, held_labels, read_labels
 from trainers.settings import Corners, Data, Task
@@ -316,8 +316,8 @@ def _select(
 
 def _top(pools: tuple[Pool, ...]) -> int:
     """The grey value of more than 8 bits that becomes 255, the same for all images."""
-    tops = [pool.top for pool in pools if isinstance(pool, FilePool) and pool.deep]
-    return max(tops, default=FULL_16_BIT)
+    whites = [round(pool.white) for pool in pools if pool.white is not None]
+    return max((white for white in whites if white > 255), default=FULL_16_BIT)
 
 
 def _take_test(

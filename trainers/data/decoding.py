@@ -33,6 +33,7 @@ class Header:
     colored: bool
     size: tuple[int, int]  # (height, width) of the upright image
     deep: bool  # grey integers of more than 8 bits
+    fractions: bool  # grey in floating point
     cut: bool  # several channels of 16 bits, of which Pillow reads the upper 8
 
 
@@ -71,6 +72,7 @@ def read_header(path: ImagePath) -> Header:
             _colored(image),
             size,
             image.mode.startswith("I"),
+            image.mode.startswith("F"),
             not image.mode.startswith("I") and ";16" in raw_mode,
         )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainers.data.decoding import FULL_16_BIT
-from trainers.data.pools import FilePool, Pool
+from trainers.data.pools import ArrayPool, FilePool, Pool
 from trainers.settings import Data
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ DESCRIBED = {
     "multilabel": ("labels", "labels, training + validation images with each"),
     "regression": ("targets", "targets, mean ± standard deviation of the training images"),
 }
+
+FEW_LEVELS = 85  # a third of 256
+USUAL = 0.999  # of all pixels: those whose grey levels are counted
 
 
 def describe(splits: Splits) -> list[str]:
@@ -55,10 +58,13 @@ def _printable(text: str) -> str:
 
 
 def depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:
-    """What a user should know of images of more than 8 bits."""
+    """What a user should know of images of more than 8 bits, which became `pixels` uint8
+    [N, C, H, W].
+    """
+    white = pool.white if isinstance(pool, ArrayPool) or not pool.deep else top
+    said = [] if white is None or not len(pixels) else _few_levels(white, pixels)
     if not isinstance(pool, FilePool):
-        return []
-    said = []
+        return said
     if top != FULL_16_BIT:
         said.append(
             f"grey values of more than 8 bits are scaled from 0..{top} to 0..255, because none in "
@@ -70,3 +76,25 @@ def depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:
             f"above {pixels.max()} of 255; save them with 8 bits, scaled to the whole range"
         )
     return said
+
+
+def _few_levels(white: float, pixels: np.ndarray) -> list[str]:
+    """A warning where rounding `white` to 255 left nearly all pixels few of 256 grey levels: a hot
+    pixel, or values in a small part of their range.
+    """
+    counts = np.zeros(256, dtype=np.int64)
+    for image in pixels:  # one at a time, since bincount takes 8 bytes a pixel
+        counts += np.bincount(image.ravel(), minlength=256)
+    total = int(counts.sum())
+    below, most = np.cumsum(counts), (1 - USUAL) / 2 * total
+    low, high = (int(np.searchsorted(below, share, "right")) for share in (most, total - most - 1))
+    if high - low + 1 >= FEW_LEVELS:
+        return []
+    outside = total - int(counts[low : high + 1].sum())
+    outliers = f", and {outside:,} of {total:,} pixels lie outside" if outside else ""
+    return [
+        f"rounding to 8 bits leaves {100 * USUAL:g} % of the pixels {high - low + 1} of 256 grey "
+        f"levels: they have values from {low * white / 255:.4g} to {high * white / 255:.4g} where "
+        f"{white:.6g} is white{outliers}; cut outliers off and stretch the values to their whole "
+        "range, in these files and where the model is used"
+    ]

@@ -45,6 +45,8 @@ class ArrayPool:
     name: str = ""
     groups: np.ndarray | None = None  # text [N]: images of one group are never in two splits
     targets: np.ndarray | None = None  # float64 [N, K]: what is learned, where it is no class
+    # the value that became 255, where values of more than 8 bits were rounded
+    white: float | None = None
 
     def called(self, row: int) -> str:
         """What messages call an image."""
@@ -107,6 +109,12 @@ class FilePool:
         with _quiet(), ThreadPoolExecutor(_threads()) as threads:
             highest = max(threads.map(highest_value, self.paths))
         return (1 << max(1, highest.bit_length())) - 1
+
+    @property
+    def white(self) -> float | None:
+        """The value that becomes 255, where values of more than 8 bits are rounded; else None."""
+        fractions = any(header.fractions for header in self._headers)
+        return self.top if self.deep else 1.0 if fractions else None
 
     @property
     def cut(self) -> int:

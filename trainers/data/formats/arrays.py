@@ -68,7 +68,10 @@ class Arrays:
     def state(self) -> list[Any]:
         """What changes whenever the files change: names, sizes and times."""
         files = sorted(self.path.glob("*.npy")) if self.path.is_dir() else [self.path]
-        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [self.about]
+        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [
+            self.about,
+            "white",
+        ]
 
     def identity(self) -> list[Any]:
         """What the images that are trained and validated on are, wherever they lie."""
@@ -88,6 +91,7 @@ class Arrays:
         images, labels, _ = self.train
         names = self.about.get("classes")
         scale = find_scale(images.blocks(), images.dtype, f"of {images.text}")
+        white = scale.white or _number(self.about.get("white"))
         task = self.task
         if task == "classification":
             classes = class_names(labels, images.text, names)
@@ -98,10 +102,11 @@ class Arrays:
             about = part.images.text, part.groups
             if task == "classification":
                 numbers = numbered(part.labels, classes, part.images.text, named=names is not None)
-                return ArrayPool(_bytes(part.images, scale), numbers, *about)
+                return ArrayPool(_bytes(part.images, scale), numbers, *about, white=white)
             targets = self._targets(part, task)
             drawn_by = strata(targets, np.ones(len(targets.values), dtype=bool))
-            return ArrayPool(_bytes(part.images, scale), drawn_by, *about, targets.values)
+            pixels = _bytes(part.images, scale)
+            return ArrayPool(pixels, drawn_by, *about, targets.values, white)
 
         test = self.test
         opened: Callable[[], ArrayPool] | None = None if test is None else lambda: pool(test)
@@ -177,6 +182,10 @@ def _checked(images: Member, labels: Member, groups: Member | None, task: Task) 
             f"shape {groups.shape}; give one group for each image"
         )
     return _Part(images, values, None if groups is None else groups.array().reshape(-1).astype(str))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and 0 < value < 2**64 else None
 
 
 def _bytes(images: Member, scale: Scale) -> np.ndarray:

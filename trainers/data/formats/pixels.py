@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from trainers.data.decoding import FULL_16_BIT
+
 Axes = Literal["grey", "last", "first"]  # [N, H, W], [N, H, W, C], [N, C, H, W]
 
 
@@ -41,10 +43,18 @@ def channels_second(images: np.ndarray, axes: Axes) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scale:
-    """How values become 0..255: multiplied by `factor`. `note` says so where a user should know."""
+    """How values become 0..255: multiplied by `factor`. `note` says so where a user should know;
+    `rounded` is set where values of more than 8 bits lose the others.
+    """
 
     factor: float = 1.0
     note: str = ""
+    rounded: bool = False
+
+    @property
+    def white(self) -> float | None:
+        """The value that becomes 255; None where no value loses anything."""
+        return 255 / self.factor if self.rounded else None
 
 
 def find_scale(blocks: Iterable[np.ndarray], dtype: np.dtype, where: str) -> Scale:
@@ -73,15 +83,15 @@ def find_scale(blocks: Iterable[np.ndarray], dtype: np.dtype, where: str) -> Sca
             "to 255, or floating point numbers from 0 to 1, not normalised (that happens here)"
         )
     if dtype.kind == "f":
-        return Scale(255.0 if highest <= 1 else 1.0)
+        return Scale(255.0, rounded=True) if highest <= 1 else Scale()
     if highest <= 255:
         return Scale()
     top = (1 << int(highest).bit_length()) - 1
-    return Scale(
-        255 / top,
+    note = (
         f"values of more than 8 bits are scaled from 0..{top} to 0..255, because none {where} is "
-        f"above {top}; scale them so where the model is used",
+        f"above {top}; scale them so where the model is used"
     )
+    return Scale(255 / top, "" if top == FULL_16_BIT else note, rounded=True)
 
 
 def scaled(blocks: Iterable[np.ndarray], scale: Scale, where: str) -> Iterator[np.ndarray]:

@@ -64,6 +64,8 @@ def store_arrays(
         groups = None if part.groups is None else part.groups.tolist()
         counted.update(repr((part.images.shape, part.labels.tolist(), groups)).encode())
     about: dict[str, Any] = {"digest": digest.hexdigest()}
+    if scale.white is not None:
+        about["white"] = scale.white
     if classes is not None:
         about["classes"] = [str(name) for name in classes]
     write_whole(folder / ABOUT, json.dumps(about) + "\n")

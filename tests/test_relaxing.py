@@ -11,6 +11,7 @@ from test_train import DIGITS, config
 
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
+from searchspace.recipe import Candidate
 from searchspace.weights.relaxed import relaxed
 from trainers.actions import act
 from trainers.data.datasets import load_data
@@ -246,6 +247,52 @@ def test_a_training_begins_with_the_weights_of_another_and_goes_on(tmp_path):
     assert seen == [4] and found.epoch == 4 and scores.params < found.params
     begin(child, parent, 3, lambda: splits)  # as after a kill: nothing is begun again
     assert start_training(child.architecture, child.config, child.directory, splits).epoch == 4
+
+
+def begun_training(tmp_path, text, child_text, **options):
+    """(the training of `text` after 2 epochs, that of `child_text`, which begins with its weights
+    and has no epoch of its own yet).
+    """
+    splits, places = load_data(DIGITS, (12, 12)), []
+    for number, each in enumerate((text, child_text)):
+        candidate = Candidate.parse(each)
+        settings = config(text=each, **options)
+        places.append(TrainingPlace(candidate.architecture, settings, tmp_path / str(number)))
+    parent, child = places
+    train(parent.architecture, parent.config, parent.directory, 2, splits=splits)
+    begin(child, parent, 2, lambda: splits)
+    train(child.architecture, child.config, child.directory, 3, splits=splits)
+    begin(child._replace(directory=tmp_path / "anew"), parent, 2, lambda: splits)
+    return [
+        start_training(place.architecture, place.config, place.directory, splits)
+        for place in (parent, child._replace(directory=tmp_path / "anew"))
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("gamma", ["", " gamma=dual", " gamma=triangle"])
+def test_a_pathway_trains_on_from_the_weights_of_its_parent(tmp_path, gamma, optimizer):
+    text = "12px: 2k3@C4{}, 2k3 head=none{}"
+    parent, child = begun_training(
+        tmp_path, text.format("", ""), text.format("+C1", gamma), optimizer=optimizer
+    )
+    trained = dict(parent.network.named_parameters())
+    state = child.step.optimizer.state_dict()["state"]
+    assert child.epoch == 2 and len(state) == len(trained) + 2  # and two pathways, at rest
+    for name, parameter in child.network.named_parameters():
+        assert name not in trained or torch.equal(parameter, trained[name])
+
+
+@pytest.mark.parametrize("recipe", ["augment=learned", "loss=label:1 loss_weight=adapted"])
+def test_what_is_trained_beside_the_network_goes_on_too(tmp_path, recipe):
+    text = "12px: 2k3@C4, {} head=none " + recipe
+    parent, child = begun_training(tmp_path, text.format("2k3"), text.format("4k3@C2"))
+    found, kept = (run.step.companions.state_dict() for run in (child, parent))
+    assert found.keys() == kept.keys() != set()
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    other = text.format("4k3@C2").replace(recipe, "")
+    fresh = begun_training(tmp_path / "other", text.format("2k3"), other)[1]
+    assert fresh.epoch == 2 and not len(fresh.step.companions)
 
 
 def test_a_parent_without_a_checkpoint_or_of_other_images_is_named(tmp_path):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
 from trainers.data.datasets import Splits, batch, normaliser
@@ -29,7 +29,7 @@ from trainers.networks.relaxing import ParameterMap, relax_network, require_same
 from trainers.training import checkpoint
 from trainers.training.checkpoint import TrainingProgress
 from trainers.training.config import TrainingConfig
-from trainers.training.step import build_optimizer
+from trainers.training.step import build_optimizer, companions_of
 
 SKIP_IMAGES = 512  # training images that a new skip connection is measured on
 
@@ -63,11 +63,14 @@ def begin(
     prepared = normaliser(splits.mean, splits.std, cpu, corners=corners)(images)
     network = relax_network(before, child.architecture, images=prepared)
     require_same_function(before, network, prepared[:8])
-    network = network.to(pick_device(child.config.training.device))
-    optimizer = build_optimizer(network, child.config)
+    device = pick_device(child.config.training.device)
+    network, companions = network.to(device), companions_of(child.config).to(device)
+    optimizer = build_optimizer(network, child.config, companions)
     carry_over(saved["optimizer"], ParameterMap(before, child.architecture), network, optimizer)
+    _keep_companions(saved, len(list(before.parameters())), companions, optimizer)
     child.directory.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_checkpoint(child.directory, owner, network, optimizer, TrainingProgress(epoch))
+    progress = TrainingProgress(epoch)
+    checkpoint.save_checkpoint(child.directory, owner, network, optimizer, progress, companions)
 
 
 def _trained(parent: TrainingPlace, splits: Splits) -> tuple[Network, Mapping[str, Any]]:
@@ -100,27 +103,51 @@ def carry_over(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Gives the new optimizer of the relaxed `network` the state that corresponds to the state dict
-    `saved` of the parent's; parameters of new skip connections begin at rest.
+    `saved` of the parent's; parameters of new skip connections begin at rest. What the optimizer
+    does not train (gamma of pathways) has no state in it.
 
     Nothing is carried over where the two are optimizers of different kinds.
     """
     old = [name for name, _ in relaxation.before.named_parameters()]
     parts: dict[str, dict[str, Tensor]] = {}
-    for number, values in saved["state"].items():
-        for part, value in values.items():
+    for number, name in enumerate(old):
+        for part, value in saved["state"].get(number, {}).items():
             if isinstance(value, Tensor):
-                parts.setdefault(part, {})[old[number]] = value
+                parts.setdefault(part, {})[name] = value
     state = _moved(parts, relaxation)
     kind = type(optimizer)
     if ("exp_avg" in parts) != issubclass(kind, torch.optim.Adam):
         return
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in network.named_parameters():
+        if id(parameter) not in trained:
+            continue
         values = {part: named[name].to(parameter) for part, named in state.items() if name in named}
         at_rest = {part: torch.zeros_like(parameter) for part in state if part != "step"}
         if state:
             optimizer.state[parameter] = at_rest | values
         if "step" in parts:  # the same for all
             optimizer.state[parameter]["step"] = next(iter(parts["step"].values())).clone()
+
+
+@torch.no_grad()
+def _keep_companions(
+    saved: Mapping[str, Any], first: int, companions: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Gives what is trained beside the network the parent's state, where it trained the same;
+    `first` is the number of its first parameter in the parent's optimizer.
+    """
+    theirs, here = saved.get("companions", {}), companions.state_dict()
+    if {n: v.shape for n, v in theirs.items()} != {n: v.shape for n, v in here.items()}:
+        return
+    companions.load_state_dict(theirs)
+    for number, parameter in enumerate(companions.parameters(), start=first):
+        state = saved["optimizer"]["state"].get(number, {})
+        if state and ("exp_avg" in state) == isinstance(optimizer, torch.optim.Adam):
+            optimizer.state[parameter] = {
+                part: value.clone() if part == "step" else value.to(parameter)
+                for part, value in state.items()
+            }
 
 
 def _moved(parts: Mapping[str, Mapping[str, Tensor]], relaxation: ParameterMap) -> dict[str, Any]:

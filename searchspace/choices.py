@@ -19,7 +19,7 @@ from pydantic import (
 
 from searchspace.cost import Match
 from searchspace.function.heads import checked_head
-from searchspace.geometry import MOST_PIXELS
+from searchspace.geometry import MOST_PIXELS, counted
 from searchspace.groups import Group
 from searchspace.training.dropout import NO_DROPOUT, Dropout, DropoutKind
 
@@ -153,8 +153,9 @@ class Restrict(Section):
         for after in self.after:
             if after != "none" and after >= stages:
                 raise ValueError(
-                    f"restrict after stage {after}, but the backbone has {stages} stages; "
-                    f"choose 1 to {stages - 1}, or none"
+                    f"restrict after stage {after}, but the backbone has "
+                    f"{counted(stages, 'stage')}; "
+                    f"choose {f'1 to {stages - 1}, or ' if stages > 1 else ''}none"
                 )
         for name in self.to if set(self.after) != {"none"} else ():
             if groups and not any(Group.parse(name) < group for group in groups):

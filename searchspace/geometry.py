@@ -110,6 +110,17 @@ def size_text(size: Size) -> str:
     return str(height) if height == width else f"{height}x{width}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2,000 images`, `3 classes`, `2 entries`: how messages say how many there are."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x", "sh")):
+        return f"{number:,} {noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}s"
+
+
 def pixels_text(before_after: tuple[int, int]) -> str:
     """`1` for equal paddings, `0:1` for pixels before and after."""
     before, after = before_after

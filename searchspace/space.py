@@ -34,6 +34,7 @@ from searchspace.exactness import verdict
 from searchspace.function.choices import FunctionChoices
 from searchspace.function.heads import block_heads, pooling_heads
 from searchspace.function.streams import beside_streams, joined_group
+from searchspace.geometry import counted
 from searchspace.grammar import parse_stages
 from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Stage
@@ -341,9 +342,9 @@ def _backbone_stages(backbone: str, layout: str) -> tuple[Stage, ...]:
     marks = backbone.count(SLOT)
     if (marks == 0 and len(steps) > 1) or (marks and len(steps) not in (1, marks)):
         raise ValueError(
-            f"layout '{layout}' has {len(steps)} steps, but backbone '{backbone}' has {marks} "
-            f"marks ({SLOT}); "
-            "write one step for all, or one for each mark"
+            f"layout '{layout}' has {counted(len(steps), 'step')}, but backbone "
+            f"'{backbone}' has {counted(marks, 'mark')} ({SLOT}); write one step for all, "
+            "or one for each mark"
         )
     pieces = backbone.split(SLOT)
     text = pieces[0] + "".join(

@@ -369,6 +369,6 @@ def test_more_images_than_there_are():
     ):
         load_data(Data(name="mnist", root=SHARED, train=59000, validation=2000))
     with pytest.raises(
-        ValueError, match="asks for 10001 images of the test split, which has 10000"
+        ValueError, match="asks for 10,001 images of the test split, which has 10,000"
     ):
         load_data(Data(name="mnist", root=SHARED, test=10001)).test()

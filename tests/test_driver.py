@@ -258,7 +258,7 @@ def test_a_space_of_one_architecture_ends_with_one_sentence(path):
 def test_fewer_trials_than_have_ended_are_refused(path):
     with create(path, search__trials=3) as driver:
         run_in_process(driver, trivial.trainable)
-    with pytest.raises(StudyError, match="search.trials is 1, but 3 trials of .* have ended"):
+    with pytest.raises(StudyError, match="search.trials is 1, but in .* 3 trials ended"):
         SearchDriver.open(path, trivial.study(search__trials=1))
     with SearchDriver.open(path) as driver:
         assert driver.study.search.trials == 3

@@ -57,7 +57,7 @@ def test_batches_shrink_and_then_epochs_grow_until_the_first_rung_has_enough_ste
     grown = with_least_steps(study, 302, notes.append)  # 5 steps an epoch, 19 in batches of 16
     assert (grown.training.epochs, grown.search.rungs) == (36, (6, 18))
     assert grown.training.batch_size == 16
-    assert "302 training images are 10 steps" in notes[0] and "36 epochs instead of 12" in notes[0]
+    assert "302 training images: 10 steps" in notes[0] and "36 epochs instead of 12" in notes[0]
     assert "in batches of 16 images instead of 64" in notes[0]
     assert with_least_steps(grown, 302, notes.append) == grown and len(notes) == 1
     assert with_least_steps(study, 5000) == study

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as functional
 
 from searchspace.architecture import Architecture
-from searchspace.geometry import Interpolated, Rule, nearest_remainder, output_size, remainder
+from searchspace.geometry import (
+    Interpolated,
+    Rule,
+    counted,
+    nearest_remainder,
+    output_size,
+    remainder,
+)
 from searchspace.subsampling import KINDS, Subsampling, place, reads
 from trainers.networks.plain import Subsample
 
@@ -141,3 +148,10 @@ def test_a_mean_rounded_up_has_remainder_zero_where_its_windows_are_mirrored(tex
         mirrored = [(sorted(size - 1 - p for p in at), of) for at, of in reversed(windows)]
         exact = mirrored == [(list(at), of) for at, of in windows]
         assert (place(rule, size)[1] == 0) == exact, size
+
+
+def test_counts_in_messages_are_singular_for_one():
+    assert [counted(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    words = ("class", "class name", "entry", "epoch", "key", "box", "mesh")
+    plurals = ["classes", "class names", "entries", "epochs", "keys", "boxes", "meshes"]
+    assert [counted(3, word)[2:] for word in words] == plurals

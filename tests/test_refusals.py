@@ -144,7 +144,7 @@ def test_rungs_beyond_shortened_epochs_are_left_out_aloud(tmp_path):
     path.write_text(TINY.replace("epochs: 2", "epochs: 9").replace("[1]", "[1, 3, 9]"))
     study = load_study(path, {"training.epochs": 2})
     launch.new_driver(study, tmp_path / "study", note=heard.append).close()
-    assert "search.rungs: 3, 9 beyond the 2 epochs of a training are left out" in heard
+    assert "search.rungs: left out, since a training has 2 epochs: 3, 9" in heard
     again = load_study(tmp_path / "study" / "study.yaml")
     assert again.search.rungs == (1,) and again.rungs == (1, 2)
 

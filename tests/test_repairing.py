@@ -230,7 +230,7 @@ def test_records_of_a_newer_version_and_of_unknown_trials_are_named(directory):
         read_trials(directory)
     done = repair(directory)
     assert "line 13 is not a record of this version" in done[0]
-    assert any("1 records name trials" in line for line in done)
+    assert any("are named by 1 record" in line for line in done)
     assert len(read_trials(directory)) == 9 and repair(directory) == []
 
 
@@ -293,7 +293,10 @@ def test_what_is_no_record_hides_nothing_from_those_who_look(directory, line, pl
     [
         (lambda whole: b"\xef\xbb\xbf" + whole, "line 1 is damaged"),  # an editor's mark
         (lambda whole: whole + b'{"op_code":3,"x":' + b"[" * 100_000 + b"\n", "damaged"),
-        (lambda whole: whole + whole, "more than once: 9 trials"),  # a backup, appended
+        (
+            lambda whole: whole + whole,
+            "more than once, with copies of 9 trials",
+        ),  # a backup, appended
     ],
     ids=["mark", "deep", "twice"],
 )

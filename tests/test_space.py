@@ -210,7 +210,7 @@ def test_one_value_in_place_of_a_list_fixes_a_choice():
         ({"backbone": "3k3@C4 *"}, "names groups"),
         ({"backbone": "3k3 * head=none"}, "options"),
         ({"input_size": {"low": 9, "high": 7}}, "low"),
-        ({"layout": ["max2/2 | max2/2"]}, "marks"),
+        ({"layout": ["max2/2 | max2/2"]}, r"has 2 steps, but backbone .* has \d+ marks?"),
         ({"group": ["C8"], "filters": ["free"]}, "basis"),
         ({"width": {"match": "flops", "to": 3}}, "macs"),
         ({"learning_rate": {"low": 0, "high": 1}}, "greater than 0"),

@@ -257,11 +257,16 @@ def test_a_group_in_two_official_splits_is_refused(tmp_path):
     path = write_csv(tmp_path, split=True)
     load_data(Data(files=path, group_by="patient"))
     path.write_text(path.read_text().replace("p9", "p5"))
-    with pytest.raises(ValueError, match="1 groups of data.group_by are both in the training and"):
+    with pytest.raises(
+        ValueError, match="the training and the .* images share 1 group of data.group_by"
+    ):
         load_data(Data(files=path, group_by="patient"))
     path.write_text(path.read_text().replace(",p5,val", ",p9,val").replace("p12", "p0"))
     splits = load_data(Data(files=path, group_by="patient"))
-    with pytest.raises(ValueError, match="both in the training and the test images, such as 'p0'"):
+    with pytest.raises(
+        ValueError,
+        match="training and the test images share 1 group of data.group_by, such as 'p0'",
+    ):
         splits.test()
 
 
@@ -322,12 +327,12 @@ def test_arrow_files_that_cannot_be_used_are_refused(tmp_path):
     pixels_column = pa.array([[1, 2]] * 45)
     refused("holds list<.*it must hold image", table.set_column(0, "image", pixels_column))
     refused(
-        "1 rows without a label, first in row 0",
+        "1 row without a label, first in row 0",
         table.set_column(1, "label", pa.array([None, *table["label"].to_pylist()[1:]], pa.int64())),
     )
     refused("type float64, such as 0.5", table.set_column(1, "label", pa.array([0.5] * 45)))
     refused(
-        "a label of .* is 7, and there are 3 class names",
+        "a label of .* is 7, beside 3 class names",
         table.set_column(1, "label", pa.array([7] * 45)),
     )
     saved = write_saved(tmp_path / "s")

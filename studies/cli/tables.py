@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from searchspace.geometry import counted
 from studies.cli.app import BENCHMARKS, LOOK_PANEL, app
 from studies.cli.options import (
     Address,
@@ -62,7 +63,8 @@ def record(
 
     table = recording.record(chosen, file, channels=channels, classes=classes, on_entry=on_entry)
     print(
-        f"{file}: {len(table.entries)} architectures, {chosen.training.epochs} epochs each, "
+        f"{file}: {counted(len(table.entries), 'architecture')}, "
+        f"{counted(chosen.training.epochs, 'epoch')} each, "
         f"{file.stat().st_size:,} bytes"
     )
 
@@ -103,9 +105,10 @@ def replay(
         return print_json(replaying.summary(table, rows, seeds, share))
     if format is Format.table:
         print(
-            f"{len(table.entries)} architectures, {table.study.training.epochs} epochs each; "
+            f"{counted(len(table.entries), 'architecture')}, "
+            f"{counted(table.study.training.epochs, 'epoch')} each; "
             f"epochs until the front has {100 * share:g} % of the full hypervolume, "
-            f"{replaying.full_volume(table):.4f}; {seeds} seeds"
+            f"{replaying.full_volume(table):.4f}; {counted(seeds, 'seed')}"
         )
     print_rows(replaying.as_dicts(rows), format, *replaying.comparison_table(rows, seeds))
 

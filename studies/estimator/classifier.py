@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from searchspace.geometry import counted
 from studies.config import NULL, Study, dump, load_study, parse
 from studies.errors import StudyError
 from studies.estimator.default_study import default_study
@@ -111,7 +112,8 @@ class EquivariantClassifier(ClassifierMixin, BaseEstimator):
         images = images_last(X)
         if len(images) != len(labels):
             raise ValueError(
-                f"X holds {len(images)} images and y {len(labels)} labels; give one for each"
+                f"X holds {counted(len(images), 'image')} and y "
+                f"{counted(len(labels), 'label')}; give one for each"
             )
         study = self._study(images, len(classes), grouped=groups is not None)
         directory = Path(self.directory or tempfile.mkdtemp(prefix="equisearch-")).absolute()
@@ -219,7 +221,8 @@ class EquivariantClassifier(ClassifierMixin, BaseEstimator):
         given = predictor.manifest.input
         if images.shape[3] != given.channels:
             raise ValueError(
-                f"X has {images.shape[3]} channels ({images[0].size} features), and the images of "
+                f"X has {counted(images.shape[3], 'channel')} ({images[0].size} features), "
+                "and the images of "
                 f"fit had {given.channels} (n_features_in_ is {self.n_features_in_}); give images "
                 "of the same kind"
             )

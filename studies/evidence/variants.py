@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from searchspace.architecture import Architecture
 from searchspace.cost import Match, cost, widened
-from searchspace.geometry import size_text
+from searchspace.geometry import counted, size_text
 from searchspace.grammar import format_stage
 from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Stage
@@ -74,7 +74,9 @@ def with_layout(architecture: Architecture, layout: str) -> Architecture:
     steps = [Subsampling.parse(step.strip()) for step in layout.split("|")]
     places = [n for n, stage in enumerate(architecture.stages) if stage.subsampling is not None]
     if len(steps) not in (1, len(places)):
-        raise ValueError(f"layout {layout} has {len(steps)} steps for {len(places)} places")
+        raise ValueError(
+            f"layout {layout} has {counted(len(steps), 'step')} for {counted(len(places), 'place')}"
+        )
     stages = list(architecture.stages)
     for number, place in enumerate(places):
         stages[place] = replace(stages[place], subsampling=steps[min(number, len(steps) - 1)])

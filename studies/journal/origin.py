@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from searchspace.geometry import counted
 from studies.config import Study, differences
 from studies.errors import StudyError
 from studies.journal.definition import ATTRIBUTE, as_stored, definition_attribute
@@ -89,7 +90,8 @@ def require_begun(directory: Path) -> dict[str, Any]:
     scored = sum(bool(folder.scores) for folder in folders.values())
     if folders:
         raise StudyError(
-            f"{there}, but {len(folders)} folders of trials, {scored} of them with scores: restore "
+            f"{there}, but {counted(len(folders), 'folder')} of trials, {scored} with "
+            "scores: restore "
             f"the journal from a copy, or rebuild it with `equisearch repair {as_word(directory)}`"
         )
     raise StudyError(

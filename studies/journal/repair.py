@@ -14,6 +14,7 @@ from typing import Any
 
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
+from searchspace.geometry import counted
 from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
@@ -132,8 +133,8 @@ def _mend_journal(
     if lost_beginning and describer is not None and (waiting := untried(entries, first)):
         entries += waiting
         done.append(
-            f"{len(waiting)} architectures of --enqueue and search.first were not tried; they wait "
-            "again"
+            f"{counted(len(waiting), 'architecture')} of --enqueue and search.first, not tried "
+            "before: waiting again"
         )
     if not saved.damage and entries == list(saved.entries):
         return done
@@ -266,7 +267,7 @@ def _rebuild(
             inserted.append((len(entries) if trial.ended is None else trial.ended, records))
     for place, records in sorted(inserted, key=lambda item: item[0], reverse=True):
         entries[place:place] = records
-    done = [f"rebuilt parts of {filled} trials from their folders"] if filled else []
+    done = [f"rebuilt parts of {counted(filled, 'trial')} from folders of trials"] if filled else []
     lost = [number for number, folder in folders.items() if number >= len(trials)]
     rebuilt = []
     for number in range(len(trials), max(lost, default=-1) + 1) if describe else ():
@@ -278,8 +279,8 @@ def _rebuild(
         rebuilt += [number] if "architecture" in entry["user_attrs"] else []
     if rebuilt:
         done.append(
-            f"rebuilt {len(rebuilt)} trials that the journal had lost "
-            f"({rebuilt[0]} to {rebuilt[-1]}) from their folders"
+            f"rebuilt {counted(len(rebuilt), 'trial')} that the journal had lost "
+            f"({rebuilt[0]} to {rebuilt[-1]}) from folders of trials"
         )
     return done
 
@@ -315,7 +316,7 @@ def _move_orphans(directory: Path) -> list[str]:
     if not moved:
         return []
     return [
-        f"moved {len(moved)} folders aside that belong to no trial of the journal: "
+        f"moved {counted(len(moved), 'folder')} aside, of no trial of the journal: "
         f"{', '.join(moved)}"
     ]
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from searchspace.geometry import counted
 from studies.errors import DamagedError, JournalWarning
 from studies.journal.reader import JOURNAL, read_lines, read_trials
 from studies.journal.records import (
@@ -219,13 +220,20 @@ def _placed(reading: _Reading) -> Salvage:
             created, lost = created + missing, lost + missing
         entries.append(entry)
     if copies.trials:
-        damage.append(f"the study stands in it more than once: {copies.trials} trials repeat")
+        damage.append(
+            f"the study stands in it more than once, with copies of "
+            f"{counted(copies.trials, 'trial')}"
+        )
     if lost:
-        damage.append(f"the beginning of {lost} trials was lost")
+        damage.append(f"the beginning of {counted(lost, 'trial')} was lost")
     if unknown:
-        damage.append(f"{unknown} records name trials that the journal does not hold")
+        damage.append(
+            f"trials that the journal does not hold are named by {counted(unknown, 'record')}"
+        )
     if other:
-        damage.append(f"{other} records have another number of objectives than {objectives}")
+        damage.append(
+            f"another number of objectives than {objectives}: in {counted(other, 'record')}"
+        )
     return Salvage(tuple(entries), tuple(damage))
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from searchspace.geometry import counted
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study, dump, parse
@@ -298,7 +299,8 @@ def _table(content: _TableFile, name: str) -> RecordedTable:
     for entry in content.entries:
         if len(entry.epochs) != study.training.epochs:
             raise ValueError(
-                f"{entry.architecture} has scores of {len(entry.epochs)} epochs, and the study "
+                f"{entry.architecture} has scores of {counted(len(entry.epochs), 'epoch')}, "
+                "and the study "
                 f"trains {study.training.epochs}"
             )
     total = len(content.entries) if content.architectures is None else content.architectures

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from searchspace.geometry import counted
 from studies.config import Study
 from studies.errors import StudyError
 from studies.evidence import controls, pairs, variants
@@ -80,7 +81,9 @@ def compare_lines(value: dict[str, Any]) -> list[str]:
     a, b = value["trials"]
     lines = [f"{row['trial']}: {row['architecture'] or row['model']}" for row in (a, b)]
     if a["epoch"] != b["epoch"]:
-        lines.append(f"note: scores are those after {a['epoch']} and {b['epoch']} epochs")
+        lines.append(
+            f"note: scores are those after {a['epoch']} and {counted(b['epoch'], 'epoch')}"
+        )
     overs = {s["difference"].get("over") for s in value["scores"].values()} - {None}
     counts = [s["difference"]["n"] for s in value["scores"].values() if "n" in s["difference"]]
     if counts:
@@ -186,7 +189,7 @@ def control_text(said: dict[str, Any]) -> str:
     rows = said["controls"]
     if said["winner"] is None or not rows:
         return (
-            f"{said['of_others']} controls are those of an earlier winner; `equisearch resume` "
+            f"{counted(said['of_others'], 'control')} of an earlier winner; `equisearch resume` "
             "trains those of the present one"
             if said["of_others"]
             else ""
@@ -194,7 +197,8 @@ def control_text(said: dict[str, Any]) -> str:
     complete = [row for row in rows if row["state"] == "complete"]
     beaten = [row for row in complete if row["outcome"] == "beaten"]
     return (
-        f"trial {said['winner']} beats {len(beaten)} of {len(complete)} controls: better in one "
+        f"trial {said['winner']} beats {len(beaten)} of "
+        f"{counted(len(complete), 'control')}: better in one "
         "score and worse in none, by 95 % intervals; differences are trial "
         f"{said['winner']} minus the control"
     )

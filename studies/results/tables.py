@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from searchspace.geometry import counted
 from studies.config import Study
 from studies.errors import StudyError
 from studies.evidence.front import best_compromise, front_members, values_of
@@ -97,7 +98,7 @@ def left_out(records: Sequence[TrialRecord]) -> str:
     """
     count = sum(record.state == "earlier" for record in records)
     return (
-        f"{count} earlier trial{'' if count == 1 else 's'} (of a warm start, or of images that "
+        f"{counted(count, 'earlier trial')} (of a warm start, or of images that "
         "have changed since) left out: their scores do not compare"
         if count
         else ""
@@ -110,14 +111,13 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     done = trials["complete"] + trials["pruned"] + trials["failed"]
     states = ", ".join(f"{trials[state]} {state}" for state in SHOWN_STATES if trials[state])
     beside = ", ".join(
-        f"{count} {kind}{'' if count == 1 else 's'}"
-        for kind, count in value["beside_the_search"].items()
+        f"{counted(count, kind)}" for kind, count in value["beside_the_search"].items()
     )
     driven = f"driven by {value['driver']}" if value["driver"] else "no process drives it"
     return [
-        f"{value['directory']}: {done} of {value['asked_for']} trials done "
+        f"{value['directory']}: {done} of {counted(value['asked_for'], 'trial')} done "
         f"({states or 'none yet'}); {driven}",
-        f"front: {value['front_size']} architecture{'' if value['front_size'] == 1 else 's'}, "
+        f"front: {counted(value['front_size'], 'architecture')}, "
         f"hypervolume {value['hypervolume']:.4f} of "
         f"({in_words(', '.join(value['objectives']), value['score'])})",
         *([f"beside the search: {beside}"] if beside else []),
@@ -323,7 +323,7 @@ def _unseen(scores: Mapping[str, Any]) -> str:
 
 def _over_seeds(means: dict[str, dict[str, Any]], score: str) -> list[str]:
     return [
-        f"  {in_words(name.replace('_', ' '), score)} over {mean['n']} seeds: "
+        f"  {in_words(name.replace('_', ' '), score)} over {counted(mean['n'], 'seed')}: "
         f"{percent(mean['mean'])} %{bounds(mean)} (95 % over seeds)"
         for name, mean in means.items()
         if name in ("accuracy", "symmetry_accuracy")

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from searchspace.geometry import counted
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.directory import require_writable_place
@@ -114,8 +115,9 @@ def train_lines(result: dict[str, Any]) -> list[str]:
     name = score_name(scores)
     lines = [
         result["architecture"],
-        f"  {result['epochs']} epochs in {result['seconds']:.1f} s, seed {result['seed']}, "
-        f"{result['num_validation']} validation images",
+        f"  {counted(result['epochs'], 'epoch')} in {result['seconds']:.1f} s, seed "
+        f"{result['seed']}, "
+        f"{counted(result['num_validation'], 'validation image')}",
         f"  {name} {percent(scores['accuracy'])} %; symmetry {name} "
         f"{percent(scores['symmetry_accuracy'])} % "
         f"(worst {percent(scores['symmetry_accuracy_worst'])} %)",

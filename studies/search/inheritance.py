@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from searchspace.geometry import counted
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from searchspace.weights.relaxed import relaxed
@@ -56,7 +57,8 @@ def taken_up(study: Study, epochs: int | None = None) -> int:
     epochs = max(1, round(CHILD_SHARE * whole)) if epochs is None else epochs
     if not 1 <= epochs <= whole:
         raise StudyError(
-            f"a child cannot train {epochs} epochs: the training of this study has {whole}; "
+            f"a child cannot train {counted(epochs, 'epoch')}: the training of this study "
+            f"has {whole}; "
             f"choose 1 to {whole}"
         )
     return whole - epochs

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+from searchspace.geometry import counted
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import read_study
@@ -64,7 +65,7 @@ class Remaining:
         times = self._study.search.repeats
         if self.exhausted:
             return (
-                f"every architecture of the space was trained {times} time{'s' * (times > 1)} "
+                f"every architecture of the space was trained {counted(times, 'time')} "
                 "(search.repeats); a new study with a wider space, or with more repeats, goes on"
             )
         return f"no proposal can be trained any more; the last one was refused: {refused.reason}"
@@ -80,6 +81,6 @@ def require_trials(directory: Path, study: Study) -> None:
         )
         if study.search.trials < ended:
             raise StudyError(
-                f"search.trials is {study.search.trials}, but {ended} trials of {directory} have "
-                f"ended; give at least {ended}, or more to go on"
+                f"search.trials is {study.search.trials}, but in {directory} "
+                f"{counted(ended, 'trial')} ended; give at least {ended}, or more to go on"
             )

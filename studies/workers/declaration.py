@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchspace.cost import cost
+from searchspace.geometry import counted
 from searchspace.groups import IDENTITY, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
@@ -45,7 +46,8 @@ class Declaration:
     def line(self) -> str:
         """One sentence for a study whose declaration nothing contradicts."""
         return (
-            f"the declared {self.group} was checked on {self.images} images: no two classes are "
+            f"the declared {self.group} was checked on {counted(self.images, 'image')}: no "
+            "two classes are "
             "exchanged, and training does not show every orientation"
         )
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from searchspace.geometry import counted
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.durations import duration_text
@@ -47,22 +48,23 @@ class Forecast:
     def text(self) -> str:
         """The forecast for people."""
         size = (
-            f"more than {MOST_COMBINATIONS:,}"
+            f"more than {MOST_COMBINATIONS:,} combinations"
             if self.combinations is None
-            else f"{self.combinations:,}"
+            else counted(self.combinations, "combination")
         )
         ranges = f", beside the ranges of {', '.join(self.ranges)}" if self.ranges else ""
         measured = [
             f"  {seconds:.2f} s per epoch: {text}"
             for text, seconds in self.seconds_per_epoch.items()
         ]
-        folds = f" in each of {self.folds} folds" if self.folds > 1 else ""
-        workers = f"{self.workers} worker{'' if self.workers == 1 else 's'}"
+        folds = f" in each of {counted(self.folds, 'fold')}" if self.folds > 1 else ""
+        workers = f"{counted(self.workers, 'worker')}"
         lines = [
-            f"space: {size} combinations of choices{ranges}",
+            f"space: {size} of choices{ranges}",
             "measured, one training at a time" + (", of one fold:" if folds else ":"),
             *measured,
-            f"search: {self.trials} trials of {self.epochs_per_trial:.3g} epochs on average "
+            f"search: {counted(self.trials, 'trial')} of {self.epochs_per_trial:.3g} epochs "
+            "on average "
             f"({self.epochs} in full){folds} on {workers}: about "
             f"{duration_text(self.seconds)}"
             + (
@@ -73,7 +75,8 @@ class Forecast:
         ]
         if self.controls:
             lines.append(
-                f"controls: at most {self.controls} trainings of {self.epochs} epochs{folds}: "
+                f"controls: at most {counted(self.controls, 'training')} of "
+                f"{counted(self.epochs, 'epoch')}{folds}: "
                 f"about {duration_text(self.seconds_controls)}"
             )
         return "\n".join([*lines, "nothing was written"])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from searchspace.geometry import counted
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
@@ -148,16 +149,17 @@ def with_least_steps(
     epochs = study.training.epochs * factor
     rungs = tuple(rung * factor for rung in study.search.rungs)
     changes = [
-        f"trains in batches of {batch} images instead of {study.training.batch_size}"
+        f"trains in batches of {counted(batch, 'image')} instead of {study.training.batch_size}"
         if batch < study.training.batch_size
         else "",
-        f"trains {epochs} epochs instead of {study.training.epochs}, with rungs at "
+        f"trains {counted(epochs, 'epoch')} instead of {study.training.epochs}, with rungs at "
         f"{', '.join(map(str, rungs))}"
         if factor > 1
         else "",
     ]
     note(
-        f"{images:,} training images are {before} steps before the first rung, and "
+        f"{counted(images, 'training image')}: {counted(before, 'step')} before the first "
+        "rung, and "
         f"search.least_steps is {least}: {' and '.join(filter(None, changes))}"
     )
     training = {"epochs": epochs, "batch_size": batch}
@@ -239,8 +241,8 @@ def with_rungs_reached(study: Study, note: Callable[[str], None] = lambda text: 
         return study
     if "rungs" in study.search.model_fields_set:
         note(
-            f"search.rungs: {', '.join(map(str, beyond))} beyond the {epochs} epochs of a training "
-            "are left out"
+            f"search.rungs: left out, since a training has {counted(epochs, 'epoch')}: "
+            f"{', '.join(map(str, beyond))}"
         )
     rungs = study.search.rungs[: -len(beyond)]
     search = study.search.model_copy(update={"rungs": rungs})
@@ -255,7 +257,8 @@ def require_room(resources: Resources) -> None:
     most = max(LEAST_ROOM, ROOM * cores)
     if workers * max(1, resources.cpus_per_trial) > most:
         raise StudyError(
-            f"resources ask for {workers} workers of {resources.cpus_per_trial:g} cores, and this "
+            f"resources ask for {counted(workers, 'worker')} with cpus_per_trial "
+            f"{resources.cpus_per_trial:g}, and this "
             f"machine has {cores}: here both together may be at most {most}, and more than {cores} "
             "gain nothing; lower resources.workers or resources.cpus_per_trial, or name a cluster "
             "(--ray-address)"

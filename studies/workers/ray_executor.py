@@ -28,6 +28,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
+from searchspace.geometry import counted
 from studies.errors import StudyError
 from studies.search.assignments import Assignment, Driver
 from studies.workers.actors import Actors, Members, PoolWorker, RayOwner, Room, wanted
@@ -182,7 +183,7 @@ class WorkerPool:
 
     def _say_waiting(self, room: Room) -> None:
         if room.free:
-            why = f"{len(self._members)} workers start"
+            why = f"{counted(len(self._members), 'worker')} to start"
         elif room.total:
             why = "what the nodes have is in use, by others or by workers that start"
         else:

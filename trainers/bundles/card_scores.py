@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from searchspace.geometry import counted
 from searchspace.groups import Group
 
 # as model hubs call tasks
@@ -147,7 +148,8 @@ def _validated(manifest: Mapping[str, Any]) -> list[str]:
     """How the scores of a trial came about."""
     return [
         f"## Scores\n\nOn {manifest['data']['validation_images']} validation images, one training "
-        f"(seed {manifest['training']['seed']}), {manifest['scores']['epoch']} epochs; 95 % "
+        f"(seed {manifest['training']['seed']}), "
+        f"{counted(manifest['scores']['epoch'], 'epoch')}; 95 % "
         "intervals over images.",
         "A search that chose this network by these images makes the figures optimistic; "
         + (
@@ -177,9 +179,9 @@ def _tested(manifest: Mapping[str, Any]) -> list[str]:
     averaged = "values" if manifest.get("task") == "regression" else "probabilities"
     return [
         f"## Scores\n\nOn {test['images']} test images, which chose nothing. Retrained on the "
-        f"{data['train_images']} {images} for {manifest['scores']['epoch']} epochs.",
+        f"{data['train_images']} {images} for {counted(manifest['scores']['epoch'], 'epoch')}.",
         "",
-        f"The architecture over {test['seeds']} seed{'' if test['seeds'] == 1 else 's'}: mean ± "
+        f"The architecture over {counted(test['seeds'], 'seed')}: mean ± "
         "standard deviation, 95 % intervals over images and seeds.",
         "",
         "| test score | mean | n | interval |",

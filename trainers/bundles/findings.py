@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from searchspace.geometry import counted
 from trainers.bundles.formats import SIGNATURE, careful_onnx_runner, logits
 from trainers.bundles.manifest import Extra, Manifest, shown_names
 from trainers.bundles.model import Model
@@ -113,7 +114,8 @@ def pixel_check(folder: Path, manifest: Manifest, model_of: Callable[[], Model])
     return CheckResult(
         "predict",
         difference <= TOLERANCE,
-        f"probabilities of {PIXELS_FILE} on {len(images)} images of several sizes and modes differ "
+        f"probabilities of {PIXELS_FILE} on {counted(len(images), 'image')} of several "
+        "sizes and modes differ "
         f"by {difference:.2g} from those of the network (allowed {TOLERANCE:g})",
     )
 
@@ -138,7 +140,9 @@ def int8_check(folder: Path, manifest: Manifest, probes: Tensor, recorded: Tenso
     allowed = 1.5 * about.max_difference + parity_tolerance(recorded / units)
     parts = [f"logits differ by up to {difference:.2g} from the network's (allowed {allowed:.2g})"]
     if same:
-        parts.append(f"integer outputs equal on {len(probes)} images under {' '.join(same)}")
+        parts.append(
+            f"integer outputs equal on {counted(len(probes), 'image')} under {' '.join(same)}"
+        )
     if lost:
         parts.append(f"exact in floating point, but not in integers: {' '.join(lost)}")
     if broken:

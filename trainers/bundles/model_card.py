@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from searchspace.geometry import counted
 from searchspace.groups import Element
 from trainers.bundles.card_scores import (
     card_line,
@@ -291,7 +292,7 @@ def _images(manifest: Mapping[str, Any]) -> str:
             "",
             "Step 2 and 3 are `model.prepare(uint8 images)`; the first block above does step 1 for "
             "8-bit images without transparency. "
-            f"Trained on {data['train_images']} images of {text_of(data['data'])}.",
+            f"Trained on {counted(data['train_images'], 'image')} of {text_of(data['data'])}.",
             "",
         ]
     )
@@ -365,7 +366,8 @@ def _origin(manifest: Mapping[str, Any]) -> str:
             "## Where it comes from",
             "",
             *lines,
-            f"- training: {training['epochs']} epochs, {training['optimizer']}, learning rate "
+            f"- training: {counted(training['epochs'], 'epoch')}, {training['optimizer']}, "
+            "learning rate "
             f"{training['learning_rate']:g}, batches of "
             f"{training['batch_size']}, {penalty}",
             f"- written: {manifest['written']} with {versions}",

@@ -17,6 +17,7 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from searchspace.cost import cost
 from searchspace.exactness import verdict
+from searchspace.geometry import counted
 from searchspace.groups import Element, Group
 from trainers.bundles import manifest as manifests
 from trainers.bundles.findings import (
@@ -186,7 +187,9 @@ def _file_results(
             f"{shown_names(loaded)}; remove it",
         )
     if not bad and not gaps and not loaded:
-        yield CheckResult("files", True, f"{len(manifest.files)} files as they were written")
+        yield CheckResult(
+            "files", True, f"{counted(len(manifest.files), 'file')} as they were written"
+        )
     if others:
         caution = (
             "; Python runs what lies in __pycache__, remove it unless you made it"

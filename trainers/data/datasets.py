@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from searchspace.geometry import counted
 from trainers import cached_arrays
 from trainers.cache import say_once
 from trainers.data import folders, sources
@@ -374,8 +375,8 @@ def _moments(pixels: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[fl
 def _check_lost(lost: list[str], total: int) -> None:
     if len(lost) > LOST * total:
         raise ValueError(
-            f"{len(lost)} of {total} images cannot be read, more than {LOST:.0%}; the first "
-            f"are: {'; '.join(lost[:3])}; "
+            f"{len(lost)} of {counted(total, 'image')} cannot be read, more than {LOST:.0%}; "
+            f"the first are: {'; '.join(lost[:3])}; "
             "replace or remove these files"
         )
 
@@ -384,7 +385,7 @@ def _warn(lost: tuple[str, ...] | list[str], total: int) -> None:
     if lost:
         more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
         warnings.warn(
-            f"{len(lost)} of {total + len(lost)} images cannot be read and are left out: "
+            f"{len(lost)} of {counted(total + len(lost), 'image')} cannot be read, and left out: "
             f"{'; '.join(lost[:3])}{more}",
             DataWarning,
             stacklevel=3,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.data.decoding import FULL_16_BIT
 from trainers.data.pools import ArrayPool, FilePool, Pool
 from trainers.settings import Data
@@ -37,7 +38,7 @@ def describe(splits: Splits) -> list[str]:
         *(f"data: {said}" for said in splits.notes),
         *_folds(splits.data),
         f"data: {len(splits.train)} training and {len(splits.validation)} validation images, "
-        f"{splits.channels} channel{'s' * (splits.channels > 1)}, {len(splits.classes)} {what}",
+        f"{counted(splits.channels, 'channel')}, {len(splits.classes)} {what}",
         f"{said}: {', '.join(counts)}",
     ]
     return [_printable(line) for line in lines]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.data.decoding import extensions
 from trainers.data.grouping import groups_in_names
 from trainers.data.pools import FilePool, Pool, Source, file_pool
@@ -269,7 +270,7 @@ def _list(root: Path) -> Listing:
     )
     if len(folders) < 2 or not any(listing.files):
         holds = (
-            f"holds {len(folders)} sub-folder{'' if len(folders) == 1 else 's'}"
+            f"holds {counted(len(folders), 'sub-folder')}"
             if len(folders) < 2
             else f"holds no image in its {len(folders)} sub-folders (looked for "
             f"{' '.join(sorted(extensions()))})"
@@ -298,8 +299,8 @@ def _at_least(listing: Listing, least: int, remedy: str) -> None:
     if few:
         raise ValueError(
             f"{'class' if len(few) == 1 else 'classes'} {first_names(few)} in {listing.root} "
-            f"{'has' if len(few) == 1 else 'have'} fewer than {least} "
-            f"image{'' if least == 1 else 's'}; {remedy}"
+            f"{'has' if len(few) == 1 else 'have'} fewer than "
+            f"{counted(least, 'image')}; {remedy}"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.data.pools import Pool
 
 
@@ -23,7 +24,8 @@ def groups_in_names(pattern: str, names: Sequence[str]) -> np.ndarray:
         ) from None
     if compiled.groups != 1:
         raise ValueError(
-            f"data.group_by '{pattern}' has {compiled.groups} groups in brackets; it needs one, "
+            f"data.group_by '{pattern}' has {counted(compiled.groups, 'group')} in "
+            "brackets; it needs one, "
             r"which finds the group of an image in its file name, such as (patient\d+)"
         )
     matches = [compiled.search(name) for name in names]
@@ -41,7 +43,7 @@ def require_groups(groups: np.ndarray, least: int, where: str) -> None:
     values = np.unique(groups)
     if len(values) < least:
         raise ValueError(
-            f"data.group_by makes {len(values)} group{'s' * (len(values) != 1)} of the {where} "
+            f"data.group_by makes {counted(len(values), 'group')} of the {where} "
             f"({', '.join(map(str, values[:3]))}), and {least} splits need a group each; choose "
             "another column or pattern, or leave group_by out"
         )
@@ -54,8 +56,9 @@ def require_apart(one: Pool, other: Pool, names: tuple[str, str]) -> None:
     common = np.intersect1d(one.groups, other.groups)
     if len(common):
         raise ValueError(
-            f"{len(common)} groups of data.group_by are both in the {names[0]} and the {names[1]} "
-            f"images, such as '{common[0]}'; move the images of each group to one split"
+            f"the {names[0]} and the {names[1]} images share "
+            f"{counted(len(common), 'group')} of data.group_by, such as '{common[0]}'; move "
+            "the images of each group to one split"
         )
 
 

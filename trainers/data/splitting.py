@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.data.grouping import require_apart, require_groups, take_groups
 from trainers.data.pools import Source
 from trainers.settings import Data
@@ -87,8 +88,9 @@ def check_classes(source: Source, part: str, labels: np.ndarray) -> None:
     else:
         remedy = _remedy(part, official)
     raise ValueError(
-        f"the {part} split, {len(labels)} images of {np.count_nonzero(drawn)} of the "
-        f"{np.count_nonzero(pool)} classes, holds no image of {first_names(missing)}; every class "
+        f"the {part} split, {counted(len(labels), 'image')} of {np.count_nonzero(drawn)} of the "
+        f"{counted(np.count_nonzero(pool), 'class')}, holds no image of "
+        f"{first_names(missing)}; every class "
         f"must be in every split; {remedy}"
     )
 
@@ -234,8 +236,10 @@ def _held_out(source: Source, data: Data) -> np.ndarray:
     wanted = data.test or min(max(np.count_nonzero(counts), round(len(labels) / 5)), most)
     if wanted > most:
         raise ValueError(
-            f"data asks for {wanted} test images, but of {len(labels)} images in "
-            f"{len(source.classes)} classes at most {most} can be spared; lower `test:`"
+            f"data asks for {counted(wanted, 'test image')}, but of "
+            f"{counted(len(labels), 'image')} "
+            f"in {counted(len(source.classes), 'class')} at most {most} can be spared; "
+            "lower `test:`"
         )
     index = _taken(source, np.arange(len(labels)), int(wanted), (data.seed, 1), keep=2)
     check_classes(source, "test", labels[index])
@@ -261,7 +265,8 @@ def _part(labels: np.ndarray, wanted: int | None, seed: tuple[int, int], what: s
     """Indices of `wanted` images of an official split; None: all, shuffled."""
     if wanted is not None and wanted > len(labels):
         raise ValueError(
-            f"data asks for {wanted} images of the {what} split, which has {len(labels)}; lower "
+            f"data asks for {counted(wanted, 'image')} of the {what} split, which has "
+            f"{len(labels):,}; lower "
             f"`{what}:`"
         )
     return take(labels, wanted or len(labels), seed)

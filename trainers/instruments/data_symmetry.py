@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from searchspace.geometry import counted
 from trainers.instruments.proportions import Proportion
 from trainers.text_table import Column, table_lines
 
@@ -96,7 +97,8 @@ def collides(pair: Likeness) -> bool:
 
 def _headline(probe: DataSymmetry) -> str:
     return (
-        f"{probe.images} images of {len(probe.classes)} classes under {probe.group}; "
+        f"{counted(probe.images, 'image')} of {counted(len(probe.classes), 'class')} under "
+        f"{probe.group}; "
         f"a small plain classifier gets {probe.accuracy.short()} of upright held-out images right"
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from searchspace.geometry import counted
 from searchspace.groups import TRIVIAL, Element, Group
 from trainers.actions import act, act_on_fields
 
@@ -178,7 +179,8 @@ def _checked(logits: Any, images: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"the model returned {shape} for {len(images)} images; it must return logits "
+            f"the model returned {shape} for {counted(len(images), 'image')}; it must "
+            "return logits "
             "[batch, classes]"
         )
     if not logits.is_floating_point():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from searchspace.geometry import counted
 from trainers.instruments.feature_maps import Forward, Normalise, measuring, pixels
 
 
@@ -38,13 +39,14 @@ def check_model(
             f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         )
         raise ValueError(
-            f"the model returned {given} for {len(images)} images; it must return logits "
+            f"the model returned {given} for {counted(len(images), 'image')}; it must "
+            "return logits "
             "[batch, classes]"
         )
     if logits.shape[1] != classes:
         raise ValueError(
-            f"the model gives {logits.shape[1]} logits for each image, but the data has "
-            f"{classes} classes; give a model for these classes, or "
+            f"the model gives {counted(logits.shape[1], 'logit')} for each image, but the data has "
+            f"{counted(classes, 'class')}; give a model for these classes, or "
             "the study whose data it was made for (--data)"
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from searchspace.geometry import counted
 from searchspace.groups import Element, Group
 from trainers.instruments.accuracy import AngleCurve, SymmetryAccuracy
 from trainers.instruments.angle_plot import draw_angles
@@ -111,7 +112,7 @@ def _scores(m: Measurement) -> str:
         ("mean over seen elements", *_share(m.accuracy.mean_seen)),
         ("mean over unseen elements", *_share(m.accuracy.mean_unseen)),
         ("mean over all elements", *_share(m.accuracy.mean_all)),
-        (f"mean over {len(m.curve.degrees)} angles", f"{100 * m.curve.mean:.2f} %", ""),
+        (f"mean over {counted(len(m.curve.degrees), 'angle')}", f"{100 * m.curve.mean:.2f} %", ""),
         (f"worst angle, {m.curve.worst[0]:g}", *_share(m.curve.worst[1])),
         ("consistency", *_share(m.consistency)),
     ]
@@ -122,7 +123,7 @@ def _scores(m: Measurement) -> str:
             ("equivariance error, logits", f"{m.error.logits.worst:.2e}", "worst"),
         ]
     return _table(
-        f"Symmetry under {m.group} on {m.num_images} images{_filled(m)}",
+        f"Symmetry under {m.group} on {counted(m.num_images, 'image')}{_filled(m)}",
         ("score", "value", f"{100 * m.accuracy.confidence:g} % interval"),
         rows,
     )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from searchspace.architecture import Architecture
+from searchspace.geometry import counted
 from searchspace.groups import TRIVIAL, Group
 from searchspace.weights.relaxed import relaxed
 from trainers.networks.convolution import Convolution
@@ -257,9 +258,9 @@ def require_relaxation(before: Architecture, after: Architecture) -> None:
             )
         if new.channels != old.channels:
             raise ValueError(
-                f"stage {number} has {new.channels} channels, the trained network's has "
+                f"stage {number} has {counted(new.channels, 'channel')}, the trained network's has "
                 f"{old.channels}; a relaxation to {new.group} keeps them, with "
-                f"{old.channels // new.group.order} fields"
+                f"{counted(old.channels // new.group.order, 'field')}"
             )
     same = before
     for number, stage in enumerate(after.stages[: len(before.stages)], start=1):

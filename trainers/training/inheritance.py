@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from searchspace.architecture import Architecture
+from searchspace.geometry import counted
 from trainers.data.datasets import Splits, batch, normaliser
 from trainers.devices import pick_device
 from trainers.networks.networks import Network, build
@@ -87,7 +88,8 @@ def _trained(parent: TrainingPlace, splits: Splits) -> tuple[Network, Mapping[st
         if (held := saved["network"].get(name)) is None or held.shape != value.shape:
             raise ValueError(
                 f"the checkpoint in {parent.directory} was trained on other images than these, "
-                f"which have {splits.channels} channels and {len(splits.classes)} classes ({name} "
+                f"which have {counted(splits.channels, 'channel')} and "
+                f"{counted(len(splits.classes), 'class')} ({name} "
                 f"is {None if held is None else list(held.shape)} there, {list(value.shape)} "
                 "here); weights are inherited on the same data"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from searchspace.geometry import counted
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import read_study
@@ -75,6 +76,6 @@ def relax_lines(directory: Path, made: dict[str, Any]) -> list[str]:
     return [
         f"trial {made['trial']} waits: {made['architecture']}",
         f"it begins with the weights of trial {made['inherited_from']} and trains the last "
-        f"{epochs} epoch{'' if epochs == 1 else 's'} of the schedule: equisearch resume "
+        f"{counted(epochs, 'epoch')} of the schedule: equisearch resume "
         f"{as_word(directory)} --trials N",
     ]

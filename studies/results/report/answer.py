@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from searchspace.architecture import Architecture
+from searchspace.geometry import counted
 from searchspace.groups import TRIVIAL, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
@@ -56,7 +57,7 @@ def answer(
         f"{'Use' if settled else 'Not settled; the best guess is'} "
         f"{_subject(chosen, study)}: trial {chosen.number} is the best "
         f"compromise between {_several([n.replace('_', ' ') for n in study.objectives])} among "
-        f"{_count(len(complete), 'complete trial')}{against}."
+        f"{counted(len(complete), 'complete trial')}{against}."
     )
     name = task_score(study.data.task)
 
@@ -85,7 +86,7 @@ def _standing(
         for kind in ("better", "tied", "beaten")
     }
     images = evidence.count(chosen)
-    on = f" on {images:,} images" if images else ""
+    on = f" on {counted(images, 'image')}" if images else ""
     if of["better"]:
         be = "are" if len(of["better"]) > 1 else "is"
         return False, f", but {_several(of['better'][:MOST_TIES])} {be} better (95 %{on})"
@@ -240,7 +241,7 @@ def _against(
             verdict = "" if difference.distinct else " (zero is possible)"
             parts.append(f"{difference.points()} points {words}{verdict}")
             paired = difference.over == "images"
-            over = f", {'paired ' if paired else ''}over {difference.count:,} images"
+            over = f", {'paired ' if paired else ''}over {counted(difference.count, 'image')}"
     if not parts:
         return f"How it differs from {who} (trial {rival.number}) is not recorded."
     return f"Against {who} (trial {rival.number}): {' and '.join(parts)}{over}."
@@ -287,7 +288,8 @@ def _evidence(
     seeds = over_seeds(records).get(chosen.key or "", {}).get("symmetry_accuracy")
     if seeds:
         yield (
-            f"Over {seeds['n']} seeds its symmetry accuracy is {100 * seeds['mean']:.1f} % "
+            f"Over {counted(seeds['n'], 'seed')} its symmetry accuracy is "
+            f"{100 * seeds['mean']:.1f} % "
             f"[{100 * seeds['low']:.1f}, {100 * seeds['high']:.1f}]."
         )
     result = tested.get(chosen.number)
@@ -298,7 +300,7 @@ def _evidence(
         )
     else:
         yield (
-            f"Trained again with {_count(int(result['n']), 'seed')}, it reaches "
+            f"Trained again with {counted(int(result['n']), 'seed')}, it reaches "
             f"{_tested(result, 'accuracy')} as they are and "
             f"{_tested(result, 'symmetry_accuracy')} under {study.symmetry.group} on "
             f"{result['num_test']:,} test images (95 % intervals over images"
@@ -328,12 +330,12 @@ def _cautions(
     stopped = sum(r.state == "pruned" and r.kind == "search" for r in records)
     if stopped:
         yield (
-            f"{_count(stopped, 'trial')} of {stopped + len(complete)} stopped early, at a rung: "
+            f"{counted(stopped, 'trial')} of {stopped + len(complete)} stopped early, at a rung: "
             "what they would have reached is not known."
         )
     failed = sum(r.state == "failed" for r in records)
     if failed:
-        yield f"{_count(failed, 'trial')} failed; the reasons are below."
+        yield f"{counted(failed, 'trial')} failed; the reasons are below."
     ended = sum(r.state in ("complete", "pruned", "failed") for r in records if r.kind == "search")
     if ended < study.search.trials:
         yield f"{ended} of {study.search.trials} trials have ended; the answer may change."
@@ -347,10 +349,6 @@ def _share(scores: Mapping[str, Any], name: str, images: int | None) -> str:
     ranged = interval(scores, name, images)
     around = f" [{100 * ranged[0]:.1f}, {100 * ranged[1]:.1f}]" if ranged else ""
     return f"{100 * value:.1f} %{around}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _several(words: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers import cached_arrays
 from trainers.data.formats.labels import class_names, class_numbers, numbered
 from trainers.data.formats.members import Member, open_members
@@ -171,14 +172,15 @@ def _checked(images: Member, labels: Member, groups: Member | None, task: Task) 
         read_targets(values, task, images.text)
     if len(values) != images.shape[0]:
         raise ValueError(
-            f"{images.text} holds {images.shape[0]} images, and {labels.name} {len(values)} "
-            "labels; give one label for each image"
+            f"{images.text} holds {counted(images.shape[0], 'image')}, and {labels.name} "
+            f"{counted(len(values), 'label')}; give one label for each image"
         )
     if not len(values):
         raise ValueError(f"{images.text} holds 0 images; write it with images")
     if groups is not None and groups.shape not in ((len(values),), (len(values), 1)):
         raise ValueError(
-            f"{images.text} holds {len(values)} images, and {groups.name} (data.group_by) has the "
+            f"{images.text} holds {counted(len(values), 'image')}, and {groups.name} "
+            "(data.group_by) has the "
             f"shape {groups.shape}; give one group for each image"
         )
     return _Part(images, values, None if groups is None else groups.array().reshape(-1).astype(str))

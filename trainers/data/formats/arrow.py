@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.data.decoding import ImagePath
 from trainers.data.formats.rows import (
     Rows,
@@ -272,8 +273,9 @@ def _labels(parts: list[_Part], name: str, where: str) -> np.ndarray:
     missing = [i for i, value in enumerate(values) if value is None]
     if missing:
         raise ValueError(
-            f"{where} has {len(missing)} rows without a label, first in row {missing[0]}; fill "
-            "them, or remove these rows"
+            f"{where} has {counted(len(missing), 'row')} without a label, first in row "
+            f"{missing[0]}; fill "
+            "labels in, or leave such rows out"
         )
     if not values:
         raise ValueError(f"{where} has no row; it needs one for each image")

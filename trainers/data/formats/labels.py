@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from searchspace.geometry import counted
+
 LABEL_RULE = "a label is a class: an integer, or text"
 
 
@@ -61,7 +63,8 @@ def class_names(labels: np.ndarray, where: str, names: Sequence[str] | None) -> 
         if labels.min(initial=0) < 0 or highest >= len(names):
             wrong = highest if highest >= len(names) else int(labels.min())
             raise ValueError(
-                f"a label of {where} is {wrong}, and there are {len(names)} class names; labels "
+                f"a label of {where} is {wrong}, beside "
+                f"{counted(len(names), 'class name')}; labels "
                 f"must be 0 to {len(names) - 1}"
             )
         return tuple(names)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers import cached_arrays
 from trainers.data.decoding import ImagePath
 from trainers.data.folders import SPLIT_FOLDERS
@@ -185,7 +186,8 @@ def groups_of(
         empty = np.flatnonzero(np.char.strip(groups) == "")
         if len(empty):
             raise ValueError(
-                f"the column '{data.group_by}' (data.group_by) is empty in {len(empty)} rows, "
+                f"the column '{data.group_by}' (data.group_by) is empty in "
+                f"{counted(len(empty), 'row')}, "
                 f"first for {names[int(empty[0])]}; give every image a group"
             )
         return groups

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.cached_arrays import block_rows
 from trainers.data.formats.arrays import ABOUT
 from trainers.data.formats.labels import class_numbers
@@ -93,7 +94,8 @@ def _given(parts: Mapping[str, Any], name: str, task: Task | Literal["auto"]) ->
     for what, values in ((of_labels, labels), (of_groups, groups)):
         if values is not None and len(values) != len(images):
             raise ValueError(
-                f"{name} are {len(images)} images, and {what} {len(values)} values; give one for "
+                f"{name} holds {counted(len(images), 'image')}, and {what} "
+                f"{counted(len(values), 'value')}; give one for "
                 "each image"
             )
     return _Given(images, labels, axes, groups)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.data.formats.rows import (
     Rows,
     column_names,
@@ -42,8 +43,9 @@ class Table:
             empty = [i for i, value in enumerate(columns[name]) if not value.strip()]
             if empty:
                 raise ValueError(
-                    f"{where} has {len(empty)} rows without a value in '{name}', first in row "
-                    f"{empty[0] + 1} below the header; fill it, or remove the row"
+                    f"{where} has {counted(len(empty), 'row')} without a value in '{name}', "
+                    "first in row "
+                    f"{empty[0] + 1} below the header; fill it in, or leave such rows out"
                 )
         names = columns[image]
         paths = [self.path.parent / name for name in names]
@@ -97,7 +99,8 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     uneven = [i for i, row in enumerate(rows) if len(row) != len(header)]
     if uneven:
         raise ValueError(
-            f"row {uneven[0] + 1} below the header of {path} has {len(rows[uneven[0]])} values, "
+            f"row {uneven[0] + 1} below the header of {path} has "
+            f"{counted(len(rows[uneven[0]]), 'value')}, "
             f"and the header {len(header)}; correct it"
         )
     return header, rows

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from searchspace.geometry import counted
 from trainers.settings import Task
 
 SEPARATOR = "|"  # between the names of labels in one column of text
@@ -116,8 +117,9 @@ def read_targets(
     count = values.shape[1]
     if names is not None and len(names) != count:
         raise ValueError(
-            f"there are {len(names)} names ({', '.join(list(names)[:5])}) for the {count} columns "
-            f"of labels of {where}; give one for each (data.classes)"
+            f"data.classes has {counted(len(names), 'name')} "
+            f"({', '.join(list(names)[:5])}), and the "
+            f"labels of {where} have {counted(count, 'column')}; give one name for each"
         )
     return Targets(task, tuple(names or _default_names(task, count)), values)
 
@@ -145,8 +147,9 @@ def _check_values(values: np.ndarray, task: Task, where: str) -> None:
     row, column = (int(place[0]) for place in np.nonzero(bad))
     what = "finite numbers" if task == "regression" else "0 or 1"
     raise ValueError(
-        f"the label of image {row} of {where} is {values[row, column]:g} in column {column}, and "
-        f"{int(bad.any(1).sum())} images have such labels; with data.task {task} labels must be "
+        f"the label of image {row} of {where} is {values[row, column]:g} in column {column} "
+        f"(such labels: of {counted(int(bad.any(1).sum()), 'image')}); with data.task "
+        f"{task} labels must be "
         f"{what}: correct them, or leave these images out"
     )
 
@@ -189,7 +192,7 @@ def check_targets(task: Task, names: Sequence[str], part: str, values: np.ndarra
     for name, column in zip(names, values.T):
         if len(np.unique(column)) > 1:
             continue
-        there = f"the {part} split, {len(column)} images,"
+        there = f"the {part} split, {counted(len(column), 'image')},"
         if task == "regression":
             held = column[0] if len(column) else "nothing"
             raise ValueError(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from searchspace.geometry import remainder
+from searchspace.geometry import counted, remainder
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.instruments.audit.follow import WRITES, Death, Followed, follow
 from trainers.instruments.audit.record import (
@@ -104,7 +104,7 @@ def _check(model: Any, group: Group, size: tuple[int, int], channels: int) -> No
         )
     if min(*size, channels) < 1:
         raise ValueError(
-            f"size {size[0]}x{size[1]} with {channels} channels: each must be at least 1"
+            f"size {size[0]}x{size[1]} with {counted(channels, 'channel')}: each must be at least 1"
         )
 
 
@@ -170,7 +170,9 @@ def _advice(module: nn.Module, channels: int) -> str:
         )
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.in_channels != channels:
-        return f"its first convolution has {first.in_channels} channels: give that number"
+        return (
+            f"its first convolution has {counted(first.in_channels, 'channel')}: give that number"
+        )
     return "give a size and a number of channels that it takes"
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from searchspace.geometry import counted
+
 Attributes = dict[str, Any]
 # what may be trained where it is a number with a fraction; others are shapes, axes and limits
 WEIGHTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1),
@@ -31,7 +33,8 @@ def from_onnx(path: Path) -> nn.Module:
     inputs = [value.name for value in graph.input if value.name not in stored]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise ValueError(
-            f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; an audit needs one "
+            f"{path} has {counted(len(inputs), 'input')} and "
+            f"{counted(len(graph.output), 'output')}; an audit needs one "
             "image and one result"
         )
     unread = sorted({node.op_type for node in graph.node} - set(ONNX_OPERATIONS) - {"Constant"})

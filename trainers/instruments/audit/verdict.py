@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from searchspace.geometry import counted
 from searchspace.groups import IDENTITY, Element, Group, isomorphic_name, largest_subgroup
 from trainers.instruments.audit.symmetrised import THRESHOLD
 from trainers.text_table import Column, table_lines
@@ -129,7 +130,10 @@ class Audit:
     def text(self) -> str:
         """The answer for people."""
         height, width = self.size
-        lines = [f"{self.name} at {height}x{width}, {self.channels} channels, under {self.group}"]
+        lines = [
+            f"{self.name} at {height}x{width}, {counted(self.channels, 'channel')}, under "
+            f"{self.group}"
+        ]
         rows = [
             [
                 str(f.element),

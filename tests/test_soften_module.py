@@ -1,6 +1,7 @@
 """Any torch module softened by projection of its kernels; `equisearch soften module:function`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from torch import nn
 
 from searchspace import Group
 from studies.config import parse
+from studies.journal.directory import read_study
 from studies.journal.reader import read_trials
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from trainers import audit, project
 from trainers.actions import act
+from trainers.data.datasets import load_data
 from trainers.instruments.convert.change_bound import change_bound
 from trainers.networks.soft.any_module import distance
 
@@ -133,13 +136,38 @@ def test_the_command_puts_any_model_on_a_front(brought, run):
     for command in ("show", "trials", "report", "status"):
         number = [str(added[0].number)] if command == "show" else []
         assert run(command, str(study), *number).status == 0
-    for command in (["export"], ["measure"]):
-        place = [f"{study}:{added[2].number}"] if command == ["measure"] else [str(study), "3"]
-        result = run(*command, *place)
-        assert result.status == 1 and "trainers.orbit_average(model, 'C4')" in result.err
+    result = run("measure", f"{study}:{added[2].number}")
+    assert result.status == 1 and "trainers.orbit_average(model, 'C4')" in result.err
     again = run("soften", model, *options)
     assert again.status == 0 and "it is trial 1 already" in again.err
     assert len(read_trials(study)) == len(begun) + len(added)
+
+
+def test_a_model_from_outside_is_exported_where_its_code_may_run(brought, run):
+    model, study = brought
+    assert run("soften", model, "--softness", "0", "--data", str(study), "--front").status == 0
+    averaged = read_trials(study)[-1]
+    refused = run("export", str(study), str(averaged.number))
+    assert refused.status == 1 and "add --run-code" in refused.err
+    assert "or export trial 0, the best compromise of what this study trained" in refused.err
+    result = run("export", str(study), str(averaged.number), "--run-code")
+    assert result.status == 0, result.err
+    folder = Path(result.out.strip())
+    program = torch.export.load(folder / "model.pt2").module()
+    splits = load_data(read_study(study).data, None)
+    images = splits.validation.pixels.float() / 255
+    logits, turned = program(images), program(images.rot90(1, (2, 3)))
+    right = float((logits.argmax(1) == splits.validation.labels).double().mean())
+    assert right == pytest.approx((averaged.scores or {})["accuracy"])
+    assert torch.allclose(logits, turned, atol=1e-5)
+    assert "[batch, 1, 8, 8]" in (folder / "README.md").read_text()
+    file = Path(model.rpartition(":")[0])
+    file.write_text(file.read_text().replace("nn.ReLU()", "nn.Tanh()"))
+    changed = run("export", str(study), str(averaged.number), "--run-code")
+    assert changed.status == 1 and "the function has changed" in changed.err
+    file.write_text("def make(): return 3")
+    changed = run("export", str(study), str(averaged.number), "--run-code")
+    assert changed.status == 1 and "cannot be made again" in changed.err
 
 
 def test_what_a_model_needs_to_be_softened_is_said(brought, run):

@@ -75,6 +75,12 @@ def export(
     seed: SeedOption = None,
     quantize: Quantize = None,
     sign: Sign = None,
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code", help="Execute the function of a model from outside, to export it."
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace another bundle in that folder.")
     ] = False,
@@ -83,6 +89,7 @@ def export(
     written, with a model card.
     """
     from studies.results.export_trial import export_trial
+    from trainers.bundles.manifest import MANIFEST
 
     if seed is not None and not retrained:
         raise typer.BadParameter(
@@ -98,8 +105,11 @@ def export(
         retrained=chosen,
         quantize=quantize is not None,
         key=sign,
+        run_code=run_code,
     )
     print(bundle)
+    if not (bundle / MANIFEST).is_file():  # a model from outside
+        return
     note(
         f"compared and written; read {bundle}/README.md, check it any time with `equisearch "
         f"verify {as_word(bundle)}`"

@@ -14,7 +14,7 @@ from studies.journal.directory import TRIALS, require_writable_place
 from studies.journal.trial import TrialRecord
 from studies.results.retrained import RetrainedChoice, choose_retrained, trained_network
 from studies.results.tables import find_trial, open_records
-from studies.results.trained import load_trained, outside
+from studies.results.trained import load_trained
 
 if TYPE_CHECKING:
     from trainers.bundles.export import TrainedNetwork
@@ -33,6 +33,7 @@ def export_trial(
     retrained: str | None = None,
     quantize: bool = False,
     key: Path | str | None = None,
+    run_code: bool = False,
 ) -> Path:
     """The path of the bundle of trial `number`, written to `out` (DIR/exports/00017 unless given).
 
@@ -40,12 +41,17 @@ def export_trial(
     such as `1`, `best` (by validation images) or `mean-of-3` (to DIR/exports/00017-mean-of-3). An
     earlier bundle of the same origin is replaced; another one only with `force`. `quantize` adds
     the network in 8-bit integers, `key` (a private key) signs the bundle. `note` is called with
-    what a user should know besides. Raises StudyError for a trial that is unknown or not
+    what a user should know besides. A model from outside becomes a file of torch.export in that
+    folder (`studies.results.export_model`), which executes its function: only with `run_code`.
+    Raises StudyError for a trial that is unknown or not
     complete, has no checkpoint, or whose data are missing or have changed.
     """
     directory = Path(directory).absolute()
     study, records = open_records(directory)
     record = find_trial(records, number, directory)
+    if record.kind == "model" and record.state == "complete":
+        place = Path(out) if out is not None else directory / EXPORTS / f"{number:05d}"
+        return _from_outside(study, record, records, directory, place, note, run_code)
     origin = _origin(directory, record, records)
     name, choice = f"{number:05d}", None
     if retrained is not None:
@@ -73,6 +79,22 @@ def export_trial(
         raise StudyError(f"trial {number}: {error}") from error
     _note_missing(bundle, note)
     return bundle
+
+
+def _from_outside(
+    study: Study,
+    record: TrialRecord,
+    records: list[TrialRecord],
+    directory: Path,
+    folder: Path,
+    note: Callable[[str], None],
+    run_code: bool,
+) -> Path:
+    from studies.results.export_model import export_model, require_code
+
+    if not run_code:
+        require_code(study, record, records)
+    return export_model(study, record, directory, folder, note)
 
 
 def _note_missing(bundle: Path, note: Callable[[str], None]) -> None:
@@ -109,8 +131,6 @@ def _origin(directory: Path, record: TrialRecord, records: list[TrialRecord]) ->
             f"trial {record.number} is {record.state}{reason}; only complete trials are exported: "
             + _complete(records)
         )
-    if record.kind == "model":
-        raise StudyError(outside(record, directory / TRIALS / f"{record.number:05d}"))
     return {
         "study": directory.name,
         "trial": record.number,

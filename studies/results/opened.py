@@ -136,11 +136,20 @@ class StudyDirectory:
         """`trials.to_frame()`."""
         return self.trials.to_frame()
 
-    def export(self, trial: int, out: Path | str | None = None, *, force: bool = False) -> Path:
-        """The path of the bundle of a complete trial, as `equisearch export` writes it."""
+    def export(
+        self,
+        trial: int,
+        out: Path | str | None = None,
+        *,
+        force: bool = False,
+        run_code: bool = False,
+    ) -> Path:
+        """The path of the bundle of a complete trial, as `equisearch export` writes it; of a model
+        from outside the path of its folder, with `run_code` alone.
+        """
         from studies.results.export_trial import export_trial
 
-        return export_trial(self.path, trial, out, force=force)
+        return export_trial(self.path, trial, out, force=force, run_code=run_code)
 
     def retrain(
         self,

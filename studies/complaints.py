@@ -26,8 +26,13 @@ def explain(
     that were set over the file have no line in it.
     """
     lines = {}
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems:
         loc = problem["loc"]
+        if problem["type"] == "too_short" and any(
+            other["loc"][: len(loc)] == loc != other["loc"] for other in problems
+        ):  # pydantic drops wrong items, then misses them
+            continue
         path = _keys(study, loc)
         if problem["type"] == "extra_forbidden":  # it may look like no key
             path = (*_keys(study, loc[:-1]), loc[-1])

@@ -228,6 +228,8 @@ def test_a_mistake_in_what_is_set_over_a_file_is_not_looked_for_in_the_file():
         ("search: {rungs: [true, 3]}", "search.rungs.0: got true or false"),
         ("training: {learning_rate: false}", "training.learning_rate: got true or false"),
         ("space: {input_size: {low: true, high: 30}}", "space.input_size.low: got true"),
+        ("space: {input_size: [a]}", "space.input_size.0: got 'a'"),
+        ("space: {input_size: []}", "space.input_size: got a list; tuple should have at least 1"),
         ("search: {timeout: true}", "search.timeout: got true"),
         ("search: {trials: null}", "search.trials: got None"),
         ("search: {trials: 1:30}", "search.trials: got '1:30'"),

@@ -182,7 +182,10 @@ def test_a_trial_is_relaxed_trained_and_said_by_every_table(tmp_path, trained, r
     row = run("trials", path, "--format", "json").json[1]
     assert (row["inherited_from"], row["inherited_epoch"]) == (0, 2)
     beside = run("relax", path, 0, "--stage", 1, "--to", "C2", "--pathway", "--format", "json")
-    assert beside.json["architecture"] == "12px: 4k3@C4+C2, 4k3 max2/2 head=group_mean"
+    text = "12px: 4k3@C4+C2, 4k3 max2/2 head=group_mean"
+    assert beside.json["architecture"] == text
+    assert run("trials", path, "--format", "json").json[2]["architecture"] == text
+    assert f"trial 2: waiting\n  {text}, not begun\n  began" in run("show", path, 2).out
     grandchild = run("relax", path, 1, "--stage", 1, "--to", "C1")
     assert "trial 3 waits: 12px: 16k3, 16k3 max2/2" in grandchild.out
     assert "weights of trial 1 and trains the last 1 epoch of the schedule" in grandchild.out

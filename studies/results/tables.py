@@ -137,7 +137,8 @@ def trial_row(
     return {
         "trial": record.number,
         "state": record.state,
-        "architecture": record.architecture,
+        # of a trial that waits, what is to be tried
+        "architecture": record.architecture or facts.get("enqueued"),
         "model": facts.get(MODEL),
         "values": values,
         "epoch": (record.scores or {}).get("epoch"),
@@ -337,18 +338,25 @@ def _trained_how(row: Mapping[str, Any]) -> str:
     return f"  learning rate {rate}, seed {row['seed']}"
 
 
+def _what_is_trained(row: Mapping[str, Any]) -> list[str]:
+    name = row["architecture"] or row["model"]
+    if not row["params"]:  # nothing is built yet
+        return [f"  {name}, not begun" if name else "  ended before an architecture was proposed"]
+    return [
+        f"  {name}",
+        _trained_how(row),
+        f"  {formatted(row['params'], ',')} parameters, {formatted(row['macs'], ',')} MACs per "
+        "image",
+        f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under "
+        f"{' '.join(map(str, row['surviving'] or []))}",
+    ]
+
+
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
     """One trial in full, as text; `row["note"]` is what must be said of its study's scores."""
     lines = [
         f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
-        f"  {row['architecture'] or row['model']}",
-        _trained_how(row),
-        f"  {formatted(row['params'], ',')} parameters, {formatted(row['macs'], ',')} MACs per "
-        "image"
-        if row["params"]
-        else "  interrupted before its architecture was proposed",
-        f"  exact under the declared group: {_yes(row['exact'])}; logits unchanged under "
-        f"{' '.join(map(str, row['surviving'] or []))}",
+        *_what_is_trained(row),
     ]
     if row["continues"] is not None:
         lines.append(

@@ -126,6 +126,15 @@ def test_solar_cells_come_from_their_package_split_by_class_and_module_type(elpv
     assert data_fingerprint(data) != before
 
 
+def test_of_solar_cells_those_of_which_experts_were_certain_can_be_taken_alone(elpv):
+    splits = load_data(Data(name="elpv_certain"))
+    certain = {noise(6, 6, seed=i).tobytes(): i % 4 == 3 for i in range(80) if i % 4 in (0, 3)}
+    parts = (splits.train, splits.validation, splits.test())
+    assert sum(map(len, parts)) == 40
+    for part in parts:
+        assert [certain[bytes(i)] for i in part.pixels.numpy()] == part.labels.bool().tolist()
+
+
 def test_a_set_whose_package_is_missing_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package elpv-dataset.*equisearch\[elpv\]"):

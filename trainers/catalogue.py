@@ -45,6 +45,9 @@ CATALOGUE = {
     "gtsrb": Known("open_gtsrb", "GTSRB", ("gtsrb",)),
     "flowers102": Known("open_flowers102", "Flowers102", ("flowers-102",)),
     # brought by a package
+    "elpv_certain": Known(
+        "open_elpv_certain", places=("data",), package="elpv_dataset", extra="elpv"
+    ),
     "elpv": Known("open_elpv", places=("data",), package="elpv_dataset", extra="elpv"),
 }
 

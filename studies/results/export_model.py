@@ -71,7 +71,7 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / PROGRAM, program)
     write_whole(folder / CARD, _card(record, directory, splits))
-    note("compared with the trial's scores; a model from outside is no bundle: no `verify`")
+    note(f"compared and written; read {folder / CARD} (`verify` is for bundles)")
     return folder
 
 

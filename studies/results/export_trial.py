@@ -40,7 +40,7 @@ def export_trial(
     `retrained` exports what `retrain` trained and tested instead of the search's network: a seed
     such as `1`, `best` (by validation images) or `mean-of-3` (to DIR/exports/00017-mean-of-3). An
     earlier bundle of the same origin is replaced; another one only with `force`. `quantize` adds
-    the network in 8-bit integers, `key` (a private key) signs the bundle. `note` is called with
+    the network in 8-bit integers, `key` (a private key) signs the bundle, `note` is called with
     what a user should know besides. A model from outside becomes a file of torch.export in that
     folder (`studies.results.export_model`), which executes its function: only with `run_code`.
     Raises StudyError for a trial that is unknown or not
@@ -50,8 +50,7 @@ def export_trial(
     study, records = open_records(directory)
     record = find_trial(records, number, directory)
     if record.kind == "model" and record.state == "complete":
-        place = Path(out) if out is not None else directory / EXPORTS / f"{number:05d}"
-        return _from_outside(study, record, records, directory, place, note, run_code)
+        return _from_outside(study, record, records, directory, out, note, run_code)
     origin = _origin(directory, record, records)
     name, choice = f"{number:05d}", None
     if retrained is not None:
@@ -66,15 +65,16 @@ def export_trial(
     except ValueError as error:
         raise ExistsError(str(error)) from None
     require_writable_place(folder.parent)
-    if choice is None:
-        trained = _trained(study, record, directory, origin)
-    else:
+    if choice is not None:
         note(f"retrained: {choice.how}, of {len(choice.seeds)}")
-        trained = trained_network(study, record, choice, origin)
+    trained = (
+        _trained(study, record, directory, origin)
+        if choice is None
+        else trained_network(study, record, choice, origin)
+    )
+    secret = None if key is None else Path(key)
     try:
-        bundle = export(
-            trained, folder, force=force, quantize=quantize, key=None if key is None else Path(key)
-        )
+        bundle = export(trained, folder, force=force, quantize=quantize, key=secret)
     except ValueError as error:
         raise StudyError(f"trial {number}: {error}") from error
     _note_missing(bundle, note)
@@ -86,7 +86,7 @@ def _from_outside(
     record: TrialRecord,
     records: list[TrialRecord],
     directory: Path,
-    folder: Path,
+    out: Path | str | None,
     note: Callable[[str], None],
     run_code: bool,
 ) -> Path:
@@ -94,6 +94,7 @@ def _from_outside(
 
     if not run_code:
         require_code(study, record, records)
+    folder = directory / EXPORTS / f"{record.number:05d}" if out is None else Path(out)
     return export_model(study, record, directory, folder, note)
 
 

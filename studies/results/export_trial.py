@@ -52,12 +52,11 @@ def export_trial(
     if record.kind == "model" and record.state == "complete":
         return _from_outside(study, record, records, directory, out, note, run_code)
     origin = _origin(directory, record, records)
-    name, choice = f"{number:05d}", None
+    choice = None
     if retrained is not None:
         choice = choose_retrained(directory, number, retrained)
         origin = {**origin, **_retrained_origin(choice)}
-        name = f"{name}-{retrained if not retrained.isdigit() else f'seed{int(retrained)}'}"
-    folder = Path(out) if out is not None else directory / EXPORTS / name
+    folder = Path(out) if out is not None else directory / EXPORTS / _name(number, retrained)
     from trainers.bundles.export import check_place, export
 
     try:
@@ -79,6 +78,13 @@ def export_trial(
         raise StudyError(f"trial {number}: {error}") from error
     _note_missing(bundle, note)
     return bundle
+
+
+def _name(number: int, retrained: str | None) -> str:
+    """Of the folder of a bundle."""
+    if retrained is None:
+        return f"{number:05d}"
+    return f"{number:05d}-{f'seed{int(retrained)}' if retrained.isdigit() else retrained}"
 
 
 def _from_outside(

@@ -57,13 +57,9 @@ def export_trial(
         choice = choose_retrained(directory, number, retrained)
         origin = {**origin, **_retrained_origin(choice)}
     folder = Path(out) if out is not None else directory / EXPORTS / _name(number, retrained)
-    from trainers.bundles.export import check_place, export
+    from trainers.bundles.export import export
 
-    try:
-        check_place(folder, origin, force)
-    except ValueError as error:
-        raise ExistsError(str(error)) from None
-    require_writable_place(folder.parent)
+    _require_place(folder, origin, force)
     if choice is not None:
         note(f"retrained: {choice.how}, of {len(choice.seeds)}")
     trained = (
@@ -78,6 +74,17 @@ def export_trial(
         raise StudyError(f"trial {number}: {error}") from error
     _note_missing(bundle, note)
     return bundle
+
+
+def _require_place(folder: Path, origin: dict[str, Any], force: bool) -> None:
+    """Raises ExistsError where another thing lies there, StudyError where nothing can be written."""
+    from trainers.bundles.export import check_place
+
+    try:
+        check_place(folder, origin, force)
+    except ValueError as error:
+        raise ExistsError(str(error)) from None
+    require_writable_place(folder.parent)
 
 
 def _name(number: int, retrained: str | None) -> str:

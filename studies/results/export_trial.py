@@ -62,11 +62,9 @@ def export_trial(
     _require_place(folder, origin, force)
     if choice is not None:
         note(f"retrained: {choice.how}, of {len(choice.seeds)}")
-    trained = (
-        _trained(study, record, directory, origin)
-        if choice is None
-        else trained_network(study, record, choice, origin)
-    )
+        trained = trained_network(study, record, choice, origin)
+    else:
+        trained = _trained(study, record, directory, origin)
     secret = None if key is None else Path(key)
     try:
         bundle = export(trained, folder, force=force, quantize=quantize, key=secret)
@@ -77,7 +75,7 @@ def export_trial(
 
 
 def _require_place(folder: Path, origin: dict[str, Any], force: bool) -> None:
-    """Raises ExistsError where another thing lies there, StudyError where nothing can be written."""
+    """Raises ExistsError where another thing is there, StudyError where writing is refused."""
     from trainers.bundles.export import check_place
 
     try:

@@ -223,6 +223,27 @@ def test_a_trial_without_weights_or_of_other_channels_is_refused(tmp_path, train
     assert done.status == 1 and "trial 0 has no checkpoint" in done.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("relax", "{}", 0, "--stage", 2, "--to", "C1"),
+        ("soften", "{}", 0),
+        ("measure", "{}:0"),
+        ("export", "{}", 0),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_network_whose_checkpoints_are_torn_is_not_taken_for_a_trained_one(
+    tmp_path, trained, run, words
+):
+    path = tmp_path / "study"
+    shutil.copytree(trained, path)
+    for file in (path / "trials" / "00000").glob("checkpoint*.pt"):
+        file.write_bytes(file.read_bytes()[:100])
+    done = run(*(str(word).format(path) for word in words))
+    assert done.status == 1 and "trial 0 cannot be loaded: its checkpoints in" in done.err
+
+
 def test_a_child_whose_parent_was_lost_fails_with_the_reason(tmp_path, trained, run):
     path = tmp_path / "study"
     shutil.copytree(trained, path)

@@ -49,7 +49,8 @@ def load_trained(
     """The trial's network from its last whole checkpoint in the study's `directory`, on `device`
     (None: that of the study).
 
-    Raises StudyError where there is no checkpoint, or where its data are missing or do not fit it.
+    Raises StudyError where there is no whole checkpoint, or where its data are missing or do not
+    fit it.
     """
     from trainers.data.datasets import load_data
     from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
@@ -77,6 +78,12 @@ def load_trained(
     # torch reports other classes or channels as RuntimeError
     except (ValueError, RuntimeError) as error:
         raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error
+    if not state.epoch:  # nothing could be read: this would be the network as it was drawn
+        raise StudyError(
+            f"trial {record.number} cannot be loaded: its checkpoints in {folder} are torn or "
+            "another program's; choose a trial whose folder is whole, or train the architecture "
+            "again: equisearch train STUDY ARCHITECTURE --out DIR"
+        )
     augmentation = dict(state.step.companions.items()).get("augmentation")
     return TrainedTrial(
         state.network,

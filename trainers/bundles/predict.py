@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element, Group
@@ -20,7 +19,7 @@ from trainers.bundles.model import Model
 from trainers.bundles.pixel_graph import PIXELS_FILE, pixel_runner
 from trainers.bundles.symmetry_check import movable
 from trainers.bundles.verify import load_checked
-from trainers.data.decoding import decode
+from trainers.data.decoding import decode, why_unreadable
 from trainers.data.fitting import Fit, fit_images
 from trainers.data.tasks import task_activation
 from trainers.settings import Task
@@ -90,20 +89,11 @@ def predict_files(
         try:
             waiting.append((path, predictor.read(path)))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-            waiting.append((path, _why(error)))
+            waiting.append((path, why_unreadable(error)))
         if len(waiting) == PREDICTION_BATCH:
             yield from _predicted(predictor, waiting)
             waiting = []
     yield from _predicted(predictor, waiting)
-
-
-def _why(error: Exception) -> str:
-    """Why a file cannot be read, without numbers and objects of the library."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow reads"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
 
 
 def _predicted(

@@ -21,6 +21,7 @@ from trainers.data import folders, sources
 from trainers.data.borders import see
 from trainers.data.decoding import FULL_16_BIT
 from trainers.data.describing import depth_warnings
+from trainers.data.formats.labels import doubtful_classes
 from trainers.data.formats.opening import file_reader
 from trainers.data.formats.targets import check_targets
 from trainers.data.grouping import require_apart
@@ -311,7 +312,11 @@ def _select(
         "has_test": source.holds_out_test or source.test is not None,
         "top": top,
         "leaks": leaks,
-        "warnings": [*source.notes, *depth_warnings(source.train, top, out)],
+        "warnings": [
+            *source.notes,
+            *(doubtful_classes(source.classes, source.train.labels) if learned == {} else ()),
+            *depth_warnings(source.train, top, out),
+        ],
     }
 
 

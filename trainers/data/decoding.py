@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 # of Pillow; `I;16` and its relatives start with I, too
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -92,6 +92,15 @@ def decode(path: ImagePath, channels: int, top: int = FULL_16_BIT) -> np.ndarray
     target = "L" if channels == 1 else "RGB"
     array = np.array(pixels if pixels.mode == target else pixels.convert(target))
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why an image file cannot be read, without numbers and objects of the library."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that Pillow reads"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def highest_value(path: ImagePath) -> int:

@@ -25,6 +25,7 @@ from trainers.data.decoding import (
     decode,
     highest_value,
     read_header,
+    why_unreadable,
 )
 from trainers.data.fitting import Fit, fit_images
 from trainers.settings import Task
@@ -197,7 +198,7 @@ def render(
         try:
             pixels = torch.from_numpy(decode(path, channels, top))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-            return f"{path} ({type(error).__name__}: {error})"
+            return f"{path} ({why_unreadable(error)})"
         out[row] = fit_images(pixels[None], (height, width), fit)[0].numpy()
         return None
 
@@ -221,7 +222,7 @@ def _reason(path: ImagePath) -> str:
     try:
         read_header(path)
     except Exception as error:  # of any type, as in `render`
-        return f" ({type(error).__name__}: {error})"
+        return f" ({why_unreadable(error)})"
     return ""
 
 

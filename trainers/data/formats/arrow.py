@@ -76,6 +76,10 @@ class _Tables:
         where = str(data.files)
         schema = parts[0].schema
         there = list(schema.names)
+        for part in parts:
+            twice = [name for name in part.schema.names if part.schema.names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{part.path} has two columns '{twice[0]}'; rename or remove one")
         image, label, split = columns_of(data, there, where)
         _require_images(schema, image, where)
         for part in parts[1:]:
@@ -236,9 +240,20 @@ def _require_images(schema: Any, name: str, where: str) -> None:
     import pyarrow.types as types
 
     kind = schema.field(name).type
-    if types.is_struct(kind):
-        kind = next((kind.field(i).type for i in range(kind.num_fields)), kind)
-    if not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_string(kind)):
+    if types.is_struct(kind):  # as an Image column of Hugging Face
+        held = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+        kind = held.get("bytes", held.get("path", kind))
+    if not any(
+        check(kind)
+        for check in (
+            types.is_binary,
+            types.is_large_binary,
+            types.is_binary_view,
+            types.is_string,
+            types.is_large_string,
+            types.is_string_view,
+        )
+    ):
         raise ValueError(
             f"the column '{name}' of {where} holds {schema.field(name).type}; it must hold image "
             "files as bytes, as an Image column of Hugging Face does, or their paths (arrays of "

@@ -9,6 +9,7 @@ import numpy as np
 
 from searchspace.geometry import counted
 
+LONGEST = 1000  # characters of a class name
 LABEL_RULE = "a label is a class: an integer, or text"
 
 
@@ -34,11 +35,17 @@ def class_numbers(values: Any, where: str) -> np.ndarray:
         )
     if labels.dtype.kind == "b":
         return labels.astype(np.int64)
-    if labels.dtype.kind in "iu":
+    if labels.dtype.kind in "iu" and labels.max(initial=0) <= np.iinfo(np.int64).max:
         return labels.astype(np.int64)
     if labels.dtype.kind == "O" and all(isinstance(value, str) for value in labels):
-        return labels.astype(str)
+        labels = labels.astype(str)
     if labels.dtype.kind == "U":
+        empty = np.flatnonzero(np.char.strip(labels) == "")
+        if len(empty):
+            raise ValueError(
+                f"{len(empty)} labels of {where} are empty, the first is that of image "
+                f"{int(empty[0])}; give every image a label, or leave it out"
+            )
         return labels
     example = f", such as {labels[0]}" if len(labels) else ""
     remedy = (
@@ -56,8 +63,10 @@ def class_names(labels: np.ndarray, where: str, names: Sequence[str] | None) -> 
     """The names of the classes of the training labels [N], in the order of their numbers: `names`
     where the files give them, else the labels themselves, sorted.
 
-    Raises ValueError for fewer than two classes, and for labels that `names` does not have.
+    Raises ValueError for fewer than two classes, for labels that `names` does not have, and for two
+    classes of one name.
     """
+    require_distinct(names or (), where)
     if names is not None and labels.dtype.kind == "i":
         highest = int(labels.max(initial=0))
         if labels.min(initial=0) < 0 or highest >= len(names):
@@ -74,7 +83,49 @@ def class_names(labels: np.ndarray, where: str, names: Sequence[str] | None) -> 
             f"{where} {'has the one class ' + repr(present[0]) if present else 'has no label'}; a "
             "classifier needs images of two classes at least"
         )
+    longest = max(present, key=len)
+    if len(longest) > LONGEST:
+        raise ValueError(
+            f"a label of {where} has {len(longest):,} characters ({longest[:30]!r}...); a label is "
+            f"the name of a class, of {LONGEST:,} at most"
+        )
     return tuple(present)
+
+
+def require_distinct(names: Sequence[str], where: str) -> None:
+    """Raises ValueError where two classes, labels or targets have one name: predictions by name
+    would be one.
+    """
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"the names for {where} hold {twice!r} twice; give every class, label or target a name "
+            "of its own"
+        )
+
+
+def doubtful_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
+    """What a user should know of classes: names that differ by spaces and capitals alone, and
+    classes without an image among `labels` [N].
+    """
+    unused = [repr(names[i]) for i in sorted({*range(len(names))} - {*np.unique(labels).tolist()})]
+    said = [
+        f"no image has the class {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''}; "
+        "remove the name, or add images"
+    ]
+    return [*_alike(names), *(said if unused else ())]
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    same = [group for group in kinds.values() if len(group) > 1]
+    return [
+        f"{', '.join(map(repr, group))} are different classes, though they differ by spaces and "
+        "capitals alone; if they are one, give them one name"
+        for group in same[:3]
+    ]
 
 
 def sorted_classes(labels: np.ndarray) -> list[str]:

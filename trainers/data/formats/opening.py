@@ -12,6 +12,25 @@ from trainers.catalogue import DATA_FORMATS
 from trainers.data.pools import Source
 from trainers.settings import Data
 
+# what to do with files of other endings
+OTHERS = {
+    (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip", ".7z", ".rar"): (
+        "it is compressed: unpack it, and name the file or, as `folder:`, the folder of images "
+        "that was in it"
+    ),
+    (".xls", ".xlsx", ".ods", ".txt"): "save it as a CSV table in UTF-8 with the ending .csv",
+    (".json", ".jsonl", ".ndjson", ".xml", ".yaml", ".yml", ".db", ".sqlite"): (
+        "write a CSV table with a path and a label for each image"
+    ),
+    (".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".pt", ".pth", ".npy", ".joblib", ".lmdb"): (
+        "write its images and labels with numpy.savez(NAME.npz, images=..., labels=...)"
+    ),
+    (".arrow", ".feather", ".orc", ".avro"): (
+        "write it as Parquet, or name the folder that `save_to_disk` wrote"
+    ),
+    (".tfrecord", ".tfrecords", ".rec", ".beton"): "write its samples as WebDataset shards (.tar)",
+}
+
 
 class Reader(Protocol):
     """What a format of `trainers.catalogue.DATA_FORMATS` offers. Its class is called with the
@@ -68,15 +87,20 @@ def _require_files(path: Path, inside: Iterable[str]) -> None:
 
 def _form(path: Path) -> str:
     """The name of the format of files at a path."""
-    for name, form in DATA_FORMATS.items():
+    name = path.name.lower()
+    for called, form in DATA_FORMATS.items():
         if path.is_dir():
             if any(next(path.glob(pattern), None) for pattern in form.inside):
-                return name
-        elif path.name.lower().endswith(form.endings):
-            return name
+                return called
+        elif name.endswith(form.endings):
+            return called
     forms = "; ".join(
-        f"{name} ({', '.join(dict.fromkeys([*form.endings, *form.inside]))})"
-        for name, form in DATA_FORMATS.items()
+        f"{called} ({', '.join(dict.fromkeys([*form.endings, *form.inside]))})"
+        for called, form in DATA_FORMATS.items()
     )
-    remedy = "; images in one sub-folder per class are `folder:`" if path.is_dir() else ""
+    remedy = (
+        "; images in one sub-folder per class are `folder:`"
+        if path.is_dir()
+        else next((f"; {do}" for endings, do in OTHERS.items() if name.endswith(endings)), "")
+    )
     raise ValueError(f"{path} is not in a format that data.files reads: {forms}{remedy}")

@@ -44,6 +44,7 @@ class Rows:
     # of labels in several columns: their names
     columns: tuple[str, ...] = ()
     separator: str = SEPARATOR
+    notes: tuple[str, ...] = ()  # what a user should know of them
 
     def identity(self) -> list[object]:
         """What the training and validation images are: their keys, labels, splits and groups."""
@@ -88,6 +89,7 @@ class Rows:
             pool(validation) if validation.any() else None,
             (lambda: pool(test)) if test.any() else None,
             holds_out_test=self.splits is None,
+            notes=self.notes,
             task=task,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class _Sample:
     """The files of one key."""
 
     key: str
-    image: TarImage | None = None
+    images: list[TarImage] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # files of endings that mean nothing here
     label: Any = None
     facts: dict[str, Any] | None = None  # of its `.json`
 
@@ -61,7 +62,7 @@ class Shards:
         flat = [sample for shard in samples for sample in shard]
         if not flat:
             raise ValueError(f"{where} holds no sample; each is an image and a .cls or .json file")
-        images = [sample.image for sample in flat if sample.image is not None]
+        images = [sample.images[0] for sample in flat]
         keys = [image.name for image in images]
         by = data.group_by
         facts = [sample.facts or {} for sample in flat]
@@ -77,6 +78,7 @@ class Shards:
             data.classes,
             data.task,
             separator=data.columns.separator or SEPARATOR,
+            notes=_notes(flat, where),
         )
 
     def state(self) -> list[Any]:
@@ -126,13 +128,15 @@ def _samples(path: Path, data: Data) -> Iterator[_Sample]:
         sample = sample or _Sample(key)
         last = "." + ending.lower().rpartition(".")[2]
         if last in extensions():
-            sample.image = sample.image or TarImage(path, name, start, size)
+            sample.images.append(TarImage(path, name, start, size))
         elif last == ".cls":
             sample.label = _text(path, name, start, size).strip()
         elif last == ".json":
             sample.facts = _facts(path, name, _text(path, name, start, size))
             if sample.label is None:
                 sample.label = _label_in(sample.facts, data.columns.label)
+        else:
+            sample.others.append(file)
     if sample is not None:
         yield _whole(sample, path)
 
@@ -148,12 +152,26 @@ def _label_in(facts: dict[str, Any], asked: str | tuple[str, ...] | None) -> Any
 
 
 def _whole(sample: _Sample, path: Path) -> _Sample:
-    if sample.image is None or sample.label in (None, ""):
-        lacks = "no image" if sample.image is None else "no label (.cls, or a label in .json)"
+    if not sample.images or sample.label in (None, ""):
+        lacks = "no label (.cls, or a label in .json)" if sample.images else "no image"
+        others = f" that can be read, only {', '.join(sample.others[:3])}" * bool(sample.others)
         raise ValueError(
-            f"the sample '{sample.key}' in {path} has {lacks}; add it, or remove the sample"
+            f"the sample '{sample.key}' in {path} has {lacks}{others}; add it, or remove the sample"
         )
     return sample
+
+
+def _notes(samples: list[_Sample], where: str) -> tuple[str, ...]:
+    """What a user should know of samples with several images."""
+    several = [sample for sample in samples if len(sample.images) > 1]
+    if not several:
+        return ()
+    used, *left = (image.name for image in several[0].images)
+    return (
+        f"{len(several)} of {len(samples)} samples of {where} have several images, of which the "
+        f"first is used: {used}, not {', '.join(left[:3])}; the name of a sample ends at the first "
+        "dot, so rename files that are samples of their own",
+    )
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -166,10 +184,29 @@ def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
                     raise ValueError(f"{path} ends within {entry.name}; copy or write it again")
                 if entry.isreg() and not entry.name.rpartition("/")[2].startswith("."):
                     yield entry.name, entry.offset_data, entry.size
+            end = archive.offset
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is not an uncompressed tar file ({error}); unpack or write it again"
         ) from None
+    _require_end(path, end)
+
+
+def _require_end(path: Path, end: int) -> None:
+    """Raises ValueError where the entries of a tar file do not end with its mark, or where anything
+    is behind it: what is not read would be missing silently.
+    """
+    with open(path, "rb") as file:
+        file.seek(end)
+        mark = file.read(tarfile.BLOCKSIZE)
+        if len(mark) < tarfile.BLOCKSIZE or any(mark):
+            raise ValueError(f"{path} ends without the mark of its end; copy or write it again")
+        while rest := file.read(2**20):
+            if any(rest):
+                raise ValueError(
+                    f"{path} holds something behind its end, such as a second tar file; keep one "
+                    "tar file in each file"
+                )
 
 
 def _bytes_at(path: Path, start: int, size: int) -> bytes:
@@ -199,7 +236,7 @@ def _labels(values: list[Any]) -> np.ndarray:
     """Labels as integers where all are, as text where some are; others are left to be refused."""
     try:
         return np.array([_integer(value) for value in values], dtype=np.int64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         pass
     if all(isinstance(value, (str, int)) for value in values):
         return np.array([str(value) for value in values])

@@ -48,6 +48,7 @@ class Table:
                     f"{empty[0] + 1} below the header; fill it in, or leave such rows out"
                 )
         names = columns[image]
+        labelled = list(zip(*(columns[name] for name in label)))
         paths = [self.path.parent / name for name in names]
         self.files = _sizes(paths, self.path)
         by = data.group_by
@@ -63,6 +64,7 @@ class Table:
             data.task,
             column_names(data, label),
             data.columns.separator or SEPARATOR,
+            _contradictions(names, labelled, where) if data.task == "classification" else (),
         )
 
     def state(self) -> list[Any]:
@@ -84,11 +86,11 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             first = file.readline()
             file.seek(0)
-            delimiter = max("\t;,", key=first.count)
+            delimiter = max("\t;,|", key=first.count)
             header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV table in UTF-8 ({error}); save it as one") from None
-    twice = [name for name in header if header.count(name) > 1]
+    twice = [name for name in header if name.strip() and header.count(name) > 1]
     if twice:
         raise ValueError(f"{path} has two columns '{twice[0]}'; rename or remove one")
     if not rows:
@@ -104,6 +106,22 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
             f"and the header {len(header)}; correct it"
         )
     return header, rows
+
+
+def _contradictions(names: list[str], labels: list[tuple[str, ...]], where: str) -> tuple[str, ...]:
+    """What a user should know of files that have several rows with different labels."""
+    labels_of: dict[str, set[tuple[str, ...]]] = {}
+    for name, label in zip(names, labels):
+        labels_of.setdefault(name, set()).add(label)
+    several = [name for name, held in labels_of.items() if len(held) > 1]
+    if not several:
+        return ()
+    return (
+        f"{len(several)} of {len(labels_of)} files in {where} have several rows with different "
+        f"labels, the first is {several[0]}: at most one of them can be right; correct them, or, "
+        "if images have several labels, write these in one row (a|b) and say `data: {task: "
+        "multilabel}`",
+    )
 
 
 def _sizes(paths: list[Path], table: Path) -> list[tuple[int, int]]:
@@ -140,5 +158,5 @@ def _integers(labels: np.ndarray) -> np.ndarray:
     """Labels of text as integers, where all are."""
     try:
         return labels.astype(np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         return labels

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from searchspace.geometry import counted
+from trainers.data.formats.labels import require_distinct
 from trainers.settings import Task
 
 SEPARATOR = "|"  # between the names of labels in one column of text
@@ -92,6 +93,7 @@ def read_targets(
     or [N, K]. Raises ValueError for labels of another shape or kind, with the first image that has
     one.
     """
+    require_distinct(names or (), where)
     array = np.asarray(labels)
     if task == "multilabel" and array.ndim == 1 and array.dtype.kind in "UO":
         return _named_labels([str(value) for value in array], where, names, separator)

@@ -1,0 +1,270 @@
+"""Tables, shards and arrays of odd content: refused in one sentence that says what to do, or read
+with what a user should know of them.
+"""
+
+import io
+import json
+import tarfile
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from trainers.data.datasets import DataWarning, load_data
+from trainers.settings import Data
+
+LABELS = [0, 1] * 6
+
+
+def encoded(seed, form="PNG"):
+    content = io.BytesIO()
+    values = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(values).save(content, form)
+    return content.getvalue()
+
+
+IMAGES = [encoded(seed) for seed in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUISEARCH_CACHE", str(tmp_path / "cache"))
+
+
+def opened(path, **settings):
+    """The data set in a file, and what is warned of."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DataWarning)
+        splits = load_data(Data(files=path, **{"validation": 3, **settings}))
+    return splits, "\n".join(str(warning.message) for warning in told)
+
+
+def refused(path, said, **settings):
+    with pytest.raises(ValueError, match=said) as caught:
+        load_data(Data(files=path, validation=3, **settings))
+    message = str(caught.value)
+    assert "\n" not in message and " object at 0x" not in message and len(message) < 900
+
+
+def arrow(folder, columns, names=None):
+    """A Parquet file, perhaps with Hugging Face's class names."""
+    about = json.dumps({"info": {"features": {"label": {"names": names}}}}) if names else "{}"
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    path = folder / "a.parquet"
+    parquet.write_table(table.replace_schema_metadata({b"huggingface": about.encode()}), path)
+    return path
+
+
+def table(folder, text, encoding="utf-8"):
+    (folder / "im").mkdir()
+    for number, content in enumerate(IMAGES):
+        (folder / "im" / f"{number}.png").write_bytes(content)
+    path = folder / "a.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+def shard(folder, members, name="a.tar", mode="w"):
+    with tarfile.open(folder / name, mode) as archive:
+        for called, content in members:
+            entry = tarfile.TarInfo(called)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return folder / name
+
+
+def samples(ending="png", images=IMAGES, label=lambda i: str(i % 2).encode()):
+    return [
+        member
+        for i, image in enumerate(images)
+        for member in ((f"{i:02}.{ending}", image), (f"{i:02}.cls", label(i)))
+    ]
+
+
+ROWS = "\n".join(f"im/{i}.png,{'dog' if i % 2 else 'cat'}" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({"image": IMAGES}, "no column of labels .* its columns are image; name it by"),
+        ({"label": LABELS}, "no column of images"),
+        ({"image": IMAGES, "label": [None, *LABELS[1:]]}, "1 rows without a label, first in row 0"),
+        ({"image": IMAGES, "label": ["", "a"] * 6}, "6 labels of .* are empty, the first"),
+        ({"image": IMAGES, "label": [0.5, 1.5] * 6}, "are of type float64, such as 0.5"),
+        ({"image": IMAGES, "label": [{"a": 1}] * 12}, "integers or text"),
+        ({"image": IMAGES, "label": [[0, 1]] * 12}, "task: multilabel"),
+        (
+            {"image": IMAGES, "label": pa.array([2**63, 2**63 + 1] * 6, pa.uint64())},
+            "type uint64, such as 9223372036854775808",
+        ),
+        ({"image": [b"text"] * 12, "label": LABELS}, "not an image in a format that Pillow reads"),
+        ({"image": [None] * 3 + IMAGES[3:], "label": LABELS}, "cannot be read, more than 1%"),
+        ({"image": [{"bytes": {"x": b"a"}}] * 12, "label": LABELS}, "must hold image files as"),
+        ({"image": [[1, 2]] * 12, "label": LABELS}, "arrays of pixels: save them as .npz"),
+        ({"image": [], "label": []}, "holds null|has no row"),
+        ({}, "its columns are none"),
+        (pa.table([IMAGES, LABELS, LABELS], ["image", "label", "label"]), "two columns 'label'"),
+        (pa.table([IMAGES, IMAGES, LABELS], ["image", "image", "label"]), "two columns 'image'"),
+    ],
+)
+def test_parquet_of_odd_content_is_refused(tmp_path, columns, said):
+    refused(arrow(tmp_path, columns), said)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_bytes_of_every_type_are_images(tmp_path, kind):
+    path = arrow(tmp_path, {"image": pa.array(IMAGES, kind), "label": LABELS})
+    assert opened(path)[0].classes == ("0", "1")
+
+
+def test_the_bytes_of_an_image_column_may_stand_anywhere_in_it(tmp_path):
+    column = [{"height": 8, "bytes": content, "path": "x"} for content in IMAGES]
+    assert opened(arrow(tmp_path, {"image": column, "label": LABELS}))[0].classes == ("0", "1")
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path):
+    path = arrow(tmp_path, {"image": IMAGES, "label": LABELS}, names=["a", "a"])
+    refused(path, "hold 'a' twice; give every class")
+    refused(arrow(tmp_path, {"image": IMAGES, "label": LABELS}), "'x' twice", classes=("x", "x"))
+
+
+def test_a_class_without_an_image_is_said(tmp_path):
+    path = arrow(tmp_path, {"image": IMAGES, "label": LABELS}, names=["a", "b", "c"])
+    assert "no image has the class 'c'" in opened(path)[1]
+
+
+def test_classes_that_differ_by_spaces_and_capitals_are_doubted(tmp_path):
+    labels = ["cat", "cat ", "dog", "Dog"] * 3
+    path = arrow(tmp_path, {"image": IMAGES, "label": labels})
+    told = opened(path, validation=4)[1]
+    assert "'cat', 'cat ' are different classes" in told and "'Dog', 'dog' are diff" in told
+
+
+@pytest.mark.parametrize(
+    "text, encoding",
+    [
+        ("\ufeffpath,label\n" + ROWS, "utf-8"),
+        (("path,label\n" + ROWS).replace(",", ";"), "utf-8"),
+        (("path,label\n" + ROWS).replace(",", "\t"), "utf-8"),
+        (("path,label\n" + ROWS).replace(",", "|"), "utf-8"),
+        (("path,label\n" + ROWS).replace("\n", "\r\n"), "utf-8"),
+        (("path,label\n" + ROWS).replace("\n", ",,\n") + ",,", "utf-8"),
+        (("path,label\n" + ROWS).replace("im/", "../FOLDER/im/"), "utf-8"),
+    ],
+)
+def test_csv_in_its_usual_dialects_is_read(tmp_path, text, encoding):
+    path = table(tmp_path, text.replace("FOLDER", tmp_path.name), encoding)
+    splits, told = opened(path)
+    assert splits.classes == ("cat", "dog") and not told
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (("path,label\n" + ROWS).encode("utf-16"), "not a CSV table in UTF-8"),
+        (("path,label\n" + ROWS).replace("dog", "dög").encode("latin-1"), "not a CSV table in UTF"),
+        (ROWS, "its columns are im/0.png, cat; name it by"),
+        ("path,label\n" + ROWS.replace("im/3", "im/99"), "1 of 12 files .*/im/99.png; paths are"),
+        ("path,label\n" + ROWS.replace("im/", "/none/"), "the first is /none/0.png"),
+        ("path,label\n" + ROWS.replace("im/0.png,cat", "im/0.png, "), "without a value in 'label'"),
+        ("path,label\n" + ROWS.replace("im/0.png,cat", "im/0.png"), "row 1 .* has 1 values"),
+        ("path,label\n" + ROWS + "\nim/1.png," + "x" * 200_000, "not a CSV table"),
+        ("path,label\n" + ROWS.replace("dog", "cat"), "has the one class 'cat'"),
+        ("path,label\n" + ROWS.replace("dog", "d" * 2000), "2,000 characters"),
+        ("path,label\n", "a header and no rows"),
+        ("", "has no content"),
+    ],
+)
+def test_csv_of_odd_content_is_refused(tmp_path, text, said):
+    refused(table(tmp_path, text), said)
+
+
+def test_labels_beyond_64_bits_are_names(tmp_path):
+    text = "path,label\n" + ROWS.replace("cat", "9" * 25).replace("dog", "8" * 25)
+    assert opened(table(tmp_path, text))[0].classes == ("8" * 25, "9" * 25)
+    facts = [
+        (name.replace("cls", "json"), b'{"label": 9999999999999999999999%s}' % content)
+        if name.endswith("cls")
+        else (name, content)
+        for name, content in samples()
+    ]
+    assert len(opened(shard(tmp_path, facts))[0].classes) == 2
+
+
+def test_files_with_contradictory_labels_are_said(tmp_path):
+    told = opened(table(tmp_path, "path,label\n" + ROWS + "\nim/0.png,dog"))[1]
+    assert "1 of 12 files in" in told and "the first is im/0.png" in told and "multilabel" in told
+
+
+@pytest.mark.parametrize(
+    "ending, form",
+    [("avif", "AVIF"), ("jfif", "JPEG"), ("jpe", "JPEG"), ("jp2", "JPEG2000"), ("pnm", "PPM")],
+)
+def test_every_ending_that_pillow_decodes_is_read_from_shards_and_tables(tmp_path, ending, form):
+    images = [encoded(seed, form) for seed in range(12)]
+    assert len(opened(shard(tmp_path, samples(ending, images)))[0].train) == 7
+    path = table(tmp_path, "path,label\n" + ROWS.replace("png", ending))
+    for number, content in enumerate(images):
+        (tmp_path / "im" / f"{number}.{ending}").write_bytes(content)
+    assert len(opened(path)[0].train) == 7
+
+
+def test_a_file_that_is_no_image_is_named_in_its_sample(tmp_path):
+    refused(shard(tmp_path, samples("heic")), "'00' in .* no image that can be read, only 00.heic")
+
+
+def test_samples_of_several_images_are_said(tmp_path):
+    members = [
+        (name.replace("png", f"{side}.png"), content)
+        for name, content in samples()
+        for side in (("left", "right") if name.endswith("png") else ("",))
+    ]
+    assert "first is used: 00.left.png, not 00.right.png" in opened(shard(tmp_path, members))[1]
+
+
+def test_nothing_of_a_shard_is_missing_silently(tmp_path):
+    path = shard(tmp_path, samples())
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole)
+    refused(path, "something behind its end, such as a second tar file")
+    path.write_bytes(whole[: 1024 * 4 * 6])  # six whole samples
+    refused(path, "without the mark of its end")
+
+
+@pytest.mark.parametrize(
+    "members, said",
+    [
+        (samples(label=lambda i: b"\xff"), "is not text in UTF-8"),
+        (samples(label=lambda i: b""), "has no label"),
+        ([(f"{'ab'[i % 2]}/{i}.png", IMAGES[i]) for i in range(12)], "has no label"),
+        ([("readme.txt", b"hello")], "only readme.txt"),
+        ([], "holds no sample"),
+    ],
+)
+def test_shards_of_odd_content_are_refused(tmp_path, members, said):
+    refused(shard(tmp_path, members), said)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("a.tar.gz", "compressed: unpack it"),
+        ("a.TGZ", "compressed: unpack it"),
+        ("a.zip", "compressed: unpack it"),
+        ("a.xlsx", "save it as a CSV table"),
+        ("a.jsonl", "write a CSV table"),
+        ("a.h5", "numpy.savez"),
+        ("a.pkl", "numpy.savez"),
+        ("a.feather", "write it as Parquet"),
+        ("a.tfrecord", "as WebDataset shards"),
+        ("a", "is not in a format that data.files reads"),
+    ],
+)
+def test_other_files_are_refused_with_what_to_do(tmp_path, name, said):
+    refused(shard(tmp_path, samples(), name, "w:gz"), said)
+    (tmp_path / "b.tar").write_bytes((tmp_path / name).read_bytes())
+    refused(tmp_path / "b.tar", "not an uncompressed tar file .*; unpack")

@@ -43,7 +43,7 @@ def class_numbers(values: Any, where: str) -> np.ndarray:
         empty = np.flatnonzero(np.char.strip(labels) == "")
         if len(empty):
             raise ValueError(
-                f"{len(empty)} labels of {where} are empty, the first is that of image "
+                f"{where} has {counted(len(empty), 'empty label')}, the first is that of image "
                 f"{int(empty[0])}; give every image a label, or leave it out"
             )
         return labels
@@ -86,8 +86,8 @@ def class_names(labels: np.ndarray, where: str, names: Sequence[str] | None) -> 
     longest = max(present, key=len)
     if len(longest) > LONGEST:
         raise ValueError(
-            f"a label of {where} has {len(longest):,} characters ({longest[:30]!r}...); a label is "
-            f"the name of a class, of {LONGEST:,} at most"
+            f"a label of {where} has {counted(len(longest), 'character')} ({longest[:30]!r}...); a "
+            f"label is the name of a class, of {LONGEST:,} at most"
         )
     return tuple(present)
 

@@ -7,7 +7,7 @@ line and key, what was given, and what is allowed. Nothing here imports torch, o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ from studies.errors import StudyFileError
 from studies.pareto import Objective
 from studies.sections import Constraints, Loggers, Resources, Search
 from studies.yaml_loader import YamlError, read_yaml, write_yaml
-from trainers.files import require_local
+from trainers.files import as_word, require_local
 from trainers.settings import Data, Settings, Symmetry, Training
 
 if TYPE_CHECKING:
@@ -183,15 +183,27 @@ def load_study(source: str | os.PathLike[str], overrides: Mapping[str, Any] | No
             raise StudyFileError(str(error)) from None
         names = presets()
         if str(source) not in names:
-            raise StudyFileError(
-                f"there is no study file '{source}' and no preset of that name; "
-                f"presets are {', '.join(names) or 'not installed'}"
-            )
+            raise StudyFileError(_not_a_file(path, names))
         path = names[str(source)]
     text = read_text(path, "a study file is YAML")
     study = parse(text, name=str(path), beside=path.parent, overrides=overrides)
     _require_reached(study, str(path), overrides or {})
     return study
+
+
+def _not_a_file(path: Path, names: Collection[str]) -> str:
+    """What to give in place of a path that is neither a study file nor one of the presets."""
+    if (path / "study.yaml").is_file():
+        return f"{path} is a study's directory; its study file is {as_word(path / 'study.yaml')}"
+    if path.is_dir():
+        return (
+            f"{path} is a folder, and a study is a file, which names the data; "
+            "`equisearch presets folder` prints one for a folder of images (data: {folder: ...})"
+        )
+    return (
+        f"there is no study file '{path}' and no preset of that name; presets are "
+        f"{', '.join(names) or 'not installed'}"
+    )
 
 
 def _require_reached(study: Study, name: str, overrides: Mapping[str, Any]) -> None:

@@ -15,7 +15,9 @@ from studies.replays.record import require_table_file
 from studies.results import reproduce
 from studies.results.measure_trial import measure_subject
 from studies.results.train_one import train_one
+from studies.search.assignments import Assignment
 from studies.workers import launch
+from studies.workers.jobs import JobDriver, run_assignments
 from trainers.figures import require_figure
 from trainers.files import require_writable
 
@@ -154,3 +156,26 @@ def test_a_reproduction_without_its_images_leaves_no_folder(tmp_path):
     with pytest.raises(StudyError, match="mnist_t10k is not in"):
         reproduce.shift_folder("upright", tmp_path / "new", study)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_in_place_of_a_study_file_says_which_file_is_meant(tmp_path):
+    with pytest.raises(StudyError, match="is a folder, .*`equisearch presets folder` prints one"):
+        load_study(tmp_path)
+    (tmp_path / "study.yaml").write_text(TINY)
+    with pytest.raises(StudyError, match=r"study's directory; its study file is .*/study\.yaml"):
+        load_study(tmp_path)
+
+
+def test_trainings_without_memory_say_so(tmp_path):
+    """As `retrain` runs them, where memory is short twice."""
+
+    def without_memory(study, assignment, report):
+        raise MemoryError
+
+    jobs = [Assignment(0, "8px: 2k3", None, 1, 2, str(tmp_path / "job"))]
+    driver = JobDriver(parse(TINY), tmp_path, jobs, on_done=lambda number: None)
+    with pytest.raises(StudyError) as caught:
+        run_assignments(driver, without_memory, lambda number: "trial 3, seed 1")
+    assert str(caught.value).startswith(
+        "trial 3, seed 1: out of memory even with half the batch: MemoryError; end other programs"
+    )

@@ -253,9 +253,8 @@ class Failure:
         """The failure that an exception means; None for None."""
         if error is None:
             return None
-        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][
-            :500
-        ]
+        reason = ": ".join(filter(None, (type(error).__name__, str(error).strip())))
+        reason = reason.splitlines()[0][:500]
         detail = "".join(traceback.format_exception(error))
         return cls(_kind(error), reason, detail)
 

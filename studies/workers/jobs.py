@@ -90,7 +90,7 @@ class JobDriver:
                 self._deaths[number] > self.study.search.retries
             ):
                 note_error(job, detail or reason or state)
-                self.failure = self.failure or (number, reason or state)
+                self.failure = self.failure or (number, _said(state, reason))
                 return None
             elif state == "complete":
                 self._done.add(number)
@@ -99,6 +99,16 @@ class JobDriver:
             kind, _, said = (reason or "").partition(": ")
             if kind == LockedError.__name__:
                 raise LockedError(said)
+
+
+def _said(state: Outcome, reason: str | None) -> str:
+    """Why a job ended, in words."""
+    if state != "out_of_memory":
+        return reason or state
+    return (
+        f"out of memory even with half the batch: {reason or state}; end other programs, or let "
+        "fewer trainings run at the same time (--workers)"
+    )
 
 
 def run_assignments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -129,7 +130,7 @@ def reading_width() -> int:
     40 at least.
     """
     asked = os.environ.get("COLUMNS", "")
-    if asked.isdigit() and int(asked):
+    if re.fullmatch("0*[1-9][0-9]{0,4}", asked):
         return max(40, int(asked))
     for descriptor in (1, 2, 0):
         try:

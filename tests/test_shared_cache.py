@@ -3,6 +3,7 @@ make us wait.
 """
 
 import ctypes
+import io
 import json
 import os
 import shutil
@@ -124,6 +125,33 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(folder):
     path.unlink()
     os.mkfifo(path)
     assert torch.equal(load_data(DIGITS).train.labels, labels)
+
+
+class Trap:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("ending", ["whole file", "behind the images"])
+def test_nothing_of_a_cached_file_is_unpickled(folder, tmp_path, ending):
+    """Not even of a file that is this user's own."""
+    labels = load_data(DIGITS).train.labels
+    [path] = folder.glob("*.npy")
+    objects = np.array([Trap(tmp_path / "run")], dtype=object)
+    content = io.BytesIO()
+    np.save(content, objects, allow_pickle=True)
+    before = path.read_bytes()
+    kept = b"" if ending == "whole file" else before[cached_arrays.HEADER :]
+    path.write_bytes(content.getvalue() + kept)
+    assert torch.equal(load_data(DIGITS).train.labels, labels)
+    assert not (tmp_path / "run").exists() and path.read_bytes() == before
+    np.load(io.BytesIO(content.getvalue()), allow_pickle=True)
+    assert (tmp_path / "run").exists()  # the trap works
 
 
 @as_root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -96,6 +97,7 @@ def examine() -> Iterator[Finding]:
     yield _convolutions()
     yield _gpu()
     yield _cache()
+    yield from _cluster()
     yield from _ray()
 
 
@@ -139,16 +141,17 @@ def _runs(what: str, code: str, remedy: str) -> Finding:
 
 
 def _outcome(code: str) -> tuple[bool, str]:
-    """Runs `code` in a new Python: (True, the last line that it prints) or (False, the last line of
-    its error).
+    """Runs `code` in a new Python that imports what this one does, not what lies in the working
+    directory: (True, the last line that it prints) or (False, the last line of its error).
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     environment.pop("RAY_ADDRESS", None)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=120,
             env=environment,
         )
@@ -159,6 +162,17 @@ def _outcome(code: str) -> tuple[bool, str]:
             done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
         )[-1].removeprefix("studies.errors.StudyError: ")[:300]
     return True, (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def _cluster() -> Iterator[Finding]:
+    """That `start` will go to a cluster, where the environment says so."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        yield Finding(
+            "cluster",
+            "note",
+            f"RAY_ADDRESS is {address}: studies use that Ray, which is not examined here",
+            "`ray status` examines it; unset RAY_ADDRESS to use a Ray of this machine",
+        )
 
 
 def _ray() -> Iterator[Finding]:
@@ -242,10 +256,13 @@ def _threads() -> Finding:
     cores = available_cores()
     asked = os.environ.get("OMP_NUM_THREADS")
     per_trial = Resources().cpus_per_trial
+    # OpenMP takes a list too, a number for each level
+    odd = asked and not re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*(,\s*\d+\s*)*", asked, re.ASCII)
     return Finding(
         "cores",
-        "ok",
+        "note" if odd else "ok",
         f"{cores}; a trial takes {per_trial:g}" + (f"; OMP_NUM_THREADS={asked}" if asked else ""),
+        "OMP_NUM_THREADS must be a number of 1 or more; as it is, OpenMP ignores it" if odd else "",
     )
 
 

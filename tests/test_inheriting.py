@@ -233,15 +233,17 @@ def test_a_trial_without_weights_or_of_other_channels_is_refused(tmp_path, train
     ],
     ids=lambda words: words[0],
 )
+@pytest.mark.parametrize("torn, epoch", [("checkpoint*.pt", 0), ("checkpoint.pt", 2)])
 def test_a_network_whose_checkpoints_are_torn_is_not_taken_for_a_trained_one(
-    tmp_path, trained, run, words
+    tmp_path, trained, run, words, torn, epoch
 ):
     path = tmp_path / "study"
     shutil.copytree(trained, path)
-    for file in (path / "trials" / "00000").glob("checkpoint*.pt"):
+    for file in (path / "trials" / "00000").glob(torn):
         file.write_bytes(file.read_bytes()[:100])
     done = run(*(str(word).format(path) for word in words))
-    assert done.status == 1 and "trial 0 cannot be loaded: its checkpoints in" in done.err
+    assert done.status == 1 and "trial 0 cannot be loaded" in done.err
+    assert f"is of epoch {epoch}, its scores are of epoch 3 (torn" in done.err
 
 
 def test_a_child_whose_parent_was_lost_fails_with_the_reason(tmp_path, trained, run):

@@ -78,10 +78,12 @@ def load_trained(
     # torch reports other classes or channels as RuntimeError
     except (ValueError, RuntimeError) as error:
         raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error
-    if not state.epoch:  # nothing could be read: this would be the network as it was drawn
+    scored = (record.scores or {}).get("epoch") or 1
+    if state.epoch < scored:  # 0: nothing could be read, and the network is as it was drawn
         raise StudyError(
-            f"trial {record.number} cannot be loaded: its checkpoints in {folder} are torn or "
-            "another program's; choose a trial whose folder is whole, or train the architecture "
+            f"trial {record.number} cannot be loaded: what can be read of its checkpoints in "
+            f"{folder} is of epoch {state.epoch}, its scores are of epoch {scored} (torn, or "
+            "another program's); choose a trial whose folder is whole, or train the architecture "
             "again: equisearch train STUDY ARCHITECTURE --out DIR"
         )
     augmentation = dict(state.step.companions.items()).get("augmentation")

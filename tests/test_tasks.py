@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score, mean_absolute_error, r2_score, roc_auc_score
 
+from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies import load_study, open_study, start
 from studies.errors import StudyError
@@ -23,11 +24,15 @@ from studies.results.report import write_report
 from studies.results.retrain import front_jobs, run_jobs
 from studies.search.scores import rung_margin
 from studies.tasks import with_task
+from studies.workers.declaration import judged
 from trainers.bundles.formats import logits, runner
 from trainers.bundles.verify import verify
 from trainers.data.datasets import load_data
 from trainers.data.tasks import Outputs
+from trainers.instruments import twosample
+from trainers.instruments.probe import probe
 from trainers.instruments.tasks import replicates
+from trainers.instruments.tasks.kinds import as_kinds
 from trainers.instruments.tasks.scoring import main_score, main_scores, resamples, side_scores
 from trainers.networks.plain import mean_logits
 from trainers.settings import Columns, Data, Symmetry, Training, as_identity
@@ -349,3 +354,53 @@ def test_a_study_of_classes_says_nothing_of_tasks():
     assert not {"task", "columns"} & kept.keys()  # earlier checkpoints stay valid
     set_ = as_identity(Data(files=Path("a.csv"), columns=Columns(label="x")), set())
     assert "separator" not in set_["columns"]
+
+
+@pytest.fixture(scope="module")
+def oriented():
+    """Images of a bar whose place along the height is the target, at random along the width; labels
+    say whether it lies above, and whether it is bright.
+    """
+    random = np.random.default_rng(1)
+    rows, columns = random.integers(0, 14, 400), random.integers(0, 14, 400)
+    bright = random.random(400) < 0.5
+    images = random.integers(0, 40, (400, 16, 16)).astype(np.uint8)
+    for image, row, column, light in zip(images, rows, columns, bright):
+        image[row : row + 2, column : column + 2] = 240 if light else 150
+    return images, rows, np.stack([rows < 7, bright], 1).astype(np.int64)
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_the_declaration_is_checked_of_targets_and_labels(oriented, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(twosample, "JOINT_STEPS", 120)
+    monkeypatch.setattr(twosample, "STEPS", 10)  # of what these labels do not ask
+    images, rows, labels = oriented
+    given = rows.astype(float) if task == "regression" else labels
+    np.savez(tmp_path / "a.npz", images=images, labels=given)
+    data = Data(files=tmp_path / "a.npz", task=task, test=40)
+    found = probe(data, Group.parse("D2"), images=400, joint=True)
+    of = {e.element: e for e in found.elements}
+    # `m` mirrors along the width, which no label depends on; the others exchange above and below
+    assert of["m"].labels == "kept" and of["m"].inputs == "symmetric"
+    assert "collide" in {of["r180"].labels, of["mr180"].labels}
+    checked = judged(found, Group.parse("D2"))
+    noun = {"regression": "range target", "multilabel": "label set"}[task]
+    assert f"{noun} " in checked.warnings[0] and "contradict the declared D2" in checked.warnings[0]
+    assert "class" not in checked.warnings[0] and checked.kind in checked.warnings[0]
+    names = found.classes
+    if task == "regression":
+        assert len(names) == 4 and names[0].startswith("target up to 3")
+    else:
+        assert set(names) == {"without labels", "label 0", "label 1", "label 0 + label 1"}
+
+
+def test_rare_sets_of_labels_and_several_targets_are_kinds_too():
+    labels = torch.tensor([[0.0, 0.0]] * 30 + [[1.0, 0.0]] * 25 + [[1.0, 1.0]] * 3)
+    kinds, names = as_kinds(Outputs("multilabel", ("a", "b")), labels)
+    assert names == ("without labels", "a", "of other labels")
+    assert kinds.bincount().tolist() == [30, 25, 3]
+    values = torch.stack([torch.arange(40.0), torch.arange(40.0).flip(0)], 1)
+    targets = Outputs("regression", ("x", "y"), (0.0, 0.0), (1.0, 1.0))
+    kinds, names = as_kinds(targets, values)
+    assert names == ("x up to 19.5, y above 19.5", "x above 19.5, y up to 19.5")
+    assert kinds.tolist() == [0] * 20 + [1] * 20

@@ -138,12 +138,11 @@ def probe(
     """
     from searchspace.groups import Group
     from studies import config
-    from studies.tasks import require_classes, with_task
+    from studies.tasks import with_task
     from trainers.instruments.probe import probe as probe_data
     from trainers.process import tune_process
 
     chosen = with_task(config.load_study(study, pairs(settings)))
-    require_classes(chosen, "probe")
     tune_process()
     probed = probe_data(
         chosen.data, Group.parse(group or chosen.symmetry.group), images=images, seed=seed

@@ -17,6 +17,7 @@ from searchspace.groups import IDENTITY, Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from trainers.files import read_whole, write_whole
+from trainers.instruments.data_symmetry import PLURALS
 
 if TYPE_CHECKING:
     from trainers.instruments.data_symmetry import DataSymmetry, ElementProbe, Likeness
@@ -41,14 +42,14 @@ class Declaration:
     elements: tuple[str, ...]  # that were examined: those on the pixel grid
     images: int
     warnings: tuple[str, ...]
+    kind: str = "class"  # what the labels were asked of: classes, label sets, ranges of targets
 
     @property
     def line(self) -> str:
         """One sentence for a study whose declaration nothing contradicts."""
         return (
             f"the declared {self.group} was checked on {counted(self.images, 'image')}: no "
-            "two classes are "
-            "exchanged, and training does not show every orientation"
+            f"two {PLURALS[self.kind]} are exchanged, and training does not show every orientation"
         )
 
 
@@ -62,21 +63,20 @@ def check_declaration(study: Study) -> Declaration | None:
     group = Group.parse(study.symmetry.group)
     if not any(e.on_grid for e in group.elements if e != IDENTITY) or not _affordable(study):
         return None
-    if study.data.task != "classification":  # the question is asked of classes
-        return None
     from trainers import cached_arrays
     from trainers.data.fingerprint import data_fingerprint
     from trainers.instruments.probe import probe
 
-    key = cached_arrays.key(
-        [
-            DECLARATION_VERSION,
-            "declaration",
-            data_fingerprint(study.data).fingerprint,
-            str(group),
-            DECLARATION_IMAGES,
-        ]
-    )
+    asked = [
+        DECLARATION_VERSION,
+        "declaration",
+        data_fingerprint(study.data).fingerprint,
+        str(group),
+        DECLARATION_IMAGES,
+    ]
+    if study.data.task != "classification":
+        asked.append(study.data.task)
+    key = cached_arrays.key(asked)
 
     def build(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
         allocate((1,))[:] = 0  # the content is what matters
@@ -106,6 +106,7 @@ def _read(content: dict[str, Any]) -> Declaration:
         tuple(map(str, content["elements"])),
         int(content["images"]),
         tuple(map(str, content["warnings"])),
+        str(content.get("kind", "class")),
     )
 
 
@@ -116,11 +117,12 @@ def judged(probed: DataSymmetry, group: Group) -> Declaration:
         tuple(e.element for e in probed.elements),
         probed.images,
         (*_contradictions(probed, group), *_shown(probed, group)),
+        probed.kind,
     )
 
 
 def _contradictions(probed: DataSymmetry, group: Group) -> Iterator[str]:
-    """One sentence for all elements that exchange classes."""
+    """One sentence for all elements that exchange classes, or other kinds."""
     colliding = [e for e in probed.elements if e.labels == "collide"]
     if not colliding:
         return
@@ -128,16 +130,16 @@ def _contradictions(probed: DataSymmetry, group: Group) -> Iterator[str]:
     pair = element.likenesses[0]
     others = len(colliding) - 1
     yield (
-        f"the labels contradict the declared {group}: {_exchanged(element, pair)}"
-        f"{f', and {others} more exchange classes' if others else ''}. A network invariant to it "
-        "confuses them, and one that is right about upright images is wrong about moved "
+        f"the labels contradict the declared {group}: {_exchanged(element, pair, probed.kind)}"
+        f"{f', and {others} more exchange {probed.kinds}' if others else ''}. A network invariant "
+        "to it confuses them, and one that is right about upright images is wrong about moved "
         f"ones. Declare at most {_largest(probed, group)}, or look closer with `equisearch probe`"
     )
 
 
-def _exchanged(element: ElementProbe, pair: Likeness) -> str:
+def _exchanged(element: ElementProbe, pair: Likeness, kind: str) -> str:
     return (
-        f"under {element.element} class {pair.moved} cannot be told from class {pair.like} "
+        f"under {element.element} {kind} {pair.moved} cannot be told from {kind} {pair.like} "
         f"({pair.apart.short()} told apart, upright {pair.apart_upright.short()}, "
         f"p = {max(pair.p, 1e-12):.1g})"
     )

@@ -10,6 +10,8 @@ from searchspace.geometry import counted
 from trainers.instruments.proportions import Proportion
 from trainers.text_table import Column, table_lines
 
+PLURALS = {"class": "classes", "label set": "label sets", "range": "ranges"}
+
 
 @dataclass(frozen=True)
 class Likeness:
@@ -76,6 +78,12 @@ class DataSymmetry:
     elements: tuple[ElementProbe, ...]
     symmetric: str
     declare: str
+    kind: str = "class"  # what `classes` are: classes, label sets, or ranges of targets
+
+    @property
+    def kinds(self) -> str:
+        """The plural of `kind`."""
+        return PLURALS[self.kind]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -97,7 +105,7 @@ def collides(pair: Likeness) -> bool:
 
 def _headline(probe: DataSymmetry) -> str:
     return (
-        f"{counted(probe.images, 'image')} of {counted(len(probe.classes), 'class')} under "
+        f"{counted(probe.images, 'image')} of {counted(len(probe.classes), probe.kind)} under "
         f"{probe.group}; "
         f"a small plain classifier gets {probe.accuracy.short()} of upright held-out images right"
     )
@@ -131,7 +139,7 @@ def _table(probe: DataSymmetry) -> list[str]:
 
 
 def _class_table(probe: DataSymmetry) -> list[str]:
-    rows = [("element", "class", "told from upright", "p")]
+    rows = [("element", probe.kind, "told from upright", "p")]
     rows += [
         (e.element, c.name, c.apart.short(), p_text(c.p))
         for e in probe.elements
@@ -157,8 +165,8 @@ def _remarks(probe: DataSymmetry) -> list[str]:
         for pair in e.likenesses[:3]:
             verb = "cannot be told from" if collides(pair) else "comes close to"
             lines.append(
-                f"{e.element}: class {pair.moved} {verb} class {pair.like} (told apart "
-                f"{pair.apart.short()}, upright {pair.apart_upright.short()})"
+                f"{e.element}: {probe.kind} {pair.moved} {verb} {probe.kind} {pair.like} (told "
+                f"apart {pair.apart.short()}, upright {pair.apart_upright.short()})"
             )
         if e.alike and e.inputs != "symmetric":
             lines.append(
@@ -188,7 +196,7 @@ def _advice(probe: DataSymmetry) -> list[str]:
     if colliding:
         lines.append(
             f"Not symmetries of the labels: {_names(colliding)}. A network invariant to them "
-            "cannot tell the classes named above "
+            f"cannot tell the {probe.kinds} named above "
             f"apart, whatever it is trained on: do not declare them."
         )
     unseen = [e for e in of["distinct"] + of["nearly"] if e.labels != "collide"]
@@ -204,8 +212,8 @@ def _advice(probe: DataSymmetry) -> list[str]:
     close = [e for e in unseen if e.labels == "resemble"]
     if close:
         lines.append(
-            f"Under {_names(close)} some classes come closer to each other: expect an invariant "
-            "network to confuse them more often "
+            f"Under {_names(close)} some {probe.kinds} come closer to each other: expect an "
+            "invariant network to confuse them more often "
             f"(orientation unknown: {100 * min(e.accuracy_blind.value for e in close):.0f} % "
             f"here, upright {100 * probe.accuracy.value:.0f} %)."
         )

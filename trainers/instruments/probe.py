@@ -26,6 +26,7 @@ from trainers.instruments.data_symmetry import (
     collides,
 )
 from trainers.instruments.proportions import Proportion, binomial, fisher, holm, wilson
+from trainers.instruments.tasks.kinds import as_kinds, kind_of
 from trainers.instruments.twosample import (
     Answers,
     Classifier,
@@ -45,8 +46,9 @@ def probe(
     """What each element of `group` but the identity does to the inputs and the labels of `data`.
 
     Looks at `images` training and validation images at most, drawn from every class in proportion,
-    at 16 pixels or fewer on the shorter side; the test split is not touched. Images that are not
-    square are cropped to their central square. `joint`: as in `probe_images`. Raises ValueError for
+    at 16 pixels or fewer on the shorter side; the test split is not touched. Where labels are no
+    classes, their kinds are asked (`trainers.instruments.tasks.kinds`). Images that are not square
+    are cropped to their central square. `joint`: as in `probe_images`. Raises ValueError for
     bad data and for the trivial group.
     """
     splits = load_data(data)
@@ -55,7 +57,8 @@ def probe(
             max(LARGEST_SIDE, round(side * LARGEST_SIDE / min(splits.size))) for side in splits.size
         )
         splits = load_data(data, (height, width))
-    labels = torch.cat([splits.train.labels, splits.validation.labels])
+    given = torch.cat([splits.train.labels, splits.validation.labels])
+    labels, names = as_kinds(splits.outputs, given)
     chosen = torch.from_numpy(take(labels.numpy(), min(images, len(labels)), (seed, 0)))
     # what is not chosen of a mapped array is not read
     first = chosen < len(splits.train)
@@ -64,9 +67,10 @@ def probe(
     pixels[~first] = splits.validation.pixels[chosen[~first] - len(splits.train)]
     side = min(splits.size)
     square = fit_images(pixels, (side, side), "pad")
-    return probe_images(
-        square.float() / 255, labels[chosen], splits.classes, group, seed=seed, joint=joint
+    probed = probe_images(
+        square.float() / 255, labels[chosen], names, group, seed=seed, joint=joint
     )
+    return replace(probed, kind=kind_of(splits.task))
 
 
 def probe_images(

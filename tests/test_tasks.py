@@ -372,7 +372,6 @@ def oriented():
 
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
 def test_the_declaration_is_checked_of_targets_and_labels(oriented, task, tmp_path, monkeypatch):
-    monkeypatch.setattr(twosample, "JOINT_STEPS", 120)
     monkeypatch.setattr(twosample, "STEPS", 10)  # of what these labels do not ask
     images, rows, labels = oriented
     given = rows.astype(float) if task == "regression" else labels

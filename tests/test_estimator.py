@@ -115,6 +115,8 @@ def test_a_search_without_a_complete_trial_is_no_model(digits, tmp_path):
         (np.zeros((4, 8, 8), complex), "Complex data not supported"),
         (np.full((4, 8, 8), "a"), "as numbers"),
         ([[[1, 2], [3]]], "."),
+        ([np.zeros((8, 8)), np.zeros((8, 9))], r"several shapes, such as \(8, 8\) and \(8, 9\)"),
+        (np.zeros((4, 1, 1, 8, 8)), "the images of X have the shape"),
     ],
 )
 def test_what_is_not_images_is_refused(images, why):

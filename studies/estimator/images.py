@@ -25,7 +25,7 @@ def images_last(X: Any) -> np.ndarray:
     if hasattr(X, "toarray"):
         raise ValueError("X is a sparse matrix; give images as a dense array: X.toarray()")
     is_tensor = type(X).__module__.partition(".")[0] == "torch"
-    array = X.detach().cpu().numpy() if is_tensor else np.asarray(X)
+    array = X.detach().cpu().numpy() if is_tensor else _joined(X)
     if array.dtype.kind == "c":
         raise ValueError("X holds complex numbers: Complex data not supported; give real pixels")
     if array.dtype.kind not in "biuf":
@@ -56,8 +56,22 @@ def images_last(X: Any) -> np.ndarray:
         array = array.reshape(-1, side, side)
     if not len(array):
         raise ValueError(f"X has the shape {array.shape}: 0 sample(s); give at least one image")
-    axes = axes_of(array.shape, "X", channels_first=is_tensor)
+    axes = axes_of(array.shape, "of X", channels_first=is_tensor)
     return channels_second(array, axes).transpose(0, 2, 3, 1)
+
+
+def _joined(X: Any) -> np.ndarray:
+    """Rows as one array. Raises ValueError for images of several shapes."""
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        shapes = list(dict.fromkeys(np.shape(np.asarray(row)) for row in X))
+        if len(shapes) < 2:
+            raise
+        raise ValueError(
+            f"X holds images of several shapes, such as {shapes[0]} and {shapes[1]}; resize them to "
+            "one, or search a folder of them: `equisearch start` resizes"
+        ) from error
 
 
 def class_labels(y: Any) -> np.ndarray:
@@ -79,12 +93,12 @@ def scale_of(images: np.ndarray) -> Scale:
     """How the values of images [N, height, width, channels] become 0..255. Raises ValueError for
     values that pixels cannot have.
     """
-    return find_scale(_blocks(images), images.dtype, "X")
+    return find_scale(_blocks(images), images.dtype, "of X")
 
 
 def as_bytes(images: np.ndarray, scale: Scale) -> Iterator[np.ndarray]:
     """The images as uint8 [n, channels, height, width], some at a time."""
-    for block in scaled(_blocks(images), scale, "X"):
+    for block in scaled(_blocks(images), scale, "of X"):
         yield np.ascontiguousarray(block.transpose(0, 3, 1, 2))
 
 

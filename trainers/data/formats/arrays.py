@@ -162,7 +162,7 @@ class Arrays:
 
 def _checked(images: Member, labels: Member, groups: Member | None, task: Task) -> _Part:
     """Images and their labels and groups, which must be as many."""
-    axes_of(images.shape, images.text)
+    axes_of(images.shape, f"of {images.text}")
     if images.dtype.kind not in "buif":
         raise ValueError(f"{images.text} is of type {images.dtype}; give numbers, best uint8")
     if task == "classification":
@@ -194,7 +194,7 @@ def _bytes(images: Member, scale: Scale) -> np.ndarray:
     """The images as uint8 [N, C, H, W]: mapped from their own file where they are that already,
     else from a copy in the cache.
     """
-    axes = axes_of(images.shape, images.text)
+    axes = axes_of(images.shape, f"of {images.text}")
     if images.path.is_dir() and images.dtype == np.uint8:
         return channels_second(images.array(), axes)
     count, *rest = images.shape

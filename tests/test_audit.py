@@ -265,6 +265,13 @@ def test_bad_input_is_one_clear_message(module, options, message):
         audit(module, 8, **options)
 
 
+def test_a_module_that_hardly_depends_on_the_image_is_not_called_symmetric():
+    faint = pooled(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+    with torch.no_grad():
+        faint[0].weight *= 1e-7
+    assert {*map(str, audit(faint, 8, sizes=False).symmetric)} == {"e"}
+
+
 def test_scripted_modules_are_audited():
     scripted = torch.jit.script(pooled(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU()).eval())
     assert kept(scripted, 8) == {"e", "mr90"} and kept(scripted, 9) == set(D4)

@@ -69,8 +69,8 @@ def _joined(X: Any) -> np.ndarray:
         if len(shapes) < 2:
             raise
         raise ValueError(
-            f"X holds images of several shapes, such as {shapes[0]} and {shapes[1]}; resize them to "
-            "one, or search a folder of them: `equisearch start` resizes"
+            f"X holds images of several shapes, such as {shapes[0]} and {shapes[1]}; resize them "
+            "to one, or search a folder of them: `equisearch start` resizes"
         ) from error
 
 

@@ -22,6 +22,7 @@ from trainers.instruments.audit.follow import turns_of
 from trainers.instruments.audit.record import Constant, RecordedProgram
 
 THRESHOLD = 1e-10  # of the largest difference, relative to the spread of what is compared
+MOST_OF_VARIATION = 1e-3  # between images, that a symmetric module's rounding errors are
 AUDIT_DRAWS = 4  # of weights and images, until one shows that an element is lost
 _CONVOLUTIONS = {
     getattr(place, name)
@@ -211,11 +212,27 @@ def _images(shape: tuple[int, ...], seed: int) -> Tensor:
 def own_errors(
     module: nn.Module, shape: tuple[int, ...], elements: Sequence[Element]
 ) -> list[float | None]:
-    """The same with the weights that the module has."""
+    """The same with the weights that the module has; relative to the difference of two images'
+    results where it is more than a thousandth of that, so that a module whose results hardly depend
+    on the image (untrained deep ones) is not taken for a symmetric one.
+    """
     images = _images(shape, 0)
     upright = module(images)
-    errors = [symmetry_deviation(module, images, upright, element) for element in elements]
-    return [None if math.isnan(error) else error for error in errors]
+    variation = float((module(_images(shape, 1)) - upright).abs().max())
+    errors = []
+    for element in elements:
+        error = symmetry_deviation(module, images, upright, element)
+        if variation and math.isfinite(error):
+            beside = error * _scale(upright) / variation
+            error = beside if beside > MOST_OF_VARIATION else error
+        errors.append(None if math.isnan(error) else error)
+    return errors
+
+
+def _scale(*results: Tensor) -> float:
+    """What differences are relative to: the spread of the results, or a small share of them."""
+    spread = max(float(r.std(correction=0)) for r in results)
+    return max(spread, 1e-3 * float(results[0].abs().max()))
 
 
 def symmetry_deviation(
@@ -232,7 +249,6 @@ def symmetry_deviation(
     expected = act(upright, element) if upright.ndim == 4 else upright
     if result.shape != expected.shape:
         return math.inf
-    spread = max(float(r.std(correction=0)) for r in (upright, result))
-    scale = max(spread, 1e-3 * float(upright.abs().max()))
+    scale = _scale(upright, result)
     error = float((result - expected).abs().max())
     return error / scale if scale else error

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from searchspace.geometry import counted, remainder
+from searchspace.geometry import MOST_PIXELS, counted, remainder
 from searchspace.groups import IDENTITY, Element, Group
 from trainers.instruments.audit.follow import WRITES, Death, Followed, follow
 from trainers.instruments.audit.record import (
@@ -102,9 +102,10 @@ def _check(model: Any, group: Group, size: tuple[int, int], channels: int) -> No
             f"{group} has elements that are not quarter turns or flips, which interpolate on the "
             f"pixel grid and are never exact; give {group.grid}"
         )
-    if min(*size, channels) < 1:
+    if min(*size, channels) < 1 or max(*size, channels) > MOST_PIXELS:
         raise ValueError(
-            f"size {size[0]}x{size[1]} with {counted(channels, 'channel')}: each must be at least 1"
+            f"size {size[0]}x{size[1]} with {counted(channels, 'channel')}: each must be 1 to "
+            f"{MOST_PIXELS}"
         )
 
 

@@ -43,7 +43,20 @@ def from_onnx(path: Path) -> nn.Module:
             f"{path} has operations that an audit does not read from ONNX: {', '.join(unread)}; "
             "give the torch module, or a .pt2 file"
         )
-    return OnnxModule(graph, inputs[0], graph.output[0].name)
+    known = {*stored, *inputs, ""}
+    for node in graph.node:
+        if missing := [name for name in node.input if name not in known]:
+            raise ValueError(
+                f"{path} is damaged: {node.op_type} reads '{missing[0]}', which nothing before it "
+                "gives; write it again"
+            )
+        known |= set(node.output)
+    try:
+        return OnnxModule(graph, inputs[0], graph.output[0].name)
+    except Exception as error:  # of whatever the file holds
+        raise ValueError(
+            f"{path} is damaged: {type(error).__name__}: {error}; write it again"
+        ) from error
 
 
 class OnnxModule(nn.Module):
@@ -71,7 +84,10 @@ class OnnxModule(nn.Module):
         ]
         for name, stored in constants:
             tensor = torch.tensor(numpy_helper.to_array(stored))
-            self.names[name] = own = name.replace(".", "/") or "unnamed"
+            own = name.replace(".", "/") or "unnamed"
+            while hasattr(self, own):  # a method of modules, or another tensor's name
+                own += "_"
+            self.names[name] = own
             if name in trained and tensor.is_floating_point() and tensor.ndim:
                 self.register_parameter(own, nn.Parameter(tensor))
             else:
@@ -158,6 +174,10 @@ def _mean(a: Attributes, x: Tensor, *axes: Tensor) -> Tensor:
     return x.mean(_axes(a, axes) or list(range(x.ndim)), keepdim=bool(a.get("keepdims", 1)))
 
 
+def _max(a: Attributes, x: Tensor, *axes: Tensor) -> Tensor:
+    return x.amax(_axes(a, axes) or list(range(x.ndim)), keepdim=bool(a.get("keepdims", 1)))
+
+
 def _squeeze(a: Attributes, x: Tensor, *axes: Tensor) -> Tensor:
     found = _axes(a, axes)
     return x.squeeze() if found is None else x.squeeze(found)
@@ -224,6 +244,7 @@ ONNX_OPERATIONS: dict[str, Callable[..., Any]] = {
     "GlobalAveragePool": lambda a, x: x.mean((2, 3), keepdim=True),
     "GlobalMaxPool": lambda a, x: x.amax((2, 3), keepdim=True),
     "ReduceMean": _mean,
+    "ReduceMax": _max,
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": lambda a, x, w, b: F.instance_norm(
         x, weight=w, bias=b, eps=a.get("epsilon", 1e-5)

@@ -6,6 +6,7 @@ import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import is_zipfile
 
 from trainers.files import require_local
 
@@ -53,6 +54,8 @@ def _from_export(path: Path) -> nn.Module:
     """The module in a file of `torch.export.save`."""
     import torch
 
+    if not is_zipfile(path):  # torch would say so in its own log, too
+        raise ValueError(f"{path} is not a file of torch.export.save: it is not a zip archive")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

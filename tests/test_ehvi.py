@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from searchspace.groups import Group
 from studies.pareto import hypervolume
-from studies.samplers.ehvi import ExpectedImprovement, boxes, improvements
+from studies.samplers.ehvi import ExpectedImprovement
 from studies.samplers.enumeration import all_drafts
 from studies.samplers.factory import make_sampler
 from studies.samplers.initial_design import features_of_text
 from studies.samplers.planned import as_key
+from studies.samplers.volumes import boxes, improvements
 from support import trivial
 
 SPACE = {"space__equivariance_loss": {"kind": ["none", "layerwise"], "weight": 0.1}}
@@ -172,6 +173,12 @@ def early(value, decision):
     }
 
 
+def gain(planner, seen, pending, candidates):
+    """The expected hypervolume improvement of each candidate, trained to the end."""
+    prospects = planner._prospects(seen, pending, candidates, numpy.random.default_rng(1))
+    return prospects.gains(numpy.arange(len(candidates)), [2], (64,)).mean(0)
+
+
 def worth_of_d4(early_score):
     """Nothing of D4 was trained to the end, but three of its trainings were stopped with this score
     at the first rung.
@@ -192,9 +199,7 @@ def worth_of_d4(early_score):
         )
     planner, rng = ExpectedImprovement(trials.study), numpy.random.default_rng
     candidates = [features for features, _ in planner._candidates(trials.optuna.trials, rng(0))]
-    worth = planner._improvement(
-        planner._observations(trials.optuna.trials), [], candidates, rng(1)
-    )
+    worth = gain(planner, planner._observations(trials.optuna.trials), [], candidates)
     return numpy.mean([w for w, features in zip(worth, candidates) if features.choices[1] == "D4"])
 
 
@@ -224,9 +229,9 @@ def test_what_is_like_a_trial_that_runs_is_worth_less():
         planner._observations(trials.optuna.trials),
         [features for features, _ in planner._candidates(trials.optuna.trials, rng(0))],
     )
-    before = planner._improvement(seen, [], candidates, rng(1))
+    before = gain(planner, seen, [], candidates)
     best = int(before.argmax())
-    after = planner._improvement(seen, [candidates[best]], candidates, rng(1))
+    after = gain(planner, seen, [candidates[best]], candidates)
     assert after[best] < 0.7 * before[best]
     unlike = [
         i
@@ -246,7 +251,7 @@ def test_a_training_like_one_that_runs_adds_nothing_to_the_front_that_is_expecte
     planner, shown = ExpectedImprovement(trials.study), trials.optuna.trials
     seen, running = planner._observations(shown), planner._pending(shown)
     before, after = (
-        planner._improvement(seen, pending, running, numpy.random.default_rng(0))[0]
+        gain(planner, seen, pending, running)[0]
         for pending in ([], running)
     )
     assert after < 0.4 * before
@@ -267,12 +272,12 @@ def test_trials_that_run_are_taken_into_account(monkeypatch):
     trials, taken = Trials(study_of()), []
     group_decides(trials)
     trials.add({"family": "steerable", "group": "C4"})
-    improvement = ExpectedImprovement._improvement
+    prospects = ExpectedImprovement._prospects
     monkeypatch.setattr(
         ExpectedImprovement,
-        "_improvement",
+        "_prospects",
         lambda self, seen, pending, *others: (
-            taken.append(len(pending)) or improvement(self, seen, pending, *others)
+            taken.append(len(pending)) or prospects(self, seen, pending, *others)
         ),
     )
     trials.planned()

@@ -7,15 +7,14 @@ training. In a study with constraints it is multiplied by the probability that t
 them (Gardner et al. 2014), under a second process. Candidates are all of a small space, else random
 drafts and neighbours of good trials; running trials count with their predicted scores.
 
-At a rung a training goes on where it promises more for each epoch that it still needs than any
-stopped one, or a new candidate for each of its own, does.
+At a rung a training goes on where it promises more for each epoch than any stopped one, or a new
+candidate, does: all may be stopped again (`studies.samplers.stopping`).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,13 +27,15 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.trial import is_feasible, recorded_rungs
-from studies.pareto import Point, non_dominated, utilities
+from studies.pareto import Point, utilities
 from studies.samplers.enumeration import all_drafts
 from studies.samplers.evolution import SubgroupEvolution
-from studies.samplers.gp import Array, Surrogate
+from studies.samplers.gp import OFFSET, Array, Surrogate
 from studies.samplers.initial_design import ALL, Features, features_of, features_of_text
 from studies.samplers.planned import as_key, draw_planned
+from studies.samplers.stopping import COMPARED, DRAWS, promises, stages
 from studies.samplers.tpe import informative
+from studies.samplers.volumes import boxes, improvements
 
 # drafts that are compared for a proposal; half of them are neighbours of good trials
 PROPOSAL_DRAFTS = 64
@@ -43,6 +44,10 @@ BEST, NEWEST = 30, 60  # trials that the surrogate learns from, once there are m
 RUNNING = 64  # trials that run, of which the newest count
 LEAST_PROBABILITY = 1e-3  # of keeping the constraints
 RUNGS = 2  # the last ones of each training; earlier scores add little
+# What a proposal was made by, noted in the journal, so that it can be derived again. 1: the gain for
+# each epoch until the end, whatever is seen before, of scores without their noise.
+VERSION = 2
+OFFSETS = {1: 3.0, VERSION: OFFSET}  # `Surrogate`'s
 # of the loss weight, and of the learning rate, that count as one whole difference
 FEATURE_DECADES = 3.0, 1.0
 # scores that are the accuracy itself where the logits are invariant under every declared element
@@ -63,8 +68,9 @@ class Observation:
 class ExpectedImprovement:
     """Plans the untried candidate with the largest acquisition; each further call, the next."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, version: int = VERSION) -> None:
         self._study, self._group = study, Group.parse(study.symmetry.group)
+        self._version = version
         self._ranked: Iterator[Mapping[str, Any]] | None = None
 
     def plan(self, trials: Sequence[FrozenTrial], rng: numpy.random.Generator) -> Mapping[str, Any]:
@@ -84,16 +90,15 @@ class ExpectedImprovement:
         drafts = self._candidates(trials, rng)
         if not observations or not drafts:
             return []
-        candidates = [features for features, _ in drafts]
-        improvement = self._improvement(observations, self._pending(learned), candidates, rng)
-        acquisition = improvement * self._feasibility(learned, candidates, rng)
+        candidates = [(features, 0) for features, _ in drafts]
+        acquisition = self._promises(learned, observations, candidates, rng)
         return [drafts[i][1] for i in numpy.argsort(-acquisition, kind="stable")]
 
     def to_continue(
         self, trials: Sequence[FrozenTrial], stopped: Sequence[int], rng: numpy.random.Generator
     ) -> int | None:
-        """Which of the `stopped` trials promises more for each epoch that it still needs than any
-        other and than a new candidate for each of its own; None where a new candidate does.
+        """Which of the `stopped` trials promises more for each epoch than any other and than a new
+        candidate; None where a new candidate does.
         """
         learned = informative(trials, self._study.objectives, BEST, NEWEST)
         observations, drafts = self._observations(learned), self._candidates(trials, rng)
@@ -104,13 +109,10 @@ class ExpectedImprovement:
         ]
         if not observations or not waiting:
             return None
-        candidates = [f for f, _ in drafts] + [features for *_, features in waiting]
+        candidates = [(features, 0) for features, _ in drafts]
+        candidates += [(features, epoch) for _, epoch, features in waiting]
         with threadpool_limits(1, "blas"):
-            gain = self._improvement(observations, self._pending(learned), candidates, rng)
-            gain = gain * self._feasibility(learned, candidates, rng)
-        last = self._study.rungs[-1]
-        cost = [last] * len(drafts) + [max(1, last - epoch) for _, epoch, _ in waiting]
-        best = int(numpy.argmax(gain / numpy.array(cost)))
+            best = int(numpy.argmax(self._promises(learned, observations, candidates, rng)))
         return None if best < len(drafts) else waiting[best - len(drafts)][0]
 
     def goes_on(
@@ -204,15 +206,46 @@ class ExpectedImprovement:
             features_of_text(text, self._group), learning_rate=trial.params.get("learning_rate")
         )
 
-    def _improvement(
+    def _promises(
+        self,
+        learned: Sequence[FrozenTrial],
+        observations: list[Observation],
+        candidates: Sequence[tuple[Features, int]],
+        rng: numpy.random.Generator,
+    ) -> Array:
+        """What each candidate, with the epoch that it has reached, promises for each epoch; that of
+        all but the best by expected gain is as if it were never stopped again.
+        """
+        rungs, features = self._study.rungs, [features for features, _ in candidates]
+        prospects = self._prospects(observations, self._pending(learned), features, rng)
+        if self._version == 1:
+            gain = prospects.gain_before(len(rungs) - 1)
+        else:
+            gain = prospects.gains(numpy.arange(len(features)), [len(rungs) - 1], (SCORE_DRAWS,))
+            gain = gain.mean(0)
+        gain = gain * (chance := self._feasibility(learned, features, rng))
+        promised = gain / [max(1, rungs[-1] - epoch) for _, epoch in candidates]
+        if self._version == 1:
+            return promised
+        compared = numpy.argsort(-promised, kind="stable")[:COMPARED]
+        chance = numpy.broadcast_to(chance, len(features))
+        for ahead, group in _grouped(compared, [stages(rungs, e) for _, e in candidates]):
+            gains = prospects.gains(group, [rungs.index(e) for e in ahead], DRAWS[len(ahead)])
+            for epoch in {candidates[i][1] for i in group}:
+                here = numpy.array([candidates[i][1] == epoch for i in group])
+                costs = numpy.maximum(1, numpy.diff([epoch, *ahead])).tolist()
+                promised[group[here]] = promises(gains[..., here], costs) * chance[group[here]]
+        return promised
+
+    def _prospects(
         self,
         observations: list[Observation],
         pending: list[Features],
         candidates: list[Features],
         rng: numpy.random.Generator,
-    ) -> Array:
-        """The expected hypervolume improvement of each candidate."""
-        last = len(self._study.rungs) - 1
+    ) -> _Prospects:
+        """What the surrogate says of the candidates, given what was seen and what runs."""
+        last, offset = len(self._study.rungs) - 1, OFFSETS[self._version]
         observed = [observation.features for observation in observations]
         coded = FeatureCoding(self._study, observed + pending + candidates)
         evaluated, running, new = numpy.split(
@@ -222,32 +255,32 @@ class ExpectedImprovement:
         rungs = numpy.array([observation.rung for observation in observations])
         scores = numpy.array([observation.point for observation in observations])
         front = [observation.point for observation in observations if observation.on_front]
-        surrogate = Surrogate(coded.differences(evaluated, evaluated), rungs, scores, rng)
+        surrogate = Surrogate(coded.differences(evaluated, evaluated), rungs, scores, rng, offset)
         if pending:
             predicted = surrogate.mean(coded.differences(evaluated, running), last)
             rungs = numpy.concatenate([rungs, numpy.full(len(pending), last)])
             scores = numpy.concatenate([scores, predicted])
             evaluated = numpy.concatenate([evaluated, running])
             front += [tuple(map(float, point)) for point in numpy.clip(predicted, 0.0, 1.0)]
-            surrogate = Surrogate(coded.differences(evaluated, evaluated), rungs, scores, rng)
+            own = coded.differences(evaluated, evaluated)
+            surrogate = Surrogate(own, rungs, scores, rng, offset)
         lower, upper = boxes(front, scores.shape[1])
-        drawn = surrogate.sample(coded.differences(evaluated, new), last, SCORE_DRAWS)
-        self._couple(drawn, candidates)
-        return numpy.mean(improvements(drawn, lower, upper), axis=0)
+        across = coded.differences(evaluated, new)
+        return _Prospects(surrogate, across, lower, upper, candidates, self._couple)
 
     def _couple(self, drawn: Array, candidates: list[Features]) -> None:
         """Gives candidates that are exact under the whole declared symmetry what follows from it:
         each accuracy under its elements is the accuracy itself, and the equivariance error is 0.
 
-        `drawn` (draws, candidates, objectives) is changed in place.
+        `drawn` (..., candidates, objectives) is changed in place.
         """
         objectives = self._study.objectives
         exact = numpy.array([features.surviving == 1 for features in candidates])
         for place, name in enumerate(objectives):
             if name == "equivariance_error":
-                drawn[:, exact, place] = 1.0
+                drawn[..., exact, place] = 1.0
             elif name in EQUAL_IF_EXACT and "accuracy" in objectives:
-                drawn[:, exact, place] = drawn[:, exact, objectives.index("accuracy")]
+                drawn[..., exact, place] = drawn[..., exact, objectives.index("accuracy")]
 
     def _feasibility(
         self, trials: Sequence[FrozenTrial], candidates: list[Features], rng: numpy.random.Generator
@@ -268,9 +301,44 @@ class ExpectedImprovement:
             numpy.zeros(len(evaluated), int),
             numpy.array([[feasible] for _, feasible in decided]),
             rng,
+            OFFSETS[self._version],
         )
         probability = surrogate.mean(coded.differences(evaluated, new), 0)[:, 0]
         return numpy.clip(probability, LEAST_PROBABILITY, 1.0)
+
+
+@dataclass(frozen=True)
+class _Prospects:
+    """What the surrogate says of candidates, which are `across` (features, n, candidates) from the
+    trainings that it knows, above the front that leaves the boxes from `lower` to `upper` free.
+    """
+
+    surrogate: Surrogate
+    across: Array
+    lower: Array
+    upper: Array
+    candidates: list[Features]
+    couple: Callable[[Array, list[Features]], None]
+
+    def gains(self, which: Array, rungs: Sequence[int], draws: Sequence[int]) -> Array:
+        """Drawn hypervolume improvements (*draws, which) of some at the last of `rungs`."""
+        drawn = self.surrogate.paths(self.across[:, :, which], rungs, draws)
+        self.couple(drawn, [self.candidates[i] for i in which])
+        return improvements(drawn, self.lower, self.upper)
+
+    def gain_before(self, rung: int) -> Array:
+        """The expected improvement of each at `rung`, as version 1 drew it."""
+        drawn = self.surrogate.sample(self.across, rung, SCORE_DRAWS)
+        self.couple(drawn, self.candidates)
+        return numpy.mean(improvements(drawn, self.lower, self.upper), axis=0)
+
+
+def _grouped(
+    which: Array, ahead: Sequence[tuple[int, ...]]
+) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Those of `which` with the same stages ahead, and these."""
+    for kind in sorted({ahead[i] for i in which}):
+        yield kind, numpy.array([i for i in which if ahead[i] == kind])
 
 
 def _at_rung(trial: FrozenTrial, rung: Mapping[str, Any]) -> FrozenTrial:
@@ -320,34 +388,3 @@ class FeatureCoding:
 def _codes(values: Sequence[Any]) -> list[int]:
     codes: dict[Any, int] = {}
     return [codes.setdefault(value, len(codes)) for value in values]
-
-
-def boxes(points: Sequence[Point], objectives: int) -> tuple[Array, Array]:
-    """The part of the unit cube that no point dominates, in boxes: lower and upper corners (boxes,
-    objectives).
-
-    Computed by slicing along the last objective, as the hypervolume is.
-    """
-    corners = list(_boxes(sorted(set(points)), objectives))
-    return numpy.array([low for low, _ in corners]), numpy.array([high for _, high in corners])
-
-
-def _boxes(points: Sequence[Point], objectives: int) -> Iterator[tuple[Point, Point]]:
-    if objectives == 1:
-        yield (max((point[0] for point in points), default=0.0),), (1.0,)
-        return
-    levels = sorted({0.0, 1.0, *(point[-1] for point in points)})
-    for low, high in itertools.pairwise(levels):
-        above = [point[:-1] for point in points if point[-1] >= high]
-        for lower, upper in _boxes(sorted(non_dominated(above)), objectives - 1):
-            yield (*lower, low), (*upper, high)
-
-
-def improvements(points: Array, lower: Array, upper: Array) -> Array:
-    """By how much each of `points` (..., objectives) would increase the hypervolume of the front
-    that leaves these boxes free.
-    """
-    total = numpy.zeros(points.shape[:-1])
-    for low, high in zip(lower, upper):
-        total += numpy.prod(numpy.clip(numpy.minimum(points, high) - low, 0.0, None), axis=-1)
-    return total

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 
 from studies.config import Study
-from studies.samplers.ehvi import ExpectedImprovement
+from studies.samplers.ehvi import VERSION, ExpectedImprovement
 from studies.samplers.evolution import Neighbour, SubgroupEvolution
 from studies.samplers.initial_design import InitialDesign
 from studies.samplers.planned import PlannedSampler
@@ -33,12 +33,13 @@ LEARNING = ("tpe", "ehvi", "gp", "evolution", "nsga2", "nsga3")
 
 
 def make_sampler(
-    study: Study, number: int, refused: int | None = None
+    study: Study, number: int, refused: int | None = None, version: int | None = None
 ) -> optuna.samplers.BaseSampler:
     """The study's sampler for the proposal of trial `number`.
 
     A sampler that learns from trials would propose the same again after trial `refused`: a
-    neighbour of it that was not tried is proposed instead.
+    neighbour of it that was not tried is proposed instead. `version` is that of the sampler which
+    made an earlier proposal (`version_of`); the present one if it is None.
     """
     seed = derived_seed(study.search.seed, number)
     if study.search.sampler in LEARNING:
@@ -50,12 +51,21 @@ def make_sampler(
             return PlannedSampler(study, InitialDesign(study), seed)
         if refused is not None:
             return PlannedSampler(study, Neighbour(refused), seed)
+    if version is not None and version_of(study) is not None:
+        return PlannedSampler(study, ExpectedImprovement(study, version), seed)
     with warnings.catch_warnings():
         # experimental samplers, and arguments that newer versions of optuna no longer need but
         # older ones do
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)
         return SAMPLERS[study.search.sampler](study, seed)
+
+
+def version_of(study: Study) -> int | None:
+    """The version by which the study's sampler proposes, for the journal; None where there is but
+    one.
+    """
+    return VERSION if study.search.sampler == "ehvi" else None
 
 
 def startup_of(study: Study) -> int:

@@ -14,6 +14,7 @@ trainings.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy
 from scipy.linalg import cholesky, solve_triangular
@@ -25,7 +26,8 @@ SETTINGS = 16  # of the hyperparameters
 WEIGHT = 0.3, 1.0
 NOISE = 0.02, 1.0  # variance, as a share of that of the scores: the same
 NEGLIGIBLE = 1e-3  # posterior weight below which a setting is left out
-OFFSET = 3.0  # standard deviation of the prior of a rung's mean, in those of the scores at a rung
+OFFSET = 2.0  # standard deviation of the prior of a rung's mean, in those of the scores at a rung
+LEAST_VARIANCE = 1e-9  # of a prediction
 LEAST_DEVIATION = 1e-3  # added to the standard deviation by which scores are scaled
 
 
@@ -37,13 +39,20 @@ class Surrogate:
     """
 
     def __init__(
-        self, differences: Array, rungs: Array, scores: Array, rng: numpy.random.Generator
+        self,
+        differences: Array,
+        rungs: Array,
+        scores: Array,
+        rng: numpy.random.Generator,
+        offset: float | None = None,
     ) -> None:
         self._rng, self._rungs = rng, rungs
+        self._offset = OFFSET if offset is None else offset
         self._weights = _log_normal(rng, WEIGHT, (SETTINGS, len(differences)))
         self._rung_correlation = rng.uniform(0, 1, SETTINGS)  # rho
         self._scale(scores)
-        noise = _log_normal(rng, NOISE, SETTINGS)[:, None, None] * numpy.eye(len(rungs))
+        self._noise = _log_normal(rng, NOISE, SETTINGS)
+        noise = self._noise[:, None, None] * numpy.eye(len(rungs))
         covariances = self._covariance(differences, rungs) + noise
         self._factors = [
             cholesky(covariance, lower=True, check_finite=False) for covariance in covariances
@@ -68,6 +77,7 @@ class Surrogate:
             self._weights[likely],
             self._rung_correlation[likely],
         )
+        self._noise = self._noise[likely]
         self._factors = [self._factors[i] for i in likely]
         self._whitened = [self._whitened[i] for i in likely]
         self.posterior_weights = weights[likely] / weights[likely].sum(0)
@@ -86,7 +96,7 @@ class Surrogate:
         similarity = numpy.exp(-numpy.tensordot(self._weights, differences, 1))
         apart = numpy.abs(self._rungs[:, None] - rungs)
         between = self._rung_correlation[:, None, None] ** apart
-        return similarity * between + OFFSET**2 * (apart == 0)
+        return similarity * between + self._offset**2 * (apart == 0)
 
     def _posterior(self, differences: Array, rung: int) -> tuple[Array, Array]:
         """Mean (settings, k, objectives) and standard deviation (settings, k), both of standardised
@@ -95,8 +105,8 @@ class Surrogate:
         across = self._covariance(differences, numpy.full(differences.shape[2], rung))
         solved = [_solved(factor, part) for factor, part in zip(self._factors, across)]
         mean = numpy.array([part.T @ whitened for part, whitened in zip(solved, self._whitened)])
-        variance = 1 + OFFSET**2 - numpy.array([(part**2).sum(0) for part in solved])
-        return mean, numpy.sqrt(numpy.maximum(variance, 1e-9))
+        variance = 1 + self._offset**2 - numpy.array([(part**2).sum(0) for part in solved])
+        return mean, numpy.sqrt(numpy.maximum(variance, LEAST_VARIANCE))
 
     def mean(self, differences: Array, rung: int) -> Array:
         """Expected scores (k, objectives) at `rung` of k others, which are `differences` (features,
@@ -120,6 +130,45 @@ class Surrogate:
                 setting
             ] * self._rng.normal(size=(size, 1))
         return numpy.clip(self._centre + self._deviation * drawn, 0.0, 1.0)
+
+    def paths(self, differences: Array, rungs: Sequence[int], draws: Sequence[int]) -> Array:
+        """Draws (*draws, k, objectives) of the scores of k others at the last of `rungs`, as they
+        would be measured, each 0 to 1.
+
+        `draws[i]` scores at `rungs[i]` are drawn for each one at the rung before, given that; axis
+        i is that of `rungs[i]`. Each of the first uses one setting, and all k the same random
+        numbers.
+        """
+        mean, factor = self._jointly(differences, rungs)
+        drawn = numpy.empty((*draws, mean.shape[1], mean.shape[2]))
+        for objective in range(mean.shape[2]):
+            weights = self.posterior_weights[:, objective]
+            setting = self._rng.choice(len(mean), size=draws[0], p=weights)
+            shape = (draws[0], *[1] * (len(draws) - 1), -1)
+            drawn[..., objective] = mean[setting, :, objective].reshape(shape)
+            for i in range(len(draws)):
+                size = (*draws[: i + 1], *[1] * (len(draws) - i))
+                chance = self._rng.normal(size=size)
+                drawn[..., objective] += factor[setting, :, -1, i].reshape(shape) * chance
+        return numpy.clip(self._centre + self._deviation * drawn, 0.0, 1.0)
+
+    def _jointly(self, differences: Array, rungs: Sequence[int]) -> tuple[Array, Array]:
+        """Mean (settings, k, objectives) of the standardised scores of k others at the last of
+        `rungs`, and the factor (settings, k, rungs, rungs) of the covariance of those at all,
+        noise included.
+        """
+        solved, count = [], differences.shape[2]
+        for rung in rungs:
+            across = self._covariance(differences, numpy.full(count, rung))
+            solved.append(
+                numpy.array([_solved(factor, part) for factor, part in zip(self._factors, across)])
+            )
+        mean = numpy.einsum("snk,snm->skm", solved[-1], numpy.array(self._whitened))
+        apart = numpy.abs(numpy.subtract.outer(rungs, rungs))
+        diagonal = self._noise[:, None, None] + self._offset**2 + LEAST_VARIANCE
+        before = self._rung_correlation[:, None, None] ** apart + diagonal * (apart == 0)
+        known = numpy.einsum("rsnk,qsnk->skrq", solved, solved)
+        return mean, numpy.linalg.cholesky(before[:, None] - known)
 
 
 def _solved(factor: Array, right: Array) -> Array:

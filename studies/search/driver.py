@@ -231,7 +231,7 @@ class SearchDriver:
         return self.ended is not None or exhausted or ended + len(self._running) >= search.trials
 
     def _propose(self) -> Assignment | None:
-        from studies.samplers.factory import make_sampler
+        from studies.samplers.factory import make_sampler, version_of
 
         refused: TrialRecord | None = None
         for _ in range(REFUSALS_IN_A_ROW):
@@ -240,6 +240,8 @@ class SearchDriver:
                 sampler = make_sampler(self.study, self._journal.next_number(), after)
                 child = None if refused else next_child(self.study, self._journal, self.directory)
                 asked = {"after": after, "trials": self.study.search.trials}
+                if (version := version_of(self.study)) is not None:
+                    asked["version"] = version
                 record = self._journal.propose(sampler, self._describe, child, asked)
                 if record.state == "running":
                     with self._state:

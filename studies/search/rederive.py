@@ -112,7 +112,8 @@ def _difference(
         if after is not None and not any(t.number == after for t in view.trials):
             return f"it was proposed after trial {after} was refused, which the journal lacks"
         changed = study.model_copy(update={"search": search})
-        sampler = make_sampler(changed, next_place(view.trials), after)
+        version = saw.get("version", 1)  # noted since there is a second one
+        sampler = make_sampler(changed, next_place(view.trials), after, version)
         asked = _Asked(prefix.study, sampler, trial)
         asked.begin(view)
         with suppress(ValueError):  # what cannot be built was proposed all the same, and refused

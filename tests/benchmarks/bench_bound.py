@@ -24,8 +24,9 @@ from studies.pareto import front_volume, non_dominated
 from studies.replays.record import RecordedTable, read_table
 from studies.replays.replay import HYPERVOLUME_SHARE, OBJECTIVES, full_volume
 from studies.replays.steps import known
-from studies.samplers.ehvi import FeatureCoding, boxes, improvements
+from studies.samplers.ehvi import FeatureCoding
 from studies.samplers.initial_design import features_of_text
+from studies.samplers.volumes import boxes, improvements
 
 SETTINGS = 300  # of the process, drawn from a broad prior; the likeliest is used
 DRAWS = 256

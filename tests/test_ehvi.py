@@ -250,10 +250,7 @@ def test_a_training_like_one_that_runs_adds_nothing_to_the_front_that_is_expecte
     trials.add({"family": "steerable", "group": "D4", "layout": "max2/2"})
     planner, shown = ExpectedImprovement(trials.study), trials.optuna.trials
     seen, running = planner._observations(shown), planner._pending(shown)
-    before, after = (
-        gain(planner, seen, pending, running)[0]
-        for pending in ([], running)
-    )
+    before, after = (gain(planner, seen, pending, running)[0] for pending in ([], running))
     assert after < 0.4 * before
 
 

@@ -136,3 +136,31 @@ def test_the_mean_of_a_rung_that_only_good_trainings_reach_is_not_that_of_all():
     predicted = ours.mean(apart(seen, x[stopped]), 1).mean()
     truth = (early[stopped] + 0.2).mean()
     assert abs(predicted - truth) < 0.5 * abs((early[best] + 0.2).mean() - truth)
+
+
+def test_paths_are_draws_of_what_would_be_measured(monkeypatch):
+    """Their last scores have the mean and the spread of the prediction, with noise; and given the
+    first, they spread less.
+    """
+    monkeypatch.setattr(gp, "SETTINGS", 1)
+    rng = numpy.random.default_rng(4)
+    x, new = rng.random((12, 2)), numpy.array([[0.5, 0.5], [3.0, 3.0]])
+    seen, rungs = numpy.concatenate([x, x]), numpy.repeat([0, 1], 12)
+    scores = 0.5 + rng.normal(0, 0.03, (24, 1)) + 0.05 * numpy.repeat(x[:, :1], 2, 0)
+    ours, across = made(seen, scores, rungs, seed=2), apart(seen, new)
+    drawn = ours.paths(across, [0, 1], (4000, 8))[..., 0]
+    assert drawn.shape == (4000, 8, 2)
+    _, deviation = ours._posterior(across, 1)
+    measured = numpy.sqrt(deviation[0] ** 2 + ours._noise[0]) * ours._deviation
+    assert numpy.allclose(drawn.mean((0, 1)), ours.mean(across, 1)[:, 0], atol=0.004)
+    assert numpy.allclose(drawn.std((0, 1)), measured, rtol=0.08)
+    assert numpy.allclose(ours.paths(across, [1], (4000,)).std(0)[:, 0], measured, rtol=0.08)
+    # within the draws of one first score is left what that says nothing of
+    own = ours._covariance(apart(seen, seen), rungs)[0] + ours._noise[0] * numpy.eye(24)
+    first, last = (ours._covariance(across, numpy.full(2, r))[0] for r in (0, 1))
+    solved, offset = numpy.linalg.solve(own, first), gp.OFFSET**2
+    shared = ours._rung_correlation[0] - (last * solved).sum(0)
+    early = 1 + offset + ours._noise[0] - (first * solved).sum(0)
+    left = numpy.sqrt(measured**2 - shared**2 / early * ours._deviation**2)
+    assert numpy.allclose(numpy.sqrt(drawn.var(1, ddof=1).mean(0)), left, rtol=0.03)
+    assert (left < 0.99 * measured).any()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import threading
+from pathlib import Path
 
 import pytest
 
 from studies.cli.main import main
 from studies.journal.reader import JOURNAL, read_trials
 from studies.samplers import factory
+from studies.samplers.ehvi import VERSION
 from studies.search.driver import SearchDriver
 from studies.search.rederive import rederive
 from support import trivial
@@ -169,3 +172,37 @@ def test_a_trial_taken_back_while_a_sampler_thinks_is_not_proposed_again(tmp_pat
         again = driver.next()
         assert (again.number, again.architecture) == (lost.number, lost.architecture)
     assert rederive(tmp_path / "study").trial is None
+
+
+@pytest.fixture
+def by_version_1(tmp_path):
+    """A study of 24 trials that `ehvi` proposed before its version was noted."""
+    asset = Path(__file__).parent / "assets" / "ehvi_before"
+    (tmp_path / "study.yaml").write_text((asset / "study.yaml").read_text())
+    (tmp_path / JOURNAL).write_bytes(gzip.decompress((asset / f"{JOURNAL}.gz").read_bytes()))
+    return tmp_path
+
+
+def test_what_an_earlier_ehvi_proposed_is_derived_again(by_version_1):
+    done = rederive(by_version_1)
+    assert (done.trial, done.reason) == (None, None)
+    assert done.again == done.proposals == 21 and done.unrecorded == 0
+
+
+@pytest.mark.parametrize(("version", "reason"), [(2, "comes out as"), (99, "does not have")])
+def test_a_proposal_is_derived_again_by_the_version_that_made_it(by_version_1, version, reason):
+    journal = by_version_1 / JOURNAL
+    noted = journal.read_text().replace('"saw":{', f'"saw":{{"version":{version},')
+    journal.write_text(noted)
+    done = rederive(by_version_1)
+    assert done.trial is not None and done.again < 21 and reason in str(done.reason)
+
+
+def test_the_journal_holds_the_version_of_the_sampler(tmp_path):
+    for sampler, version in (("ehvi", VERSION), ("random", None)):
+        path = tmp_path / sampler
+        study = trivial.study(**{"search.trials": 2, "search.sampler": sampler})
+        with SearchDriver.create(path, study) as driver:
+            work(driver, 2, 0)
+        attributes = [trial.attributes for trial in read_trials(path)]
+        assert {seen["saw"].get("version") for seen in attributes} == {version}

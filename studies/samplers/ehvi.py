@@ -33,7 +33,7 @@ from studies.samplers.evolution import SubgroupEvolution
 from studies.samplers.gp import OFFSET, Array, Surrogate
 from studies.samplers.initial_design import ALL, Features, features_of, features_of_text
 from studies.samplers.planned import as_key, draw_planned
-from studies.samplers.stopping import COMPARED, DRAWS, promises, stages
+from studies.samplers.stopping import DRAWS, WEIGHED, promises, stages
 from studies.samplers.tpe import informative
 from studies.samplers.volumes import boxes, improvements
 
@@ -44,8 +44,8 @@ BEST, NEWEST = 30, 60  # trials that the surrogate learns from, once there are m
 RUNNING = 64  # trials that run, of which the newest count
 LEAST_PROBABILITY = 1e-3  # of keeping the constraints
 RUNGS = 2  # the last ones of each training; earlier scores add little
-# What a proposal was made by, noted in the journal, so that it can be derived again. 1: the gain for
-# each epoch until the end, whatever is seen before, of scores without their noise.
+# of a proposal, noted in the journal, so that it can be derived again; 1: by the gain for each
+# epoch to the end, whatever is seen before, of scores without their noise
 VERSION = 2
 OFFSETS = {1: 3.0, VERSION: OFFSET}  # `Surrogate`'s
 # of the loss weight, and of the learning rate, that count as one whole difference
@@ -227,7 +227,7 @@ class ExpectedImprovement:
         promised = gain / [max(1, rungs[-1] - epoch) for _, epoch in candidates]
         if self._version == 1:
             return promised
-        compared = numpy.argsort(-promised, kind="stable")[:COMPARED]
+        compared = numpy.argsort(-promised, kind="stable")[:WEIGHED]
         chance = numpy.broadcast_to(chance, len(features))
         for ahead, group in _grouped(compared, [stages(rungs, e) for _, e in candidates]):
             gains = prospects.gains(group, [rungs.index(e) for e in ahead], DRAWS[len(ahead)])

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 import numpy
 
-Array = numpy.ndarray
+from studies.samplers.gp import Array
 
 # draws of the scores at the next rung, of those at the rung after it for each, and so on to the
 # end, by the number of stages left
 DRAWS: dict[int, tuple[int, ...]] = {1: (512,), 2: (128, 4), 3: (32, 4, 4)}
-COMPARED = 32  # trainings whose promises are computed: the best if none is stopped
+WEIGHED = 32  # trainings whose promises are computed: the best if none is stopped
 LEAST_PRICE = 1e-9  # of an epoch, in hypervolume; no gain is below it but 0
 BISECTIONS = 24  # in the logarithm: prices to 2e-6 of themselves
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy
 
 from studies.pareto import Point, non_dominated
-
-Array = numpy.ndarray
+from studies.samplers.gp import Array
 
 
 def boxes(points: Sequence[Point], objectives: int) -> tuple[Array, Array]:

@@ -33,7 +33,7 @@ from studies.journal.directory import read_study
 from studies.journal.reader import JOURNAL, study_attributes
 from studies.journal.storage import NAME, SearchStorage, View, is_readable_by_optuna, next_place
 from studies.journal.trial import SAW, inherited_key
-from studies.samplers.factory import make_sampler
+from studies.samplers.factory import make_sampler, version_of
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,15 @@ def _difference(
     saw = trial.user_attrs[SAW]
     search = study.search.model_copy(update={"trials": saw.get("trials", study.search.trials)})
     after, key = saw.get("after"), None
+    version = saw.get("version", 1)  # noted since there is a second one
+    if version > (version_of(study) or version):
+        return f"version {version} of the sampler proposed it, which this program does not have"
     declared = Group.parse(study.symmetry.group)
     with prefix.after(saw["records"]) as view, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optuna's, of samplers that are experimental
         if after is not None and not any(t.number == after for t in view.trials):
             return f"it was proposed after trial {after} was refused, which the journal lacks"
         changed = study.model_copy(update={"search": search})
-        version = saw.get("version", 1)  # noted since there is a second one
         sampler = make_sampler(changed, next_place(view.trials), after, version)
         asked = _Asked(prefix.study, sampler, trial)
         asked.begin(view)

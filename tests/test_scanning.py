@@ -265,3 +265,44 @@ def test_ordinary_folders_warn_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_data(Data(folder=fill(tmp_path / "pets")))
+
+
+# what files are beside their pixels
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif", ".png", ".webp"])
+def test_files_of_several_images_are_said(tmp_path, suffix):
+    folder = fill(tmp_path / "pets")
+    pages = [Image.fromarray(np.full((8, 8), 40 * i, dtype=np.uint8)) for i in range(3)]
+    [path, *_] = sorted((folder / "cat").iterdir())
+    pages[0].save(path.with_suffix(suffix), save_all=True, append_images=pages[1:])
+    if suffix != path.suffix:
+        path.unlink()
+    with pytest.warns(DataWarning, match="1 of the files looked at hold several images, such as"):
+        load_data(Data(folder=folder))
+
+
+@pytest.mark.parametrize("colored", [True, False])
+def test_classes_that_colour_tells_apart_are_said(tmp_path, colored):
+    folder = fill(tmp_path / "pets")  # of three channels that are equal
+    for i, path in enumerate(sorted((folder / "dog").iterdir())):
+        pixels = np.random.default_rng(i).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels if colored else pixels[..., 0]).save(path)
+    if colored:
+        for path in (folder / "cat").iterdir():
+            Image.open(path).convert("L").save(path)
+        with pytest.warns(DataWarning, match="all images of 'dog' hold colour and all of 'cat' ar"):
+            load_data(Data(folder=folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        load_data(Data(folder=folder, color=False if colored else None))
+
+
+@pytest.mark.parametrize("inside", ["cat", "train/cat"])
+def test_a_folder_above_the_one_that_is_meant_is_recognised(tmp_path, inside):
+    for name in (inside, inside.replace("cat", "dog"), "test/cat"):
+        fill(tmp_path / "pets" / "data" / name, classes=("",))
+    if inside == "cat":
+        shutil.rmtree(tmp_path / "pets" / "data" / "test")
+    with pytest.raises(ValueError, match="holds 1 sub-folder.*; perhaps .*/data is meant"):
+        load_data(Data(folder=tmp_path / "pets"))

@@ -22,6 +22,8 @@ FULL_16_BIT = 65535  # the largest value of 16 bits
 
 # Formats that Pillow registers without a decoder, or for which it starts another program.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Formats whose files may be sequences; in others, further images are previews and the like.
+_FRAMES = {"GIF", "TIFF", "WEBP", "PNG", "AVIF", "FLI"}
 # Formats that Pillow registers also where it was built without their library.
 _LIBRARIES = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "PNG": "zlib", "WEBP": "webp"}
 
@@ -35,6 +37,7 @@ class Header:
     deep: bool  # grey integers of more than 8 bits
     fractions: bool  # grey in floating point
     cut: bool  # several channels of 16 bits, of which Pillow reads the upper 8
+    frames: bool  # several images, of which the first is read
 
 
 class Encoded(Protocol):
@@ -74,6 +77,7 @@ def read_header(path: ImagePath) -> Header:
             image.mode.startswith("I"),
             image.mode.startswith("F"),
             not image.mode.startswith("I") and ";16" in raw_mode,
+            image.format in _FRAMES and bool(getattr(image, "is_animated", False)),
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from searchspace.geometry import counted
 from trainers.data.decoding import FULL_16_BIT
-from trainers.data.pools import ArrayPool, FilePool, Pool
+from trainers.data.pools import ArrayPool, FilePool, Pool, Source
 from trainers.settings import Data
 
 if TYPE_CHECKING:
@@ -56,6 +56,36 @@ def _folds(data: Data) -> list[str]:
 def _printable(text: str) -> str:
     """The text with its control characters and undecodable bytes as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def file_warnings(source: Source, data: Data) -> list[str]:
+    """What a user should know of image files beside their values: files of several images, and
+    colour that gives the class away.
+    """
+    pool, said = source.train, []
+    if not isinstance(pool, FilePool):
+        return []
+    if found := pool.sequences:
+        said.append(
+            f"{len(found)} of the files looked at hold several images, such as {found[0]}: the "
+            "first of each is used; save the others as files of their own if they are needed"
+        )
+    if source.task != "classification" or data.color is not None:
+        return said
+    held = pool.color_by_class
+    told = [sorted(label for label in held if held[label] == {c}) for c in (True, False)]
+    colored, grey = ([source.classes[label] for label in labels] for labels in told)
+    pure = colored and grey and len(colored) + len(grey) == len(held)
+    if pure and all(pool.shows_color(label) for label in told[0]):
+        said.append(
+            f"all images of {_some(colored)} hold colour and all of {_some(grey)} are grey: a "
+            "network may tell them apart by that alone; `data: {color: false}` makes all grey"
+        )
+    return said
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + ", ..." * (len(names) > 3)
 
 
 def depth_warnings(pool: Pool, top: int, pixels: np.ndarray) -> list[str]:

@@ -278,7 +278,11 @@ def _list(root: Path) -> Listing:
         besides = (
             f", besides {describe_skipped(listing.left_out, root)}" if listing.left_out else ""
         )
-        raise ValueError(f"data folder {root} {holds}{besides}; {LAYOUT}, and at least two classes")
+        inner = sub_folders(folders[0])[0] if len(folders) == 1 else []
+        meant = f"; perhaps {folders[0]} is meant" if len(inner) > 1 else ""
+        raise ValueError(
+            f"data folder {root} {holds}{besides}; {LAYOUT}, and at least two classes{meant}"
+        )
     return listing
 
 

@@ -122,12 +122,37 @@ class FilePool:
         """How many of the files looked at hold 16 bits per colour, of which 8 are read."""
         return sum(header.cut for header in self._headers)
 
-    @cached_property
+    @property
+    def sequences(self) -> list[ImagePath]:
+        """Those of the files looked at that hold several images."""
+        return [self.paths[row] for row, header in self._header_of.items() if header.frames]
+
+    @property
+    def color_by_class(self) -> dict[int, set[bool]]:
+        """Of each label, whether its files looked at hold colour: both if some do."""
+        found: dict[int, set[bool]] = {}
+        for row, header in self._header_of.items():
+            found.setdefault(int(self.labels[row]), set()).add(header.colored)
+        return found
+
+    def shows_color(self, label: int, most: int = 5) -> bool:
+        """Whether pixels of the first files looked at of a label differ between channels."""
+        rows = [row for row in self._header_of if self.labels[row] == label][:most]
+        pixels = [decode(self.paths[row], 3, self.top) for row in rows]
+        return any((image != image[:1]).any() for image in pixels)
+
+    @property
     def _headers(self) -> list[Header]:
-        spaced = np.linspace(0, len(self.paths) - 1, LOOKED_AT).astype(int)
-        looked_at = [self.paths[i] for i in np.unique(spaced)]
+        return list(self._header_of.values())
+
+    @cached_property
+    def _header_of(self) -> dict[int, Header]:
+        """The headers of the files looked at that can be read, by row."""
+        spaced = np.unique(np.linspace(0, len(self.paths) - 1, LOOKED_AT).astype(int)).tolist()
+        looked_at = [self.paths[i] for i in spaced]
         with _quiet(), ThreadPoolExecutor(_threads()) as threads:
-            headers = [header for header in threads.map(_header, looked_at) if header is not None]
+            read = zip(spaced, threads.map(_header, looked_at))
+            headers = {row: header for row, header in read if header is not None}
         if not headers:
             raise ValueError(
                 f"none of the images around {looked_at[0]} can be read{_reason(looked_at[0])}; "

@@ -21,6 +21,9 @@ WEIGHTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0
            "LayerNormalization": (1, 2), "Add": (0, 1), "Mul": (0, 1)}  # fmt: skip
 
 
+OUTPUTS = "number of outputs"  # beside a node's attributes, whose names have no spaces
+
+
 def from_onnx(path: Path) -> nn.Module:
     """The module of an ONNX file with one image as its input and one output. Raises ValueError for
     other files, and naming the operation that it cannot read.
@@ -66,7 +69,7 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.image, self.result = image, result
         self.nodes = [
-            (n.op_type, tuple(n.input), n.output[0], n.name or n.output[0], _attributes(n))
+            (n.op_type, tuple(n.input), tuple(n.output), n.name or n.output[0], _attributes(n))
             for n in graph.node
         ]
         trained = {
@@ -78,8 +81,8 @@ class OnnxModule(nn.Module):
         self.names: dict[str, str] = {}  # of a tensor in the graph -> of the module's
         constants = [(t.name, t) for t in graph.initializer]
         constants += [
-            (output, attributes["value"])
-            for kind, _, output, _, attributes in self.nodes
+            (outputs[0], attributes["value"])
+            for kind, _, outputs, _, attributes in self.nodes
             if kind == "Constant" and "value" in attributes
         ]
         for name, stored in constants:
@@ -97,8 +100,10 @@ class OnnxModule(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         values: dict[str, Any] = {name: getattr(self, own) for name, own in self.names.items()}
         values |= {self.image: image, "": None}
-        for kind, inputs, output, _, attributes in self.nodes:
-            values[output] = ONNX_OPERATIONS[kind](attributes, *(values[name] for name in inputs))
+        for kind, inputs, outputs, _, attributes in self.nodes:
+            given = {**attributes, OUTPUTS: len(outputs)}
+            found = ONNX_OPERATIONS[kind](given, *(values[name] for name in inputs))
+            values |= zip(outputs, found if isinstance(found, tuple) else (found,))
         return values[self.result]
 
 
@@ -183,6 +188,50 @@ def _squeeze(a: Attributes, x: Tensor, *axes: Tensor) -> Tensor:
     return x.squeeze() if found is None else x.squeeze(found)
 
 
+def _unsqueeze(a: Attributes, x: Tensor, *axes: Tensor) -> Tensor:
+    found = _axes(a, axes) or []
+    rank = x.ndim + len(found)
+    for axis in sorted(axis % rank for axis in found):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _split(a: Attributes, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+    axis, given = a.get("axis", 0), a.get("split")
+    if sizes is not None:
+        given = sizes.tolist()
+    return x.split(given or -(-x.shape[axis] // a[OUTPUTS]), axis)
+
+
+def _slice(a: Attributes, x: Tensor, *given: Tensor | None) -> Tensor:
+    starts, ends, axes, steps = [
+        v if v is None else v.tolist() for v in (*given, None, None, None, None)[:4]
+    ]
+    if starts is None or ends is None:
+        raise ValueError("a slice of an opset before 10 is not read from ONNX")
+    axes = axes or list(range(len(starts)))
+    for axis, start, end, step in zip(axes, starts, ends, steps or [1] * len(axes)):
+        if step == -1 and start in (-1, x.shape[axis] - 1) and end < -x.shape[axis]:
+            x = x.flip(axis)
+            continue
+        if step < 1:
+            raise ValueError("a slice that goes backwards is not read from ONNX")
+        whole = [slice(None)] * x.ndim
+        whole[axis] = slice(start, end, step)
+        x = x[tuple(whole)]
+    return x
+
+
+def _to_space(a: Attributes, x: Tensor) -> Tensor:
+    size = a["blocksize"]
+    if a.get("mode", "DCR") == "CRD":
+        return F.pixel_shuffle(x, size)
+    batch, channels, height, width = x.shape
+    apart = x.reshape(batch, size, size, channels // size**2, height, width)
+    apart = apart.permute(0, 3, 4, 1, 5, 2)
+    return apart.reshape(batch, channels // size**2, height * size, width * size)
+
+
 def _reshape(a: Attributes, x: Tensor, shape: Tensor) -> Tensor:
     sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(shape.tolist())]
     return x.reshape(sizes)
@@ -245,6 +294,12 @@ ONNX_OPERATIONS: dict[str, Callable[..., Any]] = {
     "GlobalMaxPool": lambda a, x: x.amax((2, 3), keepdim=True),
     "ReduceMean": _mean,
     "ReduceMax": _max,
+    "ReduceSum": lambda a, x, *axes: x.sum(
+        _axes(a, axes) or list(range(x.ndim)), keepdim=bool(a.get("keepdims", 1))
+    ),
+    "LayerNormalization": lambda a, x, w, b=None: F.layer_norm(
+        x, x.shape[a.get("axis", -1) % x.ndim :], w, b, a.get("epsilon", 1e-5)
+    ),
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": lambda a, x, w, b: F.instance_norm(
         x, weight=w, bias=b, eps=a.get("epsilon", 1e-5)
@@ -260,6 +315,10 @@ ONNX_OPERATIONS: dict[str, Callable[..., Any]] = {
     "Reshape": _reshape,
     "Transpose": lambda a, x: x.permute(a["perm"]),
     "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Split": _split,
+    "Slice": _slice,
+    "DepthToSpace": _to_space,
     "Identity": lambda a, x: x,
     "Dropout": lambda a, x, *rest: x,
     "Pad": _pad,
@@ -276,6 +335,11 @@ ONNX_OPERATIONS: dict[str, Callable[..., Any]] = {
     "Gelu": lambda a, x: F.gelu(x, approximate=a.get("approximate", "none")),
     "Softplus": lambda a, x: F.softplus(x),
     "Sqrt": lambda a, x: x.sqrt(),
+    "Exp": lambda a, x: x.exp(),
+    "Log": lambda a, x: x.log(),
+    "Abs": lambda a, x: x.abs(),
+    "Neg": lambda a, x: -x,
+    "Pow": lambda a, x, y: x ** (float(y) if y.numel() == 1 else y),
     "Clip": _clip,
     "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
 }

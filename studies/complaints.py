@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ValidationError
 
+from searchspace.geometry import counted
 from studies.yaml_loader import line_of
 
+# how pydantic names the members of a union that are no models
+MEMBER = re.compile(r"(literal|dict|list|tuple|constrained|function)\b.*[\[-]")
 VALUE_CHARACTERS = 80  # characters of a wrong value
 
 
@@ -34,6 +37,11 @@ def explain(
         ):  # pydantic drops wrong items, then misses them
             continue
         path = _keys(study, loc)
+        if problem["type"] == "literal_error" and any(
+            _keys(study, other["loc"])[: len(path)] == path != _keys(study, other["loc"])
+            for other in problems
+        ):  # of a word or a mapping, where a mapping was given and one of its values is wrong
+            continue
         if problem["type"] == "extra_forbidden":  # it may look like no key
             path = (*_keys(study, loc[:-1]), loc[-1])
         lines.setdefault(place_of(path, text, name, overridden), _complaint(study, problem, path))
@@ -96,8 +104,10 @@ def _keys(study: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str
             and (re.search(r"[\[\]()\-]", str(part)) or part in _member_names(model))
         ):
             continue
-        if fields is None and isinstance(part, str) and not _is_mapping(model):
-            continue
+        if fields is None and isinstance(part, str):
+            of_union = len(_members(model)) > 1 and MEMBER.match(part)
+            if of_union or not _is_mapping(model):
+                continue
         keys.append(part)
         model = fields[part].annotation if fields and part in fields else _inner(model)
     return tuple(keys)
@@ -159,9 +169,15 @@ def _complaint(
         return message
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         keys = ", ".join(_allowed(study, path))
-        message = f"input should be a valid dictionary{f' of {keys}' if keys else ''}"
+        message = f"input should be a mapping{f' with {keys}' if keys else ''}"
+    if kind in ("tuple_type", "list_type"):
+        message = "input should be a list, in square brackets"
+    if kind == "too_short":
+        message = f"a list must hold at least {counted(problem['ctx']['min_length'], 'value')}"
+    if kind == "literal_error" and _is_mapping(_type_at(study, path)):
+        message += ", or a mapping"
     text = (
-        _shortened(repr(value))
+        _shortened("null" if value is None else repr(value))
         if not isinstance(value, (dict, list))
         else f"a {'mapping' if isinstance(value, dict) else 'list'}"
     )
@@ -173,8 +189,12 @@ def _shortened(text: str) -> str:
 
 
 def _allowed(study: type[BaseModel], path: tuple[int | str, ...]) -> tuple[str, ...]:
+    return tuple(_fields(_type_at(study, path)) or ())
+
+
+def _type_at(study: type[BaseModel], path: tuple[int | str, ...]) -> Any:
     model: Any = study
     for part in path:
         fields = _fields(model)
         model = fields[part].annotation if fields and part in fields else _inner(model)
-    return tuple(_fields(model) or ())
+    return model

@@ -111,7 +111,7 @@ def test_a_space_in_which_nothing_fits():
         ("resources: {cpus_per_trial: 1.0e+30}", "resources.cpus_per_trial"),
         ("resources: {address: ''}", "resources.address"),
         ("search: {first: [28px: 10k3@C4]}", "search.first: got a mapping, as YAML takes"),
-        ("search: 7", "search: got 7; input should be a valid dictionary of sampler, trials"),
+        ("search: 7", "search: got 7; input should be a mapping with sampler, trials"),
         ("constraints: {params: .nan}", "constraints.params"),
         ("symmetry: {angles: 7}", "7 degrees do not divide a full turn of 360; choose one of 1, 2"),
         ("training: {learning_rate: 1e9}", "less than or equal to 100"),
@@ -229,9 +229,12 @@ def test_a_mistake_in_what_is_set_over_a_file_is_not_looked_for_in_the_file():
         ("training: {learning_rate: false}", "training.learning_rate: got true or false"),
         ("space: {input_size: {low: true, high: 30}}", "space.input_size.low: got true"),
         ("space: {input_size: [a]}", "space.input_size.0: got 'a'"),
-        ("space: {input_size: []}", "space.input_size: got a list; tuple should have at least 1"),
+        (
+            "space: {input_size: []}",
+            "input_size: got a list; a list must hold at least 1 value",
+        ),
         ("search: {timeout: true}", "search.timeout: got true"),
-        ("search: {trials: null}", "search.trials: got None"),
+        ("search: {trials: null}", "search.trials: got null"),
         ("search: {trials: 1:30}", "search.trials: got '1:30'"),
         ("search: {seed: 100000000000000000000}", "search.seed"),
         ("objectives: [params]", "are costs"),
@@ -268,7 +271,7 @@ def test_null_over_a_file_removes_a_value_and_none_leaves_it():
     text = "data: {name: digits}\nsearch: {timeout: 2h, trials: 5}"
     assert parse(text, overrides={"search.timeout": config.NULL}).search.timeout is None
     assert parse(text, overrides={"search.timeout": None}).search.timeout == 7200
-    with pytest.raises(StudyFileError, match="search.trials, set over study: got None"):
+    with pytest.raises(StudyFileError, match="search.trials, set over study: got null"):
         parse(text, overrides={"search.trials": config.NULL})
     assert pairs(["search.timeout=null", "search.seed=1:30", "training.learning_rate=1e-3"]) == {
         "search.timeout": config.NULL,
@@ -347,3 +350,23 @@ def test_a_loss_needs_an_element_that_moves_images(symmetry, loss, refused):
         assert "elements of C1 moved" in complaint(text) and len(complaint(text).splitlines()) == 1
     else:
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ("[1, 2]", "class_weights: got a list; input should be 'none' or 'balanced', or a mapping"),
+        ("twice", "class_weights: got 'twice'; input should be 'none' or 'balanced', or a mapping"),
+        ("{dog: 1e300}", "class_weights.dog: got 1e+300; input should be less than or equal to"),
+    ],
+)
+def test_of_a_word_or_a_mapping_one_message_names_both(value, said):
+    with pytest.raises(StudyFileError) as caught:
+        parse(f"data: {{name: digits}}\ntraining: {{class_weights: {value}}}")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["objectives: accuracy", "search: {rungs: 3}"])
+def test_what_must_be_a_list_is_said_in_words_of_yaml(text):
+    with pytest.raises(StudyFileError, match="input should be a list, in square brackets"):
+        parse(f"data: {{name: digits}}\n{text}")

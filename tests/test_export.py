@@ -5,8 +5,10 @@ this program, and nothing is half-written.
 import ast
 import copy
 import errno
+import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -367,6 +369,40 @@ def test_only_a_bundle_of_the_same_training_is_replaced(subject, copied, tmp_pat
         export(subject, tmp_path / "letters", force=True)
     with pytest.raises(ValueError, match="is a file"):
         export(subject, tmp_path / "letters" / "a")
+
+
+def test_a_bundle_that_another_process_writes_meanwhile_is_not_replaced(
+    subject, bundle, tmp_path, monkeypatch
+):
+    """Each looked at the place while it was free."""
+    other = replace(subject, origin={"study": "digits", "trial": 4})
+
+    def slow(*arguments):
+        shutil.copytree(bundle, tmp_path / "bundle")  # of trial 3
+        return {"files": {}}
+
+    monkeypatch.setattr(exporting, "_fill", slow)
+    monkeypatch.setattr(exporting, "card", lambda manifest: "")
+    with pytest.raises(ValueError, match="holds another bundle .*trial 3"):
+        export(other, tmp_path / "bundle")
+    assert os.listdir(tmp_path) == ["bundle"] and verify(tmp_path / "bundle").good
+
+
+def test_what_killed_exports_left_is_removed(subject, copied, monkeypatch):
+    """Of this machine alone, and not where the process runs."""
+    monkeypatch.setattr(exporting, "BUNDLE_FORMATS", {"torch": BUNDLE_FORMATS["torch"]})
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lost = [exporting._beside(copied, ending, str(ended.pid)) for ending in ("part", "old")]
+    kept = [
+        exporting._beside(copied, "part", str(os.getppid())),
+        copied.with_name(f".{copied.name}.elsewhere.{ended.pid}.part"),
+        copied.with_name(".notes.part"),
+    ]
+    for folder in (*lost, *kept):
+        folder.mkdir()
+    export(subject, copied)
+    assert {*copied.parent.iterdir()} == {copied, *kept}
 
 
 def test_a_full_disk_leaves_the_earlier_bundle(subject, copied, monkeypatch):

@@ -12,6 +12,7 @@ import copy
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,8 +89,8 @@ def export(
     check_place(folder, trained.origin, force)
     if key is not None:
         private_key(key)  # before anything is written
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = _beside(folder, "part")
+    _remove_left(folder, "part")
     try:
         part.mkdir(parents=True)
         manifest = _fill(trained, part, quantize)
@@ -103,6 +104,7 @@ def export(
         )
         if key is not None:
             sign_bundle(part, key)
+        check_place(folder, trained.origin, force)  # another process may have written there
         _move(part, folder)
     except OSError as error:
         raise OSError(
@@ -152,7 +154,7 @@ def _move(part: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(part, folder)
         return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = _beside(folder, "old")
     os.replace(folder, old)  # a folder that is not empty cannot be replaced at once
     try:
         os.replace(part, folder)
@@ -160,6 +162,32 @@ def _move(part: Path, folder: Path) -> None:
         os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+    _remove_left(folder, "old")
+
+
+def _beside(folder: Path, ending: str, process: str | None = None) -> Path:
+    """Where a process of this machine, this one unless named, keeps what it has not moved yet."""
+    number = os.getpid() if process is None else process
+    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{number}.{ending}")
+
+
+def _remove_left(folder: Path, ending: str) -> None:
+    """Removes what exports of this machine to the same folder left that were killed."""
+    for left in folder.parent.glob(f".*.{ending}"):
+        number = left.name.split(".")[-2]
+        if left == _beside(folder, ending, number) and number.isdigit() and not _lives(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether another process of that number runs here."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return process != os.getpid()
 
 
 def _reference(

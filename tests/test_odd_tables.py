@@ -175,12 +175,24 @@ def test_csv_in_its_usual_dialects_is_read(tmp_path, text, encoding):
         ("path,label\n" + ROWS + "\nim/1.png," + "x" * 200_000, "not a CSV table"),
         ("path,label\n" + ROWS.replace("dog", "cat"), "has the one class 'cat'"),
         ("path,label\n" + ROWS.replace("dog", "d" * 2000), "2,000 characters"),
+        ("path,label\n" + "\n".join(f"im/{i}.png,{i}" for i in range(12)), "a label of its own"),
         ("path,label\n", "a header and no rows"),
         ("", "has no content"),
     ],
 )
 def test_csv_of_odd_content_is_refused(tmp_path, text, said):
     refused(table(tmp_path, text), said)
+
+
+def test_what_may_be_a_missing_label_is_said(tmp_path):
+    told = opened(table(tmp_path, "path,label\n" + ROWS.replace("cat", "NaN")))[1]
+    assert "'NaN' is taken for a class" in told
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "*.npz"])
+def test_a_pattern_is_for_shards_alone(tmp_path, pattern):
+    table(tmp_path, "path,label\n" + ROWS)
+    refused(tmp_path / pattern, "patterns are for Parquet and WebDataset alone; name one file")
 
 
 def test_labels_beyond_64_bits_are_names(tmp_path):

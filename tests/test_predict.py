@@ -149,6 +149,13 @@ def test_patterns_and_folders_name_each_file_once(images):
         predict_images(images, [images / "nothing*.png"])
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_working_directory(images, monkeypatch, name):
+    monkeypatch.chdir(images)
+    with pytest.raises(StudyError, match="the name of an image is empty"):
+        list(image_files([name]))
+
+
 def test_predict_runs_no_code_of_a_bundle(copied, images, tmp_path):
     (copied / "model.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
     rehash(copied)

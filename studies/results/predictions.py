@@ -119,6 +119,8 @@ def image_files(names: Sequence[Path | str]) -> Iterator[Path]:
     """
     seen = set()
     for name in names:
+        if not str(name).strip():
+            raise StudyError("the name of an image is empty; give a file, a folder or a pattern")
         require_local(name)
         for path in _meant(Path(name)):
             if path not in seen:

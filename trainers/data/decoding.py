@@ -180,7 +180,8 @@ def _eight_bits(image: Image.Image, top: int) -> Image.Image:
         most = 1 if image.mode.startswith("F") else top
         if not (values.min() >= 0 and values.max() <= most):  # also catches NaN
             raise ValueError(
-                f"grey values {values.min():g}..{values.max():g} are outside 0..{most}"
+                f"grey values {values.min():g}..{values.max():g} are outside 0..{most}, as the "
+                "training images have them; scale them alike"
             )
         return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
     transparent = image.info.get("transparency")

@@ -9,7 +9,10 @@ import numpy as np
 
 from searchspace.geometry import counted
 
+ALL_DIFFERENT = 10  # labels, as many classes, that cannot be meant as classes
 LONGEST = 1000  # characters of a class name
+# what programs write in place of a label that is missing
+MISSING = ("nan", "null", "nat", "<na>", "n/a", "#n/a")
 LABEL_RULE = "a label is a class: an integer, or text"
 
 
@@ -83,6 +86,12 @@ def class_names(labels: np.ndarray, where: str, names: Sequence[str] | None) -> 
             f"{where} {'has the one class ' + repr(present[0]) if present else 'has no label'}; a "
             "classifier needs images of two classes at least"
         )
+    if len(present) == len(labels) >= ALL_DIFFERENT:
+        raise ValueError(
+            f"every one of the {counted(len(labels), 'image')} of {where} has a label of its own, "
+            f"such as {present[0]!r}; a class needs several images: name the column that holds "
+            "classes (columns.label), or, to predict numbers, say `data: {task: regression}`"
+        )
     longest = max(present, key=len)
     if len(longest) > LONGEST:
         raise ValueError(
@@ -113,7 +122,14 @@ def doubtful_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
         f"no image has the class {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''}; "
         "remove the name, or add images"
     ]
-    return [*_alike(names), *(said if unused else ())]
+    missing = [repr(name) for name in names if name.strip().casefold() in MISSING]
+    if missing:
+        said = [
+            *(said if unused else ()),
+            f"{', '.join(missing)} is taken for a class, though labels that are missing are often "
+            "written so; if they are, leave these images out",
+        ]
+    return [*_alike(names), *(said if unused or missing else ())]
 
 
 def _alike(names: Sequence[str]) -> list[str]:

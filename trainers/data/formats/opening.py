@@ -32,6 +32,9 @@ OTHERS = {
 }
 
 
+PATTERNS = ("Parquet", "WebDataset")  # formats whose data may lie in several files
+
+
 class Reader(Protocol):
     """What a format of `trainers.catalogue.DATA_FORMATS` offers. Its class is called with the
     `Data` of a study, and raises ValueError for files that cannot serve as a data set.
@@ -61,6 +64,11 @@ def file_reader(data: Data) -> Reader:
             "correct it, or, for files that were moved, resume with --set data.files=PATH"
         )
     form = _form(path)
+    if "*" in str(path) and form not in PATTERNS:
+        raise ValueError(
+            f"data.files names {path}, and patterns are for {' and '.join(PATTERNS)} alone; name "
+            f"one file, since {form} is one"
+        )
     _require_files(path, DATA_FORMATS[form].inside)
     module, name = DATA_FORMATS[form].reader.split(":")
     form_class = getattr(importlib.import_module(f"trainers.data.formats.{module}"), name)

@@ -198,7 +198,7 @@ def test_a_study_on_arrays_retrains_and_its_bundle_has_class_names(tmp_path):
 
 def test_a_study_that_cannot_begin_leaves_nothing(tmp_path):
     for data, message in (
-        ((noise(60, 9, 9), labels_of(59)), "images are 60 images, and labels 59 values"),
+        ((noise(60, 9, 9), labels_of(59)), "images holds 60 images, and labels 59 values"),
         ({"train_images": noise(60, 9, 9)}, "train_images without train_labels"),
         (([noise(9, 9), "x"], labels_of(2)), "holds Python objects|inhomogeneous"),
         ((noise(4, 9, 9), labels_of(4)), "holds no image of '0'"),

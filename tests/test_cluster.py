@@ -283,3 +283,46 @@ def test_a_cluster_without_the_program_runs_a_study_with_a_token(tmp_path, bare_
     records = [record for record in read_trials(images / "out") if record.state != "refused"]
     assert [record.state for record in records].count("complete") >= 1 and len(records) == 5
     assert {record.state for record in records} <= {"complete", "pruned"}
+
+
+@pytest.mark.slow
+def test_a_submitted_job_runs_on_the_cluster_that_it_is_sent_to(tmp_path, images):
+    """The recipe `ray_job.sh` against a head of this machine, twice: it starts, then resumes."""
+    pytest.importorskip("aiohttp_cors", reason="submitting needs `pip install 'ray[default]'`")
+    port, server, programs = free_port(), free_port(), tmp_path / "bin"
+    programs.mkdir()
+    here = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(programs), sysconfig.get_path("scripts"), os.environ["PATH"]])
+    for name, module in (("equisearch", "studies.cli.main"), ("ray", "ray.scripts.scripts")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    own = {"PYTHONPATH": here, "PATH": path, "HOME": str(tmp_path)}
+    with (
+        tempfile.TemporaryDirectory(prefix="ray") as short,
+        node(
+            sys.executable,
+            tmp_path / "head",
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={server}",
+            "--num-cpus=2",
+            '--resources={"special": 2}',
+            f"--temp-dir={short}",
+            **own,
+        ),
+    ):
+        script = ROOT / "studies" / "recipes" / "ray_job.sh"
+        for word in ("training and", "3 of 3 trials done"):
+            done = subprocess.run(
+                ["bash", script, images / "study.yaml", images / "out"],
+                env={**os.environ, **own, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{server}"},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0 and word in done.stdout, done.stdout + done.stderr
+    records = [record for record in read_trials(images / "out") if record.state != "refused"]
+    assert len(records) == 3 and {record.state for record in records} <= {"complete", "pruned"}

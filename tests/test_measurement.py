@@ -275,6 +275,20 @@ def small(channels=1, classes=10):
     )
 
 
+class Joined(nn.Module):
+    """Needs two inputs."""
+
+    def forward(self, images, ages):
+        return images.mean((2, 3)) + ages
+
+
+class Named(nn.Module):
+    """Gives its logits by name."""
+
+    def forward(self, images):
+        return {"logits": images.mean((2, 3))}
+
+
 @pytest.mark.parametrize(
     "model, message",
     [
@@ -285,6 +299,8 @@ def small(channels=1, classes=10):
         (small(classes=9), "gives 9 logits .* 10 classes"),
         (small(classes=11), "gives 11 logits .* 10 classes"),
         (nn.Conv2d(1, 2, 3), r"returned shape \[2, 2, 6, 6\]"),
+        (Joined(), r"it takes 2 inputs \(images, ages\): wrap it in a module"),
+        (Named(), "returned dict for 2 images; .* wrap it in a module that does"),
     ],
 )
 def test_models_of_other_images_or_classes_are_refused(model, message):

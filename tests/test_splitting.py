@@ -4,7 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
+from trainers.data.datasets import load_data
 from trainers.data.pools import Source, file_pool
 from trainers.data.splitting import draw_split, draw_test, evenly_spaced
 from trainers.settings import Data
@@ -71,3 +73,15 @@ def test_a_sample_meets_the_whole_range(count, most):
     assert len(chosen) == min(count, most)
     steps = {after - before for before, after in itertools.pairwise(chosen)}
     assert steps <= {max(1, count // most)}
+
+
+def test_groups_of_one_class_each_are_drawn_so_that_no_split_lacks_a_class(tmp_path):
+    """12 patients, each of one class: of every class two train, one validates, one tests."""
+    labels = np.arange(60) % 3
+    images = np.random.default_rng(0).integers(0, 255, (60, 6, 6), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, groups=np.arange(60) % 12)
+    for seed in range(4):
+        splits = load_data(Data(files=tmp_path / "a.npz", group_by="groups", seed=seed))
+        parts = (splits.train, splits.validation, splits.test())
+        counts = [torch.bincount(p.labels).tolist() for p in parts if p is not None]
+        assert counts == [[10] * 3, [5] * 3, [5] * 3]

@@ -63,28 +63,37 @@ def require_apart(one: Pool, other: Pool, names: tuple[str, str]) -> None:
 
 
 def take_groups(
-    labels: np.ndarray, groups: np.ndarray, wanted: int, seed: tuple[int, ...]
+    labels: np.ndarray, groups: np.ndarray, wanted: int, seed: tuple[int, ...], keep: int = 0
 ) -> np.ndarray:
     """Indices of whole groups with about `wanted` images, every class as nearly in proportion as
     groups allow: the fitting fold of scikit-learn's StratifiedGroupKFold.
+
+    With `keep`, that many groups of each class stay behind and one is taken, with more images than
+    `wanted` where it cannot be otherwise, and where groups allow.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import
 
     folds = int(np.clip(round(len(labels) / max(1, wanted)), 2, len(np.unique(groups))))
     state = int(np.random.default_rng(seed).integers(2**31))
+    groups = np.unique(groups, return_inverse=True)[1]
     counts = np.unique(labels, return_counts=True)[1]
     folds = max(2, min(folds, int(counts.max())))
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of few members: classes are checked later
-        parts = [part for _, part in splitter.split(np.zeros(len(labels)), labels, groups)]
-    everything = len(counts)
-
     def misfit(part: np.ndarray) -> tuple[int, int]:
-        rest = np.delete(labels, part)
-        here, left = len(np.unique(labels[part])), len(np.unique(rest))
-        return 2 * everything - here - left, abs(len(part) - wanted)
+        rest = np.unique([np.delete(labels, part), np.delete(groups, part)], axis=1)[0]
+        here = len(np.unique(labels[part]))
+        left = np.count_nonzero(np.unique(rest, return_counts=True)[1] >= max(1, keep))
+        return 2 * len(counts) - here - left, abs(len(part) - wanted)
 
-    return np.random.default_rng(seed).permutation(min(parts, key=misfit))
+    best: np.ndarray | None = None
+    for number in range(folds, 1, -1) if keep else (folds,):
+        splitter = StratifiedGroupKFold(number, shuffle=True, random_state=state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of few members: checked later
+            parts = [part for _, part in splitter.split(np.zeros(len(labels)), labels, groups)]
+        best = min(parts if best is None else [best, *parts], key=misfit)
+        if not misfit(best)[0]:
+            break
+    assert best is not None, "there are two folds at least"
+    return np.random.default_rng(seed).permutation(best)

@@ -254,7 +254,8 @@ def _taken(
     """
     labels, groups = source.train.labels[free], source.train.groups
     if groups is not None:
-        return free[take_groups(labels, groups[free], wanted, seed)]
+        spared = keep if source.task == "classification" else 0
+        return free[take_groups(labels, groups[free], wanted, seed, spared)]
     drawn_by = _with_strata(source, free, keep + 1)
     if wanted > np.maximum(np.bincount(drawn_by) - keep, 0).sum():
         drawn_by = labels

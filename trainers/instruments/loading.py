@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,22 @@ def check_model(
             logits = model(normalise(batch) if normalise else batch)
         except Exception as error:  # the user's code
             said = " ".join(str(error).split())[:300]
+            advice = several_inputs(model) or (
+                "give the study whose data it was made for (--data), or a model for these"
+            )
             raise ValueError(
                 f"the model does not take images of shape {shape}: {type(error).__name__}: "
-                f"{said}; give the study whose data it was "
-                "made for (--data), or a model for these"
+                f"{said}; {advice}"
             ) from error
     logits = getattr(logits, "tensor", logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         given = (
             f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         )
+        wrap = "; wrap it in a module that does" if isinstance(logits, (dict, list, tuple)) else ""
         raise ValueError(
             f"the model returned {given} for {counted(len(images), 'image')}; it must "
-            "return logits "
-            "[batch, classes]"
+            f"return logits [batch, classes]{wrap}"
         )
     if logits.shape[1] != classes:
         raise ValueError(
@@ -49,6 +52,25 @@ def check_model(
             f"{counted(classes, 'class')}; give a model for these classes, or "
             "the study whose data it was made for (--data)"
         )
+
+
+def several_inputs(model: Any) -> str:
+    """What to do about a module that needs more than one input; empty for others."""
+    try:
+        parameters = inspect.signature(getattr(model, "forward", model)).parameters
+    except (TypeError, ValueError):
+        return ""
+    needed = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) < 2:
+        return ""
+    return (
+        f"it takes {len(needed)} inputs ({', '.join(needed)}): wrap it in a module that takes "
+        "images alone"
+    )
 
 
 def load_model(source: str) -> nn.Module:

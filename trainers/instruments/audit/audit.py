@@ -11,7 +11,6 @@ claim is "not known".
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +36,7 @@ from trainers.instruments.audit.symmetrised import (
     own_errors,
 )
 from trainers.instruments.audit.verdict import Audit, AuditClaim, ElementAudit, Lost
+from trainers.instruments.loading import several_inputs
 
 OVER_PLACES = ("native_layer_norm", "_fused_rms_norm", "rms_norm")  # with a weight for each place
 MOST_SAID = 300  # characters of a module's own error
@@ -156,19 +156,8 @@ def _check_positions(program: RecordedProgram | str, result: Tensor) -> None:
 
 def _advice(module: nn.Module, channels: int) -> str:
     """What to do about a module that failed."""
-    try:
-        needed = [
-            name
-            for name, p in inspect.signature(module.forward).parameters.items()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-    except (TypeError, ValueError):
-        needed = []
-    if len(needed) > 1:
-        return (
-            f"it takes {len(needed)} inputs ({', '.join(needed)}): wrap it in a module that takes "
-            "images alone"
-        )
+    if several := several_inputs(module):
+        return several
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.in_channels != channels:
         return (

@@ -91,7 +91,9 @@ def test_what_is_said_of_a_bundle_holds_no_commands(run, hostile, words):
 
 def block_of(text):
     """The YAML block of a card, as model hubs take it."""
-    return re.match(r"---\n(.*?)\n---(\n|$)", text, re.DOTALL)[1]
+    found = re.match(r"---\n(.*?)\n---(\n|$)", text, re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 def test_a_card_with_hostile_classes_is_read_back_as_it_was_meant(hostile):

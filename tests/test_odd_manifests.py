@@ -27,6 +27,7 @@ def study():
 def measured(folder, _study):
     found = find_subject(str(folder))
     seen = found.seen and found.seen(Group.parse("D4"))
+    assert found.normalise is not None
     return seen, found.corners, found.model(found.normalise(images()))
 
 

@@ -98,4 +98,4 @@ def test_the_files_of_a_bundle_are_audited(tmp_path):
         write_format(model_of(network, content), content, tmp_path, name)
         model = open_model(str(tmp_path / file), run_code=True)
         found = audit(model, 9, "C4", channels=1, sizes=False)
-        assert found.exact and all(e.own < 1e-4 for e in found.findings), file
+        assert found.exact and all((e.own or 0) < 1e-4 for e in found.findings), file

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import warnings
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +68,7 @@ def table(folder, text, encoding="utf-8"):
     return path
 
 
-def shard(folder, members, name="a.tar", mode="w"):
+def shard(folder, members, name="a.tar", mode: Any = "w"):
     with tarfile.open(folder / name, mode) as archive:
         for called, content in members:
             entry = tarfile.TarInfo(called)

@@ -27,7 +27,7 @@ from trainers.settings import Augment, Corners
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.bundles.manifest import Trained
+    from trainers.bundles.manifest import TrainingAccount
     from trainers.instruments.measurement import Measurement
     from trainers.networks.networks import Network
 
@@ -130,7 +130,7 @@ def _from_trial(directory: Path, number: int) -> Subject:
     )
 
 
-def _seen_in(training: Trained) -> Callable[[Group], tuple[Element, ...]] | None:
+def _seen_in(training: TrainingAccount) -> Callable[[Group], tuple[Element, ...]] | None:
     """What a bundle's training has seen; None where the bundle does not say."""
     if training.augment is None:
         return None

@@ -88,14 +88,14 @@ def _given(value: Any) -> Any:
 OptionalExtra = Annotated[Extra | None, BeforeValidator(_given)]
 
 
-class Described(_Part):
+class DataAccount(_Part):
     """What an export says of the data."""
 
     # the grey value of files with more than 8 bits that became 255
     top: Annotated[int, Field(ge=1, le=2**64)] = FULL_16_BIT
 
 
-class Trained(_Part):
+class TrainingAccount(_Part):
     """What an export says of the training."""
 
     augment: Annotated[Augment | None, BeforeValidator(_given)] = None  # None: not said
@@ -149,8 +149,8 @@ class Manifest(_Part):
     group: str = "C1"
     output: dict[str, Any] = {}
     normalisation: Normalisation = Normalisation(mean=(), std=())
-    data: Described = Described()
-    training: Trained = Trained()
+    data: DataAccount = DataAccount()
+    training: TrainingAccount = TrainingAccount()
     scores: dict[str, float | None] = {}
     scores_on: str = "validation"  # or test
     test: dict[str, Any] | None = None  # of the architecture, over seeds

@@ -12,7 +12,7 @@ from searchspace.geometry import counted
 ALL_DIFFERENT = 10  # labels, as many classes, that cannot be meant as classes
 LONGEST = 1000  # characters of a class name
 # what programs write in place of a label that is missing
-MISSING = ("nan", "null", "nat", "<na>", "n/a", "#n/a")
+PERHAPS_MISSING = ("nan", "null", "nat", "<na>", "n/a", "#n/a")
 LABEL_RULE = "a label is a class: an integer, or text"
 
 
@@ -122,7 +122,7 @@ def doubtful_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
         f"no image has the class {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''}; "
         "remove the name, or add images"
     ]
-    missing = [repr(name) for name in names if name.strip().casefold() in MISSING]
+    missing = [repr(name) for name in names if name.strip().casefold() in PERHAPS_MISSING]
     if missing:
         said = [
             *(said if unused else ()),

@@ -22,7 +22,7 @@ DESCRIBED = {
 }
 
 FEW_LEVELS = 85  # a third of 256
-NEARLY_ALL = 0.999  # of all pixels: those whose grey levels are counted
+COUNTED_SHARE = 0.999  # of all pixels: those whose grey levels are counted
 
 
 def describe(splits: Splits) -> list[str]:
@@ -117,15 +117,16 @@ def _few_levels(white: float, pixels: np.ndarray) -> list[str]:
     for image in pixels:  # one at a time, since bincount takes 8 bytes a pixel
         counts += np.bincount(image.ravel(), minlength=256)
     total = int(counts.sum())
-    below, most = np.cumsum(counts), (1 - NEARLY_ALL) / 2 * total
+    below, most = np.cumsum(counts), (1 - COUNTED_SHARE) / 2 * total
     low, high = (int(np.searchsorted(below, share, "right")) for share in (most, total - most - 1))
     if high - low + 1 >= FEW_LEVELS:
         return []
     outside = total - int(counts[low : high + 1].sum())
     outliers = f", and {outside:,} of {total:,} pixels lie outside" if outside else ""
+    least, largest = (f"{level * white / 255:.4g}" for level in (low, high))
     return [
-        f"rounding to 8 bits leaves {100 * NEARLY_ALL:g} % of the pixels {high - low + 1} of 256 grey "
-        f"levels: they have values from {low * white / 255:.4g} to {high * white / 255:.4g} where "
-        f"{white:.6g} is white{outliers}; cut outliers off and stretch the values to their whole "
-        "range, in these files and where the model is used"
+        f"rounding to 8 bits leaves {100 * COUNTED_SHARE:g} % of the pixels {high - low + 1} of "
+        f"256 grey levels: they have values from {least} to {largest} where {white:.6g} is white"
+        f"{outliers}; cut outliers off and stretch the values to their whole range, in these files "
+        "and where the model is used"
     ]

@@ -69,9 +69,7 @@ ROWS = {
 @torch.no_grad()
 def layerwise(network: Network, splits: Splits, images: Images) -> float:
     """The layerwise loss of IEN under C4, summed over stages, of a trained network."""
-    objective = TrainingObjective.of(
-        parse_losses("layerwise:1"), C4, tuple(images.pixels.shape[2:])
-    )
+    objective = TrainingObjective.of(parse_losses("layerwise:1"), C4, network.architecture.size)
     pixels = images.pixels[:256].float() / 255
     draws = torch.Generator().manual_seed(0)
     mean, std = splits.mean[0], splits.std[0]

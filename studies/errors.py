@@ -10,6 +10,7 @@ from collections.abc import Iterator
 # a full disk, a quota, a limit on file sizes
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

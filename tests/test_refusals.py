@@ -2,12 +2,14 @@
 or train, and without a file left behind.
 """
 
+import errno
 import os
 import re
 from pathlib import Path
 
 import pytest
 
+from studies.cli import main
 from studies.config import load_study, parse
 from studies.errors import StudyError
 from studies.journal.directory import require_writable_place
@@ -179,3 +181,27 @@ def test_trainings_without_memory_say_so(tmp_path):
     assert str(caught.value).startswith(
         "trial 3, seed 1: out of memory even with half the batch: MemoryError; end other programs"
     )
+
+
+def nested_in_words_of_ours():
+    try:
+        raise OSError(errno.EFBIG, "File too large", "model.pt")
+    except OSError as error:
+        raise OSError("the bundle could not be written; make room") from error
+
+
+def with_too_many_files():
+    raise OSError(errno.EMFILE, "Too many open files", "some.py")
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        (nested_in_words_of_ours, "error: no space is left for model.pt (File too large): free"),
+        (with_too_many_files, "error: Too many open files (at some.py): raise the limit on open"),
+    ],
+)
+def test_what_a_system_lacks_is_said_once_with_its_remedy(fault, said, monkeypatch, capsys):
+    monkeypatch.setattr(main, "application", lambda words: lambda **options: fault())
+    assert main._status(debug=False) == 1
+    assert capsys.readouterr().err.startswith(said)

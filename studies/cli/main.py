@@ -84,13 +84,15 @@ def _lacking(error: Exception) -> str | None:
     """What to do where space or memory was lacking, whatever error came of it; None for others, and
     for ours, which say it themselves.
     """
-    from studies.errors import StudyError, causes, lacks_memory, lacks_space
+    from studies.errors import NO_SPACE, StudyError, causes, lacks_memory, lacks_space
 
     if isinstance(error, StudyError):
         return None
     first = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     if lacks_space(error):
-        system = next((one for one in causes(error) if isinstance(one, OSError)), None)
+        system = next(
+            (e for e in causes(error) if isinstance(e, OSError) and e.errno in NO_SPACE), None
+        )
         name, why = (system.filename, system.strerror) if system is not None else (None, None)
         return (
             f"no space is left for {name or 'a file'} ({why or first}): free some space, or raise "
@@ -107,8 +109,14 @@ def _lacking(error: Exception) -> str | None:
 
 def _said(error: Exception) -> str:
     """The error's words; of the system's errors which file, why, and what to look at."""
-    from studies.errors import READ_ONLY
+    from studies.errors import READ_ONLY, TOO_MANY_OPEN
 
+    if isinstance(error, OSError) and error.errno in TOO_MANY_OPEN:
+        return (
+            f"{error.strerror} (at {error.filename or 'a connection'}): raise the limit on open "
+            "files (ulimit -n 4096), or end programs that hold many, then give the same command "
+            "again"
+        )
     if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
         if error.filename is None:
             return f"the system refused ({error.strerror}); --debug shows where"

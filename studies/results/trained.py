@@ -78,14 +78,7 @@ def load_trained(
     # torch reports other classes or channels as RuntimeError
     except (ValueError, RuntimeError) as error:
         raise StudyError(f"trial {record.number} cannot be loaded: {error}") from error
-    scored = (record.scores or {}).get("epoch") or 1
-    if state.epoch < scored:  # 0: nothing could be read, and the network is as it was drawn
-        raise StudyError(
-            f"trial {record.number} cannot be loaded: what can be read of its checkpoints in "
-            f"{folder} is of epoch {state.epoch}, its scores are of epoch {scored} (torn, or "
-            "another program's); choose a trial whose folder is whole, or train the architecture "
-            "again: equisearch train STUDY ARCHITECTURE --out DIR"
-        )
+    _require_scored_epoch(record, folder, state.epoch)
     augmentation = dict(state.step.companions.items()).get("augmentation")
     return TrainedTrial(
         state.network,
@@ -94,3 +87,17 @@ def load_trained(
         state.epoch,
         cast("LearnedAugmentation | None", augmentation),
     )
+
+
+def _require_scored_epoch(record: TrialRecord, folder: Path, epoch: int) -> None:
+    """Raises StudyError where the checkpoint that could be read is of an earlier epoch than the
+    scores; of epoch 0 where none could, and the network is as it was drawn.
+    """
+    scored = (record.scores or {}).get("epoch") or 1
+    if epoch < scored:
+        raise StudyError(
+            f"trial {record.number} cannot be loaded: what can be read of its checkpoints in "
+            f"{folder} is of epoch {epoch}, its scores are of epoch {scored} (torn, or another "
+            "program's); choose a trial whose folder is whole, or train the architecture again: "
+            "equisearch train STUDY ARCHITECTURE --out DIR"
+        )

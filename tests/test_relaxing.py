@@ -306,7 +306,7 @@ def test_a_parent_without_a_checkpoint_or_of_other_images_is_named(tmp_path):
     content = torch.load(parent.directory / "checkpoint.pt", weights_only=True)
     content["network"]["stages.0.0.convolutions.0.filters"] = torch.zeros(6, 9)
     torch.save(content, parent.directory / "checkpoint.pt")
-    with pytest.raises(ValueError, match="which have 1 channels and 10 classes"):
+    with pytest.raises(ValueError, match="which have 1 channel and 10 classes"):
         begin(child, parent, 1, lambda: splits)
     assert not child.directory.exists()
 

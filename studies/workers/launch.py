@@ -225,12 +225,12 @@ def require_candidate(study: Study, channels: int, classes: int, warm_start: Pat
             _, candidate = draw_planned(study, {}, rng)
             if not architecture_facts(candidate.architecture, study, channels, classes).broken:
                 return
-    size = {"channels": channels, "classes": classes}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        SearchDriver.create(Path(folder) / "study", study, warm_start=warm_start, **size) as driver,
-    ):
-        driver.next()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "study"
+        with SearchDriver.create(
+            place, study, channels=channels, classes=classes, warm_start=warm_start
+        ) as driver:
+            driver.next()
 
 
 def with_rungs_reached(study: Study, note: Callable[[str], None] = lambda text: None) -> Study:

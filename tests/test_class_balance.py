@@ -12,7 +12,11 @@ from studies.workers.launch import require_every_class
 from support import trivial
 from trainers.actions import act
 from trainers.data.datasets import load_data, normalise
-from trainers.instruments.tasks import elements
+from trainers.instruments.tasks.elements import (
+    ELEMENT_SCORES,
+    joined_element_scores,
+    read_element_scores,
+)
 from trainers.networks.fold import scoring
 from trainers.networks.networks import build
 from trainers.settings import Data, Symmetry, Training
@@ -121,8 +125,8 @@ def test_scores_over_classes_are_kept_by_element_and_joined_over_folds(tmp_path)
     splits = load_data(DIGITS, (12, 12))
     network = build(Architecture.parse("12px: 4k3, 4k3"), channels=1, classes=10, seed=1).eval()
     scores = evaluate(network, splits, config, epoch=1, folder=tmp_path)
-    found = elements.read(tmp_path, 1)
-    assert found is not None and elements.read(tmp_path, 2) is None
+    found = read_element_scores(tmp_path, 1)
+    assert found is not None and read_element_scores(tmp_path, 2) is None
     rows = found.scores
     assert rows["balanced_accuracy"]["e"] == pytest.approx(scores.balanced_accuracy, abs=1e-6)
     for name in ("balanced_accuracy", "auroc", "worst_class"):
@@ -130,8 +134,8 @@ def test_scores_over_classes_are_kept_by_element_and_joined_over_folds(tmp_path)
         under = getattr(scores, f"symmetry_{name}")
         assert sum(moved) / 3 == pytest.approx(under, abs=1e-6)
     zero = {name: dict.fromkeys(row, 0.0) for name, row in rows.items()}
-    joined = elements.joined([found, replace(found, images=3 * found.images, scores=zero)])
+    joined = joined_element_scores([found, replace(found, images=3 * found.images, scores=zero)])
     assert joined is not None
     assert joined.scores["auroc"]["r90"] == pytest.approx(rows["auroc"]["r90"] / 4)
-    (tmp_path / elements.ELEMENT_SCORES).write_text('{"format": 1, "epoch": 1, "images": 3}')
-    assert elements.read(tmp_path) is None
+    (tmp_path / ELEMENT_SCORES).write_text('{"format": 1, "epoch": 1, "images": 3}')
+    assert read_element_scores(tmp_path) is None

@@ -31,8 +31,8 @@ from trainers.data.datasets import load_data
 from trainers.data.tasks import Outputs
 from trainers.instruments import twosample
 from trainers.instruments.probe import probe
-from trainers.instruments.tasks import replicates
 from trainers.instruments.tasks.kinds import as_kinds
+from trainers.instruments.tasks.replicates import REPLICATES, read_replicates
 from trainers.instruments.tasks.scoring import main_score, main_scores, resamples, side_scores
 from trainers.networks.plain import mean_logits
 from trainers.settings import Columns, Data, Symmetry, Training, as_identity
@@ -225,10 +225,10 @@ def test_scores_have_errors_and_trials_are_compared_on_equal_resamples(done):
     scores = a.scores or {}
     margin = rung_margin(scores, 0.95)
     assert margin[0] == pytest.approx(1.96 * 2**0.5 * scores["accuracy_error"], rel=1e-3)
-    kept = replicates.read(directory / "trials" / "00000")
+    kept = read_replicates(directory / "trials" / "00000")
     assert kept is not None and len(kept.scores["accuracy"]) == 200
-    (directory / "trials" / "00000" / replicates.REPLICATES).write_text('{"format": 1}')
-    assert replicates.read(directory / "trials" / "00000") is None
+    (directory / "trials" / "00000" / REPLICATES).write_text('{"format": 1}')
+    assert read_replicates(directory / "trials" / "00000") is None
     unpaired = evidence.difference(a, b, "accuracy")
     assert unpaired is not None and unpaired.over == "images, unpaired"
 
@@ -334,7 +334,7 @@ def test_arrays_in_memory_train_with_folds(arrays, tmp_path):
     results = start(study, tmp_path / "study", data=(images, numbers), probe=False)
     scores = results.front.rows[0]["scores"]
     assert scores["num_images"] == COUNT - COUNT // 5 and scores["accuracy_error"] > 0
-    kept = replicates.read(tmp_path / "study" / "trials" / "00000")
+    kept = read_replicates(tmp_path / "study" / "trials" / "00000")
     assert kept is not None and kept.images == scores["num_images"]
 
 

@@ -30,8 +30,8 @@ from studies.pareto import OVER_CLASSES, SCORE_OF
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
 from trainers.instruments.proportions import proportion
-from trainers.instruments.tasks import elements, replicates
-from trainers.instruments.tasks.replicates import Replicates
+from trainers.instruments.tasks.elements import read_element_scores
+from trainers.instruments.tasks.replicates import Replicates, error_of, read_replicates
 
 INTERVAL_SCORES = (
     "accuracy",
@@ -102,7 +102,7 @@ class Evidence:
         if self.directory is None or record.scores is None:
             return None
         folder = self.directory / TRIALS / f"{record.number:05d}"
-        return replicates.read(folder, record.scores.get("epoch"))
+        return read_replicates(folder, record.scores.get("epoch"))
 
     def element_scores(self, record: TrialRecord) -> Mapping[str, Mapping[str, float]]:
         """Score -> element -> value, of the scores that no count of correct images gives; empty
@@ -111,7 +111,7 @@ class Evidence:
         if self.directory is None or record.scores is None:
             return {}
         folder = self.directory / TRIALS / f"{record.number:05d}"
-        found = elements.read(folder, record.scores.get("epoch"))
+        found = read_element_scores(folder, record.scores.get("epoch"))
         return {} if found is None else found.scores
 
     def difference(self, a: TrialRecord, b: TrialRecord, score: str) -> Difference | None:
@@ -154,7 +154,7 @@ class Evidence:
         if name not in mine.scores or name not in theirs.scores:
             return None
         changes = [x - y for x, y in zip(mine.scores[name], theirs.scores[name], strict=True)]
-        half = Z * replicates.error_of(changes)
+        half = Z * error_of(changes)
         return Difference(value, value - half, value + half, mine.images, "images")
 
     def tied(self, objectives: Iterable[str], a: TrialRecord, b: TrialRecord) -> bool:

@@ -26,10 +26,8 @@ from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import equivariance_error
 from trainers.instruments.feature_maps import Normalise, pixels
 from trainers.instruments.predictions import Predictions, predict_elements
-from trainers.instruments.tasks import elements as element_scores
-from trainers.instruments.tasks import replicates
-from trainers.instruments.tasks.elements import ElementScores
-from trainers.instruments.tasks.replicates import Replicates
+from trainers.instruments.tasks.elements import ElementScores, write_element_scores
+from trainers.instruments.tasks.replicates import Replicates, write_replicates
 from trainers.instruments.tasks.scoring import means_over, side_scores
 from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
@@ -143,7 +141,7 @@ def _scores(
     if folder is not None:
         _keep(predictions, symmetry, images, epoch, folder)
         kept = _values_by_element(rows)
-        element_scores.save(ElementScores(epoch, len(images.labels), kept), folder)
+        write_element_scores(ElementScores(epoch, len(images.labels), kept), folder)
     return Scores(
         epoch=epoch,
         equivariance_error=errors[0],
@@ -192,7 +190,7 @@ def save_replicates(
     digest = hashlib.sha256(images.labels.cpu().numpy().tobytes()).hexdigest()[:16]
     rows = {name: row[1:].tolist() for name, row in _resampled(symmetry).items()}
     scores = {name: tuple(values) for name, values in rows.items()}
-    replicates.save(Replicates(epoch, len(images.labels), digest, scores), folder)
+    write_replicates(Replicates(epoch, len(images.labels), digest, scores), folder)
 
 
 def _resampled(symmetry: SymmetryAccuracy) -> dict[str, Tensor]:

@@ -13,7 +13,16 @@ from typing import Any
 from searchspace.architecture import Architecture
 from trainers.instruments import correctness
 from trainers.instruments.correctness import Correctness
-from trainers.instruments.tasks import elements, replicates
+from trainers.instruments.tasks.elements import (
+    joined_element_scores,
+    read_element_scores,
+    write_element_scores,
+)
+from trainers.instruments.tasks.replicates import (
+    joined_replicates,
+    read_replicates,
+    write_replicates,
+)
 from trainers.scores import Scores
 from trainers.training.config import TrainingConfig
 from trainers.training.train import train
@@ -52,14 +61,14 @@ def train_folds(
         correct.append(correctness.read_correctness(folder, until_epoch))
     merged = joined_correctness([part for part in correct if part is not None])
     mean = mean_scores(scores)
-    resampled = [replicates.read(f, until_epoch) for f in _folders(directory, folds)]
-    together = replicates.joined([part for part in resampled if part is not None])
+    resampled = [read_replicates(f, until_epoch) for f in _folders(directory, folds)]
+    together = joined_replicates([part for part in resampled if part is not None])
     if together is not None and None not in resampled:
-        replicates.save(together, directory)
-    parts = [elements.read(f, until_epoch) for f in _folders(directory, folds)]
-    moved = elements.joined([part for part in parts if part is not None])
+        write_replicates(together, directory)
+    parts = [read_element_scores(f, until_epoch) for f in _folders(directory, folds)]
+    moved = joined_element_scores([part for part in parts if part is not None])
     if moved is not None and None not in parts:
-        elements.save(moved, directory)
+        write_element_scores(moved, directory)
     if merged is None or len(merged.elements) == 0 or None in correct:
         return mean
     correctness.write_correctness(merged, directory)

@@ -21,7 +21,7 @@ WEIGHTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0
            "LayerNormalization": (1, 2), "Add": (0, 1), "Mul": (0, 1)}  # fmt: skip
 
 
-OUTPUTS = "number of outputs"  # beside a node's attributes, whose names have no spaces
+OUTPUT_COUNT = "number of outputs"  # beside a node's attributes, whose names have no spaces
 
 
 def from_onnx(path: Path) -> nn.Module:
@@ -101,7 +101,7 @@ class OnnxModule(nn.Module):
         values: dict[str, Any] = {name: getattr(self, own) for name, own in self.names.items()}
         values |= {self.image: image, "": None}
         for kind, inputs, outputs, _, attributes in self.nodes:
-            given = {**attributes, OUTPUTS: len(outputs)}
+            given = {**attributes, OUTPUT_COUNT: len(outputs)}
             found = ONNX_OPERATIONS[kind](given, *(values[name] for name in inputs))
             values |= zip(outputs, found if isinstance(found, tuple) else (found,))
         return values[self.result]
@@ -200,7 +200,7 @@ def _split(a: Attributes, x: Tensor, sizes: Tensor | None = None) -> tuple[Tenso
     axis, given = a.get("axis", 0), a.get("split")
     if sizes is not None:
         given = sizes.tolist()
-    return x.split(given or -(-x.shape[axis] // a[OUTPUTS]), axis)
+    return x.split(given or -(-x.shape[axis] // a[OUTPUT_COUNT]), axis)
 
 
 def _slice(a: Attributes, x: Tensor, *given: Tensor | None) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
-from searchspace.geometry import output_size, remainder
+from searchspace.geometry import Size, output_size, remainder
 from trainers.instruments.audit.record import RecordedProgram, RecordedStep, Ref
 from trainers.instruments.audit.windows import pair
 
 WITHIN = 64  # pixels
 MOST_TRIED = 16  # images that are not square, of which the network is recorded, in each direction
-Size = tuple[int, int]  # (height, width)
 # what keeps the size of its first input, as far as sizes are predicted
 FIXED = {"_adaptive_avg_pool2d", "adaptive_avg_pool2d", "_adaptive_max_pool2d", "addmm", "mm"}
 UNPREDICTED = {"constant_pad_nd", "reflection_pad2d", "replication_pad2d", "slice", "roll",

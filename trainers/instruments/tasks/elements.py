@@ -15,7 +15,7 @@ from typing import Any
 from trainers.files import read_whole, write_whole
 
 ELEMENT_SCORES = "elements.json"  # in the folder of a training
-FORMAT = 1
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class ElementScores:
     scores: Mapping[str, Mapping[str, float]]
 
 
-def save(found: ElementScores, folder: Path) -> None:
+def write_element_scores(found: ElementScores, folder: Path) -> None:
     """Writes them into a folder, in place of an earlier epoch's. Raises OSError."""
     scores = {
         name: {element: round(value, 7) for element, value in row.items()}
         for name, row in found.scores.items()
     }
     content = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "epoch": found.epoch,
         "images": found.images,
         "scores": scores,
@@ -44,8 +44,10 @@ def save(found: ElementScores, folder: Path) -> None:
     write_whole(folder / ELEMENT_SCORES, json.dumps(content, allow_nan=False) + "\n")
 
 
-def read(folder: Path, epoch: int | None = None) -> ElementScores | None:
-    """What `save` wrote; None where there is none, it is damaged, or it is of another `epoch`."""
+def read_element_scores(folder: Path, epoch: int | None = None) -> ElementScores | None:
+    """What `write_element_scores` wrote; None where there is none, it is damaged, or of another
+    `epoch`.
+    """
     try:
         content: Any = json.loads(read_whole(folder / ELEMENT_SCORES))
         scores = {
@@ -53,7 +55,7 @@ def read(folder: Path, epoch: int | None = None) -> ElementScores | None:
             for name, row in content["scores"].items()
         }
         found = ElementScores(int(content["epoch"]), int(content["images"]), scores)
-        good = content["format"] == FORMAT and all(
+        good = content["format"] == _FORMAT and all(
             math.isfinite(value) for row in scores.values() for value in row.values()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -61,7 +63,7 @@ def read(folder: Path, epoch: int | None = None) -> ElementScores | None:
     return found if good and epoch in (None, found.epoch) else None
 
 
-def joined(parts: Sequence[ElementScores]) -> ElementScores | None:
+def joined_element_scores(parts: Sequence[ElementScores]) -> ElementScores | None:
     """The means over folds, weighted by their images; None where there are none, or they differ in
     their epoch. A score or element that a fold lacks is left out.
     """

@@ -12,10 +12,11 @@ from torch import Tensor
 from trainers.data.tasks import Outputs
 from trainers.settings import Task
 
-KINDS = {"classification": "class", "multilabel": "label set", "regression": "range"}
+KIND_NAMES = {"classification": "class", "multilabel": "label set", "regression": "range"}
 MOST_SETS = 8  # of labels, the most frequent; the others are one kind
 LEAST_IMAGES = 20  # of a set of labels that is a kind of its own
-PARTS = {1: 4, 2: 2, 3: 2}  # ranges of each target, by the number of targets; of more, the first 3
+# ranges of each target, by the number of targets; of more, the first 3
+RANGES = {1: 4, 2: 2, 3: 2}
 
 
 def as_kinds(outputs: Outputs, labels: Tensor) -> tuple[Tensor, tuple[str, ...]]:
@@ -29,7 +30,7 @@ def as_kinds(outputs: Outputs, labels: Tensor) -> tuple[Tensor, tuple[str, ...]]
 
 def kind_of(task: Task) -> str:
     """What a kind of images is called."""
-    return KINDS[task]
+    return KIND_NAMES[task]
 
 
 def _sets(names: tuple[str, ...], labels: Tensor) -> tuple[Tensor, tuple[str, ...]]:
@@ -48,8 +49,8 @@ def _sets(names: tuple[str, ...], labels: Tensor) -> tuple[Tensor, tuple[str, ..
 
 
 def _ranges(names: tuple[str, ...], values: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    asked = names[: max(PARTS)]
-    parts = PARTS[len(asked)]
+    asked = names[: max(RANGES)]
+    parts = RANGES[len(asked)]
     kinds, said = torch.zeros(len(values), dtype=torch.int64), [()]
     for column, name in enumerate(asked):
         shares = torch.linspace(0, 1, parts + 1, dtype=torch.float64)[1:-1]

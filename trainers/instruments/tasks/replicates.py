@@ -15,7 +15,7 @@ from typing import Any
 from trainers.files import read_whole, write_whole
 
 REPLICATES = "resamples.json"  # in the folder of a training
-FORMAT = 1
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def error_of(values: Sequence[float]) -> float:
     return stdev(values)
 
 
-def save(replicates: Replicates, folder: Path) -> None:
+def write_replicates(replicates: Replicates, folder: Path) -> None:
     """Writes them into a folder, in place of an earlier epoch's. Raises OSError."""
     content = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "epoch": replicates.epoch,
         "images": replicates.images,
         "labels": replicates.labels,
@@ -49,22 +49,24 @@ def save(replicates: Replicates, folder: Path) -> None:
     write_whole(folder / REPLICATES, json.dumps(content, allow_nan=False) + "\n")
 
 
-def read(folder: Path, epoch: int | None = None) -> Replicates | None:
-    """What `save` wrote; None where there is none, it is damaged, or it is of another `epoch`."""
+def read_replicates(folder: Path, epoch: int | None = None) -> Replicates | None:
+    """What `write_replicates` wrote; None where there is none, it is damaged, or of another
+    `epoch`.
+    """
     try:
         content: Any = json.loads(read_whole(folder / REPLICATES))
         scores = {str(n): tuple(map(float, v)) for n, v in content["scores"].items()}
         found = Replicates(
             int(content["epoch"]), int(content["images"]), str(content["labels"]), scores
         )
-        whole = content["format"] == FORMAT and len({len(v) for v in scores.values()}) == 1
+        whole = content["format"] == _FORMAT and len({len(v) for v in scores.values()}) == 1
         finite = all(math.isfinite(v) for values in scores.values() for v in values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return found if whole and finite and epoch in (None, found.epoch) else None
 
 
-def joined(parts: Sequence[Replicates]) -> Replicates | None:
+def joined_replicates(parts: Sequence[Replicates]) -> Replicates | None:
     """Those of the mean scores over folds, whose images are resampled each on its own; None where
     they differ in their epoch or scores, or there are none.
     """

@@ -203,7 +203,9 @@ def test_claims_of_the_paper_can_fail():
     )
     measured = [claim.measured for claim in reproduce.claims("upright", published)]
     # the means over quarter turns of the published accuracies, 97.69, 77.55 and 77.81
-    assert measured[1:] == ["+0.83 points", "20.14 points", "+0.73 points", "19.88 points"]
+    assert measured[1:] == [
+        f"{points} ± 0.00 points, n = 3" for points in ("+0.83", "+20.14", "+0.73", "+19.88")
+    ]
     broken = [
         row("P4 28 px", (0.97, 0.96, 0.97, 0.97)),
         row("P4 27 px", (0.96,) * 4),
@@ -214,6 +216,20 @@ def test_claims_of_the_paper_can_fail():
     assert (
         reproduce.claims("upright", published[:2]) == [] == reproduce.claims("uniform", published)
     )
+
+
+def test_a_claim_is_settled_by_more_than_one_training_and_by_its_interval():
+    def worse(*values):
+        exact, other = (MeanStd.of([share - low for low in values]) for share in (1.0, 0.8))
+        return reproduce.MeanDifference.of(exact, other).claim("worse", 15, 25)
+
+    assert str(worse(0.0)) == "  not settled  worse: +20.00 points, n = 1"
+    assert worse(0.0).holds and not worse(0.0).settled
+    few, many = worse(0.0, 0.1), worse(*[0.0, 0.01] * 5)
+    assert few.holds and not few.settled and "n = 2" in few.measured
+    assert many.holds and many.settled
+    # as scipy's Welch with the smaller row's degrees of freedom: 2.262 * 0.00527 * sqrt(2 / 10)
+    assert many.measured == "+20.00 ± 0.53 points, n = 10"
 
 
 def test_the_table_puts_published_figures_beside():
@@ -283,7 +299,12 @@ def test_the_upright_pattern_shows_in_a_short_run(tmp_path, mnist_root):
     place = reproduce.shift_folder("upright", tmp_path, study)
     results = run_jobs(reproduce.jobs("upright", tmp_path, study, seeds=1), study, place)
     claims = reproduce.claims("upright", summarise_seeds(results))
-    assert not [str(claim) for claim in claims if not claim.holds]
+    same, *others = claims
+    assert same.holds and same.settled, str(same)
+    assert not [str(claim) for claim in others if claim.settled]  # of one training each
+    better, worse = others[::2], others[1::2]
+    assert not [str(claim) for claim in better if not claim.holds]
+    assert not [str(claim) for claim in worse if not float(claim.measured.split()[0]) > 5]
 
 
 def test_accuracy_by_angle_stands_in_columns_under_its_angles():

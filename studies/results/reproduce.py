@@ -11,6 +11,7 @@ of one per batch, images normalised by their own standard deviation, turned ones
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,11 @@ from searchspace.architecture import Architecture
 from searchspace.training.dropout import Dropout
 from studies.config import Study, dump, parse
 from studies.errors import StudyError
+from studies.evidence.paired import student
 from studies.journal.directory import STUDY as STUDY_FILE
 from studies.journal.directory import require_writable_place
 from studies.output import Column
+from studies.results.retrain import MeanStd
 from studies.results.retrain_job import Job
 from studies.workers.executors import require_cluster
 from studies.workers.launch import images_of
@@ -211,11 +214,38 @@ class PaperClaim:
 
     statement: str
     measured: str
-    holds: bool
+    holds: bool  # of the means over seeds
+    settled: bool  # whether all of the difference's 95 % interval says the same
 
     def __str__(self) -> str:
-        sentence = f"{self.statement}: {self.measured}"
-        return f"{'holds' if self.holds else 'DOES NOT HOLD':>13}  {sentence}"
+        answer = "holds" if self.holds else "DOES NOT HOLD"
+        return f"{answer if self.settled else 'not settled':>13}  {self.statement}: {self.measured}"
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """How far the mean of one row lies above another's, in percentage points."""
+
+    points: float
+    half: float  # of its 95 % interval by Student; infinite for a single training
+    n: int  # seeds of the smaller row
+
+    @classmethod
+    def of(cls, left: MeanStd, right: MeanStd) -> MeanDifference:
+        """Of independent trainings: the variances of the two means add up."""
+        n = min(left.n, right.n)
+        error = 100 * math.sqrt(left.std**2 / left.n + right.std**2 / right.n)
+        half = student(n - 1) * error if n > 1 else math.inf
+        return cls(100 * (left.mean - right.mean), half, n)
+
+    def claim(self, statement: str, low: float, high: float = math.inf) -> PaperClaim:
+        """The claim that the difference lies above `low` and not above `high`."""
+        ends = self.points - self.half, self.points + self.half
+        inside = [low < end <= high for end in ends]
+        outside = ends[1] <= low or ends[0] > high
+        spread = f" ± {self.half:.2f}" if self.n > 1 else ""
+        measured = f"{self.points:+.2f}{spread} points, n = {self.n}"
+        return PaperClaim(statement, measured, low < self.points <= high, all(inside) or outside)
 
 
 def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[PaperClaim]:
@@ -232,20 +262,13 @@ def claims(shift: str, rows: Sequence[dict[str, Any]]) -> list[PaperClaim]:
             "28 px: the same on every quarter turn",
             f"spread {100 * (max(turns) - min(turns)):.3f} points",
             max(turns) == min(turns),
+            True,
         )
     ]
     for name in ("P4 27 px", "P4 29 px"):
         row = by_name[name]
-        better = 100 * (row["turn_0"].mean - exact["turn_0"].mean)
-        worse = 100 * (exact["quarter_turn_mean"].mean - row["quarter_turn_mean"].mean)
-        statements.append(
-            PaperClaim(f"{name}: better than 28 px upright", f"{better:+.2f} points", better > 0)
-        )
-        statements.append(
-            PaperClaim(
-                f"{name}: 15 to 25 points worse over quarter turns",
-                f"{worse:.2f} points",
-                15 <= worse <= 25,
-            )
-        )
+        better = MeanDifference.of(row["turn_0"], exact["turn_0"])
+        worse = MeanDifference.of(exact["quarter_turn_mean"], row["quarter_turn_mean"])
+        statements.append(better.claim(f"{name}: better than 28 px upright", 0))
+        statements.append(worse.claim(f"{name}: 15 to 25 points worse over quarter turns", 15, 25))
     return statements

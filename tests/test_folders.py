@@ -283,11 +283,11 @@ def without_images(folder):
         (lambda folder: (folder.write_text(""), Data(folder=folder))[1], "is not a folder"),
         (
             without_classes,
-            r"holds 0 sub-folders, besides 1 images beside class folders \(a.png\); it must hold",
+            r"holds 0 sub-folders, besides 1 image beside class folders \(a.png\); it must hold",
         ),
         (
             without_images,
-            r"holds no image in its 2 sub-folders \(looked for .*\.jpg .*besides 1 \.txt files "
+            r"holds no image in its 2 sub-folders \(looked for .*\.jpg .*besides 1 \.txt file "
             r"\(a/notes.*at least two classes",
         ),
         (

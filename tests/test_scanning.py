@@ -182,8 +182,8 @@ def test_files_that_pillow_does_not_decode_are_named_and_counted(tmp_path):
     warning, counts = said_of(tmp_path / "pets")
     assert counts == {"cat": 5, "dog": 5}
     assert "2 .heic files, which Pillow does not decode (cat/a.heic, cat/b.HEIC)" in warning
-    assert "1 .npy files" in warning and "1 files without an ending" in warning
-    assert "1 .pdf files" in warning and "1 images beside class folders (f.png)" in warning
+    assert "1 .npy file" in warning and "1 file without an ending" in warning
+    assert "1 .pdf file" in warning and "1 image beside class folders (f.png)" in warning
     assert ".csv" not in warning and "1 .csv files" in list_folder(tmp_path / "pets").notes[0]
 
 
@@ -191,16 +191,16 @@ def test_files_that_pillow_does_not_decode_are_named_and_counted(tmp_path):
 @pytest.mark.parametrize(
     "make,reason",
     [
-        (lambda cat: (cat / "x.png").symlink_to("gone.png"), "1 dangling links (cat/x.png)"),
-        (lambda cat: (cat / "deep").symlink_to("gone"), "1 dangling links"),
-        (lambda cat: (cat / "x.png").symlink_to("x.png"), "1 links that cannot be followed"),
-        (lambda cat: (cat / "deep").symlink_to("."), "links to folders that are read already"),
-        (lambda cat: (cat / "deep").symlink_to(".."), "links to folders that are read already"),
-        (lambda cat: (cat / "deep").symlink_to("/"), "links to folders that are read already"),
-        (lambda cat: (cat / "deep").symlink_to("../dog"), "links to folders that are read already"),
-        (lambda cat: (cat.parent / "loop").symlink_to("."), "1 links to folders that are read"),
-        (lambda cat: (cat.parent / "kitty").symlink_to("cat"), "1 links to folders that are read"),
-        (lambda cat: (cat.parent / "owl").symlink_to("gone"), "1 dangling links (owl)"),
+        (lambda cat: (cat / "x.png").symlink_to("gone.png"), "1 dangling link (cat/x.png)"),
+        (lambda cat: (cat / "deep").symlink_to("gone"), "1 dangling link"),
+        (lambda cat: (cat / "x.png").symlink_to("x.png"), "1 link that cannot be followed"),
+        (lambda cat: (cat / "deep").symlink_to("."), "link to folders that are read already"),
+        (lambda cat: (cat / "deep").symlink_to(".."), "link to folders that are read already"),
+        (lambda cat: (cat / "deep").symlink_to("/"), "link to folders that are read already"),
+        (lambda cat: (cat / "deep").symlink_to("../dog"), "link to folders that are read already"),
+        (lambda cat: (cat.parent / "loop").symlink_to("."), "1 link to folders that are read"),
+        (lambda cat: (cat.parent / "kitty").symlink_to("cat"), "1 link to folders that are read"),
+        (lambda cat: (cat.parent / "owl").symlink_to("gone"), "1 dangling link (owl)"),
         (lambda cat: os.mkfifo(cat / "x.png"), "1 pipes, sockets or devices (cat/x.png)"),
         (lambda cat: (cat / "x.png").symlink_to("/dev/zero"), "1 pipes, sockets or devices"),
     ],
@@ -245,7 +245,7 @@ def test_a_linked_folder_of_images_is_read(tmp_path):
 def test_what_is_left_out_is_warned_of_once_from_the_cache_too(tmp_path):
     ((fill(tmp_path / "pets") / "cat") / "x.png").symlink_to("gone.png")
     for _ in range(2):
-        with pytest.warns(DataWarning, match="1 dangling links") as caught:
+        with pytest.warns(DataWarning, match="1 dangling link") as caught:
             load_data(Data(folder=tmp_path / "pets"))
         assert len(caught) == 1
 

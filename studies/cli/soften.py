@@ -85,7 +85,7 @@ def soften(
 
     chosen: dict[str, Any] = {"group": group, "images": images}
     if softness:
-        chosen["softness"] = softness
+        chosen["softness"] = [*dict.fromkeys(softness)]
     result = _softened(place, trial, front, data, pairs(settings), chosen)
     columns, cells = soften_table(result)
     about = {name: value for name, value in result.items() if name not in ("points", "front")}

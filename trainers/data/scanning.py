@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _COMPANIONS = (
     *("thumbs.db", "desktop.ini"),
 )
 _NAMED = 3  # examples per reason in a message
+_PLURAL = re.compile(r"\b(image|file|link)s( or folders)?\b")
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,15 @@ def describe_skipped(left_out: Iterable[LeftOut], root: Path) -> str:
     for item in left_out:
         groups.setdefault(item.reason, []).append(os.path.relpath(item.path, root))
     return "; ".join(
-        f"{len(names)} {reason} ({', '.join(sorted(names)[:_NAMED])}"
+        f"{len(names)} {reason if len(names) > 1 else _PLURAL.sub(_singular, reason, count=1)} "
+        f"({', '.join(sorted(names)[:_NAMED])}"
         f"{', ...' if len(names) > _NAMED else ''})"
         for reason, names in sorted(groups.items())
     )
+
+
+def _singular(plural: re.Match[str]) -> str:
+    return f"{plural[1]} or folder" if plural[2] else plural[1]
 
 
 def _entries(folder: Path) -> list[Path]:

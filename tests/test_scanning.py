@@ -184,7 +184,7 @@ def test_files_that_pillow_does_not_decode_are_named_and_counted(tmp_path):
     assert "2 .heic files, which Pillow does not decode (cat/a.heic, cat/b.HEIC)" in warning
     assert "1 .npy file" in warning and "1 file without an ending" in warning
     assert "1 .pdf file" in warning and "1 image beside class folders (f.png)" in warning
-    assert ".csv" not in warning and "1 .csv files" in list_folder(tmp_path / "pets").notes[0]
+    assert ".csv" not in warning and "1 .csv file" in list_folder(tmp_path / "pets").notes[0]
 
 
 @posix
@@ -201,8 +201,8 @@ def test_files_that_pillow_does_not_decode_are_named_and_counted(tmp_path):
         (lambda cat: (cat.parent / "loop").symlink_to("."), "1 link to folders that are read"),
         (lambda cat: (cat.parent / "kitty").symlink_to("cat"), "1 link to folders that are read"),
         (lambda cat: (cat.parent / "owl").symlink_to("gone"), "1 dangling link (owl)"),
-        (lambda cat: os.mkfifo(cat / "x.png"), "1 pipes, sockets or devices (cat/x.png)"),
-        (lambda cat: (cat / "x.png").symlink_to("/dev/zero"), "1 pipes, sockets or devices"),
+        (lambda cat: os.mkfifo(cat / "x.png"), "1 special file such as pipes (cat/x.png)"),
+        (lambda cat: (cat / "x.png").symlink_to("/dev/zero"), "1 special file such as pipes"),
     ],
 )
 def test_links_and_pipes_are_skipped_and_counted(tmp_path, make, reason):
@@ -228,7 +228,7 @@ def test_a_socket_is_skipped(tmp_path, monkeypatch):
     monkeypatch.chdir(fill(tmp_path / "pets") / "dog")  # such a path may have 107 bytes only
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("s.png")
-        assert "1 pipes, sockets or devices (dog/s.png)" in said_of(tmp_path / "pets")[0]
+        assert "1 special file such as pipes (dog/s.png)" in said_of(tmp_path / "pets")[0]
 
 
 @posix

@@ -102,7 +102,7 @@ def find_images(folder: Path, outside: set[Identity]) -> tuple[list[ImageFile], 
             elif stat.S_ISREG(about.st_mode):
                 images.append((path, about.st_size, about.st_mtime_ns))
             else:
-                left_out.append(LeftOut(path, "pipes, sockets or devices"))
+                left_out.append(LeftOut(path, "special files such as pipes"))
     return sorted(images, key=lambda file: str(file[0])), left_out
 
 

@@ -2,13 +2,11 @@
 
 import math
 
-import numpy
 import pytest
 from scipy.stats import t as student
 
 from studies.results.retrain import MeanStd
 from studies.results.selection import (
-    STUDENT,
     _compared,
     change_from_search,
     mean_over_seeds,
@@ -17,9 +15,9 @@ from studies.results.selection import (
 )
 
 
-def test_the_quantiles_are_students():
-    exact = student.ppf(0.975, numpy.arange(1, len(STUDENT) + 1))
-    assert numpy.allclose(STUDENT, exact, atol=6e-4)
+def test_a_difference_of_shares_lies_between_minus_one_and_one():
+    found = change_from_search(0.8, 17, MeanStd(0.7, 0.13, 2), 21)
+    assert (found.low, found.high) == (-1, 1)
 
 
 def half_widths(ranged):

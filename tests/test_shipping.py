@@ -118,9 +118,9 @@ def test_intervals_hold_images_and_seeds():
         mean_over_seeds(MeanStd(0.9, 0.02, 3), 100),
     )
     assert alone == images
-    # Student's t of two degrees of freedom: 4.303 standard errors of 0.02 / sqrt(3)
+    # Student's t of two degrees of freedom: 4.302653 standard errors of 0.02 / sqrt(3)
     assert three.high - 0.9 == pytest.approx(
-        ((images.high - 0.9) ** 2 + (4.303 * 0.02) ** 2 / 3) ** 0.5
+        ((images.high - 0.9) ** 2 + (4.302653 * 0.02) ** 2 / 3) ** 0.5
     )
     # Newcombe's interval for two proportions, 0.9 of 100 less 0.95 of 80
     gap = change_from_search(0.95, 80, MeanStd(0.9, 0.0, 1), 100)

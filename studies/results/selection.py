@@ -14,19 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.evidence.paired import Z
+from studies.evidence.paired import Z, student
 from studies.output import Column, is_number
 from studies.results.retrain import MeanStd
 from studies.results.tables import open_records
 from studies.tasks import in_words, score_name
 
 TEST_SCORES = {"accuracy": "accuracy", "symmetry_accuracy": "symmetry"}
-# two-sided 95 % quantiles of Student's t with 1 to 30 degrees of freedom; beyond, the last
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,15 +92,15 @@ def change_from_search(
     value = score.mean - found
     return Ranged(
         value,
-        value - math.hypot(score.mean - tested.low, searched.high - found, seeds),
-        value + math.hypot(tested.high - score.mean, found - searched.low, seeds),
+        max(-1.0, value - math.hypot(score.mean - tested.low, searched.high - found, seeds)),
+        min(1.0, value + math.hypot(tested.high - score.mean, found - searched.low, seeds)),
     )
 
 
 def _of_seeds(score: MeanStd, variances: float) -> float:
     if score.n < 2:
         return 0.0
-    return STUDENT[min(score.n - 1, len(STUDENT)) - 1] * score.std * math.sqrt(variances)
+    return student(score.n - 1) * score.std * math.sqrt(variances)
 
 
 def with_selection(directory: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from studies import start
 from studies.config import parse
 from studies.errors import InterruptedStudyError, StudyError
+from studies.results import export_trial as export_module
 from studies.results import retrain
 from studies.results.export_trial import export_trial, verify_bundle
 from studies.results.retrain import MeanStd
@@ -207,6 +209,18 @@ def only_weights(monkeypatch):
         honest(model, content, folder, name)
 
     monkeypatch.setattr(exporting, "write_format", writer)
+
+
+def test_a_trial_that_a_rung_stopped_is_exported_once_it_is_retrained(
+    directory, retrained, tmp_path, monkeypatch
+):
+    only_weights(monkeypatch)
+    find = export_module.find_trial
+    monkeypatch.setattr(export_module, "find_trial", lambda *of: replace(find(*of), state="pruned"))
+    bundle = export_trial(directory, 0, tmp_path / "bundle", retrained="1")
+    assert verify_bundle(bundle).good
+    with pytest.raises(StudyError, match="trial 0 is pruned; only complete trials"):
+        export_trial(directory, 0, tmp_path / "other")
 
 
 def test_the_mean_of_seeds_is_one_network(directory, retrained, tmp_path):

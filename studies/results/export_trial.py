@@ -43,19 +43,18 @@ def export_trial(
     the network in 8-bit integers, `key` (a private key) signs the bundle, `note` is called with
     what a user should know besides. A model from outside becomes a file of torch.export in that
     folder (`studies.results.export_model`), which executes its function: only with `run_code`.
-    Raises StudyError for a trial that is unknown or not
-    complete, has no checkpoint, or whose data are missing or have changed.
+    Raises StudyError for a trial that is unknown, not complete (unless `retrained`), has no
+    checkpoint, or whose data are missing or have changed.
     """
     directory = Path(directory).absolute()
     study, records = open_records(directory)
     record = find_trial(records, number, directory)
     if record.kind == "model" and record.state == "complete":
         return _from_outside(study, record, records, directory, out, note, run_code)
-    origin = _origin(directory, record, records)
-    choice = None
-    if retrained is not None:
-        choice = choose_retrained(directory, number, retrained)
-        origin = {**origin, **_retrained_origin(choice)}
+    choice = None if retrained is None else choose_retrained(directory, number, retrained)
+    if choice is None:
+        _require_complete(record, records)
+    origin = _origin(directory, record, choice)
     folder = Path(out) if out is not None else directory / EXPORTS / _name(number, retrained)
     from trainers.bundles.export import export
 
@@ -133,22 +132,25 @@ def verify_bundle(
         raise StudyError(str(error)) from None
 
 
-def _origin(directory: Path, record: TrialRecord, records: list[TrialRecord]) -> dict[str, Any]:
-    """What a bundle says of where it comes from. Raises StudyError for a trial that is not
-    complete.
-    """
+def _require_complete(record: TrialRecord, records: list[TrialRecord]) -> None:
+    """Raises StudyError for a trial whose training in the search was not completed."""
     if record.state != "complete":
         reason = f" ({record.reason})" if record.reason else ""
         raise StudyError(
             f"trial {record.number} is {record.state}{reason}; only complete trials are exported: "
             + _complete(records)
         )
+
+
+def _origin(directory: Path, record: TrialRecord, choice: RetrainedChoice | None) -> dict[str, Any]:
+    """What a bundle says of where it comes from."""
     return {
         "study": directory.name,
         "trial": record.number,
         "started": record.started,
         "seed": record.attributes["seed"],
         "learning_rate": record.attributes["learning_rate"],
+        **({} if choice is None else _retrained_origin(choice)),
     }
 
 

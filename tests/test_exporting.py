@@ -175,7 +175,7 @@ def test_trial_without_checkpoint(study):
 def test_torn_checkpoint(study):
     path = study / "trials" / "00000" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(StudyError, match="is of epoch 4, the reported scores of epoch 5"):
+    with pytest.raises(StudyError, match="is of epoch 4, its scores are of epoch 5"):
         export_trial(study, 0)
 
 

@@ -26,7 +26,9 @@ def test_a_pipe_or_a_device_is_no_file_of_data(tmp_path, name, place):
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
         make(tmp_path / name)
         files = {"file": tmp_path / name, "folder": tmp_path, "pattern": tmp_path / f"*{name[1:]}"}
-        with pytest.raises(ValueError, match="is a pipe or a device|is not in a format"):
+        with pytest.raises(
+            ValueError, match="is a pipe or a device|is not in a format|patterns are for"
+        ):
             load_data(Data(files=files[place]))
         (tmp_path / name).unlink()
 

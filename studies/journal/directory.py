@@ -40,6 +40,7 @@ from trainers.files import (
 from trainers.versions import library_versions
 
 STUDY, VERSIONS, DATA = "study.yaml", "versions.json", "data.json"
+ANOTHER_PLACE = "choose a place where this account may write"
 ENQUEUED = "enqueued"  # in DATA: what was to be tried first, beside the study's search.first
 STUDY_LIBRARIES = ("equisearch", "torch", "torchvision", "escnn", "optuna", "ray", "numpy")
 
@@ -110,9 +111,9 @@ def require_new_place(directory: str | Path) -> Path:
     return path
 
 
-def require_writable_place(directory: str | Path) -> Path:
+def require_writable_place(directory: str | Path, remedy: str = ANOTHER_PLACE) -> Path:
     """The absolute path of a directory, which may be missing, to write to; nothing is made. Raises
-    ExistsError for a file, StudyError where this account cannot write.
+    ExistsError for a file, StudyError with the `remedy` where this account cannot write.
     """
     path = require_place(directory)
     if os.path.isfile(path):
@@ -120,16 +121,13 @@ def require_writable_place(directory: str | Path) -> Path:
     try:
         require_writable(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, remedy) from error
     return path
 
 
-def _unwritable(path: Path, error: OSError) -> StudyError:
+def _unwritable(path: Path, error: OSError, remedy: str = ANOTHER_PLACE) -> StudyError:
     there = "written" if os.path.isdir(path) else "created"
-    return StudyError(
-        f"the directory {path} cannot be {there} ({error.strerror}); choose a place where this "
-        "account may write"
-    )
+    return StudyError(f"the directory {path} cannot be {there} ({error.strerror}); {remedy}")
 
 
 def _clear_unfinished_start(path: Path) -> None:

@@ -55,7 +55,7 @@ def export_model(
     """
     if folder.exists() and not (folder.is_dir() and _ours(folder)):
         raise ExistsError(f"{folder} holds other files; give a folder that is new or empty")
-    require_writable_place(folder.parent)
+    require_writable_place(folder.parent, "give another folder with --out")
     from trainers.data.datasets import load_data
 
     splits = load_data(study.data, None)

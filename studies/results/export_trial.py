@@ -81,7 +81,7 @@ def _require_place(folder: Path, origin: dict[str, Any], force: bool) -> None:
         check_place(folder, origin, force)
     except ValueError as error:
         raise ExistsError(str(error)) from None
-    require_writable_place(folder.parent)
+    require_writable_place(folder.parent, "give another folder with --out")
 
 
 def _name(number: int, retrained: str | None) -> str:

@@ -242,7 +242,9 @@ def retraining_study(
         )
     if not trust:
         require(directory, stored, revised)
-    require_writable_place(directory / RETRAINED)
+    require_writable_place(
+        directory / RETRAINED, "use an account that may write there, or a copy of the study"
+    )
     return revised
 
 

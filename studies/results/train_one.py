@@ -50,7 +50,7 @@ def train_one(
     from trainers.training.train import start_training, train
 
     if out is not None:
-        require_writable_place(out)
+        require_writable_place(out, "give another folder with --out")
     study = with_corners(with_task(study, note), [str(candidate)], note)
     tune_process(int(study.resources.cpus_per_trial))
     config = study.training_config(seed, candidate.recipe)

@@ -67,7 +67,7 @@ def file_reader(data: Data) -> Reader:
     if "*" in str(path) and form not in PATTERNS:
         raise ValueError(
             f"data.files names {path}, and patterns are for {' and '.join(PATTERNS)} alone; name "
-            f"one file, since {form} is one"
+            f"one file of {form}"
         )
     _require_files(path, DATA_FORMATS[form].inside)
     module, name = DATA_FORMATS[form].reader.split(":")

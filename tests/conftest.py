@@ -54,6 +54,17 @@ def state(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """Commands take every core; the next test finds the threads that this one found."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--proof-seeds",

@@ -189,12 +189,19 @@ def _executor(model: Forward, threads: int | None) -> Iterator[Executor]:
     """Threads for folded networks on the CPU (not for named modules, which are watched by hooks);
     else what does one thing after the other.
     """
-    threads = torch.get_num_threads() if threads is None else threads
-    if threads < 2 or not is_folded(model) or next(model.parameters()).device.type != "cpu":
+    before = torch.get_num_threads()
+    threads = before if threads is None else threads
+    if not is_folded(model) or next(model.parameters()).device.type != "cpu":
         yield _InTurn()
-    else:
+    elif threads > 1:
         with thread_pool(threads) as pool:
             yield pool
+    else:  # sums that torch shares out among its own threads round otherwise than those of one
+        torch.set_num_threads(1)
+        try:
+            yield _InTurn()
+        finally:
+            torch.set_num_threads(before)
 
 
 def _submit_error(

@@ -20,7 +20,7 @@ from functools import cache, cached_property
 from typing import Literal
 
 from searchspace.architecture import Architecture
-from searchspace.function.coordinates import kept_elements
+from searchspace.function.coordinates import kept_after_stages, kept_elements
 from searchspace.function.equal_values import (
     all_pooled,
     any_pooled,
@@ -40,11 +40,7 @@ from searchspace.groups import (
     largest_subgroup,
 )
 from searchspace.layers import layers_of
-from searchspace.mirroring import (
-    BY_AXES,
-    depends_on_pixels,
-    unshifted_elements,
-)
+from searchspace.mirroring import BY_AXES, depends_on_pixels, unshifted_elements
 from searchspace.symbolic import Program, program
 
 Reason = Literal["grid", "group", "coordinates", "near", "shift", "orbit"]
@@ -296,7 +292,7 @@ class Verdict:
             tuple(
                 e
                 for e, flags in exact.items()
-                if e in built and flags[n] and (not n or e in self._kept)
+                if e in built and flags[n] and (not n or e in self._kept_after[n - 1])
             )
             for n, built in enumerate(groups)
         )
@@ -317,7 +313,12 @@ class Verdict:
     @property
     def _kept(self) -> frozenset[Element]:
         """The quarter turns and flips that the coordinates allow."""
-        return kept_elements(self.architecture.coordinates, self.architecture.size_entered)
+        return self._kept_after[-1]
+
+    @cached_property
+    def _kept_after(self) -> tuple[frozenset[Element], ...]:
+        made = self.architecture
+        return kept_after_stages(made.coordinates, made.size_entered, self._reads[1:])
 
     @property
     def _reads(self) -> Program:
@@ -382,6 +383,8 @@ def _around(size: int, within: int) -> list[int]:
 
 
 def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
+    if size == architecture.size:
+        return verdict(architecture.constrained).grid_exact
     try:
         layers = layers_of(size, architecture.entry, architecture.stages)
         entered = layers[0].size_out if architecture.entry else size
@@ -391,8 +394,6 @@ def _is_exact(architecture: Architecture, size: tuple[int, int]) -> bool:
             return False
     except ValueError:  # too small for its layout
         return False
-    if size == architecture.size:
-        return verdict(architecture.constrained).grid_exact
     height, width = (all(layer.remainder[axis] == 0 for layer in layers) for axis in (0, 1))
     unshifted = BY_AXES[height, width]
     return all(e in unshifted for e in architecture.group.grid.elements)

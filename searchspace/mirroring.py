@@ -11,8 +11,9 @@ the padding alone: what these show is no pixel's on one axis and perhaps on neit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, reduce
+from operator import or_
 from typing import NamedTuple
 
 from searchspace.geometry import Rule, Size
@@ -83,6 +84,36 @@ def unchanged(size: Size, reads: Program, group: Group, head: str, element: Elem
         return element.swaps_axes != exchange.swaps_axes and not _transposable(size, reads)
 
     return not all(map(shows, group.grid.elements if head != "none" else (IDENTITY,)))
+
+
+@lru_cache(maxsize=4096)
+def positions_seen(reads: Program, size: int) -> tuple[frozenset[int], ...]:
+    """The positions of an axis of so many pixels that reach the maps after each part of `reads`,
+    followed alone: windows in the padding of the other axis may show less.
+    """
+    symbols = _SeenMaps(size)
+    maps, found, number = image(1, size), [], 0
+    for stage in reads:
+        maps = symbols.follow(stage, maps, number=number, flat=True)
+        number += len(stage)
+        bits = reduce(or_, (symbols.seen[term] for term in maps[0]))
+        found.append(frozenset(n for n in range(size) if bits >> n & 1))
+    return tuple(found)
+
+
+class _SeenMaps(SymbolicMaps):
+    """Symbolic maps that know of each term which pixels it depends on."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__(pixels)
+        self.seen = [0, *(1 << n for n in range(pixels))]  # one bit for each
+
+    def _term(self, key: tuple, parts: Iterable[int]) -> int:
+        parts = tuple(parts)
+        term = super()._term(key, parts)
+        if term == len(self.seen):
+            self.seen.append(reduce(or_, (self.seen[part] for part in parts), 0))
+        return term
 
 
 def depends_on_pixels(size: Size, reads: Program) -> bool:

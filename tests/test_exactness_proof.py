@@ -562,6 +562,10 @@ def test_the_measurement_sees_a_broken_network():
         "6px: 2k1p0replicatex3r lp3/1p1, 2k4p7:0d2, 3k3p6:0circulard3 avg6/7p3ceil",
         "1px: 2k3@C8 head=none",
         "9px: 2k1@C8 crop1",
+        # one corner is all that is seen, where coordinates stay as they are; then the centre
+        "11x9px: 3k2@D1, 3k1s2p0 conv1/3, 2k2s3d2 max1/3 head=none coordinates=x",
+        "9px crop7: 2k1s3@D4, 2k1p0s2 conv1/3, 2k3 coordinates=xy",
+        "7px: 2k1@C4 crop1 coordinates=x",
     ],
 )
 def test_edges_where_axes_cannot_be_looked_at_alone_or_no_pixel_is_seen(text):

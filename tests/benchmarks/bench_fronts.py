@@ -12,7 +12,6 @@ line of JSON for each training goes to --out, where a second call goes on.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import sys
@@ -25,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
-from benchmark_data import load_or_exit, resumed, run, spread, trained
+from benchmark_data import load_or_exit, resumed, row_parser, run, spread, trained
 from scipy.stats import wilcoxon
 
 from searchspace.recipe import Candidate
@@ -132,16 +131,9 @@ def summary(rows: Sequence[dict[str, Any]], task: str) -> str:
 
 def main() -> None:
     """Trains what is missing, seed by seed, and prints scores and hypervolumes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = row_parser(__doc__, (), train=1000, epochs=5, out="fronts.jsonl")
     parser.add_argument("task", choices=list(HARD))
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--train", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("fronts.jsonl"))
-    parser.add_argument("--minutes", type=float, default=1e4, help="no training begins after them")
-    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser.set_defaults(seeds=6)
     given = parser.parse_args()
     torch.set_num_threads(1)
     settings = {"task": given.task, "train": given.train, "epochs": given.epochs}

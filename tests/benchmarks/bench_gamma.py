@@ -1,25 +1,27 @@
 """What relaxations become on MNIST's sixes against the same turned by 180 degrees, which no network
 that is exact under C4 tells apart, and on rotated MNIST, where gamma of a pathway should end at 0.
 
-    python tests/benchmarks/bench_gamma.py sixes|rotated [--seeds 3] [--root ../shared/data]
+    python tests/benchmarks/bench_gamma.py sixes|rotated [--seeds 3] [--out gamma.jsonl]
 
-15 px, five convolutions, 2,000 training and 1,000 validation images; one line for each training:
-accuracy and symmetry accuracy as trained, and with gamma set to 0 and batch norm estimated anew.
+15 px, five convolutions, 2,000 training and 1,000 validation images; accuracy and symmetry accuracy
+as trained, and with gamma set to 0 and batch norm estimated anew. One line of JSON for each
+training goes to --out, where a second call goes on; then a line of a table for each network.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
-from benchmark_data import load_or_exit
+from benchmark_data import load_or_exit, row_parser, run, trained_rows
 
 from searchspace.recipe import Candidate
 from trainers.networks.soft_weights import Pathway
@@ -29,22 +31,36 @@ from trainers.training.evaluate import evaluate
 from trainers.training.train import start_training, train
 
 STAGES = "15px: 6k3@C4{}, 6k3, 6k3 max3/2, 6k3, 6k3{}"
-SIXES = [("", ""), ("+C1", ""), ("|C1", ""), ("b2", ""), ("~0.3", ""), ("+C1", "resilient:1")]
-ROTATED = [("+C1", "dual"), ("", "")]
+RELAXATIONS = {
+    "sixes": [("", ""), ("+C1", ""), ("|C1", ""), ("b2", ""), ("~0.3", ""), ("+C1", "resilient:1")],
+    "rotated": [("+C1", "dual"), ("", "")],
+}
+ROWS = {
+    task: [
+        STAGES.format(relaxation, f" gamma={gamma}" if gamma else "") for relaxation, gamma in of
+    ]
+    for task, of in RELAXATIONS.items()
+}
+EPOCHS = {"sixes": 4, "rotated": 12}
 
 
-def row(text: str, data: Data, group: str, rotation: str, epochs: int, seed: int) -> str:
+def result(job: dict[str, Any], task: str, root: Path) -> dict[str, Any]:
     """The scores of one training, with its pathways and without, and what was learned."""
-    candidate = Candidate.parse(text)
+    candidate = Candidate.parse(job["row"])
+    name, group, rotation = {
+        "sixes": ("mnist6_180", "C1", "none"),
+        "rotated": ("mnist", "C4", "group"),
+    }[task]
+    data = Data(name=name, root=root, train=job["train"], validation=1000)
     splits = load_or_exit(data, candidate.architecture.size)
     training = Training(
-        epochs=epochs, batch_size=64, precision="float32", augment=Augment(rotation=rotation)
+        epochs=job["epochs"], batch_size=64, precision="float32", augment=Augment(rotation=rotation)
     )
-    config = TrainingConfig(data, training, Symmetry(group=group), seed, candidate.recipe)
+    config = TrainingConfig(data, training, Symmetry(group=group), job["seed"], candidate.recipe)
     with tempfile.TemporaryDirectory() as folder:
-        scores = train(candidate.architecture, config, Path(folder), epochs, splits=splits)
+        scores = train(candidate.architecture, config, Path(folder), job["epochs"], splits=splits)
         run = start_training(candidate.architecture, config, Path(folder), splits)
-    shown = [f"seed {seed} {text}: {scores.accuracy:.3f} {scores.symmetry_accuracy:.3f}"]
+    found = {"task": task, "scores": [scores.accuracy, scores.symmetry_accuracy]}
     pathways = [m for m in run.network.modules() if isinstance(m, Pathway)]
     if pathways:
         with torch.no_grad():
@@ -52,33 +68,41 @@ def row(text: str, data: Data, group: str, rotation: str, epochs: int, seed: int
                 pathway.gamma.zero_()
         run.progress = type(run.progress)(run.epoch, settled=False)
         run.settle()
-        without = evaluate(run.network, splits, config, epoch=epochs)
-        shown.append(f"without {without.accuracy:.3f} {without.symmetry_accuracy:.3f}")
-    kinds = ("gamma", "u", "alpha", "w", "distance")
-    learned = (scores.learned or {}).items()
-    return "  ".join(shown + [f"{k} {v:.3f}" for k, v in learned if k.split()[0] in kinds])
+        without = evaluate(run.network, splits, config, epoch=job["epochs"])
+        found["without"] = [without.accuracy, without.symmetry_accuracy]
+    return {**found, "learned": scores.learned}
+
+
+def by_seed(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """Accuracy (symmetry accuracy) of each seed, in per cent."""
+    of = [row[name] for row in rows if name in row]
+    return ", ".join(f"{100 * a:.1f} ({100 * s:.1f})" for a, s in of)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each network: scores by seed, without the pathway, and the lowest and highest of
+    what was learned over its convolutions and seeds.
+    """
+    lines = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        of = [row for row in rows if row["row"] == name]
+        learned = [item for row in of for item in (row["learned"] or {}).items()]
+        kinds = dict.fromkeys(key.split(" stage")[0] for key, _ in learned)
+        values = {k: [v for key, v in learned if key.split(" stage")[0] == k] for k in kinds}
+        beside = ", ".join(f"{k} {min(v):.4f} to {max(v):.4f}" for k, v in values.items())
+        figures = " | ".join(by_seed(of, column) for column in ("scores", "without"))
+        lines.append(f"| {name.replace('|', chr(92) + '|')} | {len(of)} | {figures} | {beside} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("task", choices=["sixes", "rotated"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    """Trains what is missing, seed by seed, and prints the table."""
+    parser = row_parser(__doc__, (), train=2000, epochs=0, out="gamma.jsonl")
+    parser.add_argument("task", choices=list(ROWS))
     given = parser.parse_args()
-    sixes = given.task == "sixes"
-    data = Data(
-        name="mnist6_180" if sixes else "mnist", root=given.root, train=2000, validation=1000
-    )
-    for seed in range(given.seeds):
-        for relaxation, gamma in SIXES if sixes else ROTATED:
-            text = STAGES.format(relaxation, f" gamma={gamma}" if gamma else "")
-            settings = ("C1", "none", 4) if sixes else ("C4", "group", 12)
-            print(row(text, data, *settings, seed), flush=True)
+    task, given.epochs = given.task, given.epochs or EPOCHS[given.task]
+    print(table(trained_rows(given, ROWS[task], lambda job, root: result(job, task, root))))
 
 
 if __name__ == "__main__":
-    from benchmark_data import run  # beside this file
-
     run(main)

@@ -11,7 +11,6 @@ over C4 after training. One line of JSON for each goes to --out, where a second 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import numpy as np
 import torch
-from benchmark_data import load_or_exit, resumed, run, spread, trained
+from benchmark_data import load_or_exit, row_parser, run, spread, trained, trained_rows
 from torchvision.datasets import MNIST
 
 from searchspace.cost import cost
@@ -116,21 +115,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Trains what is missing, seed by seed, and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=10000)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--out", type=Path, default=Path("ien.jsonl"))
-    parser.add_argument("--minutes", type=float, default=1e4, help="no training begins after them")
-    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser = row_parser(__doc__, ROWS, train=10000, epochs=30, out="ien.jsonl")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    lengths = {"train": given.train, "epochs": given.epochs}
-    jobs = [{"row": r, "seed": s, **lengths} for s in range(given.seeds) for r in given.rows]
-    print(table(resumed(given.out, jobs, lambda job: row(job, given.root), given.minutes)))
+    print(table(trained_rows(given, given.rows, row)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ or not), and what was learned beside the weights, means and standard deviations 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -23,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
-from benchmark_data import load_or_exit, resumed, run, trained
+from benchmark_data import load_or_exit, row_parser, run, trained, trained_rows
 
 from searchspace.groups import Group
 from searchspace.recipe import Candidate
@@ -39,6 +38,10 @@ PLAIN = "15px: 12k3, 12k3, 12k3 max3/2, 12k3, 12k3"
 EXACT = "15px: 6k3@C4, 6k3, 6k3 max3/2, 6k3, 6k3"
 MIXED = EXACT.replace("@C4", "@C4|C1")
 PATHWAY = EXACT.replace("@C4", "@C4+C1")
+STREAMS = "15px: " + " & ".join(
+    f"{width}k3{group}, {width}k3, {width}k3 max3/2, {width}k3, {width}k3"
+    for width, group in ((3, "@C4"), (3, "@D1"), (6, "@C1"))
+)
 
 
 class Row(NamedTuple):
@@ -50,19 +53,25 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "IEN: no loss, turned": Row("mnist", True, PLAIN),
+    "IEN: no loss, turned": Row("mnist", True, PLAIN),  # REMUL's augmentation beside the penalty
     "IEN: layerwise 1, turned": Row("mnist", True, f"{PLAIN} loss=layerwise:1"),
     "mixed layer, turned": Row("mnist", True, MIXED),
     "mixed layer, sixes": Row("mnist6_180", False, MIXED),
     "REMUL: label 0, upright": Row("mnist", False, PLAIN),
     "REMUL: label 0.3, upright": Row("mnist", False, f"{PLAIN} loss=label:0.3"),
     "REMUL: label 1, upright": Row("mnist", False, f"{PLAIN} loss=label:1"),
+    "REMUL: label 3, upright": Row("mnist", False, f"{PLAIN} loss=label:3"),
     "REMUL: label 10, upright": Row("mnist", False, f"{PLAIN} loss=label:10"),
-    "augmentation, upright": Row("mnist", False, f"{PLAIN} augment=group"),
     "exact, turned": Row("mnist", True, EXACT),
     "triangle, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle"),
-    "learned widths, turned": Row("mnist", True, f"{PLAIN} augment=learned"),
+    # the augmentation of a candidate stands in place of the study's: digits turned once for all
+    "learned widths, turned": Row("rotated_mnist", False, f"{PLAIN} augment=learned"),
+    "learned widths, upright": Row("mnist", False, f"{PLAIN} augment=learned"),
     "learned widths, sixes": Row("mnist6_180", False, f"{PLAIN} augment=learned"),
+    "exact and coordinates, sixes": Row("mnist6_180", False, f"{EXACT} coordinates=xy"),
+    "exact, sixes": Row("mnist6_180", False, EXACT),
+    "streams C4 & D1 & C1, turned": Row("mnist", True, STREAMS),
+    "invariant share 0.5, turned": Row("mnist", True, EXACT.replace("3@C4", "3i0.5@C4")),
 }
 
 
@@ -124,21 +133,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Trains what is missing, seed by seed, and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--out", type=Path, default=Path("systems.jsonl"))
-    parser.add_argument("--minutes", type=float, default=1e4, help="no training begins after them")
-    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser = row_parser(__doc__, ROWS, train=2000, epochs=8, out="systems.jsonl")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    lengths = {"train": given.train, "epochs": given.epochs}
-    jobs = [{"row": r, "seed": s, **lengths} for s in range(given.seeds) for r in given.rows]
-    print(table(resumed(given.out, jobs, lambda job: result(job, given.root), given.minutes)))
+    print(table(trained_rows(given, given.rows, result)))
 
 
 if __name__ == "__main__":

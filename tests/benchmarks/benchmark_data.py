@@ -1,16 +1,19 @@
 """What benchmarks of trainings share: their data, or one sentence and exit status 2 where they are
 missing; a training in a folder of its own; figures over seeds as text; a file of results that a
-second call goes on with.
+second call goes on with; the command line of a benchmark that trains named rows.
 """
 
+import argparse
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from searchspace.architecture import Architecture
 from studies.errors import StudyError
@@ -84,3 +87,37 @@ def resumed(
             print(json.dumps(row), flush=True)
         found += [] if row is None else [row]
     return found
+
+
+def row_parser(
+    description: str | None, rows: Collection[str], *, train: int, epochs: int, out: str
+) -> argparse.ArgumentParser:
+    """The command line of a benchmark of named rows, each trained on several seeds: `train` images,
+    `epochs` and the file `out` are what holds unless told. Without `rows` there is no `--rows`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=train, help="training images")
+    parser.add_argument("--epochs", type=int, default=epochs)
+    if rows:
+        parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows))
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--minutes", type=float, default=1e4, help="no training begins after them")
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    return parser
+
+
+def trained_rows(
+    given: argparse.Namespace,
+    rows: Iterable[str],
+    result: Callable[[dict[str, Any], Path], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The results of `rows`, seed by seed, on one thread, with what is missing trained first.
+    `result` takes a job (row, seed, train, epochs) and the folder of the data.
+    """
+    torch.set_num_threads(1)
+    lengths = {"train": given.train, "epochs": given.epochs}
+    jobs = [{"row": r, "seed": s, **lengths} for s in range(given.seeds) for r in rows]
+    return resumed(given.out, jobs, lambda job: result(job, given.root), given.minutes)

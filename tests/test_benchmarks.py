@@ -23,7 +23,12 @@ WITHOUT_IMAGES = (
     ["bench_systems.py"],
     ["bench_trial.py"],
 )
-WITHOUT_TABLE = ("bench_bound.py", "bench_continuum.py", "bench_search.py")
+WITHOUT_TABLE = (
+    "bench_bound.py",
+    "bench_continuum.py",
+    "bench_search.py",
+    "bench_seconds.py",
+)
 
 
 def ended(arguments, monkeypatch, capsys):

@@ -47,6 +47,8 @@ class TableEntry:
     params: int
     macs: int
     epochs: tuple[tuple[float, float], ...]  # (accuracy, symmetry accuracy) after each epoch
+    # of one epoch of training, on the machine that recorded it; not in tables of earlier versions
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class RecordedTable:
         """The entries by the keys of their candidates."""
         return {entry.key: entry for entry in self.entries}
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it says of every entry how many seconds an epoch took."""
+        return all(entry.seconds is not None for entry in self.entries)
+
 
 Score = Annotated[float, Field(ge=0, le=1)]
 
@@ -78,6 +85,7 @@ class _FileEntry(BaseModel):
     params: Annotated[int, Field(ge=0)]
     macs: Annotated[int, Field(ge=0)]
     epochs: tuple[tuple[Score, Score], ...]
+    seconds: Annotated[float, Field(gt=0)] | None = None
 
 
 class _TableFile(BaseModel):
@@ -229,6 +237,7 @@ def _entry_of(candidate: Candidate, rows: list[dict[str, Any]]) -> TableEntry:
         rows[-1]["params"],
         rows[-1]["macs"],
         tuple((round(row["accuracy"], 5), round(row["symmetry_accuracy"], 5)) for row in rows),
+        float(f"{rows[-1]['seconds'] / len(rows):.3g}"),  # of all epochs and the last scoring
     )
 
 

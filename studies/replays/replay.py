@@ -21,7 +21,7 @@ from studies.output import Column
 from studies.pareto import front_volume
 from studies.replays.record import RecordedTable, TableEntry
 from studies.replays.rivals import RIVALS, optuna_steps
-from studies.replays.steps import WORST_SCORES, SearchStep, changed, known, rungs, work
+from studies.replays.steps import WORST_SCORES, SearchStep, changed, known, rungs, trained_step
 from studies.search.assignments import Assignment
 from studies.search.driver import SearchDriver
 
@@ -96,6 +96,8 @@ class Replayed:
     # the same in epochs of the architecture with the table's median MACs: a proxy of the time
     work: tuple[float, ...] = ()
     ours: bool = field(default=False, compare=False)
+    # the same in seconds of training; empty where the table does not say them
+    seconds: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -134,10 +136,11 @@ def replay(
     needed = [_needed(goal, budget, method.steps(table, seed)) for seed in range(seeds)]
     return Replayed(
         method.name,
-        tuple(min(epochs, budget) for epochs, _ in needed),
-        sum(epochs <= budget for epochs, _ in needed),
-        tuple(round(work, 1) for _, work in needed),
+        tuple(min(epochs, budget) for epochs, *_ in needed),
+        sum(epochs <= budget for epochs, _, _ in needed),
+        tuple(round(work, 1) for _, work, _ in needed),
         method.is_ours,
+        tuple(round(seconds, 2) for *_, seconds in needed) if table.is_timed else (),
     )
 
 
@@ -155,6 +158,7 @@ def as_dicts(rows: Sequence[Replayed]) -> list[dict[str, Any]]:
             "share_of_best_plain": row.median / best,
             "epochs": list(row.epochs),
             "work": list(row.work),
+            "seconds": list(row.seconds),
         }
         for row in rows
     ]
@@ -191,20 +195,21 @@ def comparison_table(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column]
     return columns, cells
 
 
-def _needed(goal: float, budget: int, steps: Iterator[SearchStep]) -> tuple[int, float]:
-    """Epochs, and their work, until the front of the scores reaches `goal`; more than `budget`
+def _needed(goal: float, budget: int, steps: Iterator[SearchStep]) -> tuple[int, float, float]:
+    """Epochs, their work and their seconds, until the front of the scores reaches `goal`; more than `budget`
     epochs where it does not.
     """
-    epochs, work, front = 0, 0.0, []
+    epochs, work, seconds, front = 0, 0.0, 0.0, []
     for step in steps:
         epochs, work = epochs + step.epochs, work + step.work
+        seconds += step.seconds
         if step.scores is not None:
             front.append(step.scores)
             if front_volume(front, OBJECTIVES) >= goal:
-                return epochs, work
+                return epochs, work, seconds
         if epochs > budget:
             break
-    return budget + 1, work
+    return budget + 1, work, seconds
 
 
 def _driver_steps(
@@ -247,7 +252,7 @@ def _driver_steps(
             else:
                 epochs = trained[assignment.number] - before
                 scores = None if decision == "stop" else entry.epochs[-1]
-                yield SearchStep(epochs, work(table, entry, epochs), scores)
+                yield trained_step(table, entry, epochs, scores)
 
 
 def _entry(entries: Mapping[str, TableEntry], assignment: Assignment) -> TableEntry | None:

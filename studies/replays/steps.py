@@ -21,6 +21,7 @@ class SearchStep(NamedTuple):
     epochs: int  # trained in this step; 0 for what was trained before
     work: float  # the same in epochs of the architecture with the table's median MACs
     scores: tuple[float, float] | None  # of a training that is at its end
+    seconds: float = 0.0  # of its training; 0 where the table does not say
 
 
 class Paid:
@@ -42,7 +43,7 @@ class Paid:
         self._trained[entry.key] = max(before, epoch)
         epochs = max(0, epoch - before)
         scores = entry.epochs[-1] if epoch == self._last else None
-        return SearchStep(epochs, work(self._table, entry, epochs), scores)
+        return trained_step(self._table, entry, epochs, scores)
 
 
 def rungs(table: RecordedTable) -> list[int]:
@@ -56,6 +57,13 @@ def rungs(table: RecordedTable) -> list[int]:
 def work(table: RecordedTable, entry: TableEntry, epochs: int) -> float:
     """`epochs` of `entry`, in epochs of the architecture with the table's median MACs."""
     return epochs * entry.macs / median(other.macs for other in table.entries)
+
+
+def trained_step(
+    table: RecordedTable, entry: TableEntry, epochs: int, scores: tuple[float, float] | None
+) -> SearchStep:
+    """The step that trains `entry` for `epochs` more."""
+    return SearchStep(epochs, work(table, entry, epochs), scores, epochs * (entry.seconds or 0.0))
 
 
 def known(table: RecordedTable) -> list[Candidate]:

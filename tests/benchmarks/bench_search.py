@@ -3,8 +3,8 @@ tests/benchmarks/bench_search.py tests/assets/*_table.json.gz --save searches.js
 
 Prints, for each table, the median and quartiles of the epochs until the front has 95 % of the full
 hypervolume, how many seeds got there, and the two-sided Mann-Whitney test of ours against the rival
-with the lowest median; then the same in work: epochs times MACs, a proxy of the time, in epochs of
-the median architecture. What `--save` names is kept and not searched again. BoTorch's rows need
+with the lowest median; then the same in work, epochs times MACs in epochs of the median
+architecture, and in seconds of training, where the table has them (`bench_seconds.py` adds them). What `--save` names is kept and not searched again. BoTorch's rows need
 `pip install 'equisearch[botorch]'`, and take most of the time: `--botorch-seeds`.
 """
 
@@ -55,21 +55,23 @@ def searched(path: Path, options: argparse.Namespace) -> list[Replayed]:
                 options.save.write_text(json.dumps(saved, indent=0))
         kept = saved[name]
         numbers = tuple(kept["epochs"]), kept["reached"], tuple(kept["work"])
-        rows.append(Replayed(kept["name"], *numbers, kept["ours"]))
+        seconds = tuple(kept.get("seconds", ()))  # not in files of earlier versions
+        rows.append(Replayed(kept["name"], *numbers, kept["ours"], seconds))
     return rows
 
 
 def printed(path: Path, rows: list[Replayed], format: Format) -> None:
-    """One table's comparison, in epochs and in work."""
+    """One table's comparison, in epochs, in work and in seconds of training."""
     ours = next((row for row in rows if row.name == OURS), None)
     lines = []
-    for what in ("epochs", "work"):
-        medians = {row.name: _quartiles(getattr(row, what))[1] for row in rows if not row.ours}
+    for what in ("epochs", "work", "seconds"):
+        compared = [row for row in rows if getattr(row, what)]
+        medians = {r.name: _quartiles(getattr(r, what))[1] for r in compared if not r.ours}
         best = min(medians, key=medians.__getitem__) if medians else None
-        for row in rows:
+        for row in compared:
             low, middle, high = _quartiles(getattr(row, what))
             p = None
-            if ours is not None and row.name == best:
+            if ours in compared and row.name == best:
                 p = mannwhitneyu(getattr(ours, what), getattr(row, what)).pvalue
             lines.append(
                 {

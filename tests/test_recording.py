@@ -109,6 +109,7 @@ def test_a_table_is_recorded_written_and_gone_on_with(tmp_path):
         len(table.entries) == 4
         and all(len(entry.epochs) == 3 for entry in table.entries)
         and read_table(path) == table
+        and all(0 < entry.seconds < 60 for entry in table.entries)
     )
     seen = []
     again = record(
@@ -451,18 +452,33 @@ def test_work_counts_epochs_by_their_multiplications():
     assert paid.until(dear, 3).epochs == 0 and paid.until(None, 3).scores is None
 
 
+def test_seconds_are_those_of_each_training_and_none_where_one_is_unknown():
+    whole = made_up()
+    timed = replace(whole, entries=tuple(replace(e, seconds=e.macs / 1000) for e in whole.entries))
+    paid = Paid(timed)
+    entry = timed.entries[0]
+    assert paid.until(entry, 2).seconds == pytest.approx(2 * entry.macs / 1000)
+    assert paid.until(entry, 3).seconds == pytest.approx(entry.macs / 1000)
+    method = Method("random", optuna="random")
+    row = replay(timed, method, 2)
+    assert row.epochs == replay(whole, method, 2).epochs
+    assert all(0.99 * n < s < 1.3 * n for n, s in zip(row.epochs, row.seconds))
+    part = replace(timed, entries=(whole.entries[0], *timed.entries[1:]))
+    assert replay(part, method, 2).seconds == () == replay(whole, method, 2).seconds
+
+
 def test_a_method_needs_the_epochs_up_to_the_goal_and_no_more():
     point = (0.9, 0.9)
     steps = [
-        SearchStep(2, 1.0, None),
-        SearchStep(3, 9.0, (0.1, 0.1)),
-        SearchStep(4, 2.0, point),
+        SearchStep(2, 1.0, None, 0.5),
+        SearchStep(3, 9.0, (0.1, 0.1), 1.0),
+        SearchStep(4, 2.0, point, 2.0),
         SearchStep(5, 1.0, point),
     ]
     goal = front_volume([point], OBJECTIVES)
-    assert _needed(goal, 100, iter(steps)) == (9, 12.0)
+    assert _needed(goal, 100, iter(steps)) == (9, 12.0, 3.5)
     assert _needed(goal, 9, iter(steps))[0] == 9 and _needed(goal, 4, iter(steps))[0] == 5
-    assert _needed(goal, 100, iter(steps[:2])) == (101, 10.0)
+    assert _needed(goal, 100, iter(steps[:2])) == (101, 10.0, 1.5)
 
 
 def test_the_table_of_an_unfinished_recording_is_replayed_as_far_as_it_goes(tmp_path):

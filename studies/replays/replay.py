@@ -196,8 +196,8 @@ def comparison_table(rows: Sequence[Replayed], seeds: int) -> tuple[list[Column]
 
 
 def _needed(goal: float, budget: int, steps: Iterator[SearchStep]) -> tuple[int, float, float]:
-    """Epochs, their work and their seconds, until the front of the scores reaches `goal`; more than `budget`
-    epochs where it does not.
+    """Epochs, their work and their seconds, until the front of the scores reaches `goal`; more
+    than `budget` epochs where it does not.
     """
     epochs, work, seconds, front = 0, 0.0, 0.0, []
     for step in steps:

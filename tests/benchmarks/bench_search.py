@@ -4,8 +4,9 @@ tests/benchmarks/bench_search.py tests/assets/*_table.json.gz --save searches.js
 Prints, for each table, the median and quartiles of the epochs until the front has 95 % of the full
 hypervolume, how many seeds got there, and the two-sided Mann-Whitney test of ours against the rival
 with the lowest median; then the same in work, epochs times MACs in epochs of the median
-architecture, and in seconds of training, where the table has them (`bench_seconds.py` adds them). What `--save` names is kept and not searched again. BoTorch's rows need
-`pip install 'equisearch[botorch]'`, and take most of the time: `--botorch-seeds`.
+architecture, and in seconds of training, where the table has them (`bench_seconds.py` adds them).
+What `--save` names is kept and not searched again. BoTorch's rows need `pip install
+'equisearch[botorch]'`, and take most of the time: `--botorch-seeds`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +48,7 @@ class TableEntry:
     macs: int
     epochs: tuple[tuple[float, float], ...]  # (accuracy, symmetry accuracy) after each epoch
     # of one epoch of training, on the machine that recorded it; not in tables of earlier versions
-    seconds: float | None = None
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

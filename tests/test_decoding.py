@@ -146,6 +146,13 @@ def deep_npz(folder, images):
     return Data(files=folder / "a.npz")
 
 
+def split_npz(path, train, test):
+    labels = np.arange(10) % 2
+    arrays = {"train_images": np.stack([train] * 10), "train_labels": labels}
+    np.savez(path, test_images=np.stack([test] * 10), test_labels=labels, **arrays)
+    return Data(files=path)
+
+
 LINEAR = np.linspace(0, 4095, 1600).astype(np.uint16).reshape(40, 40)
 
 
@@ -163,6 +170,55 @@ def test_a_hot_pixel_that_leaves_the_others_few_grey_levels_is_said(tmp_path, fi
     with pytest.warns(DataWarning, match=said):
         splits = load_data(data)
     assert any("17 of 256" in line for line in describe(splits))
+
+
+@pytest.mark.parametrize("files", ["png", "tif", "npz", "arrays"])
+def test_a_hot_pixel_in_test_images_alone_is_cut_off_after_the_search(tmp_path, files, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        if files in ("png", "tif"):
+            for part, values in (("train", LINEAR), ("test", hot_pixel(LINEAR))):
+                fill(tmp_path / "set" / part, values, f".{files}")
+            splits = load_data(Data(folder=tmp_path / "set"))
+        elif files == "npz":
+            splits = load_data(split_npz(tmp_path / "a.npz", LINEAR, hot_pixel(LINEAR)))
+        else:
+            labels = np.arange(10) % 2
+            arrays = {"train_images": np.stack([LINEAR] * 10), "train_labels": labels}
+            arrays |= {"test_images": np.stack([hot_pixel(LINEAR)] * 10), "test_labels": labels}
+            store_arrays(arrays, tmp_path / "stored")
+            splits = load_data(Data(files=tmp_path / "stored"))
+        test = splits.test()
+    assert len(test) == 10 and not test.skipped and splits.top == 4095
+    hot = test.pixels.clone()
+    hot[..., 3, 4] = splits.train.pixels[0, 0, 3, 4]
+    assert (test.pixels[..., 3, 4] == 255).all() and len(splits.train) == 8
+    assert (hot[..., 1:, :] == splits.train.pixels[0, :, 1:]).all()
+    if files in ("npz", "arrays"):
+        assert "10 values of 16,000" in caplog.text and "cut off" in caplog.text
+
+
+def test_test_arrays_of_another_scale_are_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        splits = load_data(split_npz(tmp_path / "a.npz", LINEAR, LINEAR * 16))
+    with pytest.raises(ValueError, match=r"values from 0 to 65520, .* at most 4095; give all"):
+        splits.test()
+
+
+@pytest.mark.parametrize(
+    "train, other", [("uint8", "float32"), ("uint16", "bool"), ("bool", "uint8")]
+)
+def test_types_of_two_scales_are_refused_before_anything_trains(tmp_path, train, other):
+    ones = np.ones((8, 8))
+    with pytest.raises(
+        ValueError, match=f"of type {other}, and the training images of type {train}"
+    ):
+        load_data(split_npz(tmp_path / "a.npz", ones.astype(train), ones.astype(other)))
+    arrays = dict(np.load(tmp_path / "a.npz"))
+    with pytest.raises(ValueError, match="write all with one type, best uint8"):
+        store_arrays(arrays, tmp_path / "stored")
+    assert not (tmp_path / "stored").exists()
 
 
 @pytest.mark.parametrize(

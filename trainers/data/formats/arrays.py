@@ -12,6 +12,7 @@ import numpy as np
 
 from searchspace.geometry import counted
 from trainers import cached_arrays
+from trainers.cache import say_once
 from trainers.data.formats.labels import class_names, class_numbers, numbered
 from trainers.data.formats.members import Member, open_members
 from trainers.data.formats.pixels import (
@@ -19,6 +20,7 @@ from trainers.data.formats.pixels import (
     axes_of,
     channels_second,
     find_scale,
+    require_one_scale,
     scaled,
 )
 from trainers.data.formats.targets import Targets, read_targets, strata, task_of
@@ -65,6 +67,10 @@ class Arrays:
             )
         self.validation = None if self.whole else self._part(SPLIT_ARRAYS["validation"])
         self.test = None if self.whole else self._part(SPLIT_ARRAYS["test"])
+        for part in (self.validation, self.test):
+            if part is not None:
+                types = self.train.images.dtype, part.images.dtype
+                require_one_scale(*types, f"of {part.images.text}")
 
     def state(self) -> list[Any]:
         """What changes whenever the files change: names, sizes and times."""
@@ -202,10 +208,11 @@ def _bytes(images: Member, scale: Scale) -> np.ndarray:
 
     def build(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
         out, start = allocate((count, *shape[axes])), 0
-        for block in scaled(images.blocks(), scale, f"of {images.text}"):
+        said: list[str] = []
+        for block in scaled(images.blocks(), scale, f"of {images.text}", said.append):
             out[start : start + len(block)] = channels_second(block, axes)
             start += len(block)
-        return None, {}
+        return None, {"said": said}
 
     name = cached_arrays.key(
         [
@@ -217,7 +224,10 @@ def _bytes(images: Member, scale: Scale) -> np.ndarray:
             scale.factor,
         ]
     )
-    return cached_arrays.cached(name, build)[0]
+    pixels, about = cached_arrays.cached(name, build)
+    for line in about.get("said", ()):
+        say_once(line)
+    return pixels
 
 
 def _read_about(path: Path) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from trainers.data.decoding import FULL_16_BIT
+from searchspace.geometry import counted
+from trainers.data.decoding import FULL_16_BIT, OUTSIDE
 
 Axes = Literal["grey", "last", "first"]  # [N, H, W], [N, H, W, C], [N, C, H, W]
 
@@ -39,6 +40,19 @@ def channels_second(images: np.ndarray, axes: Axes) -> np.ndarray:
     if axes == "grey":
         return images[:, None]
     return images.transpose(0, 3, 1, 2) if axes == "last" else images
+
+
+def require_one_scale(train: np.dtype, other: np.dtype, where: str) -> None:
+    """Raises ValueError where numbers in 0..1, or truth values, stand beside training images of
+    integers, or integers beside truth values: one scale would make some of them black.
+    """
+    kinds = {"b": "b", "f": "f", "i": "i", "u": "i"}
+    pair = kinds[train.kind], kinds[other.kind]
+    if pair in (("i", "f"), ("i", "b"), ("b", "i")):
+        raise ValueError(
+            f"the images {where} are of type {other}, and the training images of type {train}, "
+            "which have another scale; write all with one type, best uint8"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,22 +108,43 @@ def find_scale(blocks: Iterable[np.ndarray], dtype: np.dtype, where: str) -> Sca
     return Scale(255 / top, "" if top == FULL_16_BIT else note, rounded=True)
 
 
-def scaled(blocks: Iterable[np.ndarray], scale: Scale, where: str) -> Iterator[np.ndarray]:
-    """The blocks as uint8. Raises ValueError for values that the scale takes out of 0..255."""
-    start = 0
+def scaled(
+    blocks: Iterable[np.ndarray],
+    scale: Scale,
+    where: str,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[np.ndarray]:
+    """The blocks as uint8. Single values that the scale takes out of 0..255, as a hot pixel has
+    them, become the nearest of these, and `say` is told in a sentence without a full stop. Raises
+    ValueError for more of them than `OUTSIDE`, and for NaN.
+    """
+    start = outside = total = 0
+    lowest, highest = 0.0, 0.0
     for block in blocks:
+        total += block.size
         if block.dtype == np.uint8:
             yield block
             continue
         _require_finite(block, start, where)
         values = np.rint(block.astype(np.float32) * np.float32(scale.factor))
         if len(values) and not (values.min() >= 0 and values.max() <= 255):
-            raise ValueError(
-                f"the images {where} have values from {block.min():g} to {block.max():g}, and the "
-                f"training images at most {255 / scale.factor:g}; give all the same scale"
-            )
+            outside += int(((values < 0) | (values > 255)).sum())
+            lowest, highest = min(lowest, float(block.min())), max(highest, float(block.max()))
+            np.clip(values, 0, 255, out=values)
         yield values.astype(np.uint8)
         start += len(block)
+    most = f"{255 / scale.factor:g}"
+    if outside > OUTSIDE * total:
+        raise ValueError(
+            f"the images {where} have values from {lowest:g} to {highest:g}, and the training "
+            f"images at most {most}; give all the same scale"
+        )
+    if outside:
+        say(
+            f"{counted(outside, 'value')} of {total:,} {where} {'are' if outside > 1 else 'is'} "
+            f"outside 0..{most}, as the training images have them (from {lowest:g} to "
+            f"{highest:g}), and cut off there"
+        )
 
 
 def _require_finite(block: np.ndarray, start: int, where: str) -> None:

@@ -11,10 +11,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from searchspace.geometry import counted
+from trainers.cache import say_once
 from trainers.cached_arrays import block_rows
 from trainers.data.formats.arrays import ABOUT
 from trainers.data.formats.labels import class_numbers
-from trainers.data.formats.pixels import Axes, axes_of, channels_second, find_scale, scaled
+from trainers.data.formats.pixels import (
+    Axes,
+    axes_of,
+    channels_second,
+    find_scale,
+    require_one_scale,
+    scaled,
+)
 from trainers.data.formats.targets import read_targets, task_of
 from trainers.files import write_whole
 from trainers.settings import Task
@@ -51,12 +59,15 @@ def store_arrays(
     train = next(name for name in given if name in ("images", "train_images"))
     images = given[train].images
     scale = find_scale(_blocks(images), images.dtype, f"of {train}")
+    for name, part in given.items():
+        require_one_scale(images.dtype, part.images.dtype, f"of {name}")
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     for name, part in given.items():
         # no score of a study depends on test images
         counted = hashlib.sha256() if name == "test_images" else digest
-        _write(folder / f"{name}.npy", part, scaled(_blocks(part.images), scale, f"of {name}"))
+        blocks = scaled(_blocks(part.images), scale, f"of {name}", say_once)
+        _write(folder / f"{name}.npy", part, blocks)
         np.save(folder / f"{ARRAY_NAMES[name][0]}.npy", part.labels)
         if part.groups is not None:
             np.save(folder / f"{ARRAY_NAMES[name][1]}.npy", part.groups)

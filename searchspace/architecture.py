@@ -74,6 +74,10 @@ class Architecture:
             )
         if self.stages[0].stream:  # there is nothing before it
             self.__dict__["stages"] = (replace(self.stages[0], stream=False), *self.stages[1:])
+        if any(s.invariant and s.group == TRIVIAL for s in self.stages):  # nothing to pool over
+            self.__dict__["stages"] = tuple(
+                replace(s, invariant=0.0) if s.group == TRIVIAL else s for s in self.stages
+            )
         self._check_groups()
         check_orbit(self.orbit, self.size)
         check_coordinates(self.coordinates)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import (
@@ -13,6 +15,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -20,17 +23,68 @@ from pydantic import (
 from searchspace.cost import Match
 from searchspace.function.heads import checked_head
 from searchspace.geometry import MOST_PIXELS, counted
+from searchspace.grammar import parse_stages
 from searchspace.groups import Group
+from searchspace.layers import Stage
+from searchspace.subsampling import Subsampling
 from searchspace.training.dropout import NO_DROPOUT, Dropout, DropoutKind
 
+SLOT = "*"  # where a backbone takes its subsampling from the layout
 MOST_SIZES = 1024  # whether a network fits is looked at for each
 MOST_WIDTH = 10**13  # parameters, MACs or fields
 
 
+def require_once(
+    name: str, choices: Sequence[Any], meaning: Callable[[Any], Hashable] = lambda choice: choice
+) -> None:
+    """Raises ValueError where two of the choices listed under `name` have the same meaning."""
+    seen: dict[Hashable, Any] = {}
+    for choice in choices:
+        key = meaning(choice)
+        if key in seen:
+            what = (
+                f"'{choice}' twice"
+                if seen[key] == choice
+                else f"'{seen[key]}' and '{choice}', which are the same"
+            )
+            raise ValueError(
+                f"{name} lists {what}; choices are drawn equally often, so that the second adds "
+                "nothing: name it once"
+            )
+        seen[key] = choice
+
+
+def spelled_alike(key: str, choice: str) -> Hashable:
+    """What is the same for all spellings of a layout, or of a backbone; None for anything else."""
+    with contextlib.suppress(ValueError):  # which is said where it is looked at
+        if key == "layout":
+            steps = tuple(Subsampling.parse(step.strip()) for step in choice.split("|"))
+            return steps[:1] if len(set(steps)) == 1 else steps
+        if key == "backbone":
+            marks = tuple(stage.count(SLOT) for stage in choice.split(","))
+            return parse_stages(choice.replace(SLOT, " "))[0], marks
+    return None
+
+
 class Section(BaseModel):
-    """A mapping of a study file: frozen, with no other keys and no infinite numbers."""
+    """A mapping of a study file: frozen, with no other keys and no infinite numbers. A list of
+    choices names each once, except in studies that are there already.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _once(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, tuple) and not (info.context or {}).get("reading"):
+            name = info.field_name or ""
+            require_once(name, value, lambda choice: cls.meaning(name, choice))
+        return value
+
+    @classmethod
+    def meaning(cls, key: str, choice: Any) -> Hashable:
+        """What is the same for two spellings of one choice under `key`."""
+        return choice
 
 
 def listed(value: Any) -> Any:
@@ -200,6 +254,11 @@ class DropoutSpace(Section):
         if isinstance(self.rate, Interval):
             return Dropout(kind, real(trial, "dropout_rate", self.rate))
         return Dropout(kind, choose(trial, "dropout_rate", self.rate))
+
+
+def dropped_out(stages: tuple[Stage, ...], dropout: Dropout) -> tuple[Stage, ...]:
+    """The stages with `dropout` in each that has none of its own."""
+    return tuple(replace(s, dropout=s.dropout or dropout) for s in stages) if dropout else stages
 
 
 class Width(Section):

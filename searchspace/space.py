@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from searchspace.architecture import Architecture, Filters
 from searchspace.choices import (
+    SLOT,
     DropoutSpace,
     Groups,
     Heads,
@@ -27,7 +28,9 @@ from searchspace.choices import (
     TrialSampler,
     Width,
     choose,
+    dropped_out,
     real,
+    spelled_alike,
 )
 from searchspace.cost import matched_share, widened
 from searchspace.exactness import verdict
@@ -40,7 +43,6 @@ from searchspace.groups import TRIVIAL, Group
 from searchspace.layers import Stage
 from searchspace.recipe import Candidate, Recipe, require_trainable
 from searchspace.subsampling import Subsampling
-from searchspace.training.dropout import Dropout
 from searchspace.training.spaces import (
     Augmentations,
     LossSpace,
@@ -58,7 +60,6 @@ from searchspace.weights.spaces import (
 
 Family = Literal["steerable", "plain"]
 MOST_MISS = 2.0  # factor by which a matched width may miss
-SLOT = "*"  # where a backbone takes its subsampling from the layout
 DEFAULT_BACKBONE = "10k3, 10k3 *, 10k3, 10k3, 10k3, 10k3, 10k3"
 
 
@@ -86,6 +87,11 @@ class SearchSpace(FunctionChoices):
     width: Width | None = None
     # first whether windows fit the group exactly, then which size; or the size alone
     size_by: Literal["exactness", "pixels"] = "exactness"
+
+    @classmethod
+    def meaning(cls, key: str, choice: Any) -> Hashable:
+        """The steps of a layout and the stages of a backbone, however they are spelled."""
+        return spelled_alike(key, choice) or super().meaning(key, choice)
 
     @property
     def pixels(self) -> tuple[int, ...]:
@@ -150,7 +156,9 @@ class SearchSpace(FunctionChoices):
         require_suiting(self.relaxation, groups, self.filters)
         require_pathways(self.gamma, self.relaxation)
         require_latent(self.head, self.equivariance_loss.kind)
-        most = max(len(_backbone_stages(b, self.layout[0])) for b in self.backbone)
+        of_backbones = [_backbone_stages(backbone, self.layout[0]) for backbone in self.backbone]
+        self.require_shared([*itertools.chain.from_iterable(of_backbones)], groups)
+        most = max(map(len, of_backbones))
         self.equivariance_loss.require_stages(most * self.most_streams)
         return self
 
@@ -241,7 +249,7 @@ class SearchSpace(FunctionChoices):
         filters = self._sample_filters(trial, group)
         stages = sample_relaxation(trial, self.relaxation, stages, filters)
         gamma = sample_governor(trial, self.gamma, stages)
-        stages = _with_dropout(stages, self.dropout.sample(trial))
+        stages = dropped_out(stages, self.dropout.sample(trial))
         architecture = self.completed(trial, Architecture((size, size), stages, head, filters))
         exact = self._surely_exact(architecture, declared)
         augment = sample_augmentation(trial, self.augment, exact)
@@ -326,11 +334,6 @@ class SearchSpace(FunctionChoices):
     def _misfit(self, backbone: str, layout: str, size: int) -> str:
         reason = _fits(backbone, layout, size)
         return f"backbone '{backbone}' with layout {layout} at {size} px: {reason}"
-
-
-def _with_dropout(stages: tuple[Stage, ...], dropout: Dropout) -> tuple[Stage, ...]:
-    """The stages with `dropout` in each that has none of its own."""
-    return tuple(replace(s, dropout=s.dropout or dropout) for s in stages) if dropout else stages
 
 
 @lru_cache(maxsize=4096)

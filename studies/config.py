@@ -15,6 +15,7 @@ from pydantic import (
     AfterValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -104,6 +105,12 @@ class Study(Settings):
                 "constraints.memory limits the memory of a GPU, and the trials train on CPUs; "
                 "leave it out, or limit params or macs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _once(self, info: ValidationInfo) -> Study:
+        if not (info.context or {}).get("reading"):
+            self.space.equivariance_loss.require_once(Group.parse(self.symmetry.group))
         return self
 
     @model_validator(mode="after")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
+from searchspace.geometry import counted
 from studies.durations import Seconds
 from trainers.settings import Settings
 
@@ -85,6 +86,22 @@ class Search(Settings):
             raise ValueError(
                 f"rungs are {list(self.rungs)}; they must increase, for example [2, 6, 18]"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _all_tried(self, info: ValidationInfo) -> Search:
+        from searchspace.recipe import Candidate
+
+        if (info.context or {}).get("reading"):
+            return self
+        keys = [Candidate.parse(text).key for text in self.first]
+        for text, key in zip(self.first, keys):
+            if keys.count(key) > self.repeats:
+                raise ValueError(
+                    f"first names {text} {counted(keys.count(key), 'time')}, however it is "
+                    f"spelled, and repeats, the trainings of one architecture, is {self.repeats}: "
+                    "name it less often, or raise repeats"
+                )
         return self
 
     @model_validator(mode="after")

@@ -104,6 +104,11 @@ def test_a_space_in_which_nothing_fits():
         ("objectives: [accuracy, speed]", "objectives.1: got 'speed'; input should be 'accuracy'"),
         ("objectives: [accuracy, accuracy]", "each may be named once"),
         ("search: {rungs: [6, 2]}", "they must increase"),
+        ("space: {group: [C4, C4]}", "space.group: group lists 'C4' twice"),
+        (
+            "search: {repeats: 1, first: ['8px: 2k3', '8px: 2k3p1 head=none']}",
+            "first names 8px: 2k3 2 times, however it is spelled, and repeats",
+        ),
         ("search: {timeout: soon}", "'soon' is not a duration"),
         ("resources: {workers: 0}", "resources.workers"),
         ("resources: {trial_timeout: 1.0e-300}", "resources.trial_timeout"),
@@ -124,6 +129,13 @@ def test_a_space_in_which_nothing_fits():
 def test_wrong_values_are_named(wrong, expected):
     message = complaint("data: {name: digits}\n" + wrong)
     assert expected in message and message.startswith("my.yaml, line 2")
+
+
+def test_the_declared_group_is_not_named_a_second_time():
+    assert "equivariance_loss.group lists 'declared' and 'C4', which are the same" in complaint(
+        "data: {name: digits}\nspace: {equivariance_loss: {group: [declared, C4]}}\n"
+        "symmetry: {group: C4}\n"
+    )
 
 
 def test_a_key_given_twice_is_an_error():

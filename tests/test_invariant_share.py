@@ -106,3 +106,15 @@ def test_a_space_offers_shares_to_stages_with_a_group():
         found = space.sample(Dice(seed)).architecture
         drawn.add((found.family, tuple(stage.invariant for stage in found.stages)))
     assert drawn == {("plain", (0, 0)), ("steerable", (0, 0)), ("steerable", (0.5, 0.5))}
+
+
+def test_what_changes_nothing_has_one_text_and_is_said():
+    assert str(Architecture.parse("9px: 4k3i0.5, 4k3")) == "9px: 4k3, 4k3"
+    said = check("9px resize9: 4k3i0.5, 3k1d2p0reflect max1/1 head=group_mean")
+    assert said.as_dict()["without_effect"] == [
+        *("resize9", "i0.5 in stage 1", "d2 in stage 2", "reflect in stage 2"),
+        *("max1/1 in stage 2", "head=group_mean"),
+    ]
+    assert "Without effect: resize9, i0.5 in stage 1, d2" in said.text()
+    for text in ("9px: 4k3i0.5@C4, 3k3d2p2reflect max2/2", "9px: 4k3 head=none", "p4cnn"):
+        assert not check(text).idle

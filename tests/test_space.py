@@ -300,3 +300,36 @@ def test_a_choice_that_no_network_of_the_space_could_have_is_refused(choices, sa
 )
 def test_a_choice_that_some_network_of_the_space_has_is_taken(choices):
     SearchSpace.model_validate(choices)
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        ("group", ["C4", "c4"]),
+        ("layout", ["max2/2", "max2/2p0"]),
+        ("backbone", ["2k3 *, 2k3", "2k3p1 * ,2k3"]),
+        ("relaxation", ["+C1", "+C1"]),
+        ("input_size", [8, 8]),
+        ("streams", ["C4 & D1", "D1&C4"]),
+        ("invariant_share", [0.5, 0.5]),
+        ("augment", ["normal:30", "normal:0:30"]),
+        ("dropout", {"kind": ["values"], "rate": [0.3, 0.3]}),
+        ("restrict", {"after": ["none", None]}),
+        ("equivariance_loss", {"kind": ["label+layerwise", "layerwise+label"]}),
+        ("equivariance_loss", {"kind": ["latent"], "stages": ["1,2", "2,1"]}),
+    ],
+)
+def test_a_choice_that_is_listed_twice_is_refused_and_read(key, choices):
+    with pytest.raises(ValidationError, match="; choices are drawn equally often, so that the sec"):
+        SearchSpace.model_validate({key: choices})
+    SearchSpace.model_validate({key: choices}, context={"reading": True})
+
+
+def test_a_share_that_no_group_could_pool_is_refused():
+    for content in ({"invariant_share": [0, 0.5]}, {"backbone": "4k3i0.5, 4k3 *"}):
+        with pytest.raises(ValidationError, match="share is 0.5, and no network of the space has"):
+            SearchSpace.model_validate({**content, "family": "plain"})
+        space = SearchSpace.model_validate({**content, "family": ["plain", "steerable"]})
+        drawn = [proposal.architecture for proposal, _ in samples(space, 20)]
+        assert all("i0.5" not in str(a) for a in drawn if a.family == "plain")
+        assert any("i0.5" in str(a) for a in drawn)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from searchspace.architecture import Architecture
 from searchspace.exactness import Verdict, verdict
 from searchspace.geometry import Size, size_text
+from searchspace.grammar import parse_stages
 from searchspace.groups import IDENTITY, TRIVIAL, Element
 
 
@@ -32,6 +33,30 @@ def streams_lines(architecture: Architecture) -> list[str]:
         )
         first = last + 1
     return lines
+
+
+def idle_parts(text: str, architecture: Architecture) -> tuple[str, ...]:
+    """What the text of an architecture says without effect, such as `i0.5 in stage 1` of a stage
+    that has no group.
+    """
+    simplest = architecture.canonical(keep_repeats=True, keep_order=True)
+    stages, options = parse_stages(text.partition(":")[2])
+    parts = [
+        f"{part} in stage {number}"
+        for number, (said, does) in enumerate(zip(stages, simplest.stages), start=1)
+        for part, idle in (
+            (f"d{said.dilation}", said.dilation != does.dilation),
+            (said.padding_mode, said.padding_mode != does.padding_mode),
+            (f"i{said.invariant:g}", said.invariant and not does.invariant),
+            (str(said.subsampling), said.subsampling and not does.subsampling),
+        )
+        if idle
+    ]
+    if architecture.entry and not simplest.entry:
+        parts.insert(0, str(architecture.entry))
+    if simplest.head == "none" != options.get("head", "none"):
+        parts.append(f"head={options['head']}")
+    return tuple(parts)
 
 
 def pooled_lines(architecture: Architecture) -> list[str]:

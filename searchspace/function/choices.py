@@ -4,6 +4,7 @@ stages.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Protocol
 
@@ -16,6 +17,7 @@ from searchspace.function.coordinates import Coordinates
 from searchspace.function.orbit import check_orbit
 from searchspace.function.streams import parse_streams
 from searchspace.groups import TRIVIAL, Group
+from searchspace.layers import Stage
 
 SQUARE = (1, 1)
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -51,6 +53,13 @@ class FunctionChoices(Section):
     def _parted(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(" & ".join(map(str, parse_streams(text))) or "none" for text in texts)
 
+    @classmethod
+    def meaning(cls, key: str, choice: Any) -> Hashable:
+        """The groups of streams, in any order."""
+        if key == "streams":
+            return tuple(sorted(map(str, parse_streams(choice))))
+        return super().meaning(key, choice)
+
     @property
     def stream_groups(self) -> frozenset[Group]:
         """The groups of all streams of the space."""
@@ -60,6 +69,18 @@ class FunctionChoices(Section):
     def most_streams(self) -> int:
         """Streams of the network with the most of them; 1 where none is parted."""
         return max(1, *(len(parse_streams(text)) for text in self.streams))
+
+    def require_shared(self, stages: Sequence[Stage], groups: Iterable[Group]) -> None:
+        """Raises ValueError for an invariant share, chosen or of one of the backbones' stages,
+        where no stage can have one of `groups` to pool over.
+        """
+        share = max(*self.invariant_share, *(stage.invariant for stage in stages))
+        if share and all(group == TRIVIAL for group in groups):
+            raise ValueError(
+                f"the invariant share is {share:g}, and no network of the space has a group whose "
+                "channels it could pool; add a steerable family with a group such as C4, or leave "
+                "the share out (invariant_share, or iS in the backbone)"
+            )
 
     def sample_streams(self, trial: Chooser) -> tuple[Group, ...]:
         """The groups of the streams drawn from `trial`; empty for one stream, whose group is

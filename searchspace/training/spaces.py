@@ -5,7 +5,7 @@ them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from searchspace.choices import (
     choose,
     listed,
     real,
+    require_once,
 )
 from searchspace.groups import Group
 from searchspace.recipe import Weighting
@@ -75,7 +76,10 @@ def _stages(value: Any) -> tuple[str, ...]:
                 f"'{text}' does not say which stages a loss reads; write all, a stage's number, or "
                 "several such as '1,2'"
             )
-    return texts
+    return tuple(
+        text if text == ALL else ",".join(map(str, sorted(set(map(int, text.split(","))))))
+        for text in texts
+    )
 
 
 Augmentations = Annotated[tuple[str, ...], BeforeValidator(_augmentations), NotEmpty]
@@ -94,6 +98,11 @@ class LossSpace(Section):
     # of several terms: constant, or adapted by their gradients
     weighting: Annotated[tuple[Weighting, ...], Listed, NotEmpty] = ("constant",)
 
+    @classmethod
+    def meaning(cls, key: str, choice: Any) -> Hashable:
+        """The losses of a kind, in any order."""
+        return tuple(sorted(choice.split("+"))) if key == "kind" else super().meaning(key, choice)
+
     @field_validator("weight")
     @classmethod
     def _of_use(cls, value: float | Interval) -> float | Interval:
@@ -110,6 +119,26 @@ class LossSpace(Section):
         for loss in (each for text in self.kind for each in without_weights(text)):
             for name in self.group if loss.group is None else (DECLARED,):
                 loss.check_elements(declared if name == DECLARED else Group.parse(name))
+
+    def require_once(self, declared: Group) -> None:
+        """Raises ValueError for losses, or groups, that are the same under the declared group,
+        which has a word of its own.
+        """
+
+        def named(name: str) -> str:
+            return str(declared) if name == DECLARED else name
+
+        def losses(text: str) -> tuple[str, ...]:
+            return tuple(
+                sorted(
+                    str(replace(each, group=None) if each.group == declared else each)
+                    for each in without_weights(text)
+                )
+            )
+
+        require_once("equivariance_loss.group", self.group, named)
+        if self.group == (DECLARED,):
+            require_once("equivariance_loss.kind", self.kind, losses)
 
     def require_stages(self, stages: int) -> None:
         """Raises ValueError for stages that a loss would read and no network has."""

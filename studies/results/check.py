@@ -14,6 +14,7 @@ from searchspace.drawing import draw_verdict
 from searchspace.exactness import Verdict, exact_sizes, places, verdict
 from searchspace.function.answers import (
     averaged_line,
+    idle_parts,
     invariant_lines,
     near_lines,
     own_verdicts,
@@ -51,6 +52,7 @@ class Checked:
     preset: str | None = None  # its name
     # how it is trained, as far as the text says
     recipe: Recipe = field(default_factory=Recipe)
+    idle: tuple[str, ...] = ()  # what the text says without effect
 
     @property
     def exact_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -101,6 +103,7 @@ class Checked:
             "expanded_params": self.cost.expanded_params,
             "macs": self.cost.macs,
             "savings": list(self._savings),
+            "without_effect": list(self.idle),
         }
 
     def _listed(self, sizes: tuple[tuple[int, int], ...]) -> list[int | list[int]]:
@@ -200,6 +203,8 @@ class Checked:
             f"on {self.channels} x {size_text(self.architecture.size)} px"
         )
         lines += self._savings
+        if self.idle:
+            lines.append(f"Without effect: {', '.join(self.idle)}.")
         if any(stage.dropout for stage in self.architecture.stages):
             lines.append("Dropout acts in training alone; what follows holds in evaluation.")
         return "\n".join(lines)
@@ -325,9 +330,9 @@ def check(
     else 1 and 10. Raises ValueError for a text that is neither an architecture nor a name, and
     lists the names.
     """
-    published, preset, recipe = None, None, Recipe()
+    published, preset, recipe, text = None, None, Recipe(), ""
     if isinstance(architecture, str):
-        preset = architecture.strip().lower()
+        preset, text = architecture.strip().lower(), architecture
         published = PUBLISHED.get(preset)
         candidate = named_candidate(architecture)
         architecture, recipe = candidate.architecture, candidate.recipe
@@ -355,6 +360,7 @@ def check(
         published=published,
         preset=preset if published else None,
         recipe=recipe,
+        idle=idle_parts(text, architecture) if text and not published else (),
     )
 
 

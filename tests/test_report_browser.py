@@ -146,3 +146,42 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(browser, study):
         "const t = document.querySelector('#plot text'); return t.getBoundingClientRect().height"
     )
     assert size >= 10  # pixels
+
+
+CROWD = """
+const one = data.trials[0];
+data.trials = Array.from({ length: 18 }, (_, n) => ({ ...one, n, front: true, knee: n === 9,
+  v: one.v.map((_, k) => (k ? 95 - n / 9 : 93 + n / 9)), i: one.i.map(() => null) }));
+draw();
+const box = (node) => { const b = node.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
+const all = (selector) => [...document.querySelectorAll(selector)];
+return { names: all("#plot .name").map((n) => [n.textContent, ...box(n)]),
+  circles: all("#plot .trial").map((n) => box(n)) };
+"""
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_every_member_of_a_crowded_front_has_its_number_and_none_lies_on_another(
+    browser, study, width
+):
+    browser.send("/window/rect", {"width": width, "height": 900})
+    browser.send("/url", {"url": f"file://{write_report(study)}"})
+    found = browser.run(CROWD)
+    names, circles = found["names"], found["circles"]
+    assert sorted(int(name) for name, *_ in names) == list(range(18))
+    for n, (_, left, top, right, bottom) in enumerate(names):
+        high = (top + 3, bottom - 3)  # a text's box is higher than its digits
+        for _, other_left, other_top, other_right, other_bottom in names[:n]:
+            assert (
+                right <= other_left
+                or other_right <= left
+                or high[1] <= other_top + 3
+                or other_bottom - 3 <= high[0]
+            )
+        for x1, y1, x2, y2 in circles:
+            middle, radius = ((x1 + x2) / 2, (y1 + y2) / 2), (x2 - x1) / 2 - 1
+            away = (
+                middle[0] - max(left, min(middle[0], right)),
+                middle[1] - max(high[0], min(middle[1], high[1])),
+            )
+            assert away[0] ** 2 + away[1] ** 2 >= radius**2

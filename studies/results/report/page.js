@@ -108,7 +108,8 @@ function draw() {
   const ends = (k) => trials.flatMap((t) => [t.v[k], ...((t.front && t.i[k]) || [])]);
   const { x, y } = axes(plot, ends(i), ends(j), titles,
     [data.axes[i].log, data.axes[j].log], width, height);
-  for (const trial of trials.filter((t) => t.front)) whiskers(plot, trial, i, j, x, y);
+  const front = trials.filter((t) => t.front);
+  for (const trial of front) whiskers(plot, trial, i, j, x, y, front.length > 8 && !trial.knee);
   const labels = [];
   const rank = (t) => (t.knee ? 2 : t.front ? 1 : 0);
   for (const trial of [...trials].sort((a, b) => rank(a) - rank(b))) {
@@ -125,35 +126,52 @@ function draw() {
     });
     plot.append(mark);
   }
-  // the best first: a number that would lie on another is left out
-  for (const trial of trials.filter((t) => t.front).sort((a, b) => rank(b) - rank(a)))
-    label(plot, labels, x.place(trial.v[i]), y.place(trial.v[j]), String(trial.n), width);
+  const circles = trials.map((t) => ({
+    x: x.place(t.v[i]), y: y.place(t.v[j]), r: t.knee ? 10 : t.front ? 8 : 5, front: t.front,
+  }));
+  // the best first; a number that has no place near its trial is left out
+  for (const trial of front.sort((a, b) => rank(b) - rank(a)))
+    label(plot, labels, circles, [x.place(trial.v[i]), y.place(trial.v[j])], String(trial.n), [width, height]);
   mark(opened);
 }
 
-function whiskers(plot, trial, i, j, x, y) {
+function whiskers(plot, trial, i, j, x, y, faint) {
   const [cx, cy] = [x.place(trial.v[i]), y.place(trial.v[j])];
+  const line = (ends) => plot.append(svg("line", { ...ends, class: faint ? "whisker faint" : "whisker" }));
   if (trial.i[i]) {
     const [x1, x2] = trial.i[i].map(x.place);
-    plot.append(svg("line", { x1, x2, y1: cy, y2: cy, class: "whisker" }));
+    line({ x1, x2, y1: cy, y2: cy });
   }
   if (trial.i[j]) {
     const [y1, y2] = trial.i[j].map(y.place);
-    plot.append(svg("line", { x1: cx, x2: cx, y1, y2, class: "whisker" }));
+    line({ x1: cx, x2: cx, y1, y2 });
   }
 }
 
-function label(plot, labels, cx, cy, text, width) {
-  const wide = 7 * text.length;
-  for (const [dx, dy] of [[11, -8], [11, 17], [-11 - wide, -8], [-11 - wide, 17]]) {
-    const box = [cx + dx, cy + dy - 11, cx + dx + wide, cy + dy + 2];
-    const free = box[0] > 58 && box[2] < width && box[1] > 0 && labels.every((b) =>
-      box[2] < b[0] || b[2] < box[0] || box[3] < b[1] || b[3] < box[1]);
-    if (!free) continue;
-    labels.push(box);
-    plot.append(svg("text", { x: box[0], y: cy + dy, class: "name" }, text));
-    return;
-  }
+// Writes the number of a trial at the nearest place that is free of other numbers and of circles (the
+// small ones may be covered where nothing else is left), joined to its trial by a line where that is
+// not beside it. The places are on rings, first above to the right.
+function label(plot, labels, circles, [cx, cy], text, [width, height]) {
+  const [wide, high] = [7 * text.length + 2, 13];
+  const apart = (box, b) => box[2] < b[0] || b[2] < box[0] || box[3] < b[1] || b[3] < box[1];
+  const clear = (box, c) =>
+    Math.hypot(c.x - Math.max(box[0], Math.min(c.x, box[2])), c.y - Math.max(box[1], Math.min(c.y, box[3]))) >= c.r;
+  for (const all of [true, false])
+    for (const ring of [10, 20, 32, 46, 62, 80, 100])
+      for (const turn of [1, 7, 3, 5, 0, 2, 4, 6, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5]) {
+        const [ux, uy] = [Math.cos(turn * Math.PI / 4), -Math.sin(turn * Math.PI / 4)];
+        const [mx, my] = [cx + ux * (ring + wide / 2), cy + uy * (ring + high / 2)];
+        const box = [mx - wide / 2, my - high / 2, mx + wide / 2, my + high / 2];
+        const inside = box[0] > 58 && box[2] < width && box[1] > 0 && box[3] < height - 42;
+        if (!inside || !labels.every((b) => apart(box, b))) continue;
+        if (!circles.every((c) => (!all && !c.front) || clear(box, c))) continue;
+        labels.push(box);
+        if (ring > 20)
+          plot.append(svg("line", { x1: cx + 8 * ux, y1: cy + 8 * uy, x2: mx - ux * wide / 2,
+            y2: my - uy * high / 2, class: "leader" }));
+        plot.append(svg("text", { x: mx, y: my + 4, "text-anchor": "middle", class: "name" }, text));
+        return;
+      }
 }
 
 let opened = null;

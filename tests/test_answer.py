@@ -98,6 +98,7 @@ def test_a_study_that_has_ended_has_no_warning_that_the_answer_may_change():
     [
         (PLAIN, ("e",), "no built-in equivariance (a plain network)"),
         (PLAIN, (), "no built-in equivariance (a plain network)"),
+        (EXACT, ("e",), "partial equivariance (C4 by stages, no element of C4 but the identity"),
         (
             EXACT,
             ("e", "r180"),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from studies.cli import main as cli
+from studies.journal import reader
 
 SMALL = [
     "--set",
@@ -80,7 +82,11 @@ def study(tmp_path_factory):
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr
-    assert "front:" in done.stdout and "equisearch export" in done.stderr
+    assert "front:" in done.stdout and "ended: all trials are done" in done.stderr
+    said = done.stderr.split("next, one line each:\n")[1].splitlines()
+    words = [shlex.split(line) for line in said if line.startswith("  equisearch ")]
+    assert [line[1] for line in words] == ["report", "retrain", "export"]
+    assert all(line[2] == str(directory) and "|" not in line for line in words)
     return directory
 
 
@@ -136,6 +142,14 @@ def test_show_draws_the_exactness_of_the_trial(run, study):
     front = run("front", study, "--format", "json").json
     found = run("show", study, front[0]["trial"])
     assert found.status == 0 and "epoch 2" in found.out and "D4" in found.out
+
+
+def test_show_counts_what_a_network_costs_on_the_channels_and_classes_of_the_study(
+    run, study, monkeypatch
+):
+    monkeypatch.setattr(reader, "study_attributes", lambda _: {"channels": 3, "classes": 7})
+    front = run("front", study, "--format", "json").json
+    assert "3 x 12 px" in run("show", study, front[0]["trial"]).out
 
 
 def test_train_prints_scores_and_accuracy_by_angle(run):
@@ -492,5 +506,7 @@ def test_trials_are_selected_and_compared(run, study):
     ]
     value = run("compare", study, *two, "--format", "json").json
     assert value["scores"]["accuracy"]["difference"]["over"] == "images"
+    named = run("compare", study, "knee", two[0] if two[0] != knee[0]["trial"] else two[1])
+    assert named.status == 0 and f"trial {knee[0]['trial']} " in named.out
     assert run("compare", study, "--pairs", "--format", "json").status == 0
     assert run("compare", study, "--controls", "--format", "json").json["controls"] == []

@@ -324,6 +324,22 @@ def test_the_headline_claims_no_more_than_the_controls_show(monkeypatch, what):
     assert found[0] == settled and re.match(says, verb + found[1])
 
 
+def test_a_constraint_is_not_called_needed_while_a_network_without_any_is_level(monkeypatch):
+    plain, augmented = "28px: 20k3, 20k4p0", "28px: 20k3, 20k4p0 augment=group"
+    for text, needed in ((plain, False), (augmented, True)):
+        rows = [
+            control(6, "wrong group C8", "beaten", 0.1),
+            {**control(7, "plain", "tied"), "architecture": text},
+        ]
+        monkeypatch.setattr(answering, "comparison", lambda *_, rows=rows: {"controls": rows})
+        monkeypatch.setattr(answering, "scored", lambda records: [])
+        settled, _ = answering._standing(
+            trivial.study(), TrialRecord(0, "complete"), [], Evidence(images=84)
+        )
+        assert settled == needed
+    assert "plain networks without any symmetry" in answering._named(["a", "b", "c"], 7, free=True)
+
+
 def test_many_rivals_are_counted_not_named():
     assert answering._named(["a", "b"], 5) == "a and b"
     assert answering._named(["a", "b", "c"], 3).startswith("any of its 3 rivals")

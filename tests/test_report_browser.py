@@ -153,7 +153,10 @@ const one = data.trials[0];
 data.trials = Array.from({ length: 18 }, (_, n) => ({ ...one, n, front: true, knee: n === 9,
   v: one.v.map((_, k) => (k ? 95 - n / 9 : 93 + n / 9)), i: one.i.map(() => null) }));
 draw();
-const box = (node) => { const b = node.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
+const box = (node) => {
+  const b = node.getBoundingClientRect();
+  return [b.left, b.top, b.right, b.bottom];
+};
 const all = (selector) => [...document.querySelectorAll(selector)];
 return { names: all("#plot .name").map((n) => [n.textContent, ...box(n)]),
   circles: all("#plot .trial").map((n) => box(n)) };

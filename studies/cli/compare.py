@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from studies.cli.app import LOOK_PANEL, app
-from studies.cli.options import Directory, FormatOption
+from studies.cli.options import Directory, FormatOption, number_of_trial, trial_named
 from studies.output import Format, note, print_json, print_lines, print_rows, print_table
+
+
+def _trial(name: str, help: str) -> typer.models.ArgumentInfo:
+    return typer.Argument(
+        metavar=name, help=help, show_default=False, parser=trial_named, callback=number_of_trial
+    )
+
+
+First = Annotated[int | None, _trial("A", "A trial's number, knee, or an objective.")]
+Second = Annotated[int | None, _trial("B", "Another trial, named likewise.")]
 
 
 @app.command(rich_help_panel=LOOK_PANEL)
 def compare(
     directory: Directory,
-    first: Annotated[
-        int | None, typer.Argument(metavar="A", help="A trial's number.", show_default=False)
-    ] = None,
-    second: Annotated[
-        int | None, typer.Argument(metavar="B", help="Another trial's.", show_default=False)
-    ] = None,
+    first: First = None,
+    second: Second = None,
     pairs: Annotated[
         bool,
         typer.Option("--pairs", help="All pairs of trials that differ in one thing, summarised."),
@@ -35,7 +41,10 @@ def compare(
     if pairs + controls + (first is not None) != 1 or (first is None) != (second is None):
         raise typer.BadParameter("name two trials, or give either --pairs or --controls")
     if first is not None and first == second:
-        raise typer.BadParameter(f"A and B are both {first}; name two different trials")
+        raise typer.BadParameter(
+            f"A and B are both trial {first}; name two different trials of "
+            "`equisearch front` or `equisearch trials`"
+        )
     if first is not None and second is not None:
         return _two(directory, first, second, format)
     from studies.evidence.intervals import Evidence
@@ -44,12 +53,7 @@ def compare(
 
     opened = (*tables.open_records(directory, reading=True), Evidence.of(directory))
     if pairs:
-        rows, columns, cells = comparing.pair_rows(*opened)
-        empty = (
-            "no two trials differ in one thing alone; `equisearch resume DIR --pairs N` trains "
-            "partners"
-        )
-        return print_rows(rows, format, columns, cells, empty)
+        return _pairs(comparing.pair_rows(*opened), format)
     said, columns, cells = comparing.control_rows(*opened)
     if format is Format.json:
         return print_json(said)
@@ -58,6 +62,19 @@ def compare(
     if text := comparing.control_text(said):
         note(text)
     return None
+
+
+def _pairs(found: tuple[list[dict[str, Any]], list[Any], list[list[str]]], format: Format) -> None:
+    rows, columns, cells = found
+    empty = (
+        "no two trials differ in one thing alone; `equisearch resume DIR --pairs N` trains partners"
+    )
+    print_rows(rows, format, columns, cells, empty)
+    if rows:
+        note(
+            "mean differences, first minus second, in percentage points with 95 % intervals; "
+            "fewer than three pairs say little"
+        )
 
 
 def _two(directory: Directory, first: int, second: int, format: Format) -> None:

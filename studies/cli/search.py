@@ -298,10 +298,13 @@ def show(directory: Directory, trial: TrialNumber, format: FormatOption = Format
         return print_value(row, format, "")
     print_lines(tables.show_lines(directory, row, record.rungs))
     if record.architecture:
+        from studies.journal.reader import study_attributes
         from studies.results.check import check
 
+        known = study_attributes(directory)
+        images = {name: known.get(name) for name in ("channels", "classes")}
         try:
-            print(check(record.architecture, study.symmetry.group).text())
+            print(check(record.architecture, study.symmetry.group, **images).text())
         except ValueError as error:  # as a newer version may write it
             note(one_line(f"its exactness cannot be shown: {error}"))
 
@@ -370,7 +373,7 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
             note(f"warning: {warning}")
         with LiveView(driver, quiet=quiet) as view:
             ending = run_study(driver, listener=view)
-    note(f"ended: {ending.reason}" + (f": {driver.explanation}" if driver.explanation else ""))
+    note(f"ended: {ending.text}" + (f": {driver.explanation}" if driver.explanation else ""))
     quoted = as_word(directory)
     opened_study = (*tables.open_records(directory), Evidence.of(directory))
     rows, columns, cells = tables.front_rows(*opened_study)
@@ -382,10 +385,10 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
             print_table(columns, cells)
             note(comparing.control_text(said))
         best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])
-        note(
-            f"next: equisearch show {quoted} {best}  |  equisearch export {quoted} {best} "
-            f" |  equisearch resume {quoted} --trials N"
-        )
+        note("next, one line each:")
+        note(f"  equisearch report {quoted}")
+        note(f"  equisearch retrain {quoted} --trial {best}")
+        note(f"  equisearch export {quoted} {best} --retrained")
     if ending.exit_status:
         note(f"interrupted; continue with: equisearch resume {quoted}")
         raise typer.Exit(ending.exit_status)

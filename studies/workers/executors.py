@@ -53,6 +53,14 @@ class Event:
     reason: str | None = None
 
 
+ENDINGS = {
+    "trials": "all trials are done",
+    "patience": "the front has not grown for as many trials as search.patience says",
+    "exhausted": "nothing is left to try",
+    "timeout": "search.timeout is over",
+}
+
+
 @dataclass(frozen=True)
 class RunEnding:
     """Why a run ended: trials, patience, exhausted, timeout, or the name of a signal; and the exit
@@ -61,6 +69,11 @@ class RunEnding:
 
     reason: str
     exit_status: int = 0
+
+    @property
+    def text(self) -> str:
+        """The reason in words; the name of a signal as it is."""
+        return ENDINGS.get(self.reason, self.reason)
 
 
 Listener = Callable[[Event], None]

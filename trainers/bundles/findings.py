@@ -168,5 +168,9 @@ def signature_check(folder: Path, trusted: Path | None) -> CheckResult:
         problem = signed_by(folder, trusted)
         return CheckResult("signature", problem is None, problem or f"by the key in {trusted}")
     there = (folder / SIGNATURE).exists()
-    text = "there is one; --trusted KEY says whose" if there else "none: nothing says who made it"
+    text = (
+        "there is one; --trusted KEY says whose"
+        if there
+        else "there is none, so nothing says who made the bundle"
+    )
     return CheckResult("signature", True, text)

@@ -38,10 +38,16 @@ def describe(splits: Splits) -> list[str]:
         *(f"data: {said}" for said in splits.notes),
         *_folds(splits.data),
         f"data: {len(splits.train)} training and {len(splits.validation)} validation images, "
-        f"{counted(splits.channels, 'channel')}, {len(splits.classes)} {what}",
+        f"{counted(splits.channels, 'channel')}, {len(splits.classes)} {what}{_held_out(splits)}",
         f"{said}: {', '.join(counts)}",
     ]
     return [_printable(line) for line in lines]
+
+
+def _held_out(splits: Splits) -> str:
+    if splits.has_test:
+        return "; test images are set aside, which `retrain` alone reads"
+    return "; there are no test images, so `retrain` has nothing to test on"
 
 
 def _folds(data: Data) -> list[str]:

@@ -82,22 +82,25 @@ def _standing(
     """
     rivals = _rivals(study, chosen, records, evidence)
     of = {
-        kind: [words for words, what, _ in rivals if what == kind]
+        kind: [rival.words for rival in rivals if rival.what == kind]
         for kind in ("better", "tied", "beaten")
     }
+    # while one without any symmetry is level with it, nothing shows that its constraint is needed
+    needed = not any(rival.what == "tied" and rival.free for rival in rivals)
     images = evidence.count(chosen)
     on = f" on {counted(images, 'image')}" if images else ""
     if of["better"]:
         be = "are" if len(of["better"]) > 1 else "is"
         return False, f", but {_several(of['better'][:MOST_TIES])} {be} better (95 %{on})"
     said = (
-        f"cannot be told from those of {_named(of['tied'], len(rivals))} (95 %{on})"
+        f"cannot be told from those of {_named(of['tied'], len(rivals), free=not needed)} "
+        f"(95 %{on})"
         if of["tied"]
         else ""
     )
-    if said and not of["beaten"]:
+    if said and not (of["beaten"] and needed):
         return False, f", but its scores {said}"
-    known = [(words, gap) for words, _, gap in rivals if gap and is_number(gap["high"])]
+    known = [(r.words, r.gap) for r in rivals if r.gap and is_number(r.gap["high"])]
     worse = [(-gap["high"], words, gap) for words, gap in known if gap["high"] < 0]
     price = ""
     if worse:
@@ -112,17 +115,23 @@ def _standing(
     return True, price + (f"; its scores {said}" if said else "")
 
 
+@dataclass(frozen=True)
+class _Rival:
+    words: str  # what it is called
+    what: str  # what it is by its intervals: see `outcome`
+    gap: Mapping[str, Any] | None  # the difference of accuracy
+    free: bool  # neither built nor trained for any symmetry
+
+
 def _rivals(
     study: Study, chosen: TrialRecord, records: Sequence[TrialRecord], evidence: Evidence
-) -> list[tuple[str, str, Mapping[str, Any] | None]]:
-    """Of each rival: what it is called, what it is by its intervals, and the difference of
-    accuracy.
-    """
+) -> list[_Rival]:
     found = {
-        row["trial"]: (
+        row["trial"]: _Rival(
             f"{row['control']} (trial {row['trial']})",
             row["outcome"],
             row["differences"].get("accuracy"),
+            _is_free(row.get("architecture")),
         )
         for row in comparison(study, records, evidence)["controls"]
         if row["outcome"] != "unknown"
@@ -135,19 +144,36 @@ def _rivals(
             for name in ("accuracy", "symmetry_accuracy")
             if (gap := evidence.difference(chosen, rival, name)) is not None
         }
-        found[rival.number] = (
+        found[rival.number] = _Rival(
             f"the {_best(study)} plain network (trial {rival.number})",
             outcome([(gap.low, gap.high) for gap in gaps.values()]),
             gaps["accuracy"].as_dict() if "accuracy" in gaps else None,
+            _is_free(rival.architecture),
         )
     return list(found.values())
 
 
-def _named(rivals: Sequence[str], among: int) -> str:
-    """The rivals, or how many they are where their names would fill a paragraph."""
+def _is_free(text: str | None) -> bool:
+    """Whether a candidate is plain, with no equivariance loss, augmentation or orbit average."""
+    candidate = Candidate.parse(text) if text else None
+    return (
+        candidate is not None
+        and candidate.architecture.family == "plain"
+        and candidate.architecture.orbit == TRIVIAL
+        and not candidate.recipe.losses
+        and str(candidate.recipe.augment or "none") == "none"
+    )
+
+
+def _named(rivals: Sequence[str], among: int, *, free: bool = False) -> str:
+    """The rivals, or how many they are where their names would fill a paragraph; `free`: some have
+    no symmetry at all.
+    """
     if len(rivals) <= 2:
         return " and ".join(rivals)
     share = f"any of its {among}" if len(rivals) == among else f"{len(rivals)} of its {among}"
+    if free:
+        return f"{share} rivals, among them plain networks without any symmetry"
     return f"{share} rivals, plain networks and controls"
 
 
@@ -185,7 +211,11 @@ def _built(architecture: Architecture, declared: Group, survivors: int, record: 
         return f"exact equivariance under {declared}"
     if architecture.family == "plain" and survivors <= 1:
         return "no built-in equivariance (a plain network)"
-    kept = f"{survivors} of the {declared.order} elements of {declared} kept exactly"
+    kept = (
+        f"{survivors} of the {declared.order} elements of {declared} kept exactly"
+        if survivors > 1
+        else f"no element of {declared} but the identity kept exactly"
+    )
     return f"partial equivariance ({' to '.join(groups)} by stages, {kept})"
 
 

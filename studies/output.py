@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, TypeGuard
 
-from studies.terminal import encodable, is_terminal, lasting, one_line, styled
+from studies.terminal import continued, encodable, is_terminal, lasting, one_line, styled
 from trainers.text_table import Column, table_lines
 
 PROSE_WIDTH = 100  # columns where no terminal says how many
@@ -145,7 +145,7 @@ def note(message: str) -> None:
     gone.
     """
     stream = lasting(sys.stderr)
-    stream.write(f"{message}\n")
+    stream.write(f"{continued(message)}\n")
     stream.flush()
 
 

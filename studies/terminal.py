@@ -55,6 +55,14 @@ def one_line(text: Any) -> str:
     return _BREAKS.sub(" ", plain_text(text))
 
 
+def continued(text: str) -> str:
+    """A message with its later lines indented: a line break in a file's name begins no line that
+    looks like one of ours.
+    """
+    first, *rest = text.split("\n")
+    return "\n".join([first, *(line if line[:1] in ("", " ") else f"  {line}" for line in rest)])
+
+
 def encodable(text: str, stream: Any) -> str:
     """The text in characters that `stream` can encode, for laying it out: others give way to
     similar ones.

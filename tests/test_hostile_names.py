@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -87,6 +88,23 @@ def test_what_is_said_of_a_bundle_holds_no_commands(run, hostile, words):
     command, *more = words
     status, out, err = run(command, hostile, *more)
     assert status == 0 and not COMMANDS.search(out + err) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", [["status"], ["verify"], ["start", "nothing"]])
+def test_a_line_break_in_a_path_begins_no_line(run, tmp_path, words):
+    _, out, err = run(*words, tmp_path / "a\nok   forged\nerror: forged")
+    assert out == "" and err.count("error: ") > 0
+    assert not re.search(r"^(ok|error: forged)", err, re.MULTILINE)
+
+
+def test_a_file_of_a_bundle_forges_no_finding(run, hostile, tmp_path):
+    copied = tmp_path / "a\nok   files"
+    shutil.copytree(hostile, copied)
+    (copied / "b\nok   signature: forged").write_text("")
+    _, out, _ = run("verify", copied)
+    begun = re.findall(r"^ok +(\w+)", out, re.MULTILINE)
+    assert "forged" in out and begun.count("files") == begun.count("signature") == 1
+    assert not re.search(r"^ok +signature: forged", out, re.MULTILINE)
 
 
 def block_of(text):

@@ -1,8 +1,10 @@
 """Commands that messages print can be pasted into a shell, whatever their paths are called."""
 
 import ast
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,16 @@ SAFE = {"as_word", "trial", "best", "quoted", "settings", "number", "seed", "nam
 def test_a_path_is_one_word_of_a_command_and_no_option(name):
     (word,) = shlex.split(as_word(Path(name)))
     assert Path(word) == Path(name) and not word.startswith("-")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nforged", "\x1b[31m it's\\", "-\t\u202e\x9b2J", "caf\udce9 \x7f1"]
+)
+def test_a_name_with_line_breaks_or_terminal_commands_is_one_word_of_one_line(name):
+    word = as_word(Path(name))
+    assert word.isprintable()
+    read = subprocess.run(["bash", "-c", f"printf %s {word}"], stdout=subprocess.PIPE, check=True)
+    assert Path(os.fsdecode(read.stdout)) == Path(name)
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -153,7 +153,18 @@ def partial_files(folder: Path) -> list[Path]:
 
 def as_word(path: str | os.PathLike[str]) -> str:
     """The path as one word of a command that a message prints: quoted for a POSIX shell, and with
-    `./` in front of a leading dash, which would begin an option.
+    `./` in front of a leading dash, which would begin an option. A name with line breaks, terminal
+    commands or bytes that are no text stays one line, which a shell reads as it (`$'a\\012b'`).
     """
     text = os.fspath(path)
-    return quote(f"./{text}" if text.startswith("-") else text)
+    word = f"./{text}" if text.startswith("-") else text
+    return quote(word) if word.isprintable() else f"$'{''.join(map(_shown, word))}'"
+
+
+def _shown(character: str) -> str:
+    """A character inside `$'...'`."""
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))

@@ -25,7 +25,7 @@ from studies.cli import (  # noqa: F401  (they register their commands)
 )
 from studies.cli.app import app as app
 from studies.cli.app import application
-from studies.terminal import guarded_streams, one_line
+from studies.terminal import continued, guarded_streams, one_line
 
 
 def main() -> None:
@@ -74,9 +74,8 @@ def _status(debug: bool) -> int | str | None:
             else f"{type(error).__name__}: {error} (this is a fault of the program; --debug "
             "shows where)"
         )
-        print(
-            text if isinstance(error, InterruptedStudyError) else f"error: {text}", file=sys.stderr
-        )
+        said = text if isinstance(error, InterruptedStudyError) else f"error: {text}"
+        print(continued(said), file=sys.stderr)
         return error.exit_status if isinstance(error, StudyError) else 1
 
 
@@ -141,7 +140,7 @@ def _usage(error: Any) -> int:
     else:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "equisearch"
         message = error.format_message().removesuffix(".").replace("Value error, ", "")
-        print(f"error: {message} (see `{command} --help`)", file=sys.stderr)
+        print(continued(f"error: {message} (see `{command} --help`)"), file=sys.stderr)
     return error.exit_code
 
 

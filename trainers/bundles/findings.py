@@ -68,14 +68,14 @@ class BundleReport:
         }
 
     def text(self) -> str:
-        """The findings, a line each, and the verdict."""
+        """The findings, a line each whatever files are called, and the verdict."""
         marks = {True: "ok ", False: "BAD", None: "-- "}
         lines = [
             f"{marks[finding.good]}  {finding.check}: {finding.text}" for finding in self.findings
         ]
-        return "\n".join(
-            [f"{self.bundle}: {shown_names([self.architecture])}", *lines, self._verdict()]
-        )
+        heading = f"{self.bundle}: {shown_names([self.architecture])}"
+        lines = [heading, *lines, self._verdict()]
+        return "\n".join(" ".join(line.splitlines()) for line in lines)
 
     def _verdict(self) -> str:
         bad = sum(finding.good is False for finding in self.findings)

@@ -55,6 +55,14 @@ class Architecture:
     layers: tuple[Layer, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("an architecture needs at least one stage, such as 10k3")
+        if self.stages[0].stream:  # there is nothing before it
+            self.__dict__["stages"] = (replace(self.stages[0], stream=False), *self.stages[1:])
+        if any(s.invariant and s.group == TRIVIAL for s in self.stages):  # nothing to pool over
+            self.__dict__["stages"] = tuple(
+                replace(s, invariant=0.0) if s.group == TRIVIAL else s for s in self.stages
+            )
         object.__setattr__(self, "head", checked_head(self.head))
         for stage in self.lasts:
             require_plain(self.head, stage.group)
@@ -66,17 +74,9 @@ class Architecture:
                     f"the input's {name} is {pixels} pixels; it must be at most {MOST_PIXELS}; "
                     "cut or resize larger images"
                 )
-        if not self.stages:
-            raise ValueError("an architecture needs at least one stage, such as 10k3")
         if self.entry is not None and not self.entry.rules.of_input:
             raise ValueError(
                 f"the input can be changed by resize or crop, not by {self.entry.kind}"
-            )
-        if self.stages[0].stream:  # there is nothing before it
-            self.__dict__["stages"] = (replace(self.stages[0], stream=False), *self.stages[1:])
-        if any(s.invariant and s.group == TRIVIAL for s in self.stages):  # nothing to pool over
-            self.__dict__["stages"] = tuple(
-                replace(s, invariant=0.0) if s.group == TRIVIAL else s for s in self.stages
             )
         self._check_groups()
         check_orbit(self.orbit, self.size)

@@ -109,7 +109,8 @@ def test_a_space_offers_shares_to_stages_with_a_group():
 
 
 def test_what_changes_nothing_has_one_text_and_is_said():
-    assert str(Architecture.parse("9px: 4k3i0.5, 4k3")) == "9px: 4k3, 4k3"
+    made = Architecture.parse("9px: 4k3, 4k3i0.5")
+    assert str(made) == "9px: 4k3, 4k3" and made.lasts == made.stages[-1:]
     said = check("9px resize9: 4k3i0.5, 3k1d2p0reflect max1/1 head=group_mean")
     assert said.as_dict()["without_effect"] == [
         *("resize9", "i0.5 in stage 1", "d2 in stage 2", "reflect in stage 2"),

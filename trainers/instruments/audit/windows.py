@@ -243,19 +243,19 @@ def _matrix(
     """What the operation does on one axis [output, input], by a look at what it does to every unit
     vector.
     """
+    other = 2  # alike positions of the other axis: of one, antialiased resizes mix up their strides
     if operation == "avg_pool2d":
         args = _one_axis_of_pool(axis, *args)
     else:
-        size = [args[0][axis], 1] if axis == 0 else [1, args[0][-1]]
+        size = [args[0][0], other] if axis == 0 else [other, args[0][-1]]
         scales = list(args[1:])
         if len(scales) >= 2:  # [align_corners], scale of height, scale of width
-            scales[-1 - axis + 0 if axis else -1] = None if axis == 0 else scales[-1]
-            if axis:
-                scales[-2] = None
+            scales[-1 if axis == 0 else -2] = None
         args = (size, *scales)
     units = torch.eye(pixels, dtype=torch.float64).unsqueeze(-1 if axis == 0 else -2)[None]
+    units = units.repeat_interleave(other, -1 if axis == 0 else -2)
     result = call(units, *[list(a) if isinstance(a, tuple) else a for a in args])
-    weights = result[0].squeeze(-1 if axis == 0 else -2).T  # [output, input]
+    weights = result[0].select(-1 if axis == 0 else -2, 0).T  # [output, input]
     return field.of_constant(weights)
 
 

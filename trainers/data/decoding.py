@@ -20,7 +20,7 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # per image: 13,000 x 13,000 are 500 MB in colour
 FULL_16_BIT = 65535  # the largest value of 16 bits
 # the share of values beyond the range of the training images that are cut off, such as hot pixels
-OUTSIDE = 0.01
+CUT_OFF = 0.01
 
 # Formats that Pillow registers without a decoder, or for which it starts another program.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -89,7 +89,7 @@ def decode(path: ImagePath, channels: int, top: int = FULL_16_BIT) -> np.ndarray
     Palettes are looked up; transparent pixels become black, as the zeros around a turned image are;
     grey integers of more than 8 bits (0..`top`) and floating point grey (0..1) are scaled to
     0..255; of several frames the first is taken. Single values outside those ranges (a share of
-    `OUTSIDE`) are cut off. Raises whatever Pillow raises on a damaged file, and ValueError for more
+    `CUT_OFF`) are cut off. Raises whatever Pillow raises on a damaged file, and ValueError for more
     of them, for NaN and for an image of more than `MAX_PIXELS`.
     """
     with _opened(path) as image:
@@ -182,7 +182,7 @@ def _eight_bits(image: Image.Image, top: int) -> Image.Image:
         values = _grey(image).astype(np.float64)
         most = 1 if image.mode.startswith("F") else top
         outside = np.count_nonzero(~((values >= 0) & (values <= most)))
-        if outside > OUTSIDE * values.size or not np.isfinite(values).all():
+        if outside > CUT_OFF * values.size or not np.isfinite(values).all():
             raise ValueError(
                 f"grey values {values.min():g}..{values.max():g} are outside 0..{most}, as the "
                 "training images have them; scale them alike"

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from searchspace.geometry import counted
-from trainers.data.decoding import FULL_16_BIT, OUTSIDE
+from trainers.data.decoding import FULL_16_BIT, CUT_OFF
 
 Axes = Literal["grey", "last", "first"]  # [N, H, W], [N, H, W, C], [N, C, H, W]
 
@@ -116,7 +116,7 @@ def scaled(
 ) -> Iterator[np.ndarray]:
     """The blocks as uint8. Single values that the scale takes out of 0..255, as a hot pixel has
     them, become the nearest of these, and `say` is told in a sentence without a full stop. Raises
-    ValueError for more of them than `OUTSIDE`, and for NaN.
+    ValueError for more of them than `CUT_OFF`, and for NaN.
     """
     start = outside = total = 0
     lowest, highest = 0.0, 0.0
@@ -134,7 +134,7 @@ def scaled(
         yield values.astype(np.uint8)
         start += len(block)
     most = f"{255 / scale.factor:g}"
-    if outside > OUTSIDE * total:
+    if outside > CUT_OFF * total:
         raise ValueError(
             f"the images {where} have values from {lowest:g} to {highest:g}, and the training "
             f"images at most {most}; give all the same scale"

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from searchspace.geometry import counted
-from trainers.data.decoding import FULL_16_BIT, CUT_OFF
+from trainers.data.decoding import CUT_OFF, FULL_16_BIT
 
 Axes = Literal["grey", "last", "first"]  # [N, H, W], [N, H, W, C], [N, C, H, W]
 

@@ -25,6 +25,10 @@ KINDS = {
     "softness": "12px: 6k3@C4~0.3, 6k3 max2/2, 6k3@C4~1",
     "orbit": "12px: 16k3, 16k3 max2/2, 16k3 orbit=C4",
     "streams": "12px: 4k3@C4, 4k3 & 4k3@D1, 4k3",
+    "invariant share": "12px: 6k3i0.5@C4, 6k3 max2/2, 6k3",
+    "coordinates": "12px: 4k3@C4, 4k3 max2/2, 4k3 coordinates=xy",
+    "mean over the group": "12px: 4k3@D4, 4k3 head=group_mean",
+    "no group pooling": "12px: 4k3@D4, 4k3 head=none",
 }
 # Rounding to 8 bits moves a value by up to 0.004 of itself, and some past a ReLU, which moves
 # gradients by up to 0.15 of their norm here; a wrong layer, by about all of it.

@@ -232,6 +232,23 @@ def test_what_cannot_be_softened_is_one_message(trained, run, words, message):
     assert done.status in (1, 2) and message in done.err and "Traceback" not in done.err
 
 
+def test_a_group_that_does_not_keep_the_shape_of_the_images_is_named(tmp_path, run):
+    path = tmp_path / "study"
+    first = {"search.trials": 1, "search.first": "8x12px: 4k3 head=none"}
+    study = parse(DIGITS, overrides={"training.epochs": 1, **first})
+    with SearchDriver.create(path, study) as driver:
+        run_in_process(driver)
+    refused = run("soften", path, 0)
+    assert refused.status == 1 and "8x12 px, a shape that the quarter turns of C4" in refused.err
+    assert run("soften", path, 0, "--group", "D1", "--softness", 0).status == 0
+
+
+def test_a_place_that_holds_nothing_to_soften_is_named(tmp_path, trained, run):
+    refused = run("soften", tmp_path / "nothing")
+    assert refused.status == 2 and "is neither a study's directory nor" in refused.err
+    assert "name a trial of the study" in run("soften", trained).err
+
+
 def test_seconds_are_those_that_softening_took(trained):
     began = time.perf_counter()
     result = soften_trial(trained, 0, images=20)

@@ -100,6 +100,7 @@ def test_no_logit_changes_by_more_than_the_bound(text):
         ("16px: 4k3@C4", "C4", -0.1, "it must be from 0"),
         ("16px: 4k3@C4, 4k3@C2", "C4", 0.5, "soften under C2"),
         ("16px: 6k3, 8k3 head=none", "C4", 0.5, "6 channels, which are not blocks of 4"),
+        ("16px: 4k3@D1, 4k3", "C4", 0.5, "do not act; soften a network whose stages are plain"),
         ("16px: 4k3 orbit=C4", "C4", 0.5, "averages over an orbit"),
     ],
 )

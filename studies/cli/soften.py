@@ -112,7 +112,7 @@ def _softened(
         return _of_module(str(place), trial, front, data, settings, chosen)
     if not (place / "bundle.json").is_file():
         if trial is None:
-            raise typer.BadParameter("name a trial of the study, such as 3", param_hint="TRIAL")
+            raise _without_trial(place)
         if data is not None or settings:
             raise typer.BadParameter(
                 "a trial has its own study; leave --data and --set out", param_hint="--data"
@@ -128,6 +128,19 @@ def _softened(
             param_hint="--data",
         )
     return soften_bundle(place, config.load_study(data, settings), **chosen)
+
+
+def _without_trial(place: Path) -> typer.BadParameter:
+    """What is wrong where no trial is named and `place` is no bundle."""
+    from studies.journal.directory import STUDY
+
+    if (place / STUDY).is_file():
+        return typer.BadParameter("name a trial of the study, such as 3", param_hint="TRIAL")
+    return typer.BadParameter(
+        f"'{place}' is neither a study's directory nor a bundle's (no {STUDY} and no bundle.json "
+        "in it); give one of them, or MODULE:FUNCTION for a model of your own",
+        param_hint="DIR|BUNDLE|MODULE:FUNCTION",
+    )
 
 
 def _of_module(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from searchspace.groups import TRIVIAL, Element, Group
+from searchspace.groups import Element, Group
 from searchspace.weights.softened import Softened
 from studies import config
 from studies.config import Study
@@ -22,7 +22,12 @@ from studies.journal.directory import STUDY, read_study
 from studies.journal.reader import read_trials
 from studies.journal.trial import TrialRecord
 from studies.pareto import dominates, larger_is_better
-from studies.results.after.points import DerivedPoint, Scored
+from studies.results.after.points import (
+    DerivedPoint,
+    Scored,
+    require_shape,
+    softening_group,
+)
 from studies.results.after.softening import SOFTNESS, unbeaten
 from studies.results.tables import open_records
 from studies.search.softened import AS_IT_IS, ModelPoint, add_models
@@ -79,8 +84,9 @@ def soften_module(
 
     tune_process(available_cores())
     found = _data(data, settings or {}, front)
-    declared = _group(group or found.study.symmetry.group)
+    declared = softening_group(group or found.study.symmetry.group)
     model, splits = load_model(source).eval(), load_data(found.study.data, None)
+    require_shape(declared, splits.size)
     check_model(model, splits.validation.pixels[:2], len(splits.classes))
     began = time.perf_counter()
     subject = _subject(model, found.study, declared, splits, images)
@@ -123,16 +129,6 @@ def _classes(found: _Data) -> _Data:
     """The same. Raises StudyError for a task other than classification."""
     require_classes(found.study, "soften")
     return found
-
-
-def _group(name: str) -> Group:
-    group = Group.parse(name)
-    if group == TRIVIAL or not group.on_grid:
-        raise StudyError(
-            f"kernels cannot be softened under {group}, whose elements are not quarter turns and "
-            "flips; name one of C2, C4, D1, D2, D4 with --group"
-        )
-    return group
 
 
 def _subject(model: nn.Module, study: Study, group: Group, splits: Splits, images: int) -> Scored:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
+from searchspace.geometry import Size, size_text
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from searchspace.weights.softened import Softened
+from studies.errors import StudyError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +25,26 @@ if TYPE_CHECKING:
     from trainers.settings import Corners
 
 CHANGE_IMAGES = 16  # validation images whose logits are compared, and bounded
+
+
+def softening_group(name: str) -> Group:
+    """The group. Raises StudyError where no weights can be softened under it."""
+    group = Group.parse(name)
+    if group == TRIVIAL or not group.on_grid:
+        raise StudyError(
+            f"weights cannot be softened under {group}, whose elements are not quarter turns "
+            "and flips; name one of C2, C4, D1, D2, D4 with --group"
+        )
+    return group
+
+
+def require_shape(group: Group, size: Size) -> None:
+    """Raises StudyError where the group does not keep the shape of images of `size`."""
+    if size[0] != size[1] and any(e.swaps_axes for e in group.elements):
+        raise StudyError(
+            f"the images have {size_text(size)} px, a shape that the quarter turns of {group} do "
+            "not keep; name one of C2, D1, D2 with --group"
+        )
 
 
 @dataclass(frozen=True)

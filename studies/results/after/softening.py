@@ -19,7 +19,12 @@ from studies.errors import StudyError
 from studies.journal.directory import read_study
 from studies.output import Column, formatted, percent
 from studies.pareto import dominates
-from studies.results.after.points import DerivedPoint, ScoredNetwork
+from studies.results.after.points import (
+    DerivedPoint,
+    ScoredNetwork,
+    require_shape,
+    softening_group,
+)
 from studies.results.tables import find_trial, open_records
 from studies.results.trained import TrainedTrial, load_trained
 from studies.search.softened import AS_IT_IS, SoftenedSource, add_softened
@@ -60,7 +65,8 @@ def soften_trial(
     record = find_trial(records, number, directory)
     trial = load_trained(study, record, directory, device="cpu")
     began = time.perf_counter()
-    declared = _softening_group(group or study.symmetry.group)
+    declared = softening_group(group or study.symmetry.group)
+    require_shape(declared, trial.network.architecture.size)
     subject = _of_trial(trial, study, declared, images, (record.scores or {}).get("learned"))
     wanted = [*softness, *([1.0] if front and 1 not in softness else [])]
     try:
@@ -102,7 +108,7 @@ def soften_bundle(
 
     require_classes(study, "soften")
     tune_process(available_cores())
-    declared = _softening_group(group or study.symmetry.group)
+    declared = softening_group(group or study.symmetry.group)
     subject = _of_bundle(Path(folder), study, declared, images)
     began = time.perf_counter()
     try:
@@ -136,6 +142,7 @@ def _of_bundle(folder: Path, study: Study, group: Group, images: int) -> ScoredN
     given = manifest.content
     normal = partial(normalise, mean=given.mean, std=given.std, corners=manifest.corners)
     architecture = Architecture.parse(manifest.architecture)
+    require_shape(group, architecture.size)
     splits = load_data(study.data, architecture.size)
     pixels, labels = _some(splits.validation, images)
     check_model(folded, pixels[:2], len(splits.classes), normal)
@@ -176,17 +183,6 @@ def _text(architecture: Architecture, how: str | None) -> str | None:
         return None if how is None else str(Softened.parse(how).architecture(architecture))
     except ValueError:
         return None
-
-
-def _softening_group(name: str) -> Group:
-    """The group. Raises StudyError where weights cannot be softened under it."""
-    group = Group.parse(name)
-    if group == TRIVIAL or not group.on_grid:
-        raise StudyError(
-            f"weights cannot be softened under {group}, whose elements are not quarter turns "
-            "and flips; name one of C2, C4, D1, D2, D4 with --group"
-        )
-    return group
 
 
 def _some(validation: Images, images: int) -> tuple[Tensor, Tensor]:

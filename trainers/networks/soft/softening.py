@@ -64,9 +64,11 @@ def _fields(network: Network, group: Group, channels: int, wanted: Group) -> Gro
     if wanted <= group:
         return group
     if group != TRIVIAL:
+        common = group & wanted
+        under = "" if common == TRIVIAL else f"under {common}, or "
         raise ValueError(
             f"a stage has fields of {group}, on which the elements of {wanted} do not act; soften "
-            f"under {group & wanted}, or a network whose stages are plain"
+            f"{under}a network whose stages are plain"
         )
     blocks = block_group(network.architecture.head)
     fields = blocks if blocks is not None and wanted <= blocks else wanted

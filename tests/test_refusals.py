@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from test_cli import run  # noqa: F401  # a fixture
 
 from studies.cli import main
 from studies.config import load_study, parse
@@ -64,6 +65,33 @@ def test_what_is_refused_leaves_no_directory(case, tmp_path):
         launch.new_driver(study, place, note=heard.append).close()
     assert 0 < len(str(caught.value)) < 1000
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("8px: 2k3@C4+D1, 2k3", "not a proper subgroup of C4"),
+        ("8px: 2k3@C4b0, 2k3", "has 0 banks"),
+        ("8px: 2k3@C4~1.5, 2k3", "softness is 1.5"),
+        ("8x10px: 2k3 orbit=C4", "do not keep the shape of images of 8x10 px"),
+        ("8px: 2k3@C4 &", "joins nothing"),
+        ("8px: 2k3@C4+C1, 2k3 gamma=dual+triangle", "one thing alone can govern gamma"),
+        ("8px: 2k3@C4+C1, 2k3 gamma=triangle", "needs 2 epochs, and the training has 1"),
+    ],
+)
+def test_soft_choices_that_cannot_be_are_one_message_of_every_command(text, says, tmp_path, run):
+    study = tmp_path / "study.yaml"
+    study.write_text(TINY.replace("epochs: 2", "epochs: 1"))
+    place = tmp_path / "new"
+    first = f"search.first={[text]}"
+    commands = [("start", study, place, "--dry-run", "--set", first), ("train", study, text)]
+    if "epochs" not in says:  # which an architecture alone does not have
+        commands.append(("check", text))
+    for words in commands:
+        refused = run(*words)
+        (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
+        assert refused.status == 1 and says in line and "Traceback" not in refused.err
+        assert "epoch 1 of" not in refused.err and not place.exists()
 
 
 def test_a_space_in_which_nothing_fits_says_what_to_change(tmp_path):

@@ -3,11 +3,15 @@ status 2, before anything is trained; no import hides a function of a benchmark.
 """
 
 import ast
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+from studies.output import Format
+from studies.replays.replay import Replayed
 
 PROGRAMS = Path(__file__).parent / "benchmarks"
 WITHOUT_IMAGES = (
@@ -65,6 +69,24 @@ def test_a_benchmark_without_an_optional_package_says_so(monkeypatch, capsys):
         run(lambda: __import__("botorch"))
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_searches_are_compared_in_seconds_where_these_are_known(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    from bench_search import printed
+
+    rows = [
+        Replayed("ours", (4, 6), 2, (1.0, 2.0), True, (1.0, 3.0)),
+        Replayed("rival", (8, 8), 2, (4.0, 4.0), False, (8.0, 8.0)),
+        Replayed("saved before", (7, 7), 2, (5.0, 5.0)),
+    ]
+    printed(Path("x_table.json.gz"), rows, Format.json)
+    lines = json.loads(capsys.readouterr().out)
+    found = {(line["in"], line["search"]): line for line in lines}
+    assert len(found) == len(lines) == 8 and ("seconds", "saved before") not in found
+    assert found["epochs", "ours"]["of the best rival"] == pytest.approx(5 / 7)
+    assert found["seconds", "ours"]["of the best rival"] == pytest.approx(2 / 8)
+    assert found["seconds", "rival"]["p"] is not None
 
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS.glob("bench_*.py")), ids=lambda p: p.name)

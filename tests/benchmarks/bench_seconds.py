@@ -3,8 +3,8 @@ python tests/benchmarks/bench_seconds.py tests/assets/mnist_table.json.gz --minu
 
 For tables that were recorded by versions which noted none. The second epoch of a training with the
 table's own study is measured, in processor seconds of one thread, so that other programs disturb it
-little; scoring is left out. Entries that have seconds keep them, so that a second call goes on.
-Nothing else in the file changes.
+little; scoring is left out. Entries that have seconds keep them, and each is written at once, so
+that a second call goes on. Nothing else in the file changes.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def timed(path: Path, until: float) -> tuple[int, int]:
     for place, row in enumerate(rows):
         if row.get("seconds") is None and time.monotonic() < until:
             row["seconds"] = float(f"{epoch_seconds(table, place):.3g}")
-    text = json.dumps(content, separators=(",", ":"))
-    write_whole(path, gzip.compress(text.encode(), mtime=0))
+            text = json.dumps(content, separators=(",", ":"))
+            write_whole(path, gzip.compress(text.encode(), mtime=0))
     return sum(row.get("seconds") is not None for row in rows), len(rows)
 
 

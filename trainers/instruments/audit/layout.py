@@ -17,6 +17,7 @@ from trainers.instruments.audit.values import (
     Value,
     lifted,
     rule,
+    some_channels,
     whole,
 )
 
@@ -50,11 +51,10 @@ def _moved(context: Context, *args: Any, **kwargs: Any) -> Any:
     kept = _kept(context, *args, **kwargs)
     if kept is not None:
         return kept
-    count = iter(range(1 << 30))
 
     def numbers(given: Any) -> Any:
         if isinstance(given, Value):
-            return whole(given, (context.step.key, "moved", next(count)))
+            return whole(given)
         if isinstance(given, Constant):
             whole_numbers = not given.value.dtype.is_floating_point
             return given.value.cpu() if whole_numbers else lifted(given)
@@ -130,8 +130,12 @@ def _cut(context: Context, value: Value, *args: Any) -> Any:
             as_values(context.step.call(value.data, *args)),
             is_leaf=_is_leaf,
         )
-    parts = [Value(value.data, shape[1]) for shape in context.step.shapes]
-    return parts[0] if place == 0 else parts
+    counts = [shape[1] for shape in context.step.shapes]
+    if place == 0:
+        start = args[1] if len(args) > 1 and args[1] is not None else 0
+        step = args[3] if name == "slice" and len(args) > 3 else 1
+        return some_channels(value, start % value.shape[1], counts[0], step)
+    return [some_channels(value, sum(counts[:n]), count) for n, count in enumerate(counts)]
 
 
 def _moved_in_space(context: Context, value: Value, *args: Any) -> Value | None:
@@ -152,7 +156,7 @@ def index(context: Context, value: Any, places: list[Any]) -> Value:
     """Values at places that are constants."""
     if any(isinstance(p, Value) for p in places) or not isinstance(value, Value):
         raise Unreadable("places that depend on the image")
-    data = whole(value, (context.step.key, "index"))
+    data = whole(value)
     return Value(data[tuple(slice(None) if p is None else p.value.cpu() for p in places)])
 
 
@@ -162,8 +166,8 @@ def written(
 ) -> Value:
     """A tensor after a part of it was written in place."""
     before = target if isinstance(target, Value) else Value(lifted(target))
-    data = whole(before, (context.step.key, "target")).clone(memory_format=torch.contiguous_format)
-    part = whole(source, (context.step.key, "source"))
+    data = whole(before).clone(memory_format=torch.contiguous_format)
+    part = whole(source)
     data.as_strided(size, stride, offset).copy_(part)
     return Value(data)
 
@@ -171,7 +175,7 @@ def written(
 @rule("strided")
 def strided(context: Context, source: Value, size: Any, stride: Any, offset: int) -> Value:
     """A view of what was written."""
-    data = whole(source, (context.step.key, "view")).contiguous()
+    data = whole(source).contiguous()
     return Value(data.as_strided(size, stride, offset))
 
 
@@ -180,7 +184,7 @@ def copied(context: Context, target: Any, source: Any, *args: Any) -> Value:
     """What is written."""
     if isinstance(source, Constant):
         return Value(lifted(source).expand(context.step.shapes[0]))
-    return Value(whole(source, (context.step.key, "copy")).expand(context.step.shapes[0]))
+    return Value(whole(source).expand(context.step.shapes[0]))
 
 
 @rule("fill", "zero")

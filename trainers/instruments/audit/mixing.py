@@ -44,7 +44,7 @@ def matmul(context: Context, first: Any, second: Any) -> Value:
     layer = isinstance(first, Value) and isinstance(second, Constant) and second.trained
     if layer and second.value.ndim == 2 and len(first.shape) == 2:
         return _weighted(first, second)
-    one, two = (_full(context, v, n) for n, v in enumerate((first, second)))
+    one, two = _full(first), _full(second)
     if two.ndim == 1:
         return Value(field.matrix_product(one, two[:, None])[..., 0])
     return Value(field.matrix_product(one, two))
@@ -61,9 +61,9 @@ def _weighted(value: Value, weight: Constant) -> Value:
     return Value(data, outputs)
 
 
-def _full(context: Context, given: Any, number: int) -> Tensor:
+def _full(given: Any) -> Tensor:
     if isinstance(given, Value):
-        return whole(given, (context.step.key, "factor", number))
+        return whole(given)
     if given.value.numel() > MOST_NUMBERS:
         raise Unreadable("a matrix too large to look at")
     return lifted(given)
@@ -76,7 +76,7 @@ def mean(
     """A sum or a mean, exact."""
     rank = len(value.shape)
     axes = sorted({axis % rank for axis in axes}) if axes else list(range(rank))
-    value = _alone_or_whole(context, value, axes)
+    value = _alone_or_whole(value, axes)
     data = value.data.sum(axes, keepdim=keep) % field.PRIME
     if context.step.operation == "mean":
         count = torch.Size([value.data.shape[axis] for axis in axes]).numel()
@@ -84,11 +84,11 @@ def mean(
     return _reduced(context, value, data)
 
 
-def _alone_or_whole(context: Context, value: Value, axes: Sequence[int]) -> Value:
+def _alone_or_whole(value: Value, axes: Sequence[int]) -> Value:
     """The value, channels apart if the axes mix them."""
     if value.channels is None or (1 not in axes and 0 not in axes):
         return value
-    return Value(whole(value, (context.step.key, "mixed")))
+    return Value(whole(value))
 
 
 def _reduced(context: Context, value: Value, data: Tensor) -> Value:
@@ -101,7 +101,7 @@ def symmetric_function(context: Context, value: Value, *args: Any, **kwargs: Any
     rank, name = len(value.shape), context.step.operation
     given = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
     axes = sorted({axis % rank for axis in given[0]}) if given and given[0] else list(range(rank))
-    value = _alone_or_whole(context, value, axes)
+    value = _alone_or_whole(value, axes)
     shape = context.step.shapes[0]
     others = [axis for axis in range(rank) if axis not in axes]
     moved = members_of(value) if name == "amax" else value.data[None]
@@ -128,7 +128,7 @@ def extreme(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any:
     if context.step.operation == "max" and not {0, 1} & set(axes):
         read, channels = members_of(value), value.channels
     else:
-        read, channels = whole(value, (context.step.key, "max"))[None], None
+        read, channels = whole(value)[None], None
     read = read.movedim([axis + 1 for axis in axes], list(range(1, len(axes) + 1)))
     read = read.flatten(0, len(axes))
     shape = list(context.step.shapes[0])
@@ -141,6 +141,21 @@ def extreme(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any:
     return (result, None) if args else result
 
 
+@rule("median", "nanmedian")
+def middle(context: Context, value: Value, axis: int | None = None, keep: bool = False) -> Any:
+    """The median of all values, or along an axis (its place is not followed)."""
+    found = symmetric_function(context, value, *([] if axis is None else [[axis]]))
+    return found if axis is None else (found, None)
+
+
+@rule("cumsum")
+def running_sum(context: Context, value: Value, axis: int, **_: Any) -> Value:
+    """The sums of the values up to each along an axis, exact."""
+    axis = axis % len(value.shape)
+    value = _alone_or_whole(value, [axis])
+    return value.holding(value.data.cumsum(axis) % field.PRIME)
+
+
 @rule("sort", "topk")
 def ordered(context: Context, value: Value, *args: Any, **kwargs: Any) -> list[Value | None]:
     """The values along an axis in their order, or the first of them (their places are not
@@ -150,7 +165,7 @@ def ordered(context: Context, value: Value, *args: Any, **kwargs: Any) -> list[V
     given = args[1:] if name == "topk" else args
     axis = next((a for a in given if isinstance(a, int) and not isinstance(a, bool)), -1)
     axis = kwargs.get("dim", axis) % rank
-    value = _alone_or_whole(context, value, [axis])
+    value = _alone_or_whole(value, [axis])
     largest_first = next((a for a in given if isinstance(a, bool)), name == "topk")
     largest_first = kwargs.get("descending", kwargs.get("largest", largest_first))
     first = value.data.sort(axis).values.narrow(axis, 0, context.step.shapes[0][axis])
@@ -161,7 +176,7 @@ def ordered(context: Context, value: Value, *args: Any, **kwargs: Any) -> list[V
 def gated(context: Context, value: Value, axis: int = -1) -> Value:
     """The first half of the values along an axis, weighed by the second."""
     axis = axis % len(value.shape)
-    value = _alone_or_whole(context, value, [axis])
+    value = _alone_or_whole(value, [axis])
     first, second = value.data.chunk(2, axis)
     return value.holding(field.product(first, field.hashed(second, "sigmoid")))
 
@@ -170,7 +185,7 @@ def gated(context: Context, value: Value, axis: int = -1) -> Value:
 def softmax(context: Context, value: Value, axis: int, *args: Any) -> Value:
     """Every value, and a function of all along the axis."""
     axis = axis % len(value.shape)
-    value = _alone_or_whole(context, value, [axis])
+    value = _alone_or_whole(value, [axis])
     total = field.hashed(value.data, "softmax").sum(axis, keepdim=True) % field.PRIME
     return value.holding(field.hashed_pairs(value.data, total, context.step.operation))
 
@@ -234,7 +249,7 @@ def group_norm(
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(context: Context, value: Value, shape: Sequence[int], *rest: Any) -> Any:
     """Values with a function of all along the last axes, and a factor for each place there."""
-    data = whole(value, (context.step.key, "layer norm"))
+    data = whole(value)
     data = _normalised(data, range(data.ndim - len(shape), data.ndim))
     for number, constant in enumerate(r for r in rest if isinstance(r, Constant)):
         numbers = lifted(constant)
@@ -253,10 +268,20 @@ def attention(
     context: Context, query: Value, key: Value, value: Value, *args: Any, **kw: Any
 ) -> Any:
     """Values weighted by functions of queries and keys."""
-    if any(isinstance(a, (Constant, Value)) for a in (*args, *kw.values())) or True in args:
-        raise Unreadable("attention with a mask")
-    q, k, v = (whole(x, (context.step.key, n)) for n, x in enumerate((query, key, value)))
-    scores = field.hashed(field.matrix_product(q, k.transpose(-1, -2)), "softmax")
+    given = (*args, *kw.values())
+    masks = [a for a in given if isinstance(a, Constant)]
+    if True in args or len(masks) > 1 or any(isinstance(a, Value) for a in given):
+        raise Unreadable("attention with a mask that depends on the image")
+    q, k, v = whole(query), whole(key), whole(value)
+    scores = field.matrix_product(q, k.transpose(-1, -2))
+    scores = field.hashed(scores, "softmax") if not masks else _masked(scores, masks[0])
     total = scores.sum(-1, keepdim=True) % field.PRIME
-    shares = field.hashed_pairs(scores, total, "shares")
+    shares = field.hashed_pairs(scores, total, "shares").masked_fill(scores == 0, 0)
     return [Value(field.matrix_product(shares, v)), *[None] * 10]
+
+
+def _masked(scores: Tensor, mask: Constant) -> Tensor:
+    """Functions of scores and what is added to them; 0 where a mask leaves them out."""
+    values = mask.value.cpu()
+    out = ~values if values.dtype == torch.bool else values == -torch.inf
+    return field.hashed_pairs(scores, lifted(mask), "softmax").masked_fill(out, 0)

@@ -83,6 +83,12 @@ def activation(context: Context, value: Value, *args: Any, **kwargs: Any) -> Any
     return (result, None) if name == "log_sigmoid_forward" else result
 
 
+@rule("rrelu_with_noise")
+def sloped(context: Context, value: Value, *_: Any, **kwargs: Any) -> Value:
+    """A leaky activation whose slope is the mean of those of training."""
+    return value.holding(field.hashed(value.data, "rrelu").masked_fill(value.data == 0, 0))
+
+
 def _increases(name: str, numbers: Sequence[Any]) -> bool:
     """Whether an activation never decreases; a leaky one with a negative slope does."""
     if name in ("leaky_relu", "elu", "celu"):
@@ -114,16 +120,13 @@ def negative(context: Context, value: Value) -> Value:
 
 @rule("add", "sub", "rsub")
 def add(context: Context, first: Any, second: Any, alpha: float = 1) -> Value:
-    """A sum: of channels that one number stands for, differences are sums with other signs."""
+    """A sum, or a difference."""
     sign = field.of_number(float(alpha))
     if context.step.operation == "rsub":
         first, second = second, first
     if context.step.operation != "add":
         sign = -sign % field.PRIME
     one, two, channels = paired(context, first, second)
-    difference = sign == field.PRIME - 1 and isinstance(first, Value) and isinstance(second, Value)
-    if difference and channels not in (None, 1):  # else x - x of other channels would vanish
-        one = field.product(one, field.drawn((context.step.key, "first")))
     return Value((one + field.product(two, sign)) % field.PRIME, channels)
 
 
@@ -180,7 +183,7 @@ def where(context: Context, condition: Any, first: Any, second: Any) -> Value:
         chosen = first if bool(condition.value) else second
         if isinstance(chosen, Value):
             return chosen
-    datas = [_alone(context, v, n) for n, v in enumerate(given)]
+    datas = [_alone(v) for v in given]
     return Value(
         field.hashed_pairs(datas[0], field.hashed_pairs(datas[1], datas[2], "where"), "where if")
     )
@@ -194,7 +197,7 @@ def masked_fill(context: Context, value: Value, mask: Any, fill: Any) -> Value:
     number = (
         field.of_number(float(fill.value)) if isinstance(fill, Constant) else field.of_number(fill)
     )
-    data = whole(value, (context.step.key, "mask"))
+    data = whole(value)
     return Value(data.masked_fill(mask.value.bool().cpu(), number))
 
 
@@ -203,14 +206,14 @@ def function_of_three(
     context: Context, first: Any, second: Any, third: Any, **kwargs: Any
 ) -> Value:
     """A function of three values in the same place."""
-    datas = [_alone(context, v, n) for n, v in enumerate((first, second, third))]
+    datas = [_alone(v) for v in (first, second, third)]
     key = (context.step.operation, sorted(kwargs.items()))
     return Value(field.hashed_pairs(datas[0], field.hashed_pairs(datas[1], datas[2], key), key))
 
 
-def _alone(context: Context, given: Any, number: int) -> Tensor:
+def _alone(given: Any) -> Tensor:
     if isinstance(given, Value):
-        return whole(given, (context.step.key, "argument", number))
+        return whole(given)
     if isinstance(given, Constant):
         return lifted(given)
     return torch.tensor(field.of_number(float(given)))
@@ -224,7 +227,7 @@ def paired(context: Context, first: Any, second: Any) -> tuple[Tensor, Tensor, i
     if len(together) == 1 and all(_joins(v, rank, together) for v in (first, second)):
         one, two = (_narrow(context, v, n) for n, v in enumerate((first, second)))
         return one, two, together.pop()
-    one, two = (_alone(context, v, n) for n, v in enumerate((first, second)))
+    one, two = _alone(first), _alone(second)
     return one, two, None
 
 

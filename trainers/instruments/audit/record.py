@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
@@ -102,7 +103,7 @@ def record_steps(
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _named_layers(module, recorder), torch.no_grad(), recorder:
+        with _named_layers(module, recorder), torch.no_grad(), recorder, ListsAsTensors():
             returned = module(image)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -111,6 +112,21 @@ def record_steps(
     if isinstance(returned, Tensor):
         program.output = recorder.known.get(returned) or recorder.constant(returned)
     return program
+
+
+class ListsAsTensors(TorchFunctionMode):
+    """While it is on, lists that index a tensor keep their values, which they lose where the tensor
+    has none.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            places = tuple(torch.tensor(p) if isinstance(p, list) else p for p in places)
+            args = args[0], places, *args[2:]
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder(TorchDispatchMode):

@@ -135,7 +135,7 @@ class ModuleKernels:
         """Those of a recorded module."""
         weights = [
             c for s in program.steps if s.operation == "convolution"
-            for c in s.args[1:2] if isinstance(c, Constant)
+            for c in s.args[1:2] if isinstance(c, Constant) and c.value.ndim == 4
         ]  # fmt: skip
         trained = [c for c in weights if c.trained]
         return cls(

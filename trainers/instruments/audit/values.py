@@ -106,13 +106,25 @@ def rule(*names: str) -> Callable[[OperationRule], OperationRule]:
     return enter
 
 
-def whole(value: Value, key: object) -> Tensor:
-    """The numbers of every channel: each a function of its own of the one that stood for all."""
+def whole(value: Value) -> Tensor:
+    """The numbers of every channel: each a function of its own of the one that stood for all, the
+    same for all values, so that equal channels stay equal wherever they are joined.
+    """
     if value.channels in (None, 1):
         return value.data
     shape = (1, value.channels, *(1,) * (value.data.ndim - 2))
-    scale, shift = field.drawn((key, "scale"), *shape), field.drawn((key, "shift"), *shape)
+    scale, shift = (field.drawn(("channels", what), *shape) for what in ("scale", "shift"))
     return ((value.data * scale + shift) % field.PRIME).masked_fill(value.data == 0, 0)
+
+
+def some_channels(value: Value, start: int, count: int, step: int = 1) -> Value:
+    """`count` channels from `start` on: another number stands for them than for others."""
+    if count == value.channels:
+        return value
+    key = "some channels", value.channels, start, count, step
+    scale, shift = int(field.drawn((key, "scale"), 1)), int(field.drawn((key, "shift"), 1))
+    data = ((value.data * scale + shift) % field.PRIME).masked_fill(value.data == 0, 0)
+    return Value(data, count)
 
 
 def lifted(constant: Constant) -> Tensor:

@@ -52,6 +52,8 @@ def turned_convolution(
     """A convolution whose kernels the turns keep; one of buffers has their values."""
     if not isinstance(maps, Value) or not isinstance(weight, Constant):
         raise Unreadable("kernels that depend on the image")
+    if len(maps.shape) == 3 and weight.trained and not transposed:
+        return _along_one_axis(maps, weight, bias, (stride[0], padding[0], dilation[0]), groups)
     if len(maps.shape) != 4:
         raise Unreadable("not a convolution over height and width")
     kernel = tuple(weight.value.shape[2:])
@@ -78,6 +80,21 @@ def turned_convolution(
         scale = field.drawn((weight.key, "outputs"), 1, outputs, 1, 1)
         return Value(field.product(result.repeat_interleave(times, 1), scale))
     return Value(result, outputs)
+
+
+def _along_one_axis(
+    rows: Value, weight: Constant, bias: Constant | None, step: tuple[int, int, int], groups: int
+) -> Value:
+    """A convolution over one axis, of channels say: its kernel is any, whatever the turns are."""
+    stride, padding, dilation = step
+    if groups > 1:
+        raise Unreadable("a grouped convolution over one axis")
+    data = F.pad(rows.data, (padding, padding))[:, :, None]
+    kernel = field.drawn((weight.key, "kernel"), data.shape[1], 1, weight.value.shape[2])
+    result = _slid(data, kernel[None, None], (1, stride), (1, dilation))[:, :, 0]
+    if bias is not None:
+        result = (result + field.drawn((bias.key, "bias"))) % field.PRIME
+    return Value(result, weight.value.shape[0])
 
 
 def _trained(
@@ -112,7 +129,7 @@ def _fixed(
     if maps.channels is not None and each and bool((kernels == kernels[:1]).all()):
         result = Value(_slid(maps.data, kernels[None, :1], *step), maps.channels)
     else:
-        data = whole(maps, (context.step.key, "channels"))
+        data = whole(maps)
         result = Value(_slid(data, kernels.view(groups, -1, kernels.shape[1], *shape), *step))
     if bias is None:
         return result

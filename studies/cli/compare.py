@@ -41,10 +41,7 @@ def compare(
     if pairs + controls + (first is not None) != 1 or (first is None) != (second is None):
         raise typer.BadParameter("name two trials, or give either --pairs or --controls")
     if first is not None and first == second:
-        raise typer.BadParameter(
-            f"A and B are both trial {first}; name two different trials of "
-            "`equisearch front` or `equisearch trials`"
-        )
+        raise typer.BadParameter(f"A and B are both {first}; name two different trials")
     if first is not None and second is not None:
         return _two(directory, first, second, format)
     from studies.evidence.intervals import Evidence

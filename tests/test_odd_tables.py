@@ -127,6 +127,14 @@ def test_the_bytes_of_an_image_column_may_stand_anywhere_in_it(tmp_path):
     assert opened(arrow(tmp_path, {"image": column, "label": LABELS}))[0].classes == ("0", "1")
 
 
+def test_an_image_column_may_hold_paths_alone(tmp_path):
+    names = [f"{i}.png" for i in range(len(IMAGES))]
+    for name, content in zip(names, IMAGES):
+        (tmp_path / name).write_bytes(content)
+    column = [{"bytes": None, "path": name} for name in names]  # its bytes are of the type null
+    assert opened(arrow(tmp_path, {"image": column, "label": LABELS}))[0].classes == ("0", "1")
+
+
 def test_two_classes_of_one_name_are_refused(tmp_path):
     path = arrow(tmp_path, {"image": IMAGES, "label": LABELS}, names=["a", "a"])
     refused(path, "hold 'a' twice; give every class")
@@ -153,6 +161,8 @@ def test_classes_that_differ_by_spaces_and_capitals_are_doubted(tmp_path):
         (("path,label\n" + ROWS).replace(",", "\t"), "utf-8"),
         (("path,label\n" + ROWS).replace(",", "|"), "utf-8"),
         (("path,label\n" + ROWS).replace("\n", "\r\n"), "utf-8"),
+        (("path,label\n" + ROWS).replace(",", ", "), "utf-8"),
+        ("path,label\n" + ROWS.replace("im/", "im\\"), "utf-8"),
         (("path,label\n" + ROWS).replace("\n", ",,\n") + ",,", "utf-8"),
         (("path,label\n" + ROWS).replace("im/", "../FOLDER/im/"), "utf-8"),
     ],
@@ -168,7 +178,7 @@ def test_csv_in_its_usual_dialects_is_read(tmp_path, text, encoding):
     [
         (("path,label\n" + ROWS).encode("utf-16"), "not a CSV table in UTF-8"),
         (("path,label\n" + ROWS).replace("dog", "dög").encode("latin-1"), "not a CSV table in UTF"),
-        (ROWS, "its columns are im/0.png, cat; name it by"),
+        (ROWS, r"its columns are im/0.png, cat; name it by .* needs a header"),
         ("path,label\n" + ROWS.replace("im/3", "im/99"), "1 of 12 files .*/im/99.png; paths are"),
         ("path,label\n" + ROWS.replace("im/", "/none/"), "the first is /none/0.png"),
         ("path,label\n" + ROWS.replace("im/0.png,cat", "im/0.png, "), "without a value in 'label'"),

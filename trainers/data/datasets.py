@@ -20,7 +20,7 @@ from trainers.cache import say_once
 from trainers.data import folders, sources
 from trainers.data.borders import see
 from trainers.data.decoding import FULL_16_BIT
-from trainers.data.describing import depth_warnings, file_warnings
+from trainers.data.describing import image_warnings
 from trainers.data.formats.labels import doubtful_classes
 from trainers.data.formats.opening import file_reader
 from trainers.data.formats.targets import check_targets
@@ -316,8 +316,7 @@ def _select(
         "warnings": [
             *source.notes,
             *(doubtful_classes(source.classes, source.train.labels) if own and not learned else ()),
-            *file_warnings(source, data),
-            *depth_warnings(source.train, top, out),
+            *image_warnings(source, data, drawn, top, out),
         ],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from searchspace.geometry import counted
 from trainers.data.decoding import FULL_16_BIT
 from trainers.data.pools import ArrayPool, FilePool, Pool, Source
+from trainers.data.splitting import split_warnings
 from trainers.settings import Data
 
 if TYPE_CHECKING:
@@ -62,6 +64,19 @@ def _folds(data: Data) -> list[str]:
 def _printable(text: str) -> str:
     """The text with its control characters and undecodable bytes as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def image_warnings(
+    source: Source, data: Data, drawn: Sequence[np.ndarray], top: int, pixels: np.ndarray
+) -> list[str]:
+    """What a user should know of the training and validation images `drawn`, which became `pixels`
+    uint8 [N, C, H, W] with the grey value `top` as 255.
+    """
+    return [
+        *split_warnings(source, data, *map(len, drawn)),
+        *file_warnings(source, data),
+        *depth_warnings(source.train, top, pixels),
+    ]
 
 
 def file_warnings(source: Source, data: Data) -> list[str]:

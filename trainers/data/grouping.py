@@ -10,6 +10,28 @@ import numpy as np
 from searchspace.geometry import counted
 from trainers.data.pools import Pool
 
+# how tables and arrays write that a value is missing, in lower case
+MISSING = ("", "nan", "nat", "none", "null", "<na>")
+
+
+def named_groups(values: np.ndarray, where: str, names: Sequence[str] | None = None) -> np.ndarray:
+    """The groups [N] as text; `names` are what messages call the images (None: by their place).
+
+    Raises ValueError where a group is missing (empty, NaN, None, <NA>): as one group, images that
+    have nothing in common would be kept together, and as groups of their own, images of one patient
+    might be in two splits.
+    """
+    groups = np.asarray(values).reshape(-1).astype(str)
+    missing = np.flatnonzero(np.isin(np.char.lower(np.char.strip(groups)), MISSING))
+    if len(missing):
+        first = int(missing[0])
+        raise ValueError(
+            f"{where} is empty in {counted(len(missing), 'row')}, first for "
+            f"{f'image {first}' if names is None else names[first]}; give every image a group "
+            "(one of its own, where it shares nothing with another)"
+        )
+    return groups
+
 
 def groups_in_names(pattern: str, names: Sequence[str]) -> np.ndarray:
     """The group of each file, as text [N]: what the one group of the regular expression finds in
@@ -60,6 +82,22 @@ def require_apart(one: Pool, other: Pool, names: tuple[str, str]) -> None:
             f"{counted(len(common), 'group')} of data.group_by, such as '{common[0]}'; move "
             "the images of each group to one split"
         )
+
+
+def group_warnings(groups: np.ndarray, wanted: int, drawn: int) -> list[str]:
+    """What a user should know of `drawn` validation images, whole groups of a pool with `groups`
+    [N], where that is far from as many as were `wanted`.
+    """
+    if wanted / 2 <= drawn <= 2 * wanted:
+        return []
+    values, counts = np.unique(groups, return_counts=True)
+    largest = int(counts.argmax())
+    return [
+        f"groups (data.group_by) are kept whole, and so {drawn} images validate where about "
+        f"{wanted} were meant: the largest of {counted(len(values), 'group')}, "
+        f"'{values[largest]}', has {counts[largest]} of {len(groups)} images; divide it, if its "
+        "parts are independent, or give the splits yourself (a column `split`)"
+    ]
 
 
 def take_groups(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from searchspace.geometry import counted
-from trainers.data.grouping import require_apart, require_groups, take_groups
+from trainers.data.grouping import group_warnings, require_apart, require_groups, take_groups
 from trainers.data.pools import Source
 from trainers.settings import Data
 
@@ -46,6 +46,15 @@ def draw_split(source: Source, data: Data) -> tuple[np.ndarray, np.ndarray]:
     check_classes(source, "train", labels[train])
     check_classes(source, "validation", drawn)
     return train, validation
+
+
+def split_warnings(source: Source, data: Data, train: int, validation: int) -> list[str]:
+    """What a user should know of how many images `draw_split` took."""
+    groups = source.train.groups
+    if groups is None or source.validation is not None or data.folds is not None:
+        return []
+    wanted = data.validation or source.validation_images or round((train + validation) / 5)
+    return group_warnings(groups, wanted, validation)
 
 
 def draw_test(source: Source, data: Data, labels: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from trainers.data.formats.pixels import (
     scaled,
 )
 from trainers.data.formats.targets import Targets, read_targets, strata, task_of
+from trainers.data.grouping import named_groups
 from trainers.data.pools import ArrayPool, Source
 from trainers.files import parse_json
 from trainers.settings import Data, Task
@@ -189,7 +190,9 @@ def _checked(images: Member, labels: Member, groups: Member | None, task: Task) 
             "(data.group_by) has the "
             f"shape {groups.shape}; give one group for each image"
         )
-    return _Part(images, values, None if groups is None else groups.array().reshape(-1).astype(str))
+    if groups is None:
+        return _Part(images, values, None)
+    return _Part(images, values, named_groups(groups.array(), f"{groups.text} (data.group_by)"))
 
 
 def _number(value: Any) -> float | None:

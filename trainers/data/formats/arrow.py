@@ -242,7 +242,9 @@ def _require_images(schema: Any, name: str, where: str) -> None:
     kind = schema.field(name).type
     if types.is_struct(kind):  # as an Image column of Hugging Face
         held = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
-        kind = held.get("bytes", held.get("path", kind))
+        # a column of which every value is missing has the type null
+        filled = [held[n] for n in ("bytes", "path") if n in held and not types.is_null(held[n])]
+        kind = filled[0] if filled else kind
     if not any(
         check(kind)
         for check in (

@@ -10,13 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from searchspace.geometry import counted
 from trainers import cached_arrays
-from trainers.data.decoding import ImagePath
+from trainers.data.decoding import ImagePath, extensions
 from trainers.data.folders import SPLIT_FOLDERS
 from trainers.data.formats.labels import class_names, class_numbers, numbered
 from trainers.data.formats.targets import SEPARATOR, read_targets, strata, task_of
-from trainers.data.grouping import groups_in_names
+from trainers.data.grouping import groups_in_names, named_groups
 from trainers.data.pools import FilePool, Source, file_pool
 from trainers.settings import Data, Task
 
@@ -126,6 +125,11 @@ def columns_of(
             raise ValueError(
                 f"{where} has no column of {key}s (looked for {looked_for}); its columns are "
                 f"{', '.join(there) or 'none'}; name it by `columns: {{{key}: ...}}`"
+                + (
+                    " (the first line seems to be an image's: the table needs a header before it)"
+                    if any(Path(name).suffix.lower() in extensions() for name in there)
+                    else ""
+                )
             )
         return None
 
@@ -184,15 +188,7 @@ def groups_of(
     if data.group_by is None:
         return None
     if column is not None:
-        groups = column.astype(str)
-        empty = np.flatnonzero(np.char.strip(groups) == "")
-        if len(empty):
-            raise ValueError(
-                f"the column '{data.group_by}' (data.group_by) is empty in "
-                f"{counted(len(empty), 'row')}, "
-                f"first for {names[int(empty[0])]}; give every image a group"
-            )
-        return groups
+        return named_groups(column, f"the column '{data.group_by}' (data.group_by)", names)
     if "(" not in data.group_by:
         raise ValueError(
             f"data.group_by is '{data.group_by}', which is not a column ({', '.join(there)}) and "

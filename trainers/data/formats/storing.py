@@ -24,6 +24,7 @@ from trainers.data.formats.pixels import (
     scaled,
 )
 from trainers.data.formats.targets import read_targets, task_of
+from trainers.data.grouping import named_groups
 from trainers.files import write_whole
 from trainers.settings import Task
 
@@ -101,7 +102,7 @@ def _given(parts: Mapping[str, Any], name: str, task: Task | Literal["auto"]) ->
         labels = class_numbers(labels, name)
     else:
         read_targets(labels, found, name)
-    groups = _as_numpy(parts[of_groups]).astype(str) if of_groups in parts else None
+    groups = named_groups(np.asarray(parts[of_groups]), of_groups) if of_groups in parts else None
     for what, values in ((of_labels, labels), (of_groups, groups)):
         if values is not None and len(values) != len(images):
             raise ValueError(

@@ -49,7 +49,7 @@ class Table:
                 )
         names = columns[image]
         labelled = list(zip(*(columns[name] for name in label)))
-        paths = [self.path.parent / name for name in names]
+        paths = [_place(self.path.parent, name) for name in names]
         self.files = _sizes(paths, self.path)
         by = data.group_by
         column = np.array(columns[by], dtype=str) if by in columns else None
@@ -87,7 +87,10 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
             first = file.readline()
             file.seek(0)
             delimiter = max("\t;,|", key=first.count)
-            header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
+            # "path, label": what follows a separator and a space is the value
+            spaced = f"{delimiter} " in first
+            found = csv.reader(file, delimiter=delimiter, skipinitialspace=spaced)
+            header, *rows = [row for row in found if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV table in UTF-8 ({error}); save it as one") from None
     twice = [name for name in header if name.strip() and header.count(name) > 1]
@@ -122,6 +125,16 @@ def _contradictions(names: list[str], labels: list[tuple[str, ...]], where: str)
         "if images have several labels, write these in one row (a|b) and say `data: {task: "
         "multilabel}`",
     )
+
+
+def _place(folder: Path, name: str) -> Path:
+    """The file that a table names; a name with backslashes, as Windows writes them, stands for the
+    folders where there is no such file.
+    """
+    path = folder / name
+    if "\\" in name and not os.path.lexists(path):
+        return folder / name.replace("\\", "/")
+    return path
 
 
 def _sizes(paths: list[Path], table: Path) -> list[tuple[int, int]]:

@@ -37,6 +37,7 @@ from trainers.instruments.audit.symmetrised import (
 )
 from trainers.instruments.audit.verdict import Audit, AuditClaim, ElementAudit, Lost
 from trainers.instruments.loading import several_inputs
+from trainers.networks.orbit import OrbitAverage
 
 OVER_PLACES = ("native_layer_norm", "_fused_rms_norm", "rms_norm")  # with a weight for each place
 MOST_SAID = 300  # characters of a module's own error
@@ -74,7 +75,7 @@ def audit(
             errors: list[float | None] = [0.0] + [None] * (chosen.order - 1)
             near: tuple[int | tuple[int, int], ...] = ()
         else:
-            outcomes = _outcomes(copied, program, chosen)
+            outcomes = _outcomes(copied, program, chosen, result.ndim == 2)
             near = _near(copied, program, chosen, outcomes) if sizes else ()
             claims = [outcome.kept for outcome in outcomes]
             errors = grid_errors(copied, program, chosen.elements, claims)
@@ -177,14 +178,18 @@ def _recorded(module: nn.Module, size: tuple[int, int], channels: int) -> Record
         return f"the module does not run without values: {type(error).__name__}: {said}"
 
 
-def _outcomes(module: nn.Module, program: RecordedProgram, group: Group) -> list[Followed]:
+def _outcomes(
+    module: nn.Module, program: RecordedProgram, group: Group, vectors: bool
+) -> list[Followed]:
     """Of every element."""
     turned: RecordedProgram | str | None = None
     if program.size[0] != program.size[1] and any(e.swaps_axes for e in group.elements):
         turned = _recorded(module, (program.size[1], program.size[0]), program.channels)
     outcomes = []
+    # of vectors: whatever is averaged
+    over_orbit = module.group.elements if isinstance(module, OrbitAverage) and vectors else ()
     for element in group.elements:
-        if element == IDENTITY:
+        if element == IDENTITY or element in over_orbit:
             outcomes.append(Followed(True))
         elif not element.swaps_axes or turned is None:
             outcomes.append(follow(program, element))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainers.files import write_whole
 from trainers.instruments.audit.audit import audit
 from trainers.instruments.audit.verdict import Audit, size_words
+from trainers.networks.orbit import orbit_average
 
 
 class Resized(nn.Module):
@@ -84,7 +85,8 @@ def repair_model(model: nn.Module, found: Audit, out: Path) -> Repaired:
     as `out`, a .pt2 or .onnx file for images of the same size.
 
     A linear layer behind a flattened map becomes the convolution that it is; the input is resized
-    to the nearest exact size. Weights stay as they are. Raises ValueError where that does not help.
+    to the nearest exact size; where that does not help, vectors are averaged over the group.
+    Weights stay as they are. Raises ValueError where nothing helps.
     """
     if out.suffix.lower() not in (".pt2", ".onnx"):
         raise ValueError(f"{out} is neither a .pt2 nor an .onnx file; give one of them")
@@ -96,15 +98,29 @@ def repair_model(model: nn.Module, found: Audit, out: Path) -> Repaired:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         module, changes = _rewritten(model.eval(), found, image)
-        again = audit(module, found.size, found.group, found.channels, name=str(out))
+        again = audit(module, found.size, found.group, found.channels, name=str(out), sizes=False)
+        if not again.exact and _may_be_averaged(found):
+            module = orbit_average(model, found.group)
+            price = f"each image runs {found.group.order} times"
+            changes = (f"the result is the mean over the orbit of {found.group}: {price}",)
+            again = audit(
+                module, found.size, found.group, found.channels, name=str(out), sizes=False
+            )
         difference = float((module(image) - model(image)).abs().max() / model(image).std())
         if not again.exact:
             raise ValueError(
-                f"{found.name} at {found.size[0]}x{found.size[1]} has no repair that is known: "
-                "no input size nearby is exact, and its layers do not allow another"
+                f"{found.name} at {found.size[0]}x{found.size[1]} has no repair that is known: no "
+                "input size nearby is exact, and only vectors of images whose shape the group "
+                "keeps can be averaged over its elements"
             )
         _write(module, image, out)
     return Repaired(found, again, changes, str(out), difference)
+
+
+def _may_be_averaged(found: Audit) -> bool:
+    """Whether results may be averaged over the group: vectors, of images whose shape it keeps."""
+    square = found.size[0] == found.size[1]
+    return found.invariant and (square or not any(e.swaps_axes for e in found.group.elements))
 
 
 def _rewritten(model: nn.Module, found: Audit, image: Tensor) -> tuple[nn.Module, tuple[str, ...]]:

@@ -48,7 +48,7 @@ def test_it_counts_the_images_that_are_loaded_and_decodes_none(folder, monkeypat
         "test": 4,
     }
     assert about.classes == splits.classes
-    assert set(about.as_dict()) == {"fingerprint", "images", "classes"}
+    assert set(about.as_dict()) == {"fingerprint", "images", "classes", "content"}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,26 @@ def test_it_changes_with_names_sizes_and_labels(folder, change):
     before = data_fingerprint(Data(folder=folder))
     change(folder)
     assert data_fingerprint(Data(folder=folder)).fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("form", ["folder", "npy"])
+def test_its_content_changes_with_bytes_of_the_same_number(folder, tmp_path, form):
+    if form == "folder":
+        for path in [*folder.rglob("*.png")]:
+            Image.open(path).save(path.with_suffix(".bmp"))
+            path.unlink()
+        data, changed = Data(folder=folder), folder / "dog" / "3.bmp"
+    else:
+        (tmp_path / "arrays").mkdir()
+        np.save(tmp_path / "arrays" / "images.npy", np.zeros((20, 5, 6), dtype=np.uint8))
+        np.save(tmp_path / "arrays" / "labels.npy", np.arange(20) % 2)
+        data, changed = Data(files=tmp_path / "arrays"), tmp_path / "arrays" / "images.npy"
+    before = data_fingerprint(data)
+    stored = bytearray(changed.read_bytes())
+    stored[-1] ^= 255
+    changed.write_bytes(stored)
+    after = data_fingerprint(data)
+    assert after.fingerprint == before.fingerprint and after.content != before.content != ""
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"train": 5}, {"validation": 5}, {"test": 5}])

@@ -4,6 +4,7 @@ are refused.
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,21 @@ def test_changed_data_is_refused_or_begins_the_comparison_anew(path):
         assert driver.finished == 4
     with pytest.raises(StudyError, match="gone: x"):
         SearchDriver.open(path, look=lambda study: BEFORE)
+
+
+def test_images_that_were_overwritten_are_changed_data_though_all_sizes_are_as_before(path):
+    before, after = replace(BEFORE, content="1"), replace(BEFORE, content="2")
+    # a study of an earlier version does not know the content: it goes on, and writes it down
+    for _ in range(2):
+        with SearchDriver.open(path, look=lambda study: before) as driver:
+            assert driver.finished == 4
+    assert study_attributes(path)["data"] == before.as_dict()
+    with pytest.raises(StudyError, match="the content of images.*--accept-data"):
+        SearchDriver.open(path, look=lambda study: after)
+    with SearchDriver.open(path, look=lambda study: after, accept_data=True) as driver:
+        assert driver.finished == 0
+    with SearchDriver.open(path, look=lambda study: BEFORE):  # an instrument that looks at less
+        assert study_attributes(path)["data"]["fingerprint"] == "a"
 
 
 def test_a_trial_that_was_training_on_the_old_data_does_not_go_on(tmp_path):

@@ -46,6 +46,7 @@ class DataIdentity:
     fingerprint: str
     images: Mapping[str, int]  # by split
     classes: tuple[str, ...]
+    content: str = ""  # of the bytes of images; empty: not compared
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the journal."""
@@ -53,7 +54,15 @@ class DataIdentity:
             "fingerprint": self.fingerprint,
             "images": dict(self.images),
             "classes": list(self.classes),
+            **({"content": self.content} if self.content else {}),
         }
+
+    def same_as(self, before: Mapping[str, Any]) -> bool:
+        """Whether the journal speaks of these images; earlier versions wrote no content down."""
+        content = before.get("content")
+        return before["fingerprint"] == self.fingerprint and (
+            not content or not self.content or content == self.content
+        )
 
 
 def first_attributes(
@@ -131,8 +140,10 @@ def require_same_images(
             f"classes: {started['classes']} -> {len(images.classes)}"
             for _ in range(started["classes"] != len(images.classes))
         ]
-    elif before["fingerprint"] == images.fingerprint:
+    elif images.same_as(before):
         return True
+    elif before["fingerprint"] == images.fingerprint:
+        changed = ["the content of images, whose names and sizes are as they were"]
     else:
         changed = _changes(before, images) or ["names, sizes or labels of images"]
     if changed and not accepted:
@@ -160,9 +171,10 @@ def adopt(
         new.update(definition_attribute(study))
     records = list(opened.records)
     before = opened.attributes.get("data")
-    if images is not None and (before is None or before["fingerprint"] != images.fingerprint):
+    if images is not None and (before is None or before != images.as_dict()):
         new["data"] = images.as_dict()
-        if before is not None or opened.attributes["classes"] != len(images.classes):
+        same = before is not None and images.same_as(before)
+        if not same and (before is not None or opened.attributes["classes"] != len(images.classes)):
             for record in opened.records:
                 if record.state in ("running", "waiting") and record.architecture is not None:
                     if record.state == "waiting":

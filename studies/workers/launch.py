@@ -338,7 +338,7 @@ def images_of(study: Study) -> DataIdentity:
         identity = data_fingerprint(study.data)
     except (ValueError, OSError) as error:
         raise StudyError(f"the study's data cannot be used: {error}") from error
-    return DataIdentity(identity.fingerprint, identity.images, identity.classes)
+    return DataIdentity(identity.fingerprint, identity.images, identity.classes, identity.content)
 
 
 def read_dimensions(

@@ -101,6 +101,12 @@ def decode(path: ImagePath, channels: int, top: int = FULL_16_BIT) -> np.ndarray
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
+def head_of(path: ImagePath, most: int = 1 << 20) -> bytes:
+    """The first `most` bytes of an image file. Raises OSError, and ValueError for a pipe."""
+    with _file(path) as file:
+        return file.read(most)
+
+
 def why_unreadable(error: Exception) -> str:
     """Why an image file cannot be read, without numbers and objects of the library."""
     if isinstance(error, UnidentifiedImageError):

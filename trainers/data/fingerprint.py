@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainers import cached_arrays
 from trainers.data import folders, sources
+from trainers.data.decoding import ImagePath, head_of
 from trainers.data.folders import Folder, Listing
 from trainers.data.formats.opening import file_reader
-from trainers.data.pools import Source
+from trainers.data.pools import ArrayPool, Pool, Source
 from trainers.data.splitting import draw_split, draw_test
 from trainers.settings import Data
 
 FINGERPRINT_VERSION = 1  # of what is compared: raise it when that changes
+LOOKED_INTO = 1000  # images of each split, evenly spread, whose content is compared
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class DataFingerprint:
     # images per split: train, validation, and test where it is taken from the training images
     images: dict[str, int]
     classes: tuple[str, ...]
+    # of the bytes of up to `LOOKED_INTO` images of each split; empty for a named set
+    content: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -32,6 +39,7 @@ class DataFingerprint:
             "fingerprint": self.fingerprint,
             "images": dict(self.images),
             "classes": list(self.classes),
+            **({"content": self.content} if self.content else {}),
         }
 
 
@@ -40,7 +48,8 @@ def data_fingerprint(data: Data) -> DataFingerprint:
     enters: a copied or moved data set has the same one.
 
     It changes when an image is added, removed, renamed, moved to another class or changes its size
-    in bytes, and with the settings of the split. Of a folder that holds its own test split, that
+    in bytes, and with the settings of the split; `content` also where the bytes of an image that is
+    looked into change. Of a folder that holds its own test split, that
     split does not count, since no score of a study depends on it. The arrays of a named set are
     read once and its counts then stored in the cache. Raises ValueError for data that is missing or
     cannot be split.
@@ -84,7 +93,30 @@ def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprin
     key = cached_arrays.key(
         [FINGERPRINT_VERSION, _split_settings(data, source), data.name, files, names, images]
     )
-    return DataFingerprint(key, images, tuple(source.classes))
+    content = "" if data.name is not None else _content(source)
+    return DataFingerprint(key, images, tuple(source.classes), content)
+
+
+def _content(source: Source) -> str:
+    """A digest of what is in images of the pools, as it is stored."""
+    digest = hashlib.sha256()
+    for pool in (source.train, source.validation):
+        if pool is not None:
+            count = len(pool.labels)
+            for row in np.unique(np.linspace(0, count - 1, min(count, LOOKED_INTO)).astype(int)):
+                digest.update(hashlib.sha256(_bytes_of(pool, int(row))).digest())
+    return digest.hexdigest()[:32]
+
+
+def _bytes_of(pool: Pool, row: int) -> bytes:
+    """What is stored of an image; nothing where it cannot be read, which decoding will say."""
+    if isinstance(pool, ArrayPool):
+        return pool.pixels[row].tobytes()
+    path: ImagePath = pool.paths[row]
+    try:
+        return head_of(path)
+    except (OSError, ValueError):
+        return b""
 
 
 def _split_settings(data: Data, source: Source) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def governed(text, architecture=TEXT, epochs=4):
         ("dual", 1.0, True),
         ("resilient:2", 1.0, True),
         ("triangle", 0.0, False),
+        ("triangle:0.1", 0.0, False),
     ],
 )
 def test_gamma_starts_and_trains_as_its_governor_says(text, gamma, trains):
@@ -119,6 +120,15 @@ def test_a_prior_weighs_phi_and_the_differences_of_banks():
         0.5 * (float(phi.detach().square().sum()) + 12)
     )
     assert governed("dual")[0].penalty() is None
+
+
+def test_a_triangle_with_a_weight_adds_the_sizes_of_its_pathways_and_without_one_nothing():
+    governing, network = governed("triangle:0.5")
+    sizes = [c.soft.parts[0].filters.detach().norm() for c in network.convolutions]
+    assert float(governing.penalty().detach()) == pytest.approx(0.5 * float(sum(sizes)))
+    assert governed("triangle")[0].penalty() is None
+    assert str(Governor.parse("triangle:0")) == str(Governor.parse("triangle")) == "triangle"
+    assert Governor.parse(str(Governor.parse("triangle:0.5"))).value == 0.5
 
 
 def test_a_triangle_trains_to_a_network_that_is_exact_in_float64(tmp_path):

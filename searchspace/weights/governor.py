@@ -7,7 +7,9 @@ dual         gamma trains under the constraint gamma = 0, which a dual variable 
              (ACE, arXiv:2505.13631)
 resilient:1  gamma trains under |gamma| <= u, and 1/2 u^2 costs: u = lambda / 1 (ACE)
 triangle     gamma rises from 0 to 1 in the first half of the training and falls to 0 in the
-             second, so that it ends exact (constraint relaxation, Pertigkiozoglou et al. 2024)
+             second, so that it ends exact (constraint relaxation, Pertigkiozoglou et al. 2024);
+             triangle:0.1 also adds 0.1 times the sum over layers of ||phi|| to the loss, which
+             keeps the exact part at work (theirs: 0.01, and 0.01 for the part that breaks G)
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 
 GovernorKind = Literal["fixed", "prior", "dual", "resilient", "triangle"]
 GOVERNOR_KINDS: tuple[GovernorKind, ...] = get_args(GovernorKind)
-GOVERNOR_FORM = "write one of fixed:1, prior:1e-6, dual, resilient:1 and triangle"
-# gamma itself | weight of the prior | cost of slack (rho)
-DEFAULTS = {"fixed": 1.0, "prior": 1e-6, "resilient": 1.0}
+GOVERNOR_FORM = "write one of fixed:1, prior:1e-6, dual, resilient:1, triangle and triangle:0.1"
+# gamma itself | weight of the prior | cost of slack (rho) | weight of the sizes of phi
+DEFAULTS = {"fixed": 1.0, "prior": 1e-6, "resilient": 1.0, "triangle": 0.0}
 MOST_GAMMA = 100.0
 
 
@@ -32,7 +34,7 @@ class Governor:
     """What governs gamma: a kind, with its number where it has one."""
 
     kind: GovernorKind = "fixed"
-    value: float = 0.0  # of `DEFAULTS`; 0 for kinds without one
+    value: float = 0.0  # of `DEFAULTS`; 0 for a kind without one
 
     def __post_init__(self) -> None:
         if self.kind not in GOVERNOR_KINDS:
@@ -65,7 +67,8 @@ class Governor:
         return cls(cast(GovernorKind, name), value)
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.value!r}" if self.kind in DEFAULTS else self.kind
+        shown = self.kind in DEFAULTS and (self.value or self.kind != "triangle")
+        return f"{self.kind}:{self.value!r}" if shown else self.kind
 
     @property
     def start(self) -> float:
@@ -96,7 +99,7 @@ class Governor:
         """Raises ValueError for a training too short for the schedule."""
         if self.kind == "triangle" and epochs < 2:
             raise ValueError(
-                f"gamma=triangle rises and falls, which needs 2 epochs, and the training has "
+                f"gamma={self} rises and falls, which needs 2 epochs, and the training has "
                 f"{epochs}; choose more epochs, or gamma=dual"
             )
 

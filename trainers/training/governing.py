@@ -93,10 +93,13 @@ class Governing:
             gamma.grad = None
 
     def penalty(self) -> Tensor | None:
-        """What a prior adds to the loss []; None: nothing."""
+        """What a prior, or a triangle with a weight, adds to the loss []; None: nothing."""
+        filters = [part.filters for pathway in self.pathways for part in pathway.parts]
+        if self.governor.kind == "triangle" and self.governor.value:
+            return self.governor.value * torch.stack([phi.norm() for phi in filters]).sum()
         if self.governor.kind != "prior":
             return None
-        terms = [part.filters.square().sum() for p in self.pathways for part in p.parts]
+        terms = [phi.square().sum() for phi in filters]
         for bank in self.banks:
             apart = bank.weights[:, :, None] - bank.weights[:, None, :]
             terms.append(apart.abs().sum())

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -131,6 +132,10 @@ def test_what_is_not_images_is_refused(images, why):
         ([0.5, 1.5, 2.5], "continuous"),
         ([], "0 labels"),
         ([0.0, np.nan], "NaN"),
+        (np.array(["a", None], dtype=object), "1 missing label .* first for image 1"),
+        (np.array(["a", np.nan, "b"], dtype=object), "1 missing label .* first for image 1"),
+        (pd.Series(["a", pd.NA], dtype=object), "1 missing label"),
+        (np.array(["a", 1], dtype=object), "types int, str; give all labels as text"),
         ([[0, 1], [1, 0]], "."),
     ],
 )

@@ -386,6 +386,8 @@ def _drive(opened: Callable[[], SearchDriver], directory: Path, quiet: bool) -> 
             note(comparing.control_text(said))
         best = next((row["trial"] for row in rows if row["knee"]), rows[0]["trial"])
         note("next, one line each:")
+        if any(record.kind == "pair" for record in opened_study[1]):
+            note(f"  equisearch compare {quoted} --pairs")
         note(f"  equisearch report {quoted}")
         note(f"  equisearch retrain {quoted} --trial {best}")
         note(f"  equisearch export {quoted} {best} --retrained")

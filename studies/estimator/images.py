@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from searchspace.geometry import counted
 from trainers.data.formats.pixels import Scale, axes_of, channels_second, find_scale, scaled
 
 IMAGES_AT_ONCE = 256  # images at once
@@ -85,8 +86,34 @@ def class_labels(y: Any) -> np.ndarray:
         raise ValueError("y holds 0 labels: found 0 sample(s); give at least two classes")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise ValueError("y holds NaN or infinite values; give a class for each image")
+    if labels.dtype.kind == "O":
+        _require_one_type(labels)
     check_classification_targets(labels)
     return labels
+
+
+def _is_missing(label: Any) -> bool:
+    # a comparison with pandas' NA has no truth value
+    is_pandas = type(label).__name__ in ("NAType", "NaTType")
+    return label is None or is_pandas or (isinstance(label, float) and math.isnan(label))
+
+
+def _require_one_type(labels: np.ndarray) -> None:
+    """Raises ValueError for objects, as pandas has them, of which some are missing or which cannot
+    be sorted together.
+    """
+    missing = [i for i, label in enumerate(labels) if _is_missing(label)]
+    if missing:
+        raise ValueError(
+            f"y holds {counted(len(missing), 'missing label')} (None, NaN, NA), first for image "
+            f"{missing[0]}; give a class for each image, or leave such images out"
+        )
+    kinds = sorted({type(label).__name__ for label in labels})
+    if len(kinds) > 1 and "str" in kinds:
+        raise ValueError(
+            f"y holds values of the types {', '.join(kinds)}; give all labels as text or all as "
+            "integers, such as y.astype(str)"
+        )
 
 
 def scale_of(images: np.ndarray) -> Scale:

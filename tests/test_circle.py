@@ -9,16 +9,14 @@ from fractions import Fraction
 import pytest
 import torch
 
-from searchspace.architecture import Architecture
 from searchspace.groups import Element, Group
-from searchspace.recipe import Candidate
 from studies.config import parse
 from studies.journal.definition import corners_note
 from studies.results import measure_trial
 from studies.results.measure_trial import Subject, find_subject
 from support.bundles import manifest_of, write_manifest
+from support.corners import TEXT, bundle, config_of, subject, trained  # noqa: F401
 from trainers.actions import act
-from trainers.bundles.export import TrainedNetwork, export
 from trainers.bundles.formats import BUNDLE_FORMATS, CARD, logits, onnx_runner, runner
 from trainers.bundles.model import _circle
 from trainers.bundles.pixel_graph import pixel_runner
@@ -27,13 +25,10 @@ from trainers.bundles.verify import verify
 from trainers.data.augment import rotate
 from trainers.data.borders import inscribed_circle, see
 from trainers.data.datasets import load_data, normalise
-from trainers.settings import Corners, Data, Symmetry, Training
+from trainers.settings import Corners
 from trainers.training.augmentation import LearnedAugmentation
-from trainers.training.config import TrainingConfig
-from trainers.training.train import start_training, train
 
-TEXT = "12px: 2k3@C4, 2k3@C4 max2/2"
-RECIPE = "augment=uniform loss=label:1"
+CORNERS: Corners = "circle"
 SIZES = [(n, n) for n in (1, 2, 3, 8, 9, 12, 15, 28, 33)]
 
 
@@ -79,41 +74,15 @@ def test_all_angles_show_the_same_content(size, degrees):
     assert (see(learned, "circle") - disc).abs().max() < 1e-6
 
 
-def config_of(corners: Corners = "circle", group="C8"):
-    return TrainingConfig(
-        Data(name="digits", train=60, validation=40),
-        Training(epochs=1, batch_size=20, precision="float32"),
-        Symmetry(group=group, corners=corners),
-        recipe=Candidate.parse(f"{TEXT} {RECIPE}").recipe,
-    )
-
-
 @pytest.fixture(scope="module")
 def splits():
     """Digits resized; their corners get content, so that they could be read."""
-    found = load_data(config_of().data, (12, 12))
+    found = load_data(config_of(CORNERS).data, (12, 12))
     train, validation = (
         replace(part, pixels=with_other_corners(part.pixels))
         for part in (found.train, found.validation)
     )
     return replace(found, train=train, validation=validation)
-
-
-def trained(splits, folder, corners: Corners = "circle"):
-    architecture, config = Architecture.parse(TEXT), config_of(corners)
-    scores = train(architecture, config, folder, 1, splits=splits).as_dict()
-    network = start_training(architecture, config, folder, splits).network
-    return TrainedNetwork(network, splits, config, scores, {"trial": 1})
-
-
-@pytest.fixture(scope="module")
-def subject(splits, tmp_path_factory):
-    return trained(splits, tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def bundle(subject, tmp_path_factory):
-    return export(subject, tmp_path_factory.mktemp("out") / "bundle", quantize=True)
 
 
 @pytest.mark.parametrize("corners,same", [("circle", True), ("black", False)])

@@ -12,13 +12,12 @@ import torch
 from searchspace.architecture import Architecture
 from searchspace.exactness import verdict
 from searchspace.groups import Element, Group
-from searchspace.recipe import Candidate
 from studies.config import parse
 from studies.journal.definition import corners_note
 from studies.results.measure_trial import find_subject
 from support.bundles import manifest_of, write_manifest
+from support.corners import TEXT, bundle, config_of, subject, trained  # noqa: F401
 from trainers.actions import act
-from trainers.bundles.export import TrainedNetwork, export
 from trainers.bundles.formats import BUNDLE_FORMATS, CARD, logits, onnx_runner, runner
 from trainers.bundles.model import _centre
 from trainers.bundles.pixel_graph import pixel_runner
@@ -29,11 +28,9 @@ from trainers.data.borders import kept_centre, see
 from trainers.data.datasets import load_data, normalise
 from trainers.instruments.audit.audit import audit
 from trainers.networks.networks import build
-from trainers.settings import Corners, Data, Symmetry, Training
-from trainers.training.config import TrainingConfig
-from trainers.training.train import start_training, train
+from trainers.settings import Corners
 
-TEXT = "12px: 2k3@C4, 2k3@C4 max2/2"
+CORNERS: Corners = "crop"
 SIZES = [*((n, n) for n in (1, 2, 3, 8, 9, 12, 15, 28, 29, 33)), (8, 13), (9, 6)]
 
 
@@ -81,35 +78,9 @@ def test_no_angle_brings_in_anything_from_outside(size, degrees):
     assert white[top : top + height + 2, left : left + width + 2].min() < 1 - 1e-9
 
 
-def config_of(corners: Corners = "crop"):
-    return TrainingConfig(
-        Data(name="digits", train=60, validation=40),
-        Training(epochs=1, batch_size=20, precision="float32"),
-        Symmetry(group="C8", corners=corners),
-        recipe=Candidate.parse(f"{TEXT} augment=uniform loss=label:1").recipe,
-    )
-
-
-def trained(splits, folder, corners: Corners = "crop"):
-    architecture, config = Architecture.parse(TEXT), config_of(corners)
-    scores = train(architecture, config, folder, 1, splits=splits).as_dict()
-    network = start_training(architecture, config, folder, splits).network
-    return TrainedNetwork(network, splits, config, scores, {"trial": 1})
-
-
 @pytest.fixture(scope="module")
 def splits():
-    return load_data(config_of().data, (12, 12))
-
-
-@pytest.fixture(scope="module")
-def subject(splits, tmp_path_factory):
-    return trained(splits, tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def bundle(subject, tmp_path_factory):
-    return export(subject, tmp_path_factory.mktemp("out") / "bundle", quantize=True)
+    return load_data(config_of(CORNERS).data, (12, 12))
 
 
 @pytest.mark.parametrize("corners,same", [("crop", True), ("reflect", False)])

@@ -226,7 +226,7 @@ def test_the_quick_commands_of_the_top_readme_run_on_what_its_python_made(
     monkeypatch.chdir(from_python)
     done = []
     for words in command_lines("\n".join(f"```bash\n{b}```" for b in blocks(TOP, "bash"))):
-        if words[0] not in ("front", "show", "check", "presets"):
+        if words[0] not in ("front", "report", "show", "check", "presets"):
             continue
         words = [re.sub(r"^runs/\w+$", "runs/from_python", word) for word in words]
         words = ["0" if word.isdigit() else word for word in words]
@@ -236,7 +236,7 @@ def test_the_quick_commands_of_the_top_readme_run_on_what_its_python_made(
         assert not ended.value.code, words
         assert capsys.readouterr().out.strip()
         done.append(words[0])
-    assert done == ["front", "show", "check", "presets"]
+    assert done == ["front", "show", "report", "check", "presets"]
 
 
 def test_the_template_that_the_top_readme_prints_is_a_study_file():

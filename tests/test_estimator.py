@@ -3,7 +3,6 @@
 import pickle
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -134,7 +133,6 @@ def test_what_is_not_images_is_refused(images, why):
         ([0.0, np.nan], "NaN"),
         (np.array(["a", None], dtype=object), "1 missing label .* first for image 1"),
         (np.array(["a", np.nan, "b"], dtype=object), "1 missing label .* first for image 1"),
-        (pd.Series(["a", pd.NA], dtype=object), "1 missing label"),
         (np.array(["a", 1], dtype=object), "types int, str; give all labels as text"),
         ([[0, 1], [1, 0]], "."),
     ],
@@ -142,6 +140,13 @@ def test_what_is_not_images_is_refused(images, why):
 def test_what_is_not_classes_is_refused(labels, why):
     with pytest.raises(ValueError, match=why):
         class_labels(labels)
+
+
+def test_missing_labels_of_pandas_are_refused():
+    pandas = pytest.importorskip("pandas")
+    for missing in (pandas.NA, pandas.NaT, None):
+        with pytest.raises(ValueError, match="1 missing label .* first for image 1"):
+            class_labels(pandas.Series(["a", missing, "b"], dtype=object))
 
 
 @pytest.mark.parametrize(

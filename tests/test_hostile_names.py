@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from studies.cli import main as cli
 from support.bundles import manifest_of, subject  # noqa: F401  (fixtures)
+from support.commands import run  # noqa: F401
 from trainers.bundles.card_scores import front_matter
 from trainers.bundles.export import export
 from trainers.bundles.model_card import card
@@ -52,20 +51,6 @@ def images(tmp_path_factory):
         Image.fromarray(np.zeros((17, 17), dtype=np.uint8)).save(folder / name)
     (folder / "torn\x1b[31m\nforged.png").write_bytes(b"\x89PNG")
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process; returns exit status, stdout and stderr."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["equisearch", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def test_predictions_hold_no_commands(run, hostile, images):

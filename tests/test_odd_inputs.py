@@ -5,16 +5,15 @@ tables of odd content. Each works, or ends with one sentence that names the path
 import errno
 import os
 import shutil
-import sys
 
 import pytest
 
-from studies.cli import main as cli
 from studies.config import parse
 from studies.journal.repair import repair
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from studies.workers.local_ray import _private_folder
+from support.commands import run  # noqa: F401
 
 TINY = """
 data: {name: digits, train: 40, validation: 20}
@@ -24,28 +23,6 @@ space:
 search: {trials: 2, rungs: [], sampler: random}
 resources: {executor: in_process, gpus_per_trial: 0}
 """
-
-
-class Result:
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process, as the console script does."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["equisearch", *map(str, words)])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        return Result(status, *capsys.readouterr())
-
-    return call
 
 
 def assert_one_message(result, *words):

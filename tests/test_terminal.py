@@ -23,6 +23,7 @@ from studies.results import tables
 from studies.search.driver import SearchDriver
 from studies.workers.executors import Event, run_in_process
 from support import trivial
+from support.commands import run  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;pwn\x07\x9b2J [bold]red[/bold] \u202egnp\x7f\r\nforged: line"
@@ -89,20 +90,6 @@ def hostile(tmp_path_factory):
     )
     (directory / "trials" / "00000" / "file\x1b[2J\x9b").write_text("")
     return directory
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process; returns exit status, stdout and stderr."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["equisearch", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def harmless(text):

@@ -94,7 +94,8 @@ def find_scale(blocks: Iterable[np.ndarray], dtype: np.dtype, where: str) -> Sca
     if lowest < 0 or (dtype.kind == "f" and highest > 1 and not (whole and highest <= 255)):
         raise ValueError(
             f"the images {where} have values from {lowest:g} to {highest:g}; give integers from 0 "
-            "to 255, or floating point numbers from 0 to 1, not normalised (that happens here)"
+            "to 255, or floating point numbers from 0 to 1 (those from 0 to 255 divided by 255), "
+            "not normalised (that happens here)"
         )
     if dtype.kind == "f":
         return Scale(255.0, rounded=True) if highest <= 1 else Scale()

@@ -295,6 +295,19 @@ def test_a_flattened_map_is_rewritten_as_the_same_function(tmp_path):
     assert made.after.exact and made.difference < 1e-5 and len(made.changes) == 1
 
 
+def test_what_no_size_repairs_is_averaged_over_the_group(tmp_path):
+    wide = nn.Conv2d(3, 6, (1, 3), padding=(0, 1))
+    model = pooled(wide, nn.ReLU()).eval()
+    made = repair_model(model, audit(model, 8), tmp_path / "out.pt2")
+    assert made.after.exact and made.before.surviving_group == "D2"
+    assert "each image runs 8 times" in made.text() and len(made.changes) == 1
+    images, averaged = torch.randn(1, 3, 8, 8), torch.export.load(tmp_path / "out.pt2").module()
+    assert (averaged(images) - averaged(images.rot90(1, (2, 3)))).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="only vectors of images whose shape the group keeps"):
+        repair_model(wide.eval(), audit(wide, 8), tmp_path / "maps.pt2")
+    assert not (tmp_path / "maps.pt2").exists()
+
+
 @pytest.mark.slow  # the first export of a process
 def test_a_repair_to_onnx_runs_as_its_audit_says(tmp_path):
     import onnxruntime

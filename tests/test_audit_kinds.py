@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainers.instruments.audit.audit import audit
-from trainers.instruments.audit.repair import repair_model
 
 
 class Written(nn.Module):
@@ -87,18 +86,3 @@ def test_claims_are_what_is_measured(kind):
     found = audit(Written(function), 8, sizes=False)
     assert not found.unread and {f.agrees for f in found.findings} == {True}
     assert " ".join(map(str, found.surviving)) == kept
-
-
-@pytest.mark.parametrize(
-    "function", [lambda m, y: attended(m, y, m.bias), lambda _, y: y.cumprod(3)]
-)
-def test_what_no_size_repairs_is_averaged_over_the_group(function, tmp_path):
-    model = Written(function).eval()
-    made = repair_model(model, audit(model, 8), tmp_path / "out.pt2")
-    assert made.after.exact and "each image runs 8 times" in made.text()
-    images = torch.randn(2, 3, 8, 8)[:1]
-    averaged = torch.export.load(tmp_path / "out.pt2").module()
-    assert (averaged(images) - averaged(images.rot90(1, (2, 3)))).abs().max() < 1e-5
-    maps = nn.Conv2d(3, 4, (1, 3))
-    with pytest.raises(ValueError, match="only vectors of images whose shape the group keeps"):
-        repair_model(maps, audit(maps, 8), tmp_path / "maps.pt2")

@@ -24,12 +24,14 @@ def nearest_exact_sizes(
     exact behind every layer: of square images square ones, of others those that are neither higher
     and narrower nor lower and wider.
 
-    `clean` says whether that is so at a size; `program` is that of the present size.
+    `clean` says whether that is so at a size; `program` is that of the present size. Both axes have
+    a third of the present pixels at least.
     """
     height, width = program.size
     found: list[Size] = []
     for sign in (1, -1):
-        tried = [s for s in _sizes(program, sign) if min(s) > 0]
+        # less than a third of the image is another task
+        tried = [s for s in _sizes(program, sign) if 3 * s[0] >= height and 3 * s[1] >= width]
         found += next(([s] for s in tried if clean(s)), [])
     return tuple(sorted(found, key=lambda s: (abs(s[0] - height) + abs(s[1] - width), s)))
 

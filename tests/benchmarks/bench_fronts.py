@@ -116,8 +116,11 @@ def summary(rows: Sequence[dict[str, Any]], task: str) -> str:
     lines = []
     for text in (*HARD[task], *SOFT[task]):
         of = [row for row in rows if row["text"] == text]
+        if not of:
+            lines.append(f"missing {text}")
+            continue
         accuracies = [spread([row[s] for row in of]) for s in ("accuracy", "symmetry_accuracy")]
-        lines.append(f"{accuracies}  {of[0]['params']} {text}" if of else f"missing {text}")
+        lines.append(f"{accuracies}  {of[0]['params']} {text}")
     number = len(HARD[task]) + len(SOFT[task])
     of_seeds = [[row for row in rows if row["seed"] == s] for s in {row["seed"] for row in rows}]
     found = [volumes(of, task) for of in of_seeds if len(of) == number]

@@ -44,9 +44,10 @@ ROWS = {
 EPOCHS = {"sixes": 4, "rotated": 12}
 
 
-def result(job: dict[str, Any], task: str, root: Path) -> dict[str, Any]:
+def result(job: dict[str, Any], root: Path) -> dict[str, Any]:
     """The scores of one training, with its pathways and without, and what was learned."""
-    candidate = Candidate.parse(job["row"])
+    task, _, text = job["row"].partition(" ")
+    candidate = Candidate.parse(text)
     name, group, rotation = {
         "sixes": ("mnist6_180", "C1", "none"),
         "rotated": ("mnist", "C4", "group"),
@@ -60,7 +61,7 @@ def result(job: dict[str, Any], task: str, root: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scores = train(candidate.architecture, config, Path(folder), job["epochs"], splits=splits)
         run = start_training(candidate.architecture, config, Path(folder), splits)
-    found = {"task": task, "scores": [scores.accuracy, scores.symmetry_accuracy]}
+    found = {"scores": [scores.accuracy, scores.symmetry_accuracy]}
     pathways = [m for m in run.network.modules() if isinstance(m, Pathway)]
     if pathways:
         with torch.no_grad():
@@ -100,8 +101,8 @@ def main() -> None:
     parser = row_parser(__doc__, (), train=2000, epochs=0, out="gamma.jsonl")
     parser.add_argument("task", choices=list(ROWS))
     given = parser.parse_args()
-    task, given.epochs = given.task, given.epochs or EPOCHS[given.task]
-    print(table(trained_rows(given, ROWS[task], lambda job, root: result(job, task, root))))
+    given.epochs = given.epochs or EPOCHS[given.task]
+    print(table(trained_rows(given, ROWS[given.task], result)))
 
 
 if __name__ == "__main__":

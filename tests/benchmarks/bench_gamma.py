@@ -37,7 +37,7 @@ RELAXATIONS = {
 }
 ROWS = {
     task: [
-        STAGES.format(relaxation, f" gamma={gamma}" if gamma else "") for relaxation, gamma in of
+        f"{task} " + STAGES.format(soft, f" gamma={gamma}" if gamma else "") for soft, gamma in of
     ]
     for task, of in RELAXATIONS.items()
 }

@@ -15,7 +15,7 @@ from studies.journal.folders import write_given
 from studies.journal.lock import StudyLock
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.repair import _data_facts, _fitting, repair
-from studies.journal.salvage import salvage
+from studies.journal.salvage import read_what_is_whole, salvage
 from studies.journal.writer import open_journal
 from studies.results import tables
 from studies.search.driver import SearchDriver
@@ -58,6 +58,29 @@ def test_records_before_and_behind_the_damage_are_kept(directory, damage):
     assert "line 7" in done[0] and len(read_trials(directory)) == 9
     assert (directory / f"{JOURNAL}.damaged").read_bytes() == damaged
     assert repair(directory) == []
+
+
+@pytest.mark.parametrize("kind", ["whole", "half before", "three times", "copy that went on"])
+def test_a_copy_that_was_appended_is_no_second_study(directory, kind):
+    """As `cat`, a synchronising program, or a half restored backup leave it: trials would be there
+    twice, and those of the copy would train again.
+    """
+    lines = (directory / JOURNAL).read_bytes().splitlines(keepends=True)
+    more = b'{"op_code":2,"study_id":0,"user_attr":{"note":1}}\n'
+    doubled = {
+        "whole": lines * 2,
+        "half before": lines[:5] + lines,
+        "three times": lines * 3,
+        "copy that went on": [*lines, *lines, more],
+    }[kind]
+    (directory / JOURNAL).write_bytes(b"".join(doubled))
+    with pytest.raises(DamagedError, match=r"begins the journal a second time.*repair"):
+        read_trials(directory)
+    with pytest.warns(JournalWarning, match="the study stands in it more than once"):
+        assert len(read_what_is_whole(directory)) == 9
+    assert "more than once" in repair(directory)[0] and len(read_trials(directory)) == 9
+    whole = (directory / JOURNAL).read_text()
+    assert ("note" in whole) == (kind == "copy that went on") and repair(directory) == []
 
 
 def scored(study, assignment, report):

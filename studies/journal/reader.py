@@ -25,6 +25,7 @@ from studies.journal.records import (
     SET_STATE,
     SET_STUDY_ATTRIBUTE,
     SET_TRIAL_ATTRIBUTE,
+    copied_lines,
     is_record,
 )
 from studies.journal.trial import ENDED, JournalAttributes, State, TrialRecord
@@ -80,6 +81,11 @@ def read_lines(
     lines: Sequence[bytes], *, parameters: bool = False, lenient: bool = False
 ) -> tuple[dict[str, Any], list[TrialRecord]]:
     """What the lines of a journal say, without their newlines; see `read_journal`."""
+    if copied := copied_lines(lines):
+        raise DamagedError(
+            f"line {copied.start + 1} begins the journal a second time, as where a copy was "
+            "appended to it"
+        )
     collecting = gc.isenabled()
     # nothing of what is read is garbage; a third of the time otherwise (10,000 trials, Python 3.11)
     gc.disable()

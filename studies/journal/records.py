@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -217,3 +217,19 @@ CHECKS: Mapping[int, Callable[[Entry], bool]] = {
     SET_TRIAL_ATTRIBUTE: _has_mapping("user_attr", OF_TRIAL),
     9: _has_mapping("system_attr"),
 }
+
+
+def copied_lines(lines: Sequence[bytes]) -> range:
+    """The lines that say again what the journal begins with, as where a copy was appended to it;
+    empty for a journal that begins once. Each process names itself in what it writes, so that two
+    equal first records are one record twice.
+    """
+    if not lines or b'"op_code":0' not in lines[0].replace(b" ", b""):
+        return range(0)
+    try:
+        start = lines.index(lines[0], 1)
+    except ValueError:
+        return range(0)
+    most = min(start, len(lines) - start)
+    same = next((k for k in range(most) if lines[start + k] != lines[k]), most)
+    return range(start, start + same) if same > 1 else range(0)

@@ -25,6 +25,7 @@ from studies.journal.records import (
     OF_TRIALS,
     SET_STATE,
     Entry,
+    copied_lines,
     is_record,
 )
 from studies.journal.trial import TrialRecord
@@ -77,12 +78,23 @@ def salvage(content: bytes) -> Salvage:
     reading = _Reading()
     lines = content.split(b"\n")
     tail = lines.pop()
-    for number, line in enumerate(lines, start=1):
+    numbers = list(range(1, len(lines) + 1))
+    while copied := copied_lines(lines):
+        created = f'"op_code":{CREATE_TRIAL},'.encode()
+        copies = [line.replace(b" ", b"") for line in lines[copied.start : copied.stop]]
+        trials = sum(created in line for line in copies)
+        reading.damage.append(_twice(trials))
+        del lines[copied.start : copied.stop], numbers[copied.start : copied.stop]
+    for number, line in zip(numbers, lines):
         _read_line(reading, number, line)
     if tail:
-        _read_line(reading, len(lines) + 1, tail)
+        _read_line(reading, content.count(b"\n") + 1, tail)
         reading.damage.append("the last line has no end")
     return _placed(reading)
+
+
+def _twice(trials: int) -> str:
+    return f"the study stands in it more than once, with copies of {counted(trials, 'trial')}"
 
 
 def read_what_is_whole(directory: Path, *, parameters: bool = False) -> list[TrialRecord]:
@@ -220,10 +232,7 @@ def _placed(reading: _Reading) -> Salvage:
             created, lost = created + missing, lost + missing
         entries.append(entry)
     if copies.trials:
-        damage.append(
-            f"the study stands in it more than once, with copies of "
-            f"{counted(copies.trials, 'trial')}"
-        )
+        damage.append(_twice(copies.trials))
     if lost:
         damage.append(f"the beginning of {counted(lost, 'trial')} was lost")
     if unknown:

@@ -11,7 +11,7 @@ from searchspace.geometry import counted
 from trainers.data.pools import Pool
 
 # how tables and arrays write that a value is missing, in lower case
-MISSING = ("", "nan", "nat", "none", "null", "<na>")
+NO_GROUP = ("", "nan", "nat", "none", "null", "<na>")
 
 
 def named_groups(values: np.ndarray, where: str, names: Sequence[str] | None = None) -> np.ndarray:
@@ -22,7 +22,7 @@ def named_groups(values: np.ndarray, where: str, names: Sequence[str] | None = N
     might be in two splits.
     """
     groups = np.asarray(values).reshape(-1).astype(str)
-    missing = np.flatnonzero(np.isin(np.char.lower(np.char.strip(groups)), MISSING))
+    missing = np.flatnonzero(np.isin(np.char.lower(np.char.strip(groups)), NO_GROUP))
     if len(missing):
         first = int(missing[0])
         raise ValueError(

@@ -83,8 +83,18 @@ def test_a_point_is_worth_its_images():
     found = Evidence(images=2000).resolution([])
     text = resolution_text(found)
     assert "one percentage point is 20 of 2,000 validation images" in text
-    assert "differences below about 1.9 points cannot be told apart" in text
+    assert "below about 1.9 points between accuracies near 90% cannot be told apart" in text
     assert Evidence().resolution([]) is None
+
+
+def test_what_images_tell_apart_says_whether_they_were_compared_one_by_one(tmp_path):
+    records = [record(n, 0.75, 0.75) for n in (0, 1)]
+    for number, correct in enumerate((torch.arange(400) < 300, torch.arange(400) >= 100)):
+        keep(tmp_path, number, correct)
+    paired = resolution_text(Evidence(tmp_path).resolution(records))
+    assert "compared image by image" in paired and "accuracies near" not in paired
+    counted = resolution_text(Evidence(images=400).resolution(records))
+    assert "between accuracies near 75%" in counted
 
 
 def test_trainings_with_other_seeds_have_an_interval_over_seeds():

@@ -188,8 +188,8 @@ class Evidence:
         below which they cannot be told apart; None where the number of images is not known.
 
         The difference is half the 95 % interval: paired, the median over the front, where the
-        images are stored, else that of two accuracies like the front's. Of another main `score`
-        only the difference is known, and only from a front of two.
+        images are stored, else that of two accuracies `near` the front's median. Of another main
+        `score` only the difference is known, and only from a front of two.
         """
         count = self.images or next((c for c in map(self.count, front) if c), None)
         if not count:
@@ -210,6 +210,7 @@ class Evidence:
             "images_per_point": count / 100,
             "smallest_difference": smallest,
             "paired": bool(halves),
+            "near": None if halves else share,
         }
 
 
@@ -223,9 +224,10 @@ def resolution_text(value: Mapping[str, Any]) -> str:
         )
     point, images = value["images_per_point"], f"{value['validation_images']:,} validation images"
     how = "compared image by image, " if value["paired"] else ""
+    near = "" if value["paired"] else f" between accuracies near {value['near']:.0%}"
     return (
         f"one percentage point is {point:,.3g} of {images}; {how}differences below about "
-        f"{100 * value['smallest_difference']:.1f} points cannot be told apart (95 %)"
+        f"{100 * value['smallest_difference']:.1f} points{near} cannot be told apart (95 %)"
     )
 
 

@@ -33,6 +33,7 @@ KEYS = {
     "breaks",
     "exact_sizes",
     "unshifted_sizes",
+    "without_effect",
     "repairs",
     "breaking",
     "channels",

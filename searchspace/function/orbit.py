@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from searchspace.geometry import Size, size_text
 from searchspace.groups import GRID_GROUP, TRIVIAL, Element, Group
@@ -41,14 +42,25 @@ def averaged_elements(
     """
     if orbit == TRIVIAL:
         return tuple(invariant(size))
-    inside = {shape: frozenset(invariant(shape)) for shape in {size, size[::-1]}}
+    upright = frozenset(invariant(size))
+    turned = upright if size[0] == size[1] else frozenset(invariant(size[::-1]))
+    return _averaged_elements(orbit, upright, turned)
+
+
+@lru_cache(maxsize=1024)  # a search asks for thousands of networks that are invariant alike
+def _averaged_elements(
+    orbit: Group, upright: frozenset[Element], turned: frozenset[Element]
+) -> tuple[Element, ...]:
+    """`averaged_elements` of a network that is invariant under `upright`, and under `turned` for
+    images of the other shape.
+    """
 
     def function_of(element: Element) -> Element:
         """The first element whose image the network cannot tell from that of `element`."""
         return next(
             other
             for other in GRID_GROUP.elements
-            if element @ other.inverse in inside[size[::-1] if other.swaps_axes else size]
+            if element @ other.inverse in (turned if other.swaps_axes else upright)
         )
 
     before = Counter(function_of(g) for g in orbit.elements)

@@ -43,7 +43,7 @@ def averaged_elements(
     if orbit == TRIVIAL:
         return tuple(invariant(size))
     upright = frozenset(invariant(size))
-    turned = upright if size[0] == size[1] else frozenset(invariant(size[::-1]))
+    turned = upright if size[0] == size[1] else frozenset(invariant((size[1], size[0])))
     return _averaged_elements(orbit, upright, turned)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from studies.cli import main as cli
 from studies.journal import reader
+from support.commands import run  # noqa: F401
 
 SMALL = [
     "--set",
@@ -42,33 +42,6 @@ SMALL = [
     "--set",
     "search.first=[]",
 ]
-
-
-class Result:
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process, as the console script does."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["equisearch", *map(str, words)])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        out, err = capsys.readouterr()
-        return Result(status, out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module")

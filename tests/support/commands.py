@@ -1,7 +1,9 @@
 """Commands as the console script runs them, in this process."""
 
+import json
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,11 @@ class Result:
 
     def __iter__(self):
         return iter((self.status, self.out, self.err))
+
+    @property
+    def json(self) -> Any:
+        """What it wrote, read as JSON."""
+        return json.loads(self.out)
 
 
 @pytest.fixture

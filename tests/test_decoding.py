@@ -194,8 +194,22 @@ def test_a_hot_pixel_in_test_images_alone_is_cut_off_after_the_search(tmp_path, 
     hot[..., 3, 4] = splits.train.pixels[0, 0, 3, 4]
     assert (test.pixels[..., 3, 4] == 255).all() and len(splits.train) == 8
     assert (hot[..., 1:, :] == splits.train.pixels[0, :, 1:]).all()
-    if files in ("npz", "arrays"):
-        assert "10 values of 16,000" in caplog.text and "cut off" in caplog.text
+    many = "10 values in 10 of 10 test images of"
+    many = "10 values of 16,000" if files in ("npz", "arrays") else many
+    assert many in caplog.text and "cut off there" in caplog.text
+
+
+def test_fractions_of_training_images_that_are_cut_off_are_said(tmp_path):
+    values = np.linspace(0, 1, 1600, dtype=np.float32).reshape(40, 40)
+    data = fill(tmp_path / "set", values, ".tif")
+    for path in sorted((tmp_path / "set").rglob("*.tif")):
+        pixels = values.copy()
+        pixels[3, 4:6] = [1.5, -2]
+        Image.fromarray(pixels).save(path)
+    with pytest.warns(
+        DataWarning, match=r"16 values in 8 of 8 images .* outside 0..1 \(from -2 to"
+    ):
+        load_data(data)
 
 
 def test_test_arrays_of_another_scale_are_refused(tmp_path):

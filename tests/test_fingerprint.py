@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.data import pools
+from trainers.data import fingerprint, pools
 from trainers.data.datasets import load_data
 from trainers.data.fingerprint import data_fingerprint
 from trainers.settings import Data
@@ -139,6 +139,33 @@ def test_a_named_set_is_opened_once_and_compared_by_its_files(tmp_path, monkeypa
     assert data_fingerprint(data.model_copy(update={"root": tmp_path / "b"})) == before
     write_mnist(tmp_path / "b", 200)
     assert data_fingerprint(data.model_copy(update={"root": tmp_path / "b"})) != before
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+def test_a_named_sets_content_changes_with_bytes_of_the_same_number(
+    tmp_path, monkeypatch, name, whole
+):
+    monkeypatch.setattr(fingerprint, "SAMPLED_BYTES", 64)
+    if not whole:  # blocks of the files, the last bytes among them
+        monkeypatch.setattr(fingerprint, "READ_BYTES", 4096)
+    write_mnist(tmp_path, 100)
+    data = Data(name="mnist", root=tmp_path)
+    before = data_fingerprint(data)
+    assert before.content and data_fingerprint(data) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(fingerprint, "_content_of_files", None)  # the digest is cached
+        assert data_fingerprint(data) == before
+    path = tmp_path / "MNIST" / "raw" / name
+    stored, times = bytearray(path.read_bytes()), path.stat()
+    stored[-1] ^= 1
+    path.write_bytes(stored)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as some tools leave it
+    after = data_fingerprint(data)
+    assert after.fingerprint == before.fingerprint and after.content != before.content
+    stored[-1] ^= 1
+    path.write_bytes(stored)
+    assert data_fingerprint(data) == before
 
 
 def test_digits_have_one():

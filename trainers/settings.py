@@ -226,6 +226,11 @@ class Data(Settings):
         return self.name or Path(self.folder or self.files or "").name
 
     @property
+    def where(self) -> str:
+        """The data set's name, or the path of its folder or files."""
+        return self.name or str(self.folder or self.files)
+
+    @property
     def place(self) -> Path | None:
         """Where the images lie, which workers on other machines must see; None where there is no
         such place (embedded, or downloaded by each machine).

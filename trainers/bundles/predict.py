@@ -19,7 +19,8 @@ from trainers.bundles.model import Model
 from trainers.bundles.pixel_graph import PIXELS_FILE, pixel_runner
 from trainers.bundles.symmetry_check import movable
 from trainers.bundles.verify import load_checked
-from trainers.data.decoding import decode, why_unreadable
+from trainers.cache import say_once
+from trainers.data.decoding import Outside, decode, describe_outside, why_unreadable
 from trainers.data.fitting import Fit, fit_images
 from trainers.data.tasks import task_activation
 from trainers.settings import Task
@@ -42,13 +43,14 @@ class Predictor:
         """The names of the classes, in the order of probabilities."""
         return self.manifest.classes
 
-    def read(self, path: Path) -> Tensor:
-        """An image file as training reads it, uint8 [channels, height, width] in the model's size.
+    def read(self, path: Path, cut: Callable[[Outside], None] = lambda outside: None) -> Tensor:
+        """An image file as training reads it, uint8 [channels, height, width] in the model's size;
+        `cut` is told of values that are cut off.
 
         Raises whatever Pillow raises on a damaged file, and ValueError.
         """
         given, content = self.manifest.input, self.manifest.content
-        pixels = torch.from_numpy(decode(path, given.channels, self.manifest.data.top))
+        pixels = torch.from_numpy(decode(path, given.channels, self.manifest.data.top, cut))
         fit: Fit = "resize" if content.fit == "resize" else "pad"
         return fit_images(pixels[None], (given.height, given.width), fit)[0]
 
@@ -83,17 +85,24 @@ def _torch_runner(model: Model, task: Task) -> Callable[[Tensor], Tensor]:
 def predict_files(
     predictor: Predictor, paths: Iterable[Path]
 ) -> Iterator[tuple[Path, Tensor | str]]:
-    """(path, probabilities [class] or why the file cannot be read) for each, in their order."""
+    """(path, probabilities [class] or why the file cannot be read) for each, in their order. What
+    was cut off of their values is logged at the end.
+    """
     waiting: list[tuple[Path, Tensor | str]] = []
+    cut: list[Outside] = []
+    number = 0
     for path in paths:
+        number += 1
         try:
-            waiting.append((path, predictor.read(path)))
+            waiting.append((path, predictor.read(path, cut.append)))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
             waiting.append((path, why_unreadable(error)))
         if len(waiting) == PREDICTION_BATCH:
             yield from _predicted(predictor, waiting)
             waiting = []
     yield from _predicted(predictor, waiting)
+    for line in describe_outside(cut, number, "image"):
+        say_once(line)
 
 
 def _predicted(

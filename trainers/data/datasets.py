@@ -19,7 +19,7 @@ from trainers import cached_arrays
 from trainers.cache import say_once
 from trainers.data import folders, sources
 from trainers.data.borders import see
-from trainers.data.decoding import FULL_16_BIT
+from trainers.data.decoding import FULL_16_BIT, Outside, describe_outside
 from trainers.data.describing import image_warnings
 from trainers.data.formats.labels import doubtful_classes
 from trainers.data.formats.opening import file_reader
@@ -32,7 +32,7 @@ from trainers.data.tasks import Outputs, about_task, held_labels, read_labels
 from trainers.settings import Corners, Data, Task
 
 # of decoding, splitting and what the cache holds: raise it when one of them changes
-DATA_VERSION = 4
+DATA_VERSION = 5
 # settings of how files are read, which decide on labels and splits
 OF_FILES = ("columns", "classes", "group_by", "folds", "fold")
 LOST = 0.01  # the fraction of unreadable images that is accepted
@@ -225,8 +225,8 @@ def _load_test(splits: Splits) -> Images:
         name, lambda allocate: _take_test(source(), splits, allocate)
     )
     _warn(about["skipped"], len(pixels))
-    for leak in about["leaks"]:
-        say_once(leak)
+    for line in about["said"]:
+        say_once(line)
     return Images(
         torch.from_numpy(pixels),
         read_labels(about, splits.outputs)[0],
@@ -283,8 +283,9 @@ def _select(
     channels = source.train.channels if data.color is None else 3 if data.color else 1
     num_train = len(drawn[0])
     out = allocate((sum(map(len, drawn)), channels, *(size or source.train.size)))
+    cut: list[Outside] = []
     lost = [
-        render(pool, index, data.fit, rows, top)
+        render(pool, index, data.fit, rows, top, cut.append)
         for pool, index, rows in zip(pools, drawn, (out[:num_train], out[num_train:]))
     ]
     _check_lost([*lost[0].values(), *lost[1].values()], len(out))
@@ -315,6 +316,7 @@ def _select(
         "leaks": leaks,
         "warnings": [
             *source.notes,
+            *describe_outside(cut, len(out), "image", data.where),
             *(doubtful_classes(source.classes, source.train.labels) if own and not learned else ()),
             *image_warnings(source, data, drawn, top, out),
         ],
@@ -337,7 +339,8 @@ def _take_test(
             require_apart(other, pool, (name, "test"))
     index = draw_test(source, splits.data, pool.labels)
     out = allocate((len(index), splits.channels, *splits.size))
-    lost = render(pool, index, splits.data.fit, out, splits.top)
+    cut: list[Outside] = []
+    lost = render(pool, index, splits.data.fit, out, splits.top, cut.append)
     _check_lost(list(lost.values()), len(out))
     readable = remaining_indices(len(index), list(lost))
     check_classes(source, "test", pool.labels[index[readable]])
@@ -357,7 +360,7 @@ def _take_test(
     ]
     return (readable if lost else None), {
         "labels": held_labels(pool, index[readable]).tolist(),
-        "leaks": leaks,
+        "said": [*describe_outside(cut, len(out), "test image", splits.data.where), *leaks],
         "skipped": list(lost.values()),
     }
 
@@ -382,8 +385,7 @@ def _check_lost(lost: list[str], total: int) -> None:
     if len(lost) > LOST * total:
         raise ValueError(
             f"{len(lost)} of {counted(total, 'image')} cannot be read, more than {LOST:.0%}; "
-            f"the first are: {'; '.join(lost[:3])}; "
-            "replace or remove these files"
+            f"the first are: {'; '.join(lost[:3])}; replace or remove these files"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +14,8 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+
+from searchspace.geometry import counted
 
 # of Pillow; `I;16` and its relatives start with I, too
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -28,6 +30,16 @@ _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _FRAMES = {"GIF", "TIFF", "WEBP", "PNG", "AVIF", "FLI"}
 # Formats that Pillow registers also where it was built without their library.
 _LIBRARIES = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "PNG": "zlib", "WEBP": "webp"}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Values of one image that were outside the range of the training images, and cut off."""
+
+    number: int
+    lowest: float  # of all values of the image
+    highest: float
+    most: float  # the end of the range, which begins at 0
 
 
 @dataclass(frozen=True)
@@ -83,22 +95,44 @@ def read_header(path: ImagePath) -> Header:
         )
 
 
-def decode(path: ImagePath, channels: int, top: int = FULL_16_BIT) -> np.ndarray:
+def decode(
+    path: ImagePath,
+    channels: int,
+    top: int = FULL_16_BIT,
+    cut: Callable[[Outside], None] = lambda outside: None,
+) -> np.ndarray:
     """The image in a file as uint8 [channels, H, W], upright by its EXIF orientation.
 
     Palettes are looked up; transparent pixels become black, as the zeros around a turned image are;
     grey integers of more than 8 bits (0..`top`) and floating point grey (0..1) are scaled to
     0..255; of several frames the first is taken. Single values outside those ranges (a share of
-    `CUT_OFF`) are cut off. Raises whatever Pillow raises on a damaged file, and ValueError for more
-    of them, for NaN and for an image of more than `MAX_PIXELS`.
+    `CUT_OFF`) are cut off, and `cut` is told of them. Raises whatever Pillow raises on a damaged
+    file, and ValueError for more of them, for NaN and for an image of more than `MAX_PIXELS`.
     """
     with _opened(path) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
-    pixels = _eight_bits(upright, top)
+    pixels = _eight_bits(upright, top, cut)
     target = "L" if channels == 1 else "RGB"
     array = np.array(pixels if pixels.mode == target else pixels.convert(target))
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def describe_outside(cut: Sequence[Outside], images: int, what: str, where: str = "") -> list[str]:
+    """What was cut off in `images` images, each a sentence without a full stop."""
+    of = f" of {where}" * bool(where)
+    said = []
+    for most in sorted({outside.most for outside in cut}):
+        found = [outside for outside in cut if outside.most == most]
+        number = sum(outside.number for outside in found)
+        lowest = min(outside.lowest for outside in found)
+        highest = max(outside.highest for outside in found)
+        said.append(
+            f"{counted(number, 'value')} in {len(found)} of {counted(images, what)}{of} "
+            f"{'are' if number > 1 else 'is'} outside 0..{most:g} (from {lowest:g} to "
+            f"{highest:g}), and cut off there"
+        )
+    return said
 
 
 def head_of(path: ImagePath, most: int = 1 << 20) -> bytes:
@@ -180,19 +214,22 @@ def _grey(image: Image.Image) -> np.ndarray:
     return np.where(values == transparent, 0, values) if isinstance(transparent, int) else values
 
 
-def _eight_bits(image: Image.Image, top: int) -> Image.Image:
+def _eight_bits(image: Image.Image, top: int, cut: Callable[[Outside], None]) -> Image.Image:
     """The image in mode L or RGB (or one that converts to them without loss of range), without
     transparency.
     """
     if image.mode.startswith(("I", "F")):
         values = _grey(image).astype(np.float64)
         most = 1 if image.mode.startswith("F") else top
+        lowest, highest = float(values.min()), float(values.max())
         outside = np.count_nonzero(~((values >= 0) & (values <= most)))
         if outside > CUT_OFF * values.size or not np.isfinite(values).all():
             raise ValueError(
-                f"grey values {values.min():g}..{values.max():g} are outside 0..{most}, as the "
+                f"grey values {lowest:g}..{highest:g} are outside 0..{most}, as the "
                 "training images have them; scale them alike"
             )
+        if outside:
+            cut(Outside(int(outside), lowest, highest, most))
         return Image.fromarray(np.rint(values.clip(0, most) * (255 / most)).astype(np.uint8))
     transparent = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:

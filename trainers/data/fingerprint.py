@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ from trainers.data.folders import Folder, Listing
 from trainers.data.formats.opening import file_reader
 from trainers.data.pools import ArrayPool, Pool, Source
 from trainers.data.splitting import draw_split, draw_test
+from trainers.files import system_reason
 from trainers.settings import Data
 
 FINGERPRINT_VERSION = 1  # of what is compared: raise it when that changes
 LOOKED_INTO = 1000  # images of each split, evenly spread, whose content is compared
+READ_BYTES = 512 << 20  # of a named set's files, whose content is compared; of more, a sample
+SAMPLED_BYTES = 64 << 10  # of a sample
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class DataFingerprint:
     # images per split: train, validation, and test where it is taken from the training images
     images: dict[str, int]
     classes: tuple[str, ...]
-    # of the bytes of up to `LOOKED_INTO` images of each split; empty for a named set
+    # of the bytes of up to `LOOKED_INTO` images of each split, or of a named set's files; empty
+    # for a set that has none
     content: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,7 +57,8 @@ def data_fingerprint(data: Data) -> DataFingerprint:
     in bytes, and with the settings of the split; `content` also where the bytes of an image that is
     looked into change. Of a folder that holds its own test split, that
     split does not count, since no score of a study depends on it. The arrays of a named set are
-    read once and its counts then stored in the cache. Raises ValueError for data that is missing or
+    read once and its counts then stored in the cache, as the digest of its files is until one of
+    them changes its size or time. Raises ValueError for data that is missing or
     cannot be split.
     """
     if data.folder is not None:
@@ -62,22 +69,63 @@ def data_fingerprint(data: Data) -> DataFingerprint:
     if data.files is not None:
         opened = file_reader(data)
         return _fingerprint(data, opened.identity(), opened.open())
+    return _fingerprint_of_named(data)
+
+
+def _fingerprint_of_named(data: Data) -> DataFingerprint:
     # torchvision's archives may be deleted once they are unpacked
-    files = [
-        [name, size]
-        for name, size, _ in sources.files(data)
-        if Path(name).suffix not in sources.ARCHIVES
-    ]
-    key = cached_arrays.key(
-        [FINGERPRINT_VERSION, "fingerprint", data.model_dump(mode="json", exclude={"root"}), files]
-    )
+    listed = [file for file in sources.files(data) if Path(file[0]).suffix not in sources.ARCHIVES]
+    files = [[name, size] for name, size, _ in listed]
+    chosen = data.model_dump(mode="json", exclude={"root"})
+    key = cached_arrays.key([FINGERPRINT_VERSION, "fingerprint", chosen, files])
+    about = _cached(key, lambda: _fingerprint(data, files, sources.open_named(data)).as_dict())
+    content = ""
+    if listed:
+        root = sources.root_of(data)
+        changed = [(root / name).stat().st_ctime_ns for name, _, _ in listed]  # set by no copy
+        key = cached_arrays.key([FINGERPRINT_VERSION, "content", str(root), listed, changed])
+        content = _cached(key, lambda: {"content": _content_of_files(root, files)})["content"]
+    return DataFingerprint(about["fingerprint"], about["images"], tuple(about["classes"]), content)
 
-    def build(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
-        allocate((1,))[:] = 0  # the content is what matters
-        return None, _fingerprint(data, files, sources.open_named(data)).as_dict()
 
-    _, content = cached_arrays.cached(key, build)
-    return DataFingerprint(content["fingerprint"], content["images"], tuple(content["classes"]))
+def _cached(key: str, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `build` returns, from the cache where it is there."""
+
+    def fill(allocate: cached_arrays.Allocate) -> tuple[None, dict[str, Any]]:
+        allocate((1,))[:] = 0  # what belongs to the array is what matters
+        return None, build()
+
+    return cached_arrays.cached(key, fill)[1]
+
+
+def _content_of_files(root: Path, files: list[list[Any]]) -> str:
+    """A digest of the bytes of these files: all of them, or of more than `READ_BYTES` blocks that
+    are evenly spread over each.
+    """
+    digest = hashlib.sha256()
+    share = min(1.0, READ_BYTES / max(1, sum(size for _, size in files)))
+    for name, size in files:
+        digest.update(json.dumps([name, size]).encode())
+        try:
+            with open(root / name, "rb") as file:
+                for start, length in _blocks(size, share):
+                    file.seek(start)
+                    digest.update(file.read(length))
+        except OSError as error:
+            raise ValueError(
+                f"{root / name} cannot be read ({system_reason(error)}); make it readable"
+            ) from error
+    return digest.hexdigest()[:32]
+
+
+def _blocks(size: int, share: float) -> Iterator[tuple[int, int]]:
+    """Start and length of what is read of a file of `size` bytes: `share` of it, or all."""
+    if share == 1:
+        yield from ((start, 1 << 20) for start in range(0, size, 1 << 20))
+        return
+    last, number = max(0, size - SAMPLED_BYTES), max(2, round(size * share / SAMPLED_BYTES))
+    for k in range(number):
+        yield last * k // (number - 1), SAMPLED_BYTES
 
 
 def _fingerprint(data: Data, files: list[Any], source: Source) -> DataFingerprint:

@@ -22,6 +22,7 @@ from trainers.data.decoding import (
     FULL_16_BIT,
     Header,
     ImagePath,
+    Outside,
     decode,
     highest_value,
     read_header,
@@ -200,10 +201,15 @@ def file_pool(
 
 
 def render(
-    pool: Pool, index: np.ndarray, fit: Fit, out: np.ndarray, top: int = FULL_16_BIT
+    pool: Pool,
+    index: np.ndarray,
+    fit: Fit,
+    out: np.ndarray,
+    top: int = FULL_16_BIT,
+    cut: Callable[[Outside], None] = lambda outside: None,
 ) -> dict[int, str]:
     """Fill `out` uint8 [len(index), C, H, W] with the pool's images; returns the rows that failed,
-    with name and reason.
+    with name and reason. Threads tell `cut` of values that are cut off (`decode`).
 
     Colour becomes grey by the usual luma weights (ITU-R 601), grey becomes colour by repetition;
     grey integers of more than 8 bits are scaled from 0..`top`.
@@ -221,7 +227,7 @@ def render(
     def one(row: int) -> str | None:
         path = pool.paths[index[row]]
         try:
-            pixels = torch.from_numpy(decode(path, channels, top))
+            pixels = torch.from_numpy(decode(path, channels, top, cut))
         except Exception as error:  # Pillow's readers raise nearly anything on damaged files
             return f"{path} ({why_unreadable(error)})"
         out[row] = fit_images(pixels[None], (height, width), fit)[0].numpy()

@@ -33,9 +33,9 @@ def files(data: Data) -> list[tuple[str, int, int]]:
     name, places = entry.torchvision, entry.places
     if not places:
         return []
+    root = root_of(data)
     if entry.package:
-        return _files(package_folder(str(data.name)), places)
-    root = data.root.expanduser()
+        return _files(root, places)
     listed = _files(root, places)
     if not listed and data.download:
         open_named(data)  # downloads
@@ -50,6 +50,14 @@ def files(data: Data) -> list[tuple[str, int, int]]:
             "that holds it, or `download: true`"
         )
     return listed
+
+
+def root_of(data: Data) -> Path:
+    """The folder below which `files` lists a named set: `data.root`, or a package's. Raises
+    ValueError for a package that is not installed.
+    """
+    name = str(data.name)
+    return package_folder(name) if CATALOGUE[name].package else data.root.expanduser()
 
 
 def open_named(data: Data) -> Source:

@@ -97,10 +97,6 @@ def begin(text: str, place: Path, *, probe: bool) -> str:
         except LeaveError:
             driver.finish(first.number, "interrupted")
             return "begun"
-        except ValueError as error:  # a training that ended with the same answer for all images
-            assert "do not vary" in str(error)
-            driver.finish(first.number, "failed", str(error))
-            return "begun"
         driver.finish(first.number, "complete")
     return "begun"
 

@@ -16,10 +16,11 @@ class Scores:
     ValueError.
 
     Accuracies and errors are fractions in 0..1, except the equivariance errors, which are relative
-    to the spread over images (0 exact, 1 as much as another image). Symmetry accuracy is over the
-    declared group's elements other than the identity, whatever training has seen; what training
-    has not seen is a score of its own. (Studies of version 0.1.0 go on with the elements that
-    training has not seen, or all where it saw all: `symmetry.scored: unseen`.)
+    to the spread over images (0 exact, 1 as much as another image, and of outputs that do not vary
+    over the images). Symmetry accuracy is over the declared group's elements other than the
+    identity, whatever training has seen; what training has not seen is a score of its own. (Studies
+    of version 0.1.0 go on with the elements that training has not seen, or all where it saw all:
+    `symmetry.scored: unseen`.)
 
     Of other tasks than classification `score` names the main score that stands in the place of
     accuracy, upright and under the elements: AUROC (multilabel) or R2 (regression). It is no share

@@ -11,7 +11,6 @@ Wang et al. (2022) and REMUL's E'.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +21,22 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, TRIVIAL, Element, Group
 from trainers.actions import act, gathers
-from trainers.instruments.feature_maps import Forward, Normalise, StageMap, measuring, pixels, watch
+from trainers.instruments.feature_maps import (
+    Forward,
+    Normalise,
+    StageMap,
+    measuring,
+    pixels,
+    rows_of,
+    variation,
+    watch,
+)
 from trainers.settings import Corners
 
+# The relative error that a score counts for outputs that do not vary over the images: moving an
+# image changes a constant as much as taking another image does. It is the error of a network that
+# tells nothing apart, so that no constant wins a search by being trivially equivariant.
+OF_CONSTANT = 1.0
 # values of a stage that are compared at a time: 0.5 MB, which a core's cache holds twice
 CACHED_VALUES = 128 * 1024
 
@@ -120,6 +132,7 @@ def equivariance_error(
     normalise: Normalise | None = None,
     corners: Corners = "black",
     images_per_pass: int | None = None,
+    of_constant: float | None = None,
 ) -> EquivarianceError:
     """The equivariance error of the logits and of every stage under all elements of `group`, from
     one forward per image and element.
@@ -129,9 +142,10 @@ def equivariance_error(
     `trainers.instruments.feature_maps.watch`; `stages=()` measures the logits alone. Elements that
     are no quarter turn or flip interpolate, with `corners` outside, and are compared inside the
     largest circle. Measured in float32 or better, summed up in float64. A pass takes
-    `images_per_pass` moved images, by default 64 on a CPU, for its caches, and 512 on a GPU. Raises
-    ValueError for fewer than two images, for outputs that do not vary over the images (a constant
-    is trivially equivariant and must not win a search) and for values that are not finite.
+    `images_per_pass` moved images, by default 64 on a CPU, for its caches, and 512 on a GPU. Outputs
+    that do not vary over the images have the relative error `of_constant` (a score counts
+    OF_CONSTANT) and the correlation 0; without it they raise ValueError, for their equivariance
+    says nothing. Raises ValueError for fewer than two images and for values that are not finite.
     """
     elements = _compared(images, group)
     with measuring(model):
@@ -141,7 +155,7 @@ def equivariance_error(
         named = stages is not None or not hasattr(model, "forward_with_stages")
         names = [stage.name for stage in watched] if named else None
         unmoved = StageMap("logits", logits, lambda output, element: output, None)
-        references = tuple(map(_reference, (unmoved, *watched)))
+        references = tuple(_reference(stage, of_constant) for stage in (unmoved, *watched))
         errors: list[list[tuple[float, ...]]] = [[] for _ in references]
         at_once = images_per_pass or (64 if images.device.type == "cpu" else 512)
         for chunk in _chunks(elements, images, at_once):
@@ -192,72 +206,28 @@ def _chunks(
     return [tuple(kind[i : i + at_once]) for kind in kinds for i in range(0, len(kind), at_once)]
 
 
-def between_image_variance(name: str, values: Tensor) -> Tensor:
-    """Mean squared difference between different images: twice the variance, mean over channels; [1,
-    1, height, width] or [].
-
-    `values` are [batch, channel, height, width] or [batch, class]. Raises ValueError where they do
-    not vary over the images.
-    """
-    return _between_image_moments(name, values)[0]
-
-
-def _between_image_moments(name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`between_image_variance`, and the mean and the variance over the images that it comes from,
-    [positions, channel].
-    """
-    if len(values) < 2:
-        raise ValueError(
-            f"the outputs of {name} must be compared between images, of which at least two are "
-            f"needed; got {len(values)}"
-        )
-    # Written out, because var over the first dimension takes several times as long; on rows,
-    # because maps do too (torch 2.15, CPU).
-    rows = _rows(values)
-    mean = rows.mean(0)
-    variance = (rows - mean).square_().sum(0) / (len(rows) - 1)
-    variance_between = 2 * variance.mean(1)
-    if not math.isfinite(float(variance_between.sum())):
-        raise ValueError(f"the outputs of {name} are not all finite; nothing can be measured")
-    # Rounding makes a constant vary in its last digits. No value is larger than the norm of all,
-    # which is known.
-    typical, rounding = float(variance_between.mean().sqrt()), 16 * torch.finfo(values.dtype).eps
-    norm = float(_squares(mean, variance, len(values)).sum().sqrt())
-    if typical <= rounding * norm and typical <= rounding * float(values.abs().max()):
-        raise ValueError(
-            f"the outputs of {name} do not vary over the images, so that their equivariance "
-            "says nothing; "
-            "train the model, or measure on different images"
-        )
-    return (
-        variance_between.view(1, 1, *values.shape[2:]) if values.ndim == 4 else variance_between[0],
-        mean,
-        variance,
-    )
-
-
-def _squares(mean: Tensor, variance: Tensor, count: int) -> Tensor:
-    """The sum of squares of `count` values with this mean and variance, in float64."""
-    return (count - 1) * variance.double() + count * mean.double().square()
-
-
 @dataclass(frozen=True)
 class _Reference:
     """A stage's maps for the images as they are, and what every comparison with them needs."""
 
     stage: StageMap
     variance_between: Tensor
+    # the relative error that counts, whatever moving does; None: it is measured
+    fixed: float | None
     # sums of values and of squares by channel, over images and positions
     moments: tuple[Tensor, Tensor]
 
 
-def _reference(stage: StageMap) -> _Reference:
-    variance_between, mean, variance = _between_image_moments(stage.name, stage.maps)
-    count = len(stage.maps)
+def _reference(stage: StageMap, of_constant: float | None) -> _Reference:
+    values = variation(stage.name, stage.maps)
+    if values.constant and of_constant is None:
+        raise values.refusal
+    count, mean = len(stage.maps), values.mean.double()
     return _Reference(
         stage,
-        variance_between,
-        ((count * mean.double()).sum(0), _squares(mean, variance, count).sum(0)),
+        values.between,
+        of_constant if values.constant else None,
+        ((count * mean).sum(0), values.squares.sum(0)),
     )
 
 
@@ -278,7 +248,7 @@ def _compare(
     step = max(1, CACHED_VALUES // after[0].numel())
     parts = []
     for start in range(0, len(after), step):
-        expected, moved = (_rows(values[start : start + step]) for values in (maps, after))
+        expected, moved = (rows_of(values[start : start + step]) for values in (maps, after))
         expected = moving(expected) if moving else expected
         if inside is not None:
             expected, moved = expected[:, inside], moved[:, inside]
@@ -295,6 +265,8 @@ def _compare(
     correlation = _correlation(
         of_expected, of_after, squares.sum(0), len(after) * count // after.shape[1]
     )
+    if reference.fixed is not None:
+        relative, correlation = reference.fixed, 0.0
     return (
         float(relative),
         correlation,
@@ -344,11 +316,6 @@ def _alignment(
             "when the maps are moved; measure on square images"
         )
     return maps, moving, moments
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """[batch, positions, channels]; without a copy of maps in channels-last layout."""
-    return maps.permute(0, 2, 3, 1).flatten(1, 2) if maps.ndim == 4 else maps[:, None]
 
 
 def _sums(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -317,3 +317,67 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _blocks(child, f"{prefix}{name}.")
         else:
             yield prefix + name, child
+
+
+def rows_of(maps: Tensor) -> Tensor:
+    """Maps, or logits, as [batch, positions, channels]; without a copy of maps in channels-last
+    layout.
+    """
+    return maps.permute(0, 2, 3, 1).flatten(1, 2) if maps.ndim == 4 else maps[:, None]
+
+
+class Variation(NamedTuple):
+    """How much outputs differ between images."""
+
+    name: str  # of the stage
+    # mean squared difference between different images: twice the variance, mean over channels;
+    # [1, 1, height, width], or [] of logits
+    between: Tensor
+    mean: Tensor  # over the images, [positions, channel]
+    squares: Tensor  # their sums over the images, [positions, channel], float64
+    constant: bool  # they vary no more than rounding makes a constant vary in its last digits
+
+    @property
+    def refusal(self) -> ValueError:
+        """What is said where something would be divided by a variation that is none."""
+        return ValueError(
+            f"the outputs of {self.name} do not vary over the images, so that their equivariance "
+            "says nothing; train the model, or measure on different images"
+        )
+
+
+def variation(name: str, values: Tensor) -> Variation:
+    """How much `values` [batch, channel, height, width] or [batch, class] differ between images.
+    Raises ValueError for fewer than two images, and for values that are not finite.
+    """
+    if len(values) < 2:
+        raise ValueError(
+            f"the outputs of {name} must be compared between images, of which at least two are "
+            f"needed; got {len(values)}"
+        )
+    # Written out, because var over the first dimension takes several times as long; on rows,
+    # because maps do too (torch 2.15, CPU).
+    rows = rows_of(values)
+    mean = rows.mean(0)
+    variance = (rows - mean).square_().sum(0) / (len(rows) - 1)
+    between = 2 * variance.mean(1)
+    if not math.isfinite(float(between.sum())):
+        raise ValueError(f"the outputs of {name} are not all finite; nothing can be measured")
+    squares = (len(rows) - 1) * variance.double() + len(rows) * mean.double().square()
+    # No value is larger than the norm of all, which is known.
+    typical, rounding = float(between.mean().sqrt()), 16 * torch.finfo(values.dtype).eps
+    constant = typical <= rounding * float(squares.sum().sqrt()) and typical <= rounding * float(
+        values.abs().max()
+    )
+    shaped = between.view(1, 1, *values.shape[2:]) if values.ndim == 4 else between[0]
+    return Variation(name, shaped, mean, squares, constant)
+
+
+def between_image_variance(name: str, values: Tensor) -> Tensor:
+    """The mean squared difference between different images, as `Variation.between`. Raises
+    ValueError as `variation`, and where the values do not vary over the images.
+    """
+    found = variation(name, values)
+    if found.constant:
+        raise found.refusal
+    return found.between

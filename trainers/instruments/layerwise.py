@@ -18,8 +18,14 @@ from torch import Tensor
 
 from searchspace.groups import IDENTITY, Element
 from trainers.actions import act
-from trainers.instruments.equivariance import between_image_variance
-from trainers.instruments.feature_maps import Forward, Normalise, measuring, pixels, watch
+from trainers.instruments.feature_maps import (
+    Forward,
+    Normalise,
+    between_image_variance,
+    measuring,
+    pixels,
+    watch,
+)
 from trainers.settings import Corners
 
 

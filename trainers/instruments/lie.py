@@ -25,8 +25,15 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from searchspace.groups import Group
-from trainers.instruments.equivariance import between_image_variance
-from trainers.instruments.feature_maps import Forward, Normalise, StageMap, measuring, pixels, watch
+from trainers.instruments.feature_maps import (
+    Forward,
+    Normalise,
+    StageMap,
+    between_image_variance,
+    measuring,
+    pixels,
+    watch,
+)
 
 # Velocity at the point (x right, y down) from the centre, pixels per unit: v = matrix @ (x, y) +
 # offset.

@@ -23,7 +23,7 @@ from trainers.data.datasets import Images, Splits, batch, normalise
 from trainers.data.tasks import Outputs
 from trainers.instruments import correctness
 from trainers.instruments.accuracy import SymmetryAccuracy, summarise
-from trainers.instruments.equivariance import equivariance_error
+from trainers.instruments.equivariance import OF_CONSTANT, equivariance_error
 from trainers.instruments.feature_maps import Normalise, pixels
 from trainers.instruments.predictions import Predictions, predict_elements
 from trainers.instruments.tasks.elements import ElementScores, write_element_scores
@@ -59,8 +59,9 @@ def evaluate(
 
     The folded network is what is scored: that is what a user will run, and its latency is taken as
     it will run. Which images it classifies correctly goes into `folder`, if one is given
-    (`trainers.instruments.correctness`). Raises ValueError where the logits do not vary over the
-    images (a constant must not win) or a score is not finite.
+    (`trainers.instruments.correctness`). Of logits that do not vary over the images, and of stages
+    that do not, the equivariance error is 1 (`OF_CONSTANT`). Raises ValueError where a score is not
+    finite.
     """
     members = (network,) if isinstance(network, Network) else tuple(network)
     architecture = members[0].architecture
@@ -291,6 +292,7 @@ def _errors(subject: _Subject, images: Images, config: TrainingConfig) -> tuple[
         fields=subject.fields,
         normalise=subject.normal,
         corners=config.corners,
+        of_constant=OF_CONSTANT,
     )
     features = error.logits.mean if subject.fields is None else error.features
     return error.logits.mean, features or 0.0

@@ -148,7 +148,7 @@ def test_unknown_trial(study, number):
         export_trial(study, number)
 
 
-@pytest.mark.parametrize("code, state", [(2, "pruned"), (3, "failed")])
+@pytest.mark.parametrize("code, state", [(2, "stopped"), (3, "failed")])
 def test_only_complete_trials(study, code, state):
     journal = study / "optuna.journal"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]

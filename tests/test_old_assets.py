@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support.commands import run  # noqa: F401
 from support.isolation import accuracies
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,3 +77,19 @@ def test_an_old_bundle_verifies_and_runs_with_torch_alone(tmp_path):
     pixels = torch.randint(0, 256, (64, 1, 16, 16), generator=generator, dtype=torch.uint8)
     values = accuracies(bundle, pixels, torch.arange(64) % 10, tmp_path)
     assert len(set(values)) == 1
+
+
+@pytest.mark.parametrize("condition", ["state = stopped", "state == 'pruned'", 'state=="stopped"'])
+def test_a_stopped_trial_is_called_so_in_what_is_read(study, run, condition):  # noqa: F811
+    """One word for what a rung ended; JSON keeps the word of Optuna and of earlier versions."""
+    text = run("status", study).out + run("trials", study, "--where", condition).out
+    assert "5 stopped" in text and text.count("stopped") == 6 and "pruned" not in text
+    number = run("trials", study, "--where", condition, "--format", "json").json[0]["trial"]
+    assert run("show", study, number).out.startswith(f"trial {number}: stopped")
+    rows = run("trials", study, "--format", "json").json
+    assert sum(row["state"] == "pruned" for row in rows) == 5
+    assert run("status", study, "--format", "json").json["trials"]["pruned"] == 5
+    for words in (("export", study, number), ("compare", study, number, "0"), ("report", study)):
+        _, out, err = run(*words)
+        assert "pruned" not in out + err
+    assert "pruned" not in (study / "report.html").read_text()

@@ -219,7 +219,7 @@ def test_a_trial_that_a_rung_stopped_is_exported_once_it_is_retrained(
     monkeypatch.setattr(export_module, "find_trial", lambda *of: replace(find(*of), state="pruned"))
     bundle = export_trial(directory, 0, tmp_path / "bundle", retrained="1")
     assert verify_bundle(bundle).good
-    with pytest.raises(StudyError, match="trial 0 is pruned; only complete trials"):
+    with pytest.raises(StudyError, match="trial 0 is stopped; only complete trials"):
         export_trial(directory, 0, tmp_path / "other")
 
 

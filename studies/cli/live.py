@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from studies.journal.trial import state_word
 from studies.output import note, percent
 from studies.search.driver import SearchDriver
 from studies.tasks import task_score
@@ -89,14 +90,13 @@ class LiveView:
             )
         if event.kind == "ended":
             done = f"{self._driver.finished} of {self._study.search.trials} done"
+            word = state_word(str(event.outcome))
             reason = f" ({event.reason})" if event.reason else ""
             if row.get("beside"):
                 left = self._driver.left
-                return (
-                    f"trial {event.number}: {event.outcome}{reason}; {left} left beside the search"
-                )
+                return f"trial {event.number}: {word}{reason}; {left} left beside the search"
             return (
-                f"trial {event.number}: {event.outcome}{reason}; {done}, "
+                f"trial {event.number}: {word}{reason}; {done}, "
                 f"hypervolume {self._driver.volume:.4f}"
             )
         if event.kind != "started":
@@ -130,7 +130,7 @@ class LiveView:
         title = (
             f"{bar(done, asked)} {done} of {asked} trials, {time.monotonic() - self._began:.0f} "
             f"s, hypervolume {self._driver.volume:.4f}; "
-            + ", ".join(f"{count} {name}" for name, count in self._counts.items())
+            + ", ".join(f"{count} {state_word(name)}" for name, count in self._counts.items())
         )
         table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for name in ("trial", "epochs", f"{self._score} %", "symmetry %", "state"):
@@ -144,7 +144,7 @@ class LiveView:
                 f"{bar(row['epoch'], epochs)} {row['epoch']}/{epochs}",
                 percent(scores.get("accuracy")),
                 percent(scores.get("symmetry_accuracy")),
-                Text(one_line(row["outcome"] or "running")),
+                Text(one_line(state_word(row["outcome"] or "running"))),
             )
         return table
 

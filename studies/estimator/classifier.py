@@ -16,6 +16,7 @@ from studies.config import NULL, Study, dump, load_study, parse
 from studies.errors import StudyError
 from studies.estimator.default_study import default_study
 from studies.estimator.images import as_bytes, class_labels, images_last, scale_of
+from studies.journal.trial import state_word
 from studies.results.opened import StudyDirectory, TrialTable, open_study, start
 from studies.workers.executors import Event
 
@@ -245,7 +246,7 @@ def _print_endings(event: Event) -> None:
     """A line for a trial that ended."""
     if event.kind == "ended":
         reason = f" ({event.reason})" if event.reason else ""
-        print(f"trial {event.number}: {event.outcome}{reason}", flush=True)
+        print(f"trial {event.number}: {state_word(str(event.outcome))}{reason}", flush=True)
     elif event.kind == "rung" and event.scores is not None:
         accuracies = (event.scores["accuracy"], event.scores["symmetry_accuracy"])
         upright, moved = (f"{100 * value:.1f} %" for value in accuracies)

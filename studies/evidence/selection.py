@@ -4,6 +4,7 @@ imports torch, optuna or ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.evidence.front import best_compromise, front_members
 from studies.evidence.intervals import ERRORS, INTERVAL_SCORES
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import TrialRecord, state_word
 from studies.output import is_number
 from studies.pareto import DIRECTIONS, SCORE_OF
 from trainers.scores import Scores
@@ -34,6 +35,8 @@ CHOICES = (
     "learning_rate",
     "seed",
 )
+# how JSON calls a trial that a rung stopped; a condition may do so too
+PRUNED_STATE = re.compile(r"""(\bstate\s*(?:==?|!=)\s*["']?)(pruned)\b""")
 SCORE_COLUMNS = tuple(field.name for field in fields(Scores))
 COLUMNS = tuple(
     dict.fromkeys((*FACTS, *CHOICES, *SCORE_COLUMNS, *SCORE_OF, "stopped_at", "reason"))
@@ -58,7 +61,7 @@ def columns(record: TrialRecord) -> dict[str, Any]:
     row.update({name: scores.get(score) for name, score in SCORE_OF.items()})
     row.update(
         trial=record.number,
-        state=record.state,
+        state=state_word(record.state),
         kind=record.kind,
         architecture=record.architecture,
         learning_rate=record.learning_rate,
@@ -88,6 +91,7 @@ def filtered(records: Sequence[TrialRecord], where: str | None) -> list[TrialRec
         return list(records)
     from studies.evidence.conditions import Condition
 
+    where = PRUNED_STATE.sub(lambda found: found[1] + state_word(found[2]), where)
     condition = Condition.parse(where).require(COLUMNS, SHARE_COLUMNS, COLUMN_KINDS)
     return [record for record in records if condition(columns(record))]
 

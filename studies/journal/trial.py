@@ -37,6 +37,13 @@ ENDED: tuple[State, ...] = ("complete", "pruned", "failed")
 SAW = "saw"  # the attribute with what the sampler saw when it proposed the trial
 
 
+def state_word(state: str) -> str:
+    """What a user reads for a state, or for how a worker left a trial: "stopped" for Optuna's word
+    "pruned", which JSON, CSV and the journal keep.
+    """
+    return "stopped" if state == "pruned" else state.replace("_", " ")
+
+
 def is_feasible(attributes: Mapping[str, Any]) -> bool:
     """Whether a trial with these attributes keeps all constraints, as far as they were measured."""
     return all(excess <= 0 for excess in attributes.get("constraints", {}).values())

@@ -14,7 +14,7 @@ from studies.errors import StudyError
 from studies.evidence import controls, pairs, variants
 from studies.evidence.intervals import ERRORS, INTERVAL_SCORES, Evidence
 from studies.evidence.pairs import candidate_of
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import TrialRecord, state_word
 from studies.output import Column, formatted, is_number, percent, short
 from studies.results import tables
 from studies.tasks import in_words, task_score
@@ -35,8 +35,8 @@ def compare(directory: Path, first: int, second: int) -> dict[str, Any]:
     for record in (a, b):
         if not record.scores or not record.name:
             raise StudyError(
-                f"trial {record.number} has no scores yet ({record.state}); compare trials that "
-                "reached a rung"
+                f"trial {record.number} has no scores yet "
+                f"({state_word(record.state)}); compare trials that reached a rung"
             )
     factors = [_factors(record) for record in (a, b)]
     names = variants.differing(*factors)
@@ -177,7 +177,9 @@ def control_rows(
             short(row["params"]),
             short(row["macs"]),
             *(row["texts"].get(name, "-") for name in names),
-            row["outcome"] if row["state"] == "complete" else row["reason"] or row["state"],
+            row["outcome"]
+            if row["state"] == "complete"
+            else row["reason"] or state_word(row["state"]),
         ]
         for row in said["controls"]
     ]

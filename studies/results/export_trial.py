@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from studies.config import Study
 from studies.errors import ExistsError, StudyError
 from studies.journal.directory import TRIALS, require_writable_place
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import TrialRecord, state_word
 from studies.results.retrained import RetrainedChoice, choose_retrained, trained_network
 from studies.results.tables import find_trial, open_records
 from studies.results.trained import load_trained
@@ -137,8 +137,8 @@ def _require_complete(record: TrialRecord, records: list[TrialRecord]) -> None:
     if record.state != "complete":
         reason = f" ({record.reason})" if record.reason else ""
         raise StudyError(
-            f"trial {record.number} is {record.state}{reason}; only complete trials are exported: "
-            + _complete(records)
+            f"trial {record.number} is {state_word(record.state)}{reason}; "
+            "only complete trials are exported: " + _complete(records)
         )
 
 

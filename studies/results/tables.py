@@ -23,7 +23,7 @@ from studies.journal.lock import holder
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.salvage import read_what_is_whole
 from studies.journal.stored import read_stored
-from studies.journal.trial import MODEL, TrialRecord
+from studies.journal.trial import MODEL, TrialRecord, state_word
 from studies.output import Column, formatted, percent, short
 from studies.pareto import SCORE_OF, SHARES, front_volume
 from studies.tasks import beside_lines, in_words, score_name, task_score
@@ -109,7 +109,9 @@ def status_lines(value: dict[str, Any]) -> list[str]:
     """The status as text."""
     trials = value["trials"]
     done = trials["complete"] + trials["pruned"] + trials["failed"]
-    states = ", ".join(f"{trials[state]} {state}" for state in SHOWN_STATES if trials[state])
+    states = ", ".join(
+        f"{trials[state]} {state_word(state)}" for state in SHOWN_STATES if trials[state]
+    )
     beside = ", ".join(
         f"{counted(count, kind)}" for kind, count in value["beside_the_search"].items()
     )
@@ -191,7 +193,7 @@ def rows_of(
     cells = [
         [
             str(row["trial"]),
-            row["state"],
+            state_word(row["state"]),
             str(row["epoch"] or "-"),
             *(_score(row, name) for name in scores),
             short(row["params"]),
@@ -355,7 +357,8 @@ def _what_is_trained(row: Mapping[str, Any]) -> list[str]:
 def show_lines(directory: Path, row: dict[str, Any], rungs: dict[int, dict[str, Any]]) -> list[str]:
     """One trial in full, as text; `row["note"]` is what must be said of its study's scores."""
     lines = [
-        f"trial {row['trial']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
+        f"trial {row['trial']}: {state_word(row['state'])}"
+        + (f" ({row['reason']})" if row["reason"] else ""),
         *_what_is_trained(row),
     ]
     if row["continues"] is not None:

@@ -10,7 +10,7 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.directory import TRIALS
-from studies.journal.trial import MODEL, TrialRecord
+from studies.journal.trial import MODEL, TrialRecord, state_word
 from studies.search.softened import MODEL_WEIGHTS
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def load_trained(
         (folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)
     ):
         raise StudyError(
-            f"trial {record.number} has no checkpoint in {folder} (it is {record.state}); choose a "
-            "trial that was trained, or train the architecture again: "
-            "equisearch train STUDY ARCHITECTURE --out DIR"
+            f"trial {record.number} has no checkpoint in {folder} "
+            f"(it is {state_word(record.state)}); choose a trial that was trained, "
+            "or train the architecture again: equisearch train STUDY ARCHITECTURE --out DIR"
         )
     candidate = Candidate.parse(record.architecture).with_learning_rate(
         record.attributes.get("learning_rate")

@@ -19,7 +19,7 @@ from searchspace.weights.relaxed import relaxed
 from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.folders import CHECKPOINTS, TRIALS
-from studies.journal.trial import TrialRecord
+from studies.journal.trial import TrialRecord, state_word
 from studies.journal.writer import JournalWriter, Queued
 from trainers.files import as_word
 
@@ -103,8 +103,8 @@ def child_of(
     """
     if parent.state not in ("complete", "pruned") or parent.architecture is None:
         raise StudyError(
-            f"trial {parent.number} is {parent.state}; weights are inherited from trials whose "
-            "training has ended, complete or pruned: `equisearch trials "
+            f"trial {parent.number} is {state_word(parent.state)}; weights are inherited from "
+            f"trials whose training has ended, complete or stopped: `equisearch trials "
             f"{as_word(directory)}` lists them"
         )
     if not has_checkpoint(directory, parent.number):

@@ -34,8 +34,9 @@ class CheckResult:
     """One check and how it ended."""
 
     check: str  # files | a format's name | agreement | symmetry
-    good: bool | None  # None: not checked, the text says why
+    good: bool | None  # None: not checked, or nothing there to check; the text says which
     text: str
+    code: bool = False  # not checked because that executes code of the bundle
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class BundleReport:
     @property
     def not_run(self) -> tuple[str, ...]:
         """The checks that were left out, because they execute code of the bundle."""
-        return tuple(finding.check for finding in self.findings if finding.good is None)
+        return tuple(finding.check for finding in self.findings if finding.code)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -153,7 +154,7 @@ def int8_check(folder: Path, manifest: Manifest, probes: Tensor, recorded: Tenso
 def _absent(manifest: Manifest, check: str, about: Extra | None, file: str) -> CheckResult | None:
     """The result for a file that the export left out, or that no hash speaks for; else None."""
     if about is not None and about.refused is not None:
-        return CheckResult(check, True, f"absent since the export: {shown_names([about.refused])}")
+        return CheckResult(check, None, f"absent since the export: {shown_names([about.refused])}")
     if file not in manifest.files:
         text = f"{file} is not among the files that bundle.json lists, so nothing says whether it "
         return CheckResult(check, False, text + "has changed")
@@ -169,8 +170,8 @@ def signature_check(folder: Path, trusted: Path | None) -> CheckResult:
         return CheckResult("signature", problem is None, problem or f"by the key in {trusted}")
     there = (folder / SIGNATURE).exists()
     text = (
-        "there is one; --trusted KEY says whose"
+        "not checked: there is one, and --trusted KEY says whose it is"
         if there
         else "there is none, so nothing says who made the bundle"
     )
-    return CheckResult("signature", True, text)
+    return CheckResult("signature", None, text)

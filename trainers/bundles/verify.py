@@ -90,7 +90,7 @@ def verify(folder: Path, *, run_code: bool = False, trusted: Path | None = None)
                 folder, name, manifest, run_code, probes, recorded / units, outputs
             )
     results += [
-        CheckResult(name, True, f"absent since the export: {shown_names([reason])}")
+        CheckResult(name, None, f"absent since the export: {shown_names([reason])}")
         for name, reason in manifest.refused.items()
     ]
     if len(outputs) > 1:
@@ -196,7 +196,7 @@ def _file_results(
             if "__pycache__" in others
             else ""
         )
-        yield CheckResult("other files", True, f"not of the bundle: {shown_names(others)}{caution}")
+        yield CheckResult("other files", None, f"not of the bundle: {shown_names(others)}{caution}")
 
 
 def _claims(manifest: Manifest) -> Iterator[CheckResult]:
@@ -268,7 +268,8 @@ def _not_run(folder: Path, name: str, reason: NeedsCodeError) -> CheckResult:
             "export writes",
         )
     good, said = _weights(folder, name)
-    return CheckResult(name, False if good is False else None, f"not run: {reason}; {TRUST}{said}")
+    text = f"not run: {reason}; {TRUST}{said}"
+    return CheckResult(name, False, text) if good is False else CheckResult(name, None, text, True)
 
 
 def _weights(folder: Path, name: str) -> tuple[bool | None, str]:

@@ -142,8 +142,8 @@ def equivariance_error(
     `trainers.instruments.feature_maps.watch`; `stages=()` measures the logits alone. Elements that
     are no quarter turn or flip interpolate, with `corners` outside, and are compared inside the
     largest circle. Measured in float32 or better, summed up in float64. A pass takes
-    `images_per_pass` moved images, by default 64 on a CPU, for its caches, and 512 on a GPU. Outputs
-    that do not vary over the images have the relative error `of_constant` (a score counts
+    `images_per_pass` moved images, by default 64 on a CPU, for its caches, and 512 on a GPU.
+    Outputs that do not vary over the images have the relative error `of_constant` (a score counts
     OF_CONSTANT) and the correlation 0; without it they raise ValueError, for their equivariance
     says nothing. Raises ValueError for fewer than two images and for values that are not finite.
     """

@@ -97,8 +97,15 @@ def evaluate_model(
 @torch.no_grad()
 def count_macs(model: nn.Module, images: Tensor) -> int:
     """Multiply-accumulates of the convolutions and matrix products of a module for one image."""
-    with FlopCounterMode(display=False) as counter:
-        model(pixels(images[:1], model))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:  # one that is returned as it is ends the counter (torch 2.15)
+            parameter.requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            model(pixels(images[:1], model))
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 

@@ -80,7 +80,7 @@ def test_an_old_bundle_verifies_and_runs_with_torch_alone(tmp_path):
 
 
 @pytest.mark.parametrize("condition", ["state = stopped", "state == 'pruned'", 'state=="stopped"'])
-def test_a_stopped_trial_is_called_so_in_what_is_read(study, run, condition):  # noqa: F811
+def test_what_a_rung_ended_has_one_name(study, run, condition):
     """One word for what a rung ended; JSON keeps the word of Optuna and of earlier versions."""
     text = run("status", study).out + run("trials", study, "--where", condition).out
     assert "5 stopped" in text and text.count("stopped") == 6 and "pruned" not in text

@@ -1,13 +1,14 @@
 """What soft choices add to exact and broken constraints, every architecture trained anew for each
 seed: the hypervolume of fronts at equal epochs, with a test over seeds.
 
-    python tests/benchmarks/bench_fronts.py sixes|folder [--seeds 6] [--out fronts.jsonl]
+    python tests/benchmarks/bench_fronts.py sixes|folder|mnist [--seeds 6] [--out fronts.jsonl]
 
 `sixes`: MNIST's sixes against the same turned by 180 degrees, accuracy and parameters. `folder`:
-colour images of ../shared/data/cifar10_small, C4 declared, accuracy and symmetry accuracy. Eight
-architectures without soft choices and eight with them; the front of the former is compared with
-that of all sixteen, and with eight drawn from the sixteen (mean of all draws: equal epochs). One
-line of JSON for each training goes to --out, where a second call goes on.
+colour images of ../shared/data/cifar10_small, C4 declared, accuracy and symmetry accuracy. `mnist`:
+the same architectures on upright MNIST. Eight architectures without soft choices and eight with
+them; the front of the former is compared with that of all sixteen, and with eight drawn from the
+sixteen (mean of all draws: equal epochs); each architecture's line says in how many seeds it is on
+the front of all. One line of JSON for each training goes to --out, where a second call goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmark_data import load_or_exit, resumed, row_parser, run, spread, train
 from scipy.stats import wilcoxon
 
 from searchspace.recipe import Candidate
-from studies.pareto import front_volume
+from studies.pareto import front_volume, pareto
 from trainers.settings import Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
 
@@ -77,14 +78,19 @@ SOFT = {
         _chain(6, "@C4", " orbit=C4", pool="max2/2"),
     ],
 }
-OBJECTIVES = {"sixes": ("accuracy", "params"), "folder": ("accuracy", "symmetry_accuracy")}
+HARD["mnist"], SOFT["mnist"] = HARD["folder"], SOFT["folder"]
+BOTH = ("accuracy", "symmetry_accuracy")
+OBJECTIVES = {"sixes": ("accuracy", "params"), "folder": BOTH, "mnist": BOTH}
 
 
 def row(job: dict[str, Any], root: Path) -> dict[str, Any]:
     """The scores of one training on the validation images."""
     candidate = Candidate.parse(job["text"])
-    sixes = job["task"] == "sixes"
-    where = {"name": "mnist6_180", "root": root} if sixes else {"folder": root / "cifar10_small"}
+    where = {
+        "sixes": {"name": "mnist6_180", "root": root},
+        "folder": {"folder": root / "cifar10_small"},
+        "mnist": {"name": "mnist", "root": root},
+    }[job["task"]]
     data = Data(train=job["train"], validation=600, **where)
     training = Training(
         epochs=job["epochs"],
@@ -94,7 +100,7 @@ def row(job: dict[str, Any], root: Path) -> dict[str, Any]:
         device="cpu",
     )
     splits = load_or_exit(data, candidate.architecture.size)
-    symmetry = Symmetry(group="C1" if sixes else "C4")
+    symmetry = Symmetry(group="C1" if job["task"] == "sixes" else "C4")
     config = TrainingConfig(data, training, symmetry, job["seed"], candidate.recipe)
     _, scores = trained(candidate.architecture, config, splits)
     return {name: getattr(scores, name) for name in ("accuracy", "symmetry_accuracy", "params")}
@@ -114,16 +120,22 @@ def volumes(rows: Sequence[dict[str, Any]], task: str) -> tuple[float, float, fl
 def summary(rows: Sequence[dict[str, Any]], task: str) -> str:
     """Scores by architecture, and hypervolumes over those seeds that are complete."""
     lines = []
+    number = len(HARD[task]) + len(SOFT[task])
+    of_seeds = [[row for row in rows if row["seed"] == s] for s in {row["seed"] for row in rows}]
+    complete = [of for of in of_seeds if len(of) == number]
+    fronts = [
+        pareto(of, OBJECTIVES[task], lambda row: [row[s] for s in OBJECTIVES[task]])
+        for of in complete
+    ]
     for text in (*HARD[task], *SOFT[task]):
         of = [row for row in rows if row["text"] == text]
         if not of:
             lines.append(f"missing {text}")
             continue
-        accuracies = [spread([row[s] for row in of]) for s in ("accuracy", "symmetry_accuracy")]
-        lines.append(f"{accuracies}  {of[0]['params']} {text}")
-    number = len(HARD[task]) + len(SOFT[task])
-    of_seeds = [[row for row in rows if row["seed"] == s] for s in {row["seed"] for row in rows}]
-    found = [volumes(of, task) for of in of_seeds if len(of) == number]
+        accuracies = " | ".join(spread([row[s] for row in of]) for s in BOTH)
+        seeds = [row["seed"] for front in fronts for row in front if row["text"] == text]
+        lines.append(f"{accuracies} | {of[0]['params']} | {text} | front of {seeds}")
+    found = [volumes(of, task) for of in complete]
     columns = list(zip(*found))
     for name, values in zip(("without soft", "as many of all", "all"), columns):
         deviation = stdev(values) if len(values) > 1 else 0.0

@@ -5,7 +5,8 @@ that is exact under C4 tells apart, and on rotated MNIST, where gamma of a pathw
 
 15 px, five convolutions, 2,000 training and 1,000 validation images; accuracy and symmetry accuracy
 as trained, and with gamma set to 0 and batch norm estimated anew. One line of JSON for each
-training goes to --out, where a second call goes on; then a line of a table for each network.
+training goes to --out, where a second call goes on; then a line of a table for each network, and
+what was learned of each of its layers, means and standard deviations over seeds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -96,13 +98,30 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def readings(rows: Sequence[dict[str, Any]]) -> str:
+    """Of each network and kind of reading, a line with its values from the first convolution to
+    the last.
+    """
+    lines = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        learned = [row["learned"] or {} for row in rows if row["row"] == name]
+        for kind in dict.fromkeys(key.split(" stage")[0] for key in learned[0]):
+            layers = [key for key in learned[0] if key.split(" stage")[0] == kind]
+            values = [[of[layer] for of in learned] for layer in layers]
+            deviations = [stdev(v) if len(v) > 1 else 0.0 for v in values]
+            figures = ", ".join(f"{mean(v):.3f} ± {d:.3f}" for v, d in zip(values, deviations))
+            lines.append(f"{name}: {kind}: {figures}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Trains what is missing, seed by seed, and prints the table."""
     parser = row_parser(__doc__, (), train=2000, epochs=0, out="gamma.jsonl")
     parser.add_argument("task", choices=list(ROWS))
     given = parser.parse_args()
     given.epochs = given.epochs or EPOCHS[given.task]
-    print(table(trained_rows(given, ROWS[given.task], result)))
+    rows = trained_rows(given, ROWS[given.task], result)
+    print(table(rows), readings(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

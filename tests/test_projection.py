@@ -2,6 +2,8 @@
 own weights.
 """
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,13 @@ from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from trainers.actions import act, act_on_fields
 from trainers.networks.networks import build
-from trainers.networks.projection import distances_squared, equivariance_distance, project_weight
+from trainers.networks.projection import (
+    distances_squared,
+    equivariance_distance,
+    partition_distance,
+    project_weight,
+    shared_entries,
+)
 
 CASES = [
     (source, fields, kernel)
@@ -130,6 +138,34 @@ def test_a_group_beside_that_of_a_stage_reads_its_channels_as_fields_of_its_own(
             expected += equivariance_distance(weight, source, group) ** 2
     assert expected > 0
     assert float(distances_squared(network, group).detach()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_distance_of_partitions_is_the_least_number_of_entries_to_move():
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        found, planted = torch.randint(3, (2, 7), generator=draws)
+        least = min(
+            sum(
+                other != part
+                for other, part in zip(planted.tolist(), map(named.__getitem__, found))
+            )
+            for named in map(list, itertools.permutations(range(3)))
+        )
+        assert partition_distance(found, planted) == least
+    with pytest.raises(ValueError, match="cannot be compared"):
+        partition_distance(torch.zeros(3), torch.zeros(4))
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C4", "D1", "D4"])
+def test_entries_that_a_group_makes_equal_are_one_part(name):
+    group = Group.parse(name)
+    weight = project_weight(drawn(None, Group.parse("D4"), 3)[: group.order, :1], None, group)
+    shared = shared_entries(tuple(weight.shape), None, group)
+    assert len(shared.unique()) == 9  # a field has as many parameters as a kernel
+    values = weight.flatten()
+    means = torch.zeros(int(shared.max()) + 1, dtype=values.dtype).index_add_(0, shared, values)
+    means = means / shared.bincount()
+    assert torch.allclose(means[shared], values)
 
 
 def test_weights_are_made_once_for_the_forward_pass_and_the_loss():

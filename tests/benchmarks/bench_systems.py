@@ -6,7 +6,8 @@ at 15 px: where the quick tests of tests/README.md hold a property, this gives i
 One line of JSON for each training goes to --out, where a second call goes on; then a line of a
 table for each row: accuracy on validation images, symmetry accuracy over C4, the logits'
 equivariance error, the layerwise loss under quarter turns (sum over stages, whether it was trained
-or not), and what was learned beside the weights, means and standard deviations over seeds.
+or not), the correlation of maps of turned images with turned maps (mean over stages), and what was
+learned beside the weights, means and standard deviations over seeds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from searchspace.training.losses import parse_losses
 from trainers.data.datasets import Images, Splits
+from trainers.instruments.equivariance import equivariance_error
 from trainers.networks.networks import Network
 from trainers.settings import Augment, Data, Symmetry, Training
 from trainers.training.config import TrainingConfig
@@ -64,15 +66,24 @@ ROWS = {
     "REMUL: label 10, upright": Row("mnist", False, f"{PLAIN} loss=label:10"),
     "exact, turned": Row("mnist", True, EXACT),
     "triangle, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle"),
+    "triangle with 0.1, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle:0.1"),
     "triangle with 0.3, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle:0.3"),
     "triangle with 1, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle:1"),
+    "exact, upright": Row("mnist", False, EXACT),
+    "triangle, upright": Row("mnist", False, f"{PATHWAY} gamma=triangle"),
+    "triangle with 0.3, upright": Row("mnist", False, f"{PATHWAY} gamma=triangle:0.3"),
     # the augmentation of a candidate stands in place of the study's: digits turned once for all
     "learned widths, turned": Row("rotated_mnist", False, f"{PLAIN} augment=learned"),
+    "learned widths 0.1, turned": Row("rotated_mnist", False, f"{PLAIN} augment=learned:0.1"),
     "learned widths 0.3, turned": Row("rotated_mnist", False, f"{PLAIN} augment=learned:0.3"),
     "learned widths, upright": Row("mnist", False, f"{PLAIN} augment=learned"),
+    "learned widths 0.1, upright": Row("mnist", False, f"{PLAIN} augment=learned:0.1"),
     "learned widths 0.3, upright": Row("mnist", False, f"{PLAIN} augment=learned:0.3"),
     "learned widths, sixes": Row("mnist6_180", False, f"{PLAIN} augment=learned"),
+    "learned widths 0.1, sixes": Row("mnist6_180", False, f"{PLAIN} augment=learned:0.1"),
     "learned widths 0.3, sixes": Row("mnist6_180", False, f"{PLAIN} augment=learned:0.3"),
+    "capacity: 4 channels, turned": Row("mnist", True, PLAIN.replace("12k", "4k")),
+    "capacity: 36 channels, turned": Row("mnist", True, PLAIN.replace("12k", "36k")),
     "exact and coordinates, sixes": Row("mnist6_180", False, f"{EXACT} coordinates=xy"),
     "exact, sixes": Row("mnist6_180", False, EXACT),
     "streams C4 & D1 & C1, turned": Row("mnist", True, STREAMS),
@@ -91,6 +102,16 @@ def layerwise(network: Network, splits: Splits, images: Images) -> float:
         network.eval(), pixels, images.labels[:256], 256, lambda x: (x - mean) / std, draws
     )
     return terms[1].item()
+
+
+def correlation(network: Network, splits: Splits) -> float:
+    """How alike the maps of turned images and the turned maps are, -1 to 1, mean over stages: it
+    does not depend on the scale of channels (Bruintjes et al., CVPRW 2023).
+    """
+    mean, std = splits.mean[0], splits.std[0]
+    pixels = splits.validation.pixels[:64]
+    error = equivariance_error(network, pixels, C4, normalise=lambda x: (x - mean) / std)
+    return statistics.mean(stage.mean_correlation for stage in error.stages)
 
 
 def result(job: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -113,7 +134,11 @@ def result(job: dict[str, Any], root: Path) -> dict[str, Any]:
         name: getattr(scores, name)
         for name in ("accuracy", "symmetry_accuracy", "equivariance_error", "learned", "seconds")
     }
-    return {**found, "layerwise": layerwise(network, splits, splits.validation)}
+    return {
+        **found,
+        "layerwise": layerwise(network, splits, splits.validation),
+        "correlation": correlation(network, splits),
+    }
 
 
 def _over(values: Sequence[float], scale: float = 1.0) -> str:
@@ -129,7 +154,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if not of:
             continue
         shares = [_over([r[s] for r in of], 100) for s in ("accuracy", "symmetry_accuracy")]
-        others = [_over([r[s] for r in of]) for s in ("equivariance_error", "layerwise")]
+        others = [
+            _over([r[s] for r in of]) for s in ("equivariance_error", "layerwise", "correlation")
+        ]
         learned = (of[0]["learned"] or {}).keys()
         beside = ", ".join(f"{k} {_over([r['learned'][k] for r in of])}" for k in learned)
         lines.append(f"| {' | '.join([name, str(len(of)), *shares, *others, beside])} |")

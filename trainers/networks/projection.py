@@ -91,6 +91,40 @@ def distances_squared(
     return total
 
 
+def shared_entries(
+    shape: tuple[int, ...], source: Group | None, fields: Group, group: Group | None = None
+) -> Tensor:
+    """Which entries of a weight of `shape` the group makes equal: of each entry, flat, the number
+    of its orbit. The other arguments are those of `project_weight`.
+    """
+    return _orbits(shape, source, fields, fields if group is None else group, torch.device("cpu"))[
+        1
+    ]
+
+
+def partition_distance(found: Tensor, planted: Tensor) -> int:
+    """How many entries must change their part before two partitions of the same entries are one
+    (Yeh et al., AISTATS 2022): their number less the largest sum of a matching of parts. Both
+    [entries] hold numbers of parts; two groups are compared by their `shared_entries`.
+
+    Raises ValueError where they are not of equally many entries.
+    """
+    if found.shape != planted.shape or found.dim() != 1:
+        raise ValueError(
+            f"partitions of {list(found.shape)} and {list(planted.shape)} entries cannot be "
+            "compared; give both as numbers of parts [entries] of one weight"
+        )
+    from scipy.optimize import linear_sum_assignment
+
+    (_, rows), (_, columns) = (torch.unique(p, return_inverse=True) for p in (found, planted))
+    if not len(rows):
+        return 0
+    common = torch.zeros(int(rows.max()) + 1, int(columns.max()) + 1, dtype=torch.int64)
+    common.index_put_((rows, columns), torch.ones_like(rows), accumulate=True)
+    matched = linear_sum_assignment(common.numpy(), maximize=True)
+    return len(found) - int(common[matched].sum())
+
+
 class _Distance(torch.autograd.Function):
     """||W - P W||^2 / ||W||^2 [], P the mean over orbits of entries.
 

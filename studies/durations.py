@@ -10,16 +10,20 @@ from pydantic import BeforeValidator, Field
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+def in_seconds(text: str) -> float:
+    """Seconds of text such as `90s`, `30m`, `2h`, `1d`. Raises ValueError for other text."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)\s*", text)
+    if not match:
+        raise ValueError(
+            f"'{text}' is not a duration; write seconds, or a number with s, m, h or d such as 90m"
+        )
+    return float(match[1]) * UNIT_SECONDS[match[2] or "s"]
+
+
 def _seconds(value: Any) -> Any:
     """Seconds from a number or from text such as `90s`, `30m`, `2h`, `1d`."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
-        if not match:
-            raise ValueError(
-                f"'{value}' is not a duration; write seconds, or a number with s, m, h or d such "
-                "as 90m"
-            )
-        return float(match[1]) * UNIT_SECONDS[match[2] or "s"]
+        return in_seconds(value)
     if isinstance(value, bool):
         raise ValueError(f"got {value}; write seconds, or a number with s, m, h or d such as 90m")
     return value

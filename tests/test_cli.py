@@ -89,7 +89,7 @@ def test_the_front_is_drawn_under_its_table_and_as_a_figure(run, study, tmp_path
     )
     refused = run("front", study, "--figure", tmp_path / "front.bmp")
     assert (
-        refused.status == 1
+        refused.status == 2
         and "end its name in .png, .svg or .pdf" in refused.err
         and "Traceback" not in refused.err
     )

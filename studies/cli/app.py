@@ -64,4 +64,18 @@ def application(words: Sequence[str]) -> TyperGroup:
         if command.callback
         and words[:1] == [command.name or get_command_name(command.callback.__name__)]
     ] or app.registered_commands
-    return get_group(chosen)
+    group = get_group(chosen)
+    for command in group.commands.values():
+        for option in command.params:
+            if option.param_type_name == "option" and option.callback is None:
+                option.callback = _not_blank
+    return group
+
+
+def _not_blank(context: Any, option: Any, value: Any) -> Any:
+    """The value of an option. Raises BadParameter for a blank one, which would count as an option
+    that was left out.
+    """
+    if isinstance(value, str) and not value.strip():
+        raise typer.BadParameter("it is empty; give a value, or leave the option out")
+    return value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studies.cli.app import MODELS_PANEL, app
-from studies.cli.options import FormatOption, RunCode, named_place
+from studies.cli.options import FormatOption, RunCode, group_named, named_place
 from studies.output import Format, print_rows, print_value
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ SubjectArgument = Annotated[
 Grouped = Annotated[
     str | None,
     typer.Option(
+        metavar="GROUP",
+        parser=group_named,
         help="The group under which it will be used; else its own, of a model D4.",
         show_default=False,
     ),

@@ -140,8 +140,19 @@ def _usage(error: Any) -> int:
     else:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "equisearch"
         message = error.format_message().removesuffix(".").replace("Value error, ", "")
+        message = message.replace(": Input should be", f"{_given(error)}: it must be")
         print(continued(f"error: {message} (see `{command} --help`)"), file=sys.stderr)
     return error.exit_code
+
+
+def _given(error: Any) -> str:
+    """What the command line gives an option whose value is refused, in brackets; '' for others."""
+    names = tuple(getattr(getattr(error, "param", None), "opts", ()))
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name in names:
+            return f" ({value if equals else following})"
+    return ""
 
 
 if __name__ == "__main__":

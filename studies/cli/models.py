@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,12 +13,15 @@ from studies.cli.options import (
     Address,
     Directory,
     FormatOption,
+    OtherGroup,
     Overrides,
     Quiet,
     RunCode,
     StudyName,
     Trust,
     Workers,
+    figure_named,
+    group_named,
     named_place,
     pairs,
     resources,
@@ -45,7 +48,7 @@ AngleFigure = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        parser=named_place,
+        parser=figure_named,
         help="Draws accuracy by angle: png, svg or pdf.",
         show_default=False,
     ),
@@ -57,8 +60,12 @@ PaperBatch = Annotated[
     ),
 ]
 PaperDropout = Annotated[
-    float, typer.Option(help="Its rate after convolutions 1, 3, 4 and 5, as the paper has it.")
+    float,
+    typer.Option(
+        min=0, max=1, help="Its rate after convolutions 1, 3, 4 and 5, as the paper has it."
+    ),
 ]
+Shift = Literal["upright", "normal20", "normal40", "uniform"]
 ControlOption = Annotated[
     str | None,
     typer.Option(
@@ -124,9 +131,7 @@ def probe(
     study: StudyName,
     images: Annotated[int, typer.Option(min=40, help="Images to examine.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the classifiers.")] = 0,
-    group: Annotated[
-        str | None, typer.Option(help="The group, instead of the study's.", show_default=False)
-    ] = None,
+    group: OtherGroup = None,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Adds a table of every class.")
     ] = False,
@@ -171,6 +176,8 @@ def measure(
     group: Annotated[
         str | None,
         typer.Option(
+            metavar="GROUP",
+            parser=group_named,
             help="The group under which the model will be used; else the study's.",
             show_default=False,
         ),
@@ -331,9 +338,7 @@ def reproduce(
             parser=named_place,
         ),
     ],
-    shift: Annotated[
-        str, typer.Option(help="What training sees: upright, normal20, normal40 or uniform.")
-    ] = "upright",
+    shift: Annotated[Shift, typer.Option(help="What training sees.")] = "upright",
     root: Annotated[str, typer.Option(help="The folder that holds MNIST/raw.")] = "../shared/data",
     epochs: Annotated[int, typer.Option(min=1, help="The paper has 50.")] = 50,
     seeds: Annotated[

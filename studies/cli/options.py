@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,61 @@ def named_place(text: str) -> Path:
             f"the path in full, or ./{text} for a name that begins with ~"
         ) from None
     return place
+
+
+def group_named(text: str) -> str:
+    """The name of a group. Raises BadParameter where it is none."""
+    from searchspace.groups import Group
+
+    try:
+        return str(Group.parse(text.strip()))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def figure_named(text: str) -> Path:
+    """The file of a figure. Raises BadParameter for a name that says no format."""
+    from trainers.figures import check_name
+
+    try:
+        return check_name(named_place(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def objective_named(text: str) -> str:
+    """The name of an objective. Raises BadParameter where it is none."""
+    from studies.pareto import DIRECTIONS
+
+    if text not in DIRECTIONS:
+        raise typer.BadParameter(
+            f"'{text}' does not name an objective; choose one of {', '.join(DIRECTIONS)}"
+        )
+    return text
+
+
+def softness_named(text: str) -> float:
+    """A softness. Raises BadParameter for what is not a number from 0 to 1."""
+    try:
+        softness = float(text)
+    except ValueError:
+        softness = math.nan
+    if not 0 <= softness <= 1:
+        raise typer.BadParameter(
+            f"softness is {text}; it must be from 0 (the constraint) to 1 (the network as it was "
+            "trained)"
+        )
+    return softness
+
+
+def duration_named(text: str) -> float:
+    """Seconds of a duration such as `90m`. Raises BadParameter where it is none."""
+    from studies.durations import in_seconds
+
+    try:
+        return in_seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 Directory = Annotated[
@@ -104,9 +160,10 @@ Workers = Annotated[
     typer.Option(metavar="N|auto", help="Trials at the same time.", show_default=False),
 ]
 Timeout = Annotated[
-    str | None,
+    float | None,
     typer.Option(
         metavar="TIME",
+        parser=duration_named,
         help="Stop after that long, such as 90m; `resume` continues.",
         show_default=False,
     ),
@@ -157,11 +214,30 @@ Best = Annotated[
     str | None,
     typer.Option(
         metavar="OBJECTIVE",
+        parser=objective_named,
         help="Only the member of the front that is best in one objective.",
         show_default=False,
     ),
 ]
 
+FrontFigure = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        parser=figure_named,
+        help="Draws every two objectives: png, svg or pdf.",
+        show_default=False,
+    ),
+]
+OtherGroup = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GROUP",
+        parser=group_named,
+        help="The group, instead of the study's.",
+        show_default=False,
+    ),
+]
 Enqueue = Annotated[
     Path | None,
     typer.Option(
@@ -213,15 +289,16 @@ def pairs(settings: list[str] | None) -> dict[str, Any]:
     return overrides
 
 
-def resources(workers: str | None, timeout: str | None, address: str | None) -> dict[str, Any]:
+def resources(workers: str | None, timeout: float | None, address: str | None) -> dict[str, Any]:
     """Dotted keys and values of the options for workers, time and the cluster; None where an option
     was not given.
     """
-    if workers is not None and workers != "auto" and not (workers.isdigit() and int(workers) > 0):
+    number = workers is not None and workers.isascii() and workers.isdigit() and int(workers) > 0
+    if workers not in (None, "auto") and not number:
         raise typer.BadParameter(
             f"{workers} is neither auto nor a whole number above 0", param_hint="--workers"
         )
-    count = int(workers) if workers and workers.isdigit() else workers
+    count = int(workers) if workers and number else workers
     return {"resources.workers": count, "search.timeout": timeout, "resources.address": address}
 
 

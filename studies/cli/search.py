@@ -17,6 +17,7 @@ from studies.cli.options import (
     Directory,
     Enqueue,
     FormatOption,
+    FrontFigure,
     Knee,
     Overrides,
     PageFile,
@@ -29,7 +30,7 @@ from studies.cli.options import (
     WarmStart,
     Where,
     Workers,
-    named_place,
+    group_named,
     pairs,
     resources,
     selected,
@@ -155,7 +156,12 @@ def relax(
         int,
         typer.Option(min=1, help="The first stage that is relaxed; 1 is the first of all."),
     ],
-    to: Annotated[str, typer.Option(metavar="GROUP", help="The smaller group, such as C2 or C1.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="GROUP", parser=group_named, help="The smaller group, such as C2 or C1."
+        ),
+    ],
     pathway: Annotated[
         bool,
         typer.Option(
@@ -220,15 +226,7 @@ def _none(directory: Path, where: str | None, what: str) -> str:
 @app.command(rich_help_panel=LOOK_PANEL)
 def front(
     directory: Directory,
-    figure: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            parser=named_place,
-            help="Draws every two objectives: png, svg or pdf.",
-            show_default=False,
-        ),
-    ] = None,
+    figure: FrontFigure = None,
     where: Where = None,
     knee: Knee = False,
     best: Best = None,

@@ -10,10 +10,12 @@ import typer
 from studies.cli.app import MODELS_PANEL, app
 from studies.cli.options import (
     FormatOption,
+    OtherGroup,
     Overrides,
     named_place,
     number_of_trial,
     pairs,
+    softness_named,
     trial_named,
 )
 from studies.output import Format, note, print_rows
@@ -40,6 +42,8 @@ MaybeTrial = Annotated[
 Softness = Annotated[
     list[float] | None,
     typer.Option(
+        metavar="SOFTNESS",
+        parser=softness_named,
         help="A softness from 0 (strict) to 1 (as trained); may be repeated; else 0, 0.25, 0.5, "
         "0.75 and 1.",
         show_default=False,
@@ -51,10 +55,7 @@ Softness = Annotated[
 def soften(
     place: PlaceArgument,
     trial: MaybeTrial = None,
-    group: Annotated[
-        str | None,
-        typer.Option(help="The group, instead of the study's.", show_default=False),
-    ] = None,
+    group: OtherGroup = None,
     softness: Softness = None,
     front: Annotated[
         bool,

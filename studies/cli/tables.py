@@ -80,7 +80,7 @@ def replay(
             show_default=False,
         ),
     ],
-    seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Searches of each kind.")] = 20,
     share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the full hypervolume.")] = 0.95,
     format: FormatOption = Format.table,
 ) -> None:

@@ -18,7 +18,7 @@ def read_architectures(path: str | Path) -> list[str]:
     """The architectures in a text file, one a line; empty lines and those that begin with # are
     skipped.
 
-    Raises StudyError that names the line of the first one that cannot be parsed.
+    Raises StudyError that names the line of the first one that cannot be parsed, and for none.
     """
     candidates = []
     lines = read_text(Path(path), "write one architecture a line").splitlines()
@@ -29,6 +29,8 @@ def read_architectures(path: str | Path) -> list[str]:
                 candidates.append(str(Candidate.parse(text)))
             except ValueError as error:
                 raise StudyError(f"{path}, line {number}: {error}") from None
+    if not candidates:
+        raise StudyError(f"{path} holds no architecture; write one a line")
     return candidates
 
 

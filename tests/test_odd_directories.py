@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -22,7 +23,8 @@ from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from studies.workers.worker import run_trial
 from support import trivial
-from trainers.training.checkpoint import CHECKPOINT
+from support.commands import run  # noqa: F401
+from trainers.training.checkpoint import CHECKPOINT, PREVIOUS
 
 TINY = """
 data: {name: digits, train: 40, validation: 20}
@@ -198,3 +200,43 @@ def test_a_checkpoint_of_another_kind_costs_no_trial(tmp_path):
 def test_values_that_do_nothing_or_name_nothing_are_refused(key, value):
     with pytest.raises(StudyError, match=key.replace(".", r"\.")):
         trivial.study(**{key.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("name", [JOURNAL, "lock", "data.json", "versions.json", "study.yaml"])
+def test_what_stands_in_the_place_of_a_file_is_moved_aside_by_repair(study, run, name, kind):
+    before = trivial.ended(study)
+    (study / name).unlink(missing_ok=True)
+    (study / name).mkdir() if kind == "folder" else os.mkfifo(study / name)
+    for words in (("status", study), ("resume", study), ("rederive", study), ("show", study, 0)):
+        status, _, err = run(*words)
+        if status:
+            assert status == 1 and err.count("error: ") == 1 and str(study) in err
+    assert run("repair", study).status == 0
+    assert (study / f"{name}.damaged").exists() and (study / f"{name}.damaged").is_file() is False
+    with SearchDriver.open(study, trivial.study(search__trials=5)) as driver:
+        run_in_process(driver, trainable=trivial.trainable)
+    after = trivial.ended(study)
+    assert len(after) == 5 and (name == JOURNAL or {n: after[n] for n in before} == before)
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, PREVIOUS, "scores.jsonl", "epoch", "trial.json"])
+def test_a_folder_in_the_place_of_a_trials_file_costs_no_trial(tmp_path, name):
+    study = parse(TINY)
+    folder = tmp_path / TRIALS / "00000"
+    (folder / name / "x").mkdir(parents=True)
+    (folder / "correct.bits").mkdir()
+    report = Report()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run_trial(study, with_folder(Assignment(0, TEXT, None, 0, 1, str(folder))), report)
+    assert report.rungs == [1] and (folder / CHECKPOINT).is_file()
+    assert (folder / f"{name}.damaged" / "x").is_dir()
+    assert "correct.bits.damaged was in the place of a file" in str(said[-1].message)
+
+
+def test_repair_names_what_it_moved_aside_in_the_folder_of_a_trial(study):
+    (study / TRIALS / "00001" / CHECKPOINT).mkdir()
+    (done,) = repair(study)
+    assert done == f"what was in the place of a file is now {TRIALS}/00001/{CHECKPOINT}.damaged"
+    assert not repair(study)

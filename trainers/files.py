@@ -15,6 +15,7 @@ import re
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -149,6 +150,29 @@ def partial_files(folder: Path) -> list[Path]:
     be writing one of them, unless the caller knows that none does.
     """
     return sorted(path for path in folder.glob(f"*{PARTIAL}") if path.is_file())
+
+
+def set_aside_odd(folder: Path, names: Iterable[str], *, links: bool = False) -> list[Path]:
+    """Renames what lies in `folder` under one of these names of files and is none (a folder, a
+    pipe, a link to nothing; with `links` any link), so that the file can be written, and returns
+    the new places. Raises OSError.
+    """
+    moved = []
+    for name in names:
+        path = folder / name
+        if os.path.lexists(path) and (not path.is_file() or (links and path.is_symlink())):
+            os.rename(path, place := damaged_name(path))
+            moved.append(place)
+    return moved
+
+
+def damaged_name(path: Path) -> Path:
+    """A name beside `path`, for what was in its place, that nothing has yet."""
+    place, copies = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(place):
+        copies += 1
+        place = path.with_name(f"{path.name}.damaged-{copies}")
+    return place
 
 
 def as_word(path: str | os.PathLike[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.files import open_whole, parse_json, read_whole, write_plain
+from trainers.files import open_whole, parse_json, read_whole, set_aside_odd, write_plain
 
 TRIALS, ORPHANED = "trials", "orphaned"
 TRIAL = "trial.json"  # what the driver gives to the worker
@@ -20,6 +20,8 @@ ARCHITECTURE_FILE = "architecture.txt"
 SCORES_FILE = "scores.jsonl"  # at the epochs at which trials are compared
 EPOCH = "epoch"  # the last one that was trained and saved
 ERROR = "error.txt"  # why it failed
+# of these a link in the place of the file is not written through
+PLAIN_FILES = (TRIAL, ARCHITECTURE_FILE, EPOCH, ERROR)
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 GIVEN = ("architecture", "learning_rate", "seed", "continues")
 INHERITED = ("inherited_from", "inherited_epoch")  # given to trials with another's weights
@@ -90,6 +92,15 @@ def write_given(path: Path, given: Mapping[str, Any]) -> None:
     if content["architecture"] is not None:
         write_plain(path / ARCHITECTURE_FILE, f"{content['architecture']}\n")
     write_plain(path / TRIAL, json.dumps(content) + "\n")
+
+
+def set_aside_not_files(path: Path) -> list[str]:
+    """Renames what lies in a trial's folder in the place of a file and is none, and returns the new
+    names. Raises OSError.
+    """
+    moved = set_aside_odd(path, (SCORES_FILE, *CHECKPOINTS))
+    moved += set_aside_odd(path, PLAIN_FILES, links=True)
+    return [place.name for place in moved]
 
 
 def move_aside(path: Path) -> Path:

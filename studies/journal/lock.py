@@ -61,10 +61,14 @@ class StudyLock:
         except OSError as error:
             if not isinstance(error, NotRegularError) and error.errno not in READ_ONLY:
                 raise
+            remedy = (
+                "move it away"
+                if isinstance(error, NotRegularError)
+                else "use an account that may write to this directory, or a copy of it"
+            )
             raise StudyError(
                 f"{self._path} cannot be locked ({error.strerror}); it must be a file "
-                "that you can write: "
-                "use an account that may write to this directory, or a copy of it"
+                f"that you can write: {remedy}"
             ) from None
         for attempt in range(LOCK_ATTEMPTS):
             try:

@@ -88,9 +88,17 @@ def require_begun(directory: Path) -> dict[str, Any]:
     attributes = study_attributes(directory) if path.is_file() else {}
     if {"channels", "classes"} <= set(attributes):
         return attributes
+    raise lost_journal(directory)
+
+
+def lost_journal(directory: Path) -> StudyError:
+    """What to say of a study whose journal is missing, no file, or lacks its first records."""
+    path = directory / JOURNAL
     there = (
         f"there is no {JOURNAL} in {directory}"
         if not path.exists()
+        else f"{path} is not a file"
+        if not path.is_file()
         else f"{path} is empty"
         if not path.stat().st_size
         else f"{path} lacks its first records"
@@ -98,12 +106,12 @@ def require_begun(directory: Path) -> dict[str, Any]:
     folders = read_folders(directory)
     scored = sum(bool(folder.scores) for folder in folders.values())
     if folders:
-        raise StudyError(
+        return StudyError(
             f"{there}, but {counted(len(folders), 'folder')} of trials, {scored} with "
             "scores: restore "
             f"the journal from a copy, or rebuild it with `equisearch repair {as_word(directory)}`"
         )
-    raise StudyError(
+    return StudyError(
         f"{there}, and no trial: its start ended before the first trial. Delete {directory} and "
         "start the study again"
     )

@@ -18,9 +18,22 @@ from searchspace.geometry import counted
 from searchspace.recipe import Candidate
 from studies.config import Study, dump
 from studies.errors import StudyError
-from studies.journal.directory import STUDY, read_enqueued, read_published, read_study
-from studies.journal.folders import TRIALS, TrialFolder, move_aside, read_folders
-from studies.journal.lock import StudyLock
+from studies.journal.directory import (
+    DATA,
+    STUDY,
+    VERSIONS,
+    read_enqueued,
+    read_published,
+    read_study,
+)
+from studies.journal.folders import (
+    TRIALS,
+    TrialFolder,
+    move_aside,
+    read_folders,
+    set_aside_not_files,
+)
+from studies.journal.lock import LOCK, StudyLock
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.rebuild import (
     DescribeTrial,
@@ -34,7 +47,14 @@ from studies.journal.records import Entry
 from studies.journal.salvage import salvage
 from studies.journal.trial import ENDED
 from studies.yaml_loader import YamlError, read_yaml
-from trainers.files import as_word, partial_files, read_whole, write_whole
+from trainers.files import (
+    as_word,
+    damaged_name,
+    partial_files,
+    read_whole,
+    set_aside_odd,
+    write_whole,
+)
 
 Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.describe_text`
 ReadDimensions = Callable[[Study], tuple[int, int]]  # (channels, classes) of the study's images
@@ -55,14 +75,31 @@ def repair(
     `look` reads the images, where nothing else tells how many channels and classes they have.
     Raises LockedError if another process drives the study, StudyError if there is none.
     """
-    back = _write_back(directory)
+    aside = _move_odd_files(directory)
+    back = aside + _write_back(directory)
     study = read_study(directory)
     lock = StudyLock(directory)
     try:
         done = back + _mend_journal(directory, study, describe, look)
+        for path in (directory / TRIALS).glob("*"):
+            done += [
+                f"what was in the place of a file is now {TRIALS}/{path.name}/{name}"
+                for name in (set_aside_not_files(path) if path.is_dir() else ())
+            ]
         return [*done, *_move_orphans(directory), *_remove_leftovers(directory)]
     finally:
         lock.close()
+
+
+def _move_odd_files(directory: Path) -> list[str]:
+    """Moves aside what stands in the place of a file of the study and is a folder, a pipe or the
+    like: what cannot be read is rebuilt, as where it is lost.
+    """
+    there = directory / STUDY
+    if not (os.path.lexists(there) or (directory / JOURNAL).exists()):
+        return []  # no study
+    moved = set_aside_odd(directory, (LOCK, JOURNAL, VERSIONS, DATA))
+    return [f"what was in the place of a file is now {place.name}" for place in moved]
 
 
 def _write_back(directory: Path) -> list[str]:
@@ -85,7 +122,7 @@ def _write_back(directory: Path) -> list[str]:
     try:
         kept = []
         if os.path.lexists(path):
-            place = _free(directory, STUDY)
+            place = damaged_name(path)
             os.rename(path, place)
             kept = [f"what was in its place is in {place.name}"]
         write_whole(path, dump(study))
@@ -101,15 +138,6 @@ def _started(journal: Path) -> Study | None:
         return Study.model_validate(stored, context={"reading": True}) if stored else None
     except (OSError, ValueError):
         return None
-
-
-def _free(directory: Path, name: str) -> Path:
-    """A name for a copy of a damaged file that nothing has yet."""
-    place, copies = directory / f"{name}.damaged", 1
-    while os.path.lexists(place):
-        copies += 1
-        place = directory / f"{name}.damaged-{copies}"
-    return place
 
 
 def _mend_journal(
@@ -294,7 +322,7 @@ def _replace(path: Path, content: bytes, entries: list[Entry]) -> list[str]:
     """Writes the journal anew, with a copy of what it was beside it."""
     done = []
     if content:
-        copy = _free(path.parent, JOURNAL)
+        copy = damaged_name(path)
         write_whole(copy, content)
         done = [f"a copy of the journal as it was is in {copy.name}"]
     write_whole(path, "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries))

@@ -20,6 +20,7 @@ from studies.evidence.learned import learned_lines
 from studies.journal.definition import definition_note
 from studies.journal.directory import read_study
 from studies.journal.lock import holder
+from studies.journal.origin import lost_journal
 from studies.journal.reader import JOURNAL, read_trials
 from studies.journal.salvage import read_what_is_whole
 from studies.journal.stored import read_stored
@@ -44,10 +45,7 @@ def open_records(
     """
     study = read_stored(directory) if reading else read_study(directory)
     if not (directory / JOURNAL).is_file():
-        raise StudyError(
-            f"{directory} holds a study but no {JOURNAL}: it was never started, or the file was "
-            "moved away"
-        )
+        raise lost_journal(directory)
     try:
         read = read_what_is_whole if reading else read_trials
         return study, read(directory, parameters=parameters)

@@ -14,7 +14,14 @@ from typing import Any, Protocol
 
 from studies.config import Study
 from studies.errors import StudyError
-from studies.journal.folders import EPOCH, TRIALS, move_aside, read_folder, write_given
+from studies.journal.folders import (
+    EPOCH,
+    TRIALS,
+    move_aside,
+    read_folder,
+    set_aside_not_files,
+    write_given,
+)
 from studies.journal.trial import KIND, Decision, Outcome, TrialRecord
 from trainers.files import PARTIAL, as_word, read_whole, write_plain
 
@@ -159,6 +166,7 @@ def with_folder(assignment: Assignment, *, new: bool = False) -> Assignment:
     if assignment.continues is not None and not folder.exists():
         _copy_folder(folder, assignment)
     folder.mkdir(parents=True, exist_ok=True)
+    set_aside_not_files(folder)
     write_given(folder, given)
     return assignment
 

@@ -28,8 +28,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
 from studies.config import Study
-from studies.errors import StudyError
 from studies.journal.directory import read_study
+from studies.journal.origin import lost_journal
 from studies.journal.reader import JOURNAL, study_attributes
 from studies.journal.storage import NAME, SearchStorage, View, is_readable_by_optuna, next_place
 from studies.journal.trial import SAW, inherited_key
@@ -71,9 +71,10 @@ def rederive(directory: Path) -> Rederived:
     """Derives every proposal of the study in `directory` again, until the first that comes out
     otherwise. Raises StudyError without a journal.
     """
+    study = read_study(directory)
     if not (directory / JOURNAL).is_file():
-        raise StudyError(f"{directory} has no journal, so it holds no proposals; give a study")
-    study, sizes = read_study(directory), study_attributes(directory)
+        raise lost_journal(directory)
+    sizes = study_attributes(directory)
     lines = (directory / JOURNAL).read_bytes().splitlines()
     records = [json.loads(line) for line in lines if is_readable_by_optuna(line)]
     with _Prefix(records).after(len(records)) as view:

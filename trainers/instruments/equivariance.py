@@ -25,9 +25,9 @@ from trainers.instruments.feature_maps import (
     Forward,
     Normalise,
     StageMap,
+    as_rows,
     measuring,
     pixels,
-    rows_of,
     variation,
     watch,
 )
@@ -248,7 +248,7 @@ def _compare(
     step = max(1, CACHED_VALUES // after[0].numel())
     parts = []
     for start in range(0, len(after), step):
-        expected, moved = (rows_of(values[start : start + step]) for values in (maps, after))
+        expected, moved = (as_rows(values[start : start + step]) for values in (maps, after))
         expected = moving(expected) if moving else expected
         if inside is not None:
             expected, moved = expected[:, inside], moved[:, inside]

@@ -319,7 +319,7 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield prefix + name, child
 
 
-def rows_of(maps: Tensor) -> Tensor:
+def as_rows(maps: Tensor) -> Tensor:
     """Maps, or logits, as [batch, positions, channels]; without a copy of maps in channels-last
     layout.
     """
@@ -357,7 +357,7 @@ def variation(name: str, values: Tensor) -> Variation:
         )
     # Written out, because var over the first dimension takes several times as long; on rows,
     # because maps do too (torch 2.15, CPU).
-    rows = rows_of(values)
+    rows = as_rows(values)
     mean = rows.mean(0)
     variance = (rows - mean).square_().sum(0) / (len(rows) - 1)
     between = 2 * variance.mean(1)

@@ -26,8 +26,8 @@ from trainers.instruments.accuracy import SymmetryAccuracy, summarise
 from trainers.instruments.equivariance import OF_CONSTANT, equivariance_error
 from trainers.instruments.feature_maps import Normalise, pixels
 from trainers.instruments.predictions import Predictions, predict_elements
-from trainers.instruments.tasks.elements import ElementScores, write_element_scores
-from trainers.instruments.tasks.replicates import Replicates, write_replicates
+from trainers.instruments.tasks.elements import ELEMENT_SCORES, ElementScores, write_element_scores
+from trainers.instruments.tasks.replicates import REPLICATES, Replicates, write_replicates
 from trainers.instruments.tasks.scoring import means_over, side_scores
 from trainers.networks.fold import fold, mean_network, scoring
 from trainers.networks.networks import Network
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from trainers.training.config import TrainingConfig
 
 ERROR_IMAGES = 64  # images that the equivariance error is measured on
+# what an evaluation writes into a training's folder
+EVALUATION_FILES = (correctness.CORRECT, ELEMENT_SCORES, REPLICATES)
 # images per forward that the latency is taken from, and how many of them at most
 LATENCY_BATCH, LATENCY_BATCHES = 128, 3
 

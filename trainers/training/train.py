@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +21,18 @@ from torch import Tensor
 from searchspace.architecture import Architecture
 from trainers.data.datasets import Images, Splits, batch, load_data, normaliser
 from trainers.devices import pick_device, send
-from trainers.files import partial_files
+from trainers.files import partial_files, set_aside_odd
 from trainers.networks.networks import Network, build
 from trainers.networks.normalization import estimate_statistics
 from trainers.precision import autocast
 from trainers.scores import Scores
 from trainers.seeds import derived_seed
 from trainers.training import checkpoint
-from trainers.training.checkpoint import TrainingProgress
+from trainers.training.checkpoint import CHECKPOINT, PREVIOUS, TrainingProgress
 from trainers.training.class_balance import class_weights
 from trainers.training.config import TrainingConfig, check_training
 from trainers.training.cuda_graph import GraphedStep
-from trainers.training.evaluate import evaluate
+from trainers.training.evaluate import EVALUATION_FILES, evaluate
 from trainers.training.schedule import rate_at
 from trainers.training.step import TrainingStep
 
@@ -204,6 +205,8 @@ def advance(
     directory.mkdir(parents=True, exist_ok=True)
     for left in partial_files(directory):  # by a worker that was killed
         left.unlink(missing_ok=True)
+    for place in set_aside_odd(directory, (CHECKPOINT, PREVIOUS, *EVALUATION_FILES)):
+        warnings.warn(f"{place} was in the place of a file of the training", stacklevel=2)
     if splits is None:
         splits = load_data(config.data, architecture.size, merge=config.merge_validation)
     check_training(config.training, len(splits.train), min(architecture.size))

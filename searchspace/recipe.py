@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 from searchspace.architecture import Architecture
+from searchspace.groups import Group
 from searchspace.training.augmentation import Augmentation
 from searchspace.training.losses import Loss, losses_text, parse_losses, require_different
 from searchspace.weights.governor import DEFAULT_GOVERNOR, Governor
@@ -65,6 +66,15 @@ class Recipe:
             cast(Weighting, options.get("loss_weight", "constant")),  # checked by Recipe
             None if gamma is None else Governor.parse(gamma),
         )
+
+    def check(self, declared: Group, epochs: int) -> None:
+        """Raises ValueError where a training of so many epochs under the declared group could not
+        follow it.
+        """
+        if self.gamma is not None:
+            self.gamma.check_epochs(epochs)
+        for loss in self.losses:
+            loss.check_elements(declared)
 
     def onto(self, architecture: Architecture) -> Candidate:
         """The candidate of an architecture that was trained so, or was made of one that was: gamma

@@ -110,7 +110,9 @@ class Study(Settings):
     @model_validator(mode="after")
     def _once(self, info: ValidationInfo) -> Study:
         if not (info.context or {}).get("reading"):
-            self.space.equivariance_loss.require_once(Group.parse(self.symmetry.group))
+            declared = Group.parse(self.symmetry.group)
+            self.space.equivariance_loss.require_once(declared)
+            self.space.equivariance_loss.check_elements(declared)
         return self
 
     @model_validator(mode="after")
@@ -120,7 +122,6 @@ class Study(Settings):
                 "search.inherit is true and data.folds is set: weights are inherited by one "
                 "network, and with folds a trial has several; leave one of the two out"
             )
-        self.space.equivariance_loss.check_elements(Group.parse(self.symmetry.group))
         for text in self.space.gamma:
             Governor.parse(text).check_epochs(self.training.epochs)
         return self

@@ -4,6 +4,7 @@ remedy.
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 import pytest
@@ -351,7 +352,7 @@ def test_numbers_under_which_no_study_would_end_are_refused(wrong, says):
         ("C1", "{kind: [none, layerwise]}", True),
         ("C1", "{kind: layerwise+label@C4}", True),
         ("C4", "{kind: label, group: [declared, C1]}", True),
-        ("C1", "{kind: [projection, label@C4]}", False),
+        ("C8", "{kind: [projection@C4, label]}", False),
         ("C1", "{kind: label, group: D1}", False),
     ],
 )
@@ -362,6 +363,21 @@ def test_a_loss_needs_an_element_that_moves_images(symmetry, loss, refused):
         assert "elements of C1 moved" in complaint(text) and len(complaint(text).splitlines()) == 1
     else:
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "symmetry, loss, says",
+    [
+        ("C1", "{kind: [none, projection]}", "C1, which is the weight itself; name one of C2, C4"),
+        ("C8", "{kind: [none, projection]}", "C8, .*pixels off their grid; name its subgroup C4"),
+        ("C4", "{kind: projection@D3}", "D3, .*pixels off their grid; name its subgroup D1"),
+        ("C4", "{kind: projection, group: [C2, C3]}", "C3, .*pixels off their grid; name one of"),
+    ],
+)
+def test_weights_are_projected_to_what_keeps_the_grid(symmetry, loss, says):
+    space = f"space: {{equivariance_loss: {loss}}}"
+    text = f"data: {{name: digits}}\nsymmetry: {{group: {symmetry}}}\n{space}"
+    assert re.search(says, complaint(text)) and len(complaint(text).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

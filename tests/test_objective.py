@@ -56,6 +56,27 @@ def test_each_loss_has_the_elements_of_its_own_group():
     assert terms("label:1@C2")[1] == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["layerwise", "latent"])
+@pytest.mark.parametrize("fields, group", [("C4", "C2"), ("D4", "D1"), ("D4", "D2"), ("C8", "C4")])
+def test_an_exact_network_has_no_loss_under_a_subgroup(kind, fields, group):
+    exact = build(Architecture.parse(f"9px: 1k3@{fields}, 2k3"), channels=1, classes=5).eval()
+    objective = TrainingObjective.of(parse_losses(f"{kind}:1@{group}"), C4, (9, 9))
+    draws = torch.Generator().manual_seed(1)
+    terms = objective.terms(exact, PIXELS[..., :9, :9], LABELS, 12, lambda x: x, draws)
+    assert terms[1] < 1e-10
+
+
+def test_under_a_larger_group_an_element_that_a_stage_keeps_adds_nothing():
+    """C2's channels are read as fields of C4 on which the half turn acts as it does on C2's."""
+    kept = build(Architecture.parse("9px: 4k3@C2, 4k3"), channels=1, classes=5).eval()
+    objective = TrainingObjective.of(parse_losses("latent:1@C4"), C4, (9, 9))
+    half = replace(objective, elements={C4: (Element.parse("r180"),)})
+    for one, least, most in ((objective, 1e-6, 10), (half, 0, 1e-10)):
+        draws = torch.Generator().manual_seed(1)
+        term = one.terms(kept, PIXELS[..., :9, :9], LABELS, 12, lambda x: x, draws)[1]
+        assert least <= term <= most
+
+
 def test_a_loss_reads_its_stages_alone():
     each = [terms(f"layerwise:1#{number}")[1] for number in (1, 2, 3)]
     assert sum(each) == pytest.approx(terms("layerwise:1")[1], rel=1e-6)

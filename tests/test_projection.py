@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from searchspace.architecture import Architecture
 from searchspace.groups import Group
 from trainers.actions import act, act_on_fields
+from trainers.networks.filters import aligned_channels
 from trainers.networks.networks import build
 from trainers.networks.projection import (
     distances_squared,
@@ -125,7 +126,15 @@ def test_channels_that_are_no_whole_field_stay_in_place():
     assert float(distances_squared(exact, group).detach()) == 0
 
 
-@pytest.mark.parametrize("text,name", [("8px: 4k3@C4, 4k3", "D2"), ("8px: 4k3@C4 & 4k3@D1", "C4")])
+def read_as(weight, fields, group):
+    order = aligned_channels(len(weight), fields, group)
+    return weight if order is None else weight[list(order)]
+
+
+@pytest.mark.parametrize(
+    "text,name",
+    [("8px: 4k3@C4, 4k3", "D2"), ("8px: 4k3@C4 & 4k3@D1", "C4"), ("8px: 8k3@C2, 8k3", "D4")],
+)
 def test_a_group_beside_that_of_a_stage_reads_its_channels_as_fields_of_its_own(text, name):
     network, group = (
         build(Architecture.parse(text), channels=1, classes=3).double(),
@@ -134,8 +143,14 @@ def test_a_group_beside_that_of_a_stage_reads_its_channels_as_fields_of_its_own(
     expected = 0.0
     for convolution, weight in zip(network.convolutions, network.weights()):
         if not group <= convolution.parametrisation.group:
-            source = convolution.source and group
-            expected += equivariance_distance(weight, source, group) ** 2
+            source, own = convolution.source, convolution.parametrisation.group
+            weight = read_as(weight, own, group)
+            if source is not None:
+                weight = read_as(weight.transpose(0, 1), source, group).transpose(0, 1)
+            # what both groups hold fixes the weight still
+            common = own & group
+            assert equivariance_distance(weight, source and group, group, common) < 1e-14
+            expected += equivariance_distance(weight, source and group, group) ** 2
     assert expected > 0
     assert float(distances_squared(network, group).detach()) == pytest.approx(expected, rel=1e-9)
 

@@ -151,8 +151,22 @@ class Loss:
         return declared if self.group is None else self.group
 
     def check_elements(self, declared: Group) -> None:
-        """Raises ValueError where it would compare an image with nothing: under C1."""
-        if self.kind not in ("none", "projection") and self.elements_group(declared) == TRIVIAL:
+        """Raises ValueError where it would compare an image with nothing, or a weight with itself:
+        under C1, and for the projection under what moves pixels off their grid.
+        """
+        group = self.elements_group(declared)
+        if self.kind == "projection" and (group == TRIVIAL or not group.on_grid):
+            why = "is the weight itself"
+            if not group.on_grid:
+                why = "does not exist: its elements move pixels off their grid"
+            one = f"its subgroup {group.grid}, or another"
+            one = "one" if group.grid == TRIVIAL else one
+            raise ValueError(
+                f"the equivariance loss projection compares weights with their average over "
+                f"{group}, which {why}; name {one} of C2, C4, D1, D2, D4 "
+                "(symmetry.group, or the loss's own), or leave the loss out"
+            )
+        if self.kind not in ("none", "projection") and group == TRIVIAL:
             raise ValueError(
                 f"the equivariance loss {self.kind} compares images that elements of C1 moved, "
                 "which has none beside the identity; name a larger group (symmetry.group, or the "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchspace.geometry import counted
+from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.directory import require_writable_place
@@ -51,6 +52,7 @@ def train_one(
 
     if out is not None:
         require_writable_place(out, "give another folder with --out")
+    candidate.recipe.check(Group.parse(study.symmetry.group), study.training.epochs)
     study = with_corners(with_task(study, note), [str(candidate)], note)
     tune_process(int(study.resources.cpus_per_trial))
     config = study.training_config(seed, candidate.recipe)

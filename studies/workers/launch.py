@@ -197,10 +197,7 @@ def require_buildable(
     for text in architectures:
         try:
             candidate = Candidate.parse(text)
-            if candidate.recipe.gamma is not None:
-                candidate.recipe.gamma.check_epochs(study.training.epochs)
-            for loss in candidate.recipe.losses:
-                loss.check_elements(Group.parse(study.symmetry.group))
+            candidate.recipe.check(Group.parse(study.symmetry.group), study.training.epochs)
             reason = architecture_facts(candidate.architecture, study, channels, classes).broken
         except ValueError as error:
             reason = str(error)

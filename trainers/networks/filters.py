@@ -140,6 +140,23 @@ def restricted_order(group: Group, subgroup: Group) -> tuple[int, ...]:
 
 
 @cache
+def aligned_channels(channels: int, fields: Group, group: Group) -> tuple[int, ...] | None:
+    """The order in which the channels of regular fields of `fields` are read as blocks of |group|
+    channels, each a regular field of `group`, so that what the two groups share acts on both alike;
+    None where that is the order in which they are. Channels behind the last whole block stay there.
+    """
+    common = fields & group
+    within = restricted_order(fields, common)
+    ordered = [start + n for start in range(0, channels, fields.order) for n in within]
+    places = restricted_order(group, common)
+    order = list(ordered)
+    for start in range(0, channels - group.order + 1, group.order):
+        for position, place in enumerate(places):
+            order[start + place] = ordered[start + position]
+    return None if order == list(range(channels)) else tuple(order)
+
+
+@cache
 def _sources(parametrisation: Parametrisation) -> Tensor:
     """For every entry of the expanded filters of a pair of fields, the free parameter that it is,
     flat [|G| x size].

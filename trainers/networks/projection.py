@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from searchspace.groups import Element, Group
 from trainers.actions import act, permutation
 from trainers.networks.convolution import Convolution, ConvolutionBlock
+from trainers.networks.filters import aligned_channels
 from trainers.networks.networks import Network
 
 
@@ -71,7 +72,8 @@ def distances_squared(
     with its gradient.
 
     G are the quarter turns and flips of `group`. Where a stage's fields do not hold them, as in a
-    plain network, every |G| channels count as a field, and channels that are left stay in place.
+    plain network, every |G| channels count as a field, on which the elements that the stage has act
+    as they do there (`filters.aligned_channels`); channels that are left stay in place.
     Convolutions that are equivariant by construction are 0 and cost nothing.
     """
     group = group.grid
@@ -84,11 +86,19 @@ def distances_squared(
         held = group <= own  # a partial order: where not, `own` need not be within `group`
         if convolution.soft is None and held:
             continue
+        if not held:
+            weight = _read_as_fields(weight, 0, own, group)
+        if source is not None and not group <= source:
+            weight, source = _read_as_fields(weight, 1, source, group), group
         fields = own if held else group
-        into = source if source is None or group <= source else group
-        orbits = _orbits(tuple(weight.shape), into, fields, group, weight.device)
+        orbits = _orbits(tuple(weight.shape), source, fields, group, weight.device)
         total = total + _Distance.apply(weight, *orbits)
     return total
+
+
+def _read_as_fields(weight: Tensor, axis: int, fields: Group, group: Group) -> Tensor:
+    order = aligned_channels(weight.shape[axis], fields, group)
+    return weight if order is None else weight[(slice(None),) * axis + (list(order),)]
 
 
 def shared_entries(

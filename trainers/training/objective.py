@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from searchspace.groups import Element, Group
-from searchspace.training.losses import Loss
+from searchspace.groups import TRIVIAL, Element, Group
+from searchspace.training.losses import Blocks, Loss
+from trainers.networks.filters import aligned_channels
 from trainers.networks.networks import Network
 from trainers.settings import Corners, Task
 from trainers.training.losses import (
@@ -99,7 +100,7 @@ class TrainingObjective:
         images = normalise(torch.cat([pixels, *moved]))
         starts = {group: count + size * n for n, group in enumerate(parts)}
         compared = (slice(size), *(slice(s, s + size) for s in starts.values()))
-        block = self._common_block()
+        block = self._common_block(network)
         if any(LOSSES[loss.kind].stages for loss in self.losses):
             logits, stages = network.forward_with_parts(images, *compared, block=block)
         else:
@@ -119,16 +120,24 @@ class TrainingObjective:
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return task_loss(self.task, outputs, labels, self.class_weights)
 
-    def _common_block(self) -> int:
-        """Channels of a block where all losses that read stages compare the same maxima: the
-        network takes them as it runs. Else 1, and each loss takes its own.
+    def _common_block(self, network: Network) -> int:
+        """Channels of a block where all losses that read stages compare the same maxima of channels
+        in their order: the network takes them as it runs. Else 1, and each loss takes its own.
         """
         reading = [loss for loss in self.losses if LOSSES[loss.kind].stages]
         orders = {self._blocks_order(loss) for loss in reading}
-        return orders.pop() if len(orders) == 1 else 1
+        aligned = all(
+            stage.group == TRIVIAL or stage.group == self._blocks(loss)
+            for loss in reading
+            for stage in network.architecture.stages
+        )
+        return orders.pop() if len(orders) == 1 and aligned else 1
+
+    def _blocks(self, loss: Loss) -> Group | Blocks:
+        return self.declared if loss.group is None else loss.group
 
     def _blocks_order(self, loss: Loss) -> int:
-        blocks = self.declared if loss.group is None else loss.group
+        blocks = self._blocks(loss)
         return blocks.order if LOSSES[loss.kind].pools and isinstance(blocks, Group) else 1
 
     def _views(
@@ -145,10 +154,17 @@ class TrainingObjective:
         kind, group = LOSSES[loss.kind], loss.elements_group(self.declared)
         chosen = [0, places[group]] if kind.moves else [0]
         numbers = loss.stages or ((len(stages),) if kind.last else range(1, len(stages) + 1))
-        blocks = self.declared if loss.group is None else loss.group
+        blocks, common = self._blocks(loss), self._common_block(network)
 
-        def taken(maps: Tensor) -> Tensor:
-            return maxima_of(maps, blocks) if kind.pools and self._common_block() == 1 else maps
+        def taken(number: int, place: int) -> Tensor:
+            maps = stages[number - 1][place]
+            if common > 1:
+                return maps
+            if isinstance(blocks, Group):
+                fields = network.architecture.stages[number - 1].group
+                order = aligned_channels(maps.shape[1], fields, blocks)
+                maps = maps if order is None else maps[:, list(order)]
+            return maxima_of(maps, blocks) if kind.pools else maps
 
         read = numbers if kind.stages else ()
         return Views(
@@ -156,7 +172,7 @@ class TrainingObjective:
             parts[group] if kind.moves else [],
             labels,
             tuple(logits[n] for n in chosen),
-            tuple(tuple(taken(stages[n - 1][m]) for m in chosen) for n in read),
+            tuple(tuple(taken(n, place) for place in chosen) for n in read),
             network,
             loss.stages,
             self.class_weights,

@@ -1,6 +1,8 @@
 """Any torch module softened by projection of its kernels; `equisearch soften module:function`."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from torch import nn
 from searchspace import Group
 from studies.config import parse
 from studies.journal.directory import read_study
-from studies.journal.reader import read_trials
+from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.repair import repair
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
 from trainers import audit, project
@@ -192,3 +195,28 @@ def test_candidates_from_outside_come_back_from_their_folders(brought, run):
     assert len(read_trials(study)) < len(before)
     assert run("repair", str(study)).status == 0
     assert [(r.state, r.kind, r.values) for r in read_trials(study)] == before
+
+
+@pytest.mark.parametrize("what", ["model", "trial", "repair"])
+def test_a_full_disk_is_one_message_and_leaves_nothing(brought, run, monkeypatch, what, tmp_path):
+    model, study = brought
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def listing():
+        return {path for path in tmp_path.rglob("*") if "__pycache__" not in str(path)}
+
+    before, journal = listing(), (study / JOURNAL).read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    words = {
+        "model": ("soften", model, "--softness", "0", "--data", str(study), "--front"),
+        "trial": ("soften", str(study), "0", "--softness", "0", "--front"),
+        "repair": ("check", model, "--size", "28", "--channels", "1", "--repair"),
+    }[what]
+    result = run(*words, *([tmp_path / "repaired.pt2"] if what == "repair" else []))
+    assert result.status == 1 and result.err.count("error: ") == 1
+    assert "o space" in result.err and "free some space" in result.err
+    assert listing() == before and (study / JOURNAL).read_bytes() == journal
+    monkeypatch.undo()
+    assert not repair(study)

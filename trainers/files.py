@@ -124,8 +124,13 @@ def write_plain(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "wb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        file.truncate()
-        file.write(text.encode("utf-8"))
+        try:
+            file.truncate()
+            file.write(text.encode("utf-8"))
+            file.flush()
+        except OSError as error:
+            error.filename = str(path)  # what writes to a descriptor names no file
+            raise
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -85,7 +85,8 @@ def _lacking(error: Exception) -> str | None:
     """
     from studies.errors import NO_SPACE, StudyError, causes, lacks_memory, lacks_space
 
-    if isinstance(error, StudyError):
+    said_itself = isinstance(error, OSError) and error.errno is None and str(error)
+    if isinstance(error, StudyError) or said_itself:
         return None
     first = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     if lacks_space(error):

@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,9 +91,21 @@ class StudyLock:
                 f"{what or directory} is being written by another process ({holder}); wait for "
                 "it, or end it first"
             )
-        self._file.truncate(0)
-        self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        self._name_holder()
+
+    def _name_holder(self) -> None:
+        """Writes who holds the lock. Raises OSError, and gives the lock back, where nothing can be
+        written.
+        """
+        try:
+            self._file.truncate(0)
+            self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
+        except OSError as error:
+            with suppress(OSError):
+                self._file.close()  # which tries to write again
+            error.filename = str(self._path)
+            raise
 
     def require(self) -> None:
         """Raises StudyError where the directory or its lock file was moved or deleted since: what

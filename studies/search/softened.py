@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +29,7 @@ from studies.config import Study
 from studies.errors import StudyError
 from studies.journal.folders import SCORES_FILE, TRIALS, move_aside, write_given
 from studies.journal.reader import read_trials
-from studies.journal.trial import KIND, MODEL, RUNG, TRAINED, TrialRecord
+from studies.journal.trial import KIND, MODEL, RUNG, TRAINED, TrialRecord, state_word
 from studies.search.proposals import architecture_facts, attributes_of
 from studies.search.scores import checked, ending
 from trainers.files import write_whole
@@ -76,7 +78,7 @@ def add_softened(
     """
     record = source.record
     if record.state != "complete" or record.kind == "softened":
-        what = "softened already" if record.kind == "softened" else record.state
+        what = "softened already" if record.kind == "softened" else state_word(record.state)
         raise StudyError(
             f"trial {record.number} is {what}; candidates of the front are made of complete trials "
             "that were trained: leave --front out, or name one"
@@ -109,12 +111,12 @@ def _add(driver: SearchDriver, source: SoftenedSource, how: Softened) -> tuple[i
         TRAINED: str(parent.architecture),
         **attributes_of(candidate, known, key, parent.seed - study.search.seed, study.search.seed),
     }
-    folder = driver.directory / TRIALS / f"{number:05d}"
-    try:
-        scores = _leave(study, source, how, candidate, attributes, folder)
-    except ValueError as error:
-        return None, f"{how}: {error}"
-    reason = _complete(driver, number, attributes, scores)
+    with _new_folder(driver.directory, number) as folder:
+        try:
+            scores = _leave(study, source, how, candidate, attributes, folder)
+        except ValueError as error:
+            return None, f"{how}: {error}"
+        reason = _complete(driver, number, attributes, scores)
     return (number, str(candidate)) if reason is None else (None, f"{how}: {reason}")
 
 
@@ -160,7 +162,6 @@ def _leave(
     config = study.training_config(source.record.seed, candidate.recipe, device="cpu")
     network = soften_trained(source.network, how, source.splits, config.corners)
     trained = source.record.scores or {}
-    _make(folder)
     scores = evaluate(
         network,
         source.splits,
@@ -177,11 +178,20 @@ def _leave(
     return found
 
 
-def _make(folder: Path) -> None:
-    """An empty folder; what was there belongs to no trial."""
+@contextmanager
+def _new_folder(directory: Path, number: int) -> Iterator[Path]:
+    """The empty folder of the next trial; what was there belongs to none. It goes again where no
+    trial comes of it.
+    """
+    folder = directory / TRIALS / f"{number:05d}"
     if os.path.lexists(folder):
         move_aside(folder)
     folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        if len(read_trials(directory)) <= number:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,7 @@ def _add_model(
     number, there = _place(driver, key)
     if there is not None:
         return None, f"{point.role}: it is trial {there} already"
-    study, folder = driver.study, driver.directory / TRIALS / f"{number:05d}"
+    study = driver.study
     attributes = {
         KIND: "model",
         MODEL: source,
@@ -229,15 +239,15 @@ def _add_model(
         "surviving": list(point.surviving),
         "exact": len(point.surviving) == Group.parse(study.symmetry.group).order,
     }
-    _make(folder)
-    try:
-        scores = _score_model(study, point, splits, folder)
-    except ValueError as error:
-        return None, f"{point.role}: {error}"
-    attributes |= {name: scores[name] for name in ("params", "macs")}
-    write_whole(folder / MODEL_WEIGHTS, weights)
-    write_given(folder, {"beside": attributes})
-    reason = _complete(driver, number, attributes, scores)
+    with _new_folder(driver.directory, number) as folder:
+        try:
+            scores = _score_model(study, point, splits, folder)
+        except ValueError as error:
+            return None, f"{point.role}: {error}"
+        attributes |= {name: scores[name] for name in ("params", "macs")}
+        write_whole(folder / MODEL_WEIGHTS, weights)
+        write_given(folder, {"beside": attributes})
+        reason = _complete(driver, number, attributes, scores)
     return (number, source) if reason is None else (None, f"{point.role}: {reason}")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -227,7 +228,9 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
-            f"{folder} is not a bundle: it has no {MANIFEST}; `equisearch export DIR TRIAL` "
+            f"{folder} is not a bundle: "
+            f"{'its' if os.path.lexists(path) else 'it has no'} {MANIFEST}"
+            f"{' is not a file' if os.path.lexists(path) else ''}; `equisearch export DIR TRIAL` "
             "writes bundles"
         )
     text = read_whole(path)

@@ -6,6 +6,7 @@ The checks show that a bundle is whole, not who made it: its hashes lie in the b
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -227,7 +228,7 @@ def _claims(manifest: Manifest) -> Iterator[CheckResult]:
 
 def _file_problem(path: Path, expected: Hashed) -> str | None:
     if not path.is_file():
-        return "is missing"
+        return "is not a file" if os.path.lexists(path) else "is missing"
     return (
         None
         if sha256(path) == expected.sha256

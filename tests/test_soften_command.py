@@ -224,6 +224,7 @@ def test_a_softened_candidate_is_exported_retrained_and_repaired(
         ((2, "--softness", 1.5), "softness is 1.5; it must be from 0"),
         ((2, "--group", "D4"), "on which the elements of D4 do not act"),
         ((2, "--group", "C8"), "not quarter turns"),
+        ((2, "--group", "C1"), "leave every weight alone; name one of C2"),
         ((), "name a trial of the study"),
     ],
 )

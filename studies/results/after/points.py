@@ -31,9 +31,10 @@ def softening_group(name: str) -> Group:
     """The group. Raises StudyError where no weights can be softened under it."""
     group = Group.parse(name)
     if group == TRIVIAL or not group.on_grid:
+        why = "are not quarter turns and flips" if group != TRIVIAL else "leave every weight alone"
         raise StudyError(
-            f"weights cannot be softened under {group}, whose elements are not quarter turns "
-            "and flips; name one of C2, C4, D1, D2, D4 with --group"
+            f"weights cannot be softened under {group}, whose elements {why}; "
+            "name one of C2, C4, D1, D2, D4 with --group"
         )
     return group
 

@@ -1,6 +1,10 @@
 """What `doctor` prints fits the terminal, and what the dashboard's host lets in is told."""
 
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -87,3 +91,22 @@ def test_variables_that_matter_are_examined(monkeypatch, tmp_path, variable, val
 )
 def test_a_dashboard_that_others_can_reach_is_known(host, alone):
     assert commands_search._loopback(host) is alone
+
+
+@pytest.mark.slow
+def test_doctor_calls_a_healthy_ray_healthy_under_uv_run(tmp_path):
+    """Ray looks for a process `uv run` above it; the probe must start Ray as `start` does."""
+    (tmp_path / "uv").symlink_to("/bin/sh")
+    (tmp_path / "run").write_text('"$@"; exit $?\n')
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [tmp_path / "uv", "run", sys.executable, "-m", "studies.cli", "doctor", "--format", "json"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        env={**own, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+    )
+    found = {row["what"]: row for row in json.loads(done.stdout)["findings"]}
+    assert found["a Ray task runs"]["level"] == "ok", found
+    assert found["Ray listens"]["level"] == "ok" and "a token is" in found["Ray listens"]["found"]

@@ -15,10 +15,11 @@ from torch import nn
 from searchspace import Group
 from studies.config import parse
 from studies.journal.directory import read_study
-from studies.journal.reader import JOURNAL, read_trials
+from studies.journal.reader import read_trials
 from studies.journal.repair import repair
 from studies.search.driver import SearchDriver
 from studies.workers.executors import run_in_process
+from support import trivial
 from trainers import audit, project
 from trainers.actions import act
 from trainers.data.datasets import load_data
@@ -207,16 +208,16 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(brought, run, monkeypatch
     def listing():
         return {path for path in tmp_path.rglob("*") if "__pycache__" not in str(path)}
 
-    before, journal = listing(), (study / JOURNAL).read_bytes()
+    before, trials = listing(), trivial.ended(study)
     monkeypatch.setattr(os, "fsync", full)
     words = {
         "model": ("soften", model, "--softness", "0", "--data", str(study), "--front"),
         "trial": ("soften", str(study), "0", "--softness", "0", "--front"),
-        "repair": ("check", model, "--size", "28", "--channels", "1", "--repair"),
+        "repair": ("check", model, "--size", "29", "--channels", "1", "--repair"),
     }[what]
     result = run(*words, *([tmp_path / "repaired.pt2"] if what == "repair" else []))
     assert result.status == 1 and result.err.count("error: ") == 1
     assert "o space" in result.err and "free some space" in result.err
-    assert listing() == before and (study / JOURNAL).read_bytes() == journal
+    assert listing() == before and trivial.ended(study) == trials
     monkeypatch.undo()
     assert not repair(study)

@@ -50,9 +50,10 @@ def test_files_with_the_same_pixels_are_named_by_their_paths(tmp_path):
         for i in range(9):
             seed = 0 if c == 0 else 9 + i
             Image.fromarray(noise(4, 4, seed=seed)).save(tmp_path / "f" / name / f"{i}.png")
-    (warned,) = (
+    warned, same = (
         line for line in describe(load_data(Data(folder=tmp_path / "f"))) if "warning" in line
     )
+    assert "training images of the class 'a' have the same pixels" in same
     assert "validation images are also among" in warned or "images is also among" in warned
     assert str(tmp_path / "f" / "a") in warned and "group_by" in warned
 

@@ -346,6 +346,7 @@ def read_dimensions(
     """
     from trainers.data.datasets import DataWarning, load_data
     from trainers.data.describing import describe
+    from trainers.data.leaks import require_varied
     from trainers.training.class_balance import check_class_names, missing_classes
     from trainers.training.config import check_training
 
@@ -353,6 +354,7 @@ def read_dimensions(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # `describe` says it
         splits = load_data(study.data, (size, size))
+    require_varied(splits.train.pixels.cpu().numpy())
     warned = check_training(study.training, len(splits.train), min(study.space.pixels))
     check_class_names(study.training.class_weights, splits.classes)
     if splits.task == "classification":

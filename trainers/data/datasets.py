@@ -25,7 +25,7 @@ from trainers.data.formats.labels import doubtful_classes
 from trainers.data.formats.opening import file_reader
 from trainers.data.formats.targets import check_targets
 from trainers.data.grouping import require_apart
-from trainers.data.leaks import NamedImages, leakage
+from trainers.data.leaks import NamedImages, identical, leakage
 from trainers.data.pools import Pool, Source, render
 from trainers.data.splitting import check_classes, draw_split, draw_test, remaining_indices
 from trainers.data.tasks import Outputs, about_task, held_labels, read_labels
@@ -294,13 +294,12 @@ def _select(
     for part, left in zip(("train", "validation"), labels):
         check_classes(source, part, left)
     rows = np.concatenate([readable[0], num_train + readable[1]])
-    leaks = leakage(
-        NamedImages(out[:num_train], lambda i: pools[0].called(int(drawn[0][i])), readable[0]),
-        NamedImages(out[num_train:], lambda i: pools[1].called(int(drawn[1][i])), readable[1]),
-        ("training", "validation"),
-    )
+    train = NamedImages(out[:num_train], lambda i: pools[0].called(int(drawn[0][i])), readable[0])
+    valid = NamedImages(out[num_train:], lambda i: pools[1].called(int(drawn[1][i])), readable[1])
+    leaks = leakage(train, valid, ("training", "validation"))
     held = [held_labels(pool, index[rows]) for pool, index, rows in zip(pools, drawn, readable)]
     learned = about_task(source, held)
+    leaks += identical(train, labels[0], () if learned else source.classes)
     mean, std = _moments(out, readable[0])
     own = data.name is None  # EMNIST has A and a
     return (None if len(rows) == len(out) else rows), {

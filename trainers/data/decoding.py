@@ -145,6 +145,8 @@ def why_unreadable(error: Exception) -> str:
     """Why an image file cannot be read, without numbers and objects of the library."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a format that Pillow reads"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"an image may have at most {MAX_PIXELS:,} pixels, so make it smaller"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
@@ -222,11 +224,15 @@ def _eight_bits(image: Image.Image, top: int, cut: Callable[[Outside], None]) ->
         values = _grey(image).astype(np.float64)
         most = 1 if image.mode.startswith("F") else top
         lowest, highest = float(values.min()), float(values.max())
-        outside = np.count_nonzero(~((values >= 0) & (values <= most)))
-        if outside > CUT_OFF * values.size or not np.isfinite(values).all():
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinite values; correct or remove it")
+        outside = np.count_nonzero((values < 0) | (values > most))
+        if outside > CUT_OFF * values.size:
+            fractions = "; floating point grey goes from 0 to 1, so divide by the largest value"
+            whole = ", as the training images have them; scale all alike, from 0"
             raise ValueError(
-                f"grey values {lowest:g}..{highest:g} are outside 0..{most}, as the "
-                "training images have them; scale them alike"
+                f"grey values {lowest:g}..{highest:g} are outside 0..{most}"
+                f"{fractions if most == 1 else whole}"
             )
         if outside:
             cut(Outside(int(outside), lowest, highest, most))

@@ -91,7 +91,10 @@ def file_warnings(source: Source, data: Data) -> list[str]:
             f"{len(found)} of the files looked at hold several images, such as {found[0]}: the "
             "first of each is used; save the others as files of their own if they are needed"
         )
-    if source.task != "classification" or data.color is not None:
+    if source.task != "classification":
+        return said
+    said += _sizes_by_class(pool, source.classes, data)
+    if data.color is not None:
         return said
     held = pool.color_by_class
     told = [sorted(label for label in held if held[label] == {c}) for c in (True, False)]
@@ -103,6 +106,23 @@ def file_warnings(source: Source, data: Data) -> list[str]:
             "network may tell them apart by that alone; `data: {color: false}` makes all grey"
         )
     return said
+
+
+def _sizes_by_class(pool: FilePool, classes: Sequence[str], data: Data) -> list[str]:
+    """A warning where the size of an image tells its class: each class has one size of its own."""
+    held = pool.sizes_by_class
+    sizes = {label: next(iter(found)) for label, found in held.items() if len(found) == 1}
+    if len(sizes) < len(held) or len(set(sizes.values())) < max(2, len(held)):
+        return []
+    examples = ", ".join(
+        f"'{classes[label]}' {height}x{width}" for label, (height, width) in list(sizes.items())[:3]
+    )
+    more = ", ..." * (len(sizes) > 3)
+    traces = "a border" if data.fit == "pad" else "how sharp they are"
+    return [
+        f"all images of a class have one size of its own ({examples}{more}): brought to one size, "
+        f"{traces} may tell the classes apart; take all from images of one size"
+    ]
 
 
 def _some(names: list[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from searchspace.geometry import counted
 from trainers.data.decoding import extensions
+from trainers.data.formats.labels import plain_name
 from trainers.data.grouping import groups_in_names
 from trainers.data.pools import FilePool, Pool, Source, file_pool
 from trainers.data.scanning import (
@@ -315,7 +316,14 @@ def _same_classes(train: Listing, other: Listing) -> None:
         [f"{first_names(extra)} only in {other.root.name}/"] if extra else []
     )
     if differences:
+        alike = [
+            f"{one!a} and {two!a}"
+            for one in missing
+            for two in extra
+            if plain_name(one) == plain_name(two)
+        ]
+        hint = f" ({first_names(alike)} differ by their spelling alone)" if alike else ""
         raise ValueError(
-            f"{train.root}/ and {other.root}/ hold different classes: {'; '.join(differences)}; "
-            "give both the same sub-folders"
+            f"{train.root}/ and {other.root}/ hold different classes: {'; '.join(differences)}"
+            f"{hint}; give both the same sub-folders"
         )

@@ -136,6 +136,14 @@ class FilePool:
             found.setdefault(int(self.labels[row]), set()).add(header.colored)
         return found
 
+    @property
+    def sizes_by_class(self) -> dict[int, set[tuple[int, int]]]:
+        """Of each label, the (height, width) of its files looked at."""
+        found: dict[int, set[tuple[int, int]]] = {}
+        for row, header in self._header_of.items():
+            found.setdefault(int(self.labels[row]), set()).add(header.size)
+        return found
+
     def shows_color(self, label: int, most: int = 5) -> bool:
         """Whether pixels of the first files looked at of a label differ between channels."""
         rows = [row for row in self._header_of if self.labels[row] == label][:most]

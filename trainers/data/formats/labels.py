@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,8 +127,9 @@ def doubtful_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
     if missing:
         said = [
             *(said if unused else ()),
-            f"{', '.join(missing)} is taken for a class, though labels that are missing are often "
-            "written so; if they are, leave these images out",
+            f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} taken for a class, "
+            "though labels that are missing are often written so; if they are, leave these images "
+            "out",
         ]
     return [*_alike(names), *(said if unused or missing else ())]
 
@@ -135,13 +137,25 @@ def doubtful_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
 def _alike(names: Sequence[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for name in names:
-        kinds.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        kinds.setdefault(plain_name(name), []).append(name)
     same = [group for group in kinds.values() if len(group) > 1]
     return [
-        f"{', '.join(map(repr, group))} are different classes, though they differ by spaces and "
-        "capitals alone; if they are one, give them one name"
+        f"{', '.join(map(ascii, group))} are different classes, though they differ by spaces, "
+        "capitals, leading zeros or the encoding of characters alone; if they are one, give them "
+        "one name"
         for group in same[:3]
     ]
+
+
+def plain_name(name: str) -> str:
+    """A class name without what people do not mean to tell classes apart by: spaces at the ends and
+    repeated ones, capitals, invisible characters, how characters are encoded (Unicode forms),
+    leading zeros.
+    """
+    text = unicodedata.normalize("NFKC", name)
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    text = " ".join(text.split()).casefold()
+    return str(int(text)) if text.isascii() and text.isdigit() and len(text) < 20 else text
 
 
 def sorted_classes(labels: np.ndarray) -> list[str]:

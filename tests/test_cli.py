@@ -217,6 +217,7 @@ def test_presets_are_listed_and_printed(run):
         (["start", "quickstart", "x", "--set", "data={folder: nowhere}"], 1, "nowhere"),
         (["train", "quickstart", "3px: 4k5p0"], 1, "larger input"),
         (["train", "quickstart", "9px: 4k3 loss=projection:1@C8"], 1, "its subgroup C4"),
+        (["check", "9px: 4k3 loss=projection:1@C3"], 1, "name one of C2, C4"),
         (["start", "quickstart", "x", "--set", "data.train=99999"], 1, "99"),
         (["start", "quickstart", "x", "--set", "data.name=mnst"], 1, "mnist"),
         (

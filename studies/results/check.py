@@ -336,6 +336,9 @@ def check(
         published = PUBLISHED.get(preset)
         candidate = named_candidate(architecture)
         architecture, recipe = candidate.architecture, candidate.recipe
+        for loss in recipe.losses:
+            if loss.group is not None:  # else what is declared decides
+                loss.check_elements(TRIVIAL)
     if size is not None:
         architecture = architecture.with_size(size)
     declared = Group.parse(group) if isinstance(group, str) else group

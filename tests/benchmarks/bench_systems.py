@@ -6,8 +6,8 @@ at 15 px: where the quick tests of tests/README.md hold a property, this gives i
 One line of JSON for each training goes to --out, where a second call goes on; then a line of a
 table for each row: accuracy on validation images, symmetry accuracy over C4, the logits'
 equivariance error, the layerwise loss under quarter turns (sum over stages, whether it was trained
-or not), the correlation of maps of turned images with turned maps (mean over stages), and what was
-learned beside the weights, means and standard deviations over seeds.
+or not), the correlation of maps of turned images with turned maps (mean over stages), their
+effective invariance, and what was learned beside the weights, means and standard deviations over seeds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from searchspace.groups import Group
 from searchspace.recipe import Candidate
 from searchspace.training.losses import parse_losses
 from trainers.data.datasets import Images, Splits
+from trainers.instruments.accuracy import effective_invariance, predict_elements
 from trainers.instruments.equivariance import equivariance_error
 from trainers.networks.networks import Network
 from trainers.settings import Augment, Data, Symmetry, Training
@@ -70,6 +71,8 @@ ROWS = {
     "triangle with 0.3, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle:0.3"),
     "triangle with 1, turned": Row("mnist", True, f"{PATHWAY} gamma=triangle:1"),
     "exact, upright": Row("mnist", False, EXACT),
+    "broken at 15 px, upright": Row("mnist", False, EXACT.replace("max3", "max2")),
+    "broken at 16 px, upright": Row("mnist", False, EXACT.replace("15px", "16px")),
     "triangle, upright": Row("mnist", False, f"{PATHWAY} gamma=triangle"),
     "triangle with 0.3, upright": Row("mnist", False, f"{PATHWAY} gamma=triangle:0.3"),
     # the augmentation of a candidate stands in place of the study's: digits turned once for all
@@ -114,6 +117,17 @@ def correlation(network: Network, splits: Splits) -> float:
     return statistics.mean(stage.mean_correlation for stage in error.stages)
 
 
+def invariance(network: Network, splits: Splits) -> float:
+    """The effective invariance of 500 validation images under C4, which needs no labels (Deng et
+    al., NeurIPS 2022).
+    """
+    mean, std = splits.mean[0], splits.std[0]
+    images = splits.validation.pixels[:500]
+    return effective_invariance(
+        predict_elements(network, images, C4.elements, normalise=lambda x: (x - mean) / std)
+    )
+
+
 def result(job: dict[str, Any], root: Path) -> dict[str, Any]:
     """The scores of one training, and what it learned."""
     row = ROWS[job["row"]]
@@ -138,6 +152,7 @@ def result(job: dict[str, Any], root: Path) -> dict[str, Any]:
         **found,
         "layerwise": layerwise(network, splits, splits.validation),
         "correlation": correlation(network, splits),
+        "invariance": invariance(network, splits),
     }
 
 

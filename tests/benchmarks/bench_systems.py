@@ -6,8 +6,9 @@ at 15 px: where the quick tests of tests/README.md hold a property, this gives i
 One line of JSON for each training goes to --out, where a second call goes on; then a line of a
 table for each row: accuracy on validation images, symmetry accuracy over C4, the logits'
 equivariance error, the layerwise loss under quarter turns (sum over stages, whether it was trained
-or not), the correlation of maps of turned images with turned maps (mean over stages), their
-effective invariance, and what was learned beside the weights, means and standard deviations over seeds.
+or not), the correlation of maps of turned images with turned maps (mean over stages), the
+effective invariance, and what was learned beside the weights, means and standard deviations over
+seeds.
 """
 
 from __future__ import annotations
@@ -169,9 +170,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if not of:
             continue
         shares = [_over([r[s] for r in of], 100) for s in ("accuracy", "symmetry_accuracy")]
-        others = [
-            _over([r[s] for r in of]) for s in ("equivariance_error", "layerwise", "correlation")
-        ]
+        measures = ("equivariance_error", "layerwise", "correlation", "invariance")
+        others = [_over([r[s] for r in of]) for s in measures]
         learned = (of[0]["learned"] or {}).keys()
         beside = ", ".join(f"{k} {_over([r['learned'][k] for r in of])}" for k in learned)
         lines.append(f"| {' | '.join([name, str(len(of)), *shares, *others, beside])} |")

@@ -73,6 +73,8 @@ class Recipe:
         """
         if self.gamma is not None:
             self.gamma.check_epochs(epochs)
+        if self.augment is not None:
+            self.augment.check(declared)
         for loss in self.losses:
             loss.check_elements(declared)
 

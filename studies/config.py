@@ -23,6 +23,7 @@ from searchspace.choices import Interval
 from searchspace.groups import Group
 from searchspace.recipe import Recipe
 from searchspace.space import SearchSpace
+from searchspace.training.augmentation import Augmentation
 from searchspace.weights.governor import Governor
 from studies.complaints import booleans, explain, place_of, visible
 from studies.errors import StudyFileError
@@ -113,6 +114,9 @@ class Study(Settings):
             declared = Group.parse(self.symmetry.group)
             self.space.equivariance_loss.require_once(declared)
             self.space.equivariance_loss.check_elements(declared)
+            for text in (*(self.space.augment or ()), str(self.training.augment.rotation)):
+                if text == "group":
+                    Augmentation.parse(text).check(declared)
         return self
 
     @model_validator(mode="after")

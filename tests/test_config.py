@@ -366,6 +366,15 @@ def test_a_loss_needs_an_element_that_moves_images(symmetry, loss, refused):
 
 
 @pytest.mark.parametrize(
+    "given", ["space: {augment: [none, group]}", "training: {augment: {rotation: group}}"]
+)
+def test_augmentation_by_the_group_needs_an_element_that_turns_images(given):
+    text = f"data: {{name: digits}}\nsymmetry: {{group: %s}}\n{given}"
+    assert "elements of C1, which leave them as they are" in complaint(text % "C1")
+    parse(text % "C2")
+
+
+@pytest.mark.parametrize(
     "symmetry, loss, says",
     [
         ("C1", "{kind: [none, projection]}", "C1, which is the weight itself; name one of C2, C4"),

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from searchspace.groups import TRIVIAL, Group
+
 AugmentationKind = Literal["none", "group", "uniform", "normal", "learned"]
 AUGMENTATION_KINDS: tuple[AugmentationKind, ...] = get_args(AugmentationKind)
 FORMS = "none, group, uniform, normal:30, normal:45:20 or learned:0.01"
@@ -64,6 +66,14 @@ class Augmentation:
         if kind in ("none", "group", "uniform") and not values:
             return cls(kind)
         raise ValueError(f"augment is '{text}'; write {FORMS}")
+
+    def check(self, declared: Group) -> None:
+        """Raises ValueError where it would turn no image: by the elements of C1."""
+        if self.kind == "group" and declared == TRIVIAL:
+            raise ValueError(
+                "augmentation by the group turns images by elements of C1, which leave them as "
+                "they are; declare a larger group (symmetry.group), or choose none or uniform"
+            )
 
     def __str__(self) -> str:
         if self.kind == "normal":

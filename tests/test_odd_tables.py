@@ -4,8 +4,11 @@ with what a user should know of them.
 
 import io
 import json
+import re
 import tarfile
 import warnings
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import pytest
 from PIL import Image
 
 from trainers.data.datasets import DataWarning, load_data
+from trainers.data.fingerprint import data_fingerprint
 from trainers.settings import Data
 
 LABELS = [0, 1] * 6
@@ -291,3 +295,64 @@ def test_other_files_are_refused_with_what_to_do(tmp_path, name, said):
     refused(shard(tmp_path, samples(), name, "w:gz"), said)
     (tmp_path / "b.tar").write_bytes((tmp_path / name).read_bytes())
     refused(tmp_path / "b.tar", "not an uncompressed tar file .*; unpack")
+
+
+@pytest.mark.parametrize(
+    "form, labels, said",
+    [
+        ("csv", ["a", "b", "c"], "the test split of .* has the label 'c', which the training"),
+        ("csv", ["a"], "the test split of .* has no image of the class 'b'; add some"),
+        ("npz", [0, 1, 2], "test_images in .* has the label '2', which the training images do not"),
+        ("npz", [0], "test_images in .* has no image of the class '1'; add some"),
+    ],
+)
+def test_a_test_split_that_cannot_be_used_is_said_at_the_start(tmp_path, form, labels, said):
+    many = [labels[i % len(labels)] for i in range(12)]
+    if form == "npz":
+        images = np.stack([np.asarray(Image.open(io.BytesIO(image))) for image in IMAGES])
+        split = {"train_images": images, "train_labels": LABELS, "test_images": images}
+        np.savez(tmp_path / "a.npz", **split, test_labels=many)
+        path = tmp_path / "a.npz"
+    else:
+        rows = [f"im/{i}.png,{'ab'[i % 2]},train" for i in range(12)]
+        rows += [f"im/{i}.png,{label},test" for i, label in enumerate(many)]
+        path = table(tmp_path, "path,label,split\n" + "\n".join(rows))
+    splits, told = opened(path)
+    assert re.search(f"the test images cannot be used, though a search goes on.*{said}", told)
+    with pytest.raises(ValueError, match="class|label"):
+        splits.test()
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (["0", "0.0", "1", "1.0"], "'0', '0.0' are different classes"),
+        (["a", "b", "a|b"], r"the class 'a|b' is named by 'a' and 'b'.*task: multilabel"),
+        (["a", "a, b", "b"], "the class 'a, b' is named by 'a' and 'b'"),
+    ],
+)
+def test_labels_that_people_read_otherwise_are_said(tmp_path, labels, said):
+    rows = [f'im/{i}.png;"{labels[i % len(labels)]}"' for i in range(12)]
+    _, told = opened(table(tmp_path, "path;label\n" + "\n".join(rows)), validation=4, test=4)
+    assert re.search(said, told), told
+
+
+def test_a_sample_that_stands_twice_in_a_shard_is_refused(tmp_path):
+    twice = [part for part in samples() for _ in range(2)]
+    refused(shard(tmp_path, twice, "a.tar", "w"), "holds .* twice, one after the other; give every")
+
+
+@pytest.mark.parametrize(
+    "values, held",
+    [
+        ([Decimal(n) for n in LABELS], "decimal128"),
+        ([datetime(2020, 1, 1 + n) for n in LABELS], "timestamp"),
+        ([{"a": n} for n in LABELS], "struct"),
+        ([b"ab"[n : n + 1] for n in LABELS], "binary"),
+    ],
+)
+def test_labels_of_other_types_are_refused_by_their_name(tmp_path, values, held):
+    path = arrow(tmp_path, {"image": IMAGES, "label": values})
+    refused(path, f"of type {held}.*a label is a class: an integer, or text: give integers or text")
+    with pytest.raises(ValueError, match=held):
+        data_fingerprint(Data(files=path, validation=3))

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from test_cli import run  # noqa: F401  # a fixture
 
+from searchspace.architecture import Architecture
+from searchspace.cost import cost
 from studies.cli import main
 from studies.config import load_study, parse
 from studies.errors import StudyError
@@ -92,6 +94,23 @@ def test_soft_choices_that_cannot_be_are_one_message_of_every_command(text, says
         (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
         assert refused.status == 1 and says in line and "Traceback" not in refused.err
         assert "epoch 1 of" not in refused.err and not place.exists()
+
+
+@pytest.mark.parametrize("optimizer, count", [("adam", 7), ("sgd", 5)])
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(
+    tmp_path, monkeypatch, optimizer, count
+):
+    settings = {"training.optimizer": optimizer, "search.first": ["8px: 30k3, 30k3"]}
+    study = parse(TINY, overrides=settings)
+    params = cost(Architecture.parse("8px: 30k3, 30k3"), 1, 10).params
+    monkeypatch.setattr("studies.search.proposals.machine_memory", lambda: 4 * count * params - 1)
+    with pytest.raises(StudyError, match=f"{params:,} parameters take .* and this machine has"):
+        launch.new_driver(study, tmp_path / "study", probe=False)
+    monkeypatch.setattr("studies.search.proposals.machine_memory", lambda: 4 * count * params)
+    launch.new_driver(study, tmp_path / "study", probe=False).close()
+    monkeypatch.setattr("studies.search.proposals.machine_memory", lambda: 9)
+    with pytest.raises(StudyError, match="no architecture of the space can be trained; .* GB or"):
+        launch.new_driver(parse(TINY), tmp_path / "other", probe=False)
 
 
 def test_a_space_in_which_nothing_fits_says_what_to_change(tmp_path):

@@ -1,6 +1,8 @@
-"""How many CPU cores a process may use. Imports no torch."""
+"""How many CPU cores a process may use, and how much memory the machine has. Imports no torch."""
 
 from __future__ import annotations
+
+import os
 
 
 def available_cores() -> int:
@@ -10,3 +12,8 @@ def available_cores() -> int:
     from joblib import cpu_count  # reads affinity and cgroups; imported late, it takes 0.1 s
 
     return cpu_count()
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

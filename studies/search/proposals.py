@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.journal.trial import RUNG, TrialRecord, inherited_key
 from studies.journal.writer import Described, Refusal
+from trainers.cores import machine_memory
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,31 @@ def architecture_facts(
     }
     excess = {name: getattr(plain, name) / limit - 1 for name, limit in limits.items()}
     broken = "; ".join(
-        f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}"
-        for name, limit in limits.items()
-        if excess[name] > 0
+        [
+            f"{getattr(plain, name):,} {name} exceed the limit of {limit:,}"
+            for name, limit in limits.items()
+            if excess[name] > 0
+        ]
+        or [*_memory_lacking(spent.params, study)]
     )
     return Facts(plain, excess, broken)
+
+
+def _memory_lacking(params: int, study: Study) -> Iterator[str]:
+    """Why this machine could not train that many parameters on its CPU, if it could not: the least
+    that a training holds is a weight, its gradient and what the optimizer keeps of it, and once
+    more all but the gradient while a checkpoint is written.
+    """
+    elsewhere = study.resources.address is not None or bool(os.environ.get("RAY_ADDRESS"))
+    if elsewhere or study.training.device.startswith("cuda"):
+        return
+    kept = 1 if study.training.optimizer == "sgd" else 2  # the optimizer's values of each weight
+    needed, there = 4 * params * (1 + 1 + kept + 1 + kept), machine_memory()
+    if needed > there:
+        yield (
+            f"{params:,} parameters take {needed / 1e9:,.0f} GB or more to train, and this machine "
+            f"has {there / 1e9:,.0f}; choose fewer fields"
+        )
 
 
 def proposed(trial: Any, study: Study, channels: int, classes: int) -> Candidate:

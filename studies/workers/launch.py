@@ -28,7 +28,7 @@ from studies.tasks import task_score, with_task
 from studies.workers.corners import with_corners
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
-from trainers.cores import available_cores
+from trainers.cores import available_cores, machine_memory
 
 ROOM, LEAST_ROOM = 16, 64  # threads of all workers: of each core, and anyhow
 MOST_DRAFTS = 20  # of the space, of which one that can be trained is enough
@@ -181,7 +181,7 @@ def require_memory(study: Study, first: Sequence[str], images: DataIdentity) -> 
             sizes.append(math.prod(Candidate.parse(text).architecture.size))
     pixels = max(sizes)
     held = images.images["train"] + images.images["validation"]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = machine_memory()
     if held * pixels > memory:
         raise StudyError(
             f"{held:,} training and validation images of {pixels:,} pixels take "

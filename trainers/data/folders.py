@@ -15,7 +15,7 @@ import numpy as np
 
 from searchspace.geometry import counted
 from trainers.data.decoding import extensions
-from trainers.data.formats.labels import plain_name
+from trainers.data.formats.labels import plain_name, without_test
 from trainers.data.grouping import groups_in_names
 from trainers.data.pools import FilePool, Pool, Source, file_pool
 from trainers.data.scanning import (
@@ -216,8 +216,7 @@ def _already_split(
         *_not_used(folder, splits, folders, train),
         *_same_sub_folders(sub_folders(train.root)[0]),
     )
-    if fault:
-        doubts = (*doubts, f"the test images cannot be used, though training does not: {fault}")
+    doubts = (*doubts, *without_test(fault))
     return Folder(folder, train, validation, test, True, fault, doubts, beside)
 
 

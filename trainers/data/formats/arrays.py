@@ -13,7 +13,13 @@ import numpy as np
 from searchspace.geometry import counted
 from trainers import cached_arrays
 from trainers.cache import say_once
-from trainers.data.formats.labels import class_names, class_numbers, numbered
+from trainers.data.formats.labels import (
+    class_names,
+    class_numbers,
+    fault_of_test,
+    numbered,
+    without_test,
+)
 from trainers.data.formats.members import Member, open_members
 from trainers.data.formats.pixels import (
     Scale,
@@ -116,7 +122,10 @@ class Arrays:
             pixels = _bytes(part.images, scale)
             return ArrayPool(pixels, drawn_by, *about, targets.values, white)
 
-        test = self.test
+        test, fault = self.test, None
+        if test is not None and task == "classification":
+            named, where = names is not None, test.images.text
+            fault = fault_of_test(test.labels, labels, classes, where, named)
         opened: Callable[[], ArrayPool] | None = None if test is None else lambda: pool(test)
         return Source(
             classes,
@@ -124,7 +133,7 @@ class Arrays:
             None if self.validation is None else pool(self.validation),
             opened,
             holds_out_test=self.whole,
-            notes=(scale.note,) if scale.note else (),
+            notes=(*filter(None, [scale.note]), *without_test(fault)),
             task=task,
         )
 

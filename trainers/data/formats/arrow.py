@@ -15,6 +15,7 @@ import numpy as np
 
 from searchspace.geometry import counted
 from trainers.data.decoding import ImagePath
+from trainers.data.formats.labels import LABEL_RULE
 from trainers.data.formats.rows import (
     Rows,
     column_names,
@@ -297,9 +298,16 @@ def _labels(parts: list[_Part], name: str, where: str) -> np.ndarray:
     if not values:
         raise ValueError(f"{where} has no row; it needs one for each image")
     try:
-        return np.array(values)
+        labels = np.array(values)
     except ValueError:
         raise ValueError(
             f"the labels of {where} are lists of different lengths; write a 0 or 1 for every "
             "label, or one text with names between separators"
         ) from None
+    if labels.dtype.kind not in "biufU":
+        held = next(part.schema.field(name).type for part in parts)
+        raise ValueError(
+            f"the labels of {where} are of type {held}, such as {values[0]}; {LABEL_RULE}: give "
+            "integers or text"
+        )
+    return labels

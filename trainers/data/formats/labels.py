@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ ALL_DIFFERENT = 10  # labels, as many classes, that cannot be meant as classes
 LONGEST = 1000  # characters of a class name
 # what programs write in place of a label that is missing
 PERHAPS_MISSING = ("nan", "null", "nat", "<na>", "n/a", "#n/a")
+JOINING = ("|", ";", ",", "+", "&", "/")  # what joins the names of several labels
 LABEL_RULE = "a label is a class: an integer, or text"
 
 
@@ -131,7 +133,21 @@ def doubtful_classes(names: Sequence[str], labels: np.ndarray) -> list[str]:
             "though labels that are missing are often written so; if they are, leave these images "
             "out",
         ]
-    return [*_alike(names), *(said if unused or missing else ())]
+    return [*_alike(names), *_joined(names), *(said if unused or missing else ())]
+
+
+def _joined(names: Sequence[str]) -> list[str]:
+    """A doubt where a class is named by several others, as images of several labels are."""
+    for mark in JOINING:
+        for name in names:
+            parts = [part.strip() for part in name.split(mark)]
+            if len(parts) > 1 and set(parts) <= {*names}:
+                return [
+                    f"the class {name!r} is named by {' and '.join(map(repr, parts[:3]))}, which "
+                    "are classes too; if images have several labels, say `data: {task: "
+                    "multilabel}` (columns.separator is what joins them)"
+                ]
+    return []
 
 
 def _alike(names: Sequence[str]) -> list[str]:
@@ -141,7 +157,7 @@ def _alike(names: Sequence[str]) -> list[str]:
     same = [group for group in kinds.values() if len(group) > 1]
     return [
         f"{', '.join(map(ascii, group))} are different classes, though they differ by spaces, "
-        "capitals, leading zeros or the encoding of characters alone; if they are one, give them "
+        "capitals, zeros (01, 1.0) or the encoding of characters alone; if they are one, give them "
         "one name"
         for group in same[:3]
     ]
@@ -150,12 +166,38 @@ def _alike(names: Sequence[str]) -> list[str]:
 def plain_name(name: str) -> str:
     """A class name without what people do not mean to tell classes apart by: spaces at the ends and
     repeated ones, capitals, invisible characters, how characters are encoded (Unicode forms),
-    leading zeros.
+    zeros before a whole number and behind its point.
     """
     text = unicodedata.normalize("NFKC", name)
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = " ".join(text.split()).casefold()
-    return str(int(text)) if text.isascii() and text.isdigit() and len(text) < 20 else text
+    number = re.fullmatch(r"0*([0-9]+)(\.0+)?", text)
+    return number[1] if number else text
+
+
+def fault_of_test(
+    labels: np.ndarray, trained: np.ndarray, classes: Sequence[str], where: str, named: bool
+) -> str | None:
+    """Why images with these labels cannot be the test images of a network that is `trained` on
+    those; None where they can. `named` as for `numbered`.
+    """
+    try:
+        numbers = numbered(labels, classes, where, named=named)
+    except ValueError as error:
+        return str(error)
+    present = np.unique(numbered(trained, classes, where, named=named))
+    missing = [classes[number] for number in present if number not in numbers]
+    if not missing:
+        return None
+    more = f" and {len(missing) - 3} more" * (len(missing) > 3)
+    return f"{where} has no image of the class {', '.join(map(repr, missing[:3]))}{more}; add some"
+
+
+def without_test(fault: str | None) -> tuple[str, ...]:
+    """What a user should know of test images with a fault; () for none."""
+    if fault is None:
+        return ()
+    return (f"the test images cannot be used, though a search goes on without them: {fault}",)
 
 
 def sorted_classes(labels: np.ndarray) -> list[str]:

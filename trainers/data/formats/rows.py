@@ -13,7 +13,13 @@ import numpy as np
 from trainers import cached_arrays
 from trainers.data.decoding import ImagePath, extensions
 from trainers.data.folders import SPLIT_FOLDERS
-from trainers.data.formats.labels import class_names, class_numbers, numbered
+from trainers.data.formats.labels import (
+    class_names,
+    class_numbers,
+    fault_of_test,
+    numbered,
+    without_test,
+)
 from trainers.data.formats.targets import SEPARATOR, read_targets, strata, task_of
 from trainers.data.grouping import groups_in_names, named_groups
 from trainers.data.pools import FilePool, Source, file_pool
@@ -82,13 +88,18 @@ class Rows:
             return file_pool(paths, numbers, groups)
 
         validation, test = self._of("validation"), self._of("test")
+        fault = None
+        if test.any() and labels is not None:
+            named = self.names is not None
+            where = f"the test split of {self.where}"
+            fault = fault_of_test(labels[test], labels[train], classes, where, named)
         return Source(
             classes,
             pool(train),
             pool(validation) if validation.any() else None,
             (lambda: pool(test)) if test.any() else None,
             holds_out_test=self.splits is None,
-            notes=self.notes,
+            notes=(*self.notes, *without_test(fault)),
             task=task,
         )
 

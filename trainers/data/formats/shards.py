@@ -45,6 +45,7 @@ class _Sample:
     others: list[str] = field(default_factory=list)  # files of endings that mean nothing here
     label: Any = None
     facts: dict[str, Any] | None = None  # of its `.json`
+    names: set[str] = field(default_factory=set)
 
 
 class Shards:
@@ -126,6 +127,12 @@ def _samples(path: Path, data: Data) -> Iterator[_Sample]:
             yield _whole(sample, path)
             sample = None
         sample = sample or _Sample(key)
+        if name in sample.names:
+            raise ValueError(
+                f"{path} holds {name} twice, one after the other; give every sample a name of its "
+                "own, or keep one of them"
+            )
+        sample.names.add(name)
         last = "." + ending.lower().rpartition(".")[2]
         if last in extensions():
             sample.images.append(TarImage(path, name, start, size))

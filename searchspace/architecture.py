@@ -27,6 +27,7 @@ from searchspace.subsampling import Subsampling
 
 Filters = Literal["free", "basis"]
 FILTERS = get_args(Filters)
+MOST_REPEATED = 2000  # convolutions or blocks of all stages
 MOST_WEIGHTS = 10**10  # of all convolutions: 40 GB
 
 
@@ -62,6 +63,12 @@ class Architecture:
         if any(s.invariant and s.group == TRIVIAL for s in self.stages):  # nothing to pool over
             self.__dict__["stages"] = tuple(
                 replace(s, invariant=0.0) if s.group == TRIVIAL else s for s in self.stages
+            )
+        repeats = sum(stage.repeats for stage in self.stages)
+        if repeats > MOST_REPEATED:
+            raise ValueError(
+                f"the stages have {repeats:,} convolutions or blocks; they must have at most "
+                f"{MOST_REPEATED:,} together"
             )
         object.__setattr__(self, "head", checked_head(self.head))
         for stage in self.lasts:

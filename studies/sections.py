@@ -34,9 +34,9 @@ class Constraints(Settings):
 
     params: int | None = Field(default=None, ge=1)
     macs: int | None = Field(default=None, ge=1)  # multiply-accumulates per image
-    latency: float | None = Field(default=None, gt=0)  # milliseconds per image
+    latency: float | None = Field(default=None, ge=1e-9)  # milliseconds per image
     # megabytes of a GPU, the peak of the training
-    memory: float | None = Field(default=None, gt=0)
+    memory: float | None = Field(default=None, ge=1e-9)
 
     def limits(self) -> dict[str, float]:
         """The bounds that are set, by name."""

@@ -18,6 +18,7 @@ from typing import Any
 
 # C0 but newline and tab, DEL, C1, marks and overrides of direction, line and paragraph separators
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+LONGEST_LINE = 2000  # characters of a message's line that are shown
 _BREAKS = re.compile("[\n\t]")
 LOOKALIKE = "equisearch.lookalike"  # name of an error handler for encoders
 _SIMILAR = {
@@ -57,10 +58,19 @@ def one_line(text: Any) -> str:
 
 def continued(text: str) -> str:
     """A message with its later lines indented: a line break in a file's name begins no line that
-    looks like one of ours.
+    looks like one of ours. Of a line without end, such as one that quotes what was given, beginning
+    and end are shown.
     """
-    first, *rest = text.split("\n")
+    first, *rest = map(_shortened, text.split("\n"))
     return "\n".join([first, *(line if line[:1] in ("", " ") else f"  {line}" for line in rest)])
+
+
+def _shortened(line: str) -> str:
+    left_out = len(line) - LONGEST_LINE
+    if left_out <= 0:
+        return line
+    half = LONGEST_LINE // 2
+    return f"{line[:half]} [{left_out:,} characters left out] {line[-half:]}"
 
 
 def encodable(text: str, stream: Any) -> str:

@@ -263,3 +263,9 @@ def test_padding_modes_are_printed_as_written():
     architecture = Architecture.parse(text)
     modes = [stage.padding_mode for stage in architecture.stages]
     assert modes == ["reflect", "circular", "circular", "zeros"] and str(architecture) == text
+
+
+@pytest.mark.parametrize("text", ["28px: " + ", ".join(["4k1p0"] * 20_000), "9px: 4k3x1000, " * 30])
+def test_more_convolutions_than_anything_is_made_of_are_refused_at_once(text):
+    with pytest.raises(ValueError, match="must have at most 2,000 together|is not a stage"):
+        Architecture.parse(text.rstrip(", ").replace(", 9px: ", ", "))

@@ -2,9 +2,11 @@
 is read without end, nothing is written through a link, no trial is lost.
 """
 
+import gzip
 import io
 import json
 import os
+import re
 import shutil
 import warnings
 from contextlib import suppress
@@ -240,3 +242,55 @@ def test_repair_names_what_it_moved_aside_in_the_folder_of_a_trial(study):
     (done,) = repair(study)
     assert done == f"what was in the place of a file is now {TRIALS}/00001/{CHECKPOINT}.damaged"
     assert not repair(study)
+
+
+NOTHING_LEFT = ("compressed", "emptied", "another encoding")
+
+
+def spoiled(content: bytes, how: str) -> bytes:
+    """A journal as other programs and people leave it."""
+    lines = content.splitlines(keepends=True)
+    added = {
+        "study deleted": b'{"op_code":1,"worker_id":"x","study_id":0}\n',
+        "trial of none": b'{"op_code":8,"worker_id":"x","trial_id":99,"user_attr":{"a":1}}\n',
+    }
+    return {
+        **{name: content + line for name, line in added.items()},
+        "first line lost": b"".join(lines[1:]),
+        "begins later": b"".join([*lines[1:3], lines[0], *lines[3:]]),
+        "laid out": b"".join(json.dumps(json.loads(x), indent=1).encode() + b"\n" for x in lines),
+        "a list": json.dumps([json.loads(line) for line in lines]).encode(),
+        "compressed": gzip.compress(content),
+        "emptied": b"",
+        "another encoding": content.decode().encode("utf-16"),
+        "no dates": re.sub(rb'"datetime_complete":"[^"]*"', b'"datetime_complete":null', content),
+        "no number": content.replace(b'"params":', b'"params":"<b>","x":'),
+    }[how]
+
+
+@pytest.mark.filterwarnings("ignore::studies.errors.JournalWarning")
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("study deleted", "trial of none", "first line lost", "begins later", "laid out"),
+        *("a list", "compressed", "emptied", "another encoding", "no dates", "no number"),
+    ],
+)
+def test_a_spoiled_journal_is_one_message_and_repair_brings_all_trials_back(study, run, how):
+    before, journal = trivial.ended(study), study / JOURNAL
+    journal.write_bytes(spoiled(journal.read_bytes(), how))
+    for words in (("status", study), ("front", study), ("rederive", study), ("show", study, 0)):
+        status, out, err = run(*words)
+        assert "fault of the program" not in err + out
+        assert status == 0 or (status == 1 and err.count("error: ") == 1 and "repair" in err)
+        assert status or how not in NOTHING_LEFT  # not "0 of 3 trials", as where none was run
+    with pytest.raises(StudyError, match="repair"):
+        SearchDriver.open(study)
+    assert run("repair", study).status == 0
+    after = trivial.ended(study)
+    assert len(after) == 3
+    if how not in (*NOTHING_LEFT, "laid out", "no dates"):
+        assert [row[0] for row in after.values()] == [row[0] for row in before.values()]
+    with SearchDriver.open(study, trivial.study(search__trials=5)) as driver:
+        run_in_process(driver, trainable=trivial.trainable)
+    assert len(trivial.ended(study)) == 5 and not repair(study)

@@ -323,3 +323,9 @@ def test_a_warning_of_the_program_is_one_plain_line_without_its_place():
     assert cli._warning("left out: a\x1b[31m.png\nand b", UserWarning, "x.py", 4) == (
         "warning: left out: a\\x1b[31m.png and b\n"
     )
+
+
+def test_a_message_that_quotes_without_end_shows_beginning_and_end(run):
+    _, _, err = run("check", "28px: 4k3 " + "x" * 100_000)
+    assert len(err) < 2_200 and "stage 1: 'xxx" in err and "characters left out" in err
+    assert err.rstrip().endswith("in full") or "write one like" in err

@@ -18,7 +18,7 @@ from studies.config import Study, differences
 from studies.errors import StudyError
 from studies.journal.definition import ATTRIBUTE, as_stored, definition_attribute
 from studies.journal.folders import read_folders
-from studies.journal.reader import JOURNAL, SUPERSEDED, study_attributes
+from studies.journal.reader import JOURNAL, SUPERSEDED, begins, study_attributes
 from trainers.files import as_word
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def require_begun(directory: Path) -> dict[str, Any]:
     Raises StudyError where the journal is missing, or lacks the records that every start writes.
     """
     path = directory / JOURNAL
-    attributes = study_attributes(directory) if path.is_file() else {}
+    attributes = study_attributes(directory) if path.is_file() and begins(directory) else {}
     if {"channels", "classes"} <= set(attributes):
         return attributes
     raise lost_journal(directory)

@@ -91,7 +91,7 @@ def read_lines(
     gc.disable()
     try:
         return _replay(lines, parameters, lenient)
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(
@@ -101,6 +101,15 @@ def read_lines(
     finally:
         if collecting:
             gc.enable()
+
+
+def begins(directory: str | os.PathLike[str]) -> bool:
+    """Whether the first record of the journal creates the study: trials before it would be counted
+    otherwise by optuna than here.
+    """
+    with (Path(directory) / JOURNAL).open("rb") as file:
+        first = file.readline()
+    return _is_record(first) and json.loads(first)["op_code"] == CREATE_STUDY
 
 
 def study_attributes(directory: str | os.PathLike[str]) -> dict[str, Any]:

@@ -206,7 +206,12 @@ def _begin(
     given = _given(entries)
     there = any(entry["op_code"] == 0 for entry in entries)
     if there and {"channels", "classes"} <= set(given):
-        return []
+        if entries[0]["op_code"] == 0:
+            return []
+        entries.sort(
+            key=lambda entry: (0, 2).index(code) if (code := entry["op_code"]) in (0, 2) else 2
+        )
+        return ["what the journal says of the study stood behind trials; it is the beginning again"]
     given = {**(read_published(directory) or _data_facts(entries, folders)), **given}
     unknown = []
     if not {"channels", "classes"} <= set(given):

@@ -19,6 +19,7 @@ from studies.evidence.intervals import Evidence, intervals, over_seeds, resoluti
 from studies.evidence.learned import learned_lines
 from studies.journal.definition import definition_note
 from studies.journal.directory import read_study
+from studies.journal.folders import read_folders
 from studies.journal.lock import holder
 from studies.journal.origin import lost_journal
 from studies.journal.reader import JOURNAL, read_trials
@@ -48,7 +49,10 @@ def open_records(
         raise lost_journal(directory)
     try:
         read = read_what_is_whole if reading else read_trials
-        return study, read(directory, parameters=parameters)
+        records = read(directory, parameters=parameters)
+        if not records and read_folders(directory):
+            raise lost_journal(directory)
+        return study, records
     except ValueError as error:
         raise StudyError(str(error)) from None
 

@@ -28,12 +28,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from searchspace.groups import Group
 from studies.config import Study
+from studies.errors import DamagedError
 from studies.journal.directory import read_study
-from studies.journal.origin import lost_journal
-from studies.journal.reader import JOURNAL, study_attributes
+from studies.journal.origin import require_begun
+from studies.journal.reader import JOURNAL
 from studies.journal.storage import NAME, SearchStorage, View, is_readable_by_optuna, next_place
 from studies.journal.trial import SAW, inherited_key
 from studies.samplers.factory import make_sampler, version_of
+from trainers.files import as_word
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,21 @@ class Rederived:
 
 def rederive(directory: Path) -> Rederived:
     """Derives every proposal of the study in `directory` again, until the first that comes out
-    otherwise. Raises StudyError without a journal.
+    otherwise. Raises StudyError without a journal, DamagedError for one that optuna cannot read.
     """
     study = read_study(directory)
-    if not (directory / JOURNAL).is_file():
-        raise lost_journal(directory)
-    sizes = study_attributes(directory)
+    sizes = require_begun(directory)
     lines = (directory / JOURNAL).read_bytes().splitlines()
     records = [json.loads(line) for line in lines if is_readable_by_optuna(line)]
-    with _Prefix(records).after(len(records)) as view:
-        trials = view.trials
-        made = [trial for trial in trials if _is_sampled(trial)]
+    try:
+        with _Prefix(records).after(len(records)) as view:
+            trials = view.trials
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{directory / JOURNAL} holds records that optuna cannot read ({error!r}); `equisearch "
+            f"repair {as_word(directory)}` keeps the others"
+        ) from error
+    made = [trial for trial in trials if _is_sampled(trial)]
     noted = sorted(
         (t for t in made if SAW in t.user_attrs), key=lambda t: t.user_attrs[SAW]["records"]
     )

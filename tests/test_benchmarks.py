@@ -18,6 +18,7 @@ WITHOUT_IMAGES = (
     ["bench_around.py", "coordinates"],
     ["bench_fidelity.py"],
     ["bench_fronts.py", "folder"],
+    ["bench_fronts.py", "mnist"],
     ["bench_fronts.py", "sixes"],
     ["bench_gamma.py", "rotated"],
     ["bench_ien.py"],

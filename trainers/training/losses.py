@@ -16,6 +16,10 @@ one unless the loss names its own):
     projection  sum over convolutions l of ||W_l - P_G W_l||^2 / ||W_l||^2, P_G the average over the
                 quarter turns and flips of G: no image is moved (arXiv:2601.05028)
 
+Where a stage has regular fields of another group, its channels are read as blocks of |G| in the
+order in which the elements of both act alike (`trainers.networks.filters.aligned_channels`), so
+that no loss works against what the stage keeps by construction.
+
 IEN's own training also labels the moved images; here that is the loss `label`, or `augment:
 {rotation: group}`.
 

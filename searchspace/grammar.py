@@ -196,17 +196,27 @@ def _format_padding(padding: tuple[int, int], default: tuple[int, int] | None) -
     return f"p{pixels_text(padding)}"
 
 
+def _require_ascii(text: str) -> None:
+    """Raises ValueError for digits and letters of other scripts, which look like those meant."""
+    odd = [character for character in text if not character.isascii()]
+    if odd:
+        raise ValueError(
+            f"the text holds {odd[0]!r}, and an architecture is written in ASCII characters; write "
+            "digits as 0 to 9"
+        )
+
+
 def parse_candidate(text: str) -> Candidate:
     """The architecture that `text` describes, with the recipe of its options. Raises ValueError
     that names the part in error.
     """
+    _require_ascii(text)
     header, colon, body = text.partition(":")
     match = _HEADER.fullmatch(header)
     if colon and not match and len(words := header.split()) > 2 and _HEADER.fullmatch(words[0]):
         raise ValueError(
             f"the input is changed by {' and '.join(words[1:])}, but one step is all that can "
-            "stand before the colon; "
-            "leave one out, or put a step behind a stage"
+            "stand before the colon; leave one out, or put a step behind a stage"
         )
     if not colon or not match:
         raise ValueError(

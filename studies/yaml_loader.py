@@ -13,6 +13,9 @@ from yaml.scanner import ScannerError
 # of a study file: far more than the largest that makes sense
 MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 1_000_000, 40, 100_000
 INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+TIMESTAMP = "tag:yaml.org,2002:timestamp"
+# of YAML 1.1: no value of a study is one, and JSON, in which studies are kept, has none of them
+REFUSED_TAGS = ("binary", "set", "omap", "pairs", "timestamp")
 BASES = {"0x": 16, "0o": 8, "0b": 2}
 
 
@@ -26,23 +29,27 @@ class YamlError(ValueError):
 
 class _Numbers(yaml.resolver.Resolver):
     """Numbers as YAML 1.2 has them: 1e-3 and 25e3 are numbers (YAML 1.1 reads text, because it
-    wants a dot and a signed exponent), 1:30 is text (90 there), 010 is ten (eight there).
+    wants a dot and a signed exponent), 1:30 is text (90 there), 010 is ten (eight there), and
+    2020-01-01 is text (a date there).
     """
 
     yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in resolvers if tag not in (INT, FLOAT)]
+        first: [(tag, regexp) for tag, regexp in resolvers if tag not in (INT, FLOAT, TIMESTAMP)]
         for first, resolvers in yaml.resolver.Resolver.yaml_implicit_resolvers.items()
     }
 
 
 _Numbers.add_implicit_resolver(
-    INT, re.compile(r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+|\d[\d_]*)$"), list("-+0123456789")
+    INT,
+    re.compile(r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+|\d[\d_]*)$", re.ASCII),
+    list("-+0123456789"),
 )
 _Numbers.add_implicit_resolver(
     FLOAT,
     re.compile(
         r"([-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        re.ASCII,
     ),
     list("-+.0123456789"),
 )
@@ -83,8 +90,20 @@ class StudyLoader(_Numbers, yaml.SafeLoader):
         base = BASES.get(digits[:2], 10)
         return sign * int(digits if base == 10 else digits[2:], base)
 
+    def refuse(self, node: yaml.Node) -> None:
+        """Raises ConstructorError for a value of `REFUSED_TAGS`."""
+        name = str(node.tag).rpartition(":")[2]
+        raise yaml.constructor.ConstructorError(
+            None,
+            None,
+            f"a value is marked !!{name}; write text, a number or a list",
+            node.start_mark,
+        )
+
 
 StudyLoader.add_constructor(INT, StudyLoader.construct_yaml_int)
+for _name in REFUSED_TAGS:
+    StudyLoader.add_constructor(f"tag:yaml.org,2002:{_name}", StudyLoader.refuse)
 
 
 class _StudyDumper(_Numbers, yaml.SafeDumper):

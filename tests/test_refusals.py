@@ -237,7 +237,7 @@ def nested_in_words_of_ours():
     try:
         raise OSError(errno.EFBIG, "File too large", "model.pt")
     except OSError as error:
-        raise OSError("the bundle could not be written; make room") from error
+        raise ValueError("the bundle could not be written") from error
 
 
 def with_too_many_files():

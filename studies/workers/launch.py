@@ -25,6 +25,7 @@ from studies.search.proposals import architecture_facts
 from studies.search.warm_start import require_alike
 from studies.sections import Resources
 from studies.tasks import task_score, with_task
+from studies.unused import unused_keys
 from studies.workers.corners import with_corners
 from studies.workers.declaration import Declaration, check_declaration, keep_declaration
 from studies.workers.executors import on_ray, require_cluster
@@ -103,6 +104,8 @@ def prepare(
     require_memory(study, first, images)
     channels, classes = read_dimensions(study, note)
     require_buildable(first, study, channels, classes)
+    for text in unused_keys(study, on_ray=on_ray(study.resources)):
+        note(f"warning: {text}")
     for text in study.space.width_warnings(channels, classes):
         note(f"warning: space.width: {text}")
     if not first:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from searchspace.layers import Stage
 from searchspace.subsampling import Subsampling
 from searchspace.training.dropout import NO_DROPOUT, Dropout, DropoutKind
 
+_Made = TypeVar("_Made")
 SLOT = "*"  # where a backbone takes its subsampling from the layout
 MOST_SIZES = 1024  # whether a network fits is looked at for each
 MOST_WIDTH = 10**13  # parameters, MACs or fields
@@ -176,6 +177,14 @@ Positive = Annotated[
     | Annotated[float, Field(strict=True), Tag("list()")],  # no list is one
     _form("Interval"),
 ]
+
+
+def in_key(key: str, read: Callable[[str], _Made], text: str) -> _Made:
+    """What `read` makes of a text. Raises its ValueError with the key that gave the text."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 class Restrict(Section):

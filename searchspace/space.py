@@ -29,6 +29,7 @@ from searchspace.choices import (
     Width,
     choose,
     dropped_out,
+    in_key,
     real,
     spelled_alike,
 )
@@ -120,9 +121,8 @@ class SearchSpace(FunctionChoices):
 
     @model_validator(mode="after")
     def _something_fits(self, info: ValidationInfo) -> SearchSpace:
-        for text in self.layout:
-            for step in text.split("|"):
-                Subsampling.parse(step.strip())
+        for step in (step for text in self.layout for step in text.split("|")):
+            in_key("layout", Subsampling.parse, step.strip())
         groups = self.groups if "steerable" in self.family else ()
         if "steerable" in self.family and not groups:
             raise ValueError(
@@ -353,7 +353,7 @@ def _backbone_stages(backbone: str, layout: str) -> tuple[Stage, ...]:
     text = pieces[0] + "".join(
         steps[min(n, len(steps) - 1)] + piece for n, piece in enumerate(pieces[1:])
     )
-    stages, options = parse_stages(text)
+    stages, options = in_key("backbone", parse_stages, text)
     if options:
         raise ValueError(
             f"backbone '{backbone}' has options ({', '.join(options)}); they are choices of the "

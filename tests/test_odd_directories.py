@@ -237,6 +237,29 @@ def test_a_folder_in_the_place_of_a_trials_file_costs_no_trial(tmp_path, name):
     assert "correct.bits.damaged was in the place of a file" in str(said[-1].message)
 
 
+@pytest.mark.parametrize("name", ["9" * 23, "100000", "00099", "1", "000001", "\u0663"])
+def test_a_folder_that_no_trial_can_have_had_makes_no_trials(study, name):
+    before = trivial.ended(study)
+    (study / TRIALS / name).mkdir()
+    (study / TRIALS / "00001" / "epoch").write_text("9" * 5000)
+    if name != "00099":  # that is empty
+        (study / TRIALS / name / "trial.json").write_bytes(
+            (study / TRIALS / "00001" / "trial.json").read_bytes()
+        )
+    repair(study, lambda *_, **__: {"canonical": "x"})
+    assert trivial.ended(study) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "loop"])
+def test_what_is_in_the_place_of_the_trials_is_moved_aside(study, kind):
+    shutil.rmtree(study / TRIALS)
+    (study / TRIALS).write_text("") if kind == "file" else (study / TRIALS).symlink_to(TRIALS)
+    assert "trials.damaged" in repair(study)[0]
+    with SearchDriver.open(study, trivial.study(search__trials=5)) as driver:
+        run_in_process(driver, trainable=trivial.trainable)
+    assert len(trivial.ended(study)) == 5
+
+
 def test_repair_names_what_it_moved_aside_in_the_folder_of_a_trial(study):
     (study / TRIALS / "00001" / CHECKPOINT).mkdir()
     (done,) = repair(study)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ TRIALS, ORPHANED = "trials", "orphaned"
 TRIAL = "trial.json"  # what the driver gives to the worker
 ARCHITECTURE_FILE = "architecture.txt"
 SCORES_FILE = "scores.jsonl"  # at the epochs at which trials are compared
+EPOCH_NOTE = re.compile("[0-9]{1,9}")
 EPOCH = "epoch"  # the last one that was trained and saved
 ERROR = "error.txt"  # why it failed
 # of these a link in the place of the file is not written through
@@ -59,9 +61,14 @@ def read_folders(directory: Path) -> dict[int, TrialFolder]:
     folders = [
         read_folder(path)
         for path in sorted((directory / TRIALS).iterdir())
-        if path.is_dir() and path.name.isascii() and path.name.isdigit()
+        if path.is_dir() and _is_number(path.name)
     ]
     return {folder.number: folder for folder in folders}
+
+
+def _is_number(name: str) -> bool:
+    """Whether it is how a trial's folder is called: 00017, not 17 or the name of a copy."""
+    return name.isascii() and name.isdigit() and name == f"{int(name):05d}"
 
 
 def read_folder(path: Path) -> TrialFolder:
@@ -76,7 +83,7 @@ def read_folder(path: Path) -> TrialFolder:
         dict(sorted(_rows(_text(path / SCORES_FILE)), key=lambda row: row[0])),
         error[-1] if error else None,
         rate,
-        int(noted) if (noted := _text(path / EPOCH).strip()).isdecimal() else 0,
+        int(noted) if EPOCH_NOTE.fullmatch(noted := _text(path / EPOCH).strip()) else 0,
     )
 
 

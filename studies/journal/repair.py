@@ -58,6 +58,7 @@ from trainers.files import (
 
 Describe = Callable[..., dict[str, Any]]  # `studies.search.proposals.describe_text`
 ReadDimensions = Callable[[Study], tuple[int, int]]  # (channels, classes) of the study's images
+MOST_REFUSED = 1000  # trials in a row without a folder: refused ones have none
 MOST_DAMAGE = 5  # sentences about damaged lines that are shown
 # of a study's images, that costs are compared with
 CHANNELS, CLASSES = (1, 2, 3, 4), range(2, 1001)
@@ -99,7 +100,10 @@ def _move_odd_files(directory: Path) -> list[str]:
     if not (os.path.lexists(there) or (directory / JOURNAL).exists()):
         return []  # no study
     moved = set_aside_odd(directory, (LOCK, JOURNAL, VERSIONS, DATA))
-    return [f"what was in the place of a file is now {place.name}" for place in moved]
+    if os.path.lexists(there := directory / TRIALS) and not there.is_dir():
+        os.rename(there, place := damaged_name(there))
+        moved.append(place)
+    return [f"what was in the place of a file or folder is now {place.name}" for place in moved]
 
 
 def _write_back(directory: Path) -> list[str]:
@@ -301,9 +305,8 @@ def _rebuild(
     for place, records in sorted(inserted, key=lambda item: item[0], reverse=True):
         entries[place:place] = records
     done = [f"rebuilt parts of {counted(filled, 'trial')} from folders of trials"] if filled else []
-    lost = [number for number, folder in folders.items() if number >= len(trials)]
     rebuilt = []
-    for number in range(len(trials), max(lost, default=-1) + 1) if describe else ():
+    for number in range(len(trials), _lost_end(len(trials), folders)) if describe else ():
         try:
             entry, _ = new_trial(folders.get(number), study, describe)
         except ValueError:
@@ -316,6 +319,17 @@ def _rebuild(
             f"({rebuilt[0]} to {rebuilt[-1]}) from folders of trials"
         )
     return done
+
+
+def _lost_end(known: int, folders: dict[int, TrialFolder]) -> int:
+    """One more than the number of the last trial that the journal lost, as folders tell; empty ones
+    and those far from all others are of no trial.
+    """
+    end = known
+    for number, folder in sorted(folders.items()):
+        if end <= number < end + MOST_REFUSED and (folder.given or folder.scores):
+            end = number + 1
+    return end
 
 
 def _may_be(folder: TrialFolder, attributes: dict[str, Any]) -> bool:

@@ -124,6 +124,11 @@ def test_other_names_are_not_doubted(tmp_path):
     assert "different classes" not in text
 
 
+def test_a_class_of_spaces_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has a name of spaces alone, ' '; rename it"):
+        load_data(Data(folder=fill(tmp_path / "set", classes=(" ", "b"))))
+
+
 @pytest.mark.parametrize(
     "values, why",
     [

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from studies.results.retrain_job import Job
 
 
+MOST_SEED = 2**63 - 1  # of torch's generators
 AngleFigure = Annotated[
     Path | None,
     typer.Option(
@@ -89,7 +90,9 @@ def train(
         ),
     ],
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of weights, order and augmentation.")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -130,7 +133,7 @@ def train(
 def probe(
     study: StudyName,
     images: Annotated[int, typer.Option(min=40, help="Images to examine.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the classifiers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the classifiers.")] = 0,
     group: OtherGroup = None,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Adds a table of every class.")
@@ -195,6 +198,8 @@ def measure(
     from studies import config
     from studies.results.measure_trial import measure_subject
 
+    if settings and not data:
+        raise typer.BadParameter("it changes the study of --data; give --data", param_hint="--set")
     study = config.load_study(data, pairs(settings)) if data else None
     measured = measure_subject(
         model,

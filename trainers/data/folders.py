@@ -287,8 +287,13 @@ def _list(root: Path) -> Listing:
 
 
 def _check_names(folders: list[Path]) -> None:
-    """Raises ValueError for a class whose name no text file can hold."""
+    """Raises ValueError for a class whose name no text file can hold, or nobody can read."""
     for path in folders:
+        if not path.name.strip():
+            raise ValueError(
+                f"a class folder in {path.parent} has a name of spaces alone, {path.name!r}; "
+                "rename it"
+            )
         try:
             path.name.encode("utf-8")
         except UnicodeEncodeError:

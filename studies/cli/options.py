@@ -229,6 +229,15 @@ FrontFigure = Annotated[
         show_default=False,
     ),
 ]
+GroupOfUse = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GROUP",
+        parser=group_named,
+        help="The group under which the model will be used; else the study's.",
+        show_default=False,
+    ),
+]
 OtherGroup = Annotated[
     str | None,
     typer.Option(

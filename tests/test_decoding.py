@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from trainers.data.datasets import DataWarning, load_data
 from trainers.data.decoding import decode, extensions, read_header
@@ -375,3 +375,19 @@ def test_a_pipe_in_place_of_an_image_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(ValueError, match="not a regular file"):
         read_header(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.eps", "a.jpg"])
+def test_what_an_image_says_is_run_by_no_program(tmp_path, monkeypatch, name):
+    """Pillow gives PostScript, under whatever name, to Ghostscript, which runs it."""
+    (tmp_path / name).write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    ran = tmp_path / "ran"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for read in (read_header, lambda path: decode(path, False)):
+        with pytest.raises(UnidentifiedImageError):
+            read(tmp_path / name)
+    assert not ran.exists()

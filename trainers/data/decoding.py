@@ -77,6 +77,15 @@ def extensions() -> frozenset[str]:
     )
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are looked for in a file, whatever its name ends in: not those that Pillow
+    gives to another program, which would run what the file says (PostScript).
+    """
+    Image.init()
+    return tuple(form for form in Image.OPEN if form not in _NOT_DECODED)
+
+
 def read_header(path: ImagePath) -> Header:
     """The header of an image file. Raises whatever Pillow raises on a damaged file, and ValueError
     for an image of more than `MAX_PIXELS`.
@@ -168,7 +177,7 @@ def _opened(path: ImagePath) -> Iterator[Image.Image]:
     """The image, its header read. Pillow gets an open file instead of a path: it would map an
     uncompressed TIFF into memory and then read one of orientation 5 to 8 with its sides exchanged.
     """
-    with _file(path) as file, Image.open(file) as image:
+    with _file(path) as file, Image.open(file, formats=_formats()) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(

@@ -25,7 +25,9 @@ from trainers.bundles.pixel_graph import (
     largest_difference,
     pixel_runner,
 )
+from trainers.bundles.predict import predict_files
 from trainers.bundles.verify import load_checked, verify
+from trainers.data.decoding import decode
 
 
 @pytest.fixture
@@ -167,3 +169,22 @@ def test_a_damaged_bundle_predicts_nothing(copied, images):
     (copied / "predict.onnx").write_bytes(b"changed")
     with pytest.raises(StudyError, match="is damaged or was changed: predict.onnx"):
         predict_images(copied, [images], runtime="onnx")
+
+
+def test_values_that_are_cut_off_in_images_to_predict_are_said(tmp_path, caplog):
+    for number, hot in enumerate((40, 9, 9)):  # of 40 x 40, 9 are less than 1 %
+        values = np.full((40, 40), 0.5, np.float32)
+        values.flat[:hot] = 1.5
+        Image.fromarray(values).save(tmp_path / f"{number}.tif")
+
+    class Reads:
+        def read(self, path, cut):
+            return torch.from_numpy(decode(path, 1, cut=cut))
+
+        def probabilities(self, pixels):
+            return torch.zeros(len(pixels), 2)
+
+    paths = sorted(tmp_path.glob("*.tif"))
+    found = dict(predict_files(Reads(), paths))  # pyright: ignore[reportArgumentType]
+    assert sum(isinstance(answer, str) for answer in found.values()) == 1
+    assert "18 values in 2 of 3 images are outside 0..1 (from 0.5 to 1.5)" in caplog.text

@@ -10,6 +10,7 @@ import re
 import shutil
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,3 +318,15 @@ def test_a_spoiled_journal_is_one_message_and_repair_brings_all_trials_back(stud
     with SearchDriver.open(study, trivial.study(search__trials=5)) as driver:
         run_in_process(driver, trainable=trivial.trainable)
     assert len(trivial.ended(study)) == 5 and not repair(study)
+
+
+def test_a_report_is_written_whatever_version_and_encoding(study, run, tmp_path):
+    journal = study / JOURNAL
+    text = str(read_trials(study)[0].architecture)
+    journal.write_text(journal.read_text().replace(json.dumps(text), json.dumps("9px: 9new9")))
+    place = os.fsencode(tmp_path) + b"/n\xff"
+    os.rename(study, place)
+    status, _, err = run("report", os.fsdecode(place))
+    assert status == 0, err
+    page = Path(os.fsdecode(place), "report.html").read_text()
+    assert "this version does not read its architecture" in page and "\\udcff" in page

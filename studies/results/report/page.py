@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from searchspace.recipe import Candidate
 from studies.config import Study
 from studies.errors import StudyError
 from studies.evidence.controls import comparison
@@ -53,15 +54,28 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     """
     study, records = views.open_records(directory, parameters=True, reading=True)
     path = Path(out) if out is not None else directory / REPORT
+    page = _page(directory, study, [_readable(record) for record in records])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _page(directory, study, records))
+        write_whole(path, page.encode("utf-8", "backslashreplace"))  # names need not be UTF-8
     except OSError as error:
         raise StudyError(
             f"the page cannot be written to {path}: {error.strerror or error}; give another "
             "place with --out"
         ) from error
     return path
+
+
+def _readable(record: TrialRecord) -> TrialRecord:
+    """The trial; one whose architecture this version cannot read as one that is no result."""
+    if not record.architecture:
+        return record
+    try:
+        Candidate.parse(record.architecture)
+    except ValueError as error:
+        reason = f"this version does not read its architecture: {error}"
+        return replace(record, state="refused", values=None, attributes={"reason": reason})
+    return record
 
 
 def _page(directory: Path, study: Study, records: Sequence[TrialRecord]) -> str:

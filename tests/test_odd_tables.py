@@ -7,6 +7,7 @@ import json
 import re
 import tarfile
 import warnings
+import zipfile
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -356,3 +357,38 @@ def test_labels_of_other_types_are_refused_by_their_name(tmp_path, values, held)
     refused(path, f"of type {held}.*a label is a class: an integer, or text: give integers or text")
     with pytest.raises(ValueError, match=held):
         data_fingerprint(Data(files=path, validation=3))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_archives_of_arrays_are_refused_in_one_sentence(tmp_path, save):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    save(tmp_path / "whole.npz", images=images, labels=np.arange(40) % 2)
+    whole, draw = (tmp_path / "whole.npz").read_bytes(), np.random.default_rng(1)
+    refusals = 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in draw.integers(0, len(whole), 3):
+            damaged[place] = draw.integers(256)
+        (tmp_path / "a.npz").write_bytes(damaged)
+        try:
+            opened(tmp_path / "a.npz")
+        except ValueError as error:
+            refusals += 1
+            assert "a.npz" in str(error) and "\n" not in str(error)
+    assert refusals > 20
+
+
+def test_an_array_that_ends_early_or_stands_twice_is_refused(tmp_path):
+    np.save(tmp_path / "labels.npy", np.arange(12) % 2)
+    np.save(tmp_path / "images.npy", np.zeros((12, 8, 8), np.uint8))
+    path = tmp_path / "images.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(
+        tmp_path, r"images.npy is to hold 896 bytes by its shape .* and has 895; write it again"
+    )
+    twice = tmp_path / "twice.npz"
+    np.savez(twice, images=np.zeros((12, 8, 8), np.uint8), labels=np.arange(12) % 2)
+    with zipfile.ZipFile(twice, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("labels.npy", (tmp_path / "labels.npy").read_bytes())
+    refused(twice, "twice.npz holds labels twice; write it again with one of each")

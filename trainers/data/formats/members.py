@@ -4,9 +4,12 @@ never read.
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,7 +44,7 @@ class Member:
         """The whole array: mapped where it has a file of its own, else read."""
         if self.path.is_dir():
             return np.load(self._file, mmap_mode="r", allow_pickle=False)
-        with np.load(self.path, allow_pickle=False) as archive:
+        with _readable(self.path), np.load(self.path, allow_pickle=False) as archive:
             return archive[self.name]
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -53,11 +56,13 @@ class Member:
                 yield whole[start : start + step]
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
-            _read_header(file)
+            with _readable(self.path):
+                _read_header(file)
             for start in range(0, self.shape[0], step):
                 rows = min(step, self.shape[0] - start)
                 size = rows * self.dtype.itemsize * int(np.prod(self.shape[1:]))
-                data = file.read(size)
+                with _readable(self.path):
+                    data = file.read(size)
                 if len(data) < size:
                     raise ValueError(f"{self.text} ends early; write the file again")
                 yield np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
@@ -75,18 +80,33 @@ def open_members(path: Path) -> dict[str, Member]:
     if path.is_dir():
         arrays = [_in_folder(path, file) for file in sorted(path.glob("*.npy"))]
     else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                arrays = [
-                    _in_archive(path, archive, entry)
-                    for entry in archive.infolist()
-                    if entry.filename.endswith(".npy")
-                ]
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(
-                f"{path} is not an .npz archive ({error}); write it with numpy.savez_compressed"
-            ) from None
+        with _readable(path), zipfile.ZipFile(path) as archive:
+            arrays = [
+                _in_archive(path, archive, entry)
+                for entry in archive.infolist()
+                if entry.filename.endswith(".npy")
+            ]
+    names = [member.name for member in arrays]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} holds {twice} twice; write it again with one of each")
     return {member.name: member for member in arrays}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what zipfile raises on an archive that is damaged, encrypted or packed otherwise into a
+    ValueError.
+    """
+    try:
+        yield
+    except (
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
+        *(NotImplementedError, RuntimeError),  # other ways to pack, and encrypted ones
+    ) as error:
+        raise ValueError(
+            f"{path} is not an .npz archive ({error}); write it with numpy.savez_compressed"
+        ) from None
 
 
 def _in_folder(path: Path, file: Path) -> Member:
@@ -115,7 +135,7 @@ def _header(file: Any, where: str, size: int) -> tuple[tuple[int, ...], bool, np
             "save it as an array of numbers (images of one shape, as uint8) or of text "
             "(labels.astype(str))"
         )
-    needed = math.prod(shape) * dtype.itemsize
+    needed = file.tell() + math.prod(shape) * dtype.itemsize
     if min(shape, default=0) >= 0 and needed > size:
         raise ValueError(
             f"{where} is to hold {needed} bytes by its shape {shape}, and has {size}; write it "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from studies.config import parse
 from studies.errors import DamagedError, StudyError
@@ -330,3 +331,28 @@ def test_a_report_is_written_whatever_version_and_encoding(study, run, tmp_path)
     assert status == 0, err
     page = Path(os.fsdecode(place), "report.html").read_text()
     assert "this version does not read its architecture" in page and "\\udcff" in page
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_the_dashboard_makes_no_journal_where_it_is_lost(study, run, left):
+    (study / JOURNAL).unlink()
+    if left is not None:
+        (study / JOURNAL).write_bytes(left)
+    status, _, err = run("dashboard", study)
+    assert status == 1 and "3 folders of trials" in err and "equisearch repair" in err
+    assert (study / JOURNAL).exists() == (left is not None)
+
+
+def test_a_class_folder_that_is_not_utf_8_is_refused_before_anything_trains(tmp_path, run):
+    for name in (b"a", b"b\xff"):
+        folder = os.path.join(os.fsencode(tmp_path), b"images", name)
+        os.makedirs(folder)
+        for number in range(10):
+            with open(os.path.join(folder, b"%d.png" % number), "wb") as file:
+                Image.new("L", (8, 8), 20 * number).save(file, "PNG")
+    text = TINY.replace(
+        "{name: digits, train: 40, validation: 20}", f"{{folder: {tmp_path}/images}}"
+    )
+    (tmp_path / "study.yaml").write_text(text + 'space: {backbone: "2k3, 2k3 *"}\n')
+    status, _, err = run("start", tmp_path / "study.yaml", tmp_path / "run", "--no-probe")
+    assert status == 1 and "is not UTF-8" in err and not (tmp_path / "run").exists()

@@ -133,8 +133,8 @@ def _resized(maps, step):
     if step["mode"] == "nearest":
         return F.interpolate(maps, size=size)
     shrinks = size[0] < maps.shape[-2] or size[1] < maps.shape[-1]
-    # torch has no antialiasing in bfloat16 on a CPU
-    reduced = shrinks and maps.dtype == torch.bfloat16
+    # torch has no antialiasing in 16 bits on a CPU
+    reduced = shrinks and maps.dtype in (torch.bfloat16, torch.float16)
     values = maps.float() if reduced else maps
     resized = F.interpolate(
         values, size=size, mode=step["mode"], antialias=shrinks, align_corners=False

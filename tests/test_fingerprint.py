@@ -168,6 +168,28 @@ def test_a_named_sets_content_changes_with_bytes_of_the_same_number(
     assert data_fingerprint(data) == before
 
 
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("train-images-idx3-ubyte", lambda b: b[:-9], "cannot be read from"),
+        ("train-images-idx3-ubyte", lambda b: b[:3] + b"\x07" + b[4:], "cannot be read from"),
+        ("train-labels-idx1-ubyte", lambda b: b"", "cannot be read from"),
+        ("train-labels-idx1-ubyte", lambda b: b[:-1] + b"\xc8", "holds a label 200, and has 10"),
+        (
+            "train-labels-idx1-ubyte",
+            lambda b: b[:7] + b"\x63" + b[8:-1],
+            "holds 100 images and 99 labels; copy or download",
+        ),
+    ],
+)
+def test_a_damaged_named_set_is_refused_by_its_name(tmp_path, name, change, said):
+    write_mnist(tmp_path, 100)
+    path = tmp_path / "MNIST" / "raw" / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"data set mnist .*{said}"):
+        data_fingerprint(Data(name="mnist", root=tmp_path))
+
+
 def test_digits_have_one():
     about = data_fingerprint(Data(name="digits"))
     assert about.images == {"train": 1150, "validation": 288, "test": 359}

@@ -63,7 +63,32 @@ def root_of(data: Data) -> Path:
 def open_named(data: Data) -> Source:
     """The named set as pools. Raises ValueError where its files are missing or damaged."""
     opened: Source = globals()[CATALOGUE[str(data.name)].opener](data)
-    return opened
+    test = opened.test
+    for pool in (opened.train, opened.validation):
+        if pool is not None:
+            _checked(data, pool, opened.classes)
+    if test is None:
+        return opened
+    return replace(opened, test=lambda: _checked(data, test(), opened.classes))
+
+
+def _checked(data: Data, pool: Pool, classes: tuple[str, ...]) -> Pool:
+    """The pool. Raises ValueError where it has other labels than these classes, or not one for each
+    image.
+    """
+    images = len(pool.pixels) if isinstance(pool, ArrayPool) else len(pool.paths)
+    wrong = pool.labels[(pool.labels < 0) | (pool.labels >= len(classes))]
+    if images == len(pool.labels) and not len(wrong):
+        return pool
+    found = (
+        f"a label {int(wrong[0])}, and has {len(classes)} classes, counted from 0"
+        if len(wrong)
+        else f"{images:,} images and {len(pool.labels):,} labels"
+    )
+    raise ValueError(
+        f"data set {data.name} in {root_of(data).absolute()} holds {found}; copy or download its "
+        "files again"
+    )
 
 
 def package_folder(name: str) -> Path:
@@ -104,11 +129,12 @@ def _torchvision(data: Data, **arguments: Any) -> Any:
     root = data.root.expanduser()
     try:
         return getattr(torchvision.datasets, name)(root, download=data.download, **arguments)
-    except (RuntimeError, OSError, ImportError) as error:
+    except Exception as error:  # of whatever kind its readers raise on damaged files
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"data set {data.name} cannot be "
             f"{'downloaded to' if data.download else 'read from'} {root.absolute()}: torchvision "
-            f'says "{str(error).strip().splitlines()[0]}"; set `root:` to the folder that holds '
+            f'says "{said}"; set `root:` to the folder that holds '
             f"{' and '.join(places)}{'' if data.download else ', or `download: true`'}"
         ) from error
 

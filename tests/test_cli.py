@@ -255,9 +255,13 @@ def test_a_file_of_the_system_that_cannot_be_used_is_named_without_numbers(run, 
     shutil.copytree(study, copied)
     (copied / "optuna.journal").unlink()
     (copied / "optuna.journal").mkdir()
-    found = run("repair", copied)
+    found = run("front", copied)
     assert found.status == 1 and "Errno" not in found.err
-    assert "optuna.journal cannot be used (Is a directory); look whether" in found.err
+    assert "optuna.journal" in found.err and "repair" in found.err
+    long = tmp_path / ("x" * 300)
+    found = run("replay", long)
+    assert found.status == 1 and "Errno" not in found.err
+    assert "cannot be used (File name too long); look whether" in found.err
 
 
 def test_the_front_shows_one_trial_for_one_reason(run, study):

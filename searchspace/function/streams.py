@@ -49,6 +49,14 @@ class JoinedVerdict(Verdict):
         return self._in_all([stream.invariant for stream in self.streams])
 
     @property
+    def _averaged(self) -> tuple[Element, ...]:
+        # The linear layer adds up what it reads of each stream, so that the average of the logits
+        # is the sum of the streams' averages, each invariant under elements of its own.
+        orbit = self.architecture.orbit
+        alone = [replace(stream, orbit=orbit) for stream in self.architecture.streams]
+        return self._in_all([verdict(stream, self.group).invariant for stream in alone])
+
+    @property
     def unshifted(self) -> bool:
         """True if no shifted window is left to repair in any stream."""
         if self.architecture.orbit != TRIVIAL and self.grid_exact:

@@ -35,6 +35,10 @@ def _of_space(study: Study) -> Iterator[tuple[str, str]]:
                     f"space.equivariance_loss.{key}",
                     "space.equivariance_loss.kind is none; name a loss, such as layerwise",
                 )
+    if "none" not in space.streams:
+        for key in ("family", "group", "restrict"):
+            if key in space.model_fields_set:
+                yield f"space.{key}", "space.streams names the groups of every network; add none"
     if "to" in space.restrict.model_fields_set and set(space.restrict.after) == {"none"}:
         yield "space.restrict.to", "space.restrict.after is none; name a stage"
 

@@ -61,6 +61,12 @@ def test_a_key_without_effect_is_said(key):
         assert said(**{key: value, **USED[key]}) == []
 
 
+def test_groups_have_no_effect_where_every_network_has_streams():
+    lines = said(**{"space.streams": ["C4 & D1"]})
+    assert [line.split()[0] for line in lines] == ["space.family", "space.group"]
+    assert said(**{"space.streams": ["none", "C4 & D1"]}) == []
+
+
 def test_what_has_an_effect_is_silent():
     assert said() == []
     study = parse(TINY, overrides={"resources.custom": {"gadget": 1}})

@@ -15,15 +15,8 @@ from studies.workers import launch
 from studies.yaml_loader import write_yaml
 from support import trivial
 from support.commands import run  # noqa: F401
-from support.study_files import KEYS, nested
+from support.study_files import KEYS, TINY, nested
 
-TINY = """
-data: {name: digits, train: 40, validation: 20}
-training: {epochs: 2, batch_size: 20, precision: float32}
-space: {backbone: "2k3 *, 2k3", input_size: 8, group: [C4], family: [steerable], layout: [max2/2]}
-search: {rungs: [1]}
-resources: {workers: 1, gpus_per_trial: 0}
-"""
 REFUSED = [  # key, value, what the message says
     ("search.trials", True, "got true or false"),
     ("search.trials", "1:30", "got '1:30'"),

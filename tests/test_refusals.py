@@ -24,16 +24,10 @@ from studies.results.train_one import train_one
 from studies.search.assignments import Assignment
 from studies.workers import launch
 from studies.workers.jobs import JobDriver, run_assignments
+from support.study_files import TINY
 from trainers.figures import require_figure
 from trainers.files import require_writable
 
-TINY = """
-data: {name: digits, train: 40, validation: 20}
-training: {epochs: 2, batch_size: 20, precision: float32}
-space: {backbone: "2k3 *, 2k3", input_size: 8, group: [C4], family: [steerable], layout: [max2/2]}
-search: {rungs: [1]}
-resources: {workers: 1, gpus_per_trial: 0}
-"""
 REFUSED = {
     "constraints.params: 1": {"constraints.params": 1},
     "constraints.macs: 1": {"constraints.macs": 1},

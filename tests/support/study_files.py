@@ -15,6 +15,13 @@ from pydantic import BaseModel
 from studies.config import Study
 
 Key = tuple[str, ...]
+TINY = """
+data: {name: digits, train: 40, validation: 20}
+training: {epochs: 2, batch_size: 20, precision: float32}
+space: {backbone: "2k3 *, 2k3", input_size: 8, group: [C4], family: [steerable], layout: [max2/2]}
+search: {rungs: [1]}
+resources: {workers: 1, gpus_per_trial: 0}
+"""
 
 ODD = st.one_of(
     st.none(),
